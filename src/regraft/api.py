@@ -1,0 +1,175 @@
+"""regraft from Python: one call for the whole job, and the pieces it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import plan as plans
+from .batches import Batches
+from .data import rows_of
+from .errors import UsageError
+from .evaluation import Scored, estimates
+from .features import outputs
+from .grafting import Model
+from .plan import Plan, check, place
+from .plugins import module
+from .preprocess import Preprocessor, build
+from .results import scored
+from .run import run as run_plan
+from .runfiles import read_json
+from .sources import load_source
+from .summary import summary
+from .types import (
+    DataOptions,
+    Estimate,
+    Example,
+    Kind,
+    Prediction,
+    Source,
+    SourceOptions,
+    Task,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and what its result.json says."""
+
+    path: Path
+    result: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """Raises UsageError for a folder that is no finished run."""
+        result = read_json(Path(path) / "result.json")
+        if result.get("status") != "finished":
+            why = result.get("error", "no reason was kept")
+            raise UsageError(f"{path} is {result.get('status', 'no finished run')}: {why}")
+        return cls(Path(path), result)
+
+    @property
+    def test(self) -> dict[str, Estimate]:
+        return {k: Estimate(**v) for k, v in self.result["test"].items()}
+
+    @property
+    def val(self) -> dict[str, Estimate]:
+        return {k: Estimate(**v) for k, v in self.result["val"].items()}
+
+    @property
+    def gain(self) -> dict[str, Estimate]:
+        """Over each control, on the primary metric, paired; positive is better."""
+        return {k: Estimate(**v) for k, v in self.result["gain"].items()}
+
+    @property
+    def verdict(self) -> Verdict:
+        v = self.result["verdict"]
+        return Verdict(
+            v["words"], Estimate(**v["gain"]) if v["gain"] else None, v["seeds"], v["why"]
+        )
+
+    def __str__(self) -> str:
+        return summary(self.path, self.result)
+
+
+def fit(
+    data: str | Path,
+    *,
+    source: str | Source,
+    out: str | Path,
+    settings: dict[str, Any] | None = None,
+    allow_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    **sections: Any,
+) -> Run:
+    """Fine-tune ``source`` on ``data`` and write the run folder ``out``.
+
+    ``settings`` has dotted keys ("fit.epochs": 3); keyword arguments are whole sections
+    (``fit={"epochs": 3}``, ``task={"name": "regression"}``).
+
+    Raises PlanError, DataError, SourceError, DivergedError or DiskError.
+    """
+    tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
+    place(tree, ["data", "path"], str(data))
+    place(tree, ["source", "ref"], source if isinstance(source, str) else source.name)
+    place(tree, ["run", "out"], str(out))
+    for key, value in (settings or {}).items():
+        place(tree, key.split("."), value)
+    plan = check(tree, allow_code=allow_code)
+    given = source if isinstance(source, Source) else None
+    return Run.read(run_plan(plan, allow_code=allow_code, say=say, source=given))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run's model, ready for new inputs."""
+
+    model: nn.Module
+    task: Task
+    preprocessor: Preprocessor
+    kind: Kind  # "image", "text" or "tensor"
+    device: torch.device
+
+    def predict(self, inputs: Sequence[str | Path | tuple[str, str]]) -> list[Prediction]:
+        """Pictures by path, texts, or pairs of texts → a prediction each, in their order.
+
+        Raises DataError for a picture that cannot be read.
+        """
+        examples = [
+            Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x))
+            for i, x in enumerate(inputs)
+        ]
+        if not examples:
+            return []
+        empty = torch.zeros(len(examples))
+        batches = Batches(examples, empty, self.preprocessor, batch_size=32)
+        rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
+        return [self.as_prediction(row) for row in rows]
+
+    def as_prediction(self, row: Any) -> Prediction:
+        scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
+        label = self.task.label(row)
+        return Prediction(label, scores.get(label) if self.task.name == "classification" else None,
+                          scores)  # fmt: skip
+
+    def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Scored, str]:
+        """Metrics with intervals on new labelled data; also the scores and which rows they are of.
+
+        Raises DataError for labels that the run does not know.
+        """
+        examples, which = rows_of(data, self.task, self.kind)
+        targets = self.task.encode([e.cells for e in examples])
+        batches = Batches(examples, targets, self.preprocessor, batch_size=32)
+        rows = scored(outputs(self.model, batches, self.device), self.task, examples)
+        metrics = {name: module("metrics", name) for name in self.task.metrics}
+        return estimates(self.task, metrics, rows), rows, which
+
+
+def load(run: str | Path, *, device: str = "cpu") -> Predictor:
+    """A run's model. Loads weights and JSON only; no code of the plan is run.
+
+    Raises SourceError or UsageError for a folder that is no run or a damaged one.
+    """
+    folder = Path(run)
+    if not (folder / "model" / "config.json").is_file():
+        raise UsageError(f"{run} holds no model: give the folder of a finished run")
+    source = load_source(str(folder), SourceOptions(offline=True))
+    state = read_json(folder / "model" / "labels.json")
+    task: Task = module("tasks", state["task"]).restore(state)
+    if source.head is None:
+        raise UsageError(f"{run} holds no head: its model folder is damaged")
+    model = Model(source.backbone, source.head).eval().to(device)
+    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device))
+
+
+def plan_of(run: str | Path) -> Plan:
+    """The plan that a run was made from; code that it names is not run."""
+    return plans.read_plan(Path(run) / "plan.toml", {})

@@ -1,0 +1,139 @@
+"""Batches of a split: the same whatever the number of workers and the order of the rows on disk.
+
+The order of an epoch is a function of (seed, epoch, ids). Batches differ by one row at most: a last
+batch of a single row would stop batch norm, or leave it with the statistics of one row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .errors import DataError
+from .preprocess import Preprocessor, TextPreprocessor, stable
+from .types import Augment, Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .types import Inputs
+
+CHUNK = 1024  # texts tokenised at once
+
+
+def order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """Positions of the ids in an epoch's order, a function of (seed, epoch, ids) alone."""
+    return sorted(range(len(ids)), key=lambda i: (stable("order", seed, epoch, ids[i]), ids[i]))
+
+
+class Batches:
+    """Rows of a split with their targets [N] or [N, C], in batches of at most ``batch_size``.
+
+    Iterating gives the rows as they stand, without augmentation; ``epoch(n)`` gives them in the
+    order of epoch n, augmented. Each batch is (ids, inputs [B, …], targets [B] or [B, C]).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        targets: Tensor,
+        preprocessor: Preprocessor,
+        batch_size: int,
+        workers: int = 0,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        if len(examples) != len(targets):
+            raise ValueError(f"{len(examples)} examples but {len(targets)} targets")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is 1 or more, not {batch_size}")
+        self.examples = examples
+        self.targets = targets
+        self.preprocessor = preprocessor
+        self.batch_size = batch_size
+        self.augment = augment
+        self.seed = seed
+        self.tokens = None
+        self.workers = workers
+        if isinstance(preprocessor, TextPreprocessor):
+            self.tokens = _Tokens(preprocessor, [e.inputs for e in examples])
+            self.workers = 0  # padding is all that is left to do
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        return self._batches(list(range(len(self))), None, 0)
+
+    def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """The rows in the order of epoch ``n``, augmented."""
+        return self._batches(order([e.id for e in self.examples], self.seed, n), self.augment, n)
+
+    def _batches(
+        self, rows: list[int], augment: Augment | None, epoch: int
+    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        if not rows:
+            return
+        count = math.ceil(len(rows) / self.batch_size)
+        batches = [part.tolist() for part in np.array_split(rows, count)]
+        loader: Any = torch.utils.data.DataLoader(
+            _Samples(self, augment, epoch),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=self._collate,
+            # the loader draws a seed for its workers: not from the caller's generator
+            generator=torch.Generator().manual_seed(0),
+        )
+        for batch, inputs in zip(batches, loader, strict=True):
+            if isinstance(inputs, DataError):
+                raise inputs
+            yield tuple(self.examples[i].id for i in batch), inputs, self.targets[batch]
+
+    def _collate(self, samples: list[Any]) -> Inputs | DataError:
+        """A batch, or the first failure: raised in a worker, its message would be a traceback."""
+        failed = [s for s in samples if isinstance(s, DataError)]
+        return failed[0] if failed else self.preprocessor.collate(samples)
+
+
+class _Samples(torch.utils.data.Dataset[Any]):
+    """One epoch's samples by position."""
+
+    def __init__(self, batches: Batches, augment: Augment | None, epoch: int) -> None:
+        self.batches, self.augment, self.epoch = batches, augment, epoch
+
+    def __getitem__(self, i: int) -> Any:
+        from_ = self.batches
+        if from_.tokens is not None:
+            return from_.tokens[i]
+        example = from_.examples[i]
+        try:
+            return from_.preprocessor.one(
+                example.inputs, self.augment, (from_.seed, self.epoch, example.id)
+            )
+        except DataError as error:
+            return error
+
+
+class _Tokens:
+    """Tokenised texts, end to end in one array a key: a list of lists is ten times as large."""
+
+    def __init__(self, preprocessor: TextPreprocessor, inputs: Sequence[tuple[str, ...]]) -> None:
+        parts: dict[str, list[Any]] = {}
+        lengths: list[int] = [0]
+        for start in range(0, len(inputs), CHUNK):
+            encoded = preprocessor.many(inputs[start : start + CHUNK])
+            lengths += [len(row["input_ids"]) for row in encoded]
+            for key in encoded[0]:
+                flat = [token for row in encoded for token in row[key]]
+                parts.setdefault(key, []).append(np.asarray(flat, dtype=np.int32))
+        self.ends = np.cumsum(lengths)
+        self.flat = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+
+    def __getitem__(self, i: int) -> dict[str, list[int]]:
+        start, end = self.ends[i], self.ends[i + 1]
+        return {key: array[start:end].tolist() for key, array in self.flat.items()}

@@ -1,0 +1,363 @@
+"""The command line. Heavy imports stay inside the commands: ``regraft --help`` loads no torch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import RegraftError, UsageError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+START, TRAIN, JUDGE, USE, HELP = "Start", "Train", "Judge", "Use", "Help"
+
+app = typer.Typer(
+    name="regraft",
+    help="Transfer learning with evidence: did transfer help, how sure is that, and what did it cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")
+]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the plan.")
+]
+
+
+class TaskName(StrEnum):
+    classification = "classification"
+    multilabel = "multilabel"
+    regression = "regression"
+
+
+class Control(StrEnum):
+    scratch = "scratch"
+
+
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME, a run."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="A weights file for the source.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder of a table's image paths.")]
+Image = Annotated[str | None, typer.Option(help="Column of image paths.")]
+Text = Annotated[list[str], typer.Option(help="Text column; twice for a pair.")]
+Label = Annotated[list[str], typer.Option(help="Label column; several for several labels.")]
+Split = Annotated[str | None, typer.Option(help="Column that says train, val or test.")]
+Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")]
+OnBad = Annotated[str | None, typer.Option(help="Unreadable rows: fail (default) or skip.")]
+Task = Annotated[TaskName | None, typer.Option(help="What is learnt.")]
+Data = Annotated[str, typer.Argument(metavar="DATA|PLAN", help="Data, or a plan.toml.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training rows.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows a step.")]
+Lr = Annotated[float | None, typer.Option(help="Learning rate of the backbone.")]
+HeadLr = Annotated[float | None, typer.Option(help="Learning rate of the head.")]
+Optimizer = Annotated[str | None, typer.Option(help="Any of torch.optim, by name.")]
+Freezing = Annotated[
+    str | None, typer.Option(help="everything, head_only, last_blocks or gradual.")
+]
+Seed = Annotated[int | None, typer.Option(help="The first seed.")]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds; a verdict needs 3.")]
+Controls = Annotated[list[Control], typer.Option(help="Also train from scratch, to compare.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+Workers = Annotated[int | None, typer.Option(help="Loader processes.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder to make.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Make no network call.")]
+
+# flag → (dotted key of the plan, its type on the command line, default)
+FLAGS: dict[str, tuple[str, Any, Any]] = {
+    "source": ("source.ref", Source, None),
+    "weights": ("source.weights", Weights, None),
+    "offline": ("source.offline", Offline, False),
+    "image_root": ("data.image_root", ImageRoot, None),
+    "image": ("data.image", Image, None),
+    "text": ("data.text", Text, []),
+    "label": ("data.label", Label, []),
+    "split": ("data.split", Split, None),
+    "group": ("data.group", Group, None),
+    "on_bad": ("data.on_bad", OnBad, None),
+    "task": ("task.name", Task, None),
+    "epochs": ("fit.epochs", Epochs, None),
+    "batch_size": ("fit.batch_size", BatchSize, None),
+    "lr": ("fit.lr", Lr, None),
+    "head_lr": ("fit.head_lr", HeadLr, None),
+    "optimizer": ("fit.optimizer", Optimizer, None),
+    "freezing": ("freezing.name", Freezing, None),
+    "controls": ("evaluate.controls", Controls, []),
+    "seed": ("run.seed", Seed, None),
+    "seeds": ("run.seeds", Seeds, None),
+    "device": ("run.device", Device, None),
+    "workers": ("run.workers", Workers, None),
+    "out": ("run.out", Out, None),
+}
+
+
+def with_flags(
+    *, but: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that takes ``flags`` the options of FLAGS; typer reads the signature."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        kind = inspect.Parameter.KEYWORD_ONLY
+        flags = [
+            inspect.Parameter(name, kind, default=default, annotation=annotation)
+            for name, (_, annotation, default) in FLAGS.items()
+            if name not in but
+        ]
+        kept = [p.replace(kind=kind) for name, p in own.items() if name != "flags"]
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            values = {f.name: given.pop(f.name) for f in flags}
+            command(flags=values, **given)
+
+        wrapper.__signature__ = inspect.Signature([*kept[:1], *flags, *kept[1:]])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in [*kept, *flags]}
+        return wrapper
+
+    return decorate
+
+
+def make_plan(data: str, flags: dict[str, Any], settings: list[str], allow_code: bool) -> Plan:
+    """The plan of a command line: a plan file or data, then flags, then --set."""
+    from .plan import parse_setting, read_plan
+
+    values: dict[str, Any] = {}
+    is_plan = data.endswith(".toml")
+    if not is_plan:
+        values["data.path"] = data
+    for flag, value in flags.items():
+        if value is None or value is False or value == []:
+            continue
+        if isinstance(value, Path):
+            value = str(value)
+        values[FLAGS[flag][0]] = [str(v) for v in value] if isinstance(value, list) else value
+    values |= dict(parse_setting(s) for s in settings)
+    if not is_plan and "source.ref" not in values:
+        raise UsageError(
+            "say what to start from: --source bundled:efficientnet-lite0, or see --help"
+        )
+    return read_plan(Path(data) if is_plan else None, values, allow_code=allow_code)
+
+
+@app.command(rich_help_panel=START)
+def init(
+    source: Annotated[str, typer.Argument(help="A source, as in --source.")],
+    data: Annotated[str, typer.Argument(help="A folder or a table.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("plan.toml"),
+    task: Task = None,
+    image_root: ImageRoot = None,
+    image: Image = None,
+    text: Text = [],  # noqa: B006
+    label: Label = [],  # noqa: B006
+) -> None:
+    """Write plan.toml with every default visible and commented."""
+    from .plan import write_plan
+
+    if out.exists():
+        raise UsageError(f"{out} exists and is not overwritten: choose another --out")
+    run = str(Path("runs") / (Path(data.rstrip("/")).stem or "run"))
+    flags = {"source": source, "task": task, "image_root": image_root, "image": image, "text": text,
+             "label": label, "out": run}  # fmt: skip
+    text_of_plan = write_plan(make_plan(data, flags, [], False))
+    out.write_text(text_of_plan, encoding="utf-8")
+    typer.echo(f"{out} written; next: regraft plan {out}   ·   regraft fit {out}")
+
+
+@app.command(rich_help_panel=START)
+@with_flags(but=("out",))
+def plan(
+    data: Data,
+    flags: dict[str, Any],
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+) -> None:
+    """Print the table of blocks, learning rates, time and memory; train nothing."""
+    from .estimate import show
+
+    typer.echo(show(make_plan(data, flags, settings, allow_code), allow_code=allow_code))
+
+
+@app.command(rich_help_panel=TRAIN)
+@with_flags()
+def fit(
+    data: Data,
+    flags: dict[str, Any],
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
+    chosen = make_plan(data, flags, settings, allow_code)
+    from .runfiles import check_new
+
+    if chosen.run.out is None:
+        raise UsageError("say where the run goes: --out runs/NAME")
+    check_new(Path(chosen.run.out))  # before torch is imported
+    from .progress import bars
+    from .run import run
+
+    with bars(on=not quiet and not as_json) as (say, track):
+        path = run(chosen, allow_code=allow_code, say=say, track=track)
+    show_result(path, as_json)
+
+
+def show_result(path: Path, as_json: bool) -> None:
+    from .runfiles import read_json
+    from .summary import summary
+
+    result = read_json(path / "result.json")
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(path, result))
+
+
+@app.command(rich_help_panel=START)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data and runs; must not exist yet.")] = Path(
+        "runs/demo"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """The whole thing on data that ships inside packages: offline, two to three minutes."""
+    from .demo import demo as walk
+    from .progress import bars
+
+    with bars(on=not quiet) as (say, track):
+        text = walk(out, say, track)
+    typer.echo(text)
+
+
+@app.command(rich_help_panel=JUDGE)
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[Path, typer.Argument(help="New labelled data.")],
+    image_root: ImageRoot = None,
+    image: Image = None,
+    text: Text = [],  # noqa: B006
+    label: Label = [],  # noqa: B006
+    group: Group = None,
+    on_bad: OnBad = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A run on new labelled data, with intervals."""
+    from dataclasses import asdict
+
+    from .api import load
+    from .inputs import like_run
+
+    given = {"image_root": image_root, "image": image, "text": text, "label": label, "group": group,
+             "on_bad": on_bad}  # fmt: skip
+    model = load(run, device=device or "cpu")
+    figures, rows, which = model.evaluate(like_run(run, data, given))
+    if as_json:
+        record = {"n": len(rows), "rows": which} | {k: asdict(v) for k, v in figures.items()}
+        typer.echo(json.dumps(record))
+        return
+    typer.echo(f"{run} on {which} of {data}, n = {len(rows)}")
+    for name, estimate in figures.items():
+        typer.echo(f"  {name:<18} {estimate}")
+
+
+@app.command(rich_help_panel=USE)
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")
+    ],
+    image_root: ImageRoot = None,
+    image: Image = None,
+    text: Text = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(help="Write CSV here instead of the terminal.")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predictions for files, folders, tables or lines, as CSV."""
+    from .api import load
+    from .inputs import named_inputs, write_predictions
+
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists and is not overwritten: choose another --out")
+    model = load(run, device=device or "cpu")
+    given = {"image_root": image_root, "image": image, "text": text}
+    names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
+    predictions = model.predict(values)
+    if out is None:
+        write_predictions(sys.stdout, names, predictions, as_json)
+    else:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            write_predictions(file, names, predictions, as_json)
+
+
+@app.command("list", rich_help_panel=HELP)
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="sources, formats, tasks, freezing, regularizers, metrics, or a folder of runs."
+        ),
+    ] = "all",
+    as_json: AsJson = False,
+) -> None:
+    """What there is: plug-ins with their options, or the runs in a folder."""
+    from .listing import listing
+
+    typer.echo(listing(what, as_json))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(f"regraft {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error is one sentence and an exit code, no traceback."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="regraft")
+    except RegraftError as error:
+        if debug:
+            raise
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Target data: read, checked, identified by content, split once, and the task built from train.
+
+Everything here is a function of the rows' contents and of the split seed: reordering the rows or
+renaming the files of a table changes neither an id nor a split.
+
+A split that the data do not bring is drawn from train: 20 % for test, then ``val`` of what remains.
+A draw is stratified, keeps groups and rows with equal inputs whole, and leaves a row of every
+stratum in train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from . import plugins
+from .errors import DataError, did_you_mean, shorten
+from .pictures import check_picture
+from .types import DataOptions, Example, Kind, RawData, Row, Splits, Task
+
+Cells = tuple[str, ...]
+TEST = 0.2  # fraction of train that becomes test where the data bring none
+MIN_PER_STRATUM, MIN_ROWS = 5, 50  # fewer in train: no val is drawn
+
+
+def load_data(
+    options: DataOptions,
+    make_task: Callable[[Sequence[Cells], Cells], Task],
+    strata: Callable[[Sequence[Cells]], list[str]],
+) -> tuple[Splits, Task]:
+    """The data as splits, and their task.
+
+    ``make_task(train cells, column names)`` builds the task from the train rows that the data
+    bring, before anything is drawn from them; ``strata`` names a stratum for each row.
+
+    Raises DataError for data that cannot be used as they are, with every bad row counted.
+    """
+    raw = read_raw(options)
+    examples, named, notes = _identify(raw, options.on_bad)
+    parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
+    for example, split in zip(examples, named, strict=True):
+        parts[split or "train"].append(example)
+    if not parts["train"]:
+        raise DataError(f"{options.path} has no rows in train; they are all in val or test")
+
+    task = make_task([e.cells for e in parts["train"]], raw.columns)
+    _check_cells(parts, task, options.path)
+    notes += _leaks(parts)
+
+    if not parts["test"]:
+        counts = _draw(parts, "test", TEST, strata, options.split_seed)
+        if not parts["test"]:
+            raise DataError(
+                f"{options.path} brings no test rows and none can be set aside: every class "
+                f"({len(parts['train'])} rows in all) is a single row or group; add rows or bring "
+                "a test split"
+            )
+        notes.append(_drawn("test", parts))
+        few = sorted(s for s, n in counts.items() if n < 2)
+        if few:
+            notes.append(f"test has fewer than 2 rows of: {shorten(few)}")
+    if not parts["val"]:
+        why = _too_small(Counter(strata([e.cells for e in parts["train"]])))
+        if options.val and not why:
+            _draw(parts, "val", options.val, strata, options.split_seed)
+        if parts["val"]:
+            notes.append(_drawn("val", parts))
+        else:
+            why = why or "the groups are too few" if options.val else "val = 0"
+            notes.append(f"there is no val: {why}")
+
+    splits = Splits(
+        raw.kind,
+        tuple(parts["train"]),
+        tuple(parts["val"]),
+        tuple(parts["test"]),
+        digest=_digest(parts),
+        test_digest=_digest({"test": parts["test"]}),
+        notes=(*raw.notes, *notes),
+    )
+    return splits, task
+
+
+def read_raw(options: DataOptions) -> RawData:
+    """The rows as their format reads them.
+
+    Raises DataError for a path that does not exist or that not exactly one format knows.
+    """
+    path, names = options.path, plugins.names("formats")
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = f"; {did_you_mean(path.name, beside)}" if 0 < len(beside) < 50 else ""
+        raise DataError(f"{path} does not exist{hint}")
+    if options.format == "auto":
+        found = [n for n in names if plugins.module("formats", n).detects(path)]
+        if len(found) > 1:
+            raise DataError(f"{path} could be read as {' or '.join(found)}: say --format NAME")
+        if not found:
+            raise DataError(
+                f"{path} is none of: a folder with CLASS/*.jpg or train/CLASS/*.jpg; a table "
+                "(.csv, .jsonl, .parquet); a folder with a train table. Where a folder has a "
+                "table and pictures, give the table"
+            )
+        name = found[0]
+    elif options.format in names:
+        name = options.format
+    else:
+        raise DataError(
+            f'there is no format "{options.format}"; {did_you_mean(options.format, names)}'
+        )
+    raw: RawData = plugins.module("formats", name).read(path, options)
+    return raw
+
+
+def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example], str]:
+    """Rows to judge a run that is done by, and what to call them: the data's test rows, else all.
+
+    Raises DataError for inputs of another kind and for labels that the task does not know.
+    """
+    raw = read_raw(options)
+    if raw.kind != kind:
+        raise DataError(f"{options.path} holds {raw.kind}s and the run takes {kind}s")
+    examples, named, _ = _identify(raw, options.on_bad)
+    parts = {"all rows": examples}
+    if "test" in named:
+        parts = {"test rows": [e for e, s in zip(examples, named, strict=True) if s == "test"]}
+    _check_cells(parts, task, options.path)
+    ((which, rows),) = parts.items()
+    return rows, which
+
+
+# ---------------------------------------------------------------- identity
+
+
+def _inspect(kind: str, row: Row) -> tuple[str, str | None]:
+    """(sha256 of the inputs, what is wrong with them)."""
+    if kind != "image":
+        # JSON keeps a pair apart from one text that holds the separator
+        text = json.dumps(row.inputs, ensure_ascii=True)
+        empty = any(not t.strip() for t in row.inputs)
+        return hashlib.sha256(text.encode()).hexdigest(), "the text is empty" if empty else None
+    if problem := check_picture(row.inputs[0]):
+        name = Path(row.inputs[0]).name
+        return "", problem if row.where.endswith(name) else f"{name}: {problem}"
+    with Path(row.inputs[0]).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), None
+
+
+def _identify(raw: RawData, on_bad: str) -> tuple[list[Example], list[str | None], list[str]]:
+    """Examples sorted by content, their splits, and notes; bad inputs stop or are left out."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release the GIL
+        looked = list(pool.map(lambda row: _inspect(raw.kind, row), raw.rows))
+    bad = [
+        f"{row.where} ({problem})"
+        for row, (_, problem) in zip(raw.rows, looked, strict=True)
+        if problem
+    ]
+    inputs = "picture" if raw.kind == "image" else "text"
+    count = f"{len(bad)} of {len(raw.rows)} {inputs}s cannot be used: {shorten(bad)}"
+    if bad and on_bad == "fail":
+        if raw.kind == "image" and not any(Path(r.inputs[0]).exists() for r in raw.rows):
+            count += "; are the pictures elsewhere (--image-root FOLDER)?"
+        raise DataError(f"{count}; mend or remove them, or leave them out with --on-bad skip")
+    # Rows with the same inputs are told apart by what else they say, not by where they stand.
+    rows = [(digest, row) for row, (digest, p) in zip(raw.rows, looked, strict=True) if not p]
+    rows.sort(key=lambda r: (r[0], r[1].cells, r[1].split or "", r[1].group or "", r[1].where))
+    if not rows:
+        raise DataError(f"no row can be used; {count}")
+    seen: Counter[str] = Counter()
+    examples = []
+    for digest, row in rows:
+        key = digest[:16]
+        examples.append(Example(f"{key}-{seen[key]}", row.inputs, row.cells, row.where, row.group))
+        seen[key] += 1
+    return examples, [row.split for _, row in rows], [f"left out: {count}"] if bad else []
+
+
+def content(example: Example) -> str:
+    """The part of an id that stands for the inputs' content."""
+    return example.id.partition("-")[0]
+
+
+def _check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None:
+    found = [(e.where, task.problem(e.cells)) for part in parts.values() for e in part]
+    found.sort(key=lambda f: (len(f[0]), f[0]))  # row 2 before row 12
+    problems = [f"{where}: {problem}" for where, problem in found if problem]
+    if problems:
+        count = "1 label" if len(problems) == 1 else f"{len(problems)} labels"
+        raise DataError(f"{path} has {count} that cannot be used: {shorten(problems)}")
+
+
+def _count(items: Iterable[str | None]) -> str:
+    names = sorted(filter(None, items), key=lambda name: (len(name), name))
+    return f"{len(names)} ({shorten(names, 3)})"
+
+
+def _leaks(parts: dict[str, list[Example]]) -> list[str]:
+    """Notes on what splits share and on equal inputs with different labels."""
+    notes = []
+    for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
+        known = {content(e) for e in parts[earlier]}
+        shared = [e.where for e in parts[later] if content(e) in known]
+        if shared:
+            notes.append(f"rows of {later} that are also in {earlier}: {_count(shared)}")
+        groups = {e.group for e in parts[earlier]} & {e.group for e in parts[later] if e.group}
+        if groups:
+            notes.append(f"groups in both {earlier} and {later}: {_count(groups)}")
+    labels: dict[str, dict[Cells, str]] = defaultdict(dict)
+    for example in (e for part in parts.values() for e in part):
+        labels[content(example)].setdefault(example.cells, example.where)
+    differ = [" = ".join(where.values()) for where in labels.values() if len(where) > 1]
+    if differ:
+        notes.append(f"equal inputs with different labels: {_count(differ)}")
+    return notes
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _units(examples: Sequence[Example]) -> list[list[int]]:
+    """Rows that must stay together: of one group, or with equal inputs, directly or by a chain."""
+    owner = list(range(len(examples)))
+
+    def root(i: int) -> int:
+        while owner[i] != i:
+            owner[i] = owner[owner[i]]
+            i = owner[i]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, example in enumerate(examples):
+        ties = [("content", content(example))]
+        ties += [("group", example.group)] if example.group is not None else []
+        for tie in ties:
+            owner[root(i)] = root(first.setdefault(tie, i))
+    units: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(examples)):
+        units[root(i)].append(i)
+    return list(units.values())
+
+
+def _draw(
+    parts: dict[str, list[Example]],
+    name: str,
+    fraction: float,
+    strata: Callable[[Sequence[Cells]], list[str]],
+    seed: int,
+) -> dict[str, int]:
+    """Moves about ``fraction`` of train to the split ``name``, in place; rows of it a stratum.
+
+    Each stratum of n rows has a target of round(fraction · n) rows, at least one where n > 1. Units
+    come in the order of a hash of (seed, content); one is taken if that brings the counts nearer
+    their targets and leaves a row of each of its strata in train. For units of one row that takes
+    the first rows of each stratum, and exactly the target.
+    """
+    train = parts["train"]
+    stratum = strata([e.cells for e in train])
+    left = Counter(stratum)
+    before = dict(left)
+    wanted = {s: max(1, round(fraction * n)) if n > 1 else 0 for s, n in left.items()}
+
+    def rank(unit: list[int]) -> str:
+        return hashlib.sha256(f"{seed}:{min(content(train[i]) for i in unit)}".encode()).hexdigest()
+
+    taken: set[int] = set()
+    for unit in sorted(_units(train), key=rank):
+        counts = Counter(stratum[i] for i in unit)
+        nearer = sum(abs(wanted[s]) - abs(wanted[s] - n) for s, n in counts.items()) > 0
+        if nearer and all(left[s] > n for s, n in counts.items()):
+            taken.update(unit)
+            for s, n in counts.items():
+                wanted[s] -= n
+                left[s] -= n
+    parts[name] = [e for i, e in enumerate(train) if i in taken]
+    parts["train"] = [e for i, e in enumerate(train) if i not in taken]
+    return {s: n - left[s] for s, n in before.items()}
+
+
+def _too_small(strata: Counter[str]) -> str:
+    """Why no val is drawn from a train with so many rows in each stratum; "" where one can be."""
+    rarest = min(strata, key=lambda s: (strata[s], s))
+    if strata[rarest] < MIN_PER_STRATUM:
+        return f'train has {strata[rarest]} rows of "{rarest}", fewer than {MIN_PER_STRATUM}'
+    few = strata.total() < MIN_ROWS
+    return f"train has {strata.total()} rows, fewer than {MIN_ROWS}" if few else ""
+
+
+def _drawn(name: str, parts: dict[str, list[Example]]) -> str:
+    n, rest = len(parts[name]), len(parts["train"])
+    return f"the data bring no {name}: {n} rows were drawn from train, which keeps {rest}"
+
+
+def _digest(parts: dict[str, list[Example]]) -> str:
+    """sha256 over (id, split, cells) of every row, sorted."""
+    rows = sorted((e.id, split, e.cells) for split, part in parts.items() for e in part)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- manifest
+
+
+def write_manifest(splits: Splits, path: Path) -> None:
+    """One JSON line a row: id, hash of the inputs, split, label cells, where it came from."""
+    with path.open("w", encoding="utf-8") as file:
+        for split in ("train", "val", "test"):
+            for example in getattr(splits, split):
+                row = {
+                    "id": example.id,
+                    "hash": content(example),
+                    "split": split,
+                    "cells": list(example.cells),
+                    "where": example.where,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a manifest, one at a time."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

@@ -1,0 +1,67 @@
+"""What can go wrong, drawn as a tree; each class owns its exit code.
+
+    RegraftError              1
+    ├── UsageError            2   the command line, or a run folder that is already there
+    ├── PlanError             2   the plan: all problems at once, each with its line and remedy
+    ├── DataError             3   the target data
+    ├── SourceError           4   the source model or its weights
+    ├── DivergedError         5   a loss that is not finite
+    └── DiskError             6   the disk is full or not writable
+
+A message is one sentence: what, where (file and row), how many, the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class RegraftError(Exception):
+    """A fault that the user can mend. Its text is shown as it is, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(RegraftError):
+    exit_code = 2
+
+
+class PlanError(RegraftError):
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], where: str = "the plan") -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{where} has {count}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+class DataError(RegraftError):
+    exit_code = 3
+
+
+class SourceError(RegraftError):
+    exit_code = 4
+
+
+class DivergedError(RegraftError):
+    exit_code = 5
+
+
+class DiskError(RegraftError):
+    exit_code = 6
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for a name that matches nothing: the nearest known one, else the whole list."""
+    names = sorted(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return f"there are: {', '.join(names) or 'none'}"
+
+
+def shorten(items: Sequence[str], limit: int = 5) -> str:
+    """The first few items of a list and a count of the rest, for a message."""
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

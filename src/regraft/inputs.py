@@ -1,0 +1,77 @@
+"""Inputs for a run that is done: what ``predict`` and ``evaluate`` are given on the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from .api import plan_of
+from .errors import DataError
+from .formats import image_folder, table
+from .plan import data_options
+from .types import DataOptions, Prediction
+
+Value = str | tuple[str, str]
+
+
+def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
+    """How to read ``data``: the columns of the run's own data, unless given."""
+    options = data_options(plan_of(run))
+    fields: dict[str, Any] = {"path": data, "format": "auto", "image_root": None}
+    fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
+    return replace(options, **fields)
+
+
+def named_inputs(
+    run: Path, kind: str, inputs: Sequence[str], given: dict[str, Any], stdin: TextIO
+) -> tuple[list[str], list[Value]]:
+    """(names, inputs) of files, folders, tables and, for "-", lines of stdin.
+
+    Raises DataError for what does not exist or holds nothing that the run can read.
+    """
+    names: list[str] = []
+    values: list[Value] = []
+    for item in inputs:
+        if item == "-":
+            lines = [line.rstrip("\r\n") for line in stdin]
+            lines = [line for line in lines if line.strip()]
+            names += [f"line {i}" for i in range(1, len(lines) + 1)] if kind == "text" else lines
+            values += lines
+            continue
+        path = Path(item)
+        if not path.exists():
+            hint = "; to predict a text, pipe it in: echo … | regraft predict RUN -"
+            raise DataError(f"{item} does not exist{hint if kind == 'text' else ''}")
+        if path.suffix.lower() in table.READERS:
+            rows = table.read(path, like_run(run, path, given), labelled=False).rows
+            names += [r.where for r in rows]
+            values += [r.inputs if len(r.inputs) == 2 else r.inputs[0] for r in rows]
+        elif kind == "text":
+            lines = [t for t in path.read_text(encoding="utf-8").splitlines() if t.strip()]
+            names += [f"{path.name} line {i}" for i in range(1, len(lines) + 1)]
+            values += lines
+        else:
+            found = [str(p) for p in image_folder.list_images(path)] if path.is_dir() else [item]
+            names += found
+            values += found
+    if not values:
+        raise DataError(f"there is nothing to predict in {', '.join(inputs)}")
+    return names, values
+
+
+def write_predictions(
+    file: TextIO, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool
+) -> None:
+    """CSV with a header, or one JSON object a line."""
+    writer = csv.writer(file, lineterminator="\n")
+    for i, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
+        if as_json:
+            file.write(json.dumps({"input": name, **asdict(prediction)}, ensure_ascii=False) + "\n")
+            continue
+        if i == 0:
+            writer.writerow(["input", "predicted", *prediction.scores])
+        writer.writerow([name, prediction.label, *(repr(v) for v in prediction.scores.values())])

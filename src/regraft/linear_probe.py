@@ -1,0 +1,156 @@
+"""Linear probe: the best linear head on frozen features, and the starting point of fit.
+
+    min over W, b of  mean_i loss(W z_i + b, y_i) + λ/2 · ‖W‖²,   z = (x − mean) ÷ std of train
+
+Convex; solved by L-BFGS from the strongest λ to the weakest, each from the last one's solution. λ is
+chosen by mean loss: on val, or by cross-validation on train where there is no val. The
+standardisation is folded into W and b, so the head takes raw features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from .features import Outputs
+    from .types import Task
+
+Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
+
+
+@dataclass(frozen=True)
+class Probe:
+    weight: Tensor  # [C, D], on raw features
+    bias: Tensor  # [C]
+    strength: float  # the λ that was chosen
+    losses: dict[
+        float, float
+    ]  # λ → mean loss that it was chosen by; empty where there was no choice
+    chosen_by: str
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, D] → [N, C]"""
+        return features @ self.weight.T + self.bias
+
+    def write_to(self, head: nn.Module) -> None:
+        """Copy into a linear head."""
+        with torch.no_grad():
+            head.get_parameter("weight").copy_(self.weight)
+            head.get_parameter("bias").copy_(self.bias)
+
+
+def fit_probe(
+    train: Outputs,
+    task: Task,
+    strengths: Sequence[float],
+    *,
+    val: Outputs | None = None,
+    folds: Sequence[Fold] = (),
+) -> Probe:
+    """A probe on features [N, D], its λ chosen on ``val``, else over ``folds`` of train.
+
+    With neither, the middle λ is taken and ``chosen_by`` says so.
+    """
+    ordered = sorted(strengths, reverse=True)
+    losses: dict[float, float] = {}
+    if val is not None:
+        heads = path(train, task, ordered)
+        losses = {s: mean_loss(heads[s], val, task) for s in ordered}
+        chosen_by = "val"
+    elif folds:
+        parts = [path(train.take(fit), task, ordered) for fit, _ in folds]
+        weights = [len(judge) for _, judge in folds]
+        losses = {
+            s: float(
+                np.average(
+                    [
+                        mean_loss(h[s], train.take(j), task)
+                        for h, (_, j) in zip(parts, folds, strict=True)
+                    ],
+                    weights=weights,
+                )
+            )
+            for s in ordered
+        }
+        heads = path(train, task, ordered)
+        chosen_by = f"{len(folds)}-fold cross-validation"
+    else:
+        heads = path(train, task, ordered)
+        chosen_by = "nothing: too few rows to judge by"
+    # of equal losses the strongest λ, which stands first
+    strength = min(ordered, key=losses.__getitem__) if losses else ordered[len(ordered) // 2]
+    weight, bias = heads[strength]
+    return Probe(weight.float(), bias.float(), strength, losses, chosen_by)
+
+
+def path(
+    train: Outputs, task: Task, strengths: Sequence[float]
+) -> dict[float, tuple[Tensor, Tensor]]:
+    """λ → (W [C, D], b [C]) on raw features, float64, for falling λ."""
+    x = train.values.double()
+    mean = x.mean(0)
+    std = x.std(0, correction=0)
+    std = torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))  # constant features
+    z = (x - mean) / std  # [N, D]
+    flat = np.zeros((task.outputs, z.shape[1] + 1))  # W and b side by side, [C, D + 1]
+    found: dict[float, tuple[Tensor, Tensor]] = {}
+    for strength in strengths:
+        flat = solve(z, train.targets, task, strength, flat)
+        weight = torch.from_numpy(flat[:, :-1]) / std
+        found[strength] = weight, torch.from_numpy(flat[:, -1]) - weight @ mean
+    return found
+
+
+def solve(
+    z: Tensor, targets: Tensor, task: Task, strength: float, start: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The minimiser [C, D + 1] of the objective above, from ``start``."""
+    shape = start.shape
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        w = torch.from_numpy(flat.reshape(shape).copy()).requires_grad_()
+        logits = z @ w[:, :-1].T + w[:, -1]  # [N, C]
+        loss = task.loss(logits, targets).mean() + strength / 2 * w[:, :-1].square().sum()
+        (gradient,) = torch.autograd.grad(loss, w)
+        return float(loss), gradient.numpy().ravel()
+
+    found = minimize(
+        objective, start.ravel(), jac=True, method="L-BFGS-B",
+        options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-9},
+    )  # fmt: skip
+    return np.asarray(found.x, dtype=np.float64).reshape(shape)
+
+
+def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
+    weight, bias = head
+    return float(task.loss(rows.values.double() @ weight.T + bias, rows.targets).mean())
+
+
+def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int = 5) -> list[Fold]:
+    """Stratified folds, groups whole; none where a stratum has a single row.
+
+    ``strata`` are class names, or bins of a number. Rows come in a fixed order from the caller, so
+    no seed is needed.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    smallest = min(np.unique(list(strata), return_counts=True)[1])
+    k = min(most, int(smallest))
+    if k < 2:
+        return []
+    rows = np.zeros(len(strata))
+    if any(g is not None for g in groups):
+        names = [g if g is not None else f"row {i}" for i, g in enumerate(groups)]
+        splits = StratifiedGroupKFold(k).split(rows, list(strata), names)
+    else:
+        splits = StratifiedKFold(k).split(rows, list(strata))
+    return [(fit.tolist(), judge.tolist()) for fit, judge in splits]

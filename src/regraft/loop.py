@@ -1,0 +1,231 @@
+"""Fine-tuning: min over θ of L(Dt, θ) + λ·R(θ), from the probe's head on.
+
+The starting point competes for the best epoch, so the result is never worse than it on val. Epoch 0
+is the starting point; without val the last epoch stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from . import optimizers
+from .errors import DivergedError, shorten
+from .features import on, outputs
+from .freeze import set_trainable
+from .preprocess import mix
+from .rates import SCHEDULES, factor
+from .types import Augment, Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .batches import Batches
+    from .types import Freezing, Inputs, Metric, Penalty, Target, Task
+
+    LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A plan's ``[fit]`` with every automatic choice made; rates by block, in the order of blocks."""
+
+    epochs: int
+    rates: Mapping[str, float]
+    optimizer: str = "AdamW"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.1  # share of the steps
+    accumulate: int = 1
+    clip_norm: float = 1.0  # 0: off
+    patience: int = 0  # epochs; 0: off
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    augment: Augment = field(default_factory=Augment)
+    layout: str = "contiguous"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of history.jsonl."""
+
+    epoch: int  # 0: the starting point
+    step: int
+    terms: dict[str, float]  # each term's mean over the epoch's steps
+    rates: dict[str, float]  # of the last step, trainable blocks only
+    val: dict[str, float]  # the primary metric and "loss"; empty without val
+    best: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    best_epoch: int
+    epochs: int  # that were run
+    steps: int
+    best: dict[str, float]  # val figures of the best epoch
+    start: dict[str, float]  # val figures of the starting point
+    stopped: str  # why it ended
+
+
+def fine_tune(
+    target: Target,
+    train: Batches,
+    val: Batches | None,
+    task: Task,
+    metric: Metric,
+    settings: Settings,
+    *,
+    freezing: Freezing,
+    penalties: Mapping[str, Penalty],
+    device: torch.device,
+    seed: int,
+    log: Callable[[Epoch], None] = lambda epoch: None,
+) -> Fit:
+    """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
+
+    Raises DivergedError at the first loss or gradient that is not finite.
+    """
+    model = target.model.to(device)
+    if settings.layout == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    backbone, head = model.get_submodule("backbone"), model.get_submodule("head")
+    blocks = [b.name for b in target.blocks]
+    per_epoch = ceil(ceil(len(train) / train.batch_size) / settings.accumulate)
+    steps = settings.epochs * per_epoch
+    warm = int(settings.warmup * steps)
+    schedule = SCHEDULES[settings.schedule]
+    torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
+
+    start = judge(target, val, task, metric, device, settings.layout)
+    best, best_epoch, best_state = start, 0, snapshot(target)
+    log(Epoch(0, 0, {}, {}, start, True))
+    optimizer: torch.optim.Optimizer | None = None
+    trainable: frozenset[str] = frozenset()
+    thawed: dict[str, int] = {}  # block → the step at which it began to train
+    epoch, last_thaw, step, stopped = 0, 0, 0, "all epochs done"
+
+    for epoch in range(1, settings.epochs + 1):
+        wanted = freezing(blocks, epoch)
+        if wanted != trainable or optimizer is None:
+            set_trainable(target, wanted, settings.batch_norm)
+            groups = optimizers.groups(target, wanted, settings.rates, settings.weight_decay)
+            optimizer = optimizers.build(
+                settings.optimizer, settings.optimizer_options, groups, before=optimizer
+            )
+            thawed |= dict.fromkeys(wanted - trainable, step)
+            last_thaw = epoch if wanted - trainable else last_thaw
+            trainable = wanted
+        params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        sums: dict[str, float] = {}
+
+        for micro_batches in together(train.epoch(epoch), settings.accumulate):
+            rows = sum(len(ids) for ids, _, _ in micro_batches)
+            for group in optimizer.param_groups:
+                at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
+                group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
+            for part, (ids, inputs, targets) in enumerate(micro_batches):
+                inputs, targets = mix(
+                    inputs,
+                    targets,
+                    task.outputs,
+                    settings.augment,
+                    seed,
+                    epoch,
+                    step * settings.accumulate + part,
+                )
+                inputs, targets = on(inputs, device, settings.layout), targets.to(device)
+                features = backbone(inputs)  # [B, D]
+                logits = head(features)  # [B, C]
+                batch = Batch(step, ids, params, inputs, features, logits, targets)
+                terms = {"task": task.loss(logits, targets).sum() / rows}
+                for name, penalty in penalties.items():
+                    if penalty.per == "batch":
+                        terms[name] = penalty.term(batch) * (len(ids) / rows)
+                    elif part == 0:  # a penalty on θ counts once a step
+                        terms[name] = penalty.term(batch)
+                loss = torch.stack(list(terms.values())).sum()
+                if not torch.isfinite(loss):
+                    raise diverged("loss", step, epoch, ids, optimizer)
+                loss.backward()  # type: ignore[no-untyped-call]
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+            if settings.clip_norm:
+                norm = torch.nn.utils.clip_grad_norm_(params.values(), settings.clip_norm)
+                if not torch.isfinite(norm):
+                    raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+        figures = judge(target, val, task, metric, device, settings.layout)
+        better = not figures or improves(figures, best, metric)
+        if better:
+            best, best_epoch, best_state = figures, epoch, snapshot(target)
+        means = {name: total / per_epoch for name, total in sums.items()}
+        rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
+        log(Epoch(epoch, step, means, rates, figures, better))
+        if settings.patience and epoch - max(best_epoch, last_thaw) >= settings.patience:
+            stopped = f"no gain on val for {settings.patience} epochs"
+            break
+
+    restore(target, best_state)
+    set_trainable(target, frozenset(), settings.batch_norm)
+    return Fit(best_epoch, epoch, step, best, start, stopped)
+
+
+def judge(
+    target: Target,
+    val: Batches | None,
+    task: Task,
+    metric: Metric,
+    device: torch.device,
+    layout: str,
+) -> dict[str, float]:
+    """The primary metric and the mean loss on val; nothing where there is no val."""
+    if val is None:
+        return {}
+    rows = outputs(target.model, val, device, layout)
+    truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
+    value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
+    loss = task.loss(rows.values, rows.targets).mean()
+    return {task.primary: float(value), "loss": float(loss)}
+
+
+def improves(new: dict[str, float], old: dict[str, float], metric: Metric) -> bool:
+    """Better on the primary metric, or equal there with a lower loss."""
+    (primary,) = (k for k in new if k != "loss")
+    gain = new[primary] - old[primary]
+    gain = gain if metric.higher_is_better else -gain
+    return gain > 0 or (gain == 0 and new["loss"] < old["loss"])
+
+
+def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[LabelledBatch]]:
+    """The micro-batches of a step; the last step may have fewer."""
+    batches = iter(batches)
+    while chunk := list(islice(batches, count)):
+        yield chunk
+
+
+def snapshot(target: Target) -> dict[str, Tensor]:
+    return {n: t.detach().cpu().clone() for n, t in target.model.state_dict().items()}
+
+
+def restore(target: Target, state: Mapping[str, Tensor]) -> None:
+    target.model.load_state_dict(dict(state))
+
+
+def diverged(
+    what: str, step: int, epoch: int, ids: tuple[str, ...], optimizer: torch.optim.Optimizer
+) -> DivergedError:
+    rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
+    return DivergedError(
+        f"the {what} is not finite at step {step} (epoch {epoch}; rows {shorten(list(ids))}; rates "
+        f"{min(rates.values()):.2g} to {max(rates.values()):.2g}): lower fit.lr and fit.head_lr, or "
+        f"look at these rows"
+    )

@@ -1,0 +1,1 @@
+"""One file a metrics plug-in; found by its name, see regraft.plugins."""

@@ -1,0 +1,33 @@
+"""Accuracy: the share of rows whose highest score is the true class's.
+
+    accuracy = Σ_i w_i · 1[argmax_c scores_ic = truth_i] / Σ_i w_i
+
+Ties go to the first class, as argmax does. Classification, a proportion in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from regraft.types import FloatArray
+
+title = "accuracy"
+higher_is_better = True
+proportion = True
+per_row = True
+bounded = True
+
+
+def rows(truth: Any, scores: Any) -> FloatArray:
+    """truth [N] ints, scores [N, C] → 1.0 where right, else 0.0, [N]."""
+    result: FloatArray = (np.argmax(scores, axis=1) == truth).astype(np.float64)
+    return result
+
+
+def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+    """truth [N] ints, scores [N, C], weights [R, N] (each row sums to more than 0) → [R]."""
+    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
+    return result

@@ -1,0 +1,34 @@
+"""Log loss: the mean over rows of −ln p(true class).
+
+    Σ_i w_i · −ln max(p_i,truth_i, ε) / Σ_i w_i,   ε = 2.2e-16 (float64), as in scikit-learn
+
+Classification; in nats, 0 is best, ln C is a guess without knowledge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from regraft.types import FloatArray
+
+title = "log loss"
+higher_is_better = False
+proportion = False
+per_row = True
+bounded = False
+
+
+def rows(truth: Any, scores: Any) -> FloatArray:
+    """truth [N] ints, scores [N, C] probabilities → nats, [N]."""
+    chosen = np.asarray(scores, dtype=np.float64)[np.arange(len(truth)), truth]
+    result: FloatArray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
+    return result
+
+
+def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+    """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
+    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
+    return result

@@ -1,0 +1,31 @@
+"""Mean absolute error, in the targets' own units; the mean over targets where there are several.
+
+Σ_i w_i · (1/C) Σ_c |truth_ic − score_ic| / Σ_i w_i
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from regraft.types import FloatArray
+
+title = "mean absolute error"
+higher_is_better = False
+proportion = False
+per_row = True
+bounded = False
+
+
+def rows(truth: Any, scores: Any) -> FloatArray:
+    """truth [N, C], scores [N, C] → [N]."""
+    result: FloatArray = np.abs(truth - scores).mean(axis=1)
+    return result
+
+
+def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+    """truth [N, C], scores [N, C], weights [R, N] → [R]."""
+    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
+    return result

@@ -1,0 +1,26 @@
+"""Root mean squared error, in the targets' own units; the mean over targets of each one's.
+
+(1/C) Σ_c √( Σ_i w_i (truth_ic − score_ic)² / Σ_i w_i )
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from regraft.types import FloatArray
+
+title = "root mean squared error"
+higher_is_better = False
+proportion = False
+per_row = False  # the root is taken after the mean
+bounded = False
+
+
+def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+    """truth [N, C], scores [N, C], weights [R, N] → [R]."""
+    squared = weights @ np.square(truth - scores) / weights.sum(axis=1, keepdims=True)  # [R, C]
+    result: FloatArray = np.sqrt(squared).mean(axis=1)
+    return result

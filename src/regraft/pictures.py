@@ -1,0 +1,116 @@
+"""Reading a picture: every file that is accepted becomes 8-bit L, RGB or RGBA, or is refused.
+
+Pillow's own conversions clip 16-bit and float greyscale to white and drop transparency onto the
+colour that lies beneath; here the first are scaled by their range and the second is laid on white.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import DataError
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a gigabyte
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# MAX_PIXELS above is stricter than Pillow's own limit, which would warn first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
+    """The picture upright, its first frame, in mode L, RGB or RGBA for 1, 3 or 4 channels.
+
+    Raises DataError for anything that does not decode whole.
+    """
+    if channels not in MODES:
+        raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}")
+    problem = _problem(Path(path))
+    if problem:
+        raise DataError(f"{path} cannot be read as a picture: {problem}")
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            _check_size(file)
+            file.load()
+            return _convert(_upright(file), channels)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} cannot be read as a picture: it is not a {', '.join(FORMATS)} file"
+        ) from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
+        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def check_picture(path: str | Path, deep: bool = True) -> str | None:
+    """What is wrong with a picture, in words, or None; ``deep=False`` looks at the header only."""
+    try:
+        if deep:
+            read_picture(path)
+        elif problem := _problem(Path(path)):
+            return problem
+        else:
+            with Image.open(path, formats=FORMATS) as file:
+                _check_size(file)
+    except DataError as error:
+        return str(error).partition("cannot be read as a picture: ")[2]
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def _problem(path: Path) -> str | None:
+    if not path.exists():
+        return "there is no such file"
+    if not path.is_file():
+        return "it is not a regular file"
+    return None if path.stat().st_size else "it is empty"
+
+
+def _check_size(file: Image.Image) -> None:
+    width, height = file.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{width} × {height} pixels are more than {MAX_PIXELS // 1_000_000} megapixels"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are whole and only the tag is not: shown as every viewer does
+        return image
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode to L, RGB or RGBA. No step clips, and transparency is laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scale(image)
+    if image.has_transparency_data and channels != 4:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer)
+    wanted = MODES[channels]
+    # A copy where nothing is to convert: the pixels must outlive the file.
+    return image.convert(wanted) if image.mode != wanted else image.copy()
+
+
+def _scale(image: Image.Image) -> Image.Image:
+    """Greyscale of more than 8 bits to 8 bits by its range.
+
+    The range is the format's own where there is one: 16 bits is [0, 65535], a float picture within
+    [0, 1] is that, within [0, 255] that. Only values outside of those are scaled by the picture's
+    own least and greatest. ValueError for values that are not finite.
+    """
+    values = np.asarray(image, dtype=np.float64)  # [H, W]
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    limits = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    limit = next((x for x in limits if low >= 0 and high <= x), None)
+    if limit is None:
+        values, limit = values - low, high - low
+    return Image.fromarray(np.round(values * (255 / (limit or 1))).astype(np.uint8), "L")

@@ -1,0 +1,136 @@
+"""Plan → everything that is known before training. What can be refused is refused here, before a
+folder is made or a step is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from . import controls, plugins
+from . import plan as plans
+from .batches import Batches
+from .data import load_data
+from .errors import DataError, PlanError
+from .grafting import graft
+from .linear_probe import Fold, folds_of
+from .loop import Settings
+from .plan import Plan
+from .preprocess import Preprocessor, build
+from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
+from .sources import load_source
+from .types import Example, Metric, Source, Splits, Target, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    plan: Plan  # resolved: no "auto" is left
+    reasons: Reasons
+    splits: Splits
+    task: Task
+    source: Source
+    target: Target  # grafted with the first seed; its backbone is θs until someone fits it
+    settings: Settings
+    table: list[BlockRow]
+    metrics: dict[str, Metric]
+    freezing: Any
+    regularizers: dict[str, Any]
+    preprocessor: Preprocessor
+    device: torch.device
+    scratch: controls.ScratchBudget | None
+    strata: list[str]  # of the training rows
+    targets: dict[str, Tensor] = field(default_factory=dict)  # split → encoded labels
+
+    @property
+    def metric(self) -> Metric:
+        return self.metrics[self.task.primary]
+
+    @property
+    def seeds(self) -> range:
+        return range(self.plan.run.seed, self.plan.run.seed + self.plan.run.seeds)
+
+    def folds(self, rows: Sequence[int] | None = None) -> list[Fold]:
+        """Stratified folds of train, or of some of its rows; none where a class has one row."""
+        chosen = range(len(self.splits.train)) if rows is None else rows
+        groups = [self.splits.train[i].group for i in chosen]
+        return folds_of([self.strata[i] for i in chosen], groups)
+
+    def batches(
+        self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False
+    ) -> Batches:
+        """A split's batches, or those of some of its rows; augmented only for training."""
+        examples: Sequence[Example] = getattr(self.splits, split)
+        labels = self.targets[split]
+        if rows is not None:
+            examples, labels = [examples[i] for i in rows], labels[list(rows)]
+        return Batches(
+            examples, labels, self.preprocessor,
+            batch_size=cast(int, self.plan.fit.batch_size),
+            workers=cast(int, self.plan.run.workers),
+            augment=self.settings.augment if train else None,
+            seed=seed,
+        )  # fmt: skip
+
+
+def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = None) -> Prepared:
+    """Read data and source, settle every automatic choice, and refuse what cannot work.
+
+    Raises PlanError, DataError, SourceError or UsageError.
+    """
+    task_options = plans.task_options(plan, allow_code=allow_code)
+    freezing = plans.freezing(plan, allow_code=allow_code)
+    regularizers = plans.regularizers(plan, allow_code=allow_code)
+    device, _ = choose_device(plan.run.device)
+    splits, task = load_data(plans.data_options(plan), task_options.make, task_options.strata)
+    metrics = {name: cast(Metric, plugins.module("metrics", name)) for name in task.metrics}
+    if task.primary not in metrics:
+        known = ", ".join(metrics)
+        raise PlanError(
+            [f'task.primary: "{task.primary}" is no metric of this task; there are: {known}']
+        )
+    torch.manual_seed(plan.run.seed)  # a random source is drawn here
+    source = source or load_source(plan.source.ref, plans.source_options(plan))
+    if source.kind not in (splits.kind, "tensor"):
+        example = "all-minilm-l6-v2" if splits.kind == "text" else "efficientnet-lite0"
+        raise DataError(
+            f"{source.name} takes {source.kind}s but {plan.data.path} holds {splits.kind}s: choose "
+            f"a source for {splits.kind}s, for example bundled:{example}"
+        )
+    plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
+    torch.set_num_threads(cast(int, plan.run.threads))
+    target = graft(source, task.outputs, seed=plan.run.seed)
+    chosen = settings(plan, target)
+    scratch = None
+    if "scratch" in plan.evaluate.controls and not source.nothing_kept:
+        scratch = controls.scratch_budget(
+            chosen, cast(float, plan.fit.scratch_lr), plan.evaluate.scratch_rates,
+            plan.evaluate.scratch_budget, bool(splits.val),
+        )  # fmt: skip
+        controls.untrained(source, plan.run.seed)  # refused here, not after an hour of training
+    return Prepared(
+        plan=plan,
+        reasons=reasons,
+        splits=splits,
+        task=task,
+        source=source,
+        target=target,
+        settings=chosen,
+        table=table(plan, target, freezing, chosen.rates),
+        metrics=metrics,
+        freezing=freezing,
+        regularizers=regularizers,
+        preprocessor=build(source.preprocess),
+        device=device,
+        scratch=scratch,
+        strata=task_options.strata([e.cells for e in splits.train]),
+        targets={
+            s: task.encode([e.cells for e in getattr(splits, s)])
+            for s in ("train", "val", "test")
+            if getattr(splits, s)
+        },
+    )

@@ -1,0 +1,265 @@
+"""From a spec to what the network sees: pictures, texts, or a function of one's own.
+
+A picture becomes an uint8 tensor sample by sample; scaling to [0, 1] and normalisation work on the
+batch. Without augmentation the steps are timm's evaluation transform, bit for bit.
+
+What is random is keyed: a sample's augmentation is a function of (seed, epoch, id), drawn under a
+forked generator, and the mixing of a batch is one of (seed, epoch, step).
+
+MixUp: Zhang et al. 2018, https://arxiv.org/abs/1710.09412
+CutMix: Yun et al. 2019, https://arxiv.org/abs/1905.04899
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import SourceError
+from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .types import Inputs
+
+TOKENIZER = "tokenizer"  # the folder beside a saved spec that holds a text source's tokenizer
+
+
+Key = tuple[int, int, str]  # (seed, epoch, id)
+
+
+class Preprocessor(Protocol):
+    """What a spec becomes; ``one`` then ``collate`` give the network's inputs."""
+
+    def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = ...) -> Any:
+        """One sample. Random only with ``augment``, and then a function of ``key``."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> Inputs:
+        """Samples → a batch [B, …], or a dict of such."""
+        ...
+
+
+def build(spec: Preprocess) -> ImagePreprocessor | TextPreprocessor | CallablePreprocessor:
+    """The functions of a spec. Raises SourceError for a tokenizer that does not load."""
+    if isinstance(spec, ImageSpec):
+        return ImagePreprocessor(spec)
+    return TextPreprocessor(spec) if isinstance(spec, TextSpec) else CallablePreprocessor(spec)
+
+
+def stable(*parts: object) -> int:
+    """63 bits that are a function of the parts, the same in every process and version."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class ImagePreprocessor:
+    def __init__(self, spec: ImageSpec) -> None:
+        from torchvision.transforms import InterpolationMode, v2
+
+        self.spec = spec
+        self.interpolation = InterpolationMode(spec.interpolation)
+        resize = spec.resize if isinstance(spec.resize, int) else list(spec.resize)
+        self._plain = v2.Compose(
+            [v2.Resize(resize, self.interpolation, antialias=True), v2.CenterCrop(list(spec.size))]
+        )
+        self._varied: dict[Augment, Any] = {}
+
+    def one(
+        self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
+    ) -> Tensor:
+        """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
+        import torch
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        from .pictures import read_picture
+
+        picture = read_picture(inputs[0], self.spec.channels)
+        if augment is None:
+            return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable(*key))
+            return pil_to_tensor(self._augmenting(augment)(picture))  # type: ignore[no-any-return]
+
+    def collate(self, samples: Sequence[Tensor]) -> Tensor:
+        """[B, C, H, W], float32, normalised."""
+        import torch
+
+        shape = (1, self.spec.channels, 1, 1)
+        mean = torch.tensor(self.spec.mean).view(shape)
+        std = torch.tensor(self.spec.std).view(shape)
+        return torch.stack(list(samples)).float().div_(255).sub_(mean).div_(std)
+
+    def _augmenting(self, augment: Augment) -> Any:
+        """PIL → PIL of the network's size, drawing from torch's global generator."""
+        from torchvision.transforms import v2
+
+        if augment not in self._varied:
+            crop = v2.RandomResizedCrop(
+                list(self.spec.size),
+                augment.scale,
+                augment.ratio,
+                self.interpolation,
+                antialias=True,
+            )
+            steps = [crop if augment.random_resized_crop else self._plain]
+            steps += [v2.RandomHorizontalFlip()] if augment.flip else []
+            steps += [v2.RandAugment(2, augment.randaugment)] if augment.randaugment else []
+            self._varied[augment] = v2.Compose(steps)
+        return self._varied[augment]
+
+
+def mix(
+    inputs: Inputs,
+    targets: Tensor,
+    outputs: int,
+    augment: Augment,
+    seed: int,
+    epoch: int,
+    step: int,
+) -> tuple[Inputs, Tensor]:
+    """MixUp or CutMix of a batch: (inputs [B, C, H, W], targets [B, outputs] float).
+
+    Class numbers [B] become one-hot rows before mixing. Without either the batch is returned as it
+    is. A function of (seed, epoch, step). Raises ValueError for inputs that are not pictures.
+    """
+    import numpy as np
+    import torch
+    from torch.nn.functional import one_hot
+
+    if not augment.mixup and not augment.cutmix:
+        return inputs, targets
+    if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4:
+        raise ValueError("MixUp and CutMix need pictures [B, C, H, W]")
+    rng = np.random.default_rng(stable("mix", seed, epoch, step))
+    soft = targets if targets.is_floating_point() else one_hot(targets, outputs).float()
+    cut = bool(augment.cutmix) and (not augment.mixup or rng.random() < 0.5)
+    alpha = augment.cutmix if cut else augment.mixup
+    share = float(rng.beta(alpha, alpha))
+    other = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
+    if cut:
+        height, width = inputs.shape[-2:]
+        side = (1 - share) ** 0.5
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        top, bottom = (int(np.clip(y + s * side * height / 2, 0, height)) for s in (-1, 1))
+        left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
+        mixed = inputs.clone()
+        mixed[..., top:bottom, left:right] = inputs[other, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)  # as clipped at the border
+    else:
+        mixed = inputs * share + inputs[other] * (1 - share)
+    return mixed, soft * share + soft[other.to(soft.device)] * (1 - share)
+
+
+# ---------------------------------------------------------------- texts
+
+
+class TextPreprocessor:
+    def __init__(self, spec: TextSpec) -> None:
+        from transformers import AutoTokenizer
+
+        self.spec = spec
+        local = Path(spec.tokenizer).is_dir()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"the tokenizer {spec.tokenizer} does not load: {error}") from error
+        if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides what is padded
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # `many` tokenises once and `collate` pads later, on purpose
+        self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+
+    def many(self, inputs: Sequence[tuple[str, ...]]) -> list[dict[str, list[int]]]:
+        """Token ids, masks and so on of each row, cut to ``max_length``; pairs lose the longer."""
+        encoded = self._encode(inputs, truncation=True, max_length=self.spec.max_length)
+        return [{k: v[i] for k, v in encoded.items()} for i in range(len(inputs))]
+
+    def one(
+        self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
+    ) -> dict[str, list[int]]:
+        """One row of ``many``; a text has no augmentation."""
+        return self.many([inputs])[0]
+
+    def collate(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """[B, T] each, int64, padded to the longest of the batch."""
+        return dict(self.tokenizer.pad(list(samples), return_tensors="pt"))
+
+    def truncated(self, inputs: Sequence[tuple[str, ...]]) -> int:
+        """How many rows are longer than ``max_length`` tokens."""
+        ids = self._encode(inputs, truncation=False, verbose=False)["input_ids"]
+        return sum(len(row) > self.spec.max_length for row in ids)
+
+    def _encode(self, inputs: Sequence[tuple[str, ...]], **how: Any) -> dict[str, Any]:
+        first = [row[0] for row in inputs]
+        second = [row[1] for row in inputs] if inputs and len(inputs[0]) == 2 else None
+        return dict(self.tokenizer(first, second, **how)) if inputs else {"input_ids": []}
+
+
+def save_tokenizer(spec: TextSpec, folder: Path) -> None:
+    """Writes the tokenizer's files where ``from_json(…, folder)`` looks for them."""
+    TextPreprocessor(spec).tokenizer.save_pretrained(folder / TOKENIZER)
+
+
+# ---------------------------------------------------------------- one's own
+
+
+class CallablePreprocessor:
+    def __init__(self, spec: CallableSpec) -> None:
+        self.spec = spec
+
+    def one(
+        self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
+    ) -> Tensor:
+        """What the function returns; where it draws from torch, a function of ``key``."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable(*key))
+            return self.spec.one(inputs)
+
+    def collate(self, samples: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        return torch.stack(list(samples))
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def to_json(spec: Preprocess) -> dict[str, Any]:
+    """A spec as plain JSON. Of a function of one's own only the fact is kept."""
+    if isinstance(spec, ImageSpec):
+        return {"kind": "image", **asdict(spec)}
+    if isinstance(spec, TextSpec):  # the tokenizer is saved beside it, see save_tokenizer
+        return {"kind": "text", "max_length": spec.max_length}
+    return {"kind": "callable"}
+
+
+def from_json(values: dict[str, Any], folder: Path) -> Preprocess:
+    """The spec of ``to_json``; a text's tokenizer is the one saved in the folder.
+
+    Raises SourceError for anything else, and for preprocessing of one's own.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    plain = dict(values)
+    kind = plain.pop("kind", None)
+    try:
+        if kind == "image":
+            return TypeAdapter(ImageSpec).validate_python(plain)
+        if kind == "text":
+            return TextSpec(str(folder / TOKENIZER), int(plain["max_length"]))
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{folder}: the preprocessing does not read: {error}") from error
+    if kind == "callable":
+        raise SourceError(
+            f"{folder} was fitted with preprocessing of one's own, which is not saved; pass it in"
+        )
+    raise SourceError(f'{folder}: unknown preprocessing "{kind}"')

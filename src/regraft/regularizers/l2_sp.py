@@ -1,0 +1,45 @@
+"""L2-SP: pull kept weights towards their source values, shrink fresh ones towards zero.
+
+    R(θ) = α/2 · Σ_kept ‖θ − θs‖²  +  β/2 · Σ_fresh ‖θ‖²
+
+Li, Grandvalet and Davoine 2018, https://arxiv.org/abs/1802.01483, eq. 3. Over trainable parameters,
+biases and norms of kept blocks too; of fresh ones the matrices only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..types import Batch, Penalty, Target
+
+
+@dataclass(frozen=True)
+class L2SP:
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    pulls_to_source: ClassVar[bool] = True
+    shrinks_to_zero: ClassVar[bool] = False
+
+    alpha: float = 0.1  # α, on kept weights
+    beta: float = 0.01  # β, on fresh weights
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.beta < 0:
+            raise ValueError("alpha and beta take 0 or more")
+
+    def prepare(self, target: Target) -> Penalty:
+        import torch
+
+        anchor = target.anchor
+
+        def term(batch: Batch) -> torch.Tensor:
+            pull, shrink = batch.logits.new_zeros(()), batch.logits.new_zeros(())
+            for name, p in batch.params.items():
+                if name in anchor:
+                    pull = pull + (p - anchor[name].to(p.device)).square().sum()
+                elif p.ndim > 1:
+                    shrink = shrink + p.square().sum()
+            return self.alpha / 2 * pull + self.beta / 2 * shrink
+
+        return Penalty(term)

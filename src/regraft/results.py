@@ -1,0 +1,175 @@
+"""What a run found: test opened once, every arm and control on the same rows, the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .arms import Arm, Figures, logits_of
+from .errors import DivergedError, shorten
+from .evaluation import Scored, confusion, estimates, gain
+from .features import Outputs, outputs
+from .linear_probe import Probe
+from .prepare import Prepared
+from .types import Estimate, Example, Task
+from .verdict import judge
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that training left behind."""
+
+    arms: list[Arm]  # a seed each; the first is the model that is saved
+    scratch: list[Arm]
+    probe: Probe | None
+    cross: dict[str, Figures]  # by folds, where there is no val
+    fitted: bool  # False: by cross-validation the probe was better, and stands
+
+
+@dataclass(frozen=True)
+class Judged:
+    result: dict[str, Any]  # result.json, less timing and status
+    predictions: Scored  # of the first seed's model on test
+
+
+def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
+    """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
+    scores = task.scores(rows.values).numpy()
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise DivergedError(
+            f"{len(bad)} of {len(scores)} rows have scores that are not finite "
+            f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
+        )
+    groups = tuple(e.group for e in examples)
+    return Scored(
+        rows.ids, task.truth(rows.targets).numpy(), scores,
+        groups if any(g is not None for g in groups) else None,
+    )  # fmt: skip
+
+
+def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
+    """Metrics with intervals on val and test, controls, paired gains and the verdict."""
+    task, metric, examples = p.task, p.metric, p.splits.test
+    fits = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.arms]
+    scratch = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.scratch]
+    first = fits[0]
+    trivial = "mean" if task.name == "regression" else "majority"
+    constant = task.constant(p.targets["train"]).numpy()
+    controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
+    if t.probe is not None:
+        features = features_of(p, "test")
+        controls["linear probe"] = scored(
+            replace(features, values=t.probe.logits(features.values)), task, examples
+        )
+    if scratch:
+        controls["scratch"] = scratch[0]
+    verdict = judge(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
+    gains = {name: gain(metric, first, c) for name, c in controls.items()}
+    if scratch and len(fits) > 1 and verdict.gain is not None:
+        gains["scratch"] = verdict.gain  # over all seeds
+    result = {
+        "task": task.name,
+        "classes": list(task.classes),
+        "primary": task.primary,
+        "rows": {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")},
+        "test": estimates(task, p.metrics, first),
+        "val": val_figures(p, t.arms[0]),
+        "controls": {name: estimates(task, p.metrics, c) for name, c in controls.items()},
+        "gain": gains,
+        "verdict": verdict,
+        "test_opened": opened,
+        "seeds": [seed_line(p, i, t, fits, scratch) for i in range(len(fits))],
+        "mean": mean_over_seeds(p, fits, scratch),
+        "val_controls": val_controls(p, t),
+        "cross_validation": t.cross,
+        "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
+        "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
+                  "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
+        "scratch": {"budget": str(p.scratch), "steps": [a.fit.steps for a in t.scratch]}
+        if t.scratch else None,
+        "confusion": confusion(first, task.outputs).tolist()
+        if task.name == "classification" else None,
+        "source": source_record(p),
+    }  # fmt: skip
+    return Judged(result, first)
+
+
+def features_of(p: Prepared, split: str) -> Outputs:
+    """Features of the untouched source on a split."""
+    return outputs(p.source.backbone.to(p.device), p.batches(split), p.device, p.settings.layout)
+
+
+def val_figures(p: Prepared, arm: Arm) -> dict[str, Estimate]:
+    if not p.splits.val:
+        return {}
+    rows = scored(logits_of(p, arm.target, "val"), p.task, p.splits.val)
+    return estimates(p.task, p.metrics, rows)
+
+
+def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:
+    """The starting point on val: what the best epoch was compared with."""
+    return {"linear probe": t.arms[0].fit.start} if p.splits.val and t.probe is not None else {}
+
+
+def value(p: Prepared, name: str, rows: Scored) -> float:
+    return float(p.metrics[name].value(rows.truth, rows.scores, np.ones((1, len(rows))))[0])
+
+
+def seed_line(
+    p: Prepared, i: int, t: Trained, fits: list[Scored], scratch: list[Scored]
+) -> dict[str, Any]:
+    fit = t.arms[i].fit
+    return {
+        "seed": p.seeds[i],
+        "best_epoch": fit.best_epoch,
+        "epochs": fit.epochs,
+        "val": fit.best,
+        "test": {m: value(p, m, fits[i]) for m in p.metrics},
+        "scratch": {m: value(p, m, scratch[i]) for m in p.metrics} if scratch else None,
+    }
+
+
+def mean_over_seeds(
+    p: Prepared, fits: list[Scored], scratch: list[Scored]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Each arm's metrics over seeds: mean and standard deviation (S − 1); empty for one seed."""
+    if len(fits) < 2:
+        return {}
+    arms = {"fit": fits} | ({"scratch": scratch} if scratch else {})
+    return {
+        name: {
+            m: {"mean": float(np.mean(v)), "sd": float(np.std(v, ddof=1))}
+            for m in p.metrics
+            for v in [[value(p, m, s) for s in arm]]
+        }
+        for name, arm in arms.items()
+    }
+
+
+def source_record(p: Prepared) -> dict[str, Any]:
+    """What was loaded, counted over the backbone's tensors."""
+    states = Counter(t.state for t in p.target.report)
+    named = {s: [t.name for t in p.target.report if t.state == s] for s in ("fresh", "unused")}
+    return {
+        "name": p.source.name,
+        "digest": p.source.digest,
+        "licence": p.source.licence,
+        "features": p.source.features,
+        "tensors": {s: states.get(s, 0) for s in ("kept", "fresh", "resized", "unused")},
+        **named,
+        "nothing_kept": p.source.nothing_kept,
+    }
+
+
+def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
+    """Header, then a line a test row: id, where, truth, prediction, a score an output."""
+    names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
+    yield ["id", "where", "label", "predicted", *names]
+    for example, row in zip(p.splits.test, rows.scores, strict=True):
+        label = ";".join(example.cells)
+        yield [example.id, example.where, label, p.task.label(row), *(repr(float(v)) for v in row)]

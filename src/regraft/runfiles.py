@@ -1,0 +1,161 @@
+"""A run folder: plain files, no pickle; never renamed, never overwritten, one writer at a time.
+
+plan.toml  environment.json  manifest.jsonl  loading.json  history.jsonl  predictions.csv
+result.json (written last, and whole or not at all)  log.txt
+model/ {model.safetensors, config.json, preprocess.json, labels.json}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import DiskError, UsageError
+
+SCHEMA = 1
+
+
+class RunFolder:
+    """A new run folder, locked while it is written. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> RunFolder:
+        """Raises UsageError where the folder exists, DiskError where it cannot be made."""
+        check_new(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+            (self.path / "lock").write_text(f"{os.getpid()}\n")
+        except FileExistsError as error:
+            raise UsageError(f"{self.path} was made by another run just now") from error
+        except OSError as error:
+            raise DiskError(f"{self.path} cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if error is not None and not (self.path / "result.json").exists():
+            self.log(f"stopped: {kind.__name__ if kind else ''}: {error}")
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
+        (self.path / "lock").unlink(missing_ok=True)
+
+    def text(self, name: str, text: str) -> None:
+        """Write a file, whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise DiskError(f"{path} cannot be written: {error.strerror}") from error
+
+    def json(self, name: str, value: Any) -> None:
+        self.text(name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, value: Any) -> None:
+        """One more line of a .jsonl file."""
+        line = json.dumps(plain(value), ensure_ascii=False)
+        with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+    def log(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with (self.path / "log.txt").open("a", encoding="utf-8", newline="\n") as file:
+            file.write(f"{stamp} {line}\n")
+
+    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        with (self.path / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+
+def check_new(path: Path) -> None:
+    """Raises UsageError, with the commands that help, where a run folder is already there."""
+    if path.exists() or path.is_symlink():
+        other = path.with_name(f"{path.name}-2")
+        raise UsageError(
+            f"{path} exists and is never overwritten: look at it with `regraft list runs`, or "
+            f"write elsewhere with --out {other}"
+        )
+
+
+def plain(value: Any) -> Any:
+    """JSON of records and numbers; a number that is not finite becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_json(path: Path) -> Any:
+    """Raises UsageError where the file is missing or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}; is this a run folder?"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Run folders in a folder, by name."""
+    return sorted(p.parent for p in folder.glob("*/plan.toml"))
+
+
+# ---------------------------------------------------------------- the ledger of opened test sets
+
+
+def ledger_path() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(os.environ.get("REGRAFT_STATE", Path(state) / "regraft")) / "test-ledger.jsonl"
+
+
+def open_test(digest: str, run: str) -> int:
+    """Note that a test set was opened; → how often it has been, this time included.
+
+    The ledger is one line an opening, appended, so that runs beside each other lose none. Where it
+    cannot be written the run goes on: → 0, and the summary says so.
+    """
+    path = ledger_path()
+    line = json.dumps({"test": digest, "run": run, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        entries = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return sum(1 for entry in entries if f'"{digest}"' in entry)

@@ -1,0 +1,40 @@
+"""One file a source plug-in; found by its name, see regraft.plugins.
+
+A plug-in has ``load(name, options) -> Source`` and ``build(recipe, folder) -> Source``, which makes
+the same architecture again without weights and offline. Files whose names begin with "_" are shared
+by the plug-ins of this folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regraft import plugins
+
+from ..errors import SourceError, did_you_mean
+from ..types import Source, SourceOptions
+
+FORMS = (
+    "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm/NAME or a run folder"
+)
+
+
+def load_source(ref: str, options: SourceOptions) -> Source:
+    """The source that a reference names; a path to a run folder needs no prefix.
+
+    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
+    """
+    if (Path(ref) / "model" / "config.json").is_file():
+        source: Source = plugins.module("sources", "run").load(ref, options)
+        return source
+    prefix, colon, name = ref.partition(":")
+    known = plugins.names("sources")
+    if colon and name and prefix in known:
+        source = plugins.module("sources", prefix).load(name, options)
+        source.name = ref
+        return source
+    if colon and prefix not in known:
+        raise SourceError(f'source "{ref}": {did_you_mean(prefix, known)}; {FORMS}')
+    if Path(ref).is_dir():
+        raise SourceError(f'source "{ref}" is a folder without model/config.json; {FORMS}')
+    raise SourceError(f'source "{ref}" is not known; {FORMS}')

@@ -1,0 +1,129 @@
+"""Blocks of a backbone: an ordered partition of its tensors and modules, and the proof of a split.
+
+A module without tensors belongs to the block before it; a container that spans several blocks,
+and the root, to the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import SourceError
+from ..types import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.types import Inputs
+
+Run = Callable[[nn.Module, Any], Any]
+Steps = Sequence[str]  # dotted modules, or "method()", in the order of the forward pass
+
+
+def tensor_names(module: nn.Module) -> list[str]:
+    """Names of parameters and buffers, non-persistent ones too, each tied tensor once."""
+    return [*(n for n, _ in module.named_parameters()), *(n for n, _ in module.named_buffers())]
+
+
+def partition(
+    backbone: nn.Module, groups: Sequence[tuple[str, Sequence[str]]], runs: Sequence[Run | None]
+) -> tuple[Block, ...]:
+    """Blocks from named groups of tensors, input → output; modules follow their tensors."""
+    owner = {t: i for i, (_, tensors) in enumerate(groups) for t in tensors}
+    modules: list[list[str]] = [[] for _ in groups]
+    current = 0
+    for name, _ in backbone.named_modules():
+        inside = {i for t, i in owner.items() if t.startswith(f"{name}.")} if name else {-1}
+        if not name or len(inside) > 1:
+            modules[-1].append(name)
+            continue
+        current = inside.pop() if inside else current
+        modules[current].append(name)
+    return tuple(
+        Block(name, tuple(tensors), tuple(modules[i]), runs[i])
+        for i, (name, tensors) in enumerate(groups)
+    )
+
+
+def common_path(tensors: Sequence[str]) -> str:
+    """The longest dotted path that leads to all of them: "blocks.3", or "" for none."""
+    paths = [t.split(".")[:-1] for t in tensors]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def apply(steps: tuple[str, ...], backbone: nn.Module, x: Any) -> Any:
+    for step in steps:
+        method = step.endswith("()")
+        x = (getattr(backbone, step[:-2]) if method else backbone.get_submodule(step))(x)
+    return x
+
+
+def runs_of(steps: Steps, groups: Sequence[tuple[str, Sequence[str]]]) -> list[Run | None]:
+    """A callable a block, from the steps of the forward pass.
+
+    A step belongs to the block of its tensors; one without tensors, or a method, to the block of
+    the step before it; the last step to the last block. All None where steps and blocks do not
+    run in the same order.
+    """
+    none: list[Run | None] = [None] * len(groups)
+    owner = {t: i for i, (_, tensors) in enumerate(groups) for t in tensors}
+    of_block: list[list[str]] = [[] for _ in groups]
+    current = 0
+    for number, step in enumerate(steps):
+        inside = {i for t, i in owner.items() if t.startswith(f"{step}.")}
+        if number == len(steps) - 1:
+            inside = {len(groups) - 1}
+        if len(inside) > 1 or (inside and min(inside) < current):
+            return none
+        current = inside.pop() if inside else current
+        of_block[current].append(step)
+    return [partial(apply, tuple(s)) for s in of_block] if all(of_block) else none
+
+
+def prove(
+    backbone: nn.Module,
+    head: nn.Module | None,
+    blocks: tuple[Block, ...],
+    inputs: Inputs,
+    expected: Tensor | None,
+    where: str,
+) -> tuple[int, tuple[Block, ...]]:
+    """(D, blocks) of a split, measured by a forward pass in eval mode.
+
+    ``expected`` [B, C] is the original model's output. Where the blocks' runs do not chain to the
+    backbone's output exactly they are dropped: a wrong cut is worse than none.
+
+    Raises SourceError where features are not [B, D] or head(backbone(x)) is not the original.
+    """
+    with torch.no_grad():
+        try:
+            features = backbone(inputs)
+        except RuntimeError as error:
+            raise SourceError(f"{where}: refused, its head does not come last ({error})") from error
+        if not isinstance(features, torch.Tensor) or features.ndim != 2:
+            raise SourceError(f"{where}: refused, its features are not one vector a row")
+        if head is not None and expected is not None:
+            try:
+                same = torch.allclose(head(features), expected, rtol=1e-4, atol=1e-5)
+            except RuntimeError as error:
+                raise SourceError(f"{where}: refused, its head does not fit ({error})") from error
+            if not same:
+                raise SourceError(f"{where}: refused, head(backbone(x)) is not the model's output")
+        x: Any = inputs
+        for block in blocks:
+            if block.run is None:
+                return features.shape[1], blocks
+            x = block.run(backbone, x)
+    if torch.allclose(x, features, rtol=1e-4, atol=1e-5):
+        return features.shape[1], blocks
+    return features.shape[1], tuple(Block(b.name, b.tensors, b.modules) for b in blocks)

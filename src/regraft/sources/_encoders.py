@@ -1,0 +1,185 @@
+"""transformers models as backbones: inputs → features [B, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _blocks
+
+if TYPE_CHECKING:
+    from regraft.types import Block, Inputs
+
+
+class Encoder(nn.Module):
+    """A transformers model with its classifier taken off, or a plain encoder with pooling.
+
+    ``pooling``: "head" takes what the classifier was given, "mean" averages tokens under the mask,
+    "cls" takes the first token. Feature maps [B, D, H, W] are averaged over H and W.
+    """
+
+    def __init__(self, net: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.net = net
+        self.pooling = pooling
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        if isinstance(inputs, dict):
+            out = self.net(**inputs)
+            return self.pool(self.hidden(out), inputs.get("attention_mask"))
+        return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
+
+    def hidden(self, out: Any) -> Tensor:
+        found: Tensor = out.logits if self.pooling == "head" else out.last_hidden_state
+        return found
+
+    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, D], [B, T, D] or [B, D, H, W] → [B, D]; mask [B, T]."""
+        if x.ndim == 4:
+            return x.mean((2, 3))
+        if x.ndim == 2:
+            return x
+        if self.pooling != "mean":
+            return x[:, 0]
+        if mask is None:
+            return x.mean(1)
+        weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+
+
+class TokenHead(nn.Module):
+    """A classification head that takes the first token of [B, T, D], given that token [B, D]."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.inner(features.unsqueeze(1))
+        return logits
+
+
+def layers_of(net: nn.Module) -> str | None:
+    """The dotted name of the list of layers: the outermost one with the most parameters."""
+    lists = [
+        (sum(p.numel() for p in m.parameters()), -n.count("."), n)
+        for n, m in net.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) > 0
+    ]
+    return max(lists)[2] if lists else None
+
+
+def group(backbone: Encoder) -> list[tuple[str, list[str]]]:
+    """Tensors as embeddings, each layer, and what follows; names without the wrappers' prefixes.
+
+    What holds positions ("embed", "relative") is used by every layer: it goes with the embeddings.
+    """
+    names = _blocks.tensor_names(backbone)
+    layers = layers_of(backbone)
+    if layers is None:
+        return [("encoder", names)]
+    count = len(backbone.get_submodule(layers))  # type: ignore[arg-type]
+    each = [[n for n in names if n.startswith(f"{layers}.{i}.")] for i in range(count)]
+    inside = {n for g in each for n in g}
+    first = names.index(each[0][0]) if each[0] else 0
+    early = [
+        n
+        for i, n in enumerate(names)
+        if n not in inside and ((i < first) or "embed" in n or "relative" in n)
+    ]
+    late = [n for n in names if n not in inside and n not in set(early)]
+    prefix = f"{getattr(backbone.net, 'base_model_prefix', '')}."
+    stem = layers.removeprefix("net.").removeprefix(prefix)
+    groups = [("embeddings", early), *((f"{stem}.{i}", g) for i, g in enumerate(each))]
+    path = _blocks.common_path(late).removeprefix("net").lstrip(".").removeprefix(prefix)
+    groups.append((path or "last", late))
+    return [(title, tensors) for title, tensors in groups if tensors]
+
+
+def blocks(backbone: Encoder) -> tuple[Block, ...]:
+    """Blocks with runs for BERT, RoBERTa and ViT; without for the others.
+
+    Between text blocks x is {"hidden": [B, T, D], "attention_mask": [B, T]}.
+    """
+    groups = group(backbone)
+    runs: list[_blocks.Run | None] = [None] * len(groups)
+    layers = layers_of(backbone)
+    base = base_of(backbone)
+    kind = type(base).__name__
+    count = len(backbone.get_submodule(layers)) if layers else 0  # type: ignore[arg-type]
+    embed: _blocks.Run
+    finish: _blocks.Run
+    layer: Callable[[int, nn.Module, Any], Any]
+    if kind in ("BertModel", "RobertaModel") and len(groups) in (count + 1, count + 2):
+        embed, finish, layer = embed_text, finish_text, layer_text
+    elif kind == "ViTModel" and len(groups) == count + 2:
+        embed, finish, layer = embed_image, finish_image, layer_image
+    else:
+        return _blocks.partition(backbone, groups, runs)
+    each: list[_blocks.Run] = [partial(layer, i) for i in range(count)]
+    after = [finish] * (len(groups) - count - 1)
+    if not after:  # nothing with tensors follows the layers: pooling belongs to the last one
+        each[-1] = partial(then, each[-1], finish)
+    runs = [embed, *each, *after]
+    return _blocks.partition(backbone, groups, runs)
+
+
+def then(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -> Any:
+    return second(backbone, first(backbone, x))
+
+
+def base_of(backbone: Any) -> Any:
+    return getattr(backbone.net, "base_model", backbone.net)
+
+
+def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What the classifier would be given (its place holds an identity), or the pooling."""
+    if backbone.pooling != "head":
+        features: Tensor = backbone.pool(hidden, mask)
+        return features
+    x = hidden if pooled is None else pooled
+    dropout = getattr(backbone.net, "dropout", None)
+    return backbone.pool(dropout(x) if dropout is not None else x, mask)  # type: ignore[no-any-return]
+
+
+def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    hidden = base_of(backbone).embeddings(
+        input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids")
+    )
+    mask = x.get("attention_mask", torch.ones_like(x["input_ids"]))
+    return {"hidden": hidden, "attention_mask": mask}
+
+
+def layer_text(index: int, backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    from transformers.masking_utils import create_bidirectional_mask
+
+    base, hidden = base_of(backbone), x["hidden"]
+    mask = create_bidirectional_mask(
+        config=base.config, inputs_embeds=hidden, attention_mask=x["attention_mask"]
+    )
+    return {**x, "hidden": base.encoder.layer[index](hidden, mask)}
+
+
+def finish_text(backbone: Any, x: dict[str, Tensor]) -> Tensor:
+    pooler = base_of(backbone).pooler
+    pooled = pooler(x["hidden"]) if pooler is not None else None
+    return after_base(backbone, x["hidden"], pooled, x["attention_mask"])
+
+
+def embed_image(backbone: Any, x: Tensor) -> Tensor:
+    hidden: Tensor = base_of(backbone).embeddings(x)
+    return hidden
+
+
+def layer_image(index: int, backbone: Any, x: Tensor) -> Tensor:
+    hidden: Tensor = base_of(backbone).layers[index](x, None)
+    return hidden
+
+
+def finish_image(backbone: Any, x: Tensor) -> Tensor:
+    hidden = base_of(backbone).layernorm(x)
+    return after_base(backbone, hidden, None, None)

@@ -1,0 +1,43 @@
+"""A picture specification as plain JSON and back, and the change of its channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..errors import SourceError
+from ..types import ImageSpec
+
+
+def to_recipe(spec: ImageSpec) -> dict[str, Any]:
+    return dataclasses.asdict(spec)
+
+
+def from_recipe(values: dict[str, Any]) -> ImageSpec:
+    resize = values["resize"]
+    return ImageSpec(
+        size=(values["size"][0], values["size"][1]),
+        resize=resize if isinstance(resize, int) else (resize[0], resize[1]),
+        interpolation=values["interpolation"],
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+    )
+
+
+def with_channels(spec: ImageSpec, channels: int) -> tuple[ImageSpec, str]:
+    """The specification for another number of channels, and what was changed, in words.
+
+    One channel: the mean of the means and of the deviations. More than three: 0.5 for the rest.
+    """
+    if channels == spec.channels:
+        return spec, ""
+    if channels == 1:
+        mean: tuple[float, ...] = (sum(spec.mean) / spec.channels,)
+        std: tuple[float, ...] = (sum(spec.std) / spec.channels,)
+    elif channels > spec.channels:
+        rest = (0.5,) * (channels - spec.channels)
+        mean, std = spec.mean + rest, spec.std + rest
+    else:
+        raise SourceError(f"{channels} picture channels; remedy: 1, {spec.channels} or more")
+    note = f"stem adapted from {spec.channels} to {channels} channels; mean {mean}, std {std}"
+    return dataclasses.replace(spec, mean=mean, std=std), note

@@ -1,0 +1,57 @@
+"""Blocks of a timm model, and the forward pass of the common families as a chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _blocks
+
+
+def group(model: Any) -> list[tuple[str, list[str]]]:
+    """timm's own coarse grouping of the backbone's tensors, input → output, with names."""
+    from timm.models._manipulate import group_with_matcher
+
+    names = _blocks.tensor_names(model)
+    # Parameters at the root (class token, positions, registers) enter with the patches.
+    root = [n for n in names if "." not in n]
+    matcher = model.group_matcher(coarse=True)
+    levels = group_with_matcher([(n, n) for n in names if "." in n], matcher)
+    groups = [list(levels[level]) for level in sorted(levels)]
+    groups[0] = root + groups[0]
+    tops = [[t for t in g if t.split(".")[0] == g[0].split(".")[0]] for g in groups]
+    full = [_blocks.common_path(t) for t in tops]
+    full[0] = _blocks.common_path(groups[0]) or "stem"
+    named = [".".join(f.split(".")[: depth(f, full)]) for f in full]
+    titles = named if len(set(named)) == len(named) else full
+    if len(set(titles)) < len(titles):  # two groups inside one module: number them
+        titles = [f"{t}-{i}" for i, t in enumerate(titles)]
+    return list(zip(titles, groups, strict=True))
+
+
+def depth(path: str, paths: list[str]) -> int:
+    """The least depth among paths of the same top name, so that siblings have names alike."""
+    top = path.split(".")[0]
+    return min(len(p.split(".")) for p in paths if p.split(".")[0] == top)
+
+
+def forward_steps(model: Any) -> list[str]:
+    """The forward pass of the common families as a chain of modules; empty for the others."""
+    family = type(model).__name__
+    if family == "EfficientNet":
+        middle = [f"blocks.{i}" for i in range(len(model.blocks))]
+        return ["conv_stem", "bn1", *middle, "conv_head", "bn2", "forward_head()"]
+    if family == "MobileNetV3":
+        middle = [f"blocks.{i}" for i in range(len(model.blocks))]
+        last = ["global_pool", "conv_head", "norm_head", "act2", "flatten"]
+        return ["conv_stem", "bn1", *middle, *last]
+    if family == "ResNet":
+        stem = ["conv1", "bn1", "act1", "maxpool"]
+        return [*stem, "layer1", "layer2", "layer3", "layer4", "global_pool"]
+    if family == "ConvNeXt":
+        middle = [f"stages.{i}" for i in range(len(model.stages))]
+        return ["stem", *middle, "norm_pre", "head"]
+    if family == "VisionTransformer":
+        middle = [f"blocks.{i}" for i in range(len(model.blocks))]
+        stem = ["patch_embed", "_pos_embed()", "patch_drop", "norm_pre"]
+        return [*stem, *middle, "norm", "forward_head()"]
+    return []

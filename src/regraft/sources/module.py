@@ -1,0 +1,134 @@
+"""A module of one's own: ``Source.from_module(net, head="fc", …)``. Only from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError, did_you_mean, shorten
+from ..types import (
+    CallableSpec,
+    ImageSpec,
+    LoadedTensor,
+    Preprocess,
+    Source,
+    SourceOptions,
+    TextSpec,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regraft.types import Inputs
+
+
+def load(name: str, options: SourceOptions) -> Source:
+    raise SourceError(
+        f'"module:{name}" cannot be named in a plan; pass it in Python with Source.from_module'
+    )
+
+
+def build(recipe: dict[str, Any], folder: Path) -> Source:
+    raise SourceError(
+        f"{folder} was made from a module of one's own, whose code is not in a run; pass the "
+        "module in Python with Source.from_module"
+    )
+
+
+def from_module(
+    net: nn.Module,
+    *,
+    head: str,
+    preprocess: Preprocess | Callable[[tuple[str, ...]], Tensor],
+    example: Inputs,
+    blocks: Sequence[tuple[str, Sequence[str]]] | None = None,
+    name: str = "module",
+) -> Source:
+    """A source from a copy of ``net``, which stays untouched.
+
+    ``head`` is the dotted name of the submodule that maps features [B, D] to outputs [B, C];
+    ``example`` a batch for one forward pass. ``blocks`` are (name, dotted prefixes of tensors),
+    input → output; without them each child of the backbone that has tensors is one.
+
+    Raises SourceError for a head that does not exist or does not come last, and for blocks that
+    do not partition the backbone's tensors.
+    """
+    import copy
+
+    import torch
+    from torch import nn
+
+    from . import _blocks
+
+    copied = copy.deepcopy(net).eval()
+    known = [n for n, _ in copied.named_modules() if n]
+    if head not in known:
+        raise SourceError(f'{name} has no submodule "{head}"; {did_you_mean(head, known)}')
+    taken = copied.get_submodule(head)
+    with torch.no_grad():
+        expected = copied(example)  # [B, C]
+    copied.set_submodule(head, nn.Identity())
+    groups = given(copied, blocks, name) if blocks is not None else by_children(copied)
+    if not groups:
+        raise SourceError(f'{name} has no tensors outside "{head}"')
+    made = _blocks.partition(copied, groups, [None] * len(groups))
+    features, made = _blocks.prove(copied, taken, made, example, expected, f'{name}, head "{head}"')
+    known_spec = isinstance(preprocess, ImageSpec | TextSpec | CallableSpec)
+    shapes = {n: tuple(t.shape) for n, t in net.state_dict().items()}
+    return Source(
+        name=name,
+        backbone=copied,
+        head=taken,
+        blocks=made,
+        preprocess=preprocess if known_spec else CallableSpec(preprocess),  # type: ignore[arg-type]
+        features=features,
+        recipe={"source": "module"},
+        report=tuple(LoadedTensor(n, "kept", shape) for n, shape in shapes.items()),
+    )
+
+
+def by_children(backbone: nn.Module) -> list[tuple[str, list[str]]]:
+    """One group a child with tensors, in order; tensors of the root go with the first."""
+    from . import _blocks
+
+    names = _blocks.tensor_names(backbone)
+    root = [n for n in names if "." not in n]
+    groups = [
+        (child, [n for n in names if n.startswith(f"{child}.")])
+        for child, _ in backbone.named_children()
+    ]
+    groups = [(child, inside) for child, inside in groups if inside]
+    if root:
+        first = groups[0] if groups else ("root", [])
+        groups[:1] = [(first[0], root + first[1])]
+    return groups
+
+
+def given(
+    backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
+) -> list[tuple[str, list[str]]]:
+    """The tensors under each block's prefixes. Raises SourceError where they are no partition."""
+    from . import _blocks
+
+    names = _blocks.tensor_names(backbone)
+    groups = [
+        (title, [n for n in names if any(n == p or n.startswith(f"{p}.") for p in prefixes)])
+        for title, prefixes in blocks
+    ]
+    counts = {n: sum(n in inside for _, inside in groups) for n in names}
+    missing = [n for n, c in counts.items() if c == 0]
+    twice = [n for n, c in counts.items() if c > 1]
+    empty = [title for title, inside in groups if not inside]
+    problems = [
+        f"{words}: {shorten(found)}"
+        for words, found in (
+            ("in no block", missing),
+            ("in several blocks", twice),
+            ("blocks without tensors", empty),
+        )
+        if found
+    ]
+    if problems:
+        raise SourceError(f"{name}: blocks do not partition the backbone; {'; '.join(problems)}")
+    return groups

@@ -1,0 +1,37 @@
+"""A random architecture: ``random:timm/NAME``. Nothing is kept, there is no head.
+
+For the from-scratch control and for pre-training of one's own. The caller seeds torch first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from ..types import LoadedTensor, Source, SourceOptions
+
+
+def load(name: str, options: SourceOptions) -> Source:
+    """timm's own initialisation of NAME. Raises SourceError for another library."""
+    from . import timm
+
+    library, _, architecture = name.partition("/")
+    if library != "timm" or not architecture:
+        raise SourceError(f'"random:{name}" is not known; write random:timm/NAME')
+    if options.weights:
+        raise SourceError(f"random:{name} takes no weights; for weights write timm:{architecture}")
+    model = timm.create(architecture, options)
+    source = timm.split(model, f"random:{name}", None, timm.classifier_name(model, name))
+    source.recipe["num_classes"] = 0
+    source.licence = source.recipe["licence"] = "none: nothing was loaded"
+    state = source.backbone.state_dict()
+    source.report = tuple(LoadedTensor(n, "fresh", tuple(t.shape)) for n, t in state.items())
+    source.nothing_kept = True
+    return source
+
+
+def build(recipe: dict[str, Any], folder: Path) -> Source:
+    from . import timm
+
+    return timm.build(recipe, folder)

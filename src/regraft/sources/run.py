@@ -1,0 +1,87 @@
+"""A run folder as a source: its fitted backbone, its head and its classes.
+
+Nothing in a run is code: the recipe is JSON, the weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from ..types import LoadedTensor, Source, SourceOptions
+
+
+def load(name: str, options: SourceOptions) -> Source:
+    """The run's model. Raises SourceError for a folder that is no run, or a damaged one."""
+    from torch import nn
+
+    from . import _weights
+
+    folder = Path(name) / "model"
+    config = read_config(folder)
+    source = build(config["recipe"], folder)
+    weights = _weights.read(options.weights or folder / "model.safetensors")
+    body = below(weights.tensors, "backbone.")
+    head = below(weights.tensors, "head.")
+    where = str(folder / "model.safetensors")
+    found = _weights.match(
+        source.backbone.state_dict(), body, where=where, allow_fresh=options.allow_fresh
+    )
+    source.backbone.load_state_dict(found.state, strict=False)
+    source.head = None
+    if set(head) == {"weight", "bias"}:
+        outputs, features = head["weight"].shape  # [C, D]
+        if features != source.features:
+            raise SourceError(f"{where}: head takes {features} features, not {source.features}")
+        source.head = nn.Linear(features, outputs)
+        fitted = _weights.match(source.head.state_dict(), head, where=where)
+        source.head.load_state_dict(fitted.state)
+    source.name = name
+    source.labels = tuple(config["task"].get("classes", ())) or None
+    source.digest = weights.digest
+    source.report = (
+        *found.report,
+        *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()),
+    )
+    source.nothing_kept = False  # a run from random weights has weights of its own
+    if options.max_length is not None and source.kind == "text":
+        limit = min(options.max_length, source.preprocess.max_length)  # type: ignore[union-attr]
+        source.preprocess = replace(source.preprocess, max_length=limit)  # type: ignore[arg-type]
+    return source
+
+
+def build(recipe: dict[str, Any], folder: Path) -> Source:
+    """The architecture of the source that the run began from.
+
+    Raises SourceError for a recipe that names no source of regraft's own.
+    """
+    from regraft.plugins import module
+
+    kind = recipe.get("source")
+    if kind == "run" or not isinstance(kind, str):
+        raise SourceError(f'{folder}: its recipe names no source ("{kind}")')
+    try:
+        source: Source = module("sources", kind).build(recipe, folder)
+    except LookupError as error:
+        raise SourceError(f"{folder}: {error}") from error
+    return source
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: not a run's model ({error})") from error
+    if not isinstance(config, dict) or config.get("schema") != 1:
+        raise SourceError(f"{path}: made by another version of regraft (schema 1 expected)")
+    if not isinstance(config.get("recipe"), dict) or not isinstance(config.get("task"), dict):
+        raise SourceError(f"{path}: recipe or task is missing; the run is incomplete")
+    return config
+
+
+def below(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,117 @@
+"""The end of a run in words, from result.json alone; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WORDS = {
+    "transfer helps": "over training from scratch",
+    "transfer hurts": "against training from scratch",
+    "no evidence": "over training from scratch",
+}
+SHOWN = {
+    "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("map", "micro_f1"),
+    "regression": ("mae", "r2"),
+}
+
+
+def summary(path: Path, result: dict[str, Any]) -> str:
+    """The block that ends every run; ``regraft list`` and ``evaluate`` speak the same words."""
+    return "\n".join(f"{head:<8} {text}".rstrip() for head, text in lines(path, result))
+
+
+def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield str(path), "  " + how_it_went(r)
+    names = [r["primary"], *(m for m in SHOWN[r["task"]] if m != r["primary"])]
+    first = (
+        "" if len(r["seeds"]) == 1 else f" (seed {r['seeds'][0]['seed']}, the model that is saved)"
+    )
+    figures = "   ".join(f"{m} {estimate(r['test'][m])}" for m in names)
+    yield "TARGET", f"test, n = {r['rows']['test']}{first}   {figures}"
+    for arm, metrics in r["mean"].items():
+        m = metrics[r["primary"]]
+        name = "fine-tuned" if arm == "fit" else arm
+        seeds = len(r["seeds"])
+        yield (
+            "",
+            f"{name}, mean of {seeds} seeds   {r['primary']} {m['mean']:.3f} (sd {m['sd']:.3f})",
+        )
+    for name, metrics in r["controls"].items():
+        yield "", over(r, name, metrics[r["primary"]]["value"])
+    yield "WEIGHTS", weights(r["source"])
+    yield "VERDICT", verdict(r)
+    yield (
+        "NEXT",
+        f"regraft predict {path} FILE …   ·   regraft evaluate {path} DATA   ·   regraft list runs",
+    )
+
+
+def how_it_went(r: dict[str, Any]) -> str:
+    minutes, seconds = divmod(round(r["timing"]["total"]), 60)
+    time = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    fit = r["fit"]
+    if not fit["fitted"]:
+        how = "the linear probe stands: fine-tuning did not beat it by cross-validation"
+    elif not r["rows"]["val"]:
+        how = f"{fit['epochs']} epochs (too few rows for val)"
+    elif fit["best_epoch"] == 0:
+        how = f"the starting point was best of {fit['epochs']} epochs on val"
+    else:
+        how = f"best epoch {fit['best_epoch']} of {fit['epochs']} on val ({fit['stopped']})"
+    seeds = [s["seed"] for s in r["seeds"]]
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"done in {time} · {how} · {which}"
+
+
+def over(r: dict[str, Any], name: str, value: float) -> str:
+    """A control and the paired gain over it; only scratch carries a verdict."""
+    gain = r["gain"][name]
+    text = f"over {name} {value:.3f}   {signed(gain)}"
+    if name == "linear probe" and r["fit"]["fitted"]:
+        if gain["low"] > 0:
+            return f"{text}   fine-tuning helps over the probe (these two models)"
+        if gain["high"] < 0:
+            return f"{text}   fine-tuning hurts over the probe (these two models)"
+        return f"{text}   paired"
+    if name == "scratch" and len(r["seeds"]) > 1:
+        return f"{text}   over {len(r['seeds'])} seeds"
+    return f"{text}   paired"
+
+
+def weights(source: dict[str, Any]) -> str:
+    if source["nothing_kept"]:
+        return f"none kept: {source['name']} starts from random weights"
+    t = source["tensors"]
+    kept = t["kept"] + t["resized"]
+    backbone = kept + len([n for n in source["fresh"] if not n.startswith("head.")])
+    resized = f" ({t['resized']} resized)" if t["resized"] else ""
+    text = f"{kept} of {backbone} backbone tensors kept{resized}; fresh: {some(source['fresh'])}"
+    return f"{text}; unused: {some(source['unused'])}" if source["unused"] else text
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def verdict(r: dict[str, Any]) -> str:
+    v = r["verdict"]
+    times = r["test_opened"]
+    opened = "test opened once" if times == 1 else f"test opened {times} times"
+    opened = "how often test was opened could not be counted" if times == 0 else opened
+    if "scratch" not in r["controls"]:
+        return f"TRANSFER not measured (--controls scratch --seeds 3); {opened}"
+    if v["words"] == "not measured":
+        return f"TRANSFER not measured: {v['why']}; {opened}"
+    gain = signed(v["gain"])
+    return f"{v['words']}: {gain} {WORDS[v['words']]} ({v['why']}; {opened})"
+
+
+def estimate(e: dict[str, Any]) -> str:
+    return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
+
+
+def signed(e: dict[str, Any]) -> str:
+    return f"{e['value']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]"

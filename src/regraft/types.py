@@ -1,0 +1,405 @@
+"""The nouns of regraft: records and protocols, no I/O and no torch at import.
+
+Shapes: B rows of a batch, N rows of a split, D features, C outputs (classes, labels or numbers),
+R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    Inputs = Tensor | dict[str, Tensor]  # [B, …], or tensors by name (texts)
+    FloatArray = NDArray[np.float64]
+
+Kind = Literal["image", "text", "tensor"]
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as a format reads it; nothing is decoded yet."""
+
+    inputs: tuple[str, ...]  # an image path, or one or two texts
+    cells: tuple[str, ...]  # the label columns, as text; empty where the data have no labels
+    where: str  # for messages: "labels.csv row 12" or "tulip/0001.jpg"
+    split: str | None = None  # "train", "val" or "test" where the data say so
+    group: str | None = None  # rows of one group stay in one split
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What a format found: rows, what their inputs are, and what the label cells are called."""
+
+    kind: Kind
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...] = ("label",)  # names of the label cells
+    notes: tuple[str, ...] = ()  # told to the user
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row with its identity. ``id`` is (hash of the inputs, occurrence number)."""
+
+    id: str
+    inputs: tuple[str, ...]
+    cells: tuple[str, ...]
+    where: str
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Target data, ready to be batched. ``val`` is empty where there are too few rows for one."""
+
+    kind: Kind
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
+    test: tuple[Example, ...]
+    digest: str  # sha256 over (id, split, label) of every row, independent of their order
+    test_digest: str  # the same over the test rows; the ledger's key
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The plan's ``[data]``: where the target data lie and how they are read."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    path: Path  # a folder of pictures, a table, or a folder of tables
+    format: str = "auto"  # a file of formats/; "auto" asks each of them
+    image_root: Path | None = None  # folder of the pictures that a table names; the table's own
+    image: str | None = None  # column of picture paths
+    text: tuple[str, ...] = ()  # one column of texts, or a pair of columns
+    label: tuple[str, ...] = ()  # label columns
+    split: str | None = None  # column that says train, val or test
+    group: str | None = None  # column; rows of one group stay in one split
+    val: float = 0.2  # fraction of train that becomes val where the data bring none; 0: no val
+    split_seed: int = 0
+    on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
+    label_separator: str = ";"  # between the labels of one cell, where a row has several
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val < 1:
+            raise ValueError(f"val is a fraction of train, from 0 to below 1, not {self.val}")
+
+
+# ---------------------------------------------------------------- preprocessing
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a source wants its pictures: resize, crop, scale to [0, 1], normalise."""
+
+    size: tuple[int, int]  # height and width that the network sees, in pixels
+    resize: int | tuple[int, int]  # shorter side, or (height, width), before the crop
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a source wants its texts: a tokenizer folder (or a hub name) and a length in tokens."""
+
+    tokenizer: str
+    max_length: int
+
+
+@dataclass(frozen=True)
+class CallableSpec:
+    """Preprocessing of one's own: ``one(inputs) -> Tensor``; not saved with a run."""
+
+    one: Callable[[tuple[str, ...]], Tensor]
+    kind: Kind = "tensor"
+
+
+Preprocess = ImageSpec | TextSpec | CallableSpec
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random views of training pictures; nothing of it reaches evaluation."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    random_resized_crop: bool = field(
+        default=True, metadata={"help": "else the evaluation's resize and centre crop"}
+    )
+    scale: tuple[float, float] = field(
+        default=(0.35, 1.0), metadata={"help": "share of the picture's area that a crop keeps"}
+    )
+    ratio: tuple[float, float] = field(
+        default=(0.75, 4 / 3), metadata={"help": "width ÷ height of a crop"}
+    )
+    flip: bool = field(default=True, metadata={"help": "left to right, half of the time"})
+    randaugment: int = field(default=0, metadata={"help": "magnitude, 0 (off) to 30"})
+    mixup: float = field(default=0.0, metadata={"help": "alpha of MixUp; 0: off"})
+    cutmix: float = field(default=0.0, metadata={"help": "alpha of CutMix; 0: off"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError("scale takes two shares with 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError("ratio takes two numbers with 0 < low <= high")
+        if not 0 <= self.randaugment <= 30:
+            raise ValueError("randaugment takes a magnitude from 0 to 30")
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError("mixup and cutmix take an alpha of 0 or more")
+
+
+# ---------------------------------------------------------------- source and target
+
+
+@dataclass(frozen=True)
+class Block:
+    """An ordered, named part of a model; blocks partition its parameters, buffers and modules.
+
+    ``run(backbone, x)`` computes this block's output from the output of the one before it (from the
+    network's inputs for the first); it takes the backbone as an argument, so it stays true for a
+    copy. ``None``: no cut at this boundary.
+    """
+
+    name: str
+    tensors: tuple[str, ...]  # names of parameters and buffers, as in named_parameters()/buffers()
+    modules: tuple[str, ...]  # names as in named_modules(); decides train() or eval()
+    run: Callable[[nn.Module, Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class LoadedTensor:
+    """One line of the loading report."""
+
+    name: str
+    state: Literal["kept", "fresh", "resized", "unused"]
+    shape: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass
+class Source:
+    """A pre-trained model seen as head(backbone(inputs)).
+
+    ``recipe`` is plain JSON from which the source file that made it builds the same architecture
+    again without weights. ``nothing_kept`` marks a source without transfer (``random:``).
+    """
+
+    name: str  # the reference, as the plan writes it
+    backbone: nn.Module  # inputs [B, …] → features [B, D]
+    head: nn.Module | None  # features [B, D] → logits [B, C of the source]
+    blocks: tuple[Block, ...]  # input → output, of the backbone
+    preprocess: Preprocess
+    features: int  # D, measured by a forward pass
+    labels: tuple[str, ...] | None = None  # the source's class names
+    digest: str = ""  # sha256 of the weights file; "" where nothing was loaded
+    licence: str = "unknown"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    report: tuple[LoadedTensor, ...] = ()
+    notes: tuple[str, ...] = ()
+    nothing_kept: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        if isinstance(self.preprocess, ImageSpec):
+            return "image"
+        return "text" if isinstance(self.preprocess, TextSpec) else self.preprocess.kind
+
+    @staticmethod
+    def from_module(
+        net: nn.Module,
+        *,
+        head: str,
+        preprocess: Preprocess | Callable[[tuple[str, ...]], Tensor],
+        example: Inputs,
+        blocks: Sequence[tuple[str, Sequence[str]]] | None = None,
+        name: str = "module",
+    ) -> Source:
+        """Any module of one's own as a source; see :func:`regraft.sources.module.from_module`."""
+        from .sources.module import from_module
+
+        return from_module(
+            net, head=head, preprocess=preprocess, example=example, blocks=blocks, name=name
+        )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The plan's ``[source]`` beside the reference itself."""
+
+    weights: Path | None = None  # a weights file instead of the library's own
+    in_channels: int | None = None  # picture channels, where not the source's
+    image_size: int | None = None  # side in pixels that the network sees, where not the source's
+    pooling: Literal["auto", "mean", "cls"] = "auto"  # text encoders without a head
+    allow_fresh: tuple[str, ...] = ()  # patterns of backbone tensors that may be fresh
+    max_length: int | None = None  # tokens, at most the source's own limit
+    offline: bool = False
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class Task(Protocol):
+    """What is learnt: targets, loss, scores. Built from the training labels, saved with the run."""
+
+    name: str
+    classes: tuple[str, ...]  # names of classes, labels or numbers, in output order
+    primary: str  # the metric that choices are made by
+    metrics: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """C"""
+        ...
+
+    def problem(self, cells: tuple[str, ...]) -> str | None:
+        """What is wrong with one row's label cells, in words; None where nothing is."""
+        ...
+
+    def encode(self, cells: Sequence[tuple[str, ...]]) -> Tensor:
+        """Label cells → targets: [N] int64, or [N, C] float32."""
+        ...
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Per-sample loss [B] of logits [B, C]; targets as encoded, or mixed: [B, C] float."""
+        ...
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] → [B, C]: probabilities, or numbers in their own units."""
+        ...
+
+    def truth(self, targets: Tensor) -> Tensor:
+        """Targets → what scores are compared with: as encoded, or numbers in their own units."""
+        ...
+
+    def label(self, scores: FloatArray) -> str:
+        """One row's scores [C] as the answer: a class, labels joined by ";", or numbers."""
+        ...
+
+    def constant(self, targets: Tensor) -> Tensor:
+        """Scores [C] of the trivial control: the training frequencies, or the training mean."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON from which the task file's ``restore`` makes this task again."""
+        ...
+
+
+class Metric(Protocol):
+    """A file of ``metrics/``: a module with these names."""
+
+    title: str
+    higher_is_better: bool
+    proportion: bool  # of independent rows: Wilson's interval, Newcombe's for a difference
+    bounded: bool  # a value in [0, 1], so that a difference is in [-1, 1]
+    per_row: bool  # the metric is the mean over rows of ``rows(truth, scores)``
+
+    def value(self, truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+        """truth [N] or [N, C], scores [N, C], row weights [R, N] → [R]."""
+        ...
+
+
+# ---------------------------------------------------------------- fitting
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a penalty may look at, once a micro-batch."""
+
+    step: int
+    ids: tuple[str, ...]
+    params: Mapping[str, Tensor]  # trainable only, by name in the target model
+    inputs: Inputs
+    features: Tensor  # [B, D]
+    logits: Tensor  # [B, C]
+    targets: Tensor  # [B] or [B, C]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """``term(batch)`` is a scalar. A penalty on θ counts once a step, whatever the accumulation;
+    one on a batch counts by that batch's share of the step's rows."""
+
+    term: Callable[[Batch], Tensor]
+    per: Literal["step", "batch"] = "step"
+
+
+@dataclass
+class Target:
+    """The model to be fitted, and where it came from."""
+
+    model: nn.Module  # has .backbone and .head; names are "backbone.…" and "head.…"
+    blocks: tuple[Block, ...]  # of the model, input → output; the last is "head"
+    anchor: dict[str, Tensor]  # θs: detached clones of the kept parameters, by name in the model
+    report: tuple[LoadedTensor, ...]
+    source: Source
+    nothing_kept: bool = False
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Names of the parameters that have an anchor."""
+        return frozenset(self.anchor)
+
+
+class Freezing(Protocol):
+    """Which blocks train in an epoch; pure, so that it can be printed and tested without torch."""
+
+    def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]: ...
+
+
+class Regularizer(Protocol):
+    """Options of a penalty; ``prepare`` leaves the target bitwise untouched."""
+
+    pulls_to_source: ClassVar[bool]  # zero at θs, on the weights that were kept
+    shrinks_to_zero: ClassVar[bool]  # on every weight, kept ones too
+
+    def prepare(self, target: Target) -> Penalty: ...
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval and the number of rows behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+Words = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    words: Words
+    gain: Estimate | None  # over scratch, on the primary metric; positive is better
+    seeds: int
+    why: str  # one sentence
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``label`` is a class name, the labels joined by ";", or a number as text."""
+
+    label: str
+    probability: float | None
+    scores: dict[str, float]

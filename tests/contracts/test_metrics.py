@@ -1,0 +1,156 @@
+"""Every metric: the contract, and scikit-learn's value at random weights."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from regraft import plugins
+from regraft.metrics import (
+    accuracy,
+    auc,
+    balanced_accuracy,
+    log_loss,
+    macro_f1,
+    macro_f1_labels,
+    mae,
+    map,
+    micro_f1,
+    r2,
+    rmse,
+)
+
+N = 120
+RNG = np.random.default_rng(0)
+WEIGHTS = RNG.integers(0, 4, (6, N)).astype(float)  # as a bootstrap draws them
+CLASSES = RNG.integers(0, 4, N)
+SCORES = np.round(RNG.dirichlet(np.ones(4), N) + 0.7 * np.eye(4)[CLASSES], 2)  # with ties
+SCORES = SCORES / SCORES.sum(axis=1, keepdims=True)
+BINARY = RNG.integers(0, 2, N)
+P = np.round(RNG.random(N) * 0.7 + 0.3 * BINARY, 1)
+TWO = np.stack([1 - P, P], axis=1)
+LABELS = RNG.integers(0, 2, (N, 3)).astype(float)
+LABEL_SCORES = np.round(RNG.random((N, 3)) * 0.8 + 0.2 * LABELS, 1)
+NUMBERS = RNG.normal(50, 3, (N, 2))
+GUESSES = NUMBERS + RNG.normal(0, 2, (N, 2))
+TOP = SCORES.argmax(axis=1)
+FLAGS = LABEL_SCORES >= 0.5
+DATA = {
+    "classification": (CLASSES, SCORES),
+    "multilabel": (LABELS, LABEL_SCORES),
+    "regression": (NUMBERS, GUESSES),
+}
+TASK = {
+    "accuracy": "classification",
+    "balanced_accuracy": "classification",
+    "macro_f1": "classification",
+    "log_loss": "classification",
+    "auc": "classification",
+    "map": "multilabel",
+    "micro_f1": "multilabel",
+    "macro_f1_labels": "multilabel",
+}
+
+REFERENCE = [
+    (accuracy, CLASSES, SCORES, lambda w: sk.accuracy_score(CLASSES, TOP, sample_weight=w)),
+    (
+        balanced_accuracy,
+        CLASSES,
+        SCORES,
+        lambda w: sk.balanced_accuracy_score(CLASSES, TOP, sample_weight=w),
+    ),
+    (
+        macro_f1,
+        CLASSES,
+        SCORES,
+        lambda w: sk.f1_score(CLASSES, TOP, average="macro", sample_weight=w),
+    ),
+    (log_loss, CLASSES, SCORES, lambda w: sk.log_loss(CLASSES, SCORES, sample_weight=w)),
+    (auc, BINARY, TWO, lambda w: sk.roc_auc_score(BINARY, P, sample_weight=w)),
+    (
+        auc,
+        CLASSES,
+        SCORES,
+        lambda w: sk.roc_auc_score(CLASSES, SCORES, multi_class="ovr", sample_weight=w),
+    ),
+    (
+        map,
+        LABELS,
+        LABEL_SCORES,
+        lambda w: sk.average_precision_score(LABELS, LABEL_SCORES, sample_weight=w),
+    ),
+    (
+        micro_f1,
+        LABELS,
+        LABEL_SCORES,
+        lambda w: sk.f1_score(LABELS, FLAGS, average="micro", sample_weight=w),
+    ),
+    (
+        macro_f1_labels,
+        LABELS,
+        LABEL_SCORES,
+        lambda w: sk.f1_score(LABELS, FLAGS, average="macro", sample_weight=w),
+    ),
+    (mae, NUMBERS, GUESSES, lambda w: sk.mean_absolute_error(NUMBERS, GUESSES, sample_weight=w)),
+    (
+        rmse,
+        NUMBERS,
+        GUESSES,
+        lambda w: sk.root_mean_squared_error(NUMBERS, GUESSES, sample_weight=w),
+    ),
+    (r2, NUMBERS, GUESSES, lambda w: sk.r2_score(NUMBERS, GUESSES, sample_weight=w)),
+]
+
+
+@pytest.mark.parametrize(
+    ("metric", "truth", "scores", "reference"), REFERENCE, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_value_is_scikit_learns(metric, truth, scores, reference):
+    ours = metric.value(truth, scores, WEIGHTS)
+    assert ours == pytest.approx([reference(w) for w in WEIGHTS], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", plugins.names("metrics"))
+def test_contract(name):
+    metric = plugins.module("metrics", name)
+    assert metric.title and isinstance(metric.higher_is_better, bool)
+    assert metric.per_row or not metric.proportion
+    assert isinstance(metric.bounded, bool)
+    truth, scores = DATA[TASK.get(name, "regression")]
+    value = metric.value(truth, scores, WEIGHTS)
+    assert value.shape == (6,) and value.dtype == np.float64
+    if metric.per_row:
+        rows = metric.rows(truth, scores)
+        assert rows.shape == (N,)
+        assert value == pytest.approx((WEIGHTS * rows).sum(1) / WEIGHTS.sum(1))
+    # doubling every row changes nothing, and the weights are all that is random
+    assert metric.value(truth, scores, 2 * WEIGHTS) == pytest.approx(value)
+    single = [metric.value(truth, scores, w[None])[0] for w in WEIGHTS]
+    assert single == pytest.approx(list(value))
+
+
+@pytest.mark.parametrize("name", plugins.names("metrics"))
+def test_never_nan(name):  # one row, one class, one row drawn n times
+    metric = plugins.module("metrics", name)
+    truth, scores = DATA[TASK.get(name, "regression")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(5):
+            one = metric.value(truth[i : i + 1], scores[i : i + 1], np.ones((1, 1)))
+            repeated = metric.value(truth, scores, N * np.eye(N)[i : i + 1])
+            assert np.isfinite(one).all() and repeated == pytest.approx(one)
+        if truth.ndim == 2:
+            empty = metric.value(np.zeros((4, 2)), np.zeros((4, 2)), np.ones((1, 4)))
+            assert np.isfinite(empty).all()
+
+
+def test_log_loss_of_a_sure_error_is_finite():
+    found = log_loss.value(np.array([0]), np.array([[0.0, 1.0]]), np.ones((1, 1)))
+    assert found == pytest.approx(-np.log(np.finfo(float).eps))
+
+
+def test_auc_without_the_other_class_is_a_guess():
+    assert auc.value(np.array([1, 1]), TWO[:2], np.ones((1, 2))) == [0.5]

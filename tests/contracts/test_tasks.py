@@ -1,0 +1,190 @@
+"""Every task: state round trip, strict options, losses by hand, faults in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from regraft import plugins
+from regraft.errors import DataError
+from regraft.tasks.classification import Classification
+from regraft.tasks.multilabel import MultiLabel
+from regraft.tasks.regression import Regression
+
+SAMPLES = {
+    "classification": ([("b",), ("a",), ("b",), ("c",)], ("label",)),
+    "multilabel": ([("x;y",), ("y",), ("",), ("z ; x",)], ("tags",)),
+    "regression": ([("1", "10"), ("2", "30"), ("4.5", "20"), ("-1e1", "0")], ("u", "v")),
+}
+NAMES = plugins.names("tasks")
+
+
+def built(name):
+    cells, columns = SAMPLES[name]
+    return plugins.options_class("tasks", name)().make(cells, columns), cells
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name):
+    task, cells = built(name)
+    assert task.name == name and task.outputs == len(task.classes)
+    assert task.primary in task.metrics
+    assert set(task.metrics) <= set(plugins.names("metrics"))
+    assert all(task.problem(row) is None for row in cells)
+    targets = task.encode(cells)
+    logits = torch.randn(len(cells), task.outputs, requires_grad=True)
+    loss = task.loss(logits, targets)
+    assert loss.shape == (len(cells),) and torch.isfinite(loss).all()
+    loss.sum().backward()
+    assert logits.grad.abs().sum() > 0
+    scores, constant = task.scores(logits.detach()), task.constant(targets)
+    assert scores.shape == (len(cells), task.outputs) and constant.shape == (task.outputs,)
+    assert len(task.truth(targets)) == len(cells)
+    half = task.loss(logits.bfloat16(), targets)
+    assert half.dtype == torch.float32
+    for metric in task.metrics:
+        value = plugins.module("metrics", metric).value(
+            task.truth(targets).numpy(), scores.numpy(), torch.ones(1, len(cells)).double().numpy()
+        )
+        assert value.shape == (1,) and math.isfinite(value[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_round_trip(name):
+    task, cells = built(name)
+    again = plugins.module("tasks", name).restore(json.loads(json.dumps(task.state())))
+    assert again == task
+    assert torch.equal(again.encode(cells), task.encode(cells))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_strict(name):
+    cls = plugins.options_class("tasks", name)
+    assert dataclasses.fields(cls) and plugins.make(cls, {}, "task")[0] == cls()
+    record, problems = plugins.make(cls, {"primray": "x"}, "task")
+    assert record is None and 'did you mean "primary"?' in problems[0]
+    record, problems = plugins.make(cls, {"primary": "acuracy"}, "task")
+    assert record is None and "acuracy" in problems[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strata_are_words(name):
+    cells, _ = SAMPLES[name]
+    strata = plugins.options_class("tasks", name)().strata(cells)
+    assert len(strata) == len(cells) and all(isinstance(s, str) for s in strata)
+
+
+def test_classes_are_sorted_and_targets_follow_names():
+    task, cells = built("classification")
+    assert task.classes == ("a", "b", "c")
+    assert task.encode(cells).tolist() == [1, 0, 1, 2]
+    assert task.constant(task.encode(cells)).tolist() == [0.25, 0.5, 0.25]
+
+
+def test_balanced_weights_average_to_one_and_mixed_targets_agree():
+    cells = [("a",)] * 6 + [("b",)] * 2 + [("c",)]
+    options = Classification(class_weights="balanced", label_smoothing=0.1)
+    task = options.make(cells, ("label",))
+    targets = task.encode(cells)
+    assert torch.tensor(task.weights)[targets].mean() == pytest.approx(1.0)
+    logits = torch.randn(9, 3)
+    shares = torch.nn.functional.one_hot(targets, 3).float()
+    torch.testing.assert_close(task.loss(logits, shares), task.loss(logits, targets))
+    # by hand: w = N / (C · N_c), t' = 0.9·t + 0.1/3
+    w, smooth = torch.tensor([0.5, 1.5, 3.0]), 0.9 * shares + 0.1 / 3
+    torch.testing.assert_close(
+        task.loss(logits, targets), -(w * smooth * logits.log_softmax(1)).sum(1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "columns", "words"),
+    [
+        ([("a", "b")], ("u", "v"), "--task multilabel"),
+        ([("a",), ("a",)], ("label",), "at least 2 classes"),
+        ([("a",), (" ",), ("b",)], ("label",), "rows 2"),
+    ],
+)
+def test_classification_refuses(cells, columns, words):
+    with pytest.raises(DataError, match=words):
+        Classification().make(cells, columns)
+
+
+def test_problems_in_words():
+    task, _ = built("classification")
+    assert "not a class" in task.problem(("d",)) and "empty" in task.problem(("",))
+    with pytest.raises(DataError, match="row 2"):
+        task.encode([("a",), ("d",)])
+    labels, _ = built("multilabel")
+    assert "not a label" in labels.problem(("x;w",)) and labels.problem(("",)) is None
+    numbers, _ = built("regression")
+    for cell, words in [("", "empty"), ("x", "not a number"), ("nan", "finite"), ("inf", "finite")]:
+        assert words in numbers.problem((cell, "1"))
+    assert "belong" in numbers.problem(("1",))
+
+
+def test_labels_in_one_column_or_several():
+    task, cells = built("multilabel")
+    assert task.classes == ("x", "y", "z")
+    assert task.encode(cells).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+    several = MultiLabel().make([("1", "false"), ("0", "True")], ("sea", "beach"))
+    assert several.classes == ("sea", "beach")
+    assert several.encode([("1", "false"), ("0", "True")]).tolist() == [[1, 0], [0, 1]]
+    assert several.problem(("2", "0")) and several.problem(("1",))
+    with pytest.raises(DataError, match="0 or 1"):
+        MultiLabel().make([("1", "maybe")], ("a", "b"))
+    with pytest.raises(DataError, match="--task classification"):
+        MultiLabel().make([("1",), ("0",)], ("a",))
+    with pytest.raises(DataError, match="no training row has a label"):
+        MultiLabel().make([("",), ("",)], ("a",))
+    assert MultiLabel().strata(cells) == ["x", "y", "none", "z"]
+
+
+def test_label_loss_is_the_mean_over_labels():
+    task, _ = built("multilabel")
+    loss = task.loss(torch.zeros(2, 3), torch.tensor([[1.0, 0, 0.5], [0, 0, 0]]))
+    assert loss.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_numbers_are_standardised_inside_and_own_outside():
+    task, cells = built("regression")
+    targets = task.encode(cells)
+    assert targets.mean(0).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert targets.std(0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-6)
+    own = torch.tensor([[float(c) for c in row] for row in cells]).double()
+    torch.testing.assert_close(task.truth(targets), own, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(task.constant(targets), own.mean(0), atol=1e-5, rtol=1e-6)
+    with pytest.raises(DataError, match="same in every training row"):
+        Regression().make([("1",), ("1.0",)], ("y",))
+    with pytest.raises(DataError, match="1 of 2 training rows"):
+        Regression().make([("1",), ("one",)], ("y",))
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("mse", 5.0), ("l1", 2.0), ("huber", 1.5)])
+def test_regression_losses_by_hand(loss, expected):  # errors 1 and 3: huber (0.5 + 2.5) / 2
+    task = Regression(loss=loss).make([("0", "0"), ("1", "1")], ("u", "v"))
+    assert task.loss(torch.tensor([[1.0, -3.0]]), torch.zeros(1, 2)).item() == expected
+
+
+def test_regression_strata_are_at_most_five_even_bins():
+    strata = Regression().strata([(str(i),) for i in range(100)])
+    assert {strata.count(s) for s in strata} == {20}
+    assert set(Regression().strata([("1",)] * 4 + [("2",)] * 3)) == {"bin 0"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Classification(label_smoothing=1.0),
+        lambda: MultiLabel(threshold=0.0),
+        lambda: MultiLabel(separator=""),
+        lambda: Regression(huber_delta=0.0),
+    ],
+)
+def test_options_out_of_range(make):
+    with pytest.raises(ValueError, match="must"):
+        make()

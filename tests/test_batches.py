@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regraft.batches import Batches, order
+from regraft.errors import DataError
+from regraft.preprocess import build
+from regraft.types import Augment, CallableSpec, Example, ImageSpec, TextSpec
+
+SPEC = ImageSpec(size=(16, 16), resize=20)
+
+
+def examples(tmp_path, n=13):
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(n):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)).save(path)
+        found.append(Example(f"id{i}-0", (str(path),), ("x",), path.name))
+    return found
+
+
+def numbers(n):
+    return [Example(f"id{i}-0", (str(i),), ("x",), f"row {i}") for i in range(n)]
+
+
+NUMBER = CallableSpec(lambda inputs: torch.tensor([float(inputs[0])]))
+
+
+def test_workers_change_no_bit(tmp_path):
+    rows, targets = examples(tmp_path), torch.arange(13)
+    augment = Augment(randaugment=9)
+    none, two = (
+        Batches(rows, targets, build(SPEC), 4, workers=w, augment=augment, seed=3) for w in (0, 2)
+    )
+    for one, other in ((none, two), (none.epoch(2), two.epoch(2))):
+        for (ids, x, y), (ids2, x2, y2) in zip(one, other, strict=True):
+            assert ids == ids2 and torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_an_epoch_has_every_row_once_with_its_target():
+    rows = numbers(33)
+    batches = Batches(rows, torch.arange(33), build(NUMBER), 8)
+    for epoch in (0, 1):
+        seen = list(batches.epoch(epoch))
+        assert sorted(i for ids, _, _ in seen for i in ids) == sorted(e.id for e in rows)
+        for ids, inputs, targets in seen:
+            assert inputs[:, 0].tolist() == targets.tolist()
+            assert ids == tuple(rows[i].id for i in targets.tolist())
+    assert len(batches) == 33
+
+
+def test_no_batch_of_an_epoch_is_a_single_row():
+    sizes = [len(ids) for ids, _, _ in Batches(numbers(33), torch.arange(33), build(NUMBER), 8)]
+    assert len(sizes) == 5 and max(sizes) - min(sizes) <= 1 and max(sizes) <= 8
+
+
+def test_evaluation_keeps_the_given_order_and_does_not_augment(tmp_path):
+    rows = examples(tmp_path, 5)
+    p = build(SPEC)
+    batches = Batches(rows, torch.arange(5), p, 2, augment=Augment())
+    assert [i for ids, _, _ in batches for i in ids] == [e.id for e in rows]
+    seen = torch.cat([x for _, x, _ in batches])
+    assert torch.equal(seen, p.collate([p.one(e.inputs) for e in rows]))
+
+
+def test_order_is_a_function_of_seed_epoch_and_ids():
+    ids = [f"id{i}" for i in range(50)]
+    first = [ids[i] for i in order(ids, 0, 1)]
+    back = ids[::-1]
+    assert first == [back[i] for i in order(back, 0, 1)]
+    assert sorted(first) == sorted(ids)
+    assert first != [ids[i] for i in order(ids, 0, 2)]
+    assert first != [ids[i] for i in order(ids, 1, 1)]
+
+
+def test_iterating_draws_nothing_from_the_callers_generator(tmp_path):
+    batches = Batches(examples(tmp_path, 3), torch.arange(3), build(SPEC), 2, augment=Augment())
+    state = torch.get_rng_state()
+    list(batches)
+    list(batches.epoch(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_named_without_a_workers_traceback(tmp_path, workers):
+    rows = examples(tmp_path, 4)
+    (tmp_path / "2.png").write_text("x")
+    with pytest.raises(DataError, match=r"2\.png cannot be read as a picture") as error:
+        list(Batches(rows, torch.arange(4), build(SPEC), 2, workers=workers))
+    assert "Traceback" not in str(error.value)
+
+
+def test_texts_are_tokenised_once_and_padded_by_batch(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 2}
+    raw = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(tmp_path)
+    p = build(TextSpec(str(tmp_path), 8))
+    rows = [Example(f"i{n}-0", ("a " * n,), ("x",), str(n)) for n in (1, 4, 2)]
+    batches = Batches(rows, torch.arange(3), p, 2, workers=2)
+    p.many = None  # nothing is tokenised after this
+    first, second = (inputs["input_ids"].tolist() for _, inputs, _ in batches)
+    assert first == [[2, 0, 0, 0], [2, 2, 2, 2]] and second == [[2, 2]]
+
+
+def test_no_rows_are_no_batches():
+    assert list(Batches([], torch.zeros(0), build(NUMBER), 4)) == []
+
+
+def test_targets_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="2 examples but 3 targets"):
+        Batches(numbers(2), torch.arange(3), build(NUMBER), 4)

@@ -1,0 +1,225 @@
+from collections import Counter, defaultdict
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from regraft import data
+from regraft.data import load_data, read_manifest, write_manifest
+from regraft.errors import DataError
+from regraft.types import DataOptions
+
+
+def make_task(cells, columns):
+    classes = {c[0] for c in cells}
+    if len(classes) < 2:
+        raise DataError("needs at least 2 classes")
+    return SimpleNamespace(
+        problem=lambda c: None if c[0] in classes else f'class "{c[0]}" is not in train'
+    )
+
+
+def strata(cells):
+    return [c[0] for c in cells]
+
+
+def load(path, rows, header="text,label,group", **options):
+    path.write_text("\n".join([header, *(",".join(r) for r in rows)]) + "\n")
+    group = "group" if "group" in header else None
+    return load_data(DataOptions(path, group=group, **options), make_task, strata)[0]
+
+
+def rows(n, classes=3):
+    return [(f"text {i}", f"c{i % classes}", "") for i in range(n)]
+
+
+def split_of(splits):
+    """{(id, text, label): split}"""
+    return {
+        (e.id, e.inputs, e.cells): name
+        for name in ("train", "val", "test")
+        for e in getattr(splits, name)
+    }
+
+
+table_rows = st.lists(
+    st.tuples(
+        st.sampled_from([f"t{i}" for i in range(40)]),
+        st.sampled_from(["x", "y"]),
+        st.sampled_from(["", "", "g1", "g2", "g3", "g4", "g5"]),
+    ),
+    min_size=8,
+    max_size=90,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(table_rows, st.integers(0, 3), st.randoms(use_true_random=False))
+def test_splits_do_not_depend_on_row_order_and_keep_groups_and_duplicates_whole(
+    tmp_path, found, seed, rng
+):
+    found += [(f"sure {i}", "xy"[i % 2], "") for i in range(8)]
+    first = load(tmp_path / "t.csv", found, split_seed=seed)
+    rng.shuffle(found)
+    again = load(tmp_path / "t.csv", found, split_seed=seed)
+    assert split_of(first) == split_of(again)
+    assert first.digest == again.digest and first.test_digest == again.test_digest
+    assert len(split_of(first)) == len(found)  # every row once, with an id of its own
+
+    places = defaultdict(set)
+    for name in ("train", "val", "test"):
+        for e in getattr(first, name):
+            places[e.inputs].add(name)
+            if e.group:
+                places[e.group].add(name)
+    assert all(len(p) == 1 for p in places.values())
+    assert {e.cells for e in first.train} == {("x",), ("y",)}
+
+
+def test_draws_are_stratified_to_the_row(tmp_path):
+    splits = load(tmp_path / "t.csv", rows(300))
+    assert Counter(e.cells[0] for e in splits.test) == {"c0": 20, "c1": 20, "c2": 20}
+    assert Counter(e.cells[0] for e in splits.val) == {"c0": 16, "c1": 16, "c2": 16}
+    assert any("bring no test: 60 rows" in n for n in splits.notes)
+
+
+def test_another_seed_is_another_split_and_the_same_seed_the_same(tmp_path):
+    one, two = (load(tmp_path / "t.csv", rows(100), split_seed=s) for s in (0, 1))
+    assert one.digest != two.digest
+    assert one.digest == load(tmp_path / "t.csv", rows(100)).digest
+
+
+def test_a_new_label_is_a_new_digest(tmp_path):
+    found = [(*r[:2], "train") for r in rows(20)] + [("x", "c0", "test"), ("y", "c1", "test")]
+    header = "text,label,split"
+    first = load(tmp_path / "t.csv", found, header)
+    found[-1] = ("y", "c0", "test")
+    second = load(tmp_path / "t.csv", found, header)
+    assert first.digest != second.digest and first.test_digest != second.test_digest
+
+
+def test_brought_splits_are_kept(tmp_path):
+    found = [(*r[:2], "train") for r in rows(60)]
+    found += [("x", "c0", "test"), ("y", "c1", "val")]
+    splits = load(tmp_path / "t.csv", found, "text,label,split")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (60, 1, 1)
+    assert not splits.notes
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "why"),
+    [
+        (rows(50), {}, "train has 41 rows, fewer than 50"),
+        (
+            [*rows(100, 2), *[(f"rare {i}", "rare", "") for i in range(5)]],
+            {},
+            'train has 4 rows of "rare"',
+        ),
+        (rows(100), {"val": 0.0}, "val = 0"),
+    ],
+)
+def test_small_data_have_no_val_and_say_so(tmp_path, found, options, why):
+    splits = load(tmp_path / "t.csv", found, **options)
+    assert splits.val == () and f"there is no val: {why}" in splits.notes[-1]
+    assert splits.test
+
+
+def test_rows_of_test_that_are_in_train_are_noted(tmp_path):
+    found = [(*r[:2], "train") for r in rows(60)] + [("text 0", "c1", "test")]
+    notes = load(tmp_path / "t.csv", found, "text,label,split").notes
+    assert any("rows of test that are also in train: 1 (t.csv row 62)" in n for n in notes)
+    assert any("different labels" in n for n in notes)
+
+
+def test_every_bad_label_is_counted_in_one_error(tmp_path):
+    found = [(*r[:2], "train") for r in rows(10)]
+    found += [("x", "zebra", "test"), ("y", "yak", "test")]
+    with pytest.raises(DataError, match=r'2 labels .*t.csv row 12: class "zebra" is not in train'):
+        load(tmp_path / "t.csv", found, "text,label,split")
+
+
+def test_an_empty_text_stops_or_is_left_out(tmp_path):
+    found = [*rows(20), ("  ", "c0", "")]
+    with pytest.raises(DataError, match=r"1 of 21 texts .*t.csv row 22 .*--on-bad skip"):
+        load(tmp_path / "t.csv", found)
+    splits = load(tmp_path / "t.csv", found, on_bad="skip")
+    assert len(split_of(splits)) == 20 and any("left out: 1 of 21" in n for n in splits.notes)
+
+
+def test_an_unreadable_picture_stops_or_is_left_out(tmp_path):
+    for i in range(6):
+        path = tmp_path / "flowers" / f"c{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(path)
+    (tmp_path / "flowers/c0/bad.jpg").write_text("x")
+    options = DataOptions(tmp_path / "flowers")
+    with pytest.raises(DataError, match=r"1 of 7 pictures .*c0/bad.jpg \(it is not a JPEG"):
+        load_data(options, make_task, strata)
+    splits, _ = load_data(DataOptions(tmp_path / "flowers", on_bad="skip"), make_task, strata)
+    assert len(split_of(splits)) == 6
+    # an id is the content's: a renamed file keeps it
+    before = {e for e, *_ in split_of(splits)}
+    (tmp_path / "flowers/c0/0.png").rename(tmp_path / "flowers/c0/renamed.png")
+    splits, _ = load_data(DataOptions(tmp_path / "flowers", on_bad="skip"), make_task, strata)
+    assert {e for e, *_ in split_of(splits)} == before
+
+
+def test_a_pair_of_texts_is_not_one_text_with_a_separator(tmp_path):
+    (tmp_path / "p.csv").write_text("a,b,label\nx,y\x1fz,1\nx\x1fy,z,2\n")
+    raw = data.read_raw(DataOptions(tmp_path / "p.csv", text=("a", "b")))
+    assert len({data._inspect("text", r)[0] for r in raw.rows}) == 2
+
+
+def test_one_group_cannot_be_split(tmp_path):
+    found = [(f"t{i}", f"c{i % 2}", "me") for i in range(20)]
+    with pytest.raises(DataError, match="brings no test rows and none can be set aside"):
+        load(tmp_path / "t.csv", found)
+
+
+def test_groups_too_large_to_draw_give_no_val(tmp_path):
+    found = [(f"t{i}", f"c{i % 2}", "me", "train") for i in range(80)]
+    found += [("x", "c0", "you", "test"), ("y", "c1", "you", "test")]
+    splits = load(tmp_path / "t.csv", found, "text,label,group,split")
+    assert splits.val == () and splits.notes == ("there is no val: the groups are too few",)
+
+
+def test_paths_and_formats_that_do_not_exist_are_answered_with_the_nearest(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    with pytest.raises(DataError, match='does not exist; did you mean "flowers"'):
+        data.read_raw(DataOptions(tmp_path / "flower"))
+    with pytest.raises(DataError, match='did you mean "table"'):
+        data.read_raw(DataOptions(tmp_path / "flowers", format="tabel"))
+    with pytest.raises(DataError, match="is none of"):
+        data.read_raw(DataOptions(tmp_path / "flowers"))
+
+
+def test_a_fraction_outside_its_range_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="val is a fraction"):
+        DataOptions(tmp_path, val=1.0)
+
+
+def test_the_manifest_reads_back(tmp_path):
+    splits = load(tmp_path / "t.csv", rows(60))
+    write_manifest(splits, tmp_path / "manifest.jsonl")
+    found = list(read_manifest(tmp_path / "manifest.jsonl"))
+    assert len(found) == 60
+    first = splits.train[0]
+    assert found[0] == {
+        "id": first.id,
+        "hash": first.id.split("-")[0],
+        "split": "train",
+        "cells": list(first.cells),
+        "where": first.where,
+    }
+
+
+def test_a_group_with_all_rows_of_a_class_stays_in_train(tmp_path):
+    for seed in range(5):
+        found = [(f"a{i}", "x", f"g{i % 5}") for i in range(100)]
+        found += [(f"b{i}", "y", "g0") for i in range(2)]
+        splits = load(tmp_path / "t.csv", found, split_seed=seed)
+        assert sum(e.cells == ("y",) for e in splits.train) == 2

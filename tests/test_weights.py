@@ -1,0 +1,115 @@
+"""Reading weights: nothing is executed, nothing is silently random."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from regraft.errors import SourceError
+from regraft.sources import _weights
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (self.path, "executed"))
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
+    file, trace = tmp_path / "w.safetensors", tmp_path / "trace"
+    if zipped:
+        torch.save({"weight": Evil(trace)}, file)
+    else:
+        file.write_bytes(pickle.dumps({"weight": Evil(trace)}))
+    with pytest.raises(SourceError, match="refused, nothing executed"):
+        _weights.read(file)
+    assert not trace.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(net(), tmp_path / "w.pt")
+    with pytest.raises(SourceError, match=r"nothing executed.*state_dict"):
+        _weights.read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "header", "trailing", "torch"])
+def test_damage_is_an_error_with_the_path(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file(net().state_dict(), file)
+    data = file.read_bytes()
+    if damage == "torch":
+        torch.save(net().state_dict(), file)
+        data = file.read_bytes()
+    file.write_bytes(
+        {
+            "empty": b"",
+            "short": data[:-5],
+            "header": (2**62).to_bytes(8, "little") + data[8:],
+            "trailing": data + b"more",
+            "torch": data[: len(data) // 2],
+        }[damage]
+    )
+    with pytest.raises(SourceError, match=r"w\.safetensors"):
+        _weights.read(file)
+
+
+def test_nested_weights_and_prefixes_are_unwrapped_and_said(tmp_path: Path) -> None:
+    state = {f"module.backbone.{k}": v for k, v in net().state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w.pt")
+    read = _weights.read(tmp_path / "w.pt")
+    assert '"state_dict"' in read.notes[0]
+    tensors, notes = _weights.strip_prefixes(read.tensors, net().state_dict())
+    assert tensors.keys() == net().state_dict().keys()
+    assert ['"module."' in notes[0], '"backbone."' in notes[1]] == [True, True]
+
+
+def test_a_fresh_tensor_in_the_backbone_is_an_error_unless_named() -> None:
+    state = net().state_dict()
+    del state["0.bias"]
+    expected = net().state_dict()
+    with pytest.raises(SourceError, match=r"1 of 4 tensors.*0\.bias.*allow_fresh"):
+        _weights.match(expected, state, where="w", head="1")
+    found = _weights.match(expected, state, where="w", head="1", allow_fresh=("0.b*",))
+    assert {t.name: t.state for t in found.report}["0.bias"] == "fresh"
+    assert "0.bias" not in found.state
+
+
+def test_a_head_of_another_size_is_left_out_and_another_shape_is_an_error() -> None:
+    expected, state = net().state_dict(), net().state_dict()
+    state["1.weight"], state["1.bias"] = torch.zeros(7, 4), torch.zeros(7)
+    found = _weights.match(expected, state, where="w", head="1")
+    assert not found.head_kept
+    assert {t.state for t in found.report if t.name.startswith("1.")} == {"unused"}
+    state["0.weight"] = torch.zeros(9, 3)
+    with pytest.raises(SourceError, match=r"0\.weight \(9, 3\) not \(4, 3\)"):
+        _weights.match(expected, state, where="w", head="1")
+
+
+def test_nothing_matched_and_values_not_finite_are_errors() -> None:
+    with pytest.raises(SourceError, match="no tensor matches") as caught:
+        _weights.match(net().state_dict(), {"a.b": torch.zeros(1)}, where="w")
+    assert caught.value.exit_code == 4
+    state = net().state_dict()
+    state["0.weight"][0, 0] = float("nan")
+    with pytest.raises(SourceError, match=r"0\.weight holds NaN"):
+        _weights.match(net().state_dict(), state, where="w")
+
+
+def test_half_precision_becomes_float32() -> None:
+    state = {k: v.half() for k, v in net().state_dict().items()}
+    found = _weights.match(net().state_dict(), state, where="w")
+    assert {t.dtype for t in found.state.values()} == {torch.float32}
