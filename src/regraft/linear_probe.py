@@ -121,7 +121,7 @@ def solve(
         logits = z @ w[:, :-1].T + w[:, -1]  # [N, C]
         loss = task.loss(logits, targets).mean() + strength / 2 * w[:, :-1].square().sum()
         (gradient,) = torch.autograd.grad(loss, w)
-        return float(loss), gradient.numpy().ravel()
+        return float(loss.detach()), gradient.numpy().ravel()
 
     found = minimize(
         objective, start.ravel(), jac=True, method="L-BFGS-B",

@@ -111,7 +111,6 @@ class EvaluatePlan(Section):
     scratch_rates: list[Positive] = Field(
         [0.3, 1.0, 3.0], min_length=1, description="times scratch_lr; the best on val is taken"
     )
-    resamples: int = Field(10_000, ge=1000, description="of the bootstrap")
 
 
 class RunPlan(Section):

@@ -4,7 +4,7 @@ folder is made or a step is taken."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -86,7 +86,10 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     freezing = plans.freezing(plan, allow_code=allow_code)
     regularizers = plans.regularizers(plan, allow_code=allow_code)
     device, _ = choose_device(plan.run.device)
-    splits, task = load_data(plans.data_options(plan), task_options.make, task_options.strata)
+    data = replace(
+        plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
+    )
+    splits, task = load_data(data, task_options.make, task_options.strata)
     metrics = {name: cast(Metric, plugins.module("metrics", name)) for name in task.metrics}
     if task.primary not in metrics:
         known = ", ".join(metrics)

@@ -87,6 +87,7 @@ class DataOptions:
     val: float = 0.2  # fraction of train that becomes val where the data bring none; 0: no val
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
+    empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
     label_separator: str = ";"  # between the labels of one cell, where a row has several
 
     def __post_init__(self) -> None:

@@ -136,7 +136,7 @@ def _rows(
             }
             labels = tuple(cell[c] for c in chosen.label)
             missing = [c for c, v in zip(chosen.label, labels, strict=True) if not v.strip()]
-            if missing:
+            if missing and not options.empty_labels:
                 raise ValueError(f'the label is empty (column "{missing[0]}")')
             inputs = tuple(cell[c] for c in chosen.text)
             if chosen.image:

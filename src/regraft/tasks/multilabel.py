@@ -35,6 +35,8 @@ def _present(cells: tuple[str, ...], names: Sequence[str], separator: str) -> li
 class MultiLabel:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
+    empty_labels: ClassVar[bool] = True  # a row may have no label
+
     threshold: float = 0.5  # a label is given where its probability is at least this
     separator: str = ";"  # between labels, where they stand in one column
     primary: str = "map"  # the metric that choices are made by

@@ -1,0 +1,38 @@
+# Needs Python 3.11 or newer and make; creates .venv by itself. `make demo` and `make test` are all.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/installed
+OUT ?= runs/demo
+
+.PHONY: demo test slow lint docs bench clean
+
+demo: $(STAMP)
+	$(BIN)/regraft demo --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_reference.py
+
+bench: $(STAMP)
+	@for b in benchmarks/*.py; do echo "$$b"; $(BIN)/python "$$b" || exit 1; done
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Installed once, and again only when what is to be installed has changed.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "regraft needs Python 3.11 or newer on the PATH (or PYTHON=...)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $(STAMP)
