@@ -350,13 +350,19 @@ def main() -> None:
             raise
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        typer.echo(f"unexpected {what}\nrun it again with --debug for the traceback", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

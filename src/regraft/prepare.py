@@ -18,8 +18,8 @@ from .grafting import graft
 from .linear_probe import Fold, folds_of
 from .loop import Settings
 from .plan import Plan
-from .preprocess import Preprocessor, build
-from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
+from .preprocess import Preprocessor, TextPreprocessor, build
+from .resolve import BlockRow, Reasons, choose_device, pulls, resolve, settings, table
 from .sources import load_source
 from .types import Example, Metric, Source, Splits, Target, Task
 
@@ -104,12 +104,18 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             f"{source.name} takes {source.kind}s but {plan.data.path} holds {splits.kind}s: choose "
             f"a source for {splits.kind}s, for example bundled:{example}"
         )
+    check_nothing_kept(plan, source)
+    preprocessor = build(source.preprocess)
+    if isinstance(preprocessor, TextPreprocessor):
+        splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
+    if source.kind != "image" and (plan.augment.mixup or plan.augment.cutmix):
+        raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     torch.set_num_threads(cast(int, plan.run.threads))
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
     scratch = None
-    if "scratch" in plan.evaluate.controls and not source.nothing_kept:
+    if "scratch" in plan.evaluate.controls:
         scratch = controls.scratch_budget(
             chosen, cast(float, plan.fit.scratch_lr), plan.evaluate.scratch_rates,
             plan.evaluate.scratch_budget, bool(splits.val),
@@ -127,7 +133,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         metrics=metrics,
         freezing=freezing,
         regularizers=regularizers,
-        preprocessor=build(source.preprocess),
+        preprocessor=preprocessor,
         device=device,
         scratch=scratch,
         strata=task_options.strata([e.cells for e in splits.train]),
@@ -137,3 +143,34 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             if getattr(splits, s)
         },
     )
+
+
+def check_nothing_kept(plan: Plan, source: Source) -> None:
+    """Raises PlanError for settings that mean nothing where no weight comes from a source."""
+    if not source.nothing_kept:
+        return
+    wrong = {
+        "evaluate.controls": "scratch" if "scratch" in plan.evaluate.controls else "",
+        "freezing.name": plan.freezing.get("name", "everything"),
+        "fit.layer_decay": "" if plan.fit.layer_decay == 1 else plan.fit.layer_decay,
+        **{f"regularizers.{n}": n for n in plan.regularizers if pulls(plan, n)},
+    }
+    wrong["freezing.name"] = (
+        "" if wrong["freezing.name"] == "everything" else wrong["freezing.name"]
+    )
+    problems = [
+        f"{key}: {value} needs weights that were kept, and {source.name} keeps none: remove it"
+        for key, value in wrong.items()
+        if value
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def cut_texts(preprocessor: TextPreprocessor, splits: Splits) -> list[str]:
+    """A note where texts are longer than the source reads."""
+    inputs = [e.inputs for part in (splits.train, splits.val, splits.test) for e in part]
+    cut = preprocessor.truncated(inputs)
+    limit = preprocessor.spec.max_length
+    share = f"{cut} of {len(inputs)} texts ({cut / len(inputs):.1%})"
+    return [f"{share} are longer than {limit} tokens and are cut there"] if cut else []

@@ -20,6 +20,7 @@ import torch
 
 from . import __version__
 from .arms import Arm, Say, Track, cross_validate, fit_arm, fit_scratch
+from .controls import untrained
 from .data import write_manifest
 from .errors import UsageError
 from .features import outputs
@@ -115,8 +116,11 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             if track is None:
                 say(in_words(epoch, chosen.epochs, seed))
 
+        source = p.source  # a random one is drawn anew for every seed
+        if source.nothing_kept:
+            source = replace(untrained(source, seed), name=source.name)
         return fit_arm(
-            p, p.source, chosen, seed, start=start, log=log, track=track, label=f"seed {seed}"
+            p, source, chosen, seed, start=start, log=log, track=track, label=f"seed {seed}"
         )
 
     with clock("fit"):

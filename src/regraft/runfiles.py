@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class RunFolder:
         tb: TracebackType | None,
     ) -> None:
         if error is not None and not (self.path / "result.json").exists():
-            self.log(f"stopped: {kind.__name__ if kind else ''}: {error}")
+            self.log("stopped\n" + "".join(traceback.format_exception(error)))
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
         (self.path / "lock").unlink(missing_ok=True)

@@ -101,6 +101,8 @@ def verdict(r: dict[str, Any]) -> str:
     times = r["test_opened"]
     opened = "test opened once" if times == 1 else f"test opened {times} times"
     opened = "how often test was opened could not be counted" if times == 0 else opened
+    if r["source"]["nothing_kept"]:
+        return f"no transfer to measure: nothing was kept; {opened}"
     if "scratch" not in r["controls"]:
         return f"TRANSFER not measured (--controls scratch --seeds 3); {opened}"
     if v["words"] == "not measured":
