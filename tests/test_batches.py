@@ -92,7 +92,7 @@ def test_a_bad_picture_is_named_without_a_workers_traceback(tmp_path, workers):
     assert "Traceback" not in str(error.value)
 
 
-def test_texts_are_tokenised_once_and_padded_by_batch(tmp_path):
+def words_of(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -102,12 +102,36 @@ def test_texts_are_tokenised_once_and_padded_by_batch(tmp_path):
     PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]"
     ).save_pretrained(tmp_path)
-    p = build(TextSpec(str(tmp_path), 8))
+    return build(TextSpec(str(tmp_path), 64))
+
+
+def test_texts_are_tokenised_once_and_padded_by_batch(tmp_path):
+    p = words_of(tmp_path)
     rows = [Example(f"i{n}-0", ("a " * n,), ("x",), str(n)) for n in (1, 4, 2)]
     batches = Batches(rows, torch.arange(3), p, 2, workers=2)
     p.many = None  # nothing is tokenised after this
     first, second = (inputs["input_ids"].tolist() for _, inputs, _ in batches)
-    assert first == [[2, 0, 0, 0], [2, 2, 2, 2]] and second == [[2, 2]]
+    assert first == [[2, 0], [2, 2]] and second == [[2, 2, 2, 2]]  # by length
+
+
+def test_texts_of_like_length_train_together_and_none_is_lost(tmp_path):
+    p = words_of(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = [
+        Example(f"i{k}-0", ("a " * int(n),), ("x",), str(k))
+        for k, n in enumerate(rng.integers(1, 50, 203))
+    ]
+    one = list(Batches(rows, torch.arange(203), p, 8, seed=1).epoch(3))
+    back = list(Batches(rows[::-1], torch.arange(203).flip(0), p, 8, seed=1).epoch(3))
+    ids = [i for batch in one for i in batch[0]]
+    assert sorted(ids) == sorted(e.id for e in rows)
+    assert len(one) == 26  # ceil(203 / 8), what the schedule counts on
+    padding = sum(int((x["input_ids"] == 0).sum()) for _, x, _ in one)
+    tokens = sum(int((x["input_ids"] == 2).sum()) for _, x, _ in one)
+    assert padding < 0.15 * tokens  # in random order it is two thirds of the tokens
+    widths = [x["input_ids"].shape[1] for _, x, _ in one]
+    assert widths != sorted(widths)
+    assert [set(b[0]) for b in one] == [set(b[0]) for b in back]  # whatever the rows' order
 
 
 def test_no_rows_are_no_batches():

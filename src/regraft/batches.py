@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .types import Inputs
 
 CHUNK = 1024  # texts tokenised at once
+WINDOW = 16  # batches whose texts are sorted by length together
 
 
 def order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
@@ -33,8 +34,9 @@ def order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
 class Batches:
     """Rows of a split with their targets [N] or [N, C], in batches of at most ``batch_size``.
 
-    Iterating gives the rows as they stand, without augmentation; ``epoch(n)`` gives them in the
-    order of epoch n, augmented. Each batch is (ids, inputs [B, …], targets [B] or [B, C]).
+    Iterating gives the rows without augmentation, as they stand or, for texts, by length;
+    ``epoch(n)``, n from 1, gives them in the order of epoch n, augmented. Each batch is
+    (ids, inputs [B, …], targets [B] or [B, C]).
     """
 
     def __init__(
@@ -68,19 +70,35 @@ class Batches:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        return self._batches(list(range(len(self))), None, 0)
+        rows = list(range(len(self)))
+        if self.tokens is not None:
+            rows.sort(key=self.tokens.length)
+        return self._batches(rows, None, 0)
 
     def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         """The rows in the order of epoch ``n``, augmented."""
         return self._batches(order([e.id for e in self.examples], self.seed, n), self.augment, n)
+
+    def _split(self, rows: list[int], epoch: int) -> list[list[int]]:
+        """Rows in batches of even size. In training, texts of like length stand together: within a
+        window of WINDOW batches they are sorted by length, and the batches are shuffled again."""
+        if self.tokens is None or epoch == 0:
+            count = math.ceil(len(rows) / self.batch_size)
+            return [part.tolist() for part in np.array_split(rows, count)]
+        parts: list[list[int]] = []
+        width = WINDOW * self.batch_size
+        for start in range(0, len(rows), width):
+            window = sorted(rows[start : start + width], key=self.tokens.length)
+            count = math.ceil(len(window) / self.batch_size)
+            parts += [part.tolist() for part in np.array_split(window, count)]
+        return [parts[i] for i in order([self.examples[p[0]].id for p in parts], self.seed, epoch)]
 
     def _batches(
         self, rows: list[int], augment: Augment | None, epoch: int
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         if not rows:
             return
-        count = math.ceil(len(rows) / self.batch_size)
-        batches = [part.tolist() for part in np.array_split(rows, count)]
+        batches = self._split(rows, epoch)
         loader: Any = torch.utils.data.DataLoader(
             _Samples(self, augment, epoch),
             batch_sampler=batches,
@@ -133,6 +151,9 @@ class _Tokens:
                 parts.setdefault(key, []).append(np.asarray(flat, dtype=np.int32))
         self.ends = np.cumsum(lengths)
         self.flat = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+
+    def length(self, i: int) -> int:
+        return int(self.ends[i + 1] - self.ends[i])
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         start, end = self.ends[i], self.ends[i + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from .freeze import evaluating
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .batches import Batches
     from .types import Inputs
 
 
@@ -40,7 +41,7 @@ def on(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
 
 def outputs(
     module: nn.Module,
-    batches: Iterable[tuple[tuple[str, ...], Inputs, Tensor]],
+    batches: Batches,
     device: torch.device,
     layout: str = "contiguous",
 ) -> Outputs:
@@ -54,4 +55,6 @@ def outputs(
             values.append(module(on(inputs, device, layout)).float().cpu())
             targets.append(labels)
     # clone: a tensor made under inference_mode could not take part in autograd later
-    return Outputs(tuple(ids), torch.cat(values).clone(), torch.cat(targets).clone())
+    found = Outputs(tuple(ids), torch.cat(values).clone(), torch.cat(targets).clone())
+    place = {name: i for i, name in enumerate(ids)}  # texts come by length
+    return found.take([place[e.id] for e in batches.examples])

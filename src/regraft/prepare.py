@@ -14,6 +14,7 @@ from . import plan as plans
 from .batches import Batches
 from .data import load_data
 from .errors import DataError, PlanError
+from .evaluation import at_threshold
 from .grafting import graft
 from .linear_probe import Fold, folds_of
 from .loop import Settings
@@ -90,7 +91,10 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
     )
     splits, task = load_data(data, task_options.make, task_options.strata)
-    metrics = {name: cast(Metric, plugins.module("metrics", name)) for name in task.metrics}
+    metrics = {
+        name: at_threshold(cast(Metric, plugins.module("metrics", name)), task)
+        for name in task.metrics
+    }
     if task.primary not in metrics:
         known = ", ".join(metrics)
         raise PlanError(
