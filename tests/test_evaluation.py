@@ -1,14 +1,12 @@
-"""Scoring, estimates and paired gains."""
+"""Estimates and paired gains."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from regraft.errors import DataError, DivergedError
-from regraft.evaluation import Scored, at_threshold, confusion, estimates, gain, paired, score
+from regraft.errors import DataError
+from regraft.evaluation import Scored, at_threshold, confusion, estimates, gain, paired
 from regraft.intervals import newcombe_paired, wilson
 from regraft.metrics import accuracy, log_loss, macro_f1, mae, micro_f1
 from regraft.tasks.classification import Classification
@@ -23,49 +21,6 @@ def scored(truth, predicted, groups=None):
     """Two classes, sure scores."""
     ids = tuple(f"r{i}" for i in range(len(truth)))
     return Scored(ids, np.array(truth), 0.1 + 0.8 * np.eye(2)[predicted], groups)
-
-
-def test_score_keeps_modes_and_order():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
-    model.train()
-    model[1].eval()  # a frozen block
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    x = torch.randn(5, 3)
-    y = torch.tensor([0, 1, 0, 1, 1])
-    batches = [(("d", "e"), x[3:], y[3:]), (("a", "b", "c"), x[:3], y[:3])]
-    found = score(model, batches, TASK, "cpu", ids="abcde", groups=["g", "g", None, "h", "h"])
-    assert [m.training for m in model] == [True, False, True, True]
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    model.eval()
-    expected = model(x).double().softmax(1).detach().numpy()
-    assert found.ids == tuple("abcde") and found.truth.tolist() == y.tolist()
-    assert found.groups == ("g", "g", None, "h", "h")
-    np.testing.assert_allclose(found.scores, expected, atol=1e-7)
-
-
-def test_score_takes_dicts_of_tensors():
-    class Net(nn.Module):
-        def forward(self, inputs):
-            return inputs["x"] * inputs["mask"]
-
-    inputs = {"x": torch.eye(2), "mask": torch.ones(2, 1)}
-    found = score(Net(), [(("a", "b"), inputs, torch.tensor([0, 1]))], TASK, "cpu")
-    assert estimates(TASK, {"accuracy": accuracy}, found)["accuracy"].value == 1
-
-
-def test_score_refuses_lost_double_and_broken_rows():
-    x, y = torch.eye(2), torch.tensor([0, 1])
-    with pytest.raises(DataError, match="more than once: a"):
-        score(nn.Identity(), [(("a", "a"), x, y)], TASK, "cpu")
-    with pytest.raises(DataError, match=r"1 of 3 are missing \(c\)"):
-        score(nn.Identity(), [(("a", "b"), x, y)], TASK, "cpu", ids="abc")
-    with pytest.raises(DataError, match=r"1 do not belong \(b\)"):
-        score(nn.Identity(), [(("a", "b"), x, y)], TASK, "cpu", ids="a")
-    with pytest.raises(DataError, match="no rows"):
-        score(nn.Identity(), [], TASK, "cpu")
-    with pytest.raises(DivergedError, match="not finite: a"):
-        score(nn.Identity(), [(("a", "b"), x / torch.tensor([[0.0], [1]]), y)], TASK, "cpu")
 
 
 def test_estimates_by_hand():

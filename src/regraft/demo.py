@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 SIDE = 8  # pixels, as scikit-learn's digits
 LETTERS = string.ascii_uppercase + "abdefghmnqrt"  # lower case where it is another shape
-EACH_TRAIN, EACH_TEST = 80, 10  # pictures a letter
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif",
+         "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic", "cmss10", "cmmi10")  # fmt: skip
+EACH_TRAIN, EACH_TEST = 100, 10  # pictures a letter
 LABELS = 3  # labelled digits a class
 SEEDS = 5
 
@@ -97,35 +99,39 @@ def write_digits(folder: Path, labels: int, seed: int) -> None:
 
 
 def write_letters(folder: Path, seed: int) -> None:
-    """Letters in matplotlib's fonts, turned up to 15°, sheared up to 0.3, at SIDE × SIDE pixels."""
+    """Letters in matplotlib's fonts: turned up to 15°, sheared, stretched, at SIDE × SIDE pixels.
+
+    Like scikit-learn's digits they keep their proportions, fill the height and stand in the middle.
+    """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     rng = np.random.default_rng(seed)
     here = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono",
-             "DejaVuSerif", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic")  # fmt: skip
-    fonts = [ImageFont.truetype(str(here / f"{name}.ttf"), 40) for name in names]
+    fonts = [ImageFont.truetype(str(here / f"{name}.ttf"), 40) for name in FONTS]
     for letter in LETTERS:
         # names that differ by more than case, for file systems that ignore it
         name = f"{letter}-{'upper' if letter.isupper() else 'lower'}"
         for i in range(EACH_TRAIN + EACH_TEST):
             page = Image.new("L", (96, 96))
-            font = fonts[rng.integers(len(fonts))]
-            stroke = int(rng.integers(0, 3))
+            font, stroke = fonts[rng.integers(len(fonts))], int(rng.integers(0, 4))
             ImageDraw.Draw(page).text((48, 48), letter, 255, font, "mm", stroke_width=stroke)
-            angle, shear = np.radians(rng.uniform(-15, 15)), rng.uniform(-0.3, 0.3)
+            angle, shear = np.radians(rng.uniform(-15, 15)), rng.uniform(-0.4, 0.4)
             a, b, c, d = np.cos(angle), np.sin(angle) + shear, -np.sin(angle), np.cos(angle)
+            a *= rng.uniform(0.8, 1.5)  # narrower or wider, as hands write
             centre = (48 - a * 48 - b * 48, 48 - c * 48 - d * 48)
-            page = page.transform(
-                (96, 96),
+            turned = page.transform(
+                page.size,
                 Image.Transform.AFFINE,
                 (a, b, centre[0], c, d, centre[1]),
                 Image.Resampling.BILINEAR,
             )
-            drawn = page.crop(page.getbbox()).resize((SIDE, SIDE), Image.Resampling.BOX)
+            drawn = turned.crop(turned.getbbox())
+            width = max(1, min(SIDE, round(SIDE * drawn.width / drawn.height)))
+            square = Image.new("L", (SIDE, SIDE))
+            square.paste(drawn.resize((width, SIDE), Image.Resampling.BOX), ((SIDE - width) // 2, 0))
             split = "train" if i < EACH_TRAIN else "test"
-            save(np.asarray(drawn), folder / split / name / f"{i:03d}.png")
+            save(np.asarray(square), folder / split / name / f"{i:03d}.png")
 
 
 def save(pixels: NDArray[np.uint8], path: Path) -> None:

@@ -108,7 +108,8 @@ def fine_tune(
     optimizer: torch.optim.Optimizer | None = None
     trainable: frozenset[str] = frozenset()
     thawed: dict[str, int] = {}  # block → the step at which it began to train
-    epoch, last_thaw, step, stopped = 0, 0, 0, "all epochs done"
+    epoch, step, stopped = 0, 0, "all epochs done"
+    last_thaw = thaws(freezing, blocks, settings.epochs)
 
     for epoch in range(1, settings.epochs + 1):
         wanted = freezing(blocks, epoch)
@@ -119,7 +120,6 @@ def fine_tune(
                 settings.optimizer, settings.optimizer_options, groups, before=optimizer
             )
             thawed |= dict.fromkeys(wanted - trainable, step)
-            last_thaw = epoch if wanted - trainable else last_thaw
             trainable = wanted
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         sums: dict[str, float] = {}
@@ -166,7 +166,9 @@ def fine_tune(
         figures = judge(target, val, task, metric, device, settings.layout)
         better = not figures or improves(figures, best, metric)
         if better:
-            best, best_epoch, best_state = figures, epoch, snapshot(target)
+            best, best_epoch = figures, epoch
+        if better and figures:  # without val the weights stay as the last epoch leaves them
+            best_state = snapshot(target)
         means = {name: total / per_epoch for name, total in sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
         log(Epoch(epoch, step, means, rates, figures, better))
@@ -174,9 +176,16 @@ def fine_tune(
             stopped = f"no gain on val for {settings.patience} epochs"
             break
 
-    restore(target, best_state)
+    if val is not None:
+        restore(target, best_state)
     set_trainable(target, frozenset(), settings.batch_norm)
     return Fit(best_epoch, epoch, step, best, start, stopped)
+
+
+def thaws(freezing: Freezing, blocks: list[str], epochs: int) -> int:
+    """The last epoch in which a block thaws: patience counts from there, not from a thaw before."""
+    wanted = [frozenset[str](), *(freezing(blocks, e) for e in range(1, epochs + 1))]
+    return max((e for e in range(1, epochs + 1) if wanted[e] - wanted[e - 1]), default=0)
 
 
 def judge(
