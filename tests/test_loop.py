@@ -1,336 +1,254 @@
-"""The loop against torch's own optimisers, written out by hand."""
-
-from __future__ import annotations
-
 import copy
+import itertools
 import math
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from regraft.batches import Batches
 from regraft.errors import DivergedError
+from regraft.features import outputs
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
+from regraft.freezing.head_only import HeadOnly
 from regraft.freezing.last_blocks import LastBlocks
 from regraft.grafting import graft
 from regraft.loop import Settings, fine_tune, improves
-from regraft.metrics import accuracy, log_loss
+from regraft.metrics import accuracy, mae
+from regraft.preprocess import build
+from regraft.rates import SCHEDULES, block_rates, factor
+from regraft.regularizers.l1 import L1
 from regraft.regularizers.l2 import L2
 from regraft.regularizers.l2_sp import L2SP
-from regraft.types import Augment, Penalty
+from regraft.tasks.classification import Classification
+from regraft.types import Augment
 
 CPU = torch.device("cpu")
-PLAIN = Augment(random_resized_crop=False, flip=False)
+BLOCKS = ["one", "two", "head"]
+TASK = Classification().make([("0",), ("1",), ("2",)], ("label",))
 
 
-class Plain(nn.Module):
-    """Nothing random, so that a second loop can be written beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.low = nn.Sequential(nn.Linear(5, 8), nn.Tanh())
-        self.high = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Tanh())
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(self.high(self.low(x)))
-        return logits
+def settings(epochs=2, rate=0.05, optimizer="SGD", **kw):
+    rates = block_rates(BLOCKS, lr=rate, head_lr=rate)
+    kw = {"clip_norm": 0.0, "schedule": "constant", "warmup": 0.0} | kw
+    augment = Augment(random_resized_crop=False, flip=False)
+    return Settings(epochs, rates, optimizer, augment=augment, **kw)
 
 
-def settings(target: Any, **change: Any) -> Settings:
-    rates = {"low": 0.003, "high": 0.01, "head": 0.02}
-    assert [b.name for b in target.blocks] == list(rates)
-    values = {"epochs": 3, "rates": rates, "optimizer": "SGD", "schedule": "constant",
-              "warmup": 0.0, "clip_norm": 0.0, "augment": PLAIN}  # fmt: skip
-    return Settings(**{**values, **change})
-
-
-def fit(target: Any, train: Any, task: Any, chosen: Settings, **how: Any) -> Any:
-    values = {"val": None, "freezing": Everything(), "penalties": {}, "device": CPU, "seed": 0}
-    values |= how
-    val, metric = values.pop("val"), values.pop("metric", accuracy)
-    return fine_tune(target, train, val, task, metric, chosen, **values)
-
-
-def state(target: Any) -> dict[str, torch.Tensor]:
-    return {n: t.clone() for n, t in target.model.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "decay", "schedule", "warmup", "clip"),
-    [
-        ("SGD", {}, 0.0, "constant", 0.0, 0.0),
-        ("SGD", {"momentum": 0.9, "nesterov": True}, 0.05, "cosine", 0.25, 0.5),
-        ("Adam", {"betas": [0.8, 0.99]}, 0.0, "linear", 0.1, 1.0),
-        ("AdamW", {}, 0.1, "cosine", 0.1, 1.0),
-        ("RMSprop", {"alpha": 0.9}, 0.0, "cosine", 0.0, 0.0),
-    ],
-)
-def test_the_loop_is_torchs_optimiser_written_out(
-    module_source, rows, name, options, decay, schedule, warmup, clip
+def fitted(
+    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None
 ):
-    train, _, _, task = rows(32, 8)
-    target = graft(module_source(Plain), 3, seed=1)
-    model = copy.deepcopy(target.model).train()
-    chosen = settings(target, optimizer=name, optimizer_options=options, weight_decay=decay,
-                      schedule=schedule, warmup=warmup, clip_norm=clip)  # fmt: skip
-    fit(target, train, task, chosen)
+    target = graft(source, 3, seed=seed)
+    before = copy.deepcopy(target.model.state_dict())
+    made = {name: r.prepare(target) for name, r in (penalties or {}).items()}
+    pre = build(source.preprocess)
+    done = fine_tune(
+        target, Batches(*rows, pre, batch, seed=seed), Batches(*val, pre, 8) if val else None,
+        TASK, accuracy, chosen, freezing=freezing or Everything(), penalties=made, device=CPU,
+        seed=seed, log=log or (lambda epoch: None),
+    )  # fmt: skip
+    return target, before, done
 
-    groups, rates = [], []
-    for part, rate in (("backbone.low", 0.003), ("backbone.high", 0.01), ("head", 0.02)):
-        own = list(model.get_submodule(part).parameters())
-        for shapes, weight_decay in (((2,), decay), ((1,), 0.0)):
-            inside = [p for p in own if p.ndim in shapes]
-            groups.append({"params": inside, "weight_decay": weight_decay})
-            rates.append(rate)
-    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    optimizer = getattr(torch.optim, name)(groups, lr=1.0, **kwargs)
-    steps, step = 12, 0
-    warm = int(warmup * steps)
+
+def changed(target, before):
+    now = target.model.state_dict()
+    return {n for n in now if not torch.equal(now[n], before[n])}
+
+
+OPTIMIZERS = [
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", {}),
+    ("AdamW", {}),
+    ("Adam", {}),
+    ("RMSprop", {"momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, options):
+    rows = number_rows(21)
+    chosen = settings(3, 0.01, name, optimizer_options=options, schedule="cosine", warmup=0.2)
+    target, before, _ = fitted(numbers_source(), rows, chosen)
+
+    model = graft(numbers_source(), 3).model
+    model.load_state_dict(before)
+    model.eval()  # batch norm keeps its statistics; there is no dropout in this net
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    mine = getattr(torch.optim, name)(
+        [{"params": matrices}, {"params": vectors}], lr=0.01, weight_decay=0.0, **options
+    )
+    train = Batches(*rows, build(numbers_source().preprocess), 8)
+    step, steps, warm = 0, 9, 1
     for epoch in (1, 2, 3):
-        for _, inputs, targets in train.epoch(epoch):
-            progress = max(0.0, (step - warm) / (steps - warm))
-            bend = {"constant": 1.0, "linear": 1 - progress,
-                    "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]  # fmt: skip
-            rise = min(1.0, (step + 1) / warm) if warm else 1.0
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * rise * bend
-            F.cross_entropy(model(inputs), targets).backward()
-            if clip:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            optimizer.zero_grad()
+        for _, x, y in train.epoch(epoch):
+            for group in mine.param_groups:
+                share = max(0.0, (step - warm) / (steps - warm))
+                rising = min(1.0, (step + 1) / warm)
+                group["lr"] = 0.01 * rising * SCHEDULES["cosine"](share)
+            mine.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            mine.step()
             step += 1
     for key, value in model.state_dict().items():
         torch.testing.assert_close(target.model.state_dict()[key], value, rtol=0, atol=1e-6)
+    assert changed(target, before)
 
 
-def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(module_source, rows):
-    train, _, _, task = rows(32, 8)
-    small, *_ = rows(32, 4)
-    one = graft(module_source(Plain), 3, seed=1)
-    two = graft(module_source(Plain), 3, seed=1)
-    calls: list[int] = []
+def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm buffers move
+    target, before, _ = fitted(
+        numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=HeadOnly()
+    )
+    assert changed(target, before) == {"head.weight", "head.bias"}
+    target, before, _ = fitted(
+        numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=LastBlocks(1)
+    )
+    moved = changed(target, before)
+    assert {n.split(".")[1] for n in moved if n.startswith("backbone")} == {"two"}
 
-    def counted(target: Any) -> Penalty:
-        inner = L2SP(alpha=0.5, beta=0.5).prepare(target)
 
-        def term(batch: Any) -> torch.Tensor:
-            calls.append(batch.step)
-            return inner.term(batch)
+def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source, number_rows):
+    target, before, _ = fitted(numbers_source(), number_rows(20), settings())
+    moved = changed(target, before)
+    assert "backbone.one.1.running_mean" not in moved and "backbone.one.1.weight" in moved
+    target, before, _ = fitted(numbers_source(), number_rows(20), settings(batch_norm="train"))
+    assert "backbone.one.1.running_mean" in changed(target, before)
 
-        return Penalty(term)
 
-    seen: list[Any] = []
-    fit(one, train, task, settings(one), penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one)})
-    fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)},
-        log=seen.append)  # fmt: skip
-    assert calls == list(range(12))
-    assert [e.step for e in seen] == [0, 4, 8, 12]
+def test_dropout_of_a_frozen_block_drops_nothing(numbers_source, number_rows):
+    rows = number_rows(20)
+    with_, before, _ = fitted(numbers_source(0.9), rows, settings(), freezing=HeadOnly())
+    without, _, _ = fitted(numbers_source(0.0), rows, settings(), freezing=HeadOnly())
+    assert torch.equal(with_.model.head.weight, without.model.head.weight)
+    assert not torch.equal(with_.model.head.weight, before["head.weight"])
+
+
+def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(
+    numbers_source, number_rows
+):
+    rows = number_rows(32)
+    penalty = {"l2": L2(strength=0.1)}
+    one, _, _ = fitted(numbers_source(), rows, settings(), batch=16, penalties=penalty)
+    two, _, _ = fitted(numbers_source(), rows, settings(accumulate=2), batch=8, penalties=penalty)
     for key, value in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[key], value, rtol=0, atol=1e-6)
 
 
-def test_a_penalty_on_a_batch_counts_by_its_share_of_the_rows(module_source, rows):
-    train, _, _, task = rows(10, 4)  # batches of 4, 3 and 3
-    target = graft(module_source(Plain), 3)
-    seen: list[Any] = []
-    one = Penalty(lambda batch: batch.logits.new_ones(()), per="batch")
-    fit(target, train, task, settings(target, accumulate=3, epochs=1), penalties={"one": one},
-        log=seen.append)  # fmt: skip
-    assert seen[-1].terms["one"] == pytest.approx(1.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_l2_is_torchs_weight_decay_over_fifty_steps(module_source, rows, momentum):
-    train, _, _, task = rows(40, 8)
-    by_term = graft(module_source(Plain), 3, seed=2)
-    by_decay = graft(module_source(Plain), 3, seed=2)
-    options = {"momentum": momentum} if momentum else {}
-    fit(by_term, train, task, settings(by_term, epochs=10, optimizer_options=options),
-        penalties={"l2": L2(strength=0.05).prepare(by_term)})  # fmt: skip
-    done = fit(by_decay, train, task,
-               settings(by_decay, epochs=10, optimizer_options=options, weight_decay=0.05))  # fmt: skip
+def test_l2_with_sgd_is_weight_decay(numbers_source, number_rows):
+    rows = number_rows(40)
+    chosen = settings(10, optimizer_options={"momentum": 0.9})
+    term, _, _ = fitted(numbers_source(), rows, chosen, penalties={"l2": L2(strength=0.02)})
+    decay, _, done = fitted(
+        numbers_source(), rows,
+        settings(10, optimizer_options={"momentum": 0.9}, weight_decay=0.02),
+    )  # fmt: skip
     assert done.steps == 50
-    moved = 0.0
-    for key, value in by_decay.model.state_dict().items():
-        torch.testing.assert_close(by_term.model.state_dict()[key], value, rtol=0, atol=1e-6)
-        if key in by_decay.anchor:
-            moved = max(moved, float((value - by_decay.anchor[key]).abs().max()))
-    assert moved > 0.01
+    for key, value in decay.model.state_dict().items():
+        torch.testing.assert_close(term.model.state_dict()[key], value, rtol=0, atol=1e-6)
+    plain, _, _ = fitted(numbers_source(), rows, chosen)
+    assert not torch.allclose(plain.model.head.weight, term.model.head.weight, atol=1e-3)
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-@pytest.mark.parametrize("strategy", [LastBlocks(blocks=1), Gradual(epochs_per_stage=9)])
-def test_frozen_tensors_and_buffers_are_bitwise_what_they_were(
-    net_target, rows, strategy, batch_norm
-):
-    train, _, _, task = rows()
-    before = state(net_target)
-    fit(net_target, train, task, settings(net_target, batch_norm=batch_norm), freezing=strategy)
-    names = [b.name for b in net_target.blocks]
-    trained = strategy(names, 1)
-    changed = {n for n, t in net_target.model.state_dict().items() if not torch.equal(t, before[n])}
-    owner = {t: b.name for b in net_target.blocks for t in b.tensors}
-    assert {owner[n] for n in changed} == set(trained)
-    statistics = {n for n in changed if "running" in n or "num_batches" in n}
-    assert bool(statistics) == (batch_norm == "train" and "high" in trained)
+def test_every_term_is_logged_by_name(numbers_source, number_rows):
+    lines = []
+    penalties = {"l1": L1(strength=1e-3), "l2_sp": L2SP()}
+    fitted(numbers_source(), number_rows(16), settings(2), penalties=penalties, log=lines.append)
+    assert [line.epoch for line in lines] == [0, 1, 2]
+    assert set(lines[1].terms) == {"task", "l1", "l2_sp"}
+    assert lines[1].terms["l1"] > 0 and set(lines[1].rates) == set(BLOCKS)
 
 
-def test_the_result_is_frozen_and_in_eval_mode(net_target, rows):
-    train, _, _, task = rows()
-    fit(net_target, train, task, settings(net_target, batch_norm="train"))
-    assert not any(m.training for m in net_target.model.modules())
-    assert not any(p.requires_grad for p in net_target.model.parameters())
-
-
-def test_the_start_competes_and_stays_where_training_destroys(net_target, rows):
-    train, inputs, targets, task = rows(60, 8)
-    val, *_ = rows(30, 8, seed=1)
-    fit(net_target, train, task, settings(net_target, epochs=20), val=val)  # a good start
-    before = state(net_target)
-    wild = settings(net_target, epochs=2, rates=dict.fromkeys(("low", "high", "head"), 3.0))
-    done = fit(net_target, train, task, wild, val=val)
-    assert done.best_epoch == 0
+def test_the_starting_point_competes(numbers_source, number_rows):
+    """A rate that destroys everything leaves the starting point as the result."""
+    target, before, done = fitted(
+        numbers_source(), number_rows(30), settings(3, rate=30.0), val=number_rows(60, seed=1)
+    )
+    assert done.best_epoch == 0 and not changed(target, before)
     assert done.best == done.start
-    assert all(torch.equal(t, before[n]) for n, t in net_target.model.state_dict().items())
 
 
-def test_the_best_epoch_on_val_is_what_remains(module_source, rows):
-    train, _, _, task = rows(24, 8)
-    val, inputs, targets, _ = rows(30, 8, seed=1)
-    target = graft(module_source(Plain), 3)
-    seen: list[Any] = []
-    chosen = settings(target, epochs=8, rates=dict.fromkeys(("low", "high", "head"), 0.5))
-    done = fit(target, train, task, chosen, val=val, log=seen.append, metric=accuracy)
-    assert [e.epoch for e in seen] == list(range(9))
-    best = seen[0]
-    for e in seen[1:]:
-        better = (-e.val["accuracy"], e.val["loss"]) < (-best.val["accuracy"], best.val["loss"])
-        assert e.best == better
-        best = e if better else best
-    assert done.best_epoch == best.epoch
+def test_the_best_epoch_on_val_is_what_the_model_holds(numbers_source, number_rows):
+    val = number_rows(60, seed=1)
+    lines = []
+    target, _, done = fitted(
+        numbers_source(), number_rows(60), settings(6, rate=0.5), val=val, log=lines.append
+    )
+    got = outputs(target.model, Batches(*val, build(target.source.preprocess), 8), CPU)
+    value = float((got.values.argmax(1) == got.targets).float().mean())
+    assert value == pytest.approx(done.best["accuracy"]) == max(x.val["accuracy"] for x in lines)
+    assert done.best_epoch > 0
+    assert not any(p.requires_grad for p in target.model.parameters())
+
+
+def test_patience_counts_from_the_last_thaw(numbers_source, number_rows):
+    """Nothing ever improves, so the epochs that run are the thaws plus the patience."""
+    val = number_rows(60, seed=1)
+    _, _, at_once = fitted(
+        numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val
+    )
+    _, _, gradual = fitted(
+        numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val,
+        freezing=Gradual(),
+    )  # fmt: skip
+    assert at_once.epochs == 3  # thawed in epoch 1
+    assert gradual.epochs == 5  # the last block thaws in epoch 3
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source, number_rows):
+    rows, targets = number_rows(16)
+    source = numbers_source()
     with torch.no_grad():
-        logits = target.model(inputs)
-    assert (logits.argmax(1) == targets).float().mean() == pytest.approx(best.val["accuracy"])
-    assert F.cross_entropy(logits, targets) == pytest.approx(best.val["loss"], abs=1e-6)
+        source.backbone.two[0].weight[0, 0] = float("nan")
+    with pytest.raises(DivergedError, match=r"loss is not finite at step 0 .*rows r0-.*rates"):
+        fitted(source, (rows, targets), settings())
 
 
-def test_without_val_the_last_epoch_stands(module_source, rows):
-    train, _, _, task = rows()
-    target = graft(module_source(Plain), 3)
-    assert fit(target, train, task, settings(target)).best_epoch == 3
+def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
+    class Steep:
+        pulls_to_source = shrinks_to_zero = False
+
+        def prepare(self, target):
+            from regraft.types import Penalty
+
+            # sqrt has an infinite slope at 0, while its value is 0
+            return Penalty(lambda b: (b.params["head.bias"] * 0).sum().sqrt())
+
+    with pytest.raises(DivergedError, match="gradient is not finite at step 0"):
+        fitted(numbers_source(), number_rows(16), settings(clip_norm=1.0), penalties={"s": Steep()})
 
 
-def test_patience_counts_from_the_last_thaw(module_source, rows):
-    train, _, _, task = rows()
-    target = graft(module_source(Plain), 3)
-    val, *_ = rows(12, 8, seed=1)
-    still = dict.fromkeys(("low", "high", "head"), 1e-30)  # nothing ever gains
-    chosen = settings(target, epochs=30, patience=3, rates=still)
-    assert fit(target, train, task, chosen, val=val).epochs == 4  # thawed in epoch 1
-    thaw = Gradual(epochs_per_stage=5)  # the last block in epoch 11
-    done = fit(target, train, task, chosen, val=val, freezing=thaw)
-    assert done.epochs == 14
-    assert done.stopped == "no gain on val for 3 epochs"
+def test_a_seed_repeats_and_another_differs(numbers_source, number_rows):
+    rows = number_rows(20)
+    a, _, _ = fitted(numbers_source(0.5), rows, settings(), seed=1)
+    torch.rand(7)
+    b, _, _ = fitted(numbers_source(0.5), rows, settings(), seed=1)
+    c, _, _ = fitted(numbers_source(0.5), rows, settings(), seed=2)
+    assert torch.equal(a.model.head.weight, b.model.head.weight)
+    assert not torch.equal(a.model.head.weight, c.model.head.weight)
 
 
-def test_a_block_that_thaws_late_warms_up_from_there(module_source, rows):
-    train, _, _, task = rows(32, 8)
-    target = graft(module_source(Plain), 3)
-    rates: list[dict[str, float]] = []
-    chosen = settings(target, epochs=4, warmup=0.25)  # 4 of 16 steps
-    fit(target, train, task, chosen, freezing=Gradual(), log=lambda e: rates.append(e.rates))
-    assert rates[1] == pytest.approx({"head": 0.02})  # warm after its first epoch
-    assert rates[2] == pytest.approx({"high": 0.01, "head": 0.02})
-    firsts: list[float] = []
-    probe = Penalty(lambda batch: (firsts.append(batch.step), batch.logits.new_zeros(()))[1])
-    fit(graft(module_source(Plain), 3), train, task, chosen, penalties={"p": probe})
-    assert firsts == list(range(16))
+def test_a_lower_error_improves_and_a_tie_goes_to_the_lower_loss():
+    assert improves({"mae": 1.0, "loss": 9.0}, {"mae": 2.0, "loss": 1.0}, mae)
+    assert not improves({"accuracy": 0.5, "loss": 0.1}, {"accuracy": 0.6, "loss": 1.0}, accuracy)
+    assert improves({"accuracy": 0.5, "loss": 0.1}, {"accuracy": 0.5, "loss": 0.2}, accuracy)
+    assert not improves({"accuracy": 0.5, "loss": 0.2}, {"accuracy": 0.5, "loss": 0.2}, accuracy)
 
 
-def test_a_thaw_keeps_the_momentum_of_what_already_trained(module_source, rows):
-    """The head's Adam state goes on: as if it alone were trained by one optimiser throughout."""
-    train, _, _, task = rows(16, 8)
-    target = graft(module_source(Plain), 3, seed=3)
-    tiny = {"low": 1e-30, "high": 1e-30, "head": 0.02}
-    fit(target, train, task, settings(target, optimizer="Adam", rates=tiny), freezing=Gradual())
-    alone = graft(module_source(Plain), 3, seed=3)
-    fit(alone, train, task, settings(alone, optimizer="Adam", rates=tiny), freezing=Everything())
-    for key in ("head.weight", "head.bias"):
-        torch.testing.assert_close(
-            target.model.state_dict()[key], alone.model.state_dict()[key], rtol=0, atol=1e-6
-        )
+def test_rates_fall_towards_the_input_and_an_override_holds():
+    rates = block_rates(
+        ["stem", "a.0", "a.1", "head"], lr=1e-3, head_lr=5e-3, layer_decay=0.5,
+        overrides={"a.*": 7e-4, "a.1": 2e-4},
+    )  # fmt: skip
+    assert rates == {"stem": pytest.approx(2.5e-4), "a.0": 7e-4, "a.1": 2e-4, "head": 5e-3}
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(module_source, rows):
-    train, _, targets, task = rows(16, 8)
-    target = graft(module_source(Plain), 3)
-    bad = Penalty(lambda b: b.logits.sum() * (float("nan") if b.step == 3 else 0.0))
-    with pytest.raises(DivergedError) as error:
-        fit(target, train, task, settings(target), penalties={"bad": bad})
-    words = str(error.value)
-    second = list(train.epoch(2))[1][0]
-    assert "step 3 (epoch 2" in words
-    assert second[0] in words
-    assert "0.003 to 0.02" in words
-
-
-def test_a_gradient_that_is_not_finite_stops_too(module_source, rows):
-    train, _, _, task = rows(16, 8)
-    target = graft(module_source(Plain), 3)
-    # sqrt at 0: the value is finite, its gradient is not
-    bad = Penalty(lambda b: (b.params["head.bias"] * 0).square().sum().sqrt())
-    with pytest.raises(DivergedError, match="gradient"):
-        fit(target, train, task, settings(target, clip_norm=1.0), penalties={"bad": bad})
-    with pytest.raises(DivergedError, match="step"):
-        fit(target, train, task, settings(target, clip_norm=0.0), penalties={"bad": bad})
-
-
-@pytest.mark.parametrize("mixed", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-def test_mixed_pictures_train_and_twice_the_same(mixed):
-    from regraft.batches import Batches
-    from regraft.preprocess import build
-    from regraft.tasks.classification import Classification
-    from regraft.types import CallableSpec, Example, Source
-
-    pictures = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    spec = CallableSpec(lambda row: pictures[int(row[0])], kind="image")
-
-    class Conv(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            self.fc = nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.fc(self.body(x))
-            return logits
-
-    torch.manual_seed(0)
-    source = Source.from_module(Conv(), head="fc", preprocess=spec, example=pictures[:2])
-    task = Classification().make([("a",), ("b",)], ("label",))
-    examples = [Example(f"{i:04d}-0", (str(i),), ("ab"[i % 2],), str(i)) for i in range(12)]
-    train = Batches(examples, torch.arange(12) % 2, build(spec), 4)
-    found = []
-    for augment in (replace(PLAIN, **mixed), replace(PLAIN, **mixed), PLAIN):
-        target = graft(source, 2)
-        chosen = Settings(epochs=2, rates={"body": 0.1, "head": 0.1}, optimizer="SGD",
-                          augment=augment)  # fmt: skip
-        fit(target, train, task, chosen)
-        found.append(state(target))
-    assert all(torch.equal(t, found[1][n]) for n, t in found[0].items())
-    assert any(not torch.equal(t, found[2][n]) for n, t in found[0].items())
-
-
-def test_better_means_the_metrics_own_direction_and_ties_go_to_the_lower_loss():
-    old = {"m": 0.5, "loss": 1.0}
-    assert improves({"m": 0.6, "loss": 9.0}, old, accuracy)
-    assert not improves({"m": 0.6, "loss": 0.1}, old, log_loss)
-    assert improves({"m": 0.5, "loss": 0.9}, old, accuracy)
-    assert not improves(dict(old), old, accuracy)
-    assert not improves({"m": float("nan"), "loss": 0.1}, old, accuracy)
+def test_schedules_warm_up_from_a_blocks_own_thaw():
+    cosine = SCHEDULES["cosine"]
+    at = [factor(cosine, step=s, steps=10, warm=2) for s in range(10)]
+    assert at[:3] == [0.5, 1.0, 1.0] and at[-1] == pytest.approx(
+        0.5 * (1 + math.cos(math.pi * 7 / 8))
+    )
+    assert all(x >= y for x, y in itertools.pairwise(at[2:]))
+    late = factor(SCHEDULES["constant"], step=5, steps=10, warm=4, thawed=5)
+    assert late == 0.25

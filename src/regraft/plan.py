@@ -8,6 +8,7 @@ run.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -182,11 +183,16 @@ def check(
     try:
         plan = Plan.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
+        by_key: dict[str, list[str]] = {}
         for e in error.errors():
             loc = [str(p) for p in e["loc"] if p not in UNION_TAGS]
-            problems.append(
-                (".".join(loc), plugins.problem("", {**e, "loc": loc}, known_keys(loc)))
-            )
+            text = plugins.problem("", {**e, "loc": loc}, known_keys(loc))
+            by_key.setdefault(".".join(loc), []).append(text)
+        for key, texts in by_key.items():  # a key that takes a number or "auto" fails twice
+            others = "".join(f", or {t.partition(': ')[2]}" for t in texts[1:])
+            problems.append((key, texts[0] + others))
+    known = {key for key, _ in problems}
+    problems += [(k, f"{k}: must be a finite number") for k in not_finite(tree) if k not in known]
     pulls: list[str] = []
     shrinks: list[str] = []
     for folder, key, name, values in plugin_tables(tree):
@@ -214,6 +220,17 @@ def check(
     if problems or plan is None:
         raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
     return plan
+
+
+def not_finite(tree: Any, key: str = "") -> list[str]:
+    """Dotted keys of NaN and infinities, which a dataclass of options would let through."""
+    if isinstance(tree, dict):
+        inside = [(f"{key}.{k}".strip("."), v) for k, v in tree.items()]
+    elif isinstance(tree, list | tuple):
+        inside = [(key, v) for v in tree]
+    else:
+        return [key] if isinstance(tree, float) and not math.isfinite(tree) else []
+    return [found for k, v in inside for found in not_finite(v, k)]
 
 
 UNION_TAGS = {"int", "float", "bool", "str", "literal['auto']", "constrained-int",
@@ -327,7 +344,7 @@ def described(value: Any, model: Any) -> Iterable[tuple[str, Any, str]]:
 
 
 def toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def toml_value(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from . import controls, plugins
+from . import controls, optimizers, plugins
 from . import plan as plans
 from .batches import Batches
 from .data import load_data
@@ -118,6 +118,9 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     torch.set_num_threads(cast(int, plan.run.threads))
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
+    everything = [b.name for b in target.blocks]
+    every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
+    optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
     scratch = None
     if "scratch" in plan.evaluate.controls:
         scratch = controls.scratch_budget(

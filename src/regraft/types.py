@@ -142,7 +142,7 @@ class Augment:
         default=True, metadata={"help": "else the evaluation's resize and centre crop"}
     )
     scale: tuple[float, float] = field(
-        default=(0.35, 1.0), metadata={"help": "share of the picture's area that a crop keeps"}
+        default=(0.5, 1.0), metadata={"help": "share of the picture's area that a crop keeps"}
     )
     ratio: tuple[float, float] = field(
         default=(0.75, 4 / 3), metadata={"help": "width ÷ height of a crop"}

@@ -28,6 +28,11 @@ def quick(epochs: int = 1) -> list[object]:
     return ["--epochs", epochs, "--batch-size", 16, "--set", "run.threads=1", "-q"]
 
 
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
 def bytes_of(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
@@ -49,9 +54,21 @@ def refused(found: tuple[int, str, str], code: int, *words: str) -> None:
 def photo_run(pictures, weights, tmp_path_factory) -> Path:
     """One fit that several tests look at."""
     out: Path = tmp_path_factory.mktemp("runs") / "colours"
-    command = [sys.executable, "-m", "regraft", "fit", pictures, *tiny(weights), *quick(2), "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "fit",
+        pictures,
+        *tiny(weights),
+        *quick(2),
+        "--out",
+        out,
+    ]
     state = {"REGRAFT_STATE": str(out.parent / "state")}
-    done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(c) for c in command], env=ENV | state, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "TARGET" in done.stdout
     assert "TRANSFER not measured" in done.stdout
@@ -75,11 +92,11 @@ def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
 
 
 def test_predict_and_evaluate_agree_with_the_run(photo_run, pictures, cli, tmp_path):
-    rows = list(csv.DictReader((photo_run / "predictions.csv").open()))
+    rows = rows_of(photo_run / "predictions.csv")
     assert len(rows) == 24
     code, _, err = cli("predict", photo_run, pictures / "test", "--out", tmp_path / "p.csv")
     assert code == 0, err
-    new = {Path(r["input"]).parts[-2:]: r for r in csv.DictReader((tmp_path / "p.csv").open())}
+    new = {Path(r["input"]).parts[-2:]: r for r in rows_of(tmp_path / "p.csv")}
     for row in rows:
         same = new[Path(row["where"]).parts[-2:]]
         assert same["predicted"] == row["predicted"]
@@ -117,7 +134,9 @@ def test_a_saved_plan_gives_the_same_bytes(photo_run, cli, tmp_path):
 
 
 def test_workers_change_no_bit(photo_run, cli, tmp_path):
-    code, _, err = cli("fit", photo_run / "plan.toml", "--out", tmp_path / "w", "-q", "--workers", 2)
+    code, _, err = cli(
+        "fit", photo_run / "plan.toml", "--out", tmp_path / "w", "-q", "--workers", 2
+    )
     assert code == 0, err
     assert bytes_of(tmp_path / "w") == bytes_of(photo_run)
 
@@ -148,7 +167,7 @@ def test_texts(bert, cli, tmp_path):
     code, _, err = cli("fit", data, "--source", f"transformers:{bert}", *quick(), "--out", out)
     assert code == 0, err
     assert result(out)["classes"] == ["007", "NA"]
-    saved = list(csv.DictReader((out / "predictions.csv").open()))
+    saved = rows_of(out / "predictions.csv")
     code, printed, err = cli("predict", out, data)
     assert code == 0, err
     new = list(csv.DictReader(printed.splitlines()))
@@ -189,7 +208,7 @@ def test_regression_on_a_table_of_pictures(pictures, weights, cli, tmp_path):
     assert code == 0, err
     assert "mae" in printed
     assert set(result(out)["controls"]) == {"mean", "linear probe"}
-    saved = list(csv.DictReader((out / "predictions.csv").open()))
+    saved = rows_of(out / "predictions.csv")
     mae = sum(abs(float(r["label"]) - float(r["predicted size"])) for r in saved) / len(saved)
     assert result(out)["test"]["mae"]["value"] == pytest.approx(mae, rel=1e-5)
     code, printed, err = cli("evaluate", out, data, "--image-root", pictures, "--json")
@@ -442,7 +461,7 @@ def test_help_and_list_load_nothing_heavy(args):
         "import sys\nfrom regraft.cli import main\n"
         f"sys.argv = ['regraft', *{args!r}]\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
-        f"sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules))\n"
+        f"sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)\n"
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
@@ -453,7 +472,10 @@ def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -m regraft list all | true"
     for _ in range(2):
         done = subprocess.run(
-            ["bash", "-c", command + "; echo ${PIPESTATUS[0]}"], env=ENV, capture_output=True, text=True
+            ["bash", "-c", command + "; echo ${PIPESTATUS[0]}"],
+            env=ENV,
+            capture_output=True,
+            text=True,
         )
         assert done.stderr == ""
         assert done.stdout.strip() in ("0", "1", "141")

@@ -1,0 +1,111 @@
+"""Who may import whom (docs/design: types, errors ← plug-ins ← machinery ← run ← api, cli)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import regraft
+from regraft.plugins import FOLDERS
+
+ROOT = Path(regraft.__file__).parent
+# What is allowed beyond the rule, each with its reason.
+SHARED = {
+    "sources/__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
+    "sources/run": {"plugins"},  # a run names the source file that builds its architecture
+    "sources/bundled": {"sources"},  # it fetches the file and lets timm or transformers load it
+    "sources/random": {"sources"},  # timm's architecture without weights
+    "formats/image_folder": {"pictures"},  # which suffixes are pictures
+    "formats/table": {"pictures"},
+}
+BY_NAME = {
+    ("prepare", "sources"), ("api", "sources"),  # load_source, the folder's one entry
+    ("__init__", "sources"), ("types", "sources"),  # the same, and Source.from_module, late
+    ("inputs", "formats"),  # predict reads tables without labels
+}  # fmt: skip
+
+
+def imports(file: Path, late: bool = True) -> set[str]:
+    """Dotted names below regraft that a file imports, and others' top names as "!name"."""
+    package = ("regraft", *file.relative_to(ROOT).parent.parts)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    hidden = {
+        id(n) for top in ast.walk(tree)
+        if isinstance(top, ast.FunctionDef) or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
+        for n in ast.walk(top)
+    }  # fmt: skip
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if not late and id(node) in hidden:
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            path = ".".join(filter(None, (base, node.module)))
+            names = [path]
+            if path in ("regraft", *(f"regraft.{f}" for f in FOLDERS)):
+                names = [f"{path}.{a.name}" for a in node.names]
+        for name in names:
+            inside = name.startswith("regraft.")
+            found.add(name.removeprefix("regraft.") if inside else f"!{name.partition('.')[0]}")
+    return found
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT).with_suffix(""))
+
+
+PLUGINS = [f for folder in FOLDERS for f in sorted((ROOT / folder).glob("*.py"))]
+MACHINERY = sorted(ROOT.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=name_of)
+def test_a_plug_in_imports_types_and_errors_alone(file):
+    folder = file.parent.name
+    allowed = {"types", "errors"} | SHARED.get(name_of(file), set())
+    for name in imports(file):
+        if name.startswith("!"):
+            continue
+        top, _, rest = name.partition(".")
+        private = top == folder and rest.startswith("_")
+        assert private or top in allowed, f"{name_of(file)} imports {name}"
+
+
+@pytest.mark.parametrize("file", MACHINERY, ids=name_of)
+def test_the_machinery_names_no_plug_in(file):
+    for name in imports(file):
+        top = name.partition(".")[0]
+        assert top not in FOLDERS or (file.stem, top) in BY_NAME, f"{file.stem} imports {name}"
+
+
+@pytest.mark.parametrize("file", MACHINERY, ids=name_of)
+def test_nothing_below_imports_run_api_or_cli(file):
+    found = {n.partition(".")[0] for n in imports(file)}
+    above = {
+        "run": {"api", "cli", "demo"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
+        "prepare": {"run", "arms", "results", "estimate"},
+    }  # fmt: skip
+    for module, users in above.items():
+        assert module not in found or file.stem in users, f"{file.stem} imports {module}"
+
+
+LIGHT = ["__init__", "__main__", "cli", "errors", "types", "plan", "plugins", "runfiles", "summary",
+         "listing", "progress"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_help_and_summary_need_is_light(name):
+    heavy = {"!torch", "!numpy", "!timm", "!transformers", "!sklearn", "!scipy", "!matplotlib"}
+    assert not imports(ROOT / f"{name}.py", late=False) & heavy
+
+
+@pytest.mark.parametrize("file", PLUGINS, ids=name_of)
+def test_a_plug_in_of_a_plan_imports_torch_late(file):
+    if file.parent.name in ("tasks", "freezing", "regularizers", "formats"):
+        assert "!torch" not in imports(file, late=False)
+    if file.parent.name == "freezing":
+        assert "!torch" not in imports(file)

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from regraft.features import Outputs
+from regraft.linear_probe import fit_probe, folds_of, path
+from regraft.tasks.classification import Classification
+from regraft.tasks.multilabel import MultiLabel
+from regraft.tasks.regression import Regression
+
+
+def rows(n=120, d=7, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * rng.uniform(0.5, 20, d) + rng.normal(size=d) * 5
+    y = (x @ rng.normal(size=(d, classes)) / 20 + rng.normal(size=(n, classes))).argmax(1)
+    return x, y
+
+
+def outputs(x, y):
+    return Outputs(tuple(map(str, range(len(x)))), torch.from_numpy(x), torch.as_tensor(y))
+
+
+CLASSES = Classification().make([(str(c),) for c in range(3)], ("label",))
+
+
+@pytest.mark.parametrize("strength", [1e-3, 0.1, 3.0])
+def test_it_is_scikit_learns_logistic_regression(strength):
+    x, y = rows()
+    z = (x - x.mean(0)) / x.std(0)
+    theirs = LogisticRegression(C=1 / (len(x) * strength), tol=1e-10, max_iter=10_000).fit(z, y)
+    weight, bias = path(outputs(x, y), CLASSES, [strength])[strength]
+    ours = (torch.from_numpy(x) @ weight.T + bias).softmax(1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(z), atol=2e-3)
+
+
+def test_for_numbers_it_is_ridge():
+    x, _ = rows()
+    y = x @ np.linspace(-1, 1, 7) + np.random.default_rng(1).normal(size=len(x))
+    task = Regression().make([(str(v),) for v in y], ("y",))
+    targets = task.encode([(str(v),) for v in y])
+    z = (x - x.mean(0)) / x.std(0)
+    weight, bias = path(outputs(x, targets), task, [0.05])[0.05]
+    # mean squared error + λ/2·‖w‖² is ridge with alpha = N·λ/2
+    theirs = Ridge(alpha=len(x) * 0.05 / 2).fit(z, targets[:, 0].numpy())
+    ours = (torch.from_numpy(x) @ weight.T + bias)[:, 0].numpy()
+    np.testing.assert_allclose(ours, theirs.predict(z), atol=1e-3)
+
+
+def test_many_labels_are_one_logistic_regression_each():
+    x, y = rows()
+    hot = np.eye(3)[y]
+    hot[:, 0] = x[:, 1] > x[:, 1].mean()
+    task = MultiLabel().make([("a;b;c",)], ("label",))
+    weight, bias = path(outputs(x, hot.astype(np.float32)), task, [0.01])[0.01]
+    z = (x - x.mean(0)) / x.std(0)
+    ours = (torch.from_numpy(x) @ weight.T + bias).sigmoid().numpy()
+    for k in range(3):  # the loss is the mean over three labels
+        theirs = LogisticRegression(C=1 / (len(x) * 0.03), tol=1e-10, max_iter=9_999)
+        np.testing.assert_allclose(
+            ours[:, k], theirs.fit(z, hot[:, k]).predict_proba(z)[:, 1], atol=2e-3
+        )
+
+
+def test_the_strength_is_the_best_on_val_and_val_alone_decides():
+    train, val = outputs(*rows(60)), outputs(*rows(200, seed=0))
+    probe = fit_probe(train, CLASSES, [1e-4, 1e-2, 1.0], val=val)
+    assert probe.chosen_by == "val" and set(probe.losses) == {1e-4, 1e-2, 1.0}
+    assert probe.strength == min(probe.losses, key=probe.losses.get)
+    shuffled = Outputs(val.ids, val.values, val.targets.flip(0))
+    assert fit_probe(train, CLASSES, [1e-4, 1e-2, 1.0], val=shuffled).strength == 1.0
+
+
+def test_without_val_folds_decide_and_without_folds_the_middle():
+    train = outputs(*rows(30))
+    folds = folds_of([str(int(t)) for t in train.targets], [None] * 30)
+    by_folds = fit_probe(train, CLASSES, [1e-3, 0.1, 10.0], folds=folds)
+    assert "cross-validation" in by_folds.chosen_by and by_folds.losses
+    alone = fit_probe(train, CLASSES, [1e-3, 0.1, 10.0])
+    assert alone.strength == 0.1 and not alone.losses
+
+
+def test_constant_features_and_more_features_than_rows_are_no_trouble():
+    x, y = rows(12, 40)
+    x[:, 3] = 7.0
+    probe = fit_probe(outputs(x, y), CLASSES, [0.01])
+    logits = probe.logits(torch.from_numpy(x).float())
+    assert torch.isfinite(logits).all() and (logits.argmax(1).numpy() == y).mean() > 0.9
+
+
+def test_the_head_takes_raw_features():
+    x, y = rows()
+    probe = fit_probe(outputs(x, y), CLASSES, [0.1])
+    head = torch.nn.Linear(7, 3)
+    probe.write_to(head)
+    raw = torch.from_numpy(x).float()
+    torch.testing.assert_close(head(raw), probe.logits(raw))
+
+
+def test_folds_keep_groups_whole_and_judge_each_row_once():
+    strata = ["a", "b"] * 15
+    groups = [f"g{i // 3}" for i in range(30)]
+    found = folds_of(strata, groups)
+    judged = sorted(i for _, judge in found for i in judge)
+    assert judged == list(range(30))
+    for fit, judge in found:
+        assert not {groups[i] for i in fit} & {groups[i] for i in judge}
+    assert folds_of(["a", "a", "b"], [None] * 3) == []
