@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from regraft.errors import PlanError
@@ -15,6 +15,7 @@ BASE = {"source": {"ref": "timm:resnet18"}, "data": {"path": "flowers"}}
 
 
 @given(st.text(), st.text(min_size=1), st.floats(1e-300, 1e300))
+@example("\x7f", "\x7f", 1.0)  # DEL: bare in JSON, not allowed in TOML, keys too
 def test_a_plan_reads_back_whatever_its_strings_and_keys_hold(path, pattern, number):
     plan = check({
         "source": {"ref": path, "allow_fresh": [pattern]},

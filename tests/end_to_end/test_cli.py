@@ -479,12 +479,3 @@ def test_a_closed_pipe_gives_no_traceback():
         )
         assert done.stderr == ""
         assert done.stdout.strip() in ("0", "1", "141")
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda p: p.name)  # fmt: skip
-def test_examples_are_plans(path):
-    from regraft.plan import freezing, read_plan, regularizers, task_options, write_plan
-
-    plan = read_plan(path, {})
-    task_options(plan), freezing(plan), regularizers(plan)
-    assert write_plan(plan)
