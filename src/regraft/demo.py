@@ -65,8 +65,9 @@ def demo(out: Path, say: Say, track: Track | None = None) -> str:
             f"With {LABELS} labelled pictures a class, the network that had seen letters reads "
             f"{mean['fit']['accuracy']['mean']:.1%} of the digits,",
             f"the same network from scratch {mean['scratch']['accuracy']['mean']:.1%} (means of "
-            f"{SEEDS} seeds). Transfer is worth most where labels are few: at ten a class",
-            "scratch had nearly caught up when we tried (docs/log.md).",
+            f"{SEEDS} seeds). Transfer is worth most where labels are few: with ten a class the "
+            "network from",
+            "scratch had caught up in a trial (docs/log.md).",
         )
     )
 
