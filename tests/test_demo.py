@@ -78,7 +78,7 @@ def test_which_digits_are_labelled_is_a_function_of_the_seed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_shows_that_transfer_helps(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # its ledger is no user's
+    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "state"))  # the ledger is no user's
     said = []
     text = demo.demo(tmp_path / "demo", said.append)
     result = read_json(tmp_path / "demo" / "transfer" / "result.json")

@@ -29,9 +29,9 @@ Reasons = dict[str, str]  # dotted key → why
 SCRATCH_RATES = {
     "SGD": 0.1, "Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "RMSprop": 1e-3,
 }  # fmt: skip
-SHARE = {"image": 0.03, "text": 0.1, "tensor": 0.1}  # of the scratch rate, for kept blocks
-EPOCHS = {"image": 3, "text": 4, "tensor": 10}
-BATCH = {"image": 32, "text": 32, "tensor": 32}
+SHARE = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scratch rate, for kept blocks
+EPOCHS = {"image": 3, "text": 3, "tensor": 10}
+BATCH = {"image": 32, "text": 16, "tensor": 32}
 FEWEST_STEPS = 60  # a fit on a handful of rows still takes this many
 
 
