@@ -40,7 +40,10 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{name}, mean of {seeds} seeds   {r['primary']} {m['mean']:.3f} (sd {m['sd']:.3f})",
         )
     for name, metrics in r["controls"].items():
-        yield "", over(r, name, metrics[r["primary"]]["value"])
+        value = metrics[r["primary"]]["value"]
+        if name == "scratch" and r["mean"]:  # its gain is over all seeds, so its figure is too
+            value = r["mean"]["scratch"][r["primary"]]["mean"]
+        yield "", over(r, name, value)
     yield "WEIGHTS", weights(r["source"])
     yield "VERDICT", verdict(r)
     yield (

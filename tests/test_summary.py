@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from regraft.summary import summary
+
+
+def estimate(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 50}
+
+
+def result(**changed):
+    seeds = [{"seed": s} for s in range(3)]
+    return {
+        "task": "classification", "primary": "accuracy", "rows": {"train": 9, "val": 5, "test": 50},
+        "test": {"accuracy": estimate(0.8), "macro_f1": estimate(0.7)}, "seeds": seeds,
+        "controls": {"majority": {"accuracy": estimate(0.2)}, "scratch": {"accuracy": estimate(0.71)}},
+        "gain": {"majority": estimate(0.6), "scratch": estimate(0.3)},
+        "mean": {"fit": {"accuracy": {"mean": 0.81, "sd": 0.01}},
+                 "scratch": {"accuracy": {"mean": 0.51, "sd": 0.02}}},
+        "source": {"nothing_kept": False, "fresh": ["head.weight"], "unused": [],
+                   "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
+        "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
+        "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
+        "timing": {"total": 61.0}, "test_opened": 2,
+    } | changed  # fmt: skip
+
+
+def test_scratch_is_shown_as_the_mean_that_its_gain_is_over():
+    text = summary(Path("runs/x"), result())
+    assert "over scratch 0.510   +0.300 [+0.200, +0.400]   over 3 seeds" in text
+    assert "0.710" not in text
+
+
+def test_a_verdict_needs_scratch_and_says_how_often_test_was_opened():
+    said = summary(Path("runs/x"), result())
+    assert "transfer helps: +0.300 [+0.200, +0.400] over training from scratch" in said
+    assert "test opened 2 times" in said
+    without = summary(Path("runs/x"), result(controls={"majority": {"accuracy": estimate(0.2)}}))
+    assert "TRANSFER not measured (--controls scratch --seeds 3); test opened 2 times" in without
