@@ -126,11 +126,6 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} is damaged: {error}") from error
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def runs_below(folder: Path) -> list[Path]:
     """Run folders in a folder, by name."""
     return sorted(p.parent for p in folder.glob("*/plan.toml"))
