@@ -3,13 +3,14 @@
     min over W, b of  mean_i loss(W z_i + b, y_i) + λ/2 · ‖W‖²,   z = (x − mean) ÷ std of train
 
 Convex; solved by L-BFGS from the strongest λ to the weakest, each from the last one's solution. λ is
-chosen by mean loss: on val, or by cross-validation on train where there is no val. The
-standardisation is folded into W and b, so the head takes raw features.
+chosen by mean loss: on val, or by cross-validation on train where there is no val. The path ends
+after two λ that are worse than the best: the loss falls, then rises along it, and the weakest λ take
+the longest. The standardisation is folded into W and b, so the head takes raw features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .types import Task
 
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
+WORSE = 2  # λ in a row that end the path
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,7 @@ class Probe:
     weight: Tensor  # [C, D], on raw features
     bias: Tensor  # [C]
     strength: float  # the λ that was chosen
-    losses: dict[
-        float, float
-    ]  # λ → mean loss that it was chosen by; empty where there was no choice
+    losses: dict[float, float]  # λ that was tried → mean loss; empty where there was no choice
     chosen_by: str
 
     def logits(self, features: Tensor) -> Tensor:
@@ -61,53 +61,46 @@ def fit_probe(
     With neither, the middle λ is taken and ``chosen_by`` says so.
     """
     ordered = sorted(strengths, reverse=True)
-    losses: dict[float, float] = {}
     if val is not None:
-        heads = path(train, task, ordered)
-        losses = {s: mean_loss(heads[s], val, task) for s in ordered}
-        chosen_by = "val"
-    elif folds:
-        parts = [path(train.take(fit), task, ordered) for fit, _ in folds]
-        weights = [len(judge) for _, judge in folds]
-        losses = {
-            s: float(
-                np.average(
-                    [
-                        mean_loss(h[s], train.take(j), task)
-                        for h, (_, j) in zip(parts, folds, strict=True)
-                    ],
-                    weights=weights,
-                )
-            )
-            for s in ordered
-        }
-        heads = path(train, task, ordered)
-        chosen_by = f"{len(folds)}-fold cross-validation"
+        parts, chosen_by = [(train, val)], "val"
     else:
-        heads = path(train, task, ordered)
-        chosen_by = "nothing: too few rows to judge by"
-    # of equal losses the strongest λ, which stands first
-    strength = min(ordered, key=losses.__getitem__) if losses else ordered[len(ordered) // 2]
+        parts = [(train.take(fit), train.take(judge)) for fit, judge in folds]
+        chosen_by = f"{len(parts)}-fold cross-validation"
+    if not parts:
+        *_, (weight, bias) = path(train, task, ordered[: len(ordered) // 2 + 1])
+        strength, chosen_by = ordered[len(ordered) // 2], "nothing: too few rows to judge by"
+        return Probe(weight.float(), bias.float(), strength, {}, chosen_by)
+
+    rows = [len(judge.ids) for _, judge in parts]
+    losses: dict[float, float] = {}
+    heads: dict[float, tuple[Tensor, Tensor]] = {}  # of the first part
+    paths = zip(*(path(fit, task, ordered) for fit, _ in parts), strict=True)
+    for strength, found in zip(ordered, paths, strict=True):
+        each = [mean_loss(h, judge, task) for h, (_, judge) in zip(found, parts, strict=True)]
+        losses[strength], heads[strength] = float(np.average(each, weights=rows)), found[0]
+        if len(losses) - 1 - np.argmin(list(losses.values())) >= WORSE:
+            break
+    strength = min(losses, key=losses.__getitem__)  # of equal losses the strongest, which is first
+    if val is None:
+        *_, heads[strength] = path(train, task, [s for s in ordered if s >= strength])
     weight, bias = heads[strength]
     return Probe(weight.float(), bias.float(), strength, losses, chosen_by)
 
 
 def path(
     train: Outputs, task: Task, strengths: Sequence[float]
-) -> dict[float, tuple[Tensor, Tensor]]:
-    """λ → (W [C, D], b [C]) on raw features, float64, for falling λ."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(W [C, D], b [C]) on raw features, float64, for each λ in turn."""
     x = train.values.double()
     mean = x.mean(0)
     std = x.std(0, correction=0)
     std = torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))  # constant features
     z = (x - mean) / std  # [N, D]
     flat = np.zeros((task.outputs, z.shape[1] + 1))  # W and b side by side, [C, D + 1]
-    found: dict[float, tuple[Tensor, Tensor]] = {}
     for strength in strengths:
         flat = solve(z, train.targets, task, strength, flat)
         weight = torch.from_numpy(flat[:, :-1]) / std
-        found[strength] = weight, torch.from_numpy(flat[:, -1]) - weight @ mean
-    return found
+        yield weight, torch.from_numpy(flat[:, -1]) - weight @ mean
 
 
 def solve(
@@ -125,7 +118,7 @@ def solve(
 
     found = minimize(
         objective, start.ravel(), jac=True, method="L-BFGS-B",
-        options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-9},
+        options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8},
     )  # fmt: skip
     return np.asarray(found.x, dtype=np.float64).reshape(shape)
 

@@ -65,7 +65,7 @@ class DataPlan(Section):
 
 class ProbePlan(Section):
     strengths: list[Positive] = Field(
-        [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
+        [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
         min_length=1,
         description="λ of λ/2·‖W‖² on standardised features; chosen on val",
     )
