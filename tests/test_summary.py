@@ -8,7 +8,7 @@ def estimate(value):
 
 
 def result(**changed):
-    seeds = [{"seed": s} for s in range(3)]
+    seeds = [{"seed": s, "alpha": 1.0} for s in range(3)]
     return {
         "task": "classification", "primary": "accuracy", "rows": {"train": 9, "val": 5, "test": 50},
         "test": {"accuracy": estimate(0.8), "macro_f1": estimate(0.7)}, "seeds": seeds,
@@ -20,7 +20,7 @@ def result(**changed):
                    "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
         "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
         "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
-        "timing": {"total": 61.0}, "test_opened": 2,
+        "frontier": None, "timing": {"total": 61.0}, "test_opened": 2,
     } | changed  # fmt: skip
 
 
@@ -36,3 +36,12 @@ def test_a_verdict_needs_scratch_and_says_how_often_test_was_opened():
     assert "test opened 2 times" in said
     without = summary(Path("runs/x"), result(controls={"majority": {"accuracy": estimate(0.2)}}))
     assert "TRANSFER not measured (--controls scratch --seeds 3); test opened 2 times" in without
+
+
+def test_the_frontier_names_the_chosen_points_and_their_gain():
+    seeds = [{"seed": s, "alpha": a} for s, a in enumerate((0.7, 0.5, 0.7))]
+    front = {"alpha": 0.7, "chosen_by": "val", "gain over alpha 1": estimate(0.1)}
+    said = summary(Path("runs/x"), result(seeds=seeds, frontier=front))
+    assert "FRONTIER α = 0.5 to 0.7" in said
+    assert "chosen by val   +0.100 [+0.000, +0.200] over α = 1   over 3 seeds" in said
+    assert "FRONTIER" not in summary(Path("runs/x"), result())

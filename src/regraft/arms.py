@@ -1,10 +1,11 @@
-"""Arms: one fitted model a seed, for the fit and for the scratch control; and the contest by folds
-that takes val's place where there are too few rows for one."""
+"""Arms: one fitted model a seed, for the fit and for the scratch control; and the folds that take
+val's place where there are too few rows for one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 
 from . import controls, plugins
 from .features import Outputs, outputs
+from .frontier import ALPHAS, Point, choose, move, walk
 from .grafting import graft
 from .linear_probe import Probe, fit_probe
-from .loop import Epoch, Fit, Settings, fine_tune, improves
+from .loop import Epoch, Fit, Settings, fine_tune, improves, judge, snapshot
 from .prepare import Prepared
 from .types import Source, Target
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .batches import Batches
 
 Say = Callable[[str], None]
@@ -28,10 +32,13 @@ Figures = dict[str, float]  # the primary metric and "loss"
 
 @dataclass(frozen=True)
 class Arm:
-    """A fitted model and how it came about."""
+    """A fitted model at the chosen point of its frontier, and how it came about."""
 
     target: Target
     fit: Fit
+    alpha: float = 1.0
+    points: list[Point] = field(default_factory=list)  # on val; empty where none was walked
+    end: dict[str, Tensor] = field(default_factory=dict)  # θ(1); empty where the target is that
 
 
 def fit_arm(
@@ -41,34 +48,77 @@ def fit_arm(
     seed: int,
     *,
     start: Probe | None,
+    alpha: float | None = None,
     log: Callable[[Epoch], None] = lambda epoch: None,
     track: Track | None = None,
-    rows: Sequence[int] | None = None,
     label: str = "fit",
 ) -> Arm:
-    """Graft and fit with one seed, from a probe's head where one is given.
+    """Graft and fit with one seed, from a probe's head where one is given, and go to a point of the
+    frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1."""
+    target = begin(p, source, seed, start)
+    origin = snapshot(target)
+    done = fit_rows(p, target, chosen, seed, log=log, track=track, label=label)
+    if start is None or done.best_epoch == 0:
+        return Arm(target, done, alpha=1.0 if start is None else 0.0)
+    end, points = snapshot(target), []
+    go = mover(p, target, origin, end)
+    if alpha is None and p.splits.val:
+        val, layout = p.batches("val"), p.settings.layout
+        points = walk(go, lambda: judge(target, val, p.task, p.metric, p.device, layout))
+        alpha = choose(points, p.metric).alpha
+    alpha = 1.0 if alpha is None else alpha
+    go(alpha)
+    return Arm(target, done, alpha, points, {} if alpha == 1 else end)
 
-    ``rows`` restricts training to some rows of train, as cross-validation does.
-    """
+
+def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
+    """The target before fitting, α = 0."""
     target = graft(source, p.task.outputs, seed=seed)
     if start is not None:
         start.write_to(target.model.get_submodule("head"))
+    return target
+
+
+def fit_rows(
+    p: Prepared,
+    target: Target,
+    chosen: Settings,
+    seed: int,
+    *,
+    rows: Sequence[int] | None = None,
+    log: Callable[[Epoch], None] = lambda epoch: None,
+    track: Track | None = None,
+    label: str = "fit",
+) -> Fit:
+    """Fine-tune the target in place on train, or on some of its rows, as the plan says."""
+    scratch = target.nothing_kept
     penalties = {
         name: r.prepare(target)
         for name, r in p.regularizers.items()
-        if not (source.nothing_kept and r.pulls_to_source)  # there is nothing to pull to
+        if not (scratch and r.pulls_to_source)  # there is nothing to pull to
     }
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()
-    done = fine_tune(
+    return fine_tune(
         target,
         track(train, chosen.epochs, label) if track else train,
-        p.batches("val") if p.splits.val else None,
+        p.batches("val") if p.splits.val and rows is None else None,
         p.task, p.metric, chosen,
-        freezing=everything if source.nothing_kept else p.freezing,
+        freezing=everything if scratch else p.freezing,
         penalties=penalties, device=p.device, seed=seed, log=log,
     )  # fmt: skip
-    return Arm(target, done)
+
+
+def mover(
+    p: Prepared,
+    target: Target,
+    begin: dict[str, Tensor],
+    end: dict[str, Tensor],
+    rows: Sequence[int] | None = None,
+) -> Callable[[float], None]:
+    """α → θ(α) is in the target's model."""
+    train = partial(p.batches, "train", rows)
+    return lambda alpha: move(target, begin, end, alpha, train, p.device, p.settings.layout)
 
 
 def logits_of(
@@ -91,24 +141,26 @@ def figures_of(p: Prepared, rows: Sequence[Outputs]) -> Figures:
 
 def cross_validate(
     p: Prepared, source: Source, chosen: Settings, features: Outputs | None
-) -> dict[str, Figures]:
-    """ "fit" and, from ``features``, "linear probe": each row judged by models that never saw it.
+) -> list[Point]:
+    """Figures over the folds, each row judged by models that never saw it: at every α from the
+    probe on ``features``, or at α = 1 alone without them.
 
     The probe of a fold has its λ chosen within the fold's own training rows.
     """
-    probed: list[Outputs] = []
-    fitted: list[Outputs] = []
-    for fit_rows, judge_rows in p.folds():
+    judged: dict[float, list[Outputs]] = {}
+    for rows, others in p.folds():
         start = None
         if features is not None:
-            inner = features.take(fit_rows)
-            start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(fit_rows))
-            judged = features.take(judge_rows)
-            probed.append(replace(judged, values=start.logits(judged.values)))
-        arm = fit_arm(p, source, chosen, p.seeds[0], start=start, rows=fit_rows)
-        fitted.append(logits_of(p, arm.target, "train", judge_rows))
-    figures = {"fit": figures_of(p, fitted)}
-    return figures | ({"linear probe": figures_of(p, probed)} if probed else {})
+            inner = features.take(rows)
+            start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(rows))
+        target = begin(p, source, p.seeds[0], start)
+        origin = snapshot(target)
+        fit_rows(p, target, chosen, p.seeds[0], rows=rows)
+        go = mover(p, target, origin, snapshot(target), rows)
+        for alpha in ALPHAS if start else (1.0,):
+            go(alpha)
+            judged.setdefault(alpha, []).append(logits_of(p, target, "train", others))
+    return [Point(alpha, figures_of(p, parts)) for alpha, parts in judged.items()]
 
 
 # ---------------------------------------------------------------- the scratch control
@@ -130,7 +182,8 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None) -> list[Arm]:
             )
             figures[rate] = arms[rate].fit.best
         elif p.folds():
-            figures[rate] = cross_validate(p, first, chosen, None)["fit"]
+            (point,) = cross_validate(p, first, chosen, None)
+            figures[rate] = point.figures
     rate = best_rate(p, figures) if figures else p.scratch.rates[len(p.scratch.rates) // 2]
     by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"
     say(f"scratch: rate {rate:g}, chosen by {by}")

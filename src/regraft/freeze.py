@@ -57,6 +57,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def estimating_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms begin their statistics anew and take the plain mean over the batches that pass;
+    all else is in eval mode. Afterwards every module is in the mode it had."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.training, norm.momentum = True, None  # None: the cumulative mean
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
 def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
     """The blocks that a pattern (as in fnmatch) names.
 

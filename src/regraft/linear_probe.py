@@ -87,9 +87,7 @@ def fit_probe(
     return Probe(weight.float(), bias.float(), strength, losses, chosen_by)
 
 
-def path(
-    train: Outputs, task: Task, strengths: Sequence[float]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """(W [C, D], b [C]) on raw features, float64, for each λ in turn."""
     x = train.values.double()
     mean = x.mean(0)

@@ -99,6 +99,10 @@ class FitPlan(Section):
     clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
     patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
     start: Literal["probe", "random"] = Field("probe", description="where the head starts")
+    alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
+        "chosen",
+        description="point between the start (0) and the fit (1) in weight space; chosen on val",
+    )
     batch_norm: Literal["frozen", "train"] | Auto = Field(
         "auto", description="statistics of batch norms; a kept source's stay as they are"
     )

@@ -109,6 +109,11 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             f"a source for {splits.kind}s, for example bundled:{example}"
         )
     check_nothing_kept(plan, source)
+    if plan.fit.start == "random" and plan.fit.alpha not in ("chosen", 1):
+        raise PlanError(
+            ["fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
+             '"probe", or remove fit.alpha']
+        )  # fmt: skip
     preprocessor = build(source.preprocess)
     if isinstance(preprocessor, TextPreprocessor):
         splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
@@ -159,6 +164,7 @@ def check_nothing_kept(plan: Plan, source: Source) -> None:
     wrong = {
         "evaluate.controls": "scratch" if "scratch" in plan.evaluate.controls else "",
         "freezing.name": plan.freezing.get("name", "everything"),
+        "fit.alpha": "" if plan.fit.alpha in ("chosen", 1) else plan.fit.alpha,
         "fit.layer_decay": "" if plan.fit.layer_decay == 1 else plan.fit.layer_decay,
         **{f"regularizers.{n}": n for n in plan.regularizers if pulls(plan, n)},
     }

@@ -13,7 +13,9 @@ from .arms import Arm, Figures, logits_of
 from .errors import DivergedError, shorten
 from .evaluation import Scored, confusion, estimates, gain
 from .features import Outputs, outputs
+from .frontier import Point
 from .linear_probe import Probe
+from .loop import restore, snapshot
 from .prepare import Prepared
 from .types import Estimate, Example, Task
 from .verdict import judge
@@ -26,7 +28,7 @@ class Trained:
     arms: list[Arm]  # a seed each; the first is the model that is saved
     scratch: list[Arm]
     probe: Probe | None
-    cross: dict[str, Figures]  # by folds, where there is no val
+    cross: list[Point]  # the frontier by folds, where there is no val
     fitted: bool  # False: by cross-validation the probe was better, and stands
 
 
@@ -57,6 +59,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
     task, metric, examples = p.task, p.metric, p.splits.test
     fits = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.arms]
     scratch = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.scratch]
+    ends = [end_of(p, a, f) for a, f in zip(t.arms, fits, strict=True)]
     first = fits[0]
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
@@ -83,10 +86,12 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
         "gain": gains,
         "verdict": verdict,
         "test_opened": opened,
-        "seeds": [seed_line(p, i, t, fits, scratch) for i in range(len(fits))],
-        "mean": mean_over_seeds(p, fits, scratch),
+        "seeds": [seed_line(p, i, t, fits, ends, scratch) for i in range(len(fits))],
+        "mean": mean_over_seeds(p, fits, ends, scratch),
         "val_controls": val_controls(p, t),
-        "cross_validation": t.cross,
+        "cross_validation": {"linear probe": t.cross[0].figures, "fit": t.cross[-1].figures}
+        if t.cross else {},
+        "frontier": frontier(p, t, fits, ends),
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
@@ -97,6 +102,37 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
         "source": source_record(p),
     }  # fmt: skip
     return Judged(result, first)
+
+
+def end_of(p: Prepared, arm: Arm, chosen: Scored) -> Scored:
+    """θ(1) on test; ``chosen`` is what the arm's own point gave. The model is left as it was."""
+    if not arm.end:
+        return chosen
+    here = snapshot(arm.target)
+    restore(arm.target, arm.end)
+    rows = scored(logits_of(p, arm.target, "test"), p.task, p.splits.test)
+    restore(arm.target, here)
+    return rows
+
+
+def frontier(
+    p: Prepared, t: Trained, fits: list[Scored], ends: list[Scored]
+) -> dict[str, Any] | None:
+    """Where the line was walked: its points (of the first seed that left the start, or over the
+    folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
+    nothing to choose."""
+    points = t.cross or next((a.points for a in t.arms if a.points), [])
+    if not points:
+        return None
+    pairs = list(zip(fits, ends, strict=True))
+    over_seeds = judge(p.metric, pairs).gain
+    return {
+        "alpha": t.arms[0].alpha if t.fitted else 0.0,
+        "chosen_by": "cross-validation" if t.cross else "val",
+        "points": points,
+        "test at alpha 1": estimates(p.task, p.metrics, ends[0]),
+        "gain over alpha 1": over_seeds or gain(p.metric, *pairs[0]),
+    }
 
 
 def features_of(p: Prepared, split: str) -> Outputs:
@@ -121,26 +157,37 @@ def value(p: Prepared, name: str, rows: Scored) -> float:
 
 
 def seed_line(
-    p: Prepared, i: int, t: Trained, fits: list[Scored], scratch: list[Scored]
+    p: Prepared,
+    i: int,
+    t: Trained,
+    fits: list[Scored],
+    ends: list[Scored],
+    scratch: list[Scored],
 ) -> dict[str, Any]:
-    fit = t.arms[i].fit
+    arm = t.arms[i]
+    fit = arm.fit
+    at_alpha = [point.figures for point in arm.points if point.alpha == arm.alpha]
     return {
         "seed": p.seeds[i],
         "best_epoch": fit.best_epoch,
         "epochs": fit.epochs,
-        "val": fit.best,
+        "alpha": arm.alpha,
+        "val": at_alpha[0] if at_alpha else fit.best,
         "test": {m: value(p, m, fits[i]) for m in p.metrics},
+        "test at alpha 1": {m: value(p, m, ends[i]) for m in p.metrics},
         "scratch": {m: value(p, m, scratch[i]) for m in p.metrics} if scratch else None,
     }
 
 
 def mean_over_seeds(
-    p: Prepared, fits: list[Scored], scratch: list[Scored]
+    p: Prepared, fits: list[Scored], ends: list[Scored], scratch: list[Scored]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Each arm's metrics over seeds: mean and standard deviation (S − 1); empty for one seed."""
     if len(fits) < 2:
         return {}
-    arms = {"fit": fits} | ({"scratch": scratch} if scratch else {})
+    moved = any(a is not b for a, b in zip(fits, ends, strict=True))
+    arms = {"fit": fits} | ({"α = 1": ends} if moved else {})
+    arms |= {"scratch": scratch} if scratch else {}
     return {
         name: {
             m: {"mean": float(np.mean(v)), "sd": float(np.std(v, ddof=1))}

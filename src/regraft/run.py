@@ -24,8 +24,9 @@ from .controls import untrained
 from .data import write_manifest
 from .errors import UsageError
 from .features import outputs
+from .frontier import Point, choose
 from .linear_probe import fit_probe
-from .loop import Epoch, improves
+from .loop import Epoch
 from .plan import Plan, write_plan
 from .prepare import Prepared, prepare
 from .results import Trained, evaluate_all, prediction_rows
@@ -86,7 +87,8 @@ def run(
 
 def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock) -> Trained:
     """Probe, then a fit a seed, then the scratch control."""
-    probe, start, cross, chosen = None, None, {}, p.settings
+    probe, start, cross, chosen = None, None, list[Point](), p.settings
+    alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
     if not p.source.nothing_kept:
         with clock("features"):
             backbone = p.source.backbone.to(p.device)
@@ -105,8 +107,10 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
     if start is not None and not p.splits.val and p.folds():
         with clock("cross-validation"):
             cross = cross_validate(p, p.source, chosen, features["train"])
-        if not improves(cross["fit"], cross["linear probe"], p.metric):
-            say("by cross-validation fine-tuning does not beat the probe, so the probe stands")
+        alpha = choose(cross, p.metric).alpha if alpha is None else alpha
+        say(f"frontier: α = {alpha:g}, by cross-validation")
+        if alpha == 0:
+            say("nowhere on it does fine-tuning beat the probe, so the probe stands")
             chosen = replace(chosen, epochs=0)
 
     def fitted(seed: int) -> Arm:
@@ -119,9 +123,13 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
         source = p.source  # a random one is drawn anew for every seed
         if source.nothing_kept:
             source = replace(untrained(source, seed), name=source.name)
-        return fit_arm(
-            p, source, chosen, seed, start=start, log=log, track=track, label=f"seed {seed}"
-        )
+        arm = fit_arm(
+            p, source, chosen, seed,
+            start=start, alpha=alpha, log=log, track=track, label=f"seed {seed}",
+        )  # fmt: skip
+        if arm.points:
+            say(f"seed {seed}   frontier: α = {arm.alpha:g}, by val")
+        return arm
 
     with clock("fit"):
         arms = [fitted(seed) for seed in p.seeds]

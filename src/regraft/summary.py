@@ -44,6 +44,8 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "scratch" and r["mean"]:  # its gain is over all seeds, so its figure is too
             value = r["mean"]["scratch"][r["primary"]]["mean"]
         yield "", over(r, name, value)
+    if r["frontier"] is not None:
+        yield "FRONTIER", frontier(r)
     yield "WEIGHTS", weights(r["source"])
     yield "VERDICT", verdict(r)
     yield (
@@ -82,6 +84,18 @@ def over(r: dict[str, Any], name: str, value: float) -> str:
     if name == "scratch" and len(r["seeds"]) > 1:
         return f"{text}   over {len(r['seeds'])} seeds"
     return f"{text}   paired"
+
+
+def frontier(r: dict[str, Any]) -> str:
+    """The point between the start and the fit that was chosen, and what it is worth on test."""
+    f, gain = r["frontier"], signed(r["frontier"]["gain over alpha 1"])
+    alphas = sorted({s["alpha"] for s in r["seeds"]} if f["chosen_by"] == "val" else {f["alpha"]})
+    chosen = " to ".join(f"{a:g}" for a in dict.fromkeys((alphas[0], alphas[-1])))
+    over = f"over {len(r['seeds'])} seeds" if len(r["seeds"]) > 1 else "paired"
+    ends = "0 the start, 1 the fit"
+    if alphas == [1]:
+        return f"α = 1 ({ends}), chosen by {f['chosen_by']}: no point between is better"
+    return f"α = {chosen} ({ends}), chosen by {f['chosen_by']}   {gain} over α = 1   {over}"
 
 
 def weights(source: dict[str, Any]) -> str:

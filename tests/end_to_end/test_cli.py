@@ -259,6 +259,42 @@ def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(
         assert r["gain"]["linear probe"]["value"] == 0
 
 
+def test_the_frontier_joins_the_probe_and_the_fit(make_pictures, weights, cli, tmp_path):
+    data = make_pictures(tmp_path / "noisy", noise=150)
+    runs = {}
+    for name in ("chosen", "0.5", "0", "1"):
+        settings = [*tiny(weights), *quick(), "--set", "fit.lr=5e-4", "--set", "fit.head_lr=5e-4",
+                    "--set", "fit.epochs=4", "--set", f"fit.alpha={name}"]  # fmt: skip
+        code, _, err = cli("fit", data, *settings, "--out", tmp_path / name)
+        assert code == 0, err
+        runs[name] = result(tmp_path / name)
+    front = runs["chosen"]["frontier"]
+    assert [p["alpha"] for p in front["points"]] == [i / 10 for i in range(11)]
+    assert runs["0.5"]["frontier"] is None and runs["1"]["frontier"] is None
+
+    def figures(run):  # on val, as its own model has them
+        return [run["val"][m]["value"] for m in ("accuracy", "log_loss")]
+
+    for alpha, at in (("0", 0), ("0.5", 5), ("1", 10)):
+        point = front["points"][at]["figures"]
+        assert figures(runs[alpha]) == pytest.approx([point["accuracy"], point["loss"]], abs=1e-5)
+    best = max(front["points"], key=lambda p: (p["figures"]["accuracy"], -p["figures"]["loss"]))
+    assert front["alpha"] == best["alpha"]
+    assert front["test at alpha 1"] == runs["1"]["test"]
+    assert runs["0"]["gain"]["linear probe"]["value"] == 0
+    gain = runs["chosen"]["test"]["accuracy"]["value"] - runs["1"]["test"]["accuracy"]["value"]
+    assert front["gain over alpha 1"]["value"] == pytest.approx(gain)
+
+
+def test_without_a_probe_to_start_from_there_is_no_frontier(pictures, weights, cli, tmp_path):
+    random = [*tiny(weights), *quick(), "--set", "fit.start=random"]
+    code, _, err = cli("fit", pictures, *random, "--set", "fit.alpha=0.5", "--out", tmp_path / "a")
+    assert code != 0 and "has no frontier" in err and not (tmp_path / "a").exists()
+    code, _, err = cli("fit", pictures, *random, "--out", tmp_path / "b")
+    assert code == 0, err
+    assert result(tmp_path / "b")["frontier"] is None
+
+
 def test_a_random_source_keeps_nothing_and_says_so(pictures, cli, tmp_path):
     args = ["--source", "random:timm/test_resnet", "--set", "source.image_size=32", *quick()]
     code, printed, err = cli("fit", pictures, *args, "--out", tmp_path / "run")
