@@ -79,6 +79,7 @@ def test_code_runs_only_with_leave(tmp_path, monkeypatch):
         "@dataclass(frozen=True)\nclass Mine:\n"
         "    __pydantic_config__ = {'extra': 'forbid', 'strict': True}\n"
         "    pulls_to_source = shrinks_to_zero = False\n    strength: float = 1.0\n"
+        "    def needs_optimizer(self):\n        return ''\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -95,7 +95,7 @@ def fit_rows(
     penalties = {
         name: r.prepare(target)
         for name, r in p.regularizers.items()
-        if not (scratch and r.pulls_to_source)  # there is nothing to pull to
+        if not (scratch and r.uses_source)  # there is nothing to hold on to
     }
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()

@@ -161,6 +161,8 @@ def fine_tune(
                     raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            for after in (p.after for p in penalties.values() if p.after):
+                after(params, rates_of(optimizer, params))
             step += 1
 
         figures = judge(target, val, task, metric, device, settings.layout)
@@ -219,6 +221,12 @@ def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[Labe
     batches = iter(batches)
     while chunk := list(islice(batches, count)):
         yield chunk
+
+
+def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """The rate that each parameter, by name, was last stepped with."""
+    rate = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    return {name: rate[id(p)] for name, p in params.items()}
 
 
 def snapshot(target: Target) -> dict[str, Tensor]:

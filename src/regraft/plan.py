@@ -197,6 +197,7 @@ def check(
             problems.append((key, texts[0] + others))
     known = {key for key, _ in problems}
     problems += [(k, f"{k}: must be a finite number") for k in not_finite(tree) if k not in known]
+    fit = tree["fit"] if isinstance(tree.get("fit"), dict) else {}
     pulls: list[str] = []
     shrinks: list[str] = []
     for folder, key, name, values in plugin_tables(tree):
@@ -208,10 +209,14 @@ def check(
         made, found = plugins.make(cls, values, key)
         problems += [(text.split(":")[0], text) for text in found]
         if made is not None and folder == "regularizers":
+            needs = made.needs_optimizer()
+            optimizer = fit.get("optimizer", FitPlan.model_fields["optimizer"].default)
+            if needs and needs != optimizer:
+                text = f"{key} goes with {needs} alone, not {optimizer}"
+                problems.append((key, f'{text}: set fit.optimizer to "{needs}", or change {key}'))
             pulls += [name] if made.pulls_to_source else []
             shrinks += [name] if made.shrinks_to_zero else []
-    fit = tree.get("fit")
-    decay = fit.get("weight_decay", "auto") if isinstance(fit, dict) else "auto"
+    decay = fit.get("weight_decay", "auto")
     shrinks += ["fit.weight_decay"] if isinstance(decay, int | float) and decay > 0 else []
     if pulls and shrinks:
         problems.append(

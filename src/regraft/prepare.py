@@ -3,7 +3,7 @@ folder is made or a step is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,9 +20,9 @@ from .linear_probe import Fold, folds_of
 from .loop import Settings
 from .plan import Plan
 from .preprocess import Preprocessor, TextPreprocessor, build
-from .resolve import BlockRow, Reasons, choose_device, pulls, resolve, settings, table
+from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .sources import load_source
-from .types import Example, Metric, Source, Splits, Target, Task
+from .types import Example, Metric, Regularizer, Source, Splits, Target, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +108,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             f"{source.name} takes {source.kind}s but {plan.data.path} holds {splits.kind}s: choose "
             f"a source for {splits.kind}s, for example bundled:{example}"
         )
-    check_nothing_kept(plan, source)
+    check_nothing_kept(plan, source, regularizers)
     if plan.fit.start == "random" and plan.fit.alpha not in ("chosen", 1):
         raise PlanError(
             ["fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
@@ -123,6 +123,8 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     torch.set_num_threads(cast(int, plan.run.threads))
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
+    for regularizer in regularizers.values():
+        regularizer.prepare(target)  # refused here
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
@@ -157,7 +159,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     )
 
 
-def check_nothing_kept(plan: Plan, source: Source) -> None:
+def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Regularizer]) -> None:
     """Raises PlanError for settings that mean nothing where no weight comes from a source."""
     if not source.nothing_kept:
         return
@@ -166,7 +168,7 @@ def check_nothing_kept(plan: Plan, source: Source) -> None:
         "freezing.name": plan.freezing.get("name", "everything"),
         "fit.alpha": "" if plan.fit.alpha in ("chosen", 1) else plan.fit.alpha,
         "fit.layer_decay": "" if plan.fit.layer_decay == 1 else plan.fit.layer_decay,
-        **{f"regularizers.{n}": n for n in plan.regularizers if pulls(plan, n)},
+        **{f"regularizers.{n}": n for n, r in regularizers.items() if r.uses_source},
     }
     wrong["freezing.name"] = (
         "" if wrong["freezing.name"] == "everything" else wrong["freezing.name"]

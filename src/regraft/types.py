@@ -206,6 +206,7 @@ class Source:
     preprocess: Preprocess
     features: int  # D, measured by a forward pass
     labels: tuple[str, ...] | None = None  # the source's class names
+    task: str = "classification"  # what its head was trained for, as a file of tasks/
     digest: str = ""  # sha256 of the weights file; "" where nothing was loaded
     licence: str = "unknown"
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -332,10 +333,12 @@ class Batch:
 @dataclass(frozen=True)
 class Penalty:
     """``term(batch)`` is a scalar. A penalty on θ counts once a step, whatever the accumulation;
-    one on a batch counts by that batch's share of the step's rows."""
+    one on a batch counts by that batch's share of the step's rows. ``after(params, rates)`` is a
+    proximal step on the trainable parameters, by name, after the optimiser's."""
 
     term: Callable[[Batch], Tensor]
     per: Literal["step", "batch"] = "step"
+    after: Callable[[Mapping[str, Tensor], Mapping[str, float]], None] | None = None
 
 
 @dataclass
@@ -362,12 +365,18 @@ class Freezing(Protocol):
 
 
 class Regularizer(Protocol):
-    """Options of a penalty; ``prepare`` leaves the target bitwise untouched."""
+    """Options of a penalty; ``prepare`` leaves the target bitwise untouched and raises PlanError
+    where the penalty does not suit it."""
 
-    pulls_to_source: ClassVar[bool]  # zero at θs, on the weights that were kept
+    uses_source: ClassVar[bool]  # zero at θs; means nothing where nothing was kept
+    pulls_to_source: ClassVar[bool]  # by each weight's distance to its source value
     shrinks_to_zero: ClassVar[bool]  # on every weight, kept ones too
 
     def prepare(self, target: Target) -> Penalty: ...
+
+    def needs_optimizer(self) -> str:
+        """The only optimiser that it goes with, or ""."""
+        ...
 
 
 # ---------------------------------------------------------------- results

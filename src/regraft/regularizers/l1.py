@@ -2,36 +2,58 @@
 
     R(θ) = λ · ‖θ‖₁  over trainable matrices (biases and norms are left alone)
 
-Tibshirani 1996. The term is not differentiable at 0, where torch takes the subgradient 0; it
-shrinks weights but gives no exact zeros.
+Tibshirani 1996. As a term it is not differentiable at 0, where torch takes the subgradient 0: it
+shrinks weights but gives no exact zeros. ``proximal`` takes the penalty out of the gradient and
+applies its proximal operator after each step, at the step's rate η, which does:
+
+    θ ← sign(θ) · max(|θ| − η λ, 0)
+
+Parikh and Boyd 2014, 4.2 and 6.5.2. That is the proximal gradient method for a step along the
+gradient, so it goes with SGD alone; with momentum it is its accelerated kin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..types import Batch, Penalty, Target
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class L1:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
+    uses_source: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = True
 
     strength: float = 1e-5  # λ
+    proximal: bool = False  # exact zeros, by a step of its own; with SGD only
 
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
+
+    def needs_optimizer(self) -> str:
+        return "SGD" if self.proximal else ""
 
     def prepare(self, target: Target) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:
             weights = [p for p in batch.params.values() if p.ndim > 1]
-            return self.strength * torch.stack([p.abs().sum() for p in weights]).sum()
+            value = self.strength * torch.stack([p.abs().sum() for p in weights]).sum()
+            return value.detach() if self.proximal else value  # logged, and not in the gradient
 
-        return Penalty(term)
+        def after(params: Mapping[str, torch.Tensor], rates: Mapping[str, float]) -> None:
+            with torch.no_grad():
+                for name, p in params.items():
+                    if p.ndim > 1:
+                        p.copy_(torch.nn.functional.softshrink(p, rates[name] * self.strength))
+
+        return Penalty(term, after=after if self.proximal else None)

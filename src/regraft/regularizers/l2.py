@@ -17,6 +17,7 @@ from ..types import Batch, Penalty, Target
 class L2:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
+    uses_source: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = True
 
@@ -25,6 +26,9 @@ class L2:
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
+
+    def needs_optimizer(self) -> str:
+        return ""
 
     def prepare(self, target: Target) -> Penalty:
         import torch

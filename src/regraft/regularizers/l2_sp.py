@@ -18,6 +18,7 @@ from ..types import Batch, Penalty, Target
 class L2SP:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
+    uses_source: ClassVar[bool] = True
     pulls_to_source: ClassVar[bool] = True
     shrinks_to_zero: ClassVar[bool] = False
 
@@ -27,6 +28,9 @@ class L2SP:
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0:
             raise ValueError("alpha and beta take 0 or more")
+
+    def needs_optimizer(self) -> str:
+        return ""
 
     def prepare(self, target: Target) -> Penalty:
         import torch

@@ -1,0 +1,77 @@
+"""Learning without forgetting: on the target's own inputs, keep answering as the source did.
+
+    R(θ) = λ · T² · (1/B) Σ_b KL( p_s(x_b; T) ‖ p(x_b; T) )
+
+    p_s   softmax of head_s(backbone(x; θs)) / T: the source model as it was
+    p     softmax of head_s(backbone(x; θ)) / T: today's features through the source's own head
+
+Li and Hoiem 2016, 1606.09282, eq. 3, with the T² of Hinton, Vinyals and Dean 2015 (1503.02531,
+section 2), so that λ means the same at every T. KL differs from their cross-entropy by a constant.
+They also train the source head; here it stays as it was. No source data are needed. A clone of the
+source's backbone runs beside the model, on the same augmented view: a step costs about a third more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import PlanError
+from ..types import Batch, Penalty, Target
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LwF:
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    uses_source: ClassVar[bool] = True
+    pulls_to_source: ClassVar[bool] = False
+    shrinks_to_zero: ClassVar[bool] = False
+
+    strength: float = 1.0  # λ
+    temperature: float = 2.0  # T
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength takes 0 or more")
+        if self.temperature <= 0:
+            raise ValueError("temperature takes more than 0")
+
+    def needs_optimizer(self) -> str:
+        return ""
+
+    def prepare(self, target: Target) -> Penalty:
+        import copy
+
+        import torch
+        from torch.nn.functional import kl_div, log_softmax
+
+        source = target.source
+        if source.head is None:
+            raise PlanError(
+                [f"regularizers.lwf needs the source's own head, and {source.name} has none: remove "
+                 f"it, or take l2_sp"]
+            )  # fmt: skip
+        if source.task != "classification":
+            raise PlanError(
+                [f"regularizers.lwf compares classes, and the head of {source.name} is one of "
+                 f"{source.task}: remove it, or take l2_sp"]
+            )  # fmt: skip
+        backbone = copy.deepcopy(source.backbone).eval()
+        head = copy.deepcopy(source.head).eval()
+        fixed = {n: p.detach() for n, p in head.named_parameters()}
+
+        def term(batch: Batch) -> torch.Tensor:
+            device = batch.features.device
+            with torch.no_grad():
+                before = head.to(device)(backbone.to(device)(batch.inputs))  # [B, C of the source]
+            now = torch.func.functional_call(head, fixed, (batch.features,))
+            t = self.temperature
+            p_s, p = log_softmax(before / t, dim=1), log_softmax(now / t, dim=1)
+            divergence = kl_div(p, p_s, log_target=True, reduction="batchmean")
+            return self.strength * t**2 * divergence
+
+        return Penalty(term, per="batch")
