@@ -20,7 +20,7 @@ def result(**changed):
                    "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
         "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
         "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
-        "frontier": None, "timing": {"total": 61.0}, "test_opened": 2,
+        "frontier": None, "retention": None, "timing": {"total": 61.0}, "test_opened": 2,
     } | changed  # fmt: skip
 
 
@@ -45,3 +45,11 @@ def test_the_frontier_names_the_chosen_points_and_their_gain():
     assert "FRONTIER α = 0.5 to 0.7" in said
     assert "chosen by val   +0.100 [+0.000, +0.200] over α = 1   over 3 seeds" in said
     assert "FRONTIER" not in summary(Path("runs/x"), result())
+
+
+def test_a_proxy_of_retention_is_named_as_one():
+    kept = {"kind": "agreement on target inputs", "agreement": estimate(0.7)}
+    said = summary(Path("runs/x"), result(retention=kept))
+    assert "same class to 0.700 [0.600, 0.800] of test rows (a proxy: no source data)" in said
+    kept = {"kind": "features on target inputs", "cka": 0.91}
+    assert "CKA 0.910 (a proxy" in summary(Path("runs/x"), result(retention=kept))

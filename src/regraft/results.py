@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from .frontier import Point
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
+from .retention import proxies
 from .types import Estimate, Example, Task
 from .verdict import judge
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,11 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
     controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
+    kept = None
     if t.probe is not None:
-        features = features_of(p, "test")
+        features = features_of(p, p.source.backbone, "test")
+        after = features_of(p, t.arms[0].target.model.get_submodule("backbone"), "test")
+        kept = proxies(p.source, features.values, after.values, first.groups)
         controls["linear probe"] = scored(
             replace(features, values=t.probe.logits(features.values)), task, examples
         )
@@ -92,6 +99,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
         "cross_validation": {"linear probe": t.cross[0].figures, "fit": t.cross[-1].figures}
         if t.cross else {},
         "frontier": frontier(p, t, fits, ends),
+        "retention": kept,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
@@ -135,9 +143,8 @@ def frontier(
     }
 
 
-def features_of(p: Prepared, split: str) -> Outputs:
-    """Features of the untouched source on a split."""
-    return outputs(p.source.backbone.to(p.device), p.batches(split), p.device, p.settings.layout)
+def features_of(p: Prepared, backbone: nn.Module, split: str) -> Outputs:
+    return outputs(backbone.to(p.device), p.batches(split), p.device, p.settings.layout)
 
 
 def val_figures(p: Prepared, arm: Arm) -> dict[str, Estimate]:

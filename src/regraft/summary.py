@@ -46,6 +46,8 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", over(r, name, value)
     if r["frontier"] is not None:
         yield "FRONTIER", frontier(r)
+    if r["retention"] is not None:
+        yield "SOURCE", retention(r["retention"])
     yield "WEIGHTS", weights(r["source"])
     yield "VERDICT", verdict(r)
     yield (
@@ -96,6 +98,16 @@ def frontier(r: dict[str, Any]) -> str:
     if alphas == [1]:
         return f"α = 1 ({ends}), chosen by {f['chosen_by']}: no point between is better"
     return f"α = {chosen} ({ends}), chosen by {f['chosen_by']}   {gain} over α = 1   {over}"
+
+
+def retention(r: dict[str, Any]) -> str:
+    """How far the backbone moved from the source's, by a proxy that is named as one."""
+    if r["kind"] == "agreement on target inputs":
+        text = f"its own head still gives the same class to {estimate(r['agreement'])} of test rows"
+    else:
+        cka = "undefined" if r["cka"] is None else f"{r['cka']:.3f}"
+        text = f"features on test rows resemble the source's: CKA {cka}"
+    return f"{text} (a proxy: no source data)"
 
 
 def weights(source: dict[str, Any]) -> str:
