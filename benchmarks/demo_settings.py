@@ -21,7 +21,7 @@ SETTINGS = [
     {"lr": 1e-3, "head_lr": 1e-3, "layer_decay": 1.0},
     {"lr": 2e-3, "head_lr": 2e-3, "layer_decay": 1.0},
     {"lr": 2e-3, "head_lr": 2e-3, "layer_decay": 0.7},
-    {"lr": 3e-3, "head_lr": 3e-3, "layer_decay": 0.7},
+    {"lr": 1e-3, "head_lr": 1e-3, "layer_decay": 0.7},
 ]
 
 

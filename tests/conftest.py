@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
+from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
@@ -43,6 +45,10 @@ class Net(nn.Module):
         return self.head(self.two(self.one(x)))
 
 
+def child(name, backbone, x):
+    return backbone.get_submodule(name)(x)
+
+
 def read_numbers(inputs):
     return torch.tensor([float(v) for v in inputs[0].split()])
 
@@ -56,13 +62,16 @@ def numbers_source():
             torch.manual_seed(0)
             net = Net(dropout)
             net(torch.randn(64, 4) * 2 + 1)
-        return Source.from_module(
+        source = Source.from_module(
             net.eval(),
             head="head",
             preprocess=CallableSpec(read_numbers),
             example=torch.zeros(2, 4),
             name="numbers",
         )
+        # the forward pass is the chain of its blocks, so it can be cut between them
+        source.blocks = tuple(replace(b, run=partial(child, b.name)) for b in source.blocks)
+        return source
 
     return make
 

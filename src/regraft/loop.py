@@ -100,6 +100,7 @@ def fine_tune(
     steps = settings.epochs * per_epoch
     warm = int(settings.warmup * steps)
     schedule = SCHEDULES[settings.schedule]
+    cut = any(penalty.maps for penalty in penalties.values())
     torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
 
     start = judge(target, val, task, metric, device, settings.layout)
@@ -140,9 +141,10 @@ def fine_tune(
                     step * settings.accumulate + part,
                 )
                 inputs, targets = on(inputs, device, settings.layout), targets.to(device)
-                features = backbone(inputs)  # [B, D]
+                maps = block_outputs(target, backbone, inputs) if cut else {}
+                features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
                 logits = head(features)  # [B, C]
-                batch = Batch(step, ids, params, inputs, features, logits, targets)
+                batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
                 terms = {"task": task.loss(logits, targets).sum() / rows}
                 for name, penalty in penalties.items():
                     if penalty.per == "batch":
@@ -221,6 +223,16 @@ def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[Labe
     batches = iter(batches)
     while chunk := list(islice(batches, count)):
         yield chunk
+
+
+def block_outputs(target: Target, backbone: torch.nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Each backbone block's output; the last one's are the features."""
+    found: dict[str, Any] = {}
+    x: Any = inputs
+    for block in target.blocks[:-1]:
+        assert block.run is not None
+        x = found[block.name] = block.run(backbone, x)
+    return found
 
 
 def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:

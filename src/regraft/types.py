@@ -328,6 +328,7 @@ class Batch:
     features: Tensor  # [B, D]
     logits: Tensor  # [B, C]
     targets: Tensor  # [B] or [B, C]
+    maps: Mapping[str, Any] = field(default_factory=dict)  # block → its output, where asked for
 
 
 @dataclass(frozen=True)
@@ -338,6 +339,7 @@ class Penalty:
 
     term: Callable[[Batch], Tensor]
     per: Literal["step", "batch"] = "step"
+    maps: bool = False  # it looks at the outputs of blocks, so all of them must have a ``run``
     after: Callable[[Mapping[str, Tensor], Mapping[str, float]], None] | None = None
 
 

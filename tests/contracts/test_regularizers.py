@@ -1,5 +1,7 @@
 """Every penalty of regularizers/: scalar, finite, zero at θs where it pulls there, felt by θ."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from regraft.batches import Batches
 from regraft.errors import PlanError
 from regraft.freeze import set_trainable
 from regraft.grafting import graft
-from regraft.loop import Settings, fine_tune
+from regraft.loop import Settings, block_outputs, fine_tune
+from regraft.metrics import accuracy
 from regraft.plan import check
 from regraft.plugins import names, options_class
 from regraft.preprocess import build
+from regraft.regularizers.delta import channels
 from regraft.types import Batch, CallableSpec, Example, Source
 
 ALL = names("regularizers")
@@ -33,7 +37,9 @@ def batch(target):
     features = target.model.backbone(x)
     params = {n: p for n, p in target.model.named_parameters() if p.requires_grad}
     logits = target.model.head(features)
-    return Batch(0, tuple("abcde"), params, x, features, logits, torch.zeros(5).long())
+    maps = block_outputs(target, target.model.backbone, x)
+    torch.testing.assert_close(maps["two"], features)
+    return Batch(0, tuple("abcde"), params, x, features, logits, torch.zeros(5).long(), maps)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -208,3 +214,56 @@ def test_lwf_needs_a_head_of_classes(numbers_source):
     source.head = None
     with pytest.raises(PlanError, match="has none"):
         lwf.prepare(graft(source, 3))
+
+
+def test_delta_is_the_mean_squared_distance_of_channels(numbers_source):
+    source = numbers_source()
+    target, delta = setting(source, "delta", strength=0.5, beta=0.2)
+    with torch.no_grad():
+        for p in target.model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    found = batch(target)
+    x, backbone, now = found.inputs, source.backbone, target.model.backbone
+    one, two = backbone.one(x), backbone.two(backbone.one(x))
+    by_hand = (now.one(x) - one).square().sum() / 8 + (now.two(now.one(x)) - two).square().sum() / 6
+    by_hand = 0.5 * by_hand / 5 + 0.1 * target.model.head.weight.square().sum()
+    torch.testing.assert_close(delta.term(found), by_hand)
+    _, part = setting(source, "delta", strength=0.5, beta=0.0, blocks=("tw*",))
+    by_hand = 0.5 * (now.two(now.one(x)) - two).square().sum() / 6 / 5
+    torch.testing.assert_close(part.term(found), by_hand)
+
+
+def test_delta_leaves_padding_out_and_takes_maps_by_channel():
+    hidden = torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    found = channels({"hidden": hidden, "attention_mask": mask})
+    assert found.shape == (2, 4, 3) and (found[0, :, 2] == 0).all() and (found[1] != 0).all()
+    assert channels(hidden).shape == (2, 4, 3)
+    assert channels(torch.zeros(2, 5, 7, 7)).shape == (2, 5, 7, 7)
+
+
+def test_delta_needs_cuts_and_a_pattern_that_matches(numbers_source):
+    source = numbers_source()
+    with pytest.raises(PlanError, match=r'"stem" matches no block; there are: one, two'):
+        options_class("regularizers", "delta")(blocks=("stem",)).prepare(graft(source, 3))
+    source.blocks = tuple(replace(b, run=None) for b in source.blocks)
+    with pytest.raises(PlanError, match=r"cannot be cut"):
+        options_class("regularizers", "delta")().prepare(graft(source, 3))
+
+
+def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source, number_rows):
+    source, (examples, targets) = numbers_source(), number_rows(64)
+    train = Batches(examples, targets, build(source.preprocess), batch_size=16)
+    task = options_class("tasks", "classification")().make([(str(c),) for c in range(3)], ("y",))
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
+    moved = {}
+    for strength in (0.0, 10.0):
+        target = graft(source, 3)
+        delta = options_class("regularizers", "delta")(strength=strength, beta=0.0)
+        fine_tune(
+            target, train, None, task, accuracy, Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
+            freezing=options_class("freezing", "everything")(),
+            penalties={"delta": delta.prepare(target)}, device=torch.device("cpu"), seed=0,
+        )  # fmt: skip
+        moved[strength] = float((target.model.backbone(x) - source.backbone(x)).detach().norm())
+    assert moved[10.0] < moved[0.0] / 2
