@@ -12,6 +12,7 @@ from .types import Estimate, Prediction, Source, Verdict
 
 if TYPE_CHECKING:
     from .api import Predictor, Run, fit, load
+    from .comparison import compare
     from .data import load_data
     from .evaluation import estimates, gain
     from .grafting import graft
@@ -26,6 +27,7 @@ WHERE = {
     "load": "api",
     "Run": "api",
     "Predictor": "api",
+    "compare": "comparison",
     "load_source": "sources",
     "load_data": "data",
     "graft": "grafting",
@@ -43,6 +45,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "estimates",
+    "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "compare", "estimates",
     "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
 ]  # fmt: skip

@@ -280,6 +280,21 @@ def evaluate(
         typer.echo(f"  {name:<18} {estimate}")
 
 
+@app.command(rich_help_panel=JUDGE)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side, with paired differences to the first on the same test rows."""
+    from dataclasses import asdict
+
+    from .comparison import compare as compared
+    from .comparison import in_words
+
+    lines = compared(runs)
+    typer.echo(json.dumps([asdict(line) for line in lines]) if as_json else in_words(lines))
+
+
 @app.command(rich_help_panel=USE)
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],

@@ -306,7 +306,7 @@ def _digest(parts: dict[str, list[Example]]) -> str:
 
 
 def write_manifest(splits: Splits, path: Path) -> None:
-    """One JSON line a row: id, hash of the inputs, split, label cells, where it came from."""
+    """One JSON line a row: id, hash of the inputs, split, label cells, where it came from, group."""
     with path.open("w", encoding="utf-8") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
@@ -317,6 +317,8 @@ def write_manifest(splits: Splits, path: Path) -> None:
                     "cells": list(example.cells),
                     "where": example.where,
                 }
+                if example.group is not None:
+                    row["group"] = example.group
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -41,7 +41,7 @@ def load(name: str, options: SourceOptions) -> Source:
         source.head.load_state_dict(fitted.state)
     source.name = name
     source.labels = tuple(config["task"].get("classes", ())) or None
-    source.task = str(config["task"].get("name", "classification"))
+    source.task = str(config["task"]["task"])
     source.digest = weights.digest
     source.report = (
         *found.report,

@@ -1,0 +1,118 @@
+"""Runs side by side, from their folders alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def make(weights: Path) -> Any:
+    def run(data: Path, out: Path, **settings: Any) -> Path:
+        plan = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
+                "fit.epochs": 1, "fit.batch_size": 16} | settings  # fmt: skip
+        regraft.fit(data, source="timm:test_resnet", out=out, settings=plan)
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(make: Any, make_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run, and a copy of it that answers otherwise on a third of the rows."""
+    here = tmp_path_factory.mktemp("compare")
+    first = make(make_pictures(here / "noisy", test=20, noise=170), here / "first")
+    second = here / "second"
+    shutil.copytree(first, second)
+    with (first / "predictions.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    names = [h.removeprefix("p(").removesuffix(")") for h in header[4:]]
+    for line in lines[::3]:
+        line[4:] = line[5:] + line[4:5]
+        line[3] = names[int(np.argmax([float(v) for v in line[4:]]))]
+    with (second / "predictions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *lines])
+    return [first, second]
+
+
+def right(run: Path) -> np.ndarray:
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = {r["id"]: float(r["label"] == r["predicted"]) for r in csv.DictReader(file)}
+    return np.array([rows[i] for i in sorted(rows)])
+
+
+def test_the_difference_is_that_of_the_predictions_on_the_same_rows(runs: list[Path]) -> None:
+    first, second = regraft.compare(runs)
+    assert first.gain is None and second.gain is not None
+    by_hand = right(runs[1]).mean() - right(runs[0]).mean()
+    assert second.gain.value == pytest.approx(by_hand)
+    assert by_hand != 0 and second.gain.n == 60
+    assert first.test.value == pytest.approx(right(runs[0]).mean())
+
+
+def test_swapped_runs_mirror_the_interval(runs: list[Path]) -> None:
+    there, back = (regraft.compare(r)[1].gain for r in (runs, runs[::-1]))
+    assert there is not None and back is not None
+    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+
+
+def test_the_order_of_rows_does_not_matter(runs: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    header, *lines = (other / "predictions.csv").read_text().splitlines()
+    (other / "predictions.csv").write_text("\n".join([header, *reversed(lines)]) + "\n")
+    assert regraft.compare([runs[0], other])[1].gain == regraft.compare(runs)[1].gain
+
+
+def test_the_command_prints_a_line_a_run_and_says_what_it_is_about(
+    runs: list[Path], cli: Any
+) -> None:
+    code, printed, err = cli("compare", *runs)
+    assert code == 0, err
+    assert (
+        "accuracy on test, n = 60" in printed and "about these models, not the methods" in printed
+    )
+    assert all(sum(str(r) in line for line in printed.splitlines()[1:3]) == 1 for r in runs)
+    code, printed, err = cli("compare", *runs, "--json")
+    gain = regraft.compare(runs)[1].gain
+    assert gain is not None and json.loads(printed)[1]["gain"]["value"] == gain.value
+
+
+def test_other_test_rows_are_refused(
+    runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path
+) -> None:
+    data = make_pictures(tmp_path / "fewer", test=7, noise=170)
+    other = make(data, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"first and .*run cannot be compared.*39 do not belong"):
+        regraft.compare([runs[0], other])
+
+
+def test_other_tasks_fewer_than_two_and_no_runs_are_refused(
+    runs: list[Path], cli: Any, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps(result | {"primary": "macro_f1"}))
+    with pytest.raises(UsageError, match=r"their primary metric differs \(accuracy and macro_f1\)"):
+        regraft.compare([runs[0], other])
+    (other / "result.json").write_text(json.dumps(result | {"status": "failed"}))
+    with pytest.raises(UsageError, match="no finished run: its status is failed"):
+        regraft.compare([runs[0], other])
+    for args, words in (
+        ([runs[0]], "two runs or more"),
+        ([runs[0], f"{runs[0]}/../{runs[0].name}"], "named twice"),
+        ([runs[0], tmp_path], "is this a run folder?"),
+    ):
+        code, _, err = cli("compare", *args)
+        assert code == 2 and words in err and "Traceback" not in err
