@@ -39,6 +39,7 @@ def main(folder: Path, draws: int) -> None:
             tree["run"]["seeds"] = 2
             result = read_json(run(check(tree)) / "result.json")
             arms = {k: v["accuracy"]["mean"] for k, v in result["mean"].items()}
+            arms.setdefault("α = 1", arms["fit"])  # where it was chosen throughout
             arms["linear probe"] = result["controls"]["linear probe"]["accuracy"]["value"]
             for arm, value in arms.items():
                 found.setdefault(f"{settings} {arm}", []).append(value)

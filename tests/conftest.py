@@ -12,10 +12,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import nn
 
 from regraft.types import CallableSpec, Example, Source
+
+settings.register_profile("shared machine", deadline=None)  # no test asserts a time
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from regraft.errors import PlanError
 from regraft.frontier import ALPHAS, Point, blend, choose, move, walk
 from regraft.grafting import graft
 from regraft.loop import snapshot
 from regraft.metrics import accuracy, log_loss
+from regraft.retention import Retained
 
 CPU = torch.device("cpu")
 
@@ -96,3 +98,22 @@ def test_where_lower_is_better_the_lowest_is_chosen():
 def test_counters_are_whole_numbers(alpha):
     start, end = {"n": torch.tensor(0)}, {"n": torch.tensor(7)}
     assert blend(start, end, alpha)["n"].item() == (0 if alpha == 0 else 7)
+
+
+def kept(alpha, value, low):
+    return Point(alpha, {"accuracy": value, "loss": 1.0}, Retained(0.8, 0.8, low + 0.01, low))
+
+
+def test_a_floor_leaves_out_points_that_do_not_keep_it_for_sure():
+    points = [kept(0.0, 0.5, 0.995), kept(0.4, 0.7, 0.98), kept(0.7, 0.8, 0.979), kept(1, 0.9, 0.4)]
+    assert choose(points, accuracy).alpha == 1
+    assert choose(points, accuracy, 0.98).alpha == 0.4  # the point value of 0.7's would pass
+    assert choose(points, accuracy, 0.99).alpha == 0
+
+
+def test_a_floor_out_of_reach_names_the_best_that_can_be_had():
+    points = [kept(0.0, 0.5, 0.97), kept(1, 0.9, 0.4)]
+    with pytest.raises(PlanError, match=r"no point keeps 0\.98 .* the best is 0\.970, at α = 0"):
+        choose(points, accuracy, 0.98)
+    with pytest.raises(PlanError, match="no retention of the source is known"):
+        choose([point(0, 0.5, 1.0)], accuracy, 0.98)

@@ -86,7 +86,7 @@ def test_the_machinery_names_no_plug_in(file):
 def test_nothing_below_imports_run_api_or_cli(file):
     found = {n.partition(".")[0] for n in imports(file)}
     above = {
-        "run": {"api", "cli", "demo"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
+        "run": {"api", "cli", "demo", "rechoose"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
         "prepare": {"run", "arms", "results", "estimate"},
     }  # fmt: skip
     for module, users in above.items():

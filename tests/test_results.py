@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from regraft.errors import DivergedError
+from regraft.evaluation import scored
 from regraft.features import outputs
-from regraft.results import scored
 from regraft.tasks.classification import Classification
 from regraft.types import Example
 

@@ -13,13 +13,12 @@ from . import plan as plans
 from .batches import Batches
 from .data import rows_of
 from .errors import UsageError
-from .evaluation import Scored, estimates
+from .evaluation import Scored, estimates, scored
 from .features import outputs
 from .grafting import Model
 from .plan import Plan, check, place
 from .plugins import module
 from .preprocess import Preprocessor, build
-from .results import scored
 from .run import run as run_plan
 from .runfiles import read_json
 from .sources import load_source

@@ -4,7 +4,7 @@ val's place where there are too few rows for one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from .grafting import graft
 from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, judge, snapshot
 from .prepare import Prepared
+from .retention import Retained, retained
 from .types import Source, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .batches import Batches
+    from .evaluation import Scored
 
 Say = Callable[[str], None]
 Track = Callable[["Batches", int, str], "Batches"]  # draws a bar around training batches
@@ -49,26 +51,49 @@ def fit_arm(
     *,
     start: Probe | None,
     alpha: float | None = None,
+    select: Scored | None = None,
+    points: Sequence[Point] = (),
     log: Callable[[Epoch], None] = lambda epoch: None,
     track: Track | None = None,
     label: str = "fit",
 ) -> Arm:
     """Graft and fit with one seed, from a probe's head where one is given, and go to a point of the
-    frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1."""
+    frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1.
+
+    ``select``, what the source itself says of its select rows, adds retention to the points and lets
+    the plan's floor hold. ``points`` are those of cross-validation, where there is no val.
+    """
     target = begin(p, source, seed, start)
     origin = snapshot(target)
     done = fit_rows(p, target, chosen, seed, log=log, track=track, label=label)
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
-    end, points = snapshot(target), []
+    end, walked = snapshot(target), list[Point]()
     go = mover(p, target, origin, end)
     if alpha is None and p.splits.val:
         val, layout = p.batches("val"), p.settings.layout
-        points = walk(go, lambda: judge(target, val, p.task, p.metric, p.device, layout))
-        alpha = choose(points, p.metric).alpha
+        walked = walk(
+            go,
+            lambda: judge(target, val, p.task, p.metric, p.device, layout),
+            lambda: retained_at(p, target, select),
+        )
+    elif alpha is None and points and select is not None:
+        judged = iter(points)
+        walked = walk(go, lambda: next(judged).figures, lambda: retained_at(p, target, select))
+    if walked:
+        alpha = choose(walked, p.metric, p.plan.fit.retain).alpha
     alpha = 1.0 if alpha is None else alpha
     go(alpha)
-    return Arm(target, done, alpha, points, {} if alpha == 1 else end)
+    return Arm(target, done, alpha, walked, {} if alpha == 1 else end)
+
+
+def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained | None:
+    """What the target's backbone keeps of the source task, on the select rows."""
+    if select is None or p.source_data is None:
+        return None
+    backbone = target.model.get_submodule("backbone")
+    after = p.source_data.scored(backbone, "select", p.device, p.settings.layout)
+    return retained(p.source_data.metric, select, after)
 
 
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
@@ -92,8 +117,9 @@ def fit_rows(
 ) -> Fit:
     """Fine-tune the target in place on train, or on some of its rows, as the plan says."""
     scratch = target.nothing_kept
+    rows_of_source = p.source_data and replace(p.source_data, seed=seed)
     penalties = {
-        name: r.prepare(target)
+        name: r.prepare(target, rows_of_source)
         for name, r in p.regularizers.items()
         if not (scratch and r.uses_source)  # there is nothing to hold on to
     }

@@ -58,6 +58,12 @@ Source = Annotated[
         help="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME, a run."
     ),
 ]
+SourceData = Annotated[
+    Path | None, typer.Option(help="Labelled rows of the source task: what fitting cost it.")
+]
+Retain = Annotated[
+    float | None, typer.Option(help="Share of the source task to keep for sure, as 0.98.")
+]
 Weights = Annotated[Path | None, typer.Option(help="A weights file for the source.")]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder of a table's image paths.")]
 Image = Annotated[str | None, typer.Option(help="Column of image paths.")]
@@ -88,6 +94,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Make no network call."
 FLAGS: dict[str, tuple[str, Any, Any]] = {
     "source": ("source.ref", Source, None),
     "weights": ("source.weights", Weights, None),
+    "source_data": ("source_data.path", SourceData, None),
     "offline": ("source.offline", Offline, False),
     "image_root": ("data.image_root", ImageRoot, None),
     "image": ("data.image", Image, None),
@@ -103,6 +110,7 @@ FLAGS: dict[str, tuple[str, Any, Any]] = {
     "head_lr": ("fit.head_lr", HeadLr, None),
     "optimizer": ("fit.optimizer", Optimizer, None),
     "freezing": ("freezing.name", Freezing, None),
+    "retain": ("fit.retain", Retain, None),
     "controls": ("evaluate.controls", Controls, []),
     "seed": ("run.seed", Seed, None),
     "seeds": ("run.seeds", Seeds, None),
@@ -293,6 +301,32 @@ def compare(
 
     lines = compared(runs)
     typer.echo(json.dumps([asdict(line) for line in lines]) if as_json else in_words(lines))
+
+
+@app.command(rich_help_panel=JUDGE)
+def frontier(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    retain: Retain = None,
+    out: Annotated[Path | None, typer.Option(help="Write the chosen point as a run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The points between the start and the fit; another choice with a floor, without training."""
+    from dataclasses import asdict
+
+    from .rechoose import in_words, rechoose, write_chosen
+
+    if retain is not None and not 0 < retain <= 1:
+        raise UsageError(f"--retain takes a share above 0, up to 1, not {retain:g}")
+    found = rechoose(run, retain)
+    if out is not None:
+        write_chosen(run, found, retain, out)
+    if as_json:
+        record = {"chosen": found.chosen.alpha, "chosen_by": found.chosen_by}
+        typer.echo(json.dumps(record | {"points": [asdict(p) for p in found.points]}))
+        return
+    typer.echo(in_words(found, retain))
+    if out is not None:
+        show_result(out, as_json)
 
 
 @app.command(rich_help_panel=USE)

@@ -50,7 +50,7 @@ def load_data(
         raise DataError(f"{options.path} has no rows in train; they are all in val or test")
 
     task = make_task([e.cells for e in parts["train"]], raw.columns)
-    _check_cells(parts, task, options.path)
+    check_cells(parts, task, options.path)
     notes += _leaks(parts)
 
     if not parts["test"]:
@@ -80,8 +80,8 @@ def load_data(
         tuple(parts["train"]),
         tuple(parts["val"]),
         tuple(parts["test"]),
-        digest=_digest(parts),
-        test_digest=_digest({"test": parts["test"]}),
+        digest=digest_of(parts),
+        test_digest=digest_of({"test": parts["test"]}),
         notes=(*raw.notes, *notes),
     )
     return splits, task
@@ -123,16 +123,26 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example]
 
     Raises DataError for inputs of another kind and for labels that the task does not know.
     """
-    raw = read_raw(options)
-    if raw.kind != kind:
-        raise DataError(f"{options.path} holds {raw.kind}s and the run takes {kind}s")
-    examples, named, _ = _identify(raw, options.on_bad)
+    examples, named, _ = rows_and_splits(options, kind)
     parts = {"all rows": examples}
     if "test" in named:
         parts = {"test rows": [e for e, s in zip(examples, named, strict=True) if s == "test"]}
-    _check_cells(parts, task, options.path)
+    check_cells(parts, task, options.path)
     ((which, rows),) = parts.items()
     return rows, which
+
+
+def rows_and_splits(
+    options: DataOptions, kind: Kind
+) -> tuple[list[Example], list[str | None], list[str]]:
+    """Every row of the data, the split that they name for it, and notes; labels are not checked.
+
+    Raises DataError for inputs of another kind.
+    """
+    raw = read_raw(options)
+    if raw.kind != kind:
+        raise DataError(f"{options.path} holds {raw.kind}s and the run takes {kind}s")
+    return _identify(raw, options.on_bad)
 
 
 # ---------------------------------------------------------------- identity
@@ -186,7 +196,7 @@ def content(example: Example) -> str:
     return example.id.partition("-")[0]
 
 
-def _check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None:
+def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None:
     found = [(e.where, task.problem(e.cells)) for part in parts.values() for e in part]
     found.sort(key=lambda f: (len(f[0]), f[0]))  # row 2 before row 12
     problems = [f"{where}: {problem}" for where, problem in found if problem]
@@ -296,7 +306,7 @@ def _drawn(name: str, parts: dict[str, list[Example]]) -> str:
     return f"the data bring no {name}: {n} rows were drawn from train, which keeps {rest}"
 
 
-def _digest(parts: dict[str, list[Example]]) -> str:
+def digest_of(parts: dict[str, list[Example]]) -> str:
     """sha256 over (id, split, cells) of every row, sorted."""
     rows = sorted((e.id, split, e.cells) for split, part in parts.items() for e in part)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from .errors import DataError, shorten
+from .errors import DataError, DivergedError, shorten
 from .intervals import bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
-from .types import Estimate, Metric, Task
+from .types import Estimate, Example, Metric, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .features import Outputs
     from .types import FloatArray
 
 DRAWS = 50_000_000  # rows drawn in all by one bootstrap: some seconds on one core
@@ -44,6 +45,22 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
+    """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
+    scores = task.scores(rows.values).numpy()
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise DivergedError(
+            f"{len(bad)} of {len(scores)} rows have scores that are not finite "
+            f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
+        )
+    groups = tuple(e.group for e in examples)
+    return Scored(
+        rows.ids, task.truth(rows.targets).numpy(), scores,
+        groups if any(g is not None for g in groups) else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

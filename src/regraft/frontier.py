@@ -4,7 +4,9 @@
 
 Wortsman et al. 2022, 2109.01903, section 3 (WiSE-FT), whose zero-shot end is the probe here. A point
 between the two often keeps more of the source and is no worse on the target. α is chosen on val, or
-by folds where there is no val: the best primary metric, then the lower loss, then the smaller α.
+by folds where there is no val: the best primary metric, then the lower loss, then the smaller α. With
+a floor, only points whose retention of the source task is at least that with 95 % confidence, on the
+source's ``select`` rows, come into question.
 
 Batch-norm statistics that are equal at both ends stay. Others are estimated anew at each point
 between, on training rows without augmentation: a blend of variances is not the blend's variance.
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .errors import PlanError
 from .features import on
 from .freeze import estimating_statistics
 from .loop import improves, restore
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .batches import Batches
+    from .retention import Retained
     from .types import Metric, Target
 
     State = Mapping[str, Tensor]
@@ -39,6 +43,7 @@ class Point:
 
     alpha: float
     figures: dict[str, float]
+    source: Retained | None = None  # on the source's select rows
 
 
 def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
@@ -71,22 +76,45 @@ def move(
         estimate_statistics(target.model, train(), device, layout)
 
 
-def walk(move_to: Callable[[float], None], judge: Callable[[], dict[str, float]]) -> list[Point]:
+def walk(
+    move_to: Callable[[float], None],
+    judge: Callable[[], dict[str, float]],
+    source: Callable[[], Retained | None] = lambda: None,
+) -> list[Point]:
     """Figures at every α, from 0 to 1; the model is left at α = 1."""
     points = []
     for alpha in ALPHAS:
         move_to(alpha)
-        points.append(Point(alpha, judge()))
+        points.append(Point(alpha, judge(), source()))
     return points
 
 
-def choose(points: Sequence[Point], metric: Metric) -> Point:
-    """The best on the primary metric; of equal ones the lower loss, then the smaller α."""
-    best, *others = sorted(points, key=lambda p: p.alpha)
+def choose(points: Sequence[Point], metric: Metric, retain: float | None = None) -> Point:
+    """The best on the primary metric; of equal ones the lower loss, then the smaller α.
+
+    Raises PlanError, naming the best that can be had, where no point keeps the floor ``retain``.
+    """
+    ordered = sorted(points, key=lambda p: p.alpha)
+    best, *others = above(ordered, retain) if retain is not None else ordered
     for point in others:
         if improves(point.figures, best.figures, metric):
             best = point
     return best
+
+
+def above(points: Sequence[Point], retain: float) -> list[Point]:
+    """The points that keep the floor. Raises PlanError where there is none."""
+    kept = [(p, p.source.low) for p in points if p.source and p.source.low is not None]
+    if not kept:
+        raise PlanError(["fit.retain: no retention of the source is known for these points"])
+    found = [p for p, low in kept if low >= retain]
+    if not found:
+        best, low = max(kept, key=lambda k: k[1])
+        raise PlanError(
+            [f"fit.retain: no point keeps {retain:g} of the source for sure; the best is {low:.3f}, at "
+             f"α = {best.alpha:g}: lower the floor, or bring more source rows"]
+        )  # fmt: skip
+    return found
 
 
 def estimate_statistics(

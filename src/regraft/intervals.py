@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from .types import FloatArray
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+ONE_SIDED = 1.6448536269514722  # its 95 % point
 CHUNK = 4_000_000  # weights held at once: 32 MB each for the draws, the counts and the floats
 Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
 
 
-def wilson(successes: float, n: float) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval of successes / n, inside [0, 1] and never empty; n = 0 gives (0, 1).
 
-    n may be an effective number of rows, see :func:`effective_rows`.
+    n may be an effective number of rows, see :func:`effective_rows`; z is the normal quantile.
     """
     if n <= 0:
         return 0.0, 1.0
     p = successes / n
-    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * sqrt(max(p * (1 - p), 0.0) / n + Z**2 / (4 * n**2))
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(max(p * (1 - p), 0.0) / n + z**2 / (4 * n**2))
     # at p = 0 and 1 the end is exact; the formula leaves it a rounding error away
     return (0.0 if p <= 0 else max(0.0, middle - half)), (
         1.0 if p >= 1 else min(1.0, middle + half)
@@ -45,7 +46,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
 
 
 def newcombe_paired(
-    a_only: float, b_only: float, both: float, neither: float
+    a_only: float, b_only: float, both: float, neither: float, z: float = Z
 ) -> tuple[float, float]:
     """Interval of (a_only − b_only) / n: Newcombe's method 10, a score interval.
 
@@ -59,8 +60,8 @@ def newcombe_paired(
         return -1.0, 1.0
     first, second = both + a_only, both + b_only
     p1, p2 = first / n, second / n
-    low1, high1 = wilson(first, n)
-    low2, high2 = wilson(second, n)
+    low1, high1 = wilson(first, n, z)
+    low2, high2 = wilson(second, n, z)
     product = first * (n - first) * second * (n - second)
     numerator = both * neither - a_only * b_only
     if numerator > 0:

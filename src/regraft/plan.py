@@ -63,6 +63,26 @@ class DataPlan(Section):
     label_separator: str = Field(";", description="between the labels of one multi-label cell")
 
 
+class SourceDataPlan(Section):
+    path: str = Field(
+        "own",
+        description="labelled rows of the source task, to measure forgetting and for penalties; own: "
+        "those that a run was made from; none",
+    )
+    format: str = Field("auto", description="as in [data], like the keys below")
+    image_root: str | None = Field(None, description="folder of a table's image paths")
+    image: str | None = Field(None, description="column of image paths")
+    text: list[str] = Field([], description="text column, or a pair of them")
+    label: list[str] = Field([], description="label column")
+    split: str | None = Field(None, description='column that says "train", "val" or "test"')
+    group: str | None = Field(None, description="column whose equal values stay in one part")
+    on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
+    classes: list[str] = Field(
+        [],
+        description="what the head's outputs are called, in order, where the source does not say",
+    )
+
+
 class ProbePlan(Section):
     strengths: list[Positive] = Field(
         [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
@@ -103,6 +123,10 @@ class FitPlan(Section):
         "chosen",
         description="point between the start (0) and the fit (1) in weight space; chosen on val",
     )
+    retain: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="retention of the source task that α must keep, for sure (95 %); needs source data",
+    )
     batch_norm: Literal["frozen", "train"] | Auto = Field(
         "auto", description="statistics of batch norms; a kept source's stay as they are"
     )
@@ -138,6 +162,7 @@ class Plan(Section):
 
     source: SourcePlan
     data: DataPlan
+    source_data: SourceDataPlan = SourceDataPlan()
     task: dict[str, Any] = {"name": "classification"}
     augment: Augment = Augment()
     probe: ProbePlan = ProbePlan()
@@ -372,10 +397,17 @@ def toml_value(value: Any) -> str:
 
 
 def data_options(plan: Plan) -> DataOptions:
-    d = plan.data
+    return options_of(plan.data)
+
+
+def source_data_options(plan: Plan) -> DataOptions:
+    return options_of(plan.source_data)
+
+
+def options_of(d: DataPlan | SourceDataPlan) -> DataOptions:
     return DataOptions(
         **{
-            **d.model_dump(),
+            **d.model_dump(exclude={"classes"}),
             "path": Path(d.path),
             "image_root": Path(d.image_root) if d.image_root else None,
             "text": tuple(d.text),

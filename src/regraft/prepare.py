@@ -21,6 +21,7 @@ from .loop import Settings
 from .plan import Plan
 from .preprocess import Preprocessor, TextPreprocessor, build
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
+from .source_data import SourceData, load_source_data
 from .sources import load_source
 from .types import Example, Metric, Regularizer, Source, Splits, Target, Task
 
@@ -44,6 +45,8 @@ class Prepared:
     preprocessor: Preprocessor
     device: torch.device
     scratch: controls.ScratchBudget | None
+    source_data: SourceData | None
+    source_notes: list[str]
     strata: list[str]  # of the training rows
     targets: dict[str, Tensor] = field(default_factory=dict)  # split → encoded labels
 
@@ -119,12 +122,17 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
     if source.kind != "image" and (plan.augment.mixup or plan.augment.cutmix):
         raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
+    data_of_source, source_notes = load_source_data(plan, source)
+    check_source_data(plan, source, regularizers, data_of_source, source_notes)
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     torch.set_num_threads(cast(int, plan.run.threads))
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
+    if data_of_source is not None:
+        batch_size = cast(int, plan.fit.batch_size)
+        data_of_source = replace(data_of_source, batch_size=batch_size, augment=chosen.augment)
     for regularizer in regularizers.values():
-        regularizer.prepare(target)  # refused here
+        regularizer.prepare(target, data_of_source)  # refused here
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
@@ -150,6 +158,8 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         preprocessor=preprocessor,
         device=device,
         scratch=scratch,
+        source_data=data_of_source,
+        source_notes=source_notes,
         strata=task_options.strata([e.cells for e in splits.train]),
         targets={
             s: task.encode([e.cells for e in getattr(splits, s)])
@@ -157,6 +167,41 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             if getattr(splits, s)
         },
     )
+
+
+def check_source_data(
+    plan: Plan,
+    source: Source,
+    regularizers: Mapping[str, Regularizer],
+    data: SourceData | None,
+    notes: Sequence[str],
+) -> None:
+    """Raises PlanError for what needs source data, or a whole frontier, without it."""
+    problems = []
+    if data is None:
+        why = f" ({'; '.join(notes)})" if notes else ""
+        problems += [
+            f'regularizer "{n}" needs labelled source data{why}: add --source-data PATH, or remove it'
+            for n, r in regularizers.items()
+            if r.needs_source_data
+        ]
+        if plan.fit.retain is not None:
+            problems.append(
+                f"fit.retain is measured on source data{why}: add --source-data PATH, or remove it"
+            )
+    if plan.fit.retain is not None and plan.fit.alpha != "chosen":
+        problems.append('fit.retain chooses α: set fit.alpha to "chosen", or remove fit.retain')
+    if plan.fit.retain is not None and (plan.fit.start == "random" or source.nothing_kept):
+        problems.append(
+            "fit.retain needs a fit that starts from the probe of a source: remove fit.retain"
+        )
+    if plan.fit.retain is not None and data is not None and not data.metric.higher_is_better:
+        problems.append(
+            f"fit.retain: retention is not defined for {data.task.primary}, of which less is better: "
+            f"remove it"
+        )
+    if problems:
+        raise PlanError(problems)
 
 
 def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Regularizer]) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arms import Arm, Figures, logits_of
-from .errors import DivergedError, shorten
-from .evaluation import Scored, confusion, estimates, gain
+from .evaluation import Scored, confusion, estimates, gain, scored
 from .features import Outputs, outputs
 from .frontier import Point
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
-from .retention import proxies
-from .types import Estimate, Example, Task
+from .retention import measured, proxies
+from .source_data import SourceData
+from .types import Estimate
 from .verdict import judge
 
 if TYPE_CHECKING:
@@ -42,24 +42,11 @@ class Judged:
     predictions: Scored  # of the first seed's model on test
 
 
-def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
-    """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
-    scores = task.scores(rows.values).numpy()
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(bad):
-        raise DivergedError(
-            f"{len(bad)} of {len(scores)} rows have scores that are not finite "
-            f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
-        )
-    groups = tuple(e.group for e in examples)
-    return Scored(
-        rows.ids, task.truth(rows.targets).numpy(), scores,
-        groups if any(g is not None for g in groups) else None,
-    )  # fmt: skip
+def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Judged:
+    """Metrics with intervals on val and test, controls, paired gains, retention and the verdict.
 
-
-def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
-    """Metrics with intervals on val and test, controls, paired gains and the verdict."""
+    ``opened`` and ``source_opened`` count how often test and the source's report rows were.
+    """
     task, metric, examples = p.task, p.metric, p.splits.test
     fits = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.arms]
     scratch = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.scratch]
@@ -68,11 +55,14 @@ def evaluate_all(p: Prepared, t: Trained, opened: int) -> Judged:
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
     controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
-    kept = None
+    kept: dict[str, Any] | None = None
     if t.probe is not None:
         features = features_of(p, p.source.backbone, "test")
-        after = features_of(p, t.arms[0].target.model.get_submodule("backbone"), "test")
-        kept = proxies(p.source, features.values, after.values, first.groups)
+        if p.source_data is not None:
+            kept = forgetting(p, t, p.source_data) | {"opened": source_opened}
+        else:
+            after = features_of(p, t.arms[0].target.model.get_submodule("backbone"), "test")
+            kept = proxies(p.source, features.values, after.values, first.groups)
         controls["linear probe"] = scored(
             replace(features, values=t.probe.logits(features.values)), task, examples
         )
@@ -129,18 +119,39 @@ def frontier(
     """Where the line was walked: its points (of the first seed that left the start, or over the
     folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
     nothing to choose."""
-    points = t.cross or next((a.points for a in t.arms if a.points), [])
+    points = next((a.points for a in t.arms if a.points), t.cross)
     if not points:
         return None
     pairs = list(zip(fits, ends, strict=True))
     over_seeds = judge(p.metric, pairs).gain
     return {
         "alpha": t.arms[0].alpha if t.fitted else 0.0,
+        "retain": p.plan.fit.retain,
         "chosen_by": "cross-validation" if t.cross else "val",
         "points": points,
         "test at alpha 1": estimates(p.task, p.metrics, ends[0]),
         "gain over alpha 1": over_seeds or gain(p.metric, *pairs[0]),
     }
+
+
+def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
+    """``retention`` of result.json from source data: the report rows, before and after."""
+
+    def rows(backbone: nn.Module) -> Scored:
+        return data.scored(backbone, "report", p.device, p.settings.layout)
+
+    before = rows(p.source.backbone)
+    after, ends = [], []
+    for arm in t.arms:
+        backbone = arm.target.model.get_submodule("backbone")
+        after.append(rows(backbone))
+        here = snapshot(arm.target) if arm.end else {}
+        if here:
+            restore(arm.target, arm.end)
+        ends.append(rows(backbone) if here else after[-1])
+        if here:
+            restore(arm.target, here)
+    return measured(data.metric, data.task, before, after, ends)
 
 
 def features_of(p: Prepared, backbone: nn.Module, split: str) -> Outputs:
@@ -173,7 +184,7 @@ def seed_line(
 ) -> dict[str, Any]:
     arm = t.arms[i]
     fit = arm.fit
-    at_alpha = [point.figures for point in arm.points if point.alpha == arm.alpha]
+    at_alpha = [q.figures for q in arm.points if q.alpha == arm.alpha] if p.splits.val else []
     return {
         "seed": p.seeds[i],
         "best_epoch": fit.best_epoch,

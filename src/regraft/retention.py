@@ -1,7 +1,13 @@
-"""What fitting did to the source's knowledge, seen on the target's own inputs: a proxy.
+"""What fitting did to the source's knowledge.
 
-Without source data, forgetting cannot be measured. What can be is how far the fitted backbone has
-moved from the source's on inputs that were in no training:
+With source data, the source metric through the source's own untouched head, before and after:
+
+    forgetting   before − after (after − before where lower is better), paired on the same rows
+    retention    (after − chance) ÷ (before − chance), where higher is better and before is above
+                 chance; chance is the best answer that looks at no input (the rows' frequencies)
+
+Without them forgetting cannot be measured, and what is shown are proxies: how far the fitted backbone
+has moved from the source's on the target's inputs that were in no training:
 
     agreement    share of rows to which the source's own head gives the same class before and after
     divergence   mean over rows of KL(before ‖ after) of that head's probabilities, in nats
@@ -14,20 +20,132 @@ High agreement on target inputs does not prove that the source task is kept: the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from .evaluation import resamples
-from .intervals import effective_rows, resampled, wilson
-from .types import Estimate
+from .evaluation import PerRow, Scored, estimates, gain, paired, resamples
+from .intervals import ONE_SIDED, effective_rows, newcombe_paired, resampled, wilson
+from .types import Estimate, Metric, Task
+from .verdict import judge
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from .intervals import Groups
     from .types import FloatArray, Source
+
+CLAIM = 200  # report rows below which a figure is shown without a claim
+EACH = 10  # report rows of a class below which nothing is said of it
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A backbone on source rows, against the source's own."""
+
+    before: float  # the source metric
+    after: float
+    ratio: float | None  # None where it is not defined
+    low: float | None  # of the ratio: it is at least this, with 95 % confidence (one-sided)
+
+
+def chance(metric: Metric, rows: Scored) -> float:
+    """The metric of the same answer for every row: the frequencies (or the mean) of the rows."""
+    truth, outputs = rows.truth, rows.scores.shape[1]
+    classes = truth.ndim == 1
+    constant = np.bincount(truth, minlength=outputs) / len(truth) if classes else truth.mean(0)
+    scores = np.tile(constant.astype(np.float64), (len(rows), 1))
+    return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
+
+
+def retained(metric: Metric, before: Scored, after: Scored) -> Retained:
+    """Retention and its one-sided lower bound.
+
+    The bound is that of after − before, a score interval for proportions and a bootstrap for other
+    metrics, over before − chance as it was found: where little is forgotten, how sure ``before`` is
+    hardly moves the ratio. No discordant rows is not certainty.
+    """
+    before, after = paired(before, after)
+    ones = np.ones((1, len(before)))
+    was = float(metric.value(before.truth, before.scores, ones)[0])
+    now = float(metric.value(after.truth, after.scores, ones)[0])
+    room = was - chance(metric, before)
+    if not metric.higher_is_better or room <= 0:
+        return Retained(was, now, None, None)
+    return Retained(was, now, 1 + (now - was) / room, 1 + _least(metric, before, after) / room)
+
+
+def _least(metric: Metric, before: Scored, after: Scored) -> float:
+    """The lower end of after − before, one-sided 95 %."""
+    if not metric.proportion:
+
+        def change(weights: FloatArray) -> FloatArray:
+            return metric.value(after.truth, after.scores, weights) - metric.value(
+                before.truth, before.scores, weights
+            )
+
+        n = len(before)
+        return float(np.quantile(
+            resampled(change, n, groups=before.groups, resamples=resamples(n)), 0.05
+        ))  # fmt: skip
+    a = cast(PerRow, metric).rows(after.truth, after.scores)
+    b = cast(PerRow, metric).rows(before.truth, before.scores)
+    share = effective_rows(a - b, before.groups) / len(before)
+    gained, lost, both, neither = (
+        float(c) * share for c in (a @ (1 - b), b @ (1 - a), a @ b, (1 - a) @ (1 - b))
+    )
+    return newcombe_paired(gained, lost, both, neither, ONE_SIDED)[0]
+
+
+def measured(
+    metric: Metric, task: Task, before: Scored, after: Sequence[Scored], ends: Sequence[Scored]
+) -> dict[str, Any]:
+    """``retention`` of result.json from report rows: the source, and a fit a seed at its chosen point
+    and at α = 1 (``ends``).
+
+    ``forgetting`` is of the first, the model that is saved; over seeds it carries their variance too.
+    """
+    first = retained(metric, before, after[0])
+    found: dict[str, Any] = {
+        "kind": "source data",
+        "metric": task.primary,
+        "before": estimates(task, {task.primary: metric}, before)[task.primary],
+        "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
+        "forgetting": gain(metric, before, after[0]),
+        "forgetting over seeds": judge(metric, [(before, a) for a in after]).gain
+        if len(after) > 1 else None,
+        "chance": chance(metric, before),
+        "ratio": first.ratio,
+        "low": first.low,
+        "claim": len(before) >= CLAIM,
+        "seeds": [{"after": r.after, "ratio": r.ratio}
+                  for r in (retained(metric, before, a) for a in after)],
+        "most forgotten": by_class(task, before, after[0]),
+    }  # fmt: skip
+    if any(a is not e for a, e in zip(after, ends, strict=True)):
+        pairs = list(zip(after, ends, strict=True))
+        over_seeds = judge(metric, pairs).gain
+        found["at alpha 1"] = [retained(metric, before, e).after for e in ends]
+        found["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
+    return found
+
+
+def by_class(task: Task, before: Scored, after: Scored) -> list[dict[str, Any]]:
+    """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
+    if task.name != "classification":
+        return []
+    found: list[dict[str, Any]] = []
+    for number, name in enumerate(task.classes):
+        rows = np.flatnonzero(before.truth == number)
+        if len(rows) >= EACH:
+            was, now = (float((s.scores[rows].argmax(1) == number).mean()) for s in (before, after))
+            found.append({"class": name, "rows": len(rows), "before": was, "after": now})
+    found.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
+    return [c for c in found if c["after"] < c["before"]]
 
 
 def proxies(

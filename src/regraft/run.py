@@ -19,19 +19,22 @@ from typing import Any
 import torch
 
 from . import __version__
-from .arms import Arm, Say, Track, cross_validate, fit_arm, fit_scratch
+from .arms import Arm, Say, Track, begin, cross_validate, fit_arm, fit_scratch
 from .controls import untrained
 from .data import write_manifest
-from .errors import UsageError
+from .errors import PlanError, UsageError
+from .evaluation import Scored
 from .features import outputs
 from .frontier import Point, choose
 from .linear_probe import fit_probe
-from .loop import Epoch
+from .loop import Epoch, snapshot
 from .plan import Plan, write_plan
 from .prepare import Prepared, prepare
 from .results import Trained, evaluate_all, prediction_rows
+from .retention import retained
 from .runfiles import SCHEMA, RunFolder, check_new, open_test
-from .save import save_model
+from .save import save_ends, save_model
+from .source_data import Part
 from .types import Source
 
 
@@ -62,27 +65,43 @@ def run(
             folder.log(line)
             say(line)
 
-        for note in (*p.splits.notes, *p.source.notes):
-            tell(note)
-        folder.text("plan.toml", write_plan(p.plan, p.reasons))
-        folder.json("environment.json", environment(p))
-        folder.json("loading.json", p.target.report)
-        write_manifest(p.splits, folder.path / "manifest.jsonl")
+        describe(p, folder, tell)
         trained = train(p, folder, tell, track, clock)
-        save_model(folder, trained.arms[0].target, p.task)
-        with clock("evaluate"):
-            opened = open_test(p.splits.test_digest, str(folder.path.resolve()))
-            judged = evaluate_all(p, trained, opened)
-        header, *lines = prediction_rows(p, judged.predictions)
-        folder.csv("predictions.csv", header, lines)
-        result = {
-            "schema": SCHEMA,
-            **judged.result,
-            "timing": clock.seconds(),
-            "status": "finished",
-        }
-        folder.json("result.json", result)
+        finish(p, folder, trained, clock)
     return folder.path
+
+
+def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
+    """What is known before training: notes, and the files that say what the run is made from."""
+    for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
+        say(note)
+    folder.text("plan.toml", write_plan(p.plan, p.reasons))
+    folder.json("environment.json", environment(p))
+    folder.json("loading.json", p.target.report)
+    write_manifest(p.splits, folder.path / "manifest.jsonl")
+
+
+def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> None:
+    """Save the first seed's model, open test, and write what was found."""
+    arm = trained.arms[0]
+    save_model(folder, arm.target, p.task)
+    if arm.points:
+        start = begin(p, p.source, p.seeds[0], trained.probe)
+        save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
+    with clock("evaluate"):
+        where = str(folder.path.resolve())
+        opened = open_test(p.splits.test_digest, where)
+        source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
+        judged = evaluate_all(p, trained, opened, source_opened)
+    header, *lines = prediction_rows(p, judged.predictions)
+    folder.csv("predictions.csv", header, lines)
+    result = {
+        "schema": SCHEMA,
+        **judged.result,
+        "timing": clock.seconds(),
+        "status": "finished",
+    }
+    folder.json("result.json", result)
 
 
 def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock) -> Trained:
@@ -104,14 +123,17 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             )  # fmt: skip
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
         start = probe if p.plan.fit.start == "probe" else None
+    select = source_before(p, "select") if start is not None and alpha is None else None
     if start is not None and not p.splits.val and p.folds():
         with clock("cross-validation"):
             cross = cross_validate(p, p.source, chosen, features["train"])
-        alpha = choose(cross, p.metric).alpha if alpha is None else alpha
-        say(f"frontier: α = {alpha:g}, by cross-validation")
-        if alpha == 0:
-            say("nowhere on it does fine-tuning beat the probe, so the probe stands")
+        best = choose(cross, p.metric).alpha if alpha is None else alpha
+        if best == 0:
+            say("by cross-validation fine-tuning nowhere beats the probe, so the probe stands")
             chosen = replace(chosen, epochs=0)
+        if p.plan.fit.retain is None or best == 0:
+            alpha = best
+            say(f"frontier: α = {alpha:g}, by cross-validation")
 
     def fitted(seed: int) -> Arm:
         def log(epoch: Epoch) -> None:
@@ -125,10 +147,11 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             source = replace(untrained(source, seed), name=source.name)
         arm = fit_arm(
             p, source, chosen, seed,
-            start=start, alpha=alpha, log=log, track=track, label=f"seed {seed}",
+            start=start, alpha=alpha, select=select, points=cross, log=log, track=track, label=f"seed {seed}",
         )  # fmt: skip
-        if arm.points:
-            say(f"seed {seed}   frontier: α = {arm.alpha:g}, by val")
+        if alpha is None and arm.points:
+            by = "val" if p.splits.val else "cross-validation"
+            say(f"seed {seed}   frontier: α = {arm.alpha:g}, by {by}{floor(p)}")
         return arm
 
     with clock("fit"):
@@ -136,6 +159,30 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
     with clock("scratch"):
         scratch = fit_scratch(p, say, track) if p.scratch is not None else []
     return Trained(arms, scratch, probe, cross, fitted=chosen.epochs > 0)
+
+
+def source_before(p: Prepared, part: Part) -> Scored | None:
+    """What the source itself says of a part of its data.
+
+    Raises PlanError where the floor is out of reach: even unchanged weights do not prove it.
+    """
+    data, retain = p.source_data, p.plan.fit.retain
+    if data is None:
+        return None
+    if retain is not None and not p.splits.val and not p.folds():
+        raise PlanError(
+            [
+                "fit.retain: too few rows for val or folds, so there is nothing to choose α by: remove it"
+            ]
+        )
+    rows = data.scored(p.source.backbone, part, p.device, p.settings.layout)
+    if retain is not None:
+        choose([Point(0.0, {}, retained(data.metric, rows, rows))], p.metric, retain)
+    return rows
+
+
+def floor(p: Prepared) -> str:
+    return "" if p.plan.fit.retain is None else f", keeping {p.plan.fit.retain:g} of the source"
 
 
 def in_words(epoch: Epoch, epochs: int, seed: int) -> str:

@@ -2,18 +2,26 @@
 
 model.safetensors   "backbone.…" and "head.…"      preprocess.json   resize, mean, tokenizer …
 config.json         recipe of the architecture     labels.json       task, classes, scaling
+
+Beside it frontier/{start,end}.safetensors, the ends of the line that the model was chosen on; the one
+that the model itself is has no file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import SourceError, UsageError
 from .plugins import module
 from .preprocess import save_tokenizer, to_json
 from .runfiles import SCHEMA, RunFolder
 from .types import TextSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .types import Target, Task
 
 
@@ -24,9 +32,7 @@ def save_model(folder: RunFolder, target: Target, task: Task) -> None:
     source = target.source
     where = folder.path / "model"
     where.mkdir()
-    # contiguous clones: safetensors refuses shared memory, and layout is no property of weights
-    state = {n: t.detach().cpu().contiguous().clone() for n, t in target.model.state_dict().items()}
-    save_file(state, where / "model.safetensors")
+    save_file(storable(target.model.state_dict()), where / "model.safetensors")
     if isinstance(source.preprocess, TextSpec):
         save_tokenizer(source.preprocess, where)
     save_files = getattr(module("sources", source.recipe["source"]), "save_files", None)
@@ -44,3 +50,44 @@ def save_model(folder: RunFolder, target: Target, task: Task) -> None:
             "source": {"name": source.name, "digest": source.digest, "licence": source.licence},
         },
     )
+
+
+def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous clones: safetensors refuses shared memory, and layout is no property of weights."""
+    return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+
+
+def save_ends(
+    folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
+) -> None:
+    """Write the ends of the frontier, so that another point can be taken without training."""
+    from safetensors.torch import save_file
+
+    where = folder.path / "frontier"
+    where.mkdir()
+    if alpha != 0:
+        save_file(storable(start), where / "start.safetensors")
+    if alpha != 1:
+        save_file(storable(end), where / "end.safetensors")
+
+
+def read_ends(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """θ(0) and θ(1) of a run, by name in the model.
+
+    Raises UsageError where the run did not keep them, SourceError for a damaged file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (run / "frontier").is_dir():
+        raise UsageError(f"{run} did not keep the ends of its frontier: fit it again")
+    found = []
+    for name in ("start", "end"):
+        path = run / "frontier" / f"{name}.safetensors"
+        path = path if path.is_file() else run / "model" / "model.safetensors"
+        try:
+            found.append(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise SourceError(f"{path} cannot be read: {error}") from error
+    start, end = found
+    return start, end

@@ -11,6 +11,7 @@ WORDS = {
     "transfer hurts": "against training from scratch",
     "no evidence": "over training from scratch",
 }
+CLAIM = 200  # source rows below which forgetting is shown without a claim
 SHOWN = {
     "classification": ("accuracy", "macro_f1"),
     "multilabel": ("map", "micro_f1"),
@@ -91,17 +92,31 @@ def over(r: dict[str, Any], name: str, value: float) -> str:
 def frontier(r: dict[str, Any]) -> str:
     """The point between the start and the fit that was chosen, and what it is worth on test."""
     f, gain = r["frontier"], signed(r["frontier"]["gain over alpha 1"])
-    alphas = sorted({s["alpha"] for s in r["seeds"]} if f["chosen_by"] == "val" else {f["alpha"]})
+    alphas = sorted({s["alpha"] for s in r["seeds"]} if r["fit"]["fitted"] else {f["alpha"]})
     chosen = " to ".join(f"{a:g}" for a in dict.fromkeys((alphas[0], alphas[-1])))
     over = f"over {len(r['seeds'])} seeds" if len(r["seeds"]) > 1 else "paired"
     ends = "0 the start, 1 the fit"
+    keeps = "" if f.get("retain") is None else f", keeping {f['retain']:g} of the source for sure"
+    by = f"chosen by {f['chosen_by']}{keeps}"
     if alphas == [1]:
-        return f"α = 1 ({ends}), chosen by {f['chosen_by']}: no point between is better"
-    return f"α = {chosen} ({ends}), chosen by {f['chosen_by']}   {gain} over α = 1   {over}"
+        return f"α = 1 ({ends}), {by}: no point between is better"
+    return f"α = {chosen} ({ends}), {by}   {gain} over α = 1   {over}"
 
 
 def retention(r: dict[str, Any]) -> str:
-    """How far the backbone moved from the source's, by a proxy that is named as one."""
+    """What the source task lost; or how far the backbone moved, by a proxy that is named as one."""
+    if r["kind"] == "source data":
+        n = r["before"]["n"]
+        kept = "" if r["ratio"] is None else f", {r['ratio']:.1%} kept"
+        over = ""
+        lost = r["forgetting"]
+        if r["forgetting over seeds"] is not None:
+            lost, over = r["forgetting over seeds"], f" over {len(r['seeds'])} seeds"
+        claim = "" if r["claim"] else f"; under {CLAIM} rows: no claim"
+        return (
+            f"{r['metric']} {r['before']['value']:.3f} before, {r['after']['value']:.3f} after{kept}   "
+            f"forgetting {signed(lost)}{over}   n = {n} source rows{claim}"
+        )
     if r["kind"] == "agreement on target inputs":
         text = f"its own head still gives the same class to {estimate(r['agreement'])} of test rows"
     else:

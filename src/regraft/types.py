@@ -6,7 +6,7 @@ R bootstrap resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -366,15 +366,31 @@ class Freezing(Protocol):
     def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]: ...
 
 
+class SourceRows(Protocol):
+    """Labelled rows of the source task that penalties may draw from."""
+
+    @property
+    def task(self) -> Task: ...
+
+    def batches(self, part: Literal["fit"]) -> Iterable[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """Once over them, as evaluation sees them."""
+        ...
+
+    def draws(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """Batches without end, augmented as training is."""
+        ...
+
+
 class Regularizer(Protocol):
     """Options of a penalty; ``prepare`` leaves the target bitwise untouched and raises PlanError
     where the penalty does not suit it."""
 
-    uses_source: ClassVar[bool]  # zero at θs; means nothing where nothing was kept
+    uses_source: ClassVar[bool]  # means nothing where nothing was kept
+    needs_source_data: ClassVar[bool]  # labelled rows of the source task
     pulls_to_source: ClassVar[bool]  # by each weight's distance to its source value
     shrinks_to_zero: ClassVar[bool]  # on every weight, kept ones too
 
-    def prepare(self, target: Target) -> Penalty: ...
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty: ...
 
     def needs_optimizer(self) -> str:
         """The only optimiser that it goes with, or ""."""

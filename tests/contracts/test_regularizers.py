@@ -17,16 +17,40 @@ from regraft.plan import check
 from regraft.plugins import names, options_class
 from regraft.preprocess import build
 from regraft.regularizers.delta import channels
+from regraft.regularizers.ewc import fisher
 from regraft.types import Batch, CallableSpec, Example, Source
 
 ALL = names("regularizers")
+A_LOSS = {"replay"}  # zero where the source task is solved, not at θs
+
+
+class Rows:
+    """Labelled rows of the source task of ``numbers_source``, as penalties see them."""
+
+    def __init__(self, source, n=24):
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(n, 4, generator=generator)
+        outputs = source.head.weight.shape[0]
+        self.y = torch.randint(0, outputs, (n,), generator=generator)
+        cells = [(f"{c:02d}",) for c in range(outputs)]
+        self.task = options_class("tasks", "classification")().make(cells, ("y",))
+
+    def batches(self, part):
+        assert part == "fit"
+        for i in range(0, len(self.x), 10):
+            yield ("",) * 10, self.x[i : i + 10], self.y[i : i + 10]
+
+    def draws(self):
+        while True:
+            yield from self.batches("fit")
 
 
 def setting(source, name, **options):
     target = graft(source, 3)
     set_trainable(target, {b.name for b in target.blocks}, "frozen")
     before = {n: t.clone() for n, t in target.model.state_dict().items()}
-    penalty = options_class("regularizers", name)(**options).prepare(target)
+    rows = Rows(source) if source.head is not None else None
+    penalty = options_class("regularizers", name)(**options).prepare(target, rows)
     for n, t in target.model.state_dict().items():
         assert torch.equal(t, before[n]), "prepare leaves the target bitwise untouched"
     return target, penalty
@@ -50,8 +74,8 @@ def test_scalar_finite_and_zero_at_the_source(numbers_source, name):
             p.zero_()  # what is fresh has no source value
     value = penalty.term(batch(target)).detach()
     assert value.ndim == 0 and torch.isfinite(value)
-    uses_source = options_class("regularizers", name).uses_source
-    assert abs(float(value)) < 1e-6 if uses_source else float(value) > 0
+    held = options_class("regularizers", name).uses_source and name not in A_LOSS
+    assert abs(float(value)) < 1e-6 if held else float(value) > 0
     assert penalty.per in ("step", "batch")
 
 
@@ -141,7 +165,7 @@ def test_proximal_l1_reaches_the_lasso(linear_source):
     fine_tune(
         target, train, None, Squares(), Squares(),
         Settings(300, {"body": 0.1, "head": 0.1}, "SGD", clip_norm=0, schedule="constant", warmup=0),
-        freezing=options_class("freezing", "head_only")(), penalties={"l1": l1.prepare(target)},
+        freezing=options_class("freezing", "head_only")(), penalties={"l1": l1.prepare(target, None)},
         device=torch.device("cpu"), seed=0,
     )  # fmt: skip
     # theirs is 1/2 · mean squared error + strength · ‖w‖₁
@@ -210,10 +234,10 @@ def test_lwf_needs_a_head_of_classes(numbers_source):
     source = numbers_source()
     source.task = "regression"
     with pytest.raises(PlanError, match="is one of regression"):
-        lwf.prepare(graft(source, 3))
+        lwf.prepare(graft(source, 3), None)
     source.head = None
     with pytest.raises(PlanError, match="has none"):
-        lwf.prepare(graft(source, 3))
+        lwf.prepare(graft(source, 3), None)
 
 
 def test_delta_is_the_mean_squared_distance_of_channels(numbers_source):
@@ -245,10 +269,92 @@ def test_delta_leaves_padding_out_and_takes_maps_by_channel():
 def test_delta_needs_cuts_and_a_pattern_that_matches(numbers_source):
     source = numbers_source()
     with pytest.raises(PlanError, match=r'"stem" matches no block; there are: one, two'):
-        options_class("regularizers", "delta")(blocks=("stem",)).prepare(graft(source, 3))
+        options_class("regularizers", "delta")(blocks=("stem",)).prepare(graft(source, 3), None)
     source.blocks = tuple(replace(b, run=None) for b in source.blocks)
     with pytest.raises(PlanError, match=r"cannot be cut"):
-        options_class("regularizers", "delta")().prepare(graft(source, 3))
+        options_class("regularizers", "delta")().prepare(graft(source, 3), None)
+
+
+def test_replay_is_the_loss_of_source_rows_through_the_sources_head(numbers_source):
+    source = numbers_source()
+    target, replay = setting(source, "replay", strength=0.7)
+    with torch.no_grad():
+        for p in target.model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    rows, found = Rows(source), batch(target)
+    for part in (slice(0, 10), slice(10, 20)):  # a new batch at every call
+        logits = source.head(target.model.backbone(rows.x[part]))
+        by_hand = 0.7 * torch.nn.functional.cross_entropy(logits, rows.y[part])
+        torch.testing.assert_close(replay.term(found), by_hand)
+    replay.term(found).backward()
+    assert all(p.grad is None for p in source.head.parameters())
+
+
+@pytest.mark.parametrize("labels", ["true", "sampled"])
+def test_ewc_fisher_is_the_mean_of_squared_gradients(numbers_source, labels):
+    source = numbers_source()
+    rows = Rows(source)
+    ewc = options_class("regularizers", "ewc")(examples=24, labels=labels, chunk=7)
+    found = fisher(source.backbone, source.head, rows, ewc)
+    y, generator = rows.y, torch.Generator().manual_seed(0)
+    if labels == "sampled":
+        drawn = []
+        with torch.no_grad():
+            for _, x, _ in rows.batches("fit"):
+                p = source.head(source.backbone(x)).double().softmax(1)
+                drawn.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+        y = torch.cat(drawn)
+    params = dict(source.backbone.named_parameters())
+    total, of_batch = {n: torch.zeros_like(p) for n, p in params.items()}, {}
+    for i in range(24):
+        loss = torch.nn.functional.cross_entropy(
+            source.head(source.backbone(rows.x[i : i + 1])), y[i : i + 1]
+        )
+        for n, g in zip(params, torch.autograd.grad(loss, params.values()), strict=True):
+            total[n] += g.square() / 24
+            of_batch[n] = of_batch.get(n, 0) + g / 24
+    for n in params:
+        torch.testing.assert_close(found[n], total[n], atol=1e-6, rtol=1e-5)
+    far = max(float((found[n] - of_batch[n].square()).abs().max()) for n in params)
+    assert far > 1e-3  # the square of the mean is something else
+    part = options_class("regularizers", "ewc")(examples=5, labels="true")
+    first = fisher(source.backbone, source.head, rows, part)
+    torch.testing.assert_close(
+        first["one.0.bias"], fisher_by_hand(source, rows.x[:5], rows.y[:5], "one.0.bias")
+    )
+
+
+def fisher_by_hand(source, x, y, name):
+    squares = []
+    for i in range(len(x)):
+        loss = torch.nn.functional.cross_entropy(
+            source.head(source.backbone(x[i : i + 1])), y[i : i + 1]
+        )
+        (g,) = torch.autograd.grad(loss, source.backbone.get_parameter(name))
+        squares.append(g.square())
+    return torch.stack(squares).mean(0)
+
+
+def test_ewc_weighs_each_distance_by_its_fisher(numbers_source):
+    source = numbers_source()
+    target, ewc = setting(source, "ewc", strength=5.0, examples=24)
+    with torch.no_grad():
+        for p in target.model.backbone.parameters():
+            p.add_(0.3)
+    f = fisher(
+        source.backbone,
+        source.head,
+        Rows(source),
+        options_class("regularizers", "ewc")(examples=24),
+    )
+    by_hand = 2.5 * 0.09 * sum(t.sum() for t in f.values())
+    torch.testing.assert_close(ewc.term(batch(target)).detach(), by_hand, rtol=1e-4, atol=1e-7)
+
+
+def test_ewc_and_replay_need_source_data(numbers_source):
+    for name in ("ewc", "replay"):
+        with pytest.raises(PlanError, match=f'"{name}" needs labelled source data'):
+            options_class("regularizers", name)().prepare(graft(numbers_source(), 3), None)
 
 
 def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source, number_rows):
@@ -263,7 +369,7 @@ def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source
         fine_tune(
             target, train, None, task, accuracy, Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
             freezing=options_class("freezing", "everything")(),
-            penalties={"delta": delta.prepare(target)}, device=torch.device("cpu"), seed=0,
+            penalties={"delta": delta.prepare(target, None)}, device=torch.device("cpu"), seed=0,
         )  # fmt: skip
         moved[strength] = float((target.model.backbone(x) - source.backbone(x)).detach().norm())
     assert moved[10.0] < moved[0.0] / 2

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Batch, Penalty, Target
+from ..types import Batch, Penalty, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ class BSS:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = False
+    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = False
 
@@ -38,7 +39,7 @@ class BSS:
     def needs_optimizer(self) -> str:
         return ""
 
-    def prepare(self, target: Target) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:

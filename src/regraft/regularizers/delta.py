@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Target
+from ..types import Batch, Penalty, SourceRows, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class Delta:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
+    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = False
 
@@ -41,7 +42,7 @@ class Delta:
     def needs_optimizer(self) -> str:
         return ""
 
-    def prepare(self, target: Target) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import copy
 
         import torch

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Batch, Penalty, Target
+from ..types import Batch, Penalty, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ class L1:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = False
+    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = True
 
@@ -42,7 +43,7 @@ class L1:
     def needs_optimizer(self) -> str:
         return "SGD" if self.proximal else ""
 
-    def prepare(self, target: Target) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:

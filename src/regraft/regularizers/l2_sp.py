@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Batch, Penalty, Target
+from ..types import Batch, Penalty, SourceRows, Target
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class L2SP:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
+    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = True
     shrinks_to_zero: ClassVar[bool] = False
 
@@ -32,7 +33,7 @@ class L2SP:
     def needs_optimizer(self) -> str:
         return ""
 
-    def prepare(self, target: Target) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch
 
         anchor = target.anchor

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Target
+from ..types import Batch, Penalty, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ class LwF:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
+    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = False
 
@@ -43,7 +44,7 @@ class LwF:
     def needs_optimizer(self) -> str:
         return ""
 
-    def prepare(self, target: Target) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import copy
 
         import torch

@@ -1,0 +1,124 @@
+"""Another point of a run's frontier, without training: ``regraft frontier RUN --retain 0.98``.
+
+The figures of the points are those that the run wrote, on val (or over folds) and on the source's
+select rows. A point that is written as a run of its own is evaluated anew: test is opened once more,
+and the ledger counts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import DataError, UsageError
+from .evaluation import at_threshold
+from .frontier import Point, choose
+from .plugins import module
+from .retention import Retained
+from .runfiles import RunFolder, check_new, read_json
+from .types import Metric
+
+if TYPE_CHECKING:
+    from .types import Task
+
+
+@dataclass(frozen=True)
+class Rechosen:
+    points: list[Point]
+    chosen: Point
+    primary: str
+    chosen_by: str  # "val" or "cross-validation"
+
+
+def rechoose(run: Path, retain: float | None) -> Rechosen:
+    """The best point of a run that keeps the floor ``retain`` (none: the best).
+
+    Raises UsageError for a run without a frontier, PlanError for a floor that no point keeps.
+    """
+    result = read_json(run / "result.json")
+    if result.get("status") != "finished":
+        raise UsageError(f"{run} is no finished run: its status is {result.get('status')}")
+    front = result.get("frontier")
+    if not front:
+        raise UsageError(
+            f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
+        )
+    points = [point_of(p) for p in front["points"]]
+    state = read_json(run / "model" / "labels.json")
+    task: Task = module("tasks", state["task"]).restore(state)
+    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), task)
+    chosen = choose(points, metric, retain)
+    return Rechosen(points, chosen, result["primary"], front["chosen_by"])
+
+
+def point_of(record: dict[str, Any]) -> Point:
+    source = record.get("source")
+    return Point(record["alpha"], record["figures"], Retained(**source) if source else None)
+
+
+def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
+    """The chosen point as a run folder of its own, of the first seed.
+
+    Raises UsageError where ``out`` exists, DataError where the run's data have changed.
+    """
+    from . import plan as plans
+    from .arms import Arm, mover
+    from .linear_probe import Probe
+    from .loop import Fit
+    from .prepare import prepare
+    from .results import Trained
+    from .run import Clock, describe, finish
+    from .save import read_ends
+
+    check_new(out)
+    start, end = read_ends(run)
+    tree = plans.read_plan(run / "plan.toml", {}).model_dump(exclude_none=True)
+    tree["fit"] |= {"alpha": "chosen"} | ({} if retain is None else {"retain": retain})
+    if retain is None:
+        tree["fit"].pop("retain", None)
+    tree["evaluate"]["controls"] = []
+    tree["run"] |= {"out": str(out), "seeds": 1}
+    clock = Clock()
+    with clock("prepare"):
+        p = prepare(plans.check(tree))
+    if p.splits.digest != read_json(run / "environment.json")["data_digest"]:
+        raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
+    result = read_json(run / "result.json")
+    mover(p, p.target, start, end)(found.chosen.alpha)
+    record = result["probe"] | {
+        "losses": {float(k): v for k, v in result["probe"]["losses"].items()}
+    }
+    probe = Probe(start["head.weight"], start["head.bias"], **record)
+    fit = Fit(**{f.name: result["fit"][f.name] for f in fields(Fit)})
+    arm = Arm(
+        p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end
+    )
+    cross = found.points if found.chosen_by == "cross-validation" else []
+    with RunFolder(out) as folder:
+        describe(p, folder, folder.log)
+        folder.log(f"α = {found.chosen.alpha:g} of {run}, without training")
+        finish(p, folder, Trained([arm], [], probe, cross, fitted=True), clock)
+    return folder.path
+
+
+def in_words(found: Rechosen, retain: float | None) -> str:
+    """A table for the terminal; the chosen point is marked."""
+    sure = any(p.source is not None for p in found.points)
+    by = found.chosen_by
+    head = f"     α   {by} {found.primary}   loss"
+    out = [head + ("    source   kept    for sure" if sure else "")]
+    wide = len(f"{by} {found.primary}")
+    for p in found.points:
+        mark = "→" if p is found.chosen else " "
+        line = f"{mark} {p.alpha:>4.1f}   {p.figures[found.primary]:>{wide}.4f}  {p.figures['loss']:.4f}"
+        out.append(line + (source_words(p.source) if p.source else ""))
+    floor = "" if retain is None else f", keeping {retain:g} of the source for sure"
+    out.append(f"α = {found.chosen.alpha:g} is best by {by}{floor}; 0 is the start, 1 the fit.")
+    return "\n".join(out)
+
+
+def source_words(source: Retained) -> str:
+    if source.ratio is None or source.low is None:
+        return f"   {source.after:.4f}   not defined"
+    return f"   {source.after:.4f}   {source.ratio:.4f}   {source.low:.4f}"

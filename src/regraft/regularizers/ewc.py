@@ -1,0 +1,120 @@
+"""Elastic weight consolidation: hold each weight as firmly as the source task depends on it.
+
+    R(θ) = λ/2 · Σ_i F_i (θ_i − θs_i)²,   F_i = (1/N) Σ_n (∂ log p(y_n | x_n; θs) / ∂θ_i)²
+
+over N source examples; F is the mean of squared per-sample gradients, not the square of their mean.
+y_n is drawn from the model's own answer, which makes F the Fisher information; ``labels = "true"``
+takes the data's, the empirical Fisher. Kirkpatrick et al. 2017, 1612.00796, eq. 3; Kunstner, Balles
+and Hennig 2019, 1905.12558, on the difference. In eval mode, at θs, through the source's own head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..errors import PlanError
+from ..types import Batch, Penalty, SourceRows, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EWC:
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    uses_source: ClassVar[bool] = True
+    needs_source_data: ClassVar[bool] = True
+    pulls_to_source: ClassVar[bool] = True
+    shrinks_to_zero: ClassVar[bool] = False
+
+    strength: float = 100.0  # λ
+    examples: int = 256  # N, source examples that F is estimated on
+    labels: Literal["sampled", "true"] = "sampled"
+    chunk: int = 8  # examples whose gradients are held at once
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError("strength takes 0 or more")
+        if self.examples < 1 or self.chunk < 1:
+            raise ValueError("examples and chunk take 1 or more")
+
+    def needs_optimizer(self) -> str:
+        return ""
+
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+        source = target.source
+        if source_data is None or source.head is None:
+            raise PlanError(
+                ['regularizer "ewc" needs labelled source data and the source\'s own head: add '
+                 "--source-data PATH, or take l2_sp"]
+            )  # fmt: skip
+        if self.labels == "sampled" and source_data.task.name != "classification":
+            raise PlanError(
+                [f"regularizers.ewc samples classes, and the source's task is "
+                 f'{source_data.task.name}: set labels = "true"']
+            )  # fmt: skip
+        anchor, head, rows = target.anchor, source.head, source_data
+        found: dict[str, Tensor] = {}
+
+        def term(batch: Batch) -> Tensor:
+            if not found:  # at the first step: a plan that is refused later costs no estimate
+                for name, f in fisher(source.backbone, head, rows, self).items():
+                    found[f"backbone.{name}"] = f.to(batch.features.device)
+            pull = batch.logits.new_zeros(())
+            for name, p in batch.params.items():
+                if name in anchor:
+                    pull = pull + (found[name] * (p - anchor[name].to(p.device)).square()).sum()
+            return self.strength / 2 * pull
+
+        return Penalty(term)
+
+
+def fisher(
+    backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC
+) -> dict[str, Tensor]:
+    """F of every parameter of the backbone, by name, over the first ``examples`` fit rows."""
+    import copy
+
+    import torch
+    from torch.func import functional_call, grad, vmap
+
+    body, head = copy.deepcopy(backbone).cpu().eval(), copy.deepcopy(head).cpu().eval()
+    params = {n: p.detach() for n, p in body.named_parameters()}
+    fixed = {n: p.detach() for n, p in head.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    total = {n: torch.zeros_like(p) for n, p in params.items()}
+
+    def logits(theta: dict[str, Tensor], x: Any) -> Tensor:
+        features = functional_call(body, theta, (x,))
+        return functional_call(head, fixed, (features,))  # type: ignore[no-any-return]
+
+    def loss(theta: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
+        """Of one example, as a batch of one."""
+        x = {k: v[None] for k, v in x.items()} if isinstance(x, dict) else x[None]
+        return rows.task.loss(logits(theta, x), y[None]).sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    left = options.examples
+    for _, inputs, labels in rows.batches("fit"):
+        inputs, labels = cut(inputs, slice(0, left)), labels[:left]
+        if options.labels == "sampled":
+            with torch.no_grad():
+                p = logits(params, inputs).double().softmax(1)
+            labels = torch.multinomial(p, 1, generator=generator)[:, 0]
+        for start in range(0, len(labels), options.chunk):
+            part = slice(start, start + options.chunk)
+            gradients = per_sample(params, cut(inputs, part), labels[part])
+            for name, g in gradients.items():
+                total[name] += g.square().sum(0)
+        left -= len(labels)
+        if left <= 0:
+            break
+    used = options.examples - left
+    return {n: t / used for n, t in total.items()}
+
+
+def cut(inputs: Any, part: slice) -> Any:
+    """Some rows of inputs [B, …]."""
+    return {k: v[part] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[part]

@@ -1,0 +1,197 @@
+"""Source data: labelled rows of the source task, for what fitting costs it and for penalties.
+
+    fit      penalties draw from them (Fisher information, replay)
+    select   the point of the frontier is chosen on them
+    report   what is claimed; looked at once, at the end
+
+Rows come with a split where the source was trained on some of them: train → fit, val → select, test
+→ report, and held-out rows without both are halved. All other rows are divided once by a hash of
+their content (or group): a half, a quarter, a quarter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import plan as plans
+from . import plugins
+from .batches import Batches
+from .data import check_cells, content, digest_of, load_data, rows_and_splits
+from .errors import DataError, PlanError, RegraftError
+from .evaluation import Scored, at_threshold, scored
+from .features import outputs
+from .grafting import Model
+from .preprocess import Preprocessor, build
+from .runfiles import read_json
+from .types import Augment, Example, Metric, Source, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from .plan import Plan
+    from .types import Inputs
+
+Part = Literal["fit", "select", "report"]
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """Rows of the source task with their labels as the source's own head numbers them."""
+
+    source: Source
+    task: Task
+    metric: Metric
+    parts: Mapping[Part, tuple[Example, ...]]
+    preprocessor: Preprocessor
+    batch_size: int = 32
+    augment: Augment | None = None  # of what ``draws`` gives
+    seed: int = 0
+
+    def batches(self, part: Part) -> Batches:
+        """A part's rows as evaluation sees them."""
+        return self._batches(part, None)
+
+    def draws(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """Batches of fit rows without end, augmented, in an order that the seed decides."""
+        rows, epoch = self._batches("fit", self.augment), 0
+        while True:
+            epoch += 1
+            yield from rows.epoch(epoch)
+
+    def scored(self, backbone: nn.Module, part: Part, device: torch.device, layout: str) -> Scored:
+        """What the source's own, untouched head says of a backbone's features."""
+        assert self.source.head is not None
+        model = Model(backbone, self.source.head).to(device)
+        rows = outputs(model, self.batches(part), device, layout)
+        return scored(rows, self.task, self.parts[part])
+
+    @property
+    def digest(self) -> str:
+        """Of the report rows; the ledger's key."""
+        return digest_of({"report": list(self.parts["report"])})
+
+    def _batches(self, part: Part, augment: Augment | None) -> Batches:
+        rows = self.parts[part]
+        targets = self.task.encode([e.cells for e in rows])
+        return Batches(
+            rows, targets, self.preprocessor, self.batch_size, augment=augment, seed=self.seed
+        )
+
+
+def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:
+    """The plan's source data, or those of a source that is a run; and notes for the user.
+
+    Raises PlanError and DataError for data that were named and cannot be used. A run whose own data
+    are gone is a note: nobody asked for them.
+    """
+    named = plan.source_data.path
+    if named == "none" or source.nothing_kept:
+        return None, []
+    if named != "own":
+        return named_data(plan, source)
+    folder = Path(source.name)
+    if source.head is None or not (folder / "model" / "config.json").is_file():
+        return None, []
+    try:
+        return run_data(folder, source), []
+    except RegraftError as error:
+        return None, [f"forgetting is seen by a proxy alone: the data of {folder}: {error}"]
+
+
+def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
+    """What ``[source_data]`` names, with labels that the source's head knows."""
+    options = plans.source_data_options(plan)
+    if source.head is None:
+        raise PlanError(
+            [f"source_data: {source.name} has no head to measure with: remove source_data"]
+        )
+    task = source_task(source, plan.source_data.classes)
+    examples, splits, notes = rows_and_splits(options, source.kind)
+    check_cells({"source data": examples}, task, options.path)
+    return assemble(source, task, divide(examples, splits), str(options.path)), notes
+
+
+def run_data(folder: Path, source: Source) -> SourceData:
+    """The rows that a run was made from, as it split them. Raises a RegraftError where they are not
+    what they were."""
+    plan = plans.read_plan(folder / "plan.toml", {})
+    options = plans.task_options(plan)
+    data = replace(plans.data_options(plan), empty_labels=getattr(options, "empty_labels", False))
+    splits, _ = load_data(data, options.make, options.strata)
+    if splits.digest != read_json(folder / "environment.json").get("data_digest"):
+        raise DataError(f"{data.path} has changed since the run")
+    rows = [*splits.train, *splits.val, *splits.test]
+    names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)
+    return assemble(source, source_task(source, []), divide(rows, names), str(data.path))
+
+
+def source_task(source: Source, classes: Sequence[str]) -> Task:
+    """The task of the source's head: a run's own, else classification by the names given or known.
+
+    Raises PlanError where the names of the outputs are not known, or too few or many are given.
+    """
+    labels = Path(source.name) / "model" / "labels.json"
+    if labels.is_file():
+        state = read_json(labels)
+        run_task: Task = plugins.module("tasks", state["task"]).restore(state)
+        return run_task
+    names = tuple(classes) or source.labels
+    if not names:
+        raise PlanError(
+            [f"source_data: {source.name} does not name the outputs of its head: list them in "
+             f"source_data.classes, in order"]
+        )  # fmt: skip
+    assert source.head is not None
+    outputs = next(p.shape[0] for p in reversed(list(source.head.parameters())))
+    if len(names) != outputs:
+        raise PlanError(
+            [f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"]
+        )
+    state = {"task": source.task, "classes": list(names), "primary": "accuracy",
+             "label_smoothing": 0.0, "weights": None}  # fmt: skip
+    task: Task = plugins.module("tasks", source.task).restore(state)
+    return task
+
+
+def assemble(
+    source: Source, task: Task, parts: dict[Part, tuple[Example, ...]], where: str
+) -> SourceData:
+    if empty := [name for name, rows in parts.items() if not rows]:
+        counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
+        raise DataError(f"{where} is too small a source sample ({counts}): no {empty[0]} rows")
+    metric: Any = plugins.module("metrics", task.primary)
+    return SourceData(source, task, at_threshold(metric, task), parts, build(source.preprocess))
+
+
+def divide(
+    examples: Sequence[Example], splits: Sequence[str | None]
+) -> dict[Part, tuple[Example, ...]]:
+    """Rows → fit, select, report; see the head of this file."""
+    by: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
+    for example, split in zip(examples, splits, strict=True):
+        by[split or "train"].append(example)
+    held = by["val"] + by["test"]
+    if not (by["train"] and held):
+        rows = by["train"] + held
+        fit = [e for e in rows if place(e) < 0.5]
+        rest = [e for e in rows if place(e) >= 0.5]
+        select = [e for e in rest if place(e) < 0.75]
+        report = [e for e in rest if place(e) >= 0.75]
+    elif by["val"] and by["test"]:
+        fit, select, report = by["train"], by["val"], by["test"]
+    else:
+        fit = by["train"]
+        select = [e for e in held if place(e) < 0.5]
+        report = [e for e in held if place(e) >= 0.5]
+    return {"fit": tuple(fit), "select": tuple(select), "report": tuple(report)}
+
+
+def place(example: Example) -> float:
+    """In [0, 1), by the row's group or else its content alone."""
+    key = content(example) if example.group is None else f"group {example.group}"
+    return int(hashlib.sha256(f"source {key}".encode()).hexdigest()[:12], 16) / 16**12

@@ -1,0 +1,204 @@
+"""What fitting cost the source: with a run as the source, with a folder, and with a floor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import regraft
+from regraft.errors import DataError, PlanError
+
+from .conftest import Cli
+
+
+@pytest.fixture(scope="module")
+def source_data(make_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = make_pictures(tmp_path_factory.mktemp("source") / "hard", test=40, noise=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(source_data: Path, weights: Path) -> Path:
+    settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
+                "fit.epochs": 3, "fit.lr": 0.0005, "fit.head_lr": 0.0005, "fit.batch_size": 16}  # fmt: skip
+    out = source_data.parent / "source"
+    regraft.fit(source_data, source="timm:test_resnet", out=out, settings=settings)
+    return out
+
+
+SETTINGS = {"run.threads": 1, "fit.epochs": 1, "fit.batch_size": 16, "fit.lr": 0.0009,
+            "fit.head_lr": 0.0009, "run.seeds": 2}  # fmt: skip
+
+
+def result(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return found
+
+
+def manifest(run: Path, split: str) -> int:
+    lines = (run / "manifest.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["split"] == split for line in lines)
+
+
+@pytest.fixture(scope="module")
+def target(source: Path, pictures: Path) -> Path:
+    out = source.parent / "target"
+    regraft.fit(pictures, source=str(source), out=out, settings=SETTINGS | {"fit.retain": 0.5})
+    return out
+
+
+def test_a_run_as_the_source_is_measured_on_its_own_test_rows(source: Path, target: Path) -> None:
+    kept, own = result(target)["retention"], result(source)["test"]["accuracy"]
+    assert kept["kind"] == "source data"
+    assert kept["before"]["value"] == pytest.approx(own["value"])  # the same rows, the same head
+    assert kept["before"]["n"] == manifest(source, "test") == 120
+    lost = kept["before"]["value"] - kept["after"]["value"]
+    assert kept["forgetting"]["value"] == pytest.approx(lost)
+    assert len(kept["seeds"]) == 2 and not kept["claim"]
+
+
+def test_the_floor_holds_on_the_rows_it_was_chosen_on(target: Path) -> None:
+    front = result(target)["frontier"]
+    points = {p["alpha"]: p for p in front["points"]}
+    assert front["retain"] == 0.5 and len(points) == 11
+    assert points[0.0]["source"]["ratio"] == 1
+    chosen = points[front["alpha"]]
+    assert chosen["source"]["low"] >= 0.5
+    best = max(p["figures"]["accuracy"] for p in points.values() if p["source"]["low"] >= 0.5)
+    assert chosen["figures"]["accuracy"] == best
+
+
+def test_the_summary_says_what_was_forgotten(target: Path, cli: Cli) -> None:
+    from regraft.summary import summary
+
+    said = summary(target, result(target))
+    assert "keeping 0.5 of the source for sure" in said
+    assert "forgetting" in said and "n = 120 source rows; under 200 rows: no claim" in said
+
+
+def test_data_of_the_source_that_are_gone_leave_a_proxy_and_a_note(
+    source: Path, source_data: Path, pictures: Path, tmp_path: Path
+) -> None:
+    moved = source_data.with_name("elsewhere")
+    source_data.rename(moved)
+    try:
+        said: list[str] = []
+        run = tmp_path / "run"
+        regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS, say=said.append)
+        assert any("forgetting is seen by a proxy alone" in line for line in said)
+        assert result(run)["retention"]["kind"] == "agreement on target inputs"
+        with pytest.raises(
+            PlanError, match=r'"replay" needs labelled source data \(.* does not exi'
+        ):
+            regraft.fit(pictures, source=str(source), out=tmp_path / "other",
+                        settings=SETTINGS | {"regularizers.replay.strength": 1.0})  # fmt: skip
+    finally:
+        moved.rename(source_data)
+
+
+def test_data_of_the_source_that_changed_are_not_taken(
+    source: Path, source_data: Path, pictures: Path, tmp_path: Path
+) -> None:
+    new = source_data / "train" / "navy" / "new.png"
+    shutil.copy(next((pictures / "train" / "navy").iterdir()), new)
+    try:
+        said: list[str] = []
+        regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=SETTINGS,
+                    say=said.append)  # fmt: skip
+        assert any("has changed since the run" in line for line in said)
+    finally:
+        new.unlink()
+
+
+def test_penalties_draw_from_a_folder_that_is_named(
+    source: Path, source_data: Path, pictures: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run = tmp_path / "run"
+    code, _, err = cli(
+        "fit", pictures, "--source", source, "--source-data", source_data / "test", "--out", run,
+        "--epochs", 1, "--set", "fit.lr=0.0009", "--set", "fit.head_lr=0.0009", "--set",
+        "regularizers.ewc.examples=10", "--set", "regularizers.replay.strength=1", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    kept = result(run)["retention"]
+    assert kept["before"]["n"] < 60  # a quarter of 120
+    terms = [json.loads(line)["terms"] for line in (run / "history.jsonl").read_text().splitlines()]
+    assert terms[1]["ewc"] >= 0 and terms[1]["replay"] > 0
+    again = tmp_path / "again"
+    assert cli("fit", run / "plan.toml", "--out", again, "--quiet")[0] == 0
+    files = [r / "model" / "model.safetensors" for r in (run, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def refused(source: Path, pictures: Path, tmp_path: Path, **settings: Any) -> None:
+    regraft.fit(pictures, source=str(source), out=tmp_path / "no", settings=SETTINGS | settings)
+
+
+def test_a_floor_that_cannot_be_kept_is_refused_before_training(
+    source: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        PlanError, match=r"no point keeps 1 of the source for sure; the best is 0\.\d"
+    ):
+        refused(source, pictures, tmp_path, **{"fit.retain": 1.0})
+    assert not (tmp_path / "no" / "history.jsonl").exists()
+    with pytest.raises(PlanError, match=r'fit\.retain chooses α: set fit\.alpha to "chosen"'):
+        refused(source, pictures, tmp_path / "b", **{"fit.retain": 0.5, "fit.alpha": 0.5})
+    with pytest.raises(
+        PlanError, match=r"fit\.retain is measured on source data: add --source-data"
+    ):
+        settings = {"fit.retain": 0.5, "source_data.path": "none"}
+        refused(source, pictures, tmp_path / "c", **settings)
+
+
+def test_labels_of_another_task_are_refused(source: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures / "test" / "navy", tmp_path / "data" / "cat")
+    shutil.copytree(pictures / "test" / "olive", tmp_path / "data" / "olive")
+    with pytest.raises(DataError, match=r'8 labels that cannot be used: .*"cat" is not a class'):
+        refused(source, pictures, tmp_path, **{"source_data.path": str(tmp_path / "data")})
+
+
+# ---------------------------------------------------------------- another point, without training
+
+
+def test_another_floor_is_another_point_without_training(target: Path, cli: Cli) -> None:
+    code, out, _ = cli("frontier", target)
+    points = result(target)["frontier"]["points"]
+    assert code == 0 and len(out.splitlines()) == 13
+    free = max(points, key=lambda p: (p["figures"]["accuracy"], -p["figures"]["loss"]))
+    assert f"α = {free['alpha']:g} is best by val" in out
+    floor = round(sorted(p["source"]["low"] for p in points)[-2] - 0.001, 3)
+    code, out, _ = cli("frontier", target, "--retain", floor, "--json")
+    said = json.loads(out)
+    assert points[round(10 * said["chosen"])]["source"]["low"] >= floor
+    code, _, err = cli("frontier", target, "--retain", 1)
+    assert code != 0 and "no point keeps 1 of the source for sure" in err
+
+
+def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cli: Cli) -> None:
+    points = result(target)["frontier"]["points"]
+    floor = round(points[2]["source"]["low"] - 0.001, 3)
+    new, again = target.parent / "chosen", target.parent / "again"
+    code, out, err = cli("frontier", target, "--retain", floor, "--out", new)
+    assert code == 0, err
+    assert f"keeping {floor:g} of the source for sure" in out
+    assert cli("fit", new / "plan.toml", "--out", again, "--quiet")[0] == 0
+    files = [r / "model" / "model.safetensors" for r in (new, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    a, b = result(new), result(again)
+    assert a["test"] == b["test"] and a["retention"] == {
+        **b["retention"],
+        "opened": a["retention"]["opened"],
+    }
+    assert a["frontier"]["alpha"] == b["frontier"]["alpha"]
+
+
+def test_a_run_without_a_frontier_says_so(source: Path, pictures: Path, cli: Cli) -> None:
+    run = source.parent / "fixed"
+    regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS | {"fit.alpha": 1.0})
+    code, _, err = cli("frontier", run)
+    assert code == 2 and "has no frontier" in err and not (run / "frontier").exists()
