@@ -125,23 +125,24 @@ def rows() -> Callable[..., tuple[Batches, torch.Tensor, torch.Tensor, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "decay", "schedule", "warmup", "clip"),
+    ("name", "options", "decay", "schedule", "warmup", "clip", "rho"),
     [
-        ("SGD", {}, 0.0, "constant", 0.0, 0.0),
-        ("SGD", {"momentum": 0.9, "nesterov": True}, 0.05, "cosine", 0.25, 0.5),
-        ("Adam", {"betas": [0.8, 0.99]}, 0.0, "linear", 0.1, 1.0),
-        ("AdamW", {}, 0.1, "cosine", 0.1, 1.0),
-        ("RMSprop", {"alpha": 0.9}, 0.0, "cosine", 0.0, 0.0),
+        ("SGD", {}, 0.0, "constant", 0.0, 0.0, 0.0),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, 0.05, "cosine", 0.25, 0.5, 0.0),
+        ("Adam", {"betas": [0.8, 0.99]}, 0.0, "linear", 0.1, 1.0, 0.0),
+        ("AdamW", {}, 0.1, "cosine", 0.1, 1.0, 0.0),
+        ("AdamW", {}, 0.1, "cosine", 0.1, 1.0, 0.2),
+        ("RMSprop", {"alpha": 0.9}, 0.0, "cosine", 0.0, 0.0, 0.0),
     ],
 )
 def test_the_loop_is_torchs_optimiser_written_out(
-    module_source, rows, name, options, decay, schedule, warmup, clip
+    module_source, rows, name, options, decay, schedule, warmup, clip, rho
 ):
     train, _, _, task = rows(32, 8)
     target = graft(module_source(Plain), 3, seed=1)
     model = copy.deepcopy(target.model).train()
     chosen = settings(target, optimizer=name, optimizer_options=options, weight_decay=decay,
-                      schedule=schedule, warmup=warmup, clip_norm=clip)  # fmt: skip
+                      schedule=schedule, warmup=warmup, clip_norm=clip, sharpness=rho)  # fmt: skip
     fit(target, train, task, chosen)
 
     groups, rates = [], []
@@ -164,6 +165,15 @@ def test_the_loop_is_torchs_optimiser_written_out(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * rise * bend
             F.cross_entropy(model(inputs), targets).backward()
+            if rho:  # the step's gradient is that at θ + ρ · g ÷ ‖g‖
+                there = copy.deepcopy(model)
+                size = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+                for p, q in zip(model.parameters(), there.parameters(), strict=True):
+                    q.data.add_(p.grad, alpha=rho / size)
+                there.zero_grad()
+                F.cross_entropy(there(inputs), targets).backward()
+                for p, q in zip(model.parameters(), there.parameters(), strict=True):
+                    p.grad.copy_(q.grad)
             if clip:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()

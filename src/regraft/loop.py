@@ -21,6 +21,7 @@ from .features import on, outputs
 from .freeze import set_trainable
 from .preprocess import mix
 from .rates import SCHEDULES, factor
+from .sharpness import ascended
 from .types import Augment, Batch
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Settings:
     warmup: float = 0.1  # share of the steps
     accumulate: int = 1
     clip_norm: float = 1.0  # 0: off
+    sharpness: float = 0.0  # radius ρ of sharpness-aware minimisation; 0: off
     patience: int = 0  # epochs; 0: off
     batch_norm: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
@@ -103,6 +105,38 @@ def fine_tune(
     cut = any(penalty.maps for penalty in penalties.values())
     torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
 
+    def gradient(
+        micro_batches: list[LabelledBatch],
+        params: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        step: int,
+    ) -> dict[str, float]:
+        """The gradient of a step's loss, added to that of the parameters; → each term's value."""
+        rows = sum(len(ids) for ids, _, _ in micro_batches)
+        values: dict[str, float] = {}
+        for part, (ids, inputs, targets) in enumerate(micro_batches):
+            key = (seed, epoch, step * settings.accumulate + part)
+            inputs, targets = mix(inputs, targets, task.outputs, settings.augment, *key)
+            inputs, targets = on(inputs, device, settings.layout), targets.to(device)
+            maps = block_outputs(target, backbone, inputs) if cut else {}
+            features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
+            logits = head(features)  # [B, C]
+            batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
+            terms = {"task": task.loss(logits, targets).sum() / rows}
+            for name, penalty in penalties.items():
+                if penalty.per == "batch":
+                    terms[name] = penalty.term(batch) * (len(ids) / rows)
+                elif part == 0:  # a penalty on θ counts once a step
+                    terms[name] = penalty.term(batch)
+            loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise diverged("loss", step, epoch, ids, optimizer)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + float(term.detach())
+        return values
+
     start = judge(target, val, task, metric, device, settings.layout)
     best, best_epoch, best_state = start, 0, snapshot(target)
     log(Epoch(0, 0, {}, {}, start, True))
@@ -126,37 +160,15 @@ def fine_tune(
         sums: dict[str, float] = {}
 
         for micro_batches in together(train.epoch(epoch), settings.accumulate):
-            rows = sum(len(ids) for ids, _, _ in micro_batches)
             for group in optimizer.param_groups:
                 at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
                 group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
-            for part, (ids, inputs, targets) in enumerate(micro_batches):
-                inputs, targets = mix(
-                    inputs,
-                    targets,
-                    task.outputs,
-                    settings.augment,
-                    seed,
-                    epoch,
-                    step * settings.accumulate + part,
-                )
-                inputs, targets = on(inputs, device, settings.layout), targets.to(device)
-                maps = block_outputs(target, backbone, inputs) if cut else {}
-                features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
-                logits = head(features)  # [B, C]
-                batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
-                terms = {"task": task.loss(logits, targets).sum() / rows}
-                for name, penalty in penalties.items():
-                    if penalty.per == "batch":
-                        terms[name] = penalty.term(batch) * (len(ids) / rows)
-                    elif part == 0:  # a penalty on θ counts once a step
-                        terms[name] = penalty.term(batch)
-                loss = torch.stack(list(terms.values())).sum()
-                if not torch.isfinite(loss):
-                    raise diverged("loss", step, epoch, ids, optimizer)
-                loss.backward()  # type: ignore[no-untyped-call]
-                for name, term in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(term.detach())
+            values = gradient(micro_batches, params, optimizer, epoch, step)
+            if settings.sharpness:
+                with ascended(params.values(), settings.sharpness):
+                    gradient(micro_batches, params, optimizer, epoch, step)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
             if settings.clip_norm:
                 norm = torch.nn.utils.clip_grad_norm_(params.values(), settings.clip_norm)
                 if not torch.isfinite(norm):

@@ -117,6 +117,10 @@ class FitPlan(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rates")
     weight_decay: NonNegative | Auto = Field("auto", description="on matrices, not on biases/norms")
     clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
+    sharpness: NonNegative = Field(
+        0.0,
+        description="radius ρ of sharpness-aware minimisation, as 0.05; two gradients a step; 0: off",
+    )
     patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
     start: Literal["probe", "random"] = Field("probe", description="where the head starts")
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
