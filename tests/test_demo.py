@@ -84,6 +84,9 @@ def test_the_demo_shows_that_transfer_helps(tmp_path, monkeypatch):
     result = read_json(tmp_path / "demo" / "transfer" / "result.json")
     assert result["verdict"]["words"] == "transfer helps"
     assert "transfer helps" in text.lower()
+    kept = result["retention"]  # of the letters
+    assert kept["kind"] == "source data" and kept["claim"] and kept["before"]["n"] == 228
+    assert "FRONTIER" in text and "forgetting" in text
     for run in ("source", "transfer"):
         files = {p.name for p in (tmp_path / "demo" / run).iterdir()}
         assert {"plan.toml", "result.json", "predictions.csv", "history.jsonl", "model"} <= files

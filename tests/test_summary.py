@@ -53,3 +53,24 @@ def test_a_proxy_of_retention_is_named_as_one():
     assert "same class to 0.700 [0.600, 0.800] of test rows (a proxy: no source data)" in said
     kept = {"kind": "features on target inputs", "cka": 0.91}
     assert "CKA 0.910 (a proxy" in summary(Path("runs/x"), result(retention=kept))
+
+
+def test_forgetting_over_seeds_is_what_is_claimed():
+    kept = {"kind": "source data", "metric": "accuracy", "before": estimate(0.9) | {"n": 250},
+            "after": estimate(0.85), "ratio": 0.94, "forgetting": estimate(0.05), "claim": True,
+            "forgetting over seeds": estimate(0.06), "seeds": [{}, {}, {}]}  # fmt: skip
+    said = summary(Path("runs/x"), result(retention=kept))
+    assert "SOURCE   accuracy 0.900 before, 0.850 after, 94.0% kept" in said
+    assert "forgetting +0.060 [-0.040, +0.160] over 3 seeds   n = 250 source rows\n" in said
+    few = kept | {"claim": False, "forgetting over seeds": None, "ratio": None}
+    said = summary(Path("runs/x"), result(retention=few))
+    assert "0.850 after   forgetting +0.050 [-0.050, +0.150]   n = 250" in said
+    assert "under 200 rows: no claim" in said
+
+
+def test_calibration_is_shown_beside_the_temperature_that_would_help():
+    found = {"temperature": 1.5, "before": {"ece": estimate(0.3)}, "after": {"ece": estimate(0.2)}}
+    said = summary(Path("runs/x"), result(calibration=found))
+    assert (
+        "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val, 0.200" in said
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arms import Arm, Figures, logits_of
+from .calibration import calibration
 from .evaluation import Scored, confusion, estimates, gain, scored
 from .features import Outputs, outputs
 from .frontier import Point
@@ -18,7 +19,6 @@ from .loop import restore, snapshot
 from .prepare import Prepared
 from .retention import measured, proxies
 from .source_data import SourceData
-from .types import Estimate
 from .verdict import judge
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
     scratch = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.scratch]
     ends = [end_of(p, a, f) for a, f in zip(t.arms, fits, strict=True)]
     first = fits[0]
+    val = None
+    if p.splits.val:
+        val = scored(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
     controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
@@ -78,7 +81,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         "primary": task.primary,
         "rows": {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")},
         "test": estimates(task, p.metrics, first),
-        "val": val_figures(p, t.arms[0]),
+        "val": estimates(task, p.metrics, val) if val else {},
         "controls": {name: estimates(task, p.metrics, c) for name, c in controls.items()},
         "gain": gains,
         "verdict": verdict,
@@ -90,6 +93,8 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if t.cross else {},
         "frontier": frontier(p, t, fits, ends),
         "retention": kept,
+        "calibration": calibration(task, p.metrics, val, first)
+        if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
@@ -156,13 +161,6 @@ def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
 
 def features_of(p: Prepared, backbone: nn.Module, split: str) -> Outputs:
     return outputs(backbone.to(p.device), p.batches(split), p.device, p.settings.layout)
-
-
-def val_figures(p: Prepared, arm: Arm) -> dict[str, Estimate]:
-    if not p.splits.val:
-        return {}
-    rows = scored(logits_of(p, arm.target, "val"), p.task, p.splits.val)
-    return estimates(p.task, p.metrics, rows)
 
 
 def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:

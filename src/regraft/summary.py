@@ -45,6 +45,8 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "scratch" and r["mean"]:  # its gain is over all seeds, so its figure is too
             value = r["mean"]["scratch"][r["primary"]]["mean"]
         yield "", over(r, name, value)
+    if r.get("calibration"):
+        yield "", calibration(r["calibration"])
     if r["frontier"] is not None:
         yield "FRONTIER", frontier(r)
     if r["retention"] is not None:
@@ -101,6 +103,12 @@ def frontier(r: dict[str, Any]) -> str:
     if alphas == [1]:
         return f"α = 1 ({ends}), {by}: no point between is better"
     return f"α = {chosen} ({ends}), {by}   {gain} over α = 1   {over}"
+
+
+def calibration(c: dict[str, Any]) -> str:
+    """How far confidence is from accuracy, as it is and at the temperature fitted on val."""
+    before, after = estimate(c["before"]["ece"]), estimate(c["after"]["ece"])
+    return f"calibration error {before}; logits divided by {c['temperature']:.2f}, as fits val, {after}"
 
 
 def retention(r: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from regraft.metrics import (
     accuracy,
     auc,
     balanced_accuracy,
+    ece,
     log_loss,
     macro_f1,
     macro_f1_labels,
@@ -49,10 +50,24 @@ TASK = {
     "macro_f1": "classification",
     "log_loss": "classification",
     "auc": "classification",
+    "ece": "classification",
     "map": "multilabel",
     "micro_f1": "multilabel",
     "macro_f1_labels": "multilabel",
 }
+
+
+def ece_by_hand(w):
+    """Bin by bin, as the paper writes it."""
+    total = 0.0
+    for low in np.arange(15) / 15:
+        own = (SCORES.max(axis=1) > low) & (SCORES.max(axis=1) <= low + 1 / 15)
+        if (w * own).sum():
+            accuracy_in = np.average(CLASSES[own] == TOP[own], weights=w[own])
+            confidence = np.average(SCORES.max(axis=1)[own], weights=w[own])
+            total += (w * own).sum() * abs(accuracy_in - confidence)
+    return total / w.sum()
+
 
 REFERENCE = [
     (accuracy, CLASSES, SCORES, lambda w: sk.accuracy_score(CLASSES, TOP, sample_weight=w)),
@@ -69,6 +84,7 @@ REFERENCE = [
         lambda w: sk.f1_score(CLASSES, TOP, average="macro", sample_weight=w),
     ),
     (log_loss, CLASSES, SCORES, lambda w: sk.log_loss(CLASSES, SCORES, sample_weight=w)),
+    (ece, CLASSES, SCORES, lambda w: ece_by_hand(w)),
     (auc, BINARY, TWO, lambda w: sk.roc_auc_score(BINARY, P, sample_weight=w)),
     (
         auc,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..types import FloatArray
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "auc")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece", "auc")
 Cells = Sequence[tuple[str, ...]]
 
 

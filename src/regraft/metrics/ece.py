@@ -1,0 +1,42 @@
+"""ECE: how far confidence is from accuracy, over 15 bins of equal width.
+
+    Σ_b |Σ_{i in b} w_i (right_i − confidence_i)| / Σ_i w_i
+
+The confidence of a row is its highest probability, right_i whether that class is the true one.
+Classification; 0 is best. Guo, Pleiss, Sun and Weinberger 2017, 1706.04599, eq. 3. Biased upwards
+where bins hold few rows, and so are the percentiles of its bootstrap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from regraft.types import FloatArray
+
+title = "expected calibration error"
+higher_is_better = False
+proportion = False
+per_row = False
+bounded = True
+BINS = 15
+
+
+def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
+    """truth [N] ints, scores [N, C] probabilities, weights [R, N] → [R]."""
+    confidence, right, bins = binned(truth, scores)
+    inside = np.eye(BINS)[bins]  # [N, BINS]
+    gaps = weights @ (inside * (right - confidence)[:, None])  # [R, BINS]
+    result: FloatArray = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+    return result
+
+
+def binned(truth: Any, scores: Any) -> tuple[FloatArray, FloatArray, Any]:
+    """confidence [N], right [N] of 0 and 1, bin [N] from 0; bins are open below, closed above."""
+    scores = np.asarray(scores, dtype=np.float64)
+    confidence = scores.max(axis=1)
+    right = (scores.argmax(axis=1) == truth).astype(np.float64)
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    return confidence, right, bins
