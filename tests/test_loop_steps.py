@@ -183,6 +183,33 @@ def test_the_loop_is_torchs_optimiser_written_out(
         torch.testing.assert_close(target.model.state_dict()[key], value, rtol=0, atol=1e-6)
 
 
+def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(module_source, rows):
+    train, _, _, task = rows(32, 8)
+    target = graft(module_source(Plain), 3, seed=1)
+    model = copy.deepcopy(target.model).train()
+    seen = []
+    fit(target, train, task, settings(target, average=0.8), val=train, log=seen.append)
+    rates = {"backbone.low": 0.003, "backbone.high": 0.01, "head": 0.02}
+    optimizer = torch.optim.SGD(
+        [{"params": model.get_submodule(n).parameters(), "lr": r} for n, r in rates.items()]
+    )
+    shadow: dict[str, torch.Tensor] = {}
+    for epoch in (1, 2, 3):
+        for _, inputs, targets in train.epoch(epoch):
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            shadow = {
+                n: 0.8 * shadow[n] + 0.2 * p.detach() if shadow else p.detach().clone()
+                for n, p in model.named_parameters()
+            }
+    kept = dict(target.model.named_parameters())
+    assert seen[-1].best  # so the last epoch's average is what is kept
+    for name, value in shadow.items():
+        torch.testing.assert_close(kept[name].detach(), value, rtol=0, atol=1e-6)
+        assert not torch.equal(value, model.get_parameter(name))
+
+
 def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(module_source, rows):
     train, _, _, task = rows(32, 8)
     small, *_ = rows(32, 4)

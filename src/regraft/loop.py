@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from . import optimizers
+from .averaging import average_of, averaged
 from .errors import DivergedError, shorten
 from .features import on, outputs
 from .freeze import set_trainable
@@ -47,6 +48,7 @@ class Settings:
     accumulate: int = 1
     clip_norm: float = 1.0  # 0: off
     sharpness: float = 0.0  # radius ρ of sharpness-aware minimisation; 0: off
+    average: float = 0.0  # decay of the weights' moving average; 0: off
     patience: int = 0  # epochs; 0: off
     batch_norm: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
@@ -144,6 +146,7 @@ def fine_tune(
     trainable: frozenset[str] = frozenset()
     thawed: dict[str, int] = {}  # block → the step at which it began to train
     epoch, step, stopped = 0, 0, "all epochs done"
+    average = average_of(model, settings.average)
     last_thaw = thaws(freezing, blocks, settings.epochs)
 
     for epoch in range(1, settings.epochs + 1):
@@ -177,14 +180,15 @@ def fine_tune(
             optimizer.zero_grad(set_to_none=True)
             for after in (p.after for p in penalties.values() if p.after):
                 after(params, rates_of(optimizer, params))
+            if average is not None:
+                average.update_parameters(model)
             step += 1
 
-        figures = judge(target, val, task, metric, device, settings.layout)
-        better = not figures or improves(figures, best, metric)
-        if better:
-            best, best_epoch = figures, epoch
-        if better and figures:  # without val the weights stay as the last epoch leaves them
-            best_state = snapshot(target)
+        with averaged(model, average):
+            figures = judge(target, val, task, metric, device, settings.layout)
+            better = not figures or improves(figures, best, metric)  # without val the last stands
+            if better:
+                best, best_epoch, best_state = figures, epoch, snapshot(target)
         means = {name: total / per_epoch for name, total in sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
         log(Epoch(epoch, step, means, rates, figures, better))
@@ -192,8 +196,7 @@ def fine_tune(
             stopped = f"no gain on val for {settings.patience} epochs"
             break
 
-    if val is not None:
-        restore(target, best_state)
+    restore(target, best_state)
     set_trainable(target, frozenset(), settings.batch_norm)
     return Fit(best_epoch, epoch, step, best, start, stopped)
 

@@ -179,6 +179,7 @@ def settings(plan: Plan, target: Target) -> Settings:
         accumulate=fit.accumulate,
         clip_norm=fit.clip_norm,
         sharpness=fit.sharpness,
+        average=fit.average,
         patience=fit.patience,
         batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
         augment=plan.augment if target.source.kind == "image" else NO_MIX,

@@ -1,0 +1,155 @@
+"""Penalties against plain fine-tuning: what the target gains and what the source keeps.
+
+    python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER
+
+FLOWERS is cut to 20 training pictures a class, at 128 pixels; EfficientNet-Lite0. Plain fine-tuning at
+three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then the
+strength chosen on val and on the source's select rows, on three seeds. Figures are on test and on the
+source's report rows, at α = 1 and at the α chosen on val. A run that is there already is read, not made
+again, so the script can be stopped and started.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from regraft import plan as plans
+from regraft.arms import logits_of
+from regraft.evaluation import Scored, scored
+from regraft.prepare import Prepared, prepare
+from regraft.run import run
+from regraft.runfiles import read_json
+from regraft.save import read_ends
+from regraft.verdict import judge
+
+EACH, SIDE, SEEDS = 20, 128, (0, 1, 2)
+RATES = (1e-4, 3e-4, 1e-3)
+RATE = 3e-4
+PENALTIES = {
+    "l2_sp": {"alpha": (0.01, 0.1, 1.0)},
+    "ewc": {"strength": (1e2, 1e3, 1e4)},
+    "lwf": {"strength": (0.3, 1.0, 3.0)},
+    "replay": {"strength": (0.3, 1.0, 3.0)},
+    "delta": {"strength": (0.001, 0.01, 0.1)},
+}
+TOLERATED = 0.02  # of val accuracy under plain, when a strength is chosen
+
+
+def cut(flowers: Path, out: Path) -> Path:
+    """The first EACH training pictures of a class by name; test as it is."""
+    if not out.exists():
+        for folder in sorted((flowers / "train").iterdir()):
+            for picture in sorted(folder.iterdir())[:EACH]:
+                to = out / "train" / folder.name / picture.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, to)
+        shutil.copytree(flowers / "test", out / "test")
+    return out
+
+
+class Bench:
+    def __init__(self, flowers: Path, source_data: Path, out: Path) -> None:
+        self.flowers, self.source_data, self.out = cut(flowers, out / "flowers"), source_data, out
+        self.prepared: Prepared | None = None
+        self.before: Scored | None = None
+
+    def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
+        path = self.out / f"{name}-{seed}"
+        if not (path / "result.json").exists():
+            run(plans.check({
+                "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
+                "data": {"path": str(self.flowers)},
+                "source_data": {"path": str(self.source_data)},
+                "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True},
+                "regularizers": penalties,
+                "run": {"out": str(path), "seed": seed},
+            }))  # fmt: skip
+        return path
+
+    def rows(self, path: Path, alpha: float | None) -> tuple[Scored, Scored]:
+        """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
+        if self.prepared is None:
+            tree = plans.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
+            tree["regularizers"] = {}
+            self.prepared = prepare(plans.check(tree))
+            self.before = self.report(self.prepared.source.backbone)
+        p = self.prepared
+        if alpha is None:
+            from safetensors.torch import load_file
+
+            state = load_file(path / "model" / "model.safetensors")
+        else:
+            state = read_ends(path)[1]
+        p.target.model.load_state_dict(state)
+        test = scored(logits_of(p, p.target, "test"), p.task, p.splits.test)
+        return test, self.report(p.target.model.get_submodule("backbone"))
+
+    def report(self, backbone: torch.nn.Module) -> Scored:
+        p = self.prepared
+        assert p is not None and p.source_data is not None
+        return p.source_data.scored(backbone, "report", p.device, p.settings.layout)
+
+
+def end_point(path: Path) -> tuple[float, float]:
+    """(val accuracy, source accuracy on select) of α = 1."""
+    point = read_json(path / "result.json")["frontier"]["points"][-1]
+    return point["figures"]["accuracy"], point["source"]["after"]
+
+
+def accuracy(rows: Scored) -> float:
+    return float((rows.scores.argmax(1) == rows.truth).mean())
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} (sd {np.std(values, ddof=1):.3f})"
+
+
+def main(flowers: Path, source_data: Path, out: Path) -> None:
+    bench = Bench(flowers, source_data, out)
+    found: dict[str, list[tuple[Scored, Scored]]] = {}
+
+    def add(name: str, paths: list[Path]) -> None:
+        for label, alpha in ((f"{name}, α = 1", 1.0), (f"{name}, α chosen", None)):
+            found[label] = [bench.rows(p, alpha) for p in paths]
+            target, source = ([accuracy(r[i]) for r in found[label]] for i in (0, 1))
+            print(f"{label:<28} target {spread(target)}   source {spread(source)}", flush=True)
+
+    for rate in RATES:
+        add(f"plain {rate:g}", [bench.fit(f"plain-{rate:g}", s, rate, {}) for s in SEEDS])
+    print(f"source before: {accuracy(bench.before):.3f}, n = {len(bench.before)}", flush=True)
+    plain_val, _ = end_point(bench.fit(f"plain-{RATE:g}", SEEDS[0], RATE, {}))
+    for name, options in PENALTIES.items():
+        ((key, strengths),) = options.items()
+        tried = {
+            s: end_point(bench.fit(f"{name}-{s:g}", SEEDS[0], RATE, {name: {key: s}}))
+            for s in strengths
+        }
+        allowed = {s: v for s, v in tried.items() if v[0] >= plain_val - TOLERATED} or tried
+        best = max(allowed, key=lambda s: allowed[s][1])
+        print(f"{name}: (val, select) by {key}: {tried}; {best:g} is taken", flush=True)
+        add(name, [bench.fit(f"{name}-{best:g}", s, RATE, {name: {key: best}}) for s in SEEDS])
+    p = bench.prepared
+    assert p is not None and p.source_data is not None
+    for against in (f"plain {RATE:g}, α = 1", f"plain {RATE:g}, α chosen"):
+        print(f"paired gains over {against}, over seeds and rows")
+        for label, arms in found.items():
+            if label == against:
+                continue
+            target = judge(
+                p.metric, [(a[0], b[0]) for a, b in zip(arms, found[against], strict=True)]
+            )
+            source = judge(
+                p.source_data.metric,
+                [(a[1], b[1]) for a, b in zip(arms, found[against], strict=True)],
+            )
+            say = [
+                f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for g in (target.gain, source.gain)
+            ]
+            print(f"  {label:<28} target {say[0]}   source {say[1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*(Path(a) for a in sys.argv[1:4]))
