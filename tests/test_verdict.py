@@ -196,3 +196,35 @@ def test_intervals_cover_for_errors_too(seeds):  # MAE: seed, row and row-by-see
     covered = np.mean([g.low <= 0.3 <= g.high for g in found])
     print(f"{seeds} seeds, mae: covered {covered:.4f}")
     assert covered >= 0.93
+
+
+def head(rng, x, y, steps=40, rate=0.5):
+    """A softmax head [D, C] after a few steps of SGD from a random start: what seeds differ in."""
+    w = rng.normal(0, 0.3, (x.shape[1], 3))
+    for _ in range(steps):
+        rows = rng.integers(0, len(x), 8)
+        z = x[rows] @ w
+        p = np.exp(z - z.max(1, keepdims=True))
+        p = p / p.sum(1, keepdims=True) - np.eye(3)[y[rows]]
+        w -= rate / len(rows) * x[rows].T @ p
+    return w
+
+
+@pytest.mark.slow
+def test_equal_arms_of_small_heads_rarely_get_a_verdict():
+    """200 pairs of 5-seed arms that differ in their seeds alone; new data for every pair."""
+    rng = np.random.default_rng(7)
+    words = []
+    for _ in range(200):
+        centres = rng.normal(0, 0.8, (3, 10))
+        y, y_test = rng.integers(0, 3, 60), rng.integers(0, 3, 250)
+        x, x_test = (centres[c] + rng.normal(size=(len(c), 10)) for c in (y, y_test))
+        arms = [
+            [arm((x_test @ head(rng, x, y)).argmax(1) == y_test) for _ in range(5)] for _ in "ab"
+        ]
+        words.append(judge(accuracy, list(zip(*arms, strict=True))).words)
+    wrong = sum(w in ("transfer helps", "transfer hurts") for w in words)
+    print(f"small heads: {wrong} of 200 false verdicts")
+    assert wrong <= 0.08 * 200
+    lower = stats.beta.ppf(0.025, wrong, 200 - wrong + 1) if wrong else 0.0  # Clopper–Pearson
+    assert lower <= 0.05

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 
 from .features import outputs
+from .frontier import ALPHAS
 from .grafting import graft
 from .loop import fine_tune
 from .plan import Plan
@@ -101,6 +102,8 @@ def cost(p: Prepared) -> str:
     epochs, seeds = p.settings.epochs, len(p.seeds)
     features = (n["train"] + n["val"]) * inference
     fits = seeds * epochs * (n["train"] * training + n["val"] * inference)
+    if p.plan.fit.alpha == "chosen" and p.plan.fit.start == "probe" and not p.source.nothing_kept:
+        fits += seeds * len(ALPHAS) * n["val"] * inference  # the frontier
     text = f"time    features and probe {minutes(features)}, fit {minutes(fits)}"
     if not n["val"]:
         text += " and about as much for each fold of cross-validation"

@@ -117,9 +117,8 @@ class FitPlan(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rates")
     weight_decay: NonNegative | Auto = Field("auto", description="on matrices, not on biases/norms")
     clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
-    sharpness: NonNegative = Field(
-        0.0,
-        description="radius ρ of sharpness-aware minimisation, as 0.05; two gradients a step; 0: off",
+    sharpness: NonNegative | Auto = Field(
+        "auto", description="radius ρ of sharpness-aware minimisation; two gradients a step; 0: off"
     )
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.99; 0: off"

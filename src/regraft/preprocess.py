@@ -13,7 +13,8 @@ CutMix: Yun et al. 2019, https://arxiv.org/abs/1905.04899
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,6 +58,23 @@ def stable(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+@contextmanager
+def drawing(key: Key) -> Iterator[None]:
+    """torch's CPU generator at a function of ``key`` inside, as it was afterwards.
+
+    Not torch.manual_seed: that turns to every accelerator too, and formats a stack trace for each.
+    """
+    import torch
+
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(stable(*key))
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -76,7 +94,6 @@ class ImagePreprocessor:
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
     ) -> Tensor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
-        import torch
         from torchvision.transforms.v2.functional import pil_to_tensor
 
         from .pictures import read_picture
@@ -84,8 +101,7 @@ class ImagePreprocessor:
         picture = read_picture(inputs[0], self.spec.channels)
         if augment is None:
             return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable(*key))
+        with drawing(key):
             return pil_to_tensor(self._augmenting(augment)(picture))  # type: ignore[no-any-return]
 
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
@@ -218,10 +234,8 @@ class CallablePreprocessor:
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
     ) -> Tensor:
         """What the function returns; where it draws from torch, a function of ``key``."""
-        import torch
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable(*key))
+        with drawing(key):
             return self.spec.one(inputs)
 
     def collate(self, samples: Sequence[Tensor]) -> Tensor:

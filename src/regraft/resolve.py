@@ -32,6 +32,7 @@ SCRATCH_RATES = {
 SHARE = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scratch rate, for kept blocks
 EPOCHS = {"image": 3, "text": 3, "tensor": 10}
 BATCH = {"image": 32, "text": 16, "tensor": 32}
+SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aware minimisation
 FEWEST_STEPS = 60  # a fit on a handful of rows still takes this many
 
 
@@ -111,6 +112,10 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
         "nothing is kept" if scratch else "the source's statistics stay",
     )  # fmt: skip
 
+    radius = 0.0 if scratch else SHARPNESS[kind]
+    why = "texts overfit within an epoch or two" if radius else "one gradient a step"
+    out |= settle("fit", "sharpness", fit.sharpness, radius, why)
+
     device, why = choose_device(run.device)
     chosen: dict[str, Any] = {"device": str(device)} if run.device == "auto" else {}
     reasons |= {"run.device": why} if chosen else {}
@@ -178,7 +183,7 @@ def settings(plan: Plan, target: Target) -> Settings:
         warmup=fit.warmup,
         accumulate=fit.accumulate,
         clip_norm=fit.clip_norm,
-        sharpness=fit.sharpness,
+        sharpness=cast(float, fit.sharpness),
         average=fit.average,
         patience=fit.patience,
         batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
