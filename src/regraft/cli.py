@@ -232,6 +232,33 @@ def fit(
     show_result(path, as_json)
 
 
+@app.command(rich_help_panel=JUDGE)
+@with_flags(but=("seeds", "retain", "source_data"))
+def curve(
+    data: Data,
+    flags: dict[str, Any],
+    labels: Annotated[
+        list[int], typer.Option(help="Labels a class (rows, for numbers); several for a curve.")
+    ] = [3, 5, 10, 30],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is it worth labelling more? Probe, fit and scratch against the number of labels, on folds."""
+    chosen = make_plan(data, flags, settings, allow_code)
+    from .curve import curve as drawn
+    from .curve import in_words
+    from .runfiles import read_json
+
+    path = drawn(
+        chosen, labels, allow_code=allow_code,
+        say=(lambda line: None) if quiet or as_json else typer.echo,
+    )  # fmt: skip
+    record = read_json(path / "curve.json")
+    typer.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
+
+
 def show_result(path: Path, as_json: bool) -> None:
     from .runfiles import read_json
     from .summary import summary

@@ -79,12 +79,13 @@ def verdict(folder: Path, rng: np.random.Generator, seed: int, shuffled: bool) -
     )  # fmt: skip
     folder.mkdir()
     run = folder / "run"
-    regraft.fit(
-        write(folder, rng, rule), source=replace(source, name=f"net-{seed}"), out=run,
-        settings={"evaluate.controls": ["scratch"], "run.threads": 1, "run.seeds": SEEDS, "fit.sharpness": 0.0, "fit.epochs": 10, "fit.batch_size": 16,
-                  "data.text": ["text"], "data.label": ["label"], "fit.lr": 0.0005, "fit.head_lr": 0.0005,
-                  "fit.scratch_lr": 0.003},
-    )  # fmt: skip
+    settings = {
+        "data.text": ["text"], "data.label": ["label"], "evaluate.controls": ["scratch"],
+        "fit.epochs": 10, "fit.batch_size": 16, "fit.lr": 5e-4, "fit.head_lr": 5e-4,
+        "fit.scratch_lr": 3e-3, "fit.sharpness": 0.0, "run.seeds": SEEDS, "run.threads": 1,
+    }  # fmt: skip
+    source = replace(source, name=f"net-{seed}")
+    regraft.fit(write(folder, rng, rule), source=source, out=run, settings=settings)
     words: str = json.loads((run / "result.json").read_text())["verdict"]["words"]
     return words
 
