@@ -324,6 +324,26 @@ def test_ewc_fisher_is_the_mean_of_squared_gradients(numbers_source, labels):
     )
 
 
+class Branching(torch.nn.Module):
+    """A backbone that looks at its inputs to decide, as attention masks are looked at."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if (x < 100).all() else self.inner(-x)
+
+
+def test_ewc_fisher_of_a_model_that_branches_is_the_same(numbers_source):
+    source = numbers_source()
+    ewc = options_class("regularizers", "ewc")(examples=24, labels="true", chunk=7)
+    straight = fisher(source.backbone, source.head, Rows(source), ewc)
+    found = fisher(Branching(source.backbone), source.head, Rows(source), ewc)
+    for name, value in straight.items():
+        torch.testing.assert_close(found[f"inner.{name}"], value)
+
+
 def fisher_by_hand(source, x, y, name):
     squares = []
     for i in range(len(x)):

@@ -95,7 +95,18 @@ def fisher(
         x = {k: v[None] for k, v in x.items()} if isinstance(x, dict) else x[None]
         return rows.task.loss(logits(theta, x), y[None]).sum()
 
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
+    one, many = grad(loss), vmap(grad(loss), in_dims=(None, 0, 0))
+
+    def per_sample(x: Any, y: Tensor) -> dict[str, Tensor]:
+        """Gradients [chunk, …] by name."""
+        try:
+            return many(params, x, y)  # type: ignore[no-any-return]
+        except RuntimeError as error:  # a model that branches on its inputs (attention masks do)
+            if "vmap" not in str(error):
+                raise
+        each = [one(params, row(x, i), y[i]) for i in range(len(y))]
+        return {n: torch.stack([g[n] for g in each]) for n in params}
+
     left = options.examples
     for _, inputs, labels in rows.batches("fit"):
         inputs, labels = cut(inputs, slice(0, left)), labels[:left]
@@ -105,14 +116,18 @@ def fisher(
             labels = torch.multinomial(p, 1, generator=generator)[:, 0]
         for start in range(0, len(labels), options.chunk):
             part = slice(start, start + options.chunk)
-            gradients = per_sample(params, cut(inputs, part), labels[part])
-            for name, g in gradients.items():
+            for name, g in per_sample(cut(inputs, part), labels[part]).items():
                 total[name] += g.square().sum(0)
         left -= len(labels)
         if left <= 0:
             break
     used = options.examples - left
     return {n: t / used for n, t in total.items()}
+
+
+def row(inputs: Any, i: int) -> Any:
+    """One row of inputs [B, …], without its batch dimension."""
+    return {k: v[i] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i]
 
 
 def cut(inputs: Any, part: slice) -> Any:
