@@ -213,7 +213,7 @@ def test_a_run_is_a_source(tmp_path: Path) -> None:
     state = {f"backbone.{k}": v for k, v in start.backbone.state_dict().items()}
     state |= {f"head.{k}": v.detach() for k, v in head.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    task = {"name": "classification", "classes": ["rose", "tulip"]}
+    task = {"task": "classification", "classes": ["rose", "tulip"]}
     config = {"schema": 1, "recipe": start.recipe, "task": task, "features": start.features}
     (folder / "config.json").write_text(json.dumps(config))
     source = load_source(str(tmp_path / "flowers"), OFFLINE)

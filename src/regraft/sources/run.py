@@ -79,7 +79,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SourceError(f"{path}: not a run's model ({error})") from error
     if not isinstance(config, dict) or config.get("schema") != 1:
         raise SourceError(f"{path}: made by another version of regraft (schema 1 expected)")
-    if not isinstance(config.get("recipe"), dict) or not isinstance(config.get("task"), dict):
+    task = config.get("task")
+    if (
+        not isinstance(config.get("recipe"), dict)
+        or not isinstance(task, dict)
+        or "task" not in task
+    ):
         raise SourceError(f"{path}: recipe or task is missing; the run is incomplete")
     return config
 
