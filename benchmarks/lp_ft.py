@@ -7,31 +7,19 @@ rate for the backbone. The random head has the best of three rates of its own, b
 val: with the backbone's rate it would hardly move. A run that is there already is read, not made again.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+from flowers import cut
 
-from regraft.comparison import _read
+from regraft.comparison import read_judgement
 from regraft.plan import check
 from regraft.run import run
 from regraft.runfiles import read_json
 from regraft.verdict import judge
 
 EACH, SEEDS, HEAD_RATES = 5, range(5), (3e-4, 3e-3, 3e-2)
-
-
-def cut(flowers: Path, out: Path) -> Path:
-    """The first EACH training pictures of a class by name; test as it is."""
-    if not out.exists():
-        for folder in sorted((flowers / "train").iterdir()):
-            for picture in sorted(folder.iterdir())[:EACH]:
-                to = out / "train" / folder.name / picture.name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(picture, to)
-        shutil.copytree(flowers / "test", out / "test")
-    return out
 
 
 def fit(data: Path, path: Path, seed: int, settings: dict) -> Path:
@@ -49,7 +37,7 @@ def val(path: Path) -> float:
 
 
 def main(flowers: Path, out: Path) -> None:
-    data = cut(flowers, out / "flowers")
+    data = cut(flowers, out / "flowers", EACH)
     probe = [fit(data, out / f"probe-{s}", s, {"start": "probe"}) for s in SEEDS]
     plain = {
         rate: [
@@ -63,7 +51,7 @@ def main(flowers: Path, out: Path) -> None:
     print(f"val by head rate: {on_val}; {best:g} is taken; from the probe "
           f"{np.mean([val(p) for p in probe]):.3f}")  # fmt: skip
     arms = {"from the probe": probe, "random head": plain[best]}
-    rows = {name: [_read(p).rows for p in runs] for name, runs in arms.items()}
+    rows = {name: [read_judgement(p).rows for p in runs] for name, runs in arms.items()}
     for name, scored in rows.items():
         values = [float((s.scores.argmax(1) == s.truth).mean()) for s in scored]
         print(f"{name}: {np.mean(values):.3f} (sd {np.std(values, ddof=1):.3f}) {values}")

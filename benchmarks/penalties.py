@@ -2,19 +2,20 @@
 
     python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER
 
-FLOWERS is cut to 20 training pictures a class, at 128 pixels; EfficientNet-Lite0. Plain fine-tuning at
+FLOWERS is cut to 20 training pictures a class, at 128 pixels, from EfficientNet-Lite0. Plain fine-tuning at
 three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then the
 strength chosen on val and on the source's select rows, on three seeds. Figures are on test and on the
 source's report rows, at α = 1 and at the α chosen on val. A run that is there already is read, not made
 again, so the script can be stopped and started.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from flowers import cut
+from safetensors.torch import load_file
 
 from regraft import plan as plans
 from regraft.arms import logits_of
@@ -38,21 +39,13 @@ PENALTIES = {
 TOLERATED = 0.02  # of val accuracy under plain, when a strength is chosen
 
 
-def cut(flowers: Path, out: Path) -> Path:
-    """The first EACH training pictures of a class by name; test as it is."""
-    if not out.exists():
-        for folder in sorted((flowers / "train").iterdir()):
-            for picture in sorted(folder.iterdir())[:EACH]:
-                to = out / "train" / folder.name / picture.name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(picture, to)
-        shutil.copytree(flowers / "test", out / "test")
-    return out
-
-
 class Bench:
     def __init__(self, flowers: Path, source_data: Path, out: Path) -> None:
-        self.flowers, self.source_data, self.out = cut(flowers, out / "flowers"), source_data, out
+        self.flowers, self.source_data, self.out = (
+            cut(flowers, out / "flowers", EACH),
+            source_data,
+            out,
+        )
         self.prepared: Prepared | None = None
         self.before: Scored | None = None
 
@@ -77,9 +70,7 @@ class Bench:
             self.prepared = prepare(plans.check(tree))
             self.before = self.report(self.prepared.source.backbone)
         p = self.prepared
-        if alpha is None:
-            from safetensors.torch import load_file
-
+        if alpha is None or not walked(path):
             state = load_file(path / "model" / "model.safetensors")
         else:
             state = read_ends(path)[1]
@@ -87,16 +78,24 @@ class Bench:
         test = scored(logits_of(p, p.target, "test"), p.task, p.splits.test)
         return test, self.report(p.target.model.get_submodule("backbone"))
 
+    def end_point(self, path: Path) -> tuple[float, float]:
+        """(val accuracy, source accuracy on select) of α = 1."""
+        if points := walked(path):
+            return points[-1]["figures"]["accuracy"], points[-1]["source"]["after"]
+        p = self.prepared
+        assert p is not None and p.source_data is not None
+        select = p.source_data.scored(p.source.backbone, "select")
+        return read_json(path / "result.json")["val"]["accuracy"]["value"], accuracy(select)
+
     def report(self, backbone: torch.nn.Module) -> Scored:
         p = self.prepared
         assert p is not None and p.source_data is not None
-        return p.source_data.scored(backbone, "report", p.device, p.settings.layout)
+        return p.source_data.scored(backbone, "report")
 
 
-def end_point(path: Path) -> tuple[float, float]:
-    """(val accuracy, source accuracy on select) of α = 1."""
-    point = read_json(path / "result.json")["frontier"]["points"][-1]
-    return point["figures"]["accuracy"], point["source"]["after"]
+def walked(path: Path) -> list:
+    """The points of a run's frontier; none where no epoch beat the start on val, which then stands."""
+    return (read_json(path / "result.json")["frontier"] or {"points": []})["points"]
 
 
 def accuracy(rows: Scored) -> float:
@@ -120,11 +119,11 @@ def main(flowers: Path, source_data: Path, out: Path) -> None:
     for rate in RATES:
         add(f"plain {rate:g}", [bench.fit(f"plain-{rate:g}", s, rate, {}) for s in SEEDS])
     print(f"source before: {accuracy(bench.before):.3f}, n = {len(bench.before)}", flush=True)
-    plain_val, _ = end_point(bench.fit(f"plain-{RATE:g}", SEEDS[0], RATE, {}))
+    plain_val, _ = bench.end_point(bench.fit(f"plain-{RATE:g}", SEEDS[0], RATE, {}))
     for name, options in PENALTIES.items():
         ((key, strengths),) = options.items()
         tried = {
-            s: end_point(bench.fit(f"{name}-{s:g}", SEEDS[0], RATE, {name: {key: s}}))
+            s: bench.end_point(bench.fit(f"{name}-{s:g}", SEEDS[0], RATE, {name: {key: s}}))
             for s in strengths
         }
         allowed = {s: v for s, v in tried.items() if v[0] >= plain_val - TOLERATED} or tried

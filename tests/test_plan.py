@@ -76,10 +76,12 @@ def test_weights_are_not_pulled_two_ways():
 def test_code_runs_only_with_leave(tmp_path, monkeypatch):
     (tmp_path / "my_lab.py").write_text(
         "from dataclasses import dataclass\nfrom pathlib import Path\nPath('ran').touch()\n"
-        "@dataclass(frozen=True)\nclass Mine:\n"
+        "from regraft.types import Regularizer\n"
+        "@dataclass(frozen=True)\nclass Mine(Regularizer):\n"
         "    __pydantic_config__ = {'extra': 'forbid', 'strict': True}\n"
-        "    pulls_to_source = shrinks_to_zero = False\n    strength: float = 1.0\n"
-        "    def needs_optimizer(self):\n        return ''\n"
+        "    strength: float = 1.0\n"
+        "@dataclass(frozen=True)\nclass Other:\n"
+        "    __pydantic_config__ = {'extra': 'forbid', 'strict': True}\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -90,6 +92,8 @@ def test_code_runs_only_with_leave(tmp_path, monkeypatch):
     plan = check(tree, allow_code=True)
     (made,) = plans.regularizers(plan, allow_code=True).values()
     assert made.strength == 2.0 and Path("ran").exists()
+    with pytest.raises(PlanError, match="Other is no penalty: inherit"):
+        check({**BASE, "regularizers": {"my_lab:Other": {}}}, allow_code=True)
 
 
 def test_settings_of_the_command_line_are_toml_or_words():

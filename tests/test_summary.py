@@ -57,7 +57,7 @@ def test_a_proxy_of_retention_is_named_as_one():
 
 def test_forgetting_over_seeds_is_what_is_claimed():
     kept = {"kind": "source data", "metric": "accuracy", "before": estimate(0.9) | {"n": 250},
-            "after": estimate(0.85), "ratio": 0.94, "forgetting": estimate(0.05), "claim": True,
+            "after": estimate(0.85), "ratio": 0.94, "forgetting": estimate(0.05), "claim": True, "claim from": 200,
             "forgetting over seeds": estimate(0.06), "seeds": [{}, {}, {}]}  # fmt: skip
     said = summary(Path("runs/x"), result(retention=kept))
     assert "SOURCE   accuracy 0.900 before, 0.850 after, 94.0% kept" in said

@@ -20,7 +20,7 @@ from .plan import Plan, check, place
 from .plugins import module
 from .preprocess import Preprocessor, build
 from .run import run as run_plan
-from .runfiles import read_json
+from .runfiles import finished, is_run, read_task
 from .sources import load_source
 from .summary import summary
 from .types import (
@@ -49,11 +49,7 @@ class Run:
     @classmethod
     def read(cls, path: str | Path) -> Run:
         """Raises UsageError for a folder that is no finished run."""
-        result = read_json(Path(path) / "result.json")
-        if result.get("status") != "finished":
-            why = result.get("error", "no reason was kept")
-            raise UsageError(f"{path} is {result.get('status', 'no finished run')}: {why}")
-        return cls(Path(path), result)
+        return cls(Path(path), finished(Path(path)))
 
     @property
     def test(self) -> dict[str, Estimate]:
@@ -158,11 +154,10 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     Raises SourceError or UsageError for a folder that is no run or a damaged one.
     """
     folder = Path(run)
-    if not (folder / "model" / "config.json").is_file():
+    if not is_run(folder):
         raise UsageError(f"{run} holds no model: give the folder of a finished run")
     source = load_source(str(folder), SourceOptions(offline=True))
-    state = read_json(folder / "model" / "labels.json")
-    task: Task = module("tasks", state["task"]).restore(state)
+    task = read_task(folder)
     if source.head is None:
         raise UsageError(f"{run} holds no head: its model folder is damaged")
     model = Model(source.backbone, source.head).eval().to(device)

@@ -92,7 +92,7 @@ def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained 
     if select is None or p.source_data is None:
         return None
     backbone = target.model.get_submodule("backbone")
-    after = p.source_data.scored(backbone, "select", p.device, p.settings.layout)
+    after = p.source_data.scored(backbone, "select")
     return retained(p.source_data.metric, select, after)
 
 

@@ -19,7 +19,7 @@ from .data import read_manifest
 from .errors import DataError, UsageError
 from .evaluation import Scored, at_threshold, gain
 from .plugins import module
-from .runfiles import read_json
+from .runfiles import finished, read_task
 from .types import Estimate, Metric
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Judgement:
     path: Path
     result: dict[str, Any]
     task: Task
@@ -68,7 +68,7 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
         raise UsageError("give two runs or more: regraft compare runs/A runs/B")
     if len({p.resolve() for p in paths}) < len(paths):
         raise UsageError("the same run is named twice: give each run once")
-    first, *others = [_read(path) for path in paths]
+    first, *others = [read_judgement(path) for path in paths]
     metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
     return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
 
@@ -90,13 +90,13 @@ def in_words(lines: Sequence[Compared]) -> str:
     return "\n".join(out)
 
 
-def _line(run: _Read, gained: Estimate | None) -> Compared:
+def _line(run: Judgement, gained: Estimate | None) -> Compared:
     primary = run.result["primary"]
     test = Estimate(**run.result["test"][primary])
     return Compared(str(run.path), run.result["source"]["name"], primary, test, gained)
 
 
-def _gain(metric: Metric, run: _Read, first: _Read) -> Estimate:
+def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
     for what, value in first.kind.items():
         if run.kind[what] != value:
             raise UsageError(
@@ -112,13 +112,9 @@ def _gain(metric: Metric, run: _Read, first: _Read) -> Estimate:
         ) from error
 
 
-def _read(path: Path) -> _Read:
+def read_judgement(path: Path) -> Judgement:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
-    result = read_json(path / "result.json")
-    if result.get("status") != "finished":
-        raise UsageError(f"{path} is no finished run: its status is {result.get('status')}")
-    state = read_json(path / "model" / "labels.json")
-    task: Task = module("tasks", state["task"]).restore(state)
+    result, task = finished(path), read_task(path)
     try:
         ids, scores = _scores(path / "predictions.csv")
         known = {r["id"]: r for r in read_manifest(path / "manifest.jsonl") if r["split"] == "test"}
@@ -127,7 +123,7 @@ def _read(path: Path) -> _Read:
         raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
     truth = task.truth(task.encode([tuple(r["cells"]) for r in rows])).numpy()
     groups = tuple(r.get("group") for r in rows)
-    return _Read(
+    return Judgement(
         path, result, task,
         Scored(ids, truth, scores, groups if any(g is not None for g in groups) else None),
     )  # fmt: skip

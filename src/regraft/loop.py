@@ -17,21 +17,19 @@ import torch
 
 from . import optimizers
 from .averaging import average_of, averaged
-from .errors import DivergedError, shorten
-from .features import on, outputs
+from .features import outputs
 from .freeze import set_trainable
-from .preprocess import mix
+from .objective import Objective, diverged
 from .rates import SCHEDULES, factor
 from .sharpness import ascended
-from .types import Augment, Batch
+from .types import Augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .batches import Batches
-    from .types import Freezing, Inputs, Metric, Penalty, Target, Task
-
-    LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
+    from .objective import LabelledBatch
+    from .types import Freezing, Metric, Penalty, Target, Task
 
 
 @dataclass(frozen=True)
@@ -98,47 +96,16 @@ def fine_tune(
     model = target.model.to(device)
     if settings.layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)
-    backbone, head = model.get_submodule("backbone"), model.get_submodule("head")
     blocks = [b.name for b in target.blocks]
     per_epoch = ceil(ceil(len(train) / train.batch_size) / settings.accumulate)
     steps = settings.epochs * per_epoch
     warm = int(settings.warmup * steps)
     schedule = SCHEDULES[settings.schedule]
-    cut = any(penalty.maps for penalty in penalties.values())
     torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
 
-    def gradient(
-        micro_batches: list[LabelledBatch],
-        params: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        epoch: int,
-        step: int,
-    ) -> dict[str, float]:
-        """The gradient of a step's loss, added to that of the parameters; → each term's value."""
-        rows = sum(len(ids) for ids, _, _ in micro_batches)
-        values: dict[str, float] = {}
-        for part, (ids, inputs, targets) in enumerate(micro_batches):
-            key = (seed, epoch, step * settings.accumulate + part)
-            inputs, targets = mix(inputs, targets, task.outputs, settings.augment, *key)
-            inputs, targets = on(inputs, device, settings.layout), targets.to(device)
-            maps = block_outputs(target, backbone, inputs) if cut else {}
-            features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
-            logits = head(features)  # [B, C]
-            batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
-            terms = {"task": task.loss(logits, targets).sum() / rows}
-            for name, penalty in penalties.items():
-                if penalty.per == "batch":
-                    terms[name] = penalty.term(batch) * (len(ids) / rows)
-                elif part == 0:  # a penalty on θ counts once a step
-                    terms[name] = penalty.term(batch)
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise diverged("loss", step, epoch, ids, optimizer)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for name, term in terms.items():
-                values[name] = values.get(name, 0.0) + float(term.detach())
-        return values
-
+    objective = Objective(
+        target, task, penalties, settings.augment, device, settings.layout, seed
+    )  # fmt: skip
     start = judge(target, val, task, metric, device, settings.layout)
     best, best_epoch, best_state = start, 0, snapshot(target)
     log(Epoch(0, 0, {}, {}, start, True))
@@ -166,10 +133,11 @@ def fine_tune(
             for group in optimizer.param_groups:
                 at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
                 group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
-            values = gradient(micro_batches, params, optimizer, epoch, step)
+            key = (epoch, step, step * settings.accumulate)
+            values = objective.gradient(micro_batches, params, optimizer, key)
             if settings.sharpness:
                 with ascended(params.values(), settings.sharpness):
-                    gradient(micro_batches, params, optimizer, epoch, step)
+                    objective.gradient(micro_batches, params, optimizer, key)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             if settings.clip_norm:
@@ -240,16 +208,6 @@ def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[Labe
         yield chunk
 
 
-def block_outputs(target: Target, backbone: torch.nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Each backbone block's output; the last one's are the features."""
-    found: dict[str, Any] = {}
-    x: Any = inputs
-    for block in target.blocks[:-1]:
-        assert block.run is not None
-        x = found[block.name] = block.run(backbone, x)
-    return found
-
-
 def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:
     """The rate that each parameter, by name, was last stepped with."""
     rate = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
@@ -262,14 +220,3 @@ def snapshot(target: Target) -> dict[str, Tensor]:
 
 def restore(target: Target, state: Mapping[str, Tensor]) -> None:
     target.model.load_state_dict(dict(state))
-
-
-def diverged(
-    what: str, step: int, epoch: int, ids: tuple[str, ...], optimizer: torch.optim.Optimizer
-) -> DivergedError:
-    rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
-    return DivergedError(
-        f"the {what} is not finite at step {step} (epoch {epoch}; rows {shorten(list(ids))}; rates "
-        f"{min(rates.values()):.2g} to {max(rates.values()):.2g}): lower fit.lr and fit.head_lr, or "
-        f"look at these rows"
-    )

@@ -239,7 +239,10 @@ def check(
             continue
         made, found = plugins.make(cls, values, key)
         problems += [(text.split(":")[0], text) for text in found]
-        if made is not None and folder == "regularizers":
+        if folder == "regularizers" and made is not None and not isinstance(made, Regularizer):
+            text = f"{key}: {cls.__name__} is no penalty: inherit regraft.types.Regularizer"
+            problems.append((key, text))
+        elif folder == "regularizers" and made is not None:
             needs = made.needs_optimizer()
             optimizer = fit.get("optimizer", FitPlan.model_fields["optimizer"].default)
             if needs and needs != optimizer:

@@ -130,7 +130,10 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     chosen = settings(plan, target)
     if data_of_source is not None:
         batch_size = cast(int, plan.fit.batch_size)
-        data_of_source = replace(data_of_source, batch_size=batch_size, augment=chosen.augment)
+        data_of_source = replace(
+            data_of_source, batch_size=batch_size, augment=chosen.augment, device=device,
+            layout=chosen.layout,
+        )  # fmt: skip
     for regularizer in regularizers.values():
         regularizer.prepare(target, data_of_source)  # refused here
     everything = [b.name for b in target.blocks]

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from .errors import DataError, UsageError
+from .errors import DataError, SourceError, UsageError
 from .evaluation import at_threshold
 from .frontier import Point, choose
 from .plugins import module
 from .retention import Retained
-from .runfiles import RunFolder, check_new, read_json
+from .runfiles import RunFolder, check_new, finished, read_json, read_task
 from .types import Metric
-
-if TYPE_CHECKING:
-    from .types import Task
 
 
 @dataclass(frozen=True)
@@ -34,20 +31,21 @@ class Rechosen:
 def rechoose(run: Path, retain: float | None) -> Rechosen:
     """The best point of a run that keeps the floor ``retain`` (none: the best).
 
-    Raises UsageError for a run without a frontier, PlanError for a floor that no point keeps.
+    Raises UsageError for a run without a frontier of its saved model, PlanError for a floor that no point keeps.
     """
-    result = read_json(run / "result.json")
-    if result.get("status") != "finished":
-        raise UsageError(f"{run} is no finished run: its status is {result.get('status')}")
+    result = finished(run)
     front = result.get("frontier")
     if not front:
         raise UsageError(
             f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
         )
+    if front["seed"] not in (None, saved := result["seeds"][0]["seed"]):
+        raise UsageError(
+            f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
+            f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
+        )
     points = [point_of(p) for p in front["points"]]
-    state = read_json(run / "model" / "labels.json")
-    task: Task = module("tasks", state["task"]).restore(state)
-    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), task)
+    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
     chosen = choose(points, metric, retain)
     return Rechosen(points, chosen, result["primary"], front["chosen_by"])
 
@@ -60,7 +58,7 @@ def point_of(record: dict[str, Any]) -> Point:
 def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
     """The chosen point as a run folder of its own, of the first seed.
 
-    Raises UsageError where ``out`` exists, DataError where the run's data have changed.
+    Raises UsageError where ``out`` exists, DataError or SourceError where the run's data or source have changed.
     """
     from . import plan as plans
     from .arms import Arm, mover
@@ -74,9 +72,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     check_new(out)
     start, end = read_ends(run)
     tree = plans.read_plan(run / "plan.toml", {}).model_dump(exclude_none=True)
+    tree["fit"].pop("retain", None)
     tree["fit"] |= {"alpha": "chosen"} | ({} if retain is None else {"retain": retain})
-    if retain is None:
-        tree["fit"].pop("retain", None)
     tree["evaluate"]["controls"] = []
     tree["run"] |= {"out": str(out), "seeds": 1}
     clock = Clock()
@@ -85,6 +82,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     if p.splits.digest != read_json(run / "environment.json")["data_digest"]:
         raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
     result = read_json(run / "result.json")
+    if p.source.digest != result["source"]["digest"]:
+        raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
     mover(p, p.target, start, end)(found.chosen.alpha)
     record = result["probe"] | {
         "losses": {float(k): v for k, v in result["probe"]["losses"].items()}

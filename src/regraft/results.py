@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .loop import restore, snapshot
 from .prepare import Prepared
 from .retention import measured, proxies
 from .source_data import SourceData
+from .types import Target
 from .verdict import judge
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
     ``opened`` and ``source_opened`` count how often test and the source's report rows were.
     """
     task, metric, examples = p.task, p.metric, p.splits.test
-    fits = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.arms]
-    scratch = [scored(logits_of(p, a.target, "test"), task, examples) for a in t.scratch]
-    ends = [end_of(p, a, f) for a, f in zip(t.arms, fits, strict=True)]
+
+    def on_test(target: Target) -> Scored:
+        return scored(logits_of(p, target, "test"), task, examples)
+
+    fits, ends = map(list, zip(*(both_ends(a, on_test) for a in t.arms), strict=True))
+    scratch = [on_test(a.target) for a in t.scratch]
     first = fits[0]
     val = None
     if p.splits.val:
@@ -107,15 +111,16 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
     return Judged(result, first)
 
 
-def end_of(p: Prepared, arm: Arm, chosen: Scored) -> Scored:
-    """θ(1) on test; ``chosen`` is what the arm's own point gave. The model is left as it was."""
+def both_ends(arm: Arm, rows: Callable[[Target], Scored]) -> tuple[Scored, Scored]:
+    """``rows`` of an arm at its chosen point and at α = 1; one and the same where it is there."""
+    chosen = rows(arm.target)
     if not arm.end:
-        return chosen
+        return chosen, chosen
     here = snapshot(arm.target)
     restore(arm.target, arm.end)
-    rows = scored(logits_of(p, arm.target, "test"), p.task, p.splits.test)
+    end = rows(arm.target)
     restore(arm.target, here)
-    return rows
+    return chosen, end
 
 
 def frontier(
@@ -124,7 +129,8 @@ def frontier(
     """Where the line was walked: its points (of the first seed that left the start, or over the
     folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
     nothing to choose."""
-    points = next((a.points for a in t.arms if a.points), t.cross)
+    walked = [(seed, a.points) for seed, a in zip(p.seeds, t.arms, strict=True) if a.points]
+    seed, points = walked[0] if walked else (None, t.cross)
     if not points:
         return None
     pairs = list(zip(fits, ends, strict=True))
@@ -134,6 +140,7 @@ def frontier(
         "retain": p.plan.fit.retain,
         "chosen_by": "cross-validation" if t.cross else "val",
         "points": points,
+        "seed": seed,
         "test at alpha 1": estimates(p.task, p.metrics, ends[0]),
         "gain over alpha 1": over_seeds or gain(p.metric, *pairs[0]),
     }
@@ -142,20 +149,11 @@ def frontier(
 def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
     """``retention`` of result.json from source data: the report rows, before and after."""
 
-    def rows(backbone: nn.Module) -> Scored:
-        return data.scored(backbone, "report", p.device, p.settings.layout)
+    def report(target: Target) -> Scored:
+        return data.scored(target.model.get_submodule("backbone"), "report")
 
-    before = rows(p.source.backbone)
-    after, ends = [], []
-    for arm in t.arms:
-        backbone = arm.target.model.get_submodule("backbone")
-        after.append(rows(backbone))
-        here = snapshot(arm.target) if arm.end else {}
-        if here:
-            restore(arm.target, arm.end)
-        ends.append(rows(backbone) if here else after[-1])
-        if here:
-            restore(arm.target, here)
+    before = data.scored(p.source.backbone, "report")
+    after, ends = zip(*(both_ends(arm, report) for arm in t.arms), strict=True)
     return measured(data.metric, data.task, before, after, ends)
 
 

@@ -122,6 +122,7 @@ def measured(
         "ratio": first.ratio,
         "low": first.low,
         "claim": len(before) >= CLAIM,
+        "claim from": CLAIM,
         "seeds": [{"after": r.after, "ratio": r.ratio}
                   for r in (retained(metric, before, a) for a in after)],
         "most forgotten": by_class(task, before, after[0]),

@@ -170,12 +170,9 @@ def source_before(p: Prepared, part: Part) -> Scored | None:
     if data is None:
         return None
     if retain is not None and not p.splits.val and not p.folds():
-        raise PlanError(
-            [
-                "fit.retain: too few rows for val or folds, so there is nothing to choose α by: remove it"
-            ]
-        )
-    rows = data.scored(p.source.backbone, part, p.device, p.settings.layout)
+        text = "fit.retain: too few rows for val or folds, so nothing to choose α by: remove it"
+        raise PlanError([text])
+    rows = data.scored(p.source.backbone, part)
     if retain is not None:
         choose([Point(0.0, {}, retained(data.metric, rows, rows))], p.metric, retain)
     return rows

@@ -17,9 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import DiskError, UsageError
+from .plugins import module
+
+if TYPE_CHECKING:
+    from .types import Task
 
 SCHEMA = 1
 
@@ -124,6 +128,27 @@ def read_json(path: Path) -> Any:
         ) from error
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run's model."""
+    return (folder / "model" / "config.json").is_file()
+
+
+def finished(run: Path) -> Any:
+    """A run's result.json. Raises UsageError for a folder that is no finished run."""
+    result = read_json(run / "result.json")
+    if result.get("status") != "finished":
+        why = result.get("error", "no reason was kept")
+        raise UsageError(f"{run} is no finished run: its status is {result.get('status')} ({why})")
+    return result
+
+
+def read_task(run: Path) -> Task:
+    """The task that a run learnt. Raises UsageError where its model folder is damaged."""
+    state = read_json(run / "model" / "labels.json")
+    task: Task = module("tasks", state["task"]).restore(state)
+    return task
 
 
 def runs_below(folder: Path) -> list[Path]:

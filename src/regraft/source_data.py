@@ -12,10 +12,12 @@ their content (or group): a half, a quarter, a quarter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
 
 from . import plan as plans
 from . import plugins
@@ -23,14 +25,13 @@ from .batches import Batches
 from .data import check_cells, content, digest_of, load_data, rows_and_splits
 from .errors import DataError, PlanError, RegraftError
 from .evaluation import Scored, at_threshold, scored
-from .features import outputs
+from .features import on, outputs
 from .grafting import Model
 from .preprocess import Preprocessor, build
-from .runfiles import read_json
-from .types import Augment, Example, Metric, Source, Task
+from .runfiles import is_run, read_json, read_task
+from .types import Augment, Example, Found, Metric, Source, Task
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from .plan import Plan
@@ -51,6 +52,9 @@ class SourceData:
     batch_size: int = 32
     augment: Augment | None = None  # of what ``draws`` gives
     seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    layout: str = "contiguous"
+    kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
 
     def batches(self, part: Part) -> Batches:
         """A part's rows as evaluation sees them."""
@@ -61,13 +65,20 @@ class SourceData:
         rows, epoch = self._batches("fit", self.augment), 0
         while True:
             epoch += 1
-            yield from rows.epoch(epoch)
+            for ids, inputs, targets in rows.epoch(epoch):
+                yield ids, on(inputs, self.device, self.layout), targets.to(self.device)
 
-    def scored(self, backbone: nn.Module, part: Part, device: torch.device, layout: str) -> Scored:
+    def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What ``compute`` gave the first time; copies with another seed share it."""
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return cast(Found, self.kept[key])
+
+    def scored(self, backbone: nn.Module, part: Part) -> Scored:
         """What the source's own, untouched head says of a backbone's features."""
         assert self.source.head is not None
-        model = Model(backbone, self.source.head).to(device)
-        rows = outputs(model, self.batches(part), device, layout)
+        model = Model(backbone, self.source.head).to(self.device)
+        rows = outputs(model, self.batches(part), self.device, self.layout)
         return scored(rows, self.task, self.parts[part])
 
     @property
@@ -95,7 +106,7 @@ def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, lis
     if named != "own":
         return named_data(plan, source)
     folder = Path(source.name)
-    if source.head is None or not (folder / "model" / "config.json").is_file():
+    if source.head is None or not is_run(folder):
         return None, []
     try:
         return run_data(folder, source), []
@@ -135,11 +146,8 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
 
     Raises PlanError where the names of the outputs are not known, or too few or many are given.
     """
-    labels = Path(source.name) / "model" / "labels.json"
-    if labels.is_file():
-        state = read_json(labels)
-        run_task: Task = plugins.module("tasks", state["task"]).restore(state)
-        return run_task
+    if is_run(Path(source.name)):
+        return read_task(Path(source.name))
     names = tuple(classes) or source.labels
     if not names:
         raise PlanError(
@@ -147,7 +155,8 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
              f"source_data.classes, in order"]
         )  # fmt: skip
     assert source.head is not None
-    outputs = next(p.shape[0] for p in reversed(list(source.head.parameters())))
+    with torch.no_grad():
+        outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
         raise PlanError(
             [f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"]

@@ -11,7 +11,7 @@ WORDS = {
     "transfer hurts": "against training from scratch",
     "no evidence": "over training from scratch",
 }
-CLAIM = 200  # source rows below which forgetting is shown without a claim
+SEEDS = 3  # below this an interval is about these models, not the method
 SHOWN = {
     "classification": ("accuracy", "macro_f1"),
     "multilabel": ("map", "micro_f1"),
@@ -86,9 +86,15 @@ def over(r: dict[str, Any], name: str, value: float) -> str:
         if gain["high"] < 0:
             return f"{text}   fine-tuning hurts over the probe (these two models)"
         return f"{text}   paired"
-    if name == "scratch" and len(r["seeds"]) > 1:
-        return f"{text}   over {len(r['seeds'])} seeds"
-    return f"{text}   paired"
+    return f"{text}   {over_seeds(r) if name == 'scratch' else 'paired'}"
+
+
+def over_seeds(r: dict[str, Any]) -> str:
+    """What an interval over the run's seeds is about."""
+    seeds = len(r["seeds"])
+    if seeds == 1:
+        return "paired"
+    return f"over {seeds} seeds" if seeds >= SEEDS else f"paired, about these {seeds} seeds only"
 
 
 def frontier(r: dict[str, Any]) -> str:
@@ -96,13 +102,12 @@ def frontier(r: dict[str, Any]) -> str:
     f, gain = r["frontier"], signed(r["frontier"]["gain over alpha 1"])
     alphas = sorted({s["alpha"] for s in r["seeds"]} if r["fit"]["fitted"] else {f["alpha"]})
     chosen = " to ".join(f"{a:g}" for a in dict.fromkeys((alphas[0], alphas[-1])))
-    over = f"over {len(r['seeds'])} seeds" if len(r["seeds"]) > 1 else "paired"
     ends = "0 the start, 1 the fit"
     keeps = "" if f.get("retain") is None else f", keeping {f['retain']:g} of the source for sure"
     by = f"chosen by {f['chosen_by']}{keeps}"
     if alphas == [1]:
         return f"α = 1 ({ends}), {by}: no point between is better"
-    return f"α = {chosen} ({ends}), {by}   {gain} over α = 1   {over}"
+    return f"α = {chosen} ({ends}), {by}   {gain} over α = 1   {over_seeds(r)}"
 
 
 def calibration(c: dict[str, Any]) -> str:
@@ -119,8 +124,8 @@ def retention(r: dict[str, Any]) -> str:
         over = ""
         lost = r["forgetting"]
         if r["forgetting over seeds"] is not None:
-            lost, over = r["forgetting over seeds"], f" over {len(r['seeds'])} seeds"
-        claim = "" if r["claim"] else f"; under {CLAIM} rows: no claim"
+            lost, over = r["forgetting over seeds"], f" {over_seeds(r)}"
+        claim = "" if r["claim"] else f"; under {r['claim from']} rows: no claim"
         return (
             f"{r['metric']} {r['before']['value']:.3f} before, {r['after']['value']:.3f} after{kept}   "
             f"forgetting {signed(lost)}{over}   n = {n} source rows{claim}"

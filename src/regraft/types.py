@@ -6,10 +6,10 @@ R bootstrap resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -366,6 +366,9 @@ class Freezing(Protocol):
     def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]: ...
 
 
+Found = TypeVar("Found")
+
+
 class SourceRows(Protocol):
     """Labelled rows of the source task that penalties may draw from."""
 
@@ -377,24 +380,33 @@ class SourceRows(Protocol):
         ...
 
     def draws(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """Batches without end, augmented as training is."""
+        """Batches without end, augmented as training is and on its device."""
+        ...
+
+    def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What ``compute`` gave the first time; the seeds of a run share it."""
         ...
 
 
+@runtime_checkable
 class Regularizer(Protocol):
-    """Options of a penalty; ``prepare`` leaves the target bitwise untouched and raises PlanError
-    where the penalty does not suit it."""
+    """Options of a penalty, to be inherited: a plug-in says only where it differs from here."""
 
-    uses_source: ClassVar[bool]  # means nothing where nothing was kept
-    needs_source_data: ClassVar[bool]  # labelled rows of the source task
-    pulls_to_source: ClassVar[bool]  # by each weight's distance to its source value
-    shrinks_to_zero: ClassVar[bool]  # on every weight, kept ones too
+    uses_source: ClassVar[bool] = False  # means nothing where nothing was kept
+    needs_source_data: ClassVar[bool] = False  # labelled rows of the source task
+    pulls_to_source: ClassVar[bool] = False  # by each weight's distance to its source value
+    shrinks_to_zero: ClassVar[bool] = False  # on every weight, kept ones too
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty: ...
+    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+        """The penalty of a fit. The target stays bitwise untouched.
+
+        Raises PlanError where the penalty does not suit the target or its source.
+        """
+        ...
 
     def needs_optimizer(self) -> str:
         """The only optimiser that it goes with, or ""."""
-        ...
+        return ""
 
 
 # ---------------------------------------------------------------- results

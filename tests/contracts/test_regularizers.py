@@ -11,8 +11,9 @@ from regraft.batches import Batches
 from regraft.errors import PlanError
 from regraft.freeze import set_trainable
 from regraft.grafting import graft
-from regraft.loop import Settings, block_outputs, fine_tune
+from regraft.loop import Settings, fine_tune
 from regraft.metrics import accuracy
+from regraft.objective import block_outputs
 from regraft.plan import check
 from regraft.plugins import names, options_class
 from regraft.preprocess import build
@@ -43,6 +44,9 @@ class Rows:
     def draws(self):
         while True:
             yield from self.batches("fit")
+
+    def once(self, key, compute):
+        return compute()
 
 
 def setting(source, name, **options):

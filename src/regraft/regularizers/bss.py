@@ -10,22 +10,17 @@ batches of more than one row, and composes with any pull to θs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class BSS:
+class BSS(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
-
-    uses_source: ClassVar[bool] = False
-    needs_source_data: ClassVar[bool] = False
-    pulls_to_source: ClassVar[bool] = False
-    shrinks_to_zero: ClassVar[bool] = False
 
     strength: float = 1e-3  # η
     k: int = 1  # singular values that are shrunk
@@ -35,9 +30,6 @@ class BSS:
             raise ValueError("strength takes 0 or more")
         if self.k < 1:
             raise ValueError("k takes 1 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch

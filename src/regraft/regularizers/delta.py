@@ -16,20 +16,17 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Delta:
+class Delta(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
-    needs_source_data: ClassVar[bool] = False
-    pulls_to_source: ClassVar[bool] = False
-    shrinks_to_zero: ClassVar[bool] = False
 
     strength: float = 0.01  # λ
     beta: float = 0.01  # β, on fresh weights
@@ -38,9 +35,6 @@ class Delta:
     def __post_init__(self) -> None:
         if self.strength < 0 or self.beta < 0:
             raise ValueError("strength and beta take 0 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import copy

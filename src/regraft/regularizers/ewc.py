@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class EWC:
+class EWC(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
     needs_source_data: ClassVar[bool] = True
     pulls_to_source: ClassVar[bool] = True
-    shrinks_to_zero: ClassVar[bool] = False
 
     strength: float = 100.0  # λ
     examples: int = 256  # N, source examples that F is estimated on
@@ -39,9 +38,6 @@ class EWC:
             raise ValueError("strength takes 0 or more")
         if self.examples < 1 or self.chunk < 1:
             raise ValueError("examples and chunk take 1 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         source = target.source
@@ -60,8 +56,8 @@ class EWC:
 
         def term(batch: Batch) -> Tensor:
             if not found:  # at the first step: a plan that is refused later costs no estimate
-                for name, f in fisher(source.backbone, head, rows, self).items():
-                    found[f"backbone.{name}"] = f.to(batch.features.device)
+                f = rows.once(("ewc", self), lambda: fisher(source.backbone, head, rows, self))
+                found.update((f"backbone.{n}", t.to(batch.features.device)) for n, t in f.items())
             pull = batch.logits.new_zeros(())
             for name, p in batch.params.items():
                 if name in anchor:

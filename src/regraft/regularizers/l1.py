@@ -18,19 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
-    uses_source: ClassVar[bool] = False
-    needs_source_data: ClassVar[bool] = False
-    pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = True
 
     strength: float = 1e-5  # λ

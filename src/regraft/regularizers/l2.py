@@ -10,16 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
-    uses_source: ClassVar[bool] = False
-    needs_source_data: ClassVar[bool] = False
-    pulls_to_source: ClassVar[bool] = False
     shrinks_to_zero: ClassVar[bool] = True
 
     strength: float = 1e-4  # λ
@@ -27,9 +24,6 @@ class L2:
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch

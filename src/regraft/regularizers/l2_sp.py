@@ -11,17 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 
 @dataclass(frozen=True)
-class L2SP:
+class L2SP(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
-    needs_source_data: ClassVar[bool] = False
     pulls_to_source: ClassVar[bool] = True
-    shrinks_to_zero: ClassVar[bool] = False
 
     alpha: float = 0.1  # α, on kept weights
     beta: float = 0.01  # β, on fresh weights
@@ -29,9 +27,6 @@ class L2SP:
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0:
             raise ValueError("alpha and beta take 0 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import torch

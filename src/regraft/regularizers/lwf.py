@@ -17,20 +17,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class LwF:
+class LwF(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
-    needs_source_data: ClassVar[bool] = False
-    pulls_to_source: ClassVar[bool] = False
-    shrinks_to_zero: ClassVar[bool] = False
 
     strength: float = 1.0  # λ
     temperature: float = 2.0  # T
@@ -40,9 +37,6 @@ class LwF:
             raise ValueError("strength takes 0 or more")
         if self.temperature <= 0:
             raise ValueError("temperature takes more than 0")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import copy

@@ -13,29 +13,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Regularizer):
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     uses_source: ClassVar[bool] = True
     needs_source_data: ClassVar[bool] = True
-    pulls_to_source: ClassVar[bool] = False
-    shrinks_to_zero: ClassVar[bool] = False
 
     strength: float = 1.0  # λ
 
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
-
-    def needs_optimizer(self) -> str:
-        return ""
 
     def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
         import copy
@@ -53,15 +48,9 @@ class Replay:
         task, rows = source_data.task, source_data.draws()
 
         def term(batch: Batch) -> torch.Tensor:
-            device = batch.features.device
             _, inputs, labels = next(rows)
-            inputs = (
-                {k: v.to(device) for k, v in inputs.items()}
-                if isinstance(inputs, dict)
-                else inputs.to(device)
-            )
-            now = {n: p.to(device) for n, p in fixed.items()}
+            now = {n: p.to(batch.features.device) for n, p in fixed.items()}
             logits = torch.func.functional_call(head, now, (backbone(inputs),))
-            return self.strength * task.loss(logits, labels.to(device)).mean()
+            return self.strength * task.loss(logits, labels).mean()
 
         return Penalty(term, per="batch")

@@ -1,0 +1,94 @@
+"""The objective of fine-tuning: L(Dt, θ) + λ·R(θ), and its gradient over the micro-batches of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import DivergedError, shorten
+from .features import on
+from .preprocess import mix
+from .types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .types import Augment, Inputs, Penalty, Target, Task
+
+    LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
+
+
+@dataclass(frozen=True)
+class Objective:
+    target: Target
+    task: Task
+    penalties: Mapping[str, Penalty]
+    augment: Augment
+    device: torch.device
+    layout: str
+    seed: int
+
+    def gradient(
+        self,
+        micro_batches: Sequence[LabelledBatch],
+        params: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        key: tuple[int, int, int],
+    ) -> dict[str, float]:
+        """Add the gradient of a step's loss to that of the parameters; → each term's value.
+
+        ``key`` is the epoch, the step and the number of the first micro-batch, for what is drawn at
+        random. Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
+        """
+        epoch, step, number = key
+        backbone = self.target.model.get_submodule("backbone")
+        head = self.target.model.get_submodule("head")
+        blocks = [b.name for b in self.target.blocks]
+        cut = any(penalty.maps for penalty in self.penalties.values())
+        rows = sum(len(ids) for ids, _, _ in micro_batches)
+        values: dict[str, float] = {}
+        for part, (ids, inputs, targets) in enumerate(micro_batches):
+            drawn = (self.seed, epoch, number + part)
+            inputs, targets = mix(inputs, targets, self.task.outputs, self.augment, *drawn)
+            inputs, targets = on(inputs, self.device, self.layout), targets.to(self.device)
+            maps = block_outputs(self.target, backbone, inputs) if cut else {}
+            features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
+            logits = head(features)  # [B, C]
+            batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
+            terms = {"task": self.task.loss(logits, targets).sum() / rows}
+            for name, penalty in self.penalties.items():
+                if penalty.per == "batch":
+                    terms[name] = penalty.term(batch) * (len(ids) / rows)
+                elif part == 0:  # a penalty on θ counts once a step
+                    terms[name] = penalty.term(batch)
+            loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise diverged("loss", step, epoch, ids, optimizer)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + float(term.detach())
+        return values
+
+
+def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Each backbone block's output; the last one's are the features."""
+    found: dict[str, Any] = {}
+    x: Any = inputs
+    for block in target.blocks[:-1]:
+        assert block.run is not None
+        x = found[block.name] = block.run(backbone, x)
+    return found
+
+
+def diverged(
+    what: str, step: int, epoch: int, ids: tuple[str, ...], optimizer: torch.optim.Optimizer
+) -> DivergedError:
+    rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
+    return DivergedError(
+        f"the {what} is not finite at step {step} (epoch {epoch}; rows {shorten(list(ids))}; rates "
+        f"{min(rates.values()):.2g} to {max(rates.values()):.2g}): lower fit.lr and fit.head_lr, or "
+        f"look at these rows"
+    )
