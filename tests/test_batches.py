@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regraft.batches import Batches, order
+from regraft.batches import Batches, balanced, order
 from regraft.errors import DataError
 from regraft.preprocess import build
 from regraft.types import Augment, CallableSpec, Example, ImageSpec, TextSpec
@@ -141,3 +141,46 @@ def test_no_rows_are_no_batches():
 def test_targets_of_another_length_are_refused():
     with pytest.raises(ValueError, match="2 examples but 3 targets"):
         Batches(numbers(2), torch.arange(3), build(NUMBER), 4)
+
+
+def test_balanced_draws_are_equal_by_class_and_no_row_waits_for_a_second_draw():
+    strata = ["a"] * 30 + ["b"] * 7 + ["c"]
+    ids = [f"id{i}" for i in range(38)]
+    drawn = balanced(ids, strata, 0, 1)
+    rows = [d % 38 for d in drawn]
+    assert len(drawn) == len(set(drawn)) == 38  # each draw has a number of its own
+    by = [sum(strata[r] == name for r in rows) for name in "abc"]
+    assert sorted(by) == [12, 13, 13]
+    times = [rows.count(i) for i in range(38)]
+    for name in "abc":
+        own = [t for t, s in zip(times, strata, strict=True) if s == name]
+        assert max(own) - min(own) <= 1
+    back = balanced(ids[::-1], strata[::-1], 0, 1)
+    assert [(ids[d % 38], d // 38) for d in drawn] == [(ids[::-1][d % 38], d // 38) for d in back]
+    assert drawn != balanced(ids, strata, 0, 2)
+
+
+def test_a_balanced_epoch_augments_a_repeated_row_anew_and_evaluation_stays_as_it_is(tmp_path):
+    rows, targets = examples(tmp_path, 9), torch.arange(9)
+    strata = ["rare"] + ["often"] * 8
+    batches = Batches(rows, targets, build(SPEC), 4, augment=Augment(), strata=strata, workers=2)
+    seen = [(i, x, int(y)) for ids, xs, ys in batches.epoch(1)
+            for i, x, y in zip(ids, xs, ys, strict=True)]  # fmt: skip
+    rare = [x for i, x, _ in seen if i == "id0-0"]
+    assert len(seen) == 9 and len(rare) in (4, 5)
+    assert all(y == int(i[2]) for i, _, y in seen)
+    assert all(not torch.equal(rare[0], x) for x in rare[1:])
+    assert [i for ids, _, _ in batches for i in ids] == [e.id for e in rows]
+
+
+def test_balanced_texts_are_padded_and_counted_like_others(tmp_path):
+    p = words_of(tmp_path)
+    rows = [Example(f"i{n}-0", ("a " * n,), ("x",), str(n)) for n in range(1, 41)]
+    strata = ["rare"] * 3 + ["often"] * 37
+    found = list(Batches(rows, torch.arange(40), p, 4, strata=strata).epoch(2))
+    ids = [i for batch in found for i in batch[0]]
+    assert len(ids) == 40 and sum(i in ("i1-0", "i2-0", "i3-0") for i in ids) == 20
+    for names, inputs, targets in found:
+        lengths = inputs["attention_mask"].sum(1) if "attention_mask" in inputs else None
+        assert lengths is None or lengths.tolist() == [int(n[1:-2]) for n in names]
+        assert targets.tolist() == [int(n[1:-2]) - 1 for n in names]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,5 +109,17 @@ def test_what_help_and_summary_need_is_light(name):
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
     if file.parent.name in ("tasks", "freezing", "regularizers", "formats"):
         assert "!torch" not in imports(file, late=False)
-    if file.parent.name == "freezing":
+    if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
         assert "!torch" not in imports(file)
+
+
+def test_every_strategy_of_freezing_answers_without_torch():
+    code = """
+import sys
+from regraft.plugins import names, options_class
+for name in names("freezing"):
+    assert options_class("freezing", name)()(["stem", "a", "head"], 1), name
+print([m for m in ("torch", "peft", "timm") if m in sys.modules])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]", said.stdout

@@ -73,7 +73,7 @@ def test_the_strength_is_the_best_on_val_and_val_alone_decides():
 
 def test_without_val_folds_decide_and_without_folds_the_middle():
     train = outputs(*rows(30))
-    folds = folds_of([str(int(t)) for t in train.targets], [None] * 30)
+    folds = folds_of([str(int(t)) for t in train.targets], [None] * 30, 5)
     by_folds = fit_probe(train, CLASSES, [1e-3, 0.1, 10.0], folds=folds)
     assert "cross-validation" in by_folds.chosen_by and by_folds.losses
     alone = fit_probe(train, CLASSES, [1e-3, 0.1, 10.0])
@@ -100,12 +100,12 @@ def test_the_head_takes_raw_features():
 def test_folds_keep_groups_whole_and_judge_each_row_once():
     strata = ["a", "b"] * 15
     groups = [f"g{i // 3}" for i in range(30)]
-    found = folds_of(strata, groups)
+    found = folds_of(strata, groups, 5)
     judged = sorted(i for _, judge in found for i in judge)
     assert judged == list(range(30))
     for fit, judge in found:
         assert not {groups[i] for i in fit} & {groups[i] for i in judge}
-    assert folds_of(["a", "a", "b"], [None] * 3) == []
+    assert folds_of(["a", "a", "b"], [None] * 3, 5) == []
 
 
 def test_the_path_ends_when_weaker_strengths_only_get_worse():

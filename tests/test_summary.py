@@ -20,7 +20,7 @@ def result(**changed):
                    "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
         "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
         "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
-        "frontier": None, "retention": None, "timing": {"total": 61.0}, "test_opened": 2,
+        "frontier": None, "retention": None, "cross_validation": {}, "timing": {"total": 61.0}, "test_opened": 2,
     } | changed  # fmt: skip
 
 
@@ -74,3 +74,15 @@ def test_calibration_is_shown_beside_the_temperature_that_would_help():
     assert (
         "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val, 0.200" in said
     )
+
+
+def test_folds_are_shown_for_the_fit_and_the_probe():
+    found = {"folds": 5, "fit": {"accuracy": estimate(0.8)}, "gain": estimate(0.1),
+             "linear probe": {"accuracy": estimate(0.7)}}  # fmt: skip
+    said = summary(Path("runs/x"), result(cross_validation=found))
+    assert "5 folds of train, n = 50   α = 1 0.800 [0.700, 0.900], linear probe 0.700" in said
+
+
+def test_two_seeds_say_nothing_about_the_method():
+    said = summary(Path("runs/x"), result(seeds=result()["seeds"][:2]))
+    assert "over scratch 0.510   +0.300 [+0.200, +0.400]   paired, about these 2 seeds only" in said

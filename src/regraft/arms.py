@@ -4,6 +4,7 @@ val's place where there are too few rows for one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, judge, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
-from .types import Source, Target
+from .types import Adapting, Source, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,8 @@ def fit_arm(
     """
     target = begin(p, source, seed, start)
     origin = snapshot(target)
-    done = fit_rows(p, target, chosen, seed, log=log, track=track, label=label)
+    watch = partial(watched, p, target, select) if p.plan.source_data.each_epoch else dict
+    done = fit_rows(p, target, chosen, seed, log=log, watch=watch, track=track, label=label)
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
     end, walked = snapshot(target), list[Point]()
@@ -96,6 +98,15 @@ def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained 
     return retained(p.source_data.metric, select, after)
 
 
+def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
+    """The source metric on the select rows, and the share that is kept where that is defined."""
+    found = retained_at(p, target, select)
+    if found is None or p.source_data is None:
+        return {}
+    kept = {} if found.ratio is None else {"kept": found.ratio}
+    return {p.source_data.task.primary: found.after} | kept
+
+
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
     """The target before fitting, α = 0."""
     target = graft(source, p.task.outputs, seed=seed)
@@ -112,6 +123,7 @@ def fit_rows(
     *,
     rows: Sequence[int] | None = None,
     log: Callable[[Epoch], None] = lambda epoch: None,
+    watch: Callable[[], Figures] = dict,
     track: Track | None = None,
     label: str = "fit",
 ) -> Fit:
@@ -125,14 +137,16 @@ def fit_rows(
     }
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()
-    return fine_tune(
-        target,
-        track(train, chosen.epochs, label) if track else train,
-        p.batches("val") if p.splits.val and rows is None else None,
-        p.task, p.metric, chosen,
-        freezing=everything if scratch else p.freezing,
-        penalties=penalties, device=p.device, seed=seed, log=log,
-    )  # fmt: skip
+    strategy = everything if scratch else p.freezing
+    adapts = isinstance(strategy, Adapting)
+    with strategy.adapted(target, seed) if adapts else nullcontext(target) as fitted:
+        return fine_tune(
+            fitted,
+            track(train, chosen.epochs, label) if track else train,
+            p.batches("val") if p.splits.val and rows is None else None,
+            p.task, p.metric, chosen,
+            freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
+        )  # fmt: skip
 
 
 def mover(
@@ -165,16 +179,25 @@ def figures_of(p: Prepared, rows: Sequence[Outputs]) -> Figures:
 # ---------------------------------------------------------------- by folds, where there is no val
 
 
+@dataclass(frozen=True)
+class Folded:
+    """Cross-validation over train: every row judged by models that never saw it."""
+
+    points: list[Point]
+    folds: int
+    rows: dict[float, Outputs]  # α → logits of all rows, in the order of train
+
+
 def cross_validate(
     p: Prepared, source: Source, chosen: Settings, features: Outputs | None
-) -> list[Point]:
-    """Figures over the folds, each row judged by models that never saw it: at every α from the
-    probe on ``features``, or at α = 1 alone without them.
+) -> Folded:
+    """Over the folds, at every α from the probe on ``features``, or at α = 1 alone without them.
 
     The probe of a fold has its λ chosen within the fold's own training rows.
     """
     judged: dict[float, list[Outputs]] = {}
-    for rows, others in p.folds():
+    folds = p.folds()
+    for rows, others in folds:
         start = None
         if features is not None:
             inner = features.take(rows)
@@ -186,7 +209,19 @@ def cross_validate(
         for alpha in ALPHAS if start else (1.0,):
             go(alpha)
             judged.setdefault(alpha, []).append(logits_of(p, target, "train", others))
-    return [Point(alpha, figures_of(p, parts)) for alpha, parts in judged.items()]
+    place = np.argsort([i for _, others in folds for i in others])
+    together = {alpha: joined(parts).take(place.tolist()) for alpha, parts in judged.items()}
+    points = [Point(alpha, figures_of(p, [rows])) for alpha, rows in together.items()]
+    return Folded(points, len(folds), together)
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Rows of several parts, one after another."""
+    return Outputs(
+        tuple(i for part in parts for i in part.ids),
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.targets for part in parts]),
+    )
 
 
 # ---------------------------------------------------------------- the scratch control
@@ -208,7 +243,7 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None) -> list[Arm]:
             )
             figures[rate] = arms[rate].fit.best
         elif p.folds():
-            (point,) = cross_validate(p, first, chosen, None)
+            (point,) = cross_validate(p, first, chosen, None).points
             figures[rate] = point.figures
     rate = best_rate(p, figures) if figures else p.scratch.rates[len(p.scratch.rates) // 2]
     by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"

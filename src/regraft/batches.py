@@ -31,12 +31,31 @@ def order(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
     return sorted(range(len(ids)), key=lambda i: (stable("order", seed, epoch, ids[i]), ids[i]))
 
 
+def balanced(ids: Sequence[str], strata: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """As many draws as rows, of each stratum equally often (± 1), in an order that is a function of
+    (seed, epoch, ids). Class-balanced sampling: Kang et al. 2020, 1910.09217, section 4.1, without
+    chance in the counts: a stratum's rows are all drawn before one is drawn again.
+
+    Draw d is row d % N; d // N says how often it was drawn before in this epoch.
+    """
+    n, names = len(ids), sorted(set(strata))
+    names = [names[k] for k in order(names, seed, epoch)]  # who has one draw more
+    drawn: list[int] = []
+    for k, name in enumerate(names):
+        rows = [i for i in range(n) if strata[i] == name]
+        rows = [rows[j] for j in order([ids[i] for i in rows], seed, epoch)]
+        quota = n // len(names) + (k < n % len(names))
+        drawn += [rows[d % len(rows)] + n * (d // len(rows)) for d in range(quota)]
+    keys = [f"{ids[d % n]} {d // n}" for d in drawn]
+    return [drawn[k] for k in order(keys, seed, epoch)]
+
+
 class Batches:
     """Rows of a split with their targets [N] or [N, C], in batches of at most ``batch_size``.
 
     Iterating gives the rows without augmentation, as they stand or, for texts, by length;
     ``epoch(n)``, n from 1, gives them in the order of epoch n, augmented. Each batch is
-    (ids, inputs [B, …], targets [B] or [B, C]).
+    (ids, inputs [B, …], targets [B] or [B, C]). With ``strata``, an epoch draws each equally often.
     """
 
     def __init__(
@@ -48,6 +67,7 @@ class Batches:
         workers: int = 0,
         augment: Augment | None = None,
         seed: int = 0,
+        strata: Sequence[str] | None = None,
     ) -> None:
         if len(examples) != len(targets):
             raise ValueError(f"{len(examples)} examples but {len(targets)} targets")
@@ -59,6 +79,7 @@ class Batches:
         self.batch_size = batch_size
         self.augment = augment
         self.seed = seed
+        self.strata = strata
         self.tokens = None
         self.workers = workers
         if isinstance(preprocessor, TextPreprocessor):
@@ -77,7 +98,10 @@ class Batches:
 
     def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         """The rows in the order of epoch ``n``, augmented."""
-        return self._batches(order([e.id for e in self.examples], self.seed, n), self.augment, n)
+        ids = [e.id for e in self.examples]
+        if self.strata is None:
+            return self._batches(order(ids, self.seed, n), self.augment, n)
+        return self._batches(balanced(ids, self.strata, self.seed, n), self.augment, n)
 
     def _split(self, rows: list[int], epoch: int) -> list[list[int]]:
         """Rows in batches of even size. In training, texts of like length stand together: within a
@@ -91,7 +115,13 @@ class Batches:
             window = sorted(rows[start : start + width], key=self.tokens.length)
             count = math.ceil(len(window) / self.batch_size)
             parts += [part.tolist() for part in np.array_split(window, count)]
-        return [parts[i] for i in order([self.examples[p[0]].id for p in parts], self.seed, epoch)]
+        firsts = [
+            f"{self.id(p[0])} {p[0] // len(self)}" if self.strata else self.id(p[0]) for p in parts
+        ]
+        return [parts[i] for i in order(firsts, self.seed, epoch)]
+
+    def id(self, draw: int) -> str:
+        return self.examples[draw % len(self)].id
 
     def _batches(
         self, rows: list[int], augment: Augment | None, epoch: int
@@ -110,7 +140,8 @@ class Batches:
         for batch, inputs in zip(batches, loader, strict=True):
             if isinstance(inputs, DataError):
                 raise inputs
-            yield tuple(self.examples[i].id for i in batch), inputs, self.targets[batch]
+            rows = [d % len(self) for d in batch]
+            yield tuple(self.id(d) for d in rows), inputs, self.targets[rows]
 
     def _collate(self, samples: list[Any]) -> Inputs | DataError:
         """A batch, or the first failure: raised in a worker, its message would be a traceback."""
@@ -128,10 +159,12 @@ class _Samples(torch.utils.data.Dataset[Any]):
         from_ = self.batches
         if from_.tokens is not None:
             return from_.tokens[i]
+        before, i = divmod(i, len(from_))
         example = from_.examples[i]
+        drawn = f"{example.id} {before}" if before else example.id  # augmented anew when repeated
         try:
             return from_.preprocessor.one(
-                example.inputs, self.augment, (from_.seed, self.epoch, example.id)
+                example.inputs, self.augment, (from_.seed, self.epoch, drawn)
             )
         except DataError as error:
             return error
@@ -153,8 +186,10 @@ class _Tokens:
         self.flat = {key: np.concatenate(arrays) for key, arrays in parts.items()}
 
     def length(self, i: int) -> int:
+        i %= len(self.ends) - 1
         return int(self.ends[i + 1] - self.ends[i])
 
     def __getitem__(self, i: int) -> dict[str, list[int]]:
+        i %= len(self.ends) - 1
         start, end = self.ends[i], self.ends[i + 1]
         return {key: array[start:end].tolist() for key, array in self.flat.items()}

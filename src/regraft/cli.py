@@ -80,7 +80,7 @@ Lr = Annotated[float | None, typer.Option(help="Learning rate of the backbone.")
 HeadLr = Annotated[float | None, typer.Option(help="Learning rate of the head.")]
 Optimizer = Annotated[str | None, typer.Option(help="Any of torch.optim, by name.")]
 Freezing = Annotated[
-    str | None, typer.Option(help="everything, head_only, last_blocks or gradual.")
+    str | None, typer.Option(help="everything, head_only, last_blocks, gradual or lora.")
 ]
 Seed = Annotated[int | None, typer.Option(help="The first seed.")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds; a verdict needs 3.")]

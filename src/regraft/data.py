@@ -65,7 +65,13 @@ def load_data(
         few = sorted(s for s, n in counts.items() if n < 2)
         if few:
             notes.append(f"test has fewer than 2 rows of: {shorten(few)}")
-    if not parts["val"]:
+    if options.folds:
+        if parts["val"]:
+            notes.append(f"folds = {options.folds}: the {len(parts['val'])} rows of val join train")
+        parts["train"] += parts["val"]
+        parts["val"] = []
+        _check_folds(parts["train"], strata, options.folds)
+    elif not parts["val"]:
         why = _too_small(Counter(strata([e.cells for e in parts["train"]])))
         if options.val and not why:
             _draw(parts, "val", options.val, strata, options.split_seed)
@@ -299,6 +305,25 @@ def _too_small(strata: Counter[str]) -> str:
         return f'train has {strata[rarest]} rows of "{rarest}", fewer than {MIN_PER_STRATUM}'
     few = strata.total() < MIN_ROWS
     return f"train has {strata.total()} rows, fewer than {MIN_ROWS}" if few else ""
+
+
+def _check_folds(
+    train: Sequence[Example], strata: Callable[[Sequence[Cells]], list[str]], folds: int
+) -> None:
+    """Raises DataError where a class, or the groups, cannot be in every fold."""
+    counts = Counter(strata([e.cells for e in train]))
+    rarest = min(counts, key=lambda s: (counts[s], s))
+    if counts[rarest] < folds:
+        raise DataError(
+            f'folds = {folds}: train has {counts[rarest]} rows of "{rarest}", fewer than a fold each; '
+            f"set data.folds to at most {counts[rarest]}, or add rows"
+        )
+    groups = {e.group for e in train if e.group is not None}
+    if groups and len(groups) + sum(e.group is None for e in train) < folds:
+        raise DataError(
+            f"folds = {folds}: train has {len(groups)} groups, which stay whole: set data.folds to at "
+            f"most {len(groups)}"
+        )
 
 
 def _drawn(name: str, parts: dict[str, list[Example]]) -> str:

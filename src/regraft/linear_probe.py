@@ -126,7 +126,7 @@ def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
     return float(task.loss(rows.values.double() @ weight.T + bias, rows.targets).mean())
 
 
-def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int = 5) -> list[Fold]:
+def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int) -> list[Fold]:
     """Stratified folds, groups whole; none where a stratum has a single row.
 
     ``strata`` are class names, or bins of a number. Rows come in a fixed order from the caller, so

@@ -63,6 +63,7 @@ class Epoch:
     rates: dict[str, float]  # of the last step, trainable blocks only
     val: dict[str, float]  # the primary metric and "loss"; empty without val
     best: bool
+    source: dict[str, float] = field(default_factory=dict)  # of the source task, where watched
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ def fine_tune(
     device: torch.device,
     seed: int,
     log: Callable[[Epoch], None] = lambda epoch: None,
+    watch: Callable[[], dict[str, float]] = dict,
 ) -> Fit:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
+
+    ``watch`` looks at the source task after every epoch; nothing is chosen by it.
 
     Raises DivergedError at the first loss or gradient that is not finite.
     """
@@ -108,7 +112,7 @@ def fine_tune(
     )  # fmt: skip
     start = judge(target, val, task, metric, device, settings.layout)
     best, best_epoch, best_state = start, 0, snapshot(target)
-    log(Epoch(0, 0, {}, {}, start, True))
+    log(Epoch(0, 0, {}, {}, start, True, watch()))
     optimizer: torch.optim.Optimizer | None = None
     trainable: frozenset[str] = frozenset()
     thawed: dict[str, int] = {}  # block → the step at which it began to train
@@ -157,9 +161,10 @@ def fine_tune(
             better = not figures or improves(figures, best, metric)  # without val the last stands
             if better:
                 best, best_epoch, best_state = figures, epoch, snapshot(target)
+            watched = watch()
         means = {name: total / per_epoch for name, total in sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
-        log(Epoch(epoch, step, means, rates, figures, better))
+        log(Epoch(epoch, step, means, rates, figures, better, watched))
         if settings.patience and epoch - max(best_epoch, last_thaw) >= settings.patience:
             stopped = f"no gain on val for {settings.patience} epochs"
             break

@@ -58,6 +58,9 @@ class DataPlan(Section):
     split: str | None = Field(None, description='column that says "train", "val" or "test"')
     group: str | None = Field(None, description="column whose equal values stay in one split")
     val: float = Field(0.2, gt=0, lt=1, description="share of train drawn where there is no val")
+    folds: Annotated[int, Field(ge=2, le=20)] | None = Field(
+        None, description="no val: choices and estimates by so many folds of train, groups whole"
+    )
     split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
     label_separator: str = Field(";", description="between the labels of one multi-label cell")
@@ -77,6 +80,9 @@ class SourceDataPlan(Section):
     split: str | None = Field(None, description='column that says "train", "val" or "test"')
     group: str | None = Field(None, description="column whose equal values stay in one part")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
+    each_epoch: bool = Field(
+        False, description="measure the source task after every epoch too, on its select rows"
+    )
     classes: list[str] = Field(
         [],
         description="what the head's outputs are called, in order, where the source does not say",
@@ -95,6 +101,10 @@ class FitPlan(Section):
     epochs: Count | Auto = Field("auto", description="passes over train, at most")
     batch_size: Count | Auto = Field("auto", description="rows a step, before accumulation")
     accumulate: Count = Field(1, description="batches a step")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural",
+        description="balanced: an epoch has as many rows of each class, rare ones repeated",
+    )
     optimizer: str = Field("AdamW", description="any of torch.optim by name")
     optimizer_options: dict[str, float | bool | list[float]] = Field(
         {}, description="its further options, as { momentum = 0.9, nesterov = true }"
@@ -416,7 +426,7 @@ def source_data_options(plan: Plan) -> DataOptions:
 def options_of(d: DataPlan | SourceDataPlan) -> DataOptions:
     return DataOptions(
         **{
-            **d.model_dump(exclude={"classes"}),
+            **d.model_dump(exclude={"classes", "each_epoch"}),
             "path": Path(d.path),
             "image_root": Path(d.image_root) if d.image_root else None,
             "text": tuple(d.text),

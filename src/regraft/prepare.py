@@ -3,6 +3,7 @@ folder is made or a step is taken."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -23,10 +24,13 @@ from .preprocess import Preprocessor, TextPreprocessor, build
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .source_data import SourceData, load_source_data
 from .sources import load_source
-from .types import Example, Metric, Regularizer, Source, Splits, Target, Task
+from .types import Adapting, Example, Metric, Regularizer, Source, Splits, Target, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FOLDS = 5  # at most, where the plan does not say
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Prepared:
         """Stratified folds of train, or of some of its rows; none where a class has one row."""
         chosen = range(len(self.splits.train)) if rows is None else rows
         groups = [self.splits.train[i].group for i in chosen]
-        return folds_of([self.strata[i] for i in chosen], groups)
+        return folds_of([self.strata[i] for i in chosen], groups, self.plan.data.folds or FOLDS)
 
     def batches(
         self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False
@@ -78,6 +82,8 @@ class Prepared:
             workers=cast(int, self.plan.run.workers),
             augment=self.settings.augment if train else None,
             seed=seed,
+            strata=[self.strata[i] for i in rows or range(len(examples))]
+            if train and self.plan.fit.sampling == "balanced" else None,
         )  # fmt: skip
 
 
@@ -117,6 +123,8 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             ["fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
              '"probe", or remove fit.alpha']
         )  # fmt: skip
+    if plan.fit.sampling == "balanced":
+        check_balanced(plan, task)
     preprocessor = build(source.preprocess)
     if isinstance(preprocessor, TextPreprocessor):
         splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
@@ -136,6 +144,12 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         )  # fmt: skip
     for regularizer in regularizers.values():
         regularizer.prepare(target, data_of_source)  # refused here
+    blocks = table(plan, target, freezing, chosen.rates)
+    if isinstance(freezing, Adapting):
+        check_adapting(plan, regularizers)
+        with freezing.adapted(copy.deepcopy(target), plan.run.seed) as other:  # refused here
+            trained = table(plan, other, freezing, chosen.rates)
+        blocks = [replace(b, parameters=t.parameters) for b, t in zip(blocks, trained, strict=True)]
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
@@ -154,7 +168,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         source=source,
         target=target,
         settings=chosen,
-        table=table(plan, target, freezing, chosen.rates),
+        table=blocks,
         metrics=metrics,
         freezing=freezing,
         regularizers=regularizers,
@@ -170,6 +184,30 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             if getattr(splits, s)
         },
     )
+
+
+def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
+    """Raises PlanError for penalties on weights that do not train."""
+    problems = [
+        f"regularizers.{n} pulls weights to the source, and freezing {plan.freezing['name']} leaves them "
+        f"there: remove one of the two"
+        for n, r in regularizers.items()
+        if r.pulls_to_source
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def check_balanced(plan: Plan, task: Task) -> None:
+    """Raises PlanError for balanced sampling where there are no classes, or they are weighed too."""
+    if task.name != "classification":
+        raise PlanError(
+            [f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"]
+        )
+    if plan.task.get("class_weights", "none") != "none":
+        raise PlanError(
+            ["fit.sampling and task.class_weights both make up for rare classes: choose one"]
+        )
 
 
 def check_source_data(
@@ -191,6 +229,10 @@ def check_source_data(
         if plan.fit.retain is not None:
             problems.append(
                 f"fit.retain is measured on source data{why}: add --source-data PATH, or remove it"
+            )
+        if plan.source_data.each_epoch:
+            problems.append(
+                f"source_data.each_epoch needs labelled source data{why}: add --source-data PATH"
             )
     if plan.fit.retain is not None and plan.fit.alpha != "chosen":
         problems.append('fit.retain chooses α: set fit.alpha to "chosen", or remove fit.retain')

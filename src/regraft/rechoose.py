@@ -61,7 +61,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     Raises UsageError where ``out`` exists, DataError or SourceError where the run's data or source have changed.
     """
     from . import plan as plans
-    from .arms import Arm, mover
+    from .arms import Arm, Folded, mover
     from .linear_probe import Probe
     from .loop import Fit
     from .prepare import prepare
@@ -93,7 +93,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     arm = Arm(
         p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end
     )
-    cross = found.points if found.chosen_by == "cross-validation" else []
+    by_folds = found.chosen_by == "cross-validation"
+    cross = Folded(found.points if by_folds else [], 0, {})
     with RunFolder(out) as folder:
         describe(p, folder, folder.log)
         folder.log(f"α = {found.chosen.alpha:g} of {run}, without training")

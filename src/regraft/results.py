@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arms import Arm, Figures, logits_of
+from .arms import Arm, Figures, Folded, logits_of
 from .calibration import calibration
 from .evaluation import Scored, confusion, estimates, gain, scored
 from .features import Outputs, outputs
-from .frontier import Point
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
@@ -33,7 +32,7 @@ class Trained:
     arms: list[Arm]  # a seed each; the first is the model that is saved
     scratch: list[Arm]
     probe: Probe | None
-    cross: list[Point]  # the frontier by folds, where there is no val
+    cross: Folded  # the frontier by folds, where there is no val
     fitted: bool  # False: by cross-validation the probe was better, and stands
 
 
@@ -93,8 +92,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         "seeds": [seed_line(p, i, t, fits, ends, scratch) for i in range(len(fits))],
         "mean": mean_over_seeds(p, fits, ends, scratch),
         "val_controls": val_controls(p, t),
-        "cross_validation": {"linear probe": t.cross[0].figures, "fit": t.cross[-1].figures}
-        if t.cross else {},
+        "cross_validation": cross_validation(p, t.cross),
         "frontier": frontier(p, t, fits, ends),
         "retention": kept,
         "calibration": calibration(task, p.metrics, val, first)
@@ -130,7 +128,7 @@ def frontier(
     folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
     nothing to choose."""
     walked = [(seed, a.points) for seed, a in zip(p.seeds, t.arms, strict=True) if a.points]
-    seed, points = walked[0] if walked else (None, t.cross)
+    seed, points = walked[0] if walked else (None, t.cross.points)
     if not points:
         return None
     pairs = list(zip(fits, ends, strict=True))
@@ -138,11 +136,26 @@ def frontier(
     return {
         "alpha": t.arms[0].alpha if t.fitted else 0.0,
         "retain": p.plan.fit.retain,
-        "chosen_by": "cross-validation" if t.cross else "val",
+        "chosen_by": "cross-validation" if t.cross.points else "val",
         "points": points,
         "seed": seed,
         "test at alpha 1": estimates(p.task, p.metrics, ends[0]),
         "gain over alpha 1": over_seeds or gain(p.metric, *pairs[0]),
+    }
+
+
+def cross_validation(p: Prepared, cross: Folded) -> dict[str, Any]:
+    """The probe and the fit at α = 1 over the folds of train, each row judged by models that never saw
+    it. Intervals are over rows, as if a fold's model were the model: how much models differ from fold
+    to fold is not in them (Bengio and Grandvalet 2004, JMLR 5:1089)."""
+    if 0.0 not in cross.rows:
+        return {}
+    probe, fit = (scored(cross.rows[a], p.task, p.splits.train) for a in (0.0, 1.0))
+    return {
+        "folds": cross.folds,
+        "linear probe": estimates(p.task, p.metrics, probe),
+        "fit": estimates(p.task, p.metrics, fit),
+        "gain": gain(p.metric, fit, probe),
     }
 
 

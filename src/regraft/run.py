@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .arms import Arm, Say, Track, begin, cross_validate, fit_arm, fit_scratch
+from .arms import Arm, Folded, Say, Track, begin, cross_validate, fit_arm, fit_scratch
 from .controls import untrained
 from .data import write_manifest
 from .errors import PlanError, UsageError
@@ -106,7 +106,7 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
 
 def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock) -> Trained:
     """Probe, then a fit a seed, then the scratch control."""
-    probe, start, cross, chosen = None, None, list[Point](), p.settings
+    probe, start, cross, chosen = None, None, Folded([], 0, {}), p.settings
     alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
     if not p.source.nothing_kept:
         with clock("features"):
@@ -123,11 +123,12 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             )  # fmt: skip
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
         start = probe if p.plan.fit.start == "probe" else None
-    select = source_before(p, "select") if start is not None and alpha is None else None
+    walks = start is not None and alpha is None
+    select = source_before(p, "select") if walks or p.plan.source_data.each_epoch else None
     if start is not None and not p.splits.val and p.folds():
         with clock("cross-validation"):
             cross = cross_validate(p, p.source, chosen, features["train"])
-        best = choose(cross, p.metric).alpha if alpha is None else alpha
+        best = choose(cross.points, p.metric).alpha if alpha is None else alpha
         if best == 0:
             say("by cross-validation fine-tuning nowhere beats the probe, so the probe stands")
             chosen = replace(chosen, epochs=0)
@@ -147,7 +148,7 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             source = replace(untrained(source, seed), name=source.name)
         arm = fit_arm(
             p, source, chosen, seed,
-            start=start, alpha=alpha, select=select, points=cross, log=log, track=track, label=f"seed {seed}",
+            start=start, alpha=alpha, select=select, points=cross.points, log=log, track=track, label=f"seed {seed}",
         )  # fmt: skip
         if alpha is None and arm.points:
             by = "val" if p.splits.val else "cross-validation"
@@ -186,9 +187,12 @@ def in_words(epoch: Epoch, epochs: int, seed: int) -> str:
     """One plain line an epoch."""
     val = "   ".join(f"val {k} {v:.4f}" for k, v in epoch.val.items())
     terms = "   ".join(f"{k} {v:.4f}" for k, v in epoch.terms.items())
+    source = "   ".join(f"source {k} {v:.4f}" for k, v in epoch.source.items())
     best = " *" if epoch.best and epoch.val else ""
     return (
-        "   ".join(s for s in (f"seed {seed}   epoch {epoch.epoch}/{epochs}", terms, val) if s)
+        "   ".join(
+            s for s in (f"seed {seed}   epoch {epoch.epoch}/{epochs}", terms, val, source) if s
+        )
         + best
     )
 

@@ -45,6 +45,8 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "scratch" and r["mean"]:  # its gain is over all seeds, so its figure is too
             value = r["mean"]["scratch"][r["primary"]]["mean"]
         yield "", over(r, name, value)
+    if r["cross_validation"]:
+        yield "", folds(r)
     if r.get("calibration"):
         yield "", calibration(r["calibration"])
     if r["frontier"] is not None:
@@ -95,6 +97,16 @@ def over_seeds(r: dict[str, Any]) -> str:
     if seeds == 1:
         return "paired"
     return f"over {seeds} seeds" if seeds >= SEEDS else f"paired, about these {seeds} seeds only"
+
+
+def folds(r: dict[str, Any]) -> str:
+    """The rows of train by models that never saw them."""
+    c, m = r["cross_validation"], r["primary"]
+    probe, fit = estimate(c["linear probe"][m]), estimate(c["fit"][m])
+    return (
+        f"{c['folds']} folds of train, n = {c['fit'][m]['n']}   α = 1 {fit}, linear probe {probe}   "
+        f"{signed(c['gain'])} paired"
+    )
 
 
 def frontier(r: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ R bootstrap resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -85,6 +86,7 @@ class DataOptions:
     split: str | None = None  # column that says train, val or test
     group: str | None = None  # column; rows of one group stay in one split
     val: float = 0.2  # fraction of train that becomes val where the data bring none; 0: no val
+    folds: int | None = None  # no val: all rows but test are train, for cross-validation
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
     empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
@@ -364,6 +366,15 @@ class Freezing(Protocol):
     """Which blocks train in an epoch; pure, so that it can be printed and tested without torch."""
 
     def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]: ...
+
+
+@runtime_checkable
+class Adapting(Freezing, Protocol):
+    """A freezing strategy that trains something beside the weights, and merges it at the end."""
+
+    def adapted(self, target: Target, seed: int) -> AbstractContextManager[Target]:
+        """What is fitted in place of the target, whose weights hold the result afterwards."""
+        ...
 
 
 Found = TypeVar("Found")

@@ -246,7 +246,9 @@ def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(
     assert code == 0, err
     r = result(tmp_path / "run")
     assert r["rows"] == {"train": 9, "val": 0, "test": 18}
-    assert set(r["cross_validation"]) == {"fit", "linear probe"}
+    assert set(r["cross_validation"]) == {"folds", "fit", "linear probe", "gain"}
+    assert r["cross_validation"]["folds"] == 3
+    assert r["cross_validation"]["fit"]["accuracy"]["n"] == 9
     assert r["probe"]["chosen_by"] == "3-fold cross-validation"
     assert [s["seed"] for s in r["seeds"]] == [0, 1, 2]
     assert r["verdict"]["seeds"] == 3

@@ -202,3 +202,26 @@ def test_a_run_without_a_frontier_says_so(source: Path, pictures: Path, cli: Cli
     regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS | {"fit.alpha": 1.0})
     code, _, err = cli("frontier", run)
     assert code == 2 and "has no frontier" in err and not (run / "frontier").exists()
+
+
+def test_the_source_is_watched_after_every_epoch_when_asked(
+    source: Path, pictures: Path, tmp_path: Path
+) -> None:
+    more = SETTINGS | {"run.seeds": 1, "fit.epochs": 2, "source_data.each_epoch": True}
+    regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=more)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [set(x["source"]) for x in lines] == [{"accuracy", "kept"}] * 3
+    assert lines[0]["source"]["kept"] == 1  # nothing has moved yet
+    r = result(tmp_path / "run")
+    if r["frontier"] is not None:  # its end is the best epoch, on the same select rows
+        end = r["frontier"]["points"][-1]["source"]
+        best = lines[r["fit"]["best_epoch"]]["source"]
+        assert best == {"accuracy": end["after"], "kept": end["ratio"]}
+    plain = SETTINGS | {"run.seeds": 1, "fit.epochs": 2}
+    regraft.fit(pictures, source=str(source), out=tmp_path / "plain", settings=plain)
+    seen = [json.loads(x) for x in (tmp_path / "plain" / "history.jsonl").read_text().splitlines()]
+    assert all(x["source"] == {} for x in seen)
+    assert [x["terms"] for x in seen] == [x["terms"] for x in lines]  # watching changes nothing
+    with pytest.raises(PlanError, match="each_epoch needs labelled source data"):
+        regraft.fit(pictures, source=str(source), out=tmp_path / "no",
+                    settings=plain | {"source_data.path": "none", "source_data.each_epoch": True})  # fmt: skip

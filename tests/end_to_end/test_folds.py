@@ -1,0 +1,114 @@
+"""Cross-validation that was asked for: no val, test untouched, no row judged by a model that saw it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.errors import DataError, PlanError
+
+SETTINGS = {"run.threads": 1, "fit.epochs": 1, "fit.batch_size": 16, "source.image_size": 32}
+
+
+def fit(data: Path, weights: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    more = SETTINGS | {"source.weights": str(weights)} | settings
+    regraft.fit(data, source="timm:test_resnet", out=out, settings=more)
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return found
+
+
+def split(run: Path, name: str) -> set[str]:
+    rows = map(json.loads, (run / "manifest.jsonl").read_text().splitlines())
+    return {r["id"] for r in rows if r["split"] == name}
+
+
+def test_folds_take_the_place_of_val_and_leave_test_alone(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    plain = fit(pictures, weights, tmp_path / "plain")
+    r = fit(pictures, weights, tmp_path / "folds", **{"data.folds": 4})
+    assert plain["rows"]["val"] > 0 and not plain["cross_validation"]
+    assert r["rows"] == {"train": 60, "val": 0, "test": 24}
+    assert split(tmp_path / "plain", "test") == split(tmp_path / "folds", "test")
+    c = r["cross_validation"]
+    assert c["folds"] == 4 and r["probe"]["chosen_by"] == "4-fold cross-validation"
+    for arm in ("fit", "linear probe"):
+        assert (
+            c[arm]["accuracy"]["n"] == 60
+            and c[arm]["accuracy"]["low"] < c[arm]["accuracy"]["value"]
+        )
+    difference = c["fit"]["accuracy"]["value"] - c["linear probe"]["accuracy"]["value"]
+    assert c["gain"]["value"] == pytest.approx(difference)
+    assert r["frontier"] is None or r["frontier"]["chosen_by"] == "cross-validation"
+
+
+def test_labels_drawn_by_lot_are_not_learnt_over_folds(weights: Path, tmp_path: Path) -> None:
+    """A row judged by a model that saw it would be right: 64 features tell 60 rows apart."""
+    from .conftest import picture
+
+    rng = np.random.default_rng(0)
+    lines = [("file", "label", "split")]
+    for i in range(90):
+        picture(tmp_path / "p" / f"{i}.png", (120, 120, 120), i, noise=100)
+        lines.append((f"p/{i}.png", "ab"[rng.integers(2)], "train" if i < 60 else "test"))
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    r = fit(tmp_path / "rows.csv", weights, tmp_path / "run",
+            **{"data.folds": 5, "data.image": "file", "data.label": ["label"], "data.split": "split",
+               "probe.strengths": [1e-5], "fit.lr": 1e-4})  # fmt: skip
+    c = r["cross_validation"]
+    for arm in ("fit", "linear probe"):
+        assert 0.25 < c[arm]["accuracy"]["value"] < 0.75
+
+
+def test_more_folds_than_rows_of_a_class_are_refused(
+    make_pictures: Any, weights: Path, tmp_path: Path
+) -> None:
+    data = make_pictures(tmp_path / "few", train=3, test=2)
+    with pytest.raises(DataError, match=r'folds = 5: train has 3 rows of "amber".*at most 3'):
+        fit(data, weights, tmp_path / "run", **{"data.folds": 5})
+    assert not (tmp_path / "run").exists()
+
+
+def test_groups_are_not_torn_apart_by_folds(weights: Path, tmp_path: Path) -> None:
+    from regraft.linear_probe import folds_of
+
+    groups = [f"g{i // 3}" for i in range(60)]
+    found = folds_of(["ab"[i % 2] for i in range(60)], groups, 5)
+    for train, judged in found:
+        assert not {groups[i] for i in train} & {groups[i] for i in judged}
+    assert sorted(i for _, judged in found for i in judged) == list(range(60))
+
+
+def test_balanced_sampling_is_refused_where_it_means_nothing(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="both make up for rare classes: choose one"):
+        fit(pictures, weights, tmp_path / "run",
+            **{"fit.sampling": "balanced", "task.class_weights": "balanced"})  # fmt: skip
+    r = fit(pictures, weights, tmp_path / "ok", **{"fit.sampling": "balanced"})
+    assert r["fit"]["epochs"] == 1
+
+
+def test_a_group_that_fills_more_folds_than_there_are_groups_is_refused(
+    weights: Path, tmp_path: Path
+) -> None:
+    from .conftest import picture
+
+    lines = [("file", "label", "split", "plant")]
+    for i in range(24):
+        picture(tmp_path / "p" / f"{i}.png", (20 + 200 * (i % 2), 120, 120), i)
+        lines.append((f"p/{i}.png", "ab"[i % 2], "train" if i < 16 else "test",
+                      f"g{i // 8}"))  # fmt: skip
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    with pytest.raises(DataError, match=r"folds = 4: train has 2 groups.*at most 2"):
+        fit(tmp_path / "rows.csv", weights, tmp_path / "run",
+            **{"data.folds": 4, "data.image": "file", "data.label": ["label"], "data.split": "split",
+               "data.group": "plant"})  # fmt: skip
