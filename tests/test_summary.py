@@ -72,7 +72,8 @@ def test_calibration_is_shown_beside_the_temperature_that_would_help():
     found = {"temperature": 1.5, "before": {"ece": estimate(0.3)}, "after": {"ece": estimate(0.2)}}
     said = summary(Path("runs/x"), result(calibration=found))
     assert (
-        "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val, 0.200" in said
+        "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200"
+        in said
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .plan import Plan, check, place
 from .plugins import module
 from .preprocess import Preprocessor, build
 from .run import run as run_plan
-from .runfiles import finished, is_run, read_task
+from .runfiles import finished, is_run, read_json, read_task
 from .sources import load_source
 from .summary import summary
 from .types import (
@@ -112,6 +113,24 @@ class Predictor:
     preprocessor: Preprocessor
     kind: Kind  # "image", "text" or "tensor"
     device: torch.device
+    temperature: float | None = None  # that the run fitted on val
+
+    def calibrated(self) -> Predictor:
+        """The same model with logits divided by the run's temperature: the same answers, with
+        probabilities that are as sure as the model is right.
+
+        Raises UsageError for a run that fitted no temperature.
+        """
+        if self.temperature is None:
+            raise UsageError(
+                "this run fitted no temperature: it takes a classification task and rows for val"
+            )
+        head = copy.deepcopy(self.model.get_submodule("head"))
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.div_(self.temperature)
+        model = Model(self.model.get_submodule("backbone"), head).eval()
+        return replace(self, model=model, temperature=1.0)
 
     def predict(self, inputs: Sequence[str | Path | tuple[str, str]]) -> list[Prediction]:
         """Pictures by path, texts, or pairs of texts → a prediction each, in their order.
@@ -161,7 +180,12 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     if source.head is None:
         raise UsageError(f"{run} holds no head: its model folder is damaged")
     model = Model(source.backbone, source.head).eval().to(device)
-    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device))
+    result = folder / "result.json"  # a model folder alone is enough to predict with
+    calibration = (read_json(result) if result.is_file() else {}).get("calibration") or {}
+    return Predictor(
+        model, task, build(source.preprocess), source.kind, torch.device(device),
+        calibration.get("temperature"),
+    )  # fmt: skip
 
 
 def plan_of(run: str | Path) -> Plan:

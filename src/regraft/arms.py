@@ -4,7 +4,7 @@ val's place where there are too few rows for one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, judge, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
-from .types import Adapting, Source, Target
+from .types import Adapting, Freezing, Source, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,8 +138,7 @@ def fit_rows(
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()
     strategy = everything if scratch else p.freezing
-    adapts = isinstance(strategy, Adapting)
-    with strategy.adapted(target, seed) if adapts else nullcontext(target) as fitted:
+    with adapted(strategy, target, seed) as fitted:
         return fine_tune(
             fitted,
             track(train, chosen.epochs, label) if track else train,
@@ -147,6 +146,13 @@ def fit_rows(
             p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
         )  # fmt: skip
+
+
+def adapted(strategy: Freezing, target: Target, seed: int) -> AbstractContextManager[Target]:
+    """What is fitted in place of the target: itself, but for a strategy that says otherwise."""
+    if isinstance(strategy, Adapting):
+        return strategy.adapted(target, seed)
+    return nullcontext(target)
 
 
 def mover(

@@ -31,6 +31,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Calibrated = Annotated[
+    bool,
+    typer.Option("--calibrated", help="Probabilities at the temperature that fits the run's val."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -259,6 +263,30 @@ def curve(
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
 
+@app.command(rich_help_panel=TRAIN)
+@with_flags(but=("out", "seeds", "retain", "controls"))
+def rates(
+    data: Data,
+    flags: dict[str, Any],
+    steps: Annotated[int, typer.Option(help="Steps with growing rates.")] = 100,
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learning-rate range test: at which rates does training break? Keeps nothing that it trains."""
+    from dataclasses import asdict
+
+    chosen = make_plan(data, flags, settings, allow_code)
+    from .range_test import in_words, of_plan
+
+    found = of_plan(
+        chosen, steps, allow_code=allow_code,
+        say=(lambda line: None) if quiet or as_json else typer.echo,
+    )  # fmt: skip
+    typer.echo(json.dumps(asdict(found)) if as_json else in_words(found))
+
+
 def show_result(path: Path, as_json: bool) -> None:
     from .runfiles import read_json
     from .summary import summary
@@ -293,6 +321,7 @@ def evaluate(
     label: Label = [],  # noqa: B006
     group: Group = None,
     on_bad: OnBad = None,
+    calibrated: Calibrated = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -305,6 +334,7 @@ def evaluate(
     given = {"image_root": image_root, "image": image, "text": text, "label": label, "group": group,
              "on_bad": on_bad}  # fmt: skip
     model = load(run, device=device or "cpu")
+    model = model.calibrated() if calibrated else model
     figures, rows, which = model.evaluate(like_run(run, data, given))
     if as_json:
         record = {"n": len(rows), "rows": which} | {k: asdict(v) for k, v in figures.items()}
@@ -368,6 +398,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write CSV here instead of the terminal.")
     ] = None,
+    calibrated: Calibrated = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -378,6 +409,7 @@ def predict(
     if out is not None and out.exists():
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     model = load(run, device=device or "cpu")
+    model = model.calibrated() if calibrated else model
     given = {"image_root": image_root, "image": image, "text": text}
     names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
     predictions = model.predict(values)

@@ -19,9 +19,8 @@ from . import optimizers
 from .averaging import average_of, averaged
 from .features import outputs
 from .freeze import set_trainable
-from .objective import Objective, diverged
+from .objective import Objective
 from .rates import SCHEDULES, factor
-from .sharpness import ascended
 from .types import Augment
 
 if TYPE_CHECKING:
@@ -107,9 +106,7 @@ def fine_tune(
     schedule = SCHEDULES[settings.schedule]
     torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
 
-    objective = Objective(
-        target, task, penalties, settings.augment, device, settings.layout, seed
-    )  # fmt: skip
+    objective = Objective(target, task, penalties, settings, device, seed)
     start = judge(target, val, task, metric, device, settings.layout)
     best, best_epoch, best_state = start, 0, snapshot(target)
     log(Epoch(0, 0, {}, {}, start, True, watch()))
@@ -137,21 +134,9 @@ def fine_tune(
             for group in optimizer.param_groups:
                 at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
                 group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
-            key = (epoch, step, step * settings.accumulate)
-            values = objective.gradient(micro_batches, params, optimizer, key)
-            if settings.sharpness:
-                with ascended(params.values(), settings.sharpness):
-                    objective.gradient(micro_batches, params, optimizer, key)
+            values = objective.step(micro_batches, params, optimizer, epoch, step)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
-            if settings.clip_norm:
-                norm = torch.nn.utils.clip_grad_norm_(params.values(), settings.clip_norm)
-                if not torch.isfinite(norm):
-                    raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for after in (p.after for p in penalties.values() if p.after):
-                after(params, rates_of(optimizer, params))
             if average is not None:
                 average.update_parameters(model)
             step += 1
@@ -211,12 +196,6 @@ def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[Labe
     batches = iter(batches)
     while chunk := list(islice(batches, count)):
         yield chunk
-
-
-def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """The rate that each parameter, by name, was last stepped with."""
-    rate = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    return {name: rate[id(p)] for name, p in params.items()}
 
 
 def snapshot(target: Target) -> dict[str, Tensor]:

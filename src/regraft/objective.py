@@ -1,4 +1,4 @@
-"""The objective of fine-tuning: L(Dt, θ) + λ·R(θ), and its gradient over the micro-batches of a step."""
+"""The objective of fine-tuning, L(Dt, θ) + λ·R(θ): its gradient over micro-batches, and a step down."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from .errors import DivergedError, shorten
 from .features import on
 from .preprocess import mix
+from .sharpness import ascended
 from .types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .types import Augment, Inputs, Penalty, Target, Task
+    from .loop import Settings
+    from .types import Inputs, Penalty, Target, Task
 
     LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
 
@@ -26,24 +28,46 @@ class Objective:
     target: Target
     task: Task
     penalties: Mapping[str, Penalty]
-    augment: Augment
+    settings: Settings
     device: torch.device
-    layout: str
     seed: int
+
+    def step(
+        self,
+        micro_batches: Sequence[LabelledBatch],
+        params: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        step: int,
+    ) -> dict[str, float]:
+        """One step of the optimiser; → each term's value. Raises DivergedError."""
+        values = self.gradient(micro_batches, params, optimizer, epoch, step)
+        if self.settings.sharpness:
+            with ascended(params.values(), self.settings.sharpness):
+                self.gradient(micro_batches, params, optimizer, epoch, step)
+        if self.settings.clip_norm:
+            norm = torch.nn.utils.clip_grad_norm_(params.values(), self.settings.clip_norm)
+            if not torch.isfinite(norm):
+                raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for after in (p.after for p in self.penalties.values() if p.after):
+            after(params, rates_of(optimizer, params))
+        return values
 
     def gradient(
         self,
         micro_batches: Sequence[LabelledBatch],
         params: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
-        key: tuple[int, int, int],
+        epoch: int,
+        step: int,
     ) -> dict[str, float]:
         """Add the gradient of a step's loss to that of the parameters; → each term's value.
 
-        ``key`` is the epoch, the step and the number of the first micro-batch, for what is drawn at
-        random. Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
+        Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
         """
-        epoch, step, number = key
+        augment, layout = self.settings.augment, self.settings.layout
         backbone = self.target.model.get_submodule("backbone")
         head = self.target.model.get_submodule("head")
         blocks = [b.name for b in self.target.blocks]
@@ -51,9 +75,9 @@ class Objective:
         rows = sum(len(ids) for ids, _, _ in micro_batches)
         values: dict[str, float] = {}
         for part, (ids, inputs, targets) in enumerate(micro_batches):
-            drawn = (self.seed, epoch, number + part)
-            inputs, targets = mix(inputs, targets, self.task.outputs, self.augment, *drawn)
-            inputs, targets = on(inputs, self.device, self.layout), targets.to(self.device)
+            key = (self.seed, epoch, step * self.settings.accumulate + part)
+            inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
+            inputs, targets = on(inputs, self.device, layout), targets.to(self.device)
             maps = block_outputs(self.target, backbone, inputs) if cut else {}
             features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
             logits = head(features)  # [B, C]
@@ -81,6 +105,12 @@ def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[s
         assert block.run is not None
         x = found[block.name] = block.run(backbone, x)
     return found
+
+
+def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """The rate that each parameter, by name, was last stepped with."""
+    rate = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    return {name: rate[id(p)] for name, p in params.items()}
 
 
 def diverged(

@@ -125,7 +125,7 @@ def frontier(r: dict[str, Any]) -> str:
 def calibration(c: dict[str, Any]) -> str:
     """How far confidence is from accuracy, as it is and at the temperature fitted on val."""
     before, after = estimate(c["before"]["ece"]), estimate(c["after"]["ece"])
-    return f"calibration error {before}; logits divided by {c['temperature']:.2f}, as fits val, {after}"
+    return f"calibration error {before}; logits divided by {c['temperature']:.2f}, as fits val (--calibrated), {after}"
 
 
 def retention(r: dict[str, Any]) -> str:

@@ -112,3 +112,46 @@ def test_a_group_that_fills_more_folds_than_there_are_groups_is_refused(
         fit(tmp_path / "rows.csv", weights, tmp_path / "run",
             **{"data.folds": 4, "data.image": "file", "data.label": ["label"], "data.split": "split",
                "data.group": "plant"})  # fmt: skip
+
+
+def test_rates_are_tried_from_the_command_line_and_leave_no_file(
+    pictures: Path, weights: Path, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["rates", pictures, "--source", "timm:test_resnet", "--weights", weights, "--steps", 12,
+            "--batch-size", 16, "--set", "source.image_size=32", "--set", "run.threads=1"]  # fmt: skip
+    code, printed, err = cli(*args)
+    assert code == 0, err
+    assert "A tenth of the least is the usual choice: --lr" in printed
+    code, printed, err = cli(*args, "--json", "--freezing", "lora")
+    assert code == 0, err
+    tried = json.loads(printed)["tried"]
+    assert tried[0]["factor"] == pytest.approx(0.01) and len(tried) <= 12
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrated_probabilities_are_those_the_run_reported(
+    pictures: Path, weights: Path, cli: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    r = fit(pictures, weights, run)
+    t = r["calibration"]["temperature"]
+    assert abs(np.log(t)) > 1e-3  # else nothing is tested
+    with (run / "predictions.csv").open(newline="") as file:
+        saved = {row["where"]: row for row in csv.DictReader(file)}
+    model = regraft.load(run)
+    inputs = sorted((pictures / "test").rglob("*.png"))
+    for plain, cool in zip(model.predict(inputs), model.calibrated().predict(inputs), strict=True):
+        powers = {c: p ** (1 / t) for c, p in plain.scores.items()}
+        assert cool.label == plain.label
+        for name, power in powers.items():
+            assert cool.scores[name] == pytest.approx(power / sum(powers.values()), abs=1e-5)
+    assert len(saved) == 24
+    code, printed, err = cli("evaluate", run, pictures, "--calibrated", "--json")
+    assert code == 0, err
+    reported = r["calibration"]["after"]["log_loss"]["value"]
+    assert json.loads(printed)["log_loss"]["value"] == pytest.approx(reported, abs=1e-5)
+    without = fit(pictures, weights, tmp_path / "folds", **{"data.folds": 3})
+    assert without["calibration"] is None
+    code, printed, err = cli("predict", tmp_path / "folds", pictures / "test", "--calibrated")
+    assert code == 2 and "fitted no temperature" in err and not printed
