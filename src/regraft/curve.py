@@ -86,10 +86,12 @@ def curve(
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
             points += at(p, plan, n, parts, features)
             say(f"{n} labels: {len(folds)} folds done")
-        record = {"primary": p.task.primary, "folds": len(folds), "points": points,
-                  "answer": answer(points, p.metric.higher_is_better)}  # fmt: skip
+        unit = "labels a class" if p.task.name == "classification" else "labelled rows"
+        record = {"primary": p.task.primary, "unit": unit, "folds": len(folds), "points": points,
+                  "answer": answer(points, p.metric.higher_is_better),
+                  "plan": p.plan.model_dump(exclude_none=True)}  # fmt: skip
         folder.json("curve.json", record)
-        draw([asdict(q) for q in points], p.task.primary, out / "curve.png")
+        draw([asdict(q) for q in points], p.task.primary, unit, out / "curve.png")
     return out
 
 
@@ -191,7 +193,7 @@ def in_words(record: dict[str, Any]) -> str:
     return "\n".join([*lines, record["answer"]])
 
 
-def draw(points: Sequence[dict[str, Any]], primary: str, path: Path) -> None:
+def draw(points: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) -> None:
     """Lines with bands over labels, on a log axis."""
     from matplotlib.figure import Figure
 
@@ -210,7 +212,7 @@ def draw(points: Sequence[dict[str, Any]], primary: str, path: Path) -> None:
         labels=sorted({str(q["labels"]) for q in points}, key=int),
     )
     axes.minorticks_off()
-    axes.set_xlabel("labels a class")
+    axes.set_xlabel(unit)
     axes.set_ylabel(primary)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from .arms import adapted
 from .features import outputs
 from .frontier import ALPHAS
 from .grafting import graft
@@ -85,10 +86,11 @@ def cost(p: Prepared) -> str:
 
     def step() -> float:
         begin = time.monotonic()
-        fine_tune(
-            target, train, None, p.task, p.metric, once, freezing=p.freezing, penalties={},
-            device=p.device, seed=p.seeds[0],
-        )  # fmt: skip
+        with adapted(p.freezing, target, p.seeds[0]) as fitted:
+            fine_tune(
+                fitted, train, None, p.task, p.metric, once, freezing=p.freezing, penalties={},
+                device=p.device, seed=p.seeds[0],
+            )  # fmt: skip
         return time.monotonic() - begin
 
     def forward() -> float:

@@ -133,7 +133,7 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     chosen |= settle("run", "layout", run.layout, layout, why)
     if not has_val and plan.fit.patience:
         raise PlanError(
-            ["fit.patience: too few rows for val, so there is nothing to stop on: set 0"]
+            ["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"]
         )
     plan = plan.model_copy(
         update={"fit": fit.model_copy(update=out), "run": run.model_copy(update=chosen)}

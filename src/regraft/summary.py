@@ -68,7 +68,7 @@ def how_it_went(r: dict[str, Any]) -> str:
     if not fit["fitted"]:
         how = "the linear probe stands: fine-tuning did not beat it by cross-validation"
     elif not r["rows"]["val"]:
-        how = f"{fit['epochs']} epochs (too few rows for val)"
+        how = f"{fit['epochs']} epochs (no val)"
     elif fit["best_epoch"] == 0:
         how = f"the starting point was best of {fit['epochs']} epochs on val"
     else:

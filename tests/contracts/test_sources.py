@@ -15,6 +15,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regraft.freeze import set_trainable
+from regraft.freezing.lora import LoRA
+from regraft.grafting import graft
 from regraft.plugins import module
 from regraft.sources import load_source
 from regraft.types import ImageSpec, Source, SourceOptions
@@ -199,3 +202,44 @@ def test_report_accounts_for_every_tensor(case: Case) -> None:
     assert set(case.source.backbone.state_dict()) <= kept
     assert not [t for t in case.source.report if t.state == "fresh"]
     assert len(case.source.digest) == 64
+
+
+def test_lora_trains_a_change_of_every_layer_and_merges_it(case: Case) -> None:
+    """A layer whose forward passed its change by would have no gradient, and be where it was."""
+    target = graft(case.source, 3)
+    before = {n: t.clone() for n, t in target.model.state_dict().items()}
+    lora = LoRA(rank=2)
+    with lora.adapted(target, seed=0) as adapted:
+        with torch.no_grad():
+            start = adapted.model.eval()(case.inputs)
+        names = [b.name for b in adapted.blocks]
+        set_trainable(adapted, lora(names, 1), "frozen")
+        trained = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+        for _ in range(2):
+            adapted.model.eval()(case.inputs).square().sum().backward()
+            with torch.no_grad():
+                for p in trained.values():
+                    assert p.grad is not None
+                    p -= 1e-2 * p.grad / (p.grad.norm() + 1e-12)
+                    p.grad = None
+        with torch.no_grad():
+            said = adapted.model(case.inputs)
+            x = case.inputs
+            if case.name in CHAINED:  # a penalty that looks between blocks sees the changes too
+                for block in adapted.blocks[:-1]:
+                    assert block.run is not None
+                    x = block.run(adapted.model.get_submodule("backbone"), x)
+                torch.testing.assert_close(
+                    adapted.model.get_submodule("head")(x), said, rtol=1e-4, atol=1e-5
+                )
+    with torch.no_grad():
+        head = graft(case.source, 3).model.get_submodule("head")
+        torch.testing.assert_close(
+            start, head(case.source.backbone(case.inputs)), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(target.model(case.inputs), said, rtol=1e-3, atol=1e-4)
+    after = target.model.state_dict()
+    assert list(after) == list(before)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    layers = {f"backbone.{n}.weight" for n in lora.changed(target.model.get_submodule("backbone"))}
+    assert moved == layers | {"head.weight", "head.bias"} and len(layers) > 3

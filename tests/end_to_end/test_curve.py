@@ -42,7 +42,9 @@ def test_every_arm_has_a_point_at_every_number_of_labels(made: tuple[dict[str, A
         if np.std(q["folds"]) > 0:
             low, high = stats.t.interval(0.95, 4, np.mean(q["folds"]), stats.sem(q["folds"]))
             assert (q["low"], q["high"]) == pytest.approx((low, high))
+    assert any(np.std(q["folds"]) > 0 for q in points)  # else no band was looked at
     assert "4 labels   scratch" in out and record["answer"] in out
+    assert record["unit"] == "labels a class" and record["plan"]["fit"]["epochs"] == 1
 
 
 def prepared(pictures: Path, weights: Path) -> Any:
