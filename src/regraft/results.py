@@ -129,7 +129,7 @@ def frontier(
     nothing to choose."""
     walked = [(seed, a.points) for seed, a in zip(p.seeds, t.arms, strict=True) if a.points]
     seed, points = walked[0] if walked else (None, t.cross.points)
-    if not points:
+    if len(points) < 2:  # nothing to choose between
         return None
     pairs = list(zip(fits, ends, strict=True))
     over_seeds = judge(p.metric, pairs).gain
@@ -148,15 +148,15 @@ def cross_validation(p: Prepared, cross: Folded) -> dict[str, Any]:
     """The probe and the fit at α = 1 over the folds of train, each row judged by models that never saw
     it. Intervals are over rows, as if a fold's model were the model: how much models differ from fold
     to fold is not in them (Bengio and Grandvalet 2004, JMLR 5:1089)."""
-    if 0.0 not in cross.rows:
+    if not cross.rows:
         return {}
-    probe, fit = (scored(cross.rows[a], p.task, p.splits.train) for a in (0.0, 1.0))
-    return {
-        "folds": cross.folds,
-        "linear probe": estimates(p.task, p.metrics, probe),
-        "fit": estimates(p.task, p.metrics, fit),
-        "gain": gain(p.metric, fit, probe),
-    }
+    fit = scored(cross.rows[1.0], p.task, p.splits.train)
+    found = {"folds": cross.folds, "fit": estimates(p.task, p.metrics, fit)}
+    if 0.0 in cross.rows:
+        probe = scored(cross.rows[0.0], p.task, p.splits.train)
+        found["linear probe"] = estimates(p.task, p.metrics, probe)
+        found["gain"] = gain(p.metric, fit, probe)
+    return found
 
 
 def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:

@@ -125,9 +125,10 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None
     select = source_before(p, "select") if walks or p.plan.source_data.each_epoch else None
-    if start is not None and not p.splits.val and p.folds():
+    if not p.splits.val and p.folds() and (start is not None or p.plan.data.folds):
         with clock("cross-validation"):
-            cross = cross_validate(p, p.source, chosen, features["train"])
+            cross = cross_validate(p, p.source, chosen, features["train"] if start else None)
+    if start is not None and cross.points:
         best = choose(cross.points, p.metric).alpha if alpha is None else alpha
         if best == 0:
             say("by cross-validation fine-tuning nowhere beats the probe, so the probe stands")

@@ -102,11 +102,10 @@ def over_seeds(r: dict[str, Any]) -> str:
 def folds(r: dict[str, Any]) -> str:
     """The rows of train by models that never saw them."""
     c, m = r["cross_validation"], r["primary"]
-    probe, fit = estimate(c["linear probe"][m]), estimate(c["fit"][m])
-    return (
-        f"{c['folds']} folds of train, n = {c['fit'][m]['n']}   α = 1 {fit}, linear probe {probe}   "
-        f"{signed(c['gain'])} paired"
-    )
+    text = f"{c['folds']} folds of train, n = {c['fit'][m]['n']}   α = 1 {estimate(c['fit'][m])}"
+    if "linear probe" not in c:
+        return text
+    return f"{text}, linear probe {estimate(c['linear probe'][m])}   {signed(c['gain'])} paired"
 
 
 def frontier(r: dict[str, Any]) -> str:

@@ -155,3 +155,13 @@ def test_calibrated_probabilities_are_those_the_run_reported(
     assert without["calibration"] is None
     code, printed, err = cli("predict", tmp_path / "folds", pictures / "test", "--calibrated")
     assert code == 2 and "fitted no temperature" in err and not printed
+
+
+def test_folds_estimate_a_fit_without_a_probe_too(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    r = fit(pictures, weights, tmp_path / "run", **{"data.folds": 3, "fit.start": "random"})
+    assert set(r["cross_validation"]) == {"folds", "fit"} and r["frontier"] is None
+    assert r["cross_validation"]["fit"]["accuracy"]["n"] == 60
+    said = str(regraft.api.Run.read(tmp_path / "run"))
+    assert "3 folds of train, n = 60   α = 1 0." in said
