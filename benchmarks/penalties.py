@@ -3,7 +3,7 @@
     python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER
 
 FLOWERS is cut to 20 training pictures a class, at 128 pixels, from EfficientNet-Lite0. Plain fine-tuning at
-three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then the
+three rates and LoRA at 3e-4, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then the
 strength chosen on val and on the source's select rows, on three seeds, by two rules: "keeps" takes the one
 with the best select of those within two points of plain on val, "fits" the best on val, of equal ones the
 best on select. Figures are on test and on the source's report rows, at α = 1 and at the α chosen on val. A
@@ -50,7 +50,9 @@ class Bench:
         self.prepared: Prepared | None = None
         self.before: Scored | None = None
 
-    def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
+    def fit(
+        self, name: str, seed: int, rate: float, penalties: dict, freezing: str = "everything"
+    ) -> Path:
         path = self.out / f"{name}-{seed}"
         if not (path / "result.json").exists():
             run(plans.check({
@@ -59,6 +61,7 @@ class Bench:
                 "source_data": {"path": str(self.source_data)},
                 "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True},
                 "regularizers": penalties,
+                "freezing": {"name": freezing},
                 "run": {"out": str(path), "seed": seed},
             }))  # fmt: skip
         return path
@@ -119,6 +122,7 @@ def main(flowers: Path, source_data: Path, out: Path) -> None:
 
     for rate in RATES:
         add(f"plain {rate:g}", [bench.fit(f"plain-{rate:g}", s, rate, {}) for s in SEEDS])
+    add("lora", [bench.fit("lora", s, RATE, {}, "lora") for s in SEEDS])
     print(f"source before: {accuracy(bench.before):.3f}, n = {len(bench.before)}", flush=True)
     plain_val, _ = bench.end_point(bench.fit(f"plain-{RATE:g}", SEEDS[0], RATE, {}))
     for name, options in PENALTIES.items():
