@@ -107,6 +107,23 @@ def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
     return {p.source_data.task.primary: found.after} | kept
 
 
+def features_of_source(p: Prepared) -> dict[str, Outputs]:
+    """What the source's backbone makes of train and val."""
+    backbone = p.source.backbone.to(p.device)
+    return {
+        split: outputs(backbone, p.batches(split), p.device, p.settings.layout)
+        for split in ("train", "val")
+        if split in p.targets
+    }
+
+
+def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
+    """The linear probe on these features, its λ chosen on val, or over folds."""
+    return fit_probe(
+        features["train"], p.task, p.plan.probe.strengths, val=features.get("val"), folds=p.folds()
+    )
+
+
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
     """The target before fitting, α = 0."""
     target = graft(source, p.task.outputs, seed=seed)

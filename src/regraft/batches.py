@@ -115,13 +115,12 @@ class Batches:
             window = sorted(rows[start : start + width], key=self.tokens.length)
             count = math.ceil(len(window) / self.batch_size)
             parts += [part.tolist() for part in np.array_split(window, count)]
-        firsts = [
-            f"{self.id(p[0])} {p[0] // len(self)}" if self.strata else self.id(p[0]) for p in parts
-        ]
-        return [parts[i] for i in order(firsts, self.seed, epoch)]
+        return [parts[i] for i in order([self.name(p[0]) for p in parts], self.seed, epoch)]
 
-    def id(self, draw: int) -> str:
-        return self.examples[draw % len(self)].id
+    def name(self, draw: int) -> str:
+        """A draw's key for what is random: the row's id, and how often it was drawn before."""
+        before, row = divmod(draw, len(self))
+        return f"{self.examples[row].id} {before}" if before else self.examples[row].id
 
     def _batches(
         self, rows: list[int], augment: Augment | None, epoch: int
@@ -141,7 +140,7 @@ class Batches:
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
-            yield tuple(self.id(d) for d in rows), inputs, self.targets[rows]
+            yield tuple(self.examples[i].id for i in rows), inputs, self.targets[rows]
 
     def _collate(self, samples: list[Any]) -> Inputs | DataError:
         """A batch, or the first failure: raised in a worker, its message would be a traceback."""
@@ -159,12 +158,10 @@ class _Samples(torch.utils.data.Dataset[Any]):
         from_ = self.batches
         if from_.tokens is not None:
             return from_.tokens[i]
-        before, i = divmod(i, len(from_))
-        example = from_.examples[i]
-        drawn = f"{example.id} {before}" if before else example.id  # augmented anew when repeated
+        example = from_.examples[i % len(from_)]
         try:
             return from_.preprocessor.one(
-                example.inputs, self.augment, (from_.seed, self.epoch, drawn)
+                example.inputs, self.augment, (from_.seed, self.epoch, from_.name(i))
             )
         except DataError as error:
             return error

@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import optimizers
-from .arms import adapted, begin
+from .arms import adapted, begin, features_of_source, probe_on
 from .errors import DivergedError, UsageError
-from .features import outputs
 from .freeze import set_trainable
-from .linear_probe import fit_probe
 from .loop import Settings, restore, snapshot, together
 from .objective import Objective
 from .prepare import Prepared, prepare
@@ -145,16 +143,7 @@ def of_plan(
     start = None
     if not p.source.nothing_kept and p.plan.fit.start == "probe":
         say("features and linear probe, where the fit starts")
-        backbone = p.source.backbone.to(p.device)
-        features = {
-            split: outputs(backbone, p.batches(split), p.device, p.settings.layout)
-            for split in ("train", "val")
-            if split in p.targets
-        }
-        start = fit_probe(
-            features["train"], p.task, p.plan.probe.strengths,
-            val=features.get("val"), folds=p.folds(),
-        )  # fmt: skip
+        start = probe_on(p, features_of_source(p))
     target = begin(p, p.source, p.seeds[0], start)
     say(f"{steps} steps with rates from {LOW:g} to {HIGH:g} times the plan's")
     penalties = {n: r.prepare(target, p.source_data) for n, r in p.regularizers.items()}

@@ -19,14 +19,23 @@ from typing import Any
 import torch
 
 from . import __version__
-from .arms import Arm, Folded, Say, Track, begin, cross_validate, fit_arm, fit_scratch
+from .arms import (
+    Arm,
+    Folded,
+    Say,
+    Track,
+    begin,
+    cross_validate,
+    features_of_source,
+    fit_arm,
+    fit_scratch,
+    probe_on,
+)  # fmt: skip
 from .controls import untrained
 from .data import write_manifest
 from .errors import PlanError, UsageError
 from .evaluation import Scored
-from .features import outputs
 from .frontier import Point, choose
-from .linear_probe import fit_probe
 from .loop import Epoch, snapshot
 from .plan import Plan, write_plan
 from .prepare import Prepared, prepare
@@ -110,17 +119,9 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
     alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
     if not p.source.nothing_kept:
         with clock("features"):
-            backbone = p.source.backbone.to(p.device)
-            features = {
-                split: outputs(backbone, p.batches(split), p.device, p.settings.layout)
-                for split in ("train", "val")
-                if split in p.targets
-            }
+            features = features_of_source(p)
         with clock("probe"):
-            probe = fit_probe(
-                features["train"], p.task, p.plan.probe.strengths,
-                val=features.get("val"), folds=p.folds(),
-            )  # fmt: skip
+            probe = probe_on(p, features)
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None

@@ -165,3 +165,45 @@ def test_folds_estimate_a_fit_without_a_probe_too(
     assert r["cross_validation"]["fit"]["accuracy"]["n"] == 60
     said = str(regraft.api.Run.read(tmp_path / "run"))
     assert "3 folds of train, n = 60   α = 1 0." in said
+
+
+def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
+    from regraft.plan import read_plan
+    from regraft.prepare import prepare
+
+    known = {
+        "source.ref": "timm:test_resnet",
+        "source.weights": str(weights),
+        "data.path": str(pictures),
+    }
+    return prepare(read_plan(None, SETTINGS | known | settings))
+
+
+def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Path) -> None:
+    """Groups and ids are put beside them by position."""
+    from regraft.arms import cross_validate
+
+    p = prepared(pictures, weights, **{"data.folds": 3})
+    found = cross_validate(p, p.source, p.settings, None)
+    assert found.folds == 3 and list(found.rows) == [1.0]
+    assert found.rows[1.0].ids == tuple(e.id for e in p.splits.train)
+    assert found.rows[1.0].targets.tolist() == p.targets["train"].tolist()
+
+
+def test_balanced_sampling_reaches_training_and_nothing_else(pictures: Path, weights: Path) -> None:
+    p = prepared(pictures, weights, **{"fit.sampling": "balanced"})
+    train = p.batches("train", [0, 3, 5], train=True)
+    assert train.strata == [p.strata[i] for i in (0, 3, 5)]
+    assert p.batches("train").strata is None and p.batches("val").strata is None
+    assert prepared(pictures, weights).batches("train", train=True).strata is None
+
+
+def test_the_table_counts_what_lora_trains(pictures: Path, weights: Path) -> None:
+    full = {b.name: b for b in prepared(pictures, weights).table}
+    few = {b.name: b for b in prepared(pictures, weights, **{"freezing.name": "lora"}).table}
+    wide = prepared(pictures, weights, **{"freezing.name": "lora", "freezing.rank": 16}).table
+    assert few["head"] == full["head"]
+    for block in wide:
+        if block.name != "head":  # twice the rank, twice the numbers
+            assert block.parameters == 2 * few[block.name].parameters
+            assert block.state == full[block.name].state == "kept"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import regraft
-from regraft.errors import DataError, PlanError
+from regraft.errors import DataError, PlanError, SourceError, UsageError
 
 from .conftest import Cli
 
@@ -225,3 +225,41 @@ def test_the_source_is_watched_after_every_epoch_when_asked(
     with pytest.raises(PlanError, match="each_epoch needs labelled source data"):
         regraft.fit(pictures, source=str(source), out=tmp_path / "no",
                     settings=plain | {"source_data.path": "none", "source_data.each_epoch": True})  # fmt: skip
+
+
+def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(
+    target: Path, tmp_path: Path
+) -> None:
+    from regraft.rechoose import rechoose, write_chosen
+
+    run = tmp_path / "run"
+    shutil.copytree(target, run)
+    found = rechoose(run, None)
+    record = result(run)
+    assert record["frontier"]["seed"] == 0
+    changed = {**record, "source": {**record["source"], "digest": "0" * 64}}
+    (run / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(SourceError, match=r"has changed since .* was made: fit it again"):
+        write_chosen(run, found, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (run / "result.json").write_text(
+        json.dumps({**record, "frontier": {**record["frontier"], "seed": 1}})
+    )
+    with pytest.raises(UsageError, match=r"saved the model of seed 0.*is of seed 1"):
+        rechoose(run, None)
+
+
+def test_what_is_computed_once_is_shared_by_the_seeds(source: Path, pictures: Path) -> None:
+    from dataclasses import replace
+
+    from regraft.plan import read_plan
+    from regraft.prepare import prepare
+
+    settings = {"source.ref": str(source), "data.path": str(pictures), "run.threads": 1}
+    data = prepare(read_plan(None, settings)).source_data
+    assert data is not None
+    calls: list[int] = []
+    for seed in (0, 1):
+        value = replace(data, seed=seed).once("key", lambda: calls.append(1) or len(calls))
+        assert value == 1
+    assert calls == [1]
