@@ -41,7 +41,7 @@ def fitted(
 ):
     target = graft(source, 3, seed=seed)
     before = copy.deepcopy(target.model.state_dict())
-    made = {name: r.prepare(target, None) for name, r in (penalties or {}).items()}
+    made = {name: r.prepare(target, None, None) for name, r in (penalties or {}).items()}
     pre = build(source.preprocess)
     done = fine_tune(
         target, Batches(*rows, pre, batch, seed=seed), Batches(*val, pre, 8) if val else None,
@@ -208,7 +208,7 @@ def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
     class Steep:
         pulls_to_source = shrinks_to_zero = False
 
-        def prepare(self, target, source_data):
+        def prepare(self, target, source_data, train):
             from regraft.types import Penalty
 
             # sqrt has an infinite slope at 0, while its value is 0

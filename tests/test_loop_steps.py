@@ -218,7 +218,7 @@ def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(mo
     calls: list[int] = []
 
     def counted(target: Any) -> Penalty:
-        inner = L2SP(alpha=0.5, beta=0.5).prepare(target, None)
+        inner = L2SP(alpha=0.5, beta=0.5).prepare(target, None, None)
 
         def term(batch: Any) -> torch.Tensor:
             calls.append(batch.step)
@@ -227,7 +227,13 @@ def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(mo
         return Penalty(term)
 
     seen: list[Any] = []
-    fit(one, train, task, settings(one), penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one, None)})
+    fit(
+        one,
+        train,
+        task,
+        settings(one),
+        penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one, None, None)},
+    )
     fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)},
         log=seen.append)  # fmt: skip
     assert calls == list(range(12))
@@ -253,7 +259,7 @@ def test_l2_is_torchs_weight_decay_over_fifty_steps(module_source, rows, momentu
     by_decay = graft(module_source(Plain), 3, seed=2)
     options = {"momentum": momentum} if momentum else {}
     fit(by_term, train, task, settings(by_term, epochs=10, optimizer_options=options),
-        penalties={"l2": L2(strength=0.05).prepare(by_term, None)})  # fmt: skip
+        penalties={"l2": L2(strength=0.05).prepare(by_term, None, None)})  # fmt: skip
     done = fit(by_decay, train, task,
                settings(by_decay, epochs=10, optimizer_options=options, weight_decay=0.05))  # fmt: skip
     assert done.steps == 50

@@ -148,7 +148,7 @@ def fit_rows(
     scratch = target.nothing_kept
     rows_of_source = p.source_data and replace(p.source_data, seed=seed)
     penalties = {
-        name: r.prepare(target, rows_of_source)
+        name: r.prepare(target, rows_of_source, p.train_rows(rows))
         for name, r in p.regularizers.items()
         if not (scratch and r.uses_source)  # there is nothing to hold on to
     }

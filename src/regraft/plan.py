@@ -253,11 +253,11 @@ def check(
             text = f"{key}: {cls.__name__} is no penalty: inherit regraft.types.Regularizer"
             problems.append((key, text))
         elif folder == "regularizers" and made is not None:
-            needs = made.needs_optimizer()
-            optimizer = fit.get("optimizer", FitPlan.model_fields["optimizer"].default)
-            if needs and needs != optimizer:
-                text = f"{key} goes with {needs} alone, not {optimizer}"
-                problems.append((key, f'{text}: set fit.optimizer to "{needs}", or change {key}'))
+            for option, needed in made.needs_fit().items():
+                now = fit.get(option, FitPlan.model_fields[option].default)
+                if now != needed:
+                    text = f"{key} goes with {needed} alone, not {now}: set fit.{option} to"
+                    problems.append((key, f'{text} "{needed}", or change {key}'))
             pulls += [name] if made.pulls_to_source else []
             shrinks += [name] if made.shrinks_to_zero else []
     decay = fit.get("weight_decay", "auto")

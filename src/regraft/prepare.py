@@ -4,7 +4,7 @@ folder is made or a step is taken."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +24,7 @@ from .preprocess import Preprocessor, TextPreprocessor, build
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .source_data import SourceData, load_source_data
 from .sources import load_source
-from .types import Adapting, Example, Metric, Regularizer, Source, Splits, Target, Task
+from .types import Adapting, Example, Found, Metric, Regularizer, Source, Splits, Target, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,7 @@ class Prepared:
     source_notes: list[str]
     strata: list[str]  # of the training rows
     targets: dict[str, Tensor] = field(default_factory=dict)  # split → encoded labels
+    kept: dict[Hashable, Any] = field(default_factory=dict)  # what seeds share; see train_rows
 
     @property
     def metric(self) -> Metric:
@@ -85,6 +86,31 @@ class Prepared:
             strata=[self.strata[i] for i in rows or range(len(examples))]
             if train and self.plan.fit.sampling == "balanced" else None,
         )  # fmt: skip
+
+    def train_rows(self, rows: Sequence[int] | None = None) -> RowsOfTrain:
+        """Train, or some of its rows, as penalties see it."""
+        chosen = range(len(self.splits.train)) if rows is None else rows
+        by_content = sorted(chosen, key=lambda i: self.splits.train[i].id)
+        return RowsOfTrain(self.task, self, by_content)
+
+
+@dataclass(frozen=True)
+class RowsOfTrain:
+    """The :class:`regraft.types.TrainRows` of a plan."""
+
+    task: Task
+    p: Prepared
+    by_content: Sequence[int]
+
+    def sample(self, rows: int) -> Batches:
+        """The first ``rows`` by the hash of their content, as evaluation sees them."""
+        return self.p.batches("train", self.by_content[:rows])
+
+    def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What ``compute`` gave the first time."""
+        if key not in self.p.kept:
+            self.p.kept[key] = compute()
+        return cast("Found", self.p.kept[key])
 
 
 def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = None) -> Prepared:
@@ -142,8 +168,6 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             data_of_source, batch_size=batch_size, augment=chosen.augment, device=device,
             layout=chosen.layout,
         )  # fmt: skip
-    for regularizer in regularizers.values():
-        regularizer.prepare(target, data_of_source)  # refused here
     blocks = table(plan, target, freezing, chosen.rates)
     if isinstance(freezing, Adapting):
         check_adapting(plan, regularizers)
@@ -160,7 +184,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             plan.evaluate.scratch_budget, bool(splits.val),
         )  # fmt: skip
         controls.untrained(source, plan.run.seed)  # refused here, not after an hour of training
-    return Prepared(
+    p = Prepared(
         plan=plan,
         reasons=reasons,
         splits=splits,
@@ -184,6 +208,9 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             if getattr(splits, s)
         },
     )
+    for regularizer in regularizers.values():
+        regularizer.prepare(target, data_of_source, p.train_rows())  # refused here
+    return p
 
 
 def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:

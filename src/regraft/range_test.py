@@ -146,7 +146,8 @@ def of_plan(
         start = probe_on(p, features_of_source(p))
     target = begin(p, p.source, p.seeds[0], start)
     say(f"{steps} steps with rates from {LOW:g} to {HIGH:g} times the plan's")
-    penalties = {n: r.prepare(target, p.source_data) for n, r in p.regularizers.items()}
+    rows = p.train_rows()
+    penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}
     with adapted(p.freezing, target, p.seeds[0]) as tested:
         return range_test(
             tested, p.batches("train", seed=p.seeds[0], train=True), p.task, p.settings,

@@ -399,6 +399,22 @@ class SourceRows(Protocol):
         ...
 
 
+class TrainRows(Protocol):
+    """The labelled rows that a fit trains on."""
+
+    @property
+    def task(self) -> Task: ...
+
+    def sample(self, rows: int) -> Iterable[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """That many of them, or all where there are fewer, as evaluation sees them; by content, so
+        that neither their order nor a seed matters."""
+        ...
+
+    def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What ``compute`` gave the first time; the seeds of a run share it."""
+        ...
+
+
 @runtime_checkable
 class Regularizer(Protocol):
     """Options of a penalty, to be inherited: a plug-in says only where it differs from here."""
@@ -408,16 +424,16 @@ class Regularizer(Protocol):
     pulls_to_source: ClassVar[bool] = False  # by each weight's distance to its source value
     shrinks_to_zero: ClassVar[bool] = False  # on every weight, kept ones too
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         """The penalty of a fit. The target stays bitwise untouched.
 
         Raises PlanError where the penalty does not suit the target or its source.
         """
         ...
 
-    def needs_optimizer(self) -> str:
-        """The only optimiser that it goes with, or ""."""
-        return ""
+    def needs_fit(self) -> Mapping[str, str]:
+        """What the plan's ``[fit]`` has to say for it: {"optimizer": "SGD"}."""
+        return {}
 
 
 # ---------------------------------------------------------------- results

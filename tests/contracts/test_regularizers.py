@@ -17,7 +17,7 @@ from regraft.objective import block_outputs
 from regraft.plan import check
 from regraft.plugins import names, options_class
 from regraft.preprocess import build
-from regraft.regularizers.delta import channels
+from regraft.regularizers.delta import channels, without
 from regraft.regularizers.ewc import fisher
 from regraft.types import Batch, CallableSpec, Example, Source
 
@@ -49,12 +49,33 @@ class Rows:
         return compute()
 
 
+class Train:
+    """Labelled rows of the target, as penalties see them."""
+
+    def __init__(self, n=12):
+        generator = torch.Generator().manual_seed(2)
+        self.x = torch.randn(n, 4, generator=generator)
+        self.y = torch.randint(0, 3, (n,), generator=generator)
+        self.task = options_class("tasks", "classification")().make([(c,) for c in "012"], ("y",))
+        self.computed = {}
+
+    def sample(self, rows):
+        for i in range(0, rows, 5):
+            part = slice(i, min(i + 5, rows))
+            yield ("",) * len(self.y[part]), self.x[part], self.y[part]
+
+    def once(self, key, compute):
+        if key not in self.computed:
+            self.computed[key] = compute()
+        return self.computed[key]
+
+
 def setting(source, name, **options):
     target = graft(source, 3)
     set_trainable(target, {b.name for b in target.blocks}, "frozen")
     before = {n: t.clone() for n, t in target.model.state_dict().items()}
     rows = Rows(source) if source.head is not None else None
-    penalty = options_class("regularizers", name)(**options).prepare(target, rows)
+    penalty = options_class("regularizers", name)(**options).prepare(target, rows, Train())
     for n, t in target.model.state_dict().items():
         assert torch.equal(t, before[n]), "prepare leaves the target bitwise untouched"
     return target, penalty
@@ -169,7 +190,7 @@ def test_proximal_l1_reaches_the_lasso(linear_source):
     fine_tune(
         target, train, None, Squares(), Squares(),
         Settings(300, {"body": 0.1, "head": 0.1}, "SGD", clip_norm=0, schedule="constant", warmup=0),
-        freezing=options_class("freezing", "head_only")(), penalties={"l1": l1.prepare(target, None)},
+        freezing=options_class("freezing", "head_only")(), penalties={"l1": l1.prepare(target, None, None)},
         device=torch.device("cpu"), seed=0,
     )  # fmt: skip
     # theirs is 1/2 · mean squared error + strength · ‖w‖₁
@@ -238,10 +259,10 @@ def test_lwf_needs_a_head_of_classes(numbers_source):
     source = numbers_source()
     source.task = "regression"
     with pytest.raises(PlanError, match="is one of regression"):
-        lwf.prepare(graft(source, 3), None)
+        lwf.prepare(graft(source, 3), None, None)
     source.head = None
     with pytest.raises(PlanError, match="has none"):
-        lwf.prepare(graft(source, 3), None)
+        lwf.prepare(graft(source, 3), None, None)
 
 
 def test_delta_is_the_mean_squared_distance_of_channels(numbers_source):
@@ -270,13 +291,86 @@ def test_delta_leaves_padding_out_and_takes_maps_by_channel():
     assert channels(torch.zeros(2, 5, 7, 7)).shape == (2, 5, 7, 7)
 
 
+def test_delta_weighs_channels_by_what_the_target_loses_without_each(numbers_source):
+    source, train = numbers_source(), Train()
+    target = graft(source, 3)
+    set_trainable(target, {b.name for b in target.blocks}, "frozen")
+    with torch.no_grad():
+        target.model.head.weight.normal_().mul_(
+            5
+        )  # else no channel is worth much more than another
+    head = {n: t.clone() for n, t in target.model.head.state_dict().items()}
+    regularizer = options_class("regularizers", "delta")(
+        strength=0.5, beta=0.0, attention=True, examples=9
+    )
+    delta = regularizer.prepare(target, None, train)
+    with torch.no_grad():
+        for p in target.model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    found = batch(target)
+    value = delta.term(found)
+
+    x, y, body = train.x[:9], train.y[:9], source.backbone
+
+    def loss(features):
+        logits = torch.nn.functional.linear(features, head["weight"], head["bias"])
+        return torch.nn.functional.cross_entropy(logits, y)
+
+    weights = []
+    for before, above in ((body.one(x), body.two), (body.two(body.one(x)), torch.nn.Identity())):
+        rises = []
+        for j in range(before.shape[1]):
+            silent = before.detach().clone()
+            silent[:, j] = 0
+            rises.append(loss(above(silent)) - loss(above(before)))
+        weights.append(torch.stack(rises).softmax(0).detach())
+    assert max(w.max() / w.min() for w in weights) > 2
+    x, now = found.inputs, target.model.backbone
+    by_hand = ((now.one(x) - body.one(x)).square() * weights[0]).sum()
+    by_hand = by_hand + ((now(x) - body(x)).square() * weights[1]).sum()
+    torch.testing.assert_close(value, 0.5 * by_hand / 5)
+
+    assert len(train.computed) == 1
+    delta.term(found)
+    again = graft(source, 3)
+    again.model.head.load_state_dict(head)
+    regularizer.prepare(again, None, train).term(found)
+    assert len(train.computed) == 1, "another seed from the same head computes nothing anew"
+    regularizer.prepare(graft(source, 3, seed=1), None, train).term(found)
+    assert len(train.computed) == 2, "another head is worth something else"
+
+
+def test_a_silenced_channel_is_zero_in_its_copy_alone():
+    for x in (torch.ones(2, 3), torch.ones(2, 3, 4, 4), torch.ones(2, 5, 3)):
+        found = without(x, torch.tensor([0, 2]))
+        assert found.shape == (4, *x.shape[1:]) and (x == 1).all()
+        silent = channels(found) == 0
+        silent = silent.flatten(2).all(2) if silent.ndim > 2 else silent
+        assert silent.tolist() == [[True, False, False]] * 2 + [[False, False, True]] * 2
+        assert found.sum() == x.sum() * 2 * 2 / 3
+    text = {"hidden": torch.ones(2, 5, 3), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    found = without(text, torch.tensor([1]))
+    assert (found["hidden"] == torch.tensor([1.0, 0, 1])).all()
+    assert torch.equal(found["attention_mask"], text["attention_mask"])
+
+
+def test_attention_goes_with_the_probes_head_alone():
+    tree = {"source": {"ref": "bundled:efficientnet-lite0"}, "data": {"path": "x"},
+            "regularizers": {"delta": {"attention": True}}, "fit": {"start": "random"}}  # fmt: skip
+    with pytest.raises(PlanError, match=r"goes with probe alone, not random: set fit\.start"):
+        check(tree)
+    check(tree | {"fit": {"start": "probe"}})
+
+
 def test_delta_needs_cuts_and_a_pattern_that_matches(numbers_source):
     source = numbers_source()
     with pytest.raises(PlanError, match=r'"stem" matches no block; there are: one, two'):
-        options_class("regularizers", "delta")(blocks=("stem",)).prepare(graft(source, 3), None)
+        options_class("regularizers", "delta")(blocks=("stem",)).prepare(
+            graft(source, 3), None, None
+        )
     source.blocks = tuple(replace(b, run=None) for b in source.blocks)
     with pytest.raises(PlanError, match=r"cannot be cut"):
-        options_class("regularizers", "delta")().prepare(graft(source, 3), None)
+        options_class("regularizers", "delta")().prepare(graft(source, 3), None, None)
 
 
 def test_replay_is_the_loss_of_source_rows_through_the_sources_head(numbers_source):
@@ -378,7 +472,7 @@ def test_ewc_weighs_each_distance_by_its_fisher(numbers_source):
 def test_ewc_and_replay_need_source_data(numbers_source):
     for name in ("ewc", "replay"):
         with pytest.raises(PlanError, match=f'"{name}" needs labelled source data'):
-            options_class("regularizers", name)().prepare(graft(numbers_source(), 3), None)
+            options_class("regularizers", name)().prepare(graft(numbers_source(), 3), None, None)
 
 
 def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source, number_rows):
@@ -393,7 +487,7 @@ def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source
         fine_tune(
             target, train, None, task, accuracy, Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
             freezing=options_class("freezing", "everything")(),
-            penalties={"delta": delta.prepare(target, None)}, device=torch.device("cpu"), seed=0,
+            penalties={"delta": delta.prepare(target, None, None)}, device=torch.device("cpu"), seed=0,
         )  # fmt: skip
         moved[strength] = float((target.model.backbone(x) - source.backbone(x)).detach().norm())
     assert moved[10.0] < moved[0.0] / 2

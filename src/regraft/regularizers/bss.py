@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class BSS(Regularizer):
         if self.k < 1:
             raise ValueError("k takes 1 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:

@@ -1,25 +1,34 @@
-"""DELTA without attention: keep the feature maps of the source's blocks, not its weights.
+"""DELTA: keep the feature maps of the source's blocks, not its weights.
 
     R(θ) = λ · (1/B) Σ_b Σ_l Σ_j W_lj ‖FM_lj(x_b; θ) − FM_lj(x_b; θs)‖²  +  β/2 · Σ_fresh ‖θ‖²
 
 l runs over blocks and j over the channels of a block's output: [B, C, H, W] has C maps of H · W
 values, tokens [B, T, D] have D of T (padding left out), vectors [B, D] have D of 1. Li, Xiong, Wang,
-Rao, Liu and Huan 2019, 1901.09229, eq. 4 and 5. There W is a softmax over channels of how much the
-source's loss rises without each; here every W is 1/C, their "without attention" (section 4.4). A
-clone of the source's backbone runs beside the model, on the same augmented view.
+Rao, Liu and Huan 2019, 1901.09229, eq. 4 and 5. A clone of the source's backbone runs beside the
+model, on the same augmented view.
+
+W is 1/C, their "without attention" (section 4.4), or with ``attention`` their eq. 6, how much the
+target's loss rises when a channel of the source is silenced:
+
+    W_l = softmax_j( L(θs without channel j of l) − L(θs) )
+
+where L is the loss of the linear probe's head on θs, from which the fit starts. They weigh every row
+by itself; here L is the mean over ``examples`` training rows, so that W is one vector a block.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Block, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,19 @@ class Delta(Regularizer):
     strength: float = 0.01  # λ
     beta: float = 0.01  # β, on fresh weights
     blocks: tuple[str, ...] = ("*",)  # patterns of the blocks whose outputs are kept
+    attention: bool = False  # weigh channels by what the target's loss loses without each
+    examples: int = 32  # training rows that attention is measured on
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.beta < 0:
             raise ValueError("strength and beta take 0 or more")
+        if self.examples < 1:
+            raise ValueError("examples takes 1 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def needs_fit(self) -> Mapping[str, str]:
+        return {"start": "probe"} if self.attention else {}
+
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import copy
 
         import torch
@@ -57,10 +73,22 @@ class Delta(Regularizer):
                 )
         wanted = [b.name for b in cuts if any(fnmatchcase(b.name, p) for p in self.blocks)]
         backbone = copy.deepcopy(target.source.backbone).eval()
+        head = copy.deepcopy(target.model.get_submodule("head")).eval()
         anchor = target.anchor
+        weights: dict[str, Tensor] = {}
+
+        def weigh(device: torch.device) -> None:
+            values = torch.cat([p.detach().flatten().cpu() for p in head.parameters()])
+            key = (self, values.numpy().tobytes())  # folds have heads of their own
+            found = train.once(
+                key, lambda: attention(backbone, head, cuts, wanted, train, self.examples)
+            )
+            weights.update((name, w.to(device)) for name, w in found.items())
 
         def term(batch: Batch) -> Tensor:
             backbone.to(batch.logits.device)
+            if self.attention and not weights:
+                weigh(batch.logits.device)
             x: Any = batch.inputs
             apart = batch.logits.new_zeros(())
             for block in cuts:
@@ -69,12 +97,87 @@ class Delta(Regularizer):
                     x = block.run(backbone, x)
                 if block.name in wanted:
                     now, before = channels(batch.maps[block.name]), channels(x)  # [B, C, …]
-                    apart = apart + (now - before).square().sum() / now.shape[1]
+                    by_channel = (now - before).square().transpose(0, 1).flatten(1).sum(1)  # [C]
+                    w = weights.get(block.name, 1 / len(by_channel))
+                    apart = apart + (by_channel * w).sum()
             fresh = [p for n, p in batch.params.items() if n not in anchor and p.ndim > 1]
             shrink = torch.stack([p.square().sum() for p in fresh]).sum() if fresh else 0.0
             return self.strength * apart / len(batch.ids) + self.beta / 2 * shrink
 
         return Penalty(term, per="batch", maps=True)
+
+
+def attention(
+    backbone: nn.Module,
+    head: nn.Module,
+    cuts: Sequence[Block],
+    wanted: Sequence[str],
+    train: TrainRows,
+    examples: int,
+) -> dict[str, Tensor]:
+    """W of every wanted block, by name: [C], with sum 1.
+
+    For every row and channel, what lies above the block runs once.
+    """
+    import torch
+
+    device = next(backbone.parameters()).device
+    head.to(device)
+    rises: dict[str, Tensor] = {}
+    rows = 0
+    with torch.no_grad():
+        for ids, inputs, labels in train.sample(examples):
+            x: Any = repeated(inputs, 1, device)
+            targets = labels.to(device)
+            base = train.task.loss(head(through(cuts, backbone, x)), targets).sum()
+            together = max(1, ROWS // len(ids))  # channels
+            for place, block in enumerate(cuts):
+                x = through((block,), backbone, x)
+                if block.name not in wanted:
+                    continue
+                losses = []
+                for silent in torch.split(torch.arange(channels(x).shape[1]), together):
+                    answers = head(through(cuts[place + 1 :], backbone, without(x, silent)))
+                    every = train.task.loss(answers, targets.repeat(len(silent), *ones(targets)))
+                    losses.append(every.view(len(silent), -1).sum(1))
+                rise = torch.cat(losses).double() - base
+                rises[block.name] = rises.get(block.name, torch.zeros_like(rise)) + rise
+            rows += len(ids)
+    return {name: (rise / rows).softmax(0).float() for name, rise in rises.items()}
+
+
+ROWS = 256  # about as many in one pass
+
+
+def through(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
+    for block in blocks:
+        assert block.run is not None
+        x = block.run(backbone, x)
+    return x
+
+
+def without(x: Any, silent: Tensor) -> Any:
+    """A block's output [B, …] once for each of these channels, which is zero there: [K·B, …]."""
+
+    device = (x["hidden"] if isinstance(x, dict) else x).device
+    many = repeated(x, len(silent), device)
+    hidden = many["hidden"] if isinstance(many, dict) else many
+    hidden = hidden.transpose(1, -1) if hidden.ndim == 3 else hidden  # a view, channels second
+    each = len(hidden) // len(silent)
+    for k, channel in enumerate(silent.tolist()):
+        hidden[k * each : (k + 1) * each, channel] = 0
+    return many
+
+
+def repeated(x: Any, times: int, device: torch.device) -> Any:
+    """A copy of [B, …], or of a dictionary of them, this many times over: [times · B, …]."""
+    if isinstance(x, dict):
+        return {name: repeated(value, times, device) for name, value in x.items()}
+    return x.to(device).repeat(times, *ones(x))
+
+
+def ones(x: Tensor) -> list[int]:
+    return [1] * (x.ndim - 1)
 
 
 def channels(x: Any) -> Tensor:

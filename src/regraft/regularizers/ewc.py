@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +39,7 @@ class EWC(Regularizer):
         if self.examples < 1 or self.chunk < 1:
             raise ValueError("examples and chunk take 1 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         source = target.source
         if source_data is None or source.head is None:
             raise PlanError(

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +37,10 @@ class L1(Regularizer):
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
 
-    def needs_optimizer(self) -> str:
-        return "SGD" if self.proximal else ""
+    def needs_fit(self) -> Mapping[str, str]:
+        return {"optimizer": "SGD"} if self.proximal else {}
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:

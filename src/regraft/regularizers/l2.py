@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class L2(Regularizer):
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
         def term(batch: Batch) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class L2SP(Regularizer):
         if self.alpha < 0 or self.beta < 0:
             raise ValueError("alpha and beta take 0 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
         anchor = target.anchor

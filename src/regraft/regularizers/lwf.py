@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class LwF(Regularizer):
         if self.temperature <= 0:
             raise ValueError("temperature takes more than 0")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import copy
 
         import torch

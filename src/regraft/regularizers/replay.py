@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target
+from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class Replay(Regularizer):
         if self.strength < 0:
             raise ValueError("strength takes 0 or more")
 
-    def prepare(self, target: Target, source_data: SourceRows | None) -> Penalty:
+    def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import copy
 
         import torch
