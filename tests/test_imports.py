@@ -105,6 +105,15 @@ def test_what_help_and_summary_need_is_light(name):
     assert not imports(ROOT / f"{name}.py", late=False) & heavy
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "report").rglob("*.py")), ids=name_of)
+def test_the_report_imports_no_torch_and_nothing_that_trains(file):
+    found = {n.partition(".")[0] for n in imports(file)}
+    assert "!torch" not in found
+    allowed = {"errors", "types", "runfiles", "summary", "intervals", "comparison", "report"}
+    assert {n for n in found if not n.startswith("!")} <= allowed
+    assert not imports(file, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
+
+
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
     if file.parent.name in ("tasks", "freezing", "regularizers", "formats"):

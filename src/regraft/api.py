@@ -72,6 +72,12 @@ class Run:
             v["words"], Estimate(**v["gain"]) if v["gain"] else None, v["seeds"], v["why"]
         )
 
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the run's report, one HTML file, in its folder or at ``out``; → its path."""
+        from .report.render import report
+
+        return report([self.path], None if out is None else Path(out))
+
     def __str__(self) -> str:
         return summary(self.path, self.result)
 

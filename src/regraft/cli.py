@@ -386,6 +386,21 @@ def frontier(
         show_result(out, as_json)
 
 
+@app.command(rich_help_panel=JUDGE)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN …", help="One run folder, or several to compare.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; default: report.html in the run folder.")
+    ] = None,
+) -> None:
+    """One HTML file: the verdict, the data, curves, errors, what the source lost; no network."""
+    from .report.render import report as write_report
+
+    typer.echo(str(write_report(runs, out)))
+
+
 @app.command(rich_help_panel=USE)
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .plan import Plan, check
+from .report.render import report
 from .run import run
 from .runfiles import check_new, read_json
 from .summary import summary
@@ -58,6 +59,7 @@ def demo(out: Path, say: Say, track: Track | None = None) -> str:
     )
     target = run(target_plan(source, out / "digits", out / "transfer"), say=say, track=track)
     result = read_json(target / "result.json")
+    shown = report([target])
     mean = result["mean"]
     return "\n".join(
         (
@@ -68,6 +70,8 @@ def demo(out: Path, say: Say, track: Track | None = None) -> str:
             f"{mean['fit']['accuracy']['mean']:.1%} of the digits,",
             f"the same network from scratch {mean['scratch']['accuracy']['mean']:.1%} (means of "
             f"{SEEDS} seeds). Transfer is worth most where labels are few.",
+            "",
+            f"All of it on one page, for a browser: {shown}",
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,8 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         "confusion": confusion(first, task.outputs).tolist()
         if task.name == "classification" else None,
         "source": source_record(p),
+        "blocks": blocks(p, t.arms[0].target),
+        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes],
     }  # fmt: skip
     return Judged(result, first)
 
@@ -223,6 +226,18 @@ def mean_over_seeds(
         }
         for name, arm in arms.items()
     }
+
+
+def blocks(p: Prepared, target: Target) -> list[dict[str, Any]]:
+    """The plan's table, and how far each block moved: ‖θ − θs‖ ÷ ‖θs‖ over its kept parameters."""
+    state = target.model.state_dict()
+    found = []
+    for row, block in zip(p.table, p.target.blocks, strict=True):
+        kept = [n for n in block.tensors if n in target.anchor]
+        moved = sum(float((state[n].cpu() - target.anchor[n]).square().sum()) for n in kept)
+        size = sum(float(target.anchor[n].square().sum()) for n in kept)
+        found.append(asdict(row) | {"drift": sqrt(moved / size) if size else None})
+    return found
 
 
 def source_record(p: Prepared) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from .data import write_manifest
 from .errors import PlanError, UsageError
 from .evaluation import Scored
 from .frontier import Point, choose
+from .gallery import write_gallery
 from .loop import Epoch, snapshot
 from .plan import Plan, write_plan
 from .prepare import Prepared, prepare
@@ -104,6 +105,7 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
         judged = evaluate_all(p, trained, opened, source_opened)
     header, *lines = prediction_rows(p, judged.predictions)
     folder.csv("predictions.csv", header, lines)
+    write_gallery(folder, p.task, p.splits, judged.predictions)
     result = {
         "schema": SCHEMA,
         **judged.result,

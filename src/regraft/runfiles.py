@@ -2,6 +2,7 @@
 
 plan.toml  environment.json  manifest.jsonl  loading.json  history.jsonl  predictions.csv
 result.json (written last, and whole or not at all)  log.txt
+gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
 model/ {model.safetensors, config.json, preprocess.json, labels.json}
 """
 

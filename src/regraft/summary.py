@@ -57,7 +57,7 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "VERDICT", verdict(r)
     yield (
         "NEXT",
-        f"regraft predict {path} FILE …   ·   regraft evaluate {path} DATA   ·   regraft list runs",
+        f"regraft report {path}   ·   regraft predict {path} FILE …   ·   regraft evaluate {path} DATA",
     )
 
 

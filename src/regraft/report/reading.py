@@ -1,0 +1,80 @@
+"""A run folder as the report reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..runfiles import finished, read_json
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a finished run left behind; each file is read when it is first asked for."""
+
+    path: Path
+    result: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> RunFiles:
+        """Raises UsageError for a folder that is no finished run."""
+        return cls(path, finished(path))
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def primary(self) -> str:
+        return str(self.result["primary"])
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """A line an epoch; none where a point was chosen without training."""
+        path = self.path / "history.jsonl"
+        return _lines(path) if path.exists() else []
+
+    @cached_property
+    def manifest(self) -> dict[str, Counter[str]]:
+        """split → label → rows."""
+        found: dict[str, Counter[str]] = {}
+        for row in _lines(self.path / "manifest.jsonl"):
+            found.setdefault(row["split"], Counter())[";".join(row["cells"])] += 1
+        return found
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return dict(read_json(self.path / "environment.json"))
+
+    @cached_property
+    def plan(self) -> str:
+        """The plan's text, folders left out of its paths."""
+        try:
+            return brief((self.path / "plan.toml").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{self.path / 'plan.toml'} cannot be read: {error}") from error
+
+    @cached_property
+    def gallery(self) -> list[dict[str, Any]]:
+        path = self.path / "gallery" / "gallery.json"
+        return list(read_json(path)) if path.is_file() else []
+
+
+def brief(text: str) -> str:
+    """Absolute paths without the folders above: they say who ran it and where."""
+    return re.sub(r'(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s"/\\]+[/\\])+(?=[^\s"/\\])', "…/", text)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Raises UsageError for a file that is missing or damaged."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error

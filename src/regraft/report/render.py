@@ -1,0 +1,104 @@
+"""Run folders → one HTML file: no script, no request, readable at 360 pixels and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import DiskError, UsageError
+from .reading import RunFiles, brief
+
+HERE = Path(__file__).parent
+
+
+def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
+    """Write the report of a run, or of several side by side; → its path.
+
+    One run's goes into its folder where ``out`` is not given; it is made anew from the run's files,
+    so an older one there is replaced.
+
+    Raises UsageError for folders that are no finished runs, runs that cannot be compared and several
+    runs without ``out``; DiskError where the file cannot be written.
+    """
+    paths = [Path(run) for run in runs]
+    if not paths:
+        raise UsageError("give a run folder: regraft report runs/NAME")
+    if out is None and len(paths) > 1:
+        raise UsageError("several runs go into one file: say which with --out comparison.html")
+    files = [RunFiles.read(path) for path in paths]
+    html = page(files)
+    target = out or paths[0] / "report.html"
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_text(html, encoding="utf-8", newline="\n")
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DiskError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def page(files: Sequence[RunFiles]) -> str:
+    """The whole HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    env.globals |= {"estimate": estimate, "signed": signed, "number": number, "brief": brief}
+    many = len(files) > 1
+    parts: list[dict[str, Any]] = []
+    if many:
+        from . import comparison
+
+        parts.append(rendered(env, comparison, comparison.context(files), "comparison"))
+    for i, run in enumerate(files):
+        for module in sections():
+            if many and not getattr(module, "IN_COMPARISON", False):
+                continue
+            name = module.__name__.rpartition(".")[2]
+            part = rendered(env, module, module.context(run), f"{name}-{i}" if many else name)
+            title = f"{run.name}: {part['title']}" if many else part["title"]
+            parts.append(part | {"title": title})
+    names = ", ".join(run.name for run in files)
+    return env.get_template("page.html").render(
+        title=names, parts=parts, runs=files, version=files[0].environment.get("regraft", "")
+    )
+
+
+def sections() -> list[ModuleType]:
+    """The files of ``sections/`` in their order."""
+    names = sorted(p.stem for p in (HERE / "sections").glob("*.py") if not p.stem.startswith("_"))
+    found = [import_module(f".sections.{name}", __package__) for name in names]
+    return sorted(found, key=lambda module: int(module.ORDER))
+
+
+def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[str, Any]:
+    """A section's title, anchor and HTML; a sentence where it has nothing to show."""
+    from markupsafe import Markup, escape
+
+    if isinstance(context, str):
+        html = Markup('<p class="none">') + escape(context) + Markup("</p>")
+    else:
+        head = '{% import "macros.html" as m with context %}\n'
+        html = Markup(env.from_string(head + module.TEMPLATE).render(context))
+    return {"title": module.TITLE, "anchor": anchor, "html": html}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def estimate(e: dict[str, Any] | None) -> str:
+    if e is None or e["value"] is None:
+        return "–"
+    return f"{e['value']:.3f} [{number(e['low'])}, {number(e['high'])}]"
+
+
+def signed(e: dict[str, Any] | None) -> str:
+    if e is None or e["value"] is None:
+        return "–"
+    low, high = ("–" if v is None else f"{v:+.3f}" for v in (e["low"], e["high"]))
+    return f"{e['value']:+.3f} [{low}, {high}]"

@@ -1,0 +1,61 @@
+"""The loss terms and val, epoch by epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import plots
+from ..reading import RunFiles
+
+ORDER, TITLE = 50, "Curves"
+TEMPLATE = """
+{{ m.plot(plot, text) }}
+{% if rates %}{{ m.table(["block", "last learning rate"], rates, "Learning rates at the end") }}{% endif %}
+"""
+
+
+def context(run: RunFiles) -> dict[str, Any] | str:
+    by_seed: dict[int, list[dict[str, Any]]] = {}
+    for line in run.history:
+        by_seed.setdefault(line["seed"], []).append(line)
+    if not any(line["terms"] for line in run.history):
+        return "Nothing was fitted: there are no epochs."
+    terms = sorted({t for line in run.history for t in line["terms"]})
+    has_val = any(line["val"] for line in run.history)
+
+    def draw(axes: Any) -> None:
+        left, right = axes if has_val else (axes, None)
+        for s, lines in enumerate(by_seed.values()):
+            for i, term in enumerate(terms):
+                at = [line for line in lines if term in line["terms"]]
+                left.plot(
+                    [line["epoch"] for line in at], [line["terms"][term] for line in at],
+                    color=plots.COLORS[i % len(plots.COLORS)], alpha=1 if s == 0 else 0.35,
+                    label=term if s == 0 else None,
+                )  # fmt: skip
+            if right is not None:
+                at = [line for line in lines if line["val"]]
+                right.plot(
+                    [line["epoch"] for line in at], [line["val"][run.primary] for line in at],
+                    color=plots.COLORS[0], alpha=1 if s == 0 else 0.35, marker=".",
+                )  # fmt: skip
+                best = max((line["epoch"] for line in at if line["best"]), default=0)
+                if s == 0:
+                    right.axvline(best, color=plots.INK, linewidth=0.8, linestyle=":")
+        left.set_xlabel("epoch")
+        left.set_title("training loss by term")
+        plots.legend(left)
+        if right is not None:
+            right.set_xlabel("epoch")
+            right.set_title(f"val {run.primary}")
+
+    rates: dict[str, float] = next(
+        (line["rates"] for line in reversed(run.history) if line["rates"]), {}
+    )
+    seeds = f"; paler: the other {len(by_seed) - 1} seeds" if len(by_seed) > 1 else ""
+    val = "; dotted: the best epoch. Epoch 0 is the starting point" if has_val else ""
+    return {
+        "plot": plots.figure(draw, 2 if has_val else 1, salt=f"{run.name} curves"),
+        "text": f"Mean of each loss term over an epoch{' and val' if has_val else ''}{val}{seeds}.",
+        "rates": [(name, f"{rate:.2g}") for name, rate in rates.items()],
+    }

@@ -1,0 +1,52 @@
+"""The verdict, and every arm on the same test rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...summary import over_seeds, verdict
+from .. import plots
+from ..reading import RunFiles
+
+ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True
+TEMPLATE = """
+<p class="verdict {{ tone }}">{{ words }}</p>
+<p class="note">Test, n = {{ n }}. {{ primary }} is the metric that choices were made by; gains are paired on the
+same rows and positive where fine-tuning is better. Intervals are 95 %.</p>
+{{ m.table(["", primary, "gain of fine-tuning over it", "the interval is"], arms, "Fine-tuning and its controls") }}
+{{ m.plot(plot, "Each arm on test with its interval: " ~ primary ~ ".") }}
+{{ m.table(["metric", "value"], metrics, "All metrics on test") }}
+{% if seeds %}
+{{ m.table(["seed", "best epoch", "α", "val", "test", "scratch on test"], seeds, "By seed: " ~ primary) }}
+{% endif %}
+"""
+TONES = {"transfer helps": "good", "transfer hurts": "bad"}
+
+
+def context(run: RunFiles) -> dict[str, Any] | str:
+    from ..render import estimate, number, signed
+
+    r, primary = run.result, run.primary
+    arms = [("fine-tuned", estimate(r["test"][primary]), "", "")]
+    drawn = [("fine-tuned", r["test"][primary])]
+    for name, metrics in r["controls"].items():
+        over = over_seeds(r) if name == "scratch" else "about these two models"
+        arms.append((name, estimate(metrics[primary]), signed(r["gain"][name]), over))
+        drawn.append((name, metrics[primary]))
+    seeds = [
+        (
+            s["seed"], s["best_epoch"], f"{s['alpha']:g}", number(s["val"].get(primary)),
+            number(s["test"][primary]), number(s["scratch"][primary]) if s["scratch"] else "–",
+        )
+        for s in r["seeds"]
+    ]  # fmt: skip
+    return {
+        "words": verdict(r),
+        "tone": TONES.get(r["verdict"]["words"], ""),
+        "n": r["rows"]["test"],
+        "primary": primary,
+        "arms": arms,
+        "plot": plots.intervals(drawn, primary, f"{run.name} arms"),
+        "metrics": [(name, estimate(e)) for name, e in r["test"].items()],
+        "seeds": seeds if len(seeds) > 1 else [],
+    }

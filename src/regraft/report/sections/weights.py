@@ -1,0 +1,36 @@
+"""What was loaded, how each block was trained, and how far it moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...summary import weights
+from ..reading import RunFiles, brief
+
+ORDER, TITLE = 40, "Weights and blocks"
+TEMPLATE = """
+<p>{{ name }} ({{ licence }}): {{ words }}.</p>
+{% if blocks %}
+{{ m.table(["block", "parameters", "weights", "trains from epoch", "rate", "÷ scratch", "decay",
+  "pulled to the source", "drift"], blocks, "Drift is ‖θ − θs‖ ÷ ‖θs‖ over kept weights of the saved model") }}
+{% endif %}
+"""
+
+
+def context(run: RunFiles) -> dict[str, Any] | str:
+    source = run.result["source"]
+    blocks = [
+        (
+            b["name"], f"{b['parameters']:,}", b["state"],
+            "frozen" if b["first_epoch"] is None else b["first_epoch"], f"{b['rate']:.2g}",
+            f"{b['over_scratch']:.2g}", f"{b['weight_decay']:g}", "yes" if b["anchored"] else "no",
+            "–" if b["drift"] is None else f"{b['drift']:.4f}",
+        )
+        for b in run.result.get("blocks", [])
+    ]  # fmt: skip
+    return {
+        "name": brief(source["name"]),
+        "licence": source["licence"],
+        "words": weights(source),
+        "blocks": blocks,
+    }

@@ -1,0 +1,123 @@
+"""Reports of real runs: pictures, texts, several side by side, and a point chosen without training."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import regraft
+from regraft.runfiles import read_json
+
+
+@pytest.fixture(scope="module")
+def run(weights: Path, make_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("report")
+    data = make_pictures(here / "noisy", noise=170)
+    names = sorted(p.name for p in (data / "test").iterdir())
+    for name, other in zip(names, [*names[1:], names[0]], strict=True):  # so that some are wrong
+        (data / "test" / name / "000.png").rename(data / "test" / other / "moved.png")
+    plan = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1, "fit.epochs": 4,
+            "fit.batch_size": 16, "fit.lr": 1e-3, "fit.head_lr": 1e-3, "fit.allow_large_lr": True}  # fmt: skip
+    regraft.fit(data, source="timm:test_resnet", out=here / "run", settings=plan)
+    return here / "run"
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}".*?</section>', html, re.S)
+    assert found is not None, name
+    return " ".join(unescape(found[0]).split())
+
+
+def test_the_gallery_is_of_the_surest_wrong_answers(run: Path, cli: Any) -> None:
+    code, out, err = cli("report", run)
+    assert code == 0 and out.strip() == str(run / "report.html"), err
+    html = (run / "report.html").read_text(encoding="utf-8")
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wrong = [r for r in rows if r["label"] != r["predicted"]]
+    assert wrong, "no row is wrong, so nothing is tested"
+    wrong.sort(key=lambda r: -float(r[f"p({r['predicted']})"]))
+    gallery = read_json(run / "gallery" / "gallery.json")
+    assert [e["id"] for e in gallery] == [r["id"] for r in wrong][:24]
+    shown = section(html, "errors")
+    places = [shown.index(e["where"]) for e in gallery]
+    assert places == sorted(places)
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', shown)
+    assert len(pictures) == len(gallery)
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as made:
+        assert made.size == (32, 32)
+    assert str(run.parent) not in html
+
+
+def test_blocks_tell_how_far_they_moved(run: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    result = read_json(run / "result.json")
+    alpha = result["seeds"][0]["alpha"]
+    blocks = {b["name"]: b for b in result["blocks"]}
+    assert list(blocks)[-1] == "head" and blocks["head"]["drift"] is None  # fresh: no anchor
+    start = load_file(run / "frontier" / "start.safetensors")
+    now = load_file(run / "model" / "model.safetensors")
+    names = [n for n in start if n.startswith(("backbone.conv1.", "backbone.bn1."))]
+    kept = [n for n in names if "running" not in n and "num_batches" not in n]
+    size = torch.stack([start[n].square().sum() for n in kept]).sum().sqrt()
+    moved = torch.stack([(now[n] - start[n]).square().sum() for n in kept]).sum().sqrt()
+    first = blocks[next(iter(blocks))]
+    assert alpha > 0 and first["drift"] == pytest.approx(float(moved / size), rel=1e-4)
+
+
+def test_a_point_chosen_without_training_has_a_report_too(
+    run: Path, cli: Any, tmp_path: Path
+) -> None:
+    assert cli("frontier", run, "--out", tmp_path / "other")[0] == 0
+    code, _, err = cli("report", tmp_path / "other", "--out", tmp_path / "page.html")
+    assert code == 0, err
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "there are no epochs" in section(html, "curves")
+    assert not (tmp_path / "other" / "report.html").exists()
+
+
+def test_several_runs_are_compared_on_one_page(run: Path, cli: Any, tmp_path: Path) -> None:
+    assert cli("frontier", run, "--out", tmp_path / "other")[0] == 0
+    code, _, err = cli("report", run, tmp_path / "other")
+    assert code == 2 and "say which with --out" in err
+    code, _, err = cli("report", run, tmp_path / "other", "--out", tmp_path / "page.html")
+    assert code == 0, err
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    first, second = regraft.compare([run, tmp_path / "other"])
+    assert second.gain is not None
+    words = section(html, "comparison")
+    assert str(first.test) in words and f"{second.gain.value:+.3f}" in words
+    assert "other: Verdict" in html and "run: Verdict" in html
+
+
+def test_texts_are_quoted(bert: Path, cli: Any, tmp_path: Path) -> None:
+    words = {"good": "good day", "bad": "bad day"}
+    for split, n in (("train", 24), ("test", 12)):
+        lines = ["text,label"]
+        for i in range(n):
+            label = ("good", "bad")[i % 2]
+            # half of test is labelled against its words, so that it is wrong whatever is learnt
+            said = words[label] if split == "train" or i % 4 < 2 else words[("bad", "good")[i % 2]]
+            lines.append(f"{said} {i} <b>,{label}")
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    run = regraft.fit(tmp_path / "data", source=f"transformers:{bert}", out=tmp_path / "run",
+                      settings={"fit.epochs": 1, "run.threads": 1})  # fmt: skip
+    gallery = json.loads((run.path / "gallery" / "gallery.json").read_text(encoding="utf-8"))
+    html = run.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert gallery and all(e["picture"] is None and e["text"].endswith("<b>") for e in gallery)
+    assert f"<blockquote>{gallery[0]['text']}</blockquote>" in section(html, "errors")  # unescaped
+    assert "<b>,"[:3] not in re.sub(
+        r"<b>\w+</b>", "", html.split('id="errors"')[1].split("</section>")[0]
+    )
