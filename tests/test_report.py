@@ -117,6 +117,10 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.words[self.section] = self.words.get(self.section, "") + data
 
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "li"):
+            self.handle_data(" ")
+
 
 def page_of(*runs, out=None):
     html = report(list(runs), out).read_text(encoding="utf-8")
@@ -157,6 +161,24 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         for word in words:
             assert word in said, (section, word, said)
     assert "jane" not in html and "secret" not in html
+
+
+def test_over_seeds_the_figure_of_scratch_is_the_mean_that_its_gain_is_about(make_run):
+    seeds = [{"seed": s, "best_epoch": 1, "epochs": 2, "alpha": 1.0, "val": {"accuracy": 0.7},
+              "test": {"accuracy": 0.7}, "test at alpha 1": {"accuracy": 0.7},
+              "scratch": {"accuracy": 0.5 + s / 10}} for s in range(3)]  # fmt: skip
+    mean = {
+        "fit": {"accuracy": {"mean": 0.7, "sd": 0.0}},
+        "scratch": {"accuracy": {"mean": 0.612, "sd": 0.1}},
+    }
+    changes = {"seeds": seeds, "mean": mean, "gain": {"scratch": estimate(0.088)},
+               "controls": {"scratch": {"accuracy": estimate(0.5)}},
+               "verdict": {"words": "transfer helps", "gain": estimate(0.2), "seeds": 3, "why": "by far"}}  # fmt: skip
+    html, page = page_of(make_run(**changes))
+    said = " ".join(page.words["verdict"].split())
+    assert "scratch 0.612 (sd 0.100) +0.088 [-0.012, +0.188] over 3 seeds" in said
+    assert "fine-tuned 0.700 (sd 0.000)" in said and "2 1 1 0.700 0.700 0.700" in said
+    assert '<p class="verdict good">' in html
 
 
 def test_nothing_is_run_and_nothing_is_asked_of_the_network(make_run):

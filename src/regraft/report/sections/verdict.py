@@ -14,9 +14,10 @@ TEMPLATE = """
 <p class="note">Test, n = {{ n }}. {{ primary }} is the metric that choices were made by; gains are paired on the
 same rows and positive where fine-tuning is better. Intervals are 95 %.</p>
 {{ m.table(["", primary, "gain of fine-tuning over it", "the interval is"], arms, "Fine-tuning and its controls") }}
-{{ m.plot(plot, "Each arm on test with its interval: " ~ primary ~ ".") }}
+{{ m.plot(plot, "Each arm's first model on test, with its interval over rows: " ~ primary ~ ".") }}
 {{ m.table(["metric", "value"], metrics, "All metrics on test") }}
 {% if seeds %}
+{{ m.table(["", "mean (sd)"], spread, "Over seeds: " ~ primary) }}
 {{ m.table(["seed", "best epoch", "α", "val", "test", "scratch on test"], seeds, "By seed: " ~ primary) }}
 {% endif %}
 """
@@ -27,11 +28,18 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     from ..render import estimate, number, signed
 
     r, primary = run.result, run.primary
-    arms = [("fine-tuned", estimate(r["test"][primary]), "", "")]
+    arms = [("fine-tuned, the saved model", estimate(r["test"][primary]), "", "")]
+    means = {"fit": "fine-tuned", "scratch": "scratch", "α = 1": "α = 1"}
+    spread = {
+        arm: f"{number(m[primary]['mean'])} (sd {number(m[primary]['sd'])})"
+        for arm, m in r["mean"].items()
+    }
     drawn = [("fine-tuned", r["test"][primary])]
     for name, metrics in r["controls"].items():
         over = over_seeds(r) if name == "scratch" else "about these two models"
-        arms.append((name, estimate(metrics[primary]), signed(r["gain"][name]), over))
+        # scratch's gain is over all seeds, so its figure is too
+        value = spread.get("scratch") if name == "scratch" else None
+        arms.append((name, value or estimate(metrics[primary]), signed(r["gain"][name]), over))
         drawn.append((name, metrics[primary]))
     seeds = [
         (
@@ -49,4 +57,5 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         "plot": plots.intervals(drawn, primary, f"{run.name} arms"),
         "metrics": [(name, estimate(e)) for name, e in r["test"].items()],
         "seeds": seeds if len(seeds) > 1 else [],
+        "spread": [(means[arm], text) for arm, text in spread.items()],
     }
