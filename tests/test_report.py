@@ -91,7 +91,7 @@ def make_run(tmp_path):
         (run / "manifest.jsonl").write_text("".join(json.dumps(m) + "\n" for m in manifest))
         (run / "gallery" / "0.jpg").write_bytes(b"\xff\xd8 a picture")
         (run / "gallery" / "gallery.json").write_text(json.dumps([{
-            "id": "x", "where": classes[0], "truth": classes[0], "predicted": classes[-1],
+            "id": "x", "where": f"/home/jane/secret/{classes[0]}", "truth": classes[0], "predicted": classes[-1],
             "probability": 0.9, "picture": "0.jpg", "text": None,
         }]))  # fmt: skip
         return run
@@ -245,6 +245,9 @@ def test_several_runs_need_a_place_and_an_unfinished_one_is_refused(make_run, tm
     )
     with pytest.raises(UsageError, match="is no finished run: its status is failed"):
         report([two])
+    (one / "manifest.jsonl").write_text('{"id": "a", "split"')
+    with pytest.raises(UsageError, match=r"manifest\.jsonl cannot be read"):
+        report([one])
     with pytest.raises(UsageError, match="is this a run folder"):
         report([tmp_path / "nowhere"])
     assert not list(tmp_path.rglob("*.html"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ class RunFiles:
     def history(self) -> list[dict[str, Any]]:
         """A line an epoch; none where a point was chosen without training."""
         path = self.path / "history.jsonl"
-        return _lines(path) if path.exists() else []
+        return list(_lines(path)) if path.exists() else []
 
     @cached_property
     def manifest(self) -> dict[str, Counter[str]]:
@@ -71,10 +72,11 @@ def brief(text: str) -> str:
     return re.sub(r'(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s"/\\]+[/\\])+(?=[^\s"/\\])', "…/", text)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Raises UsageError for a file that is missing or damaged."""
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """One at a time. Raises UsageError for a file that is missing or damaged."""
     try:
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            for line in file:
+                yield json.loads(line)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error

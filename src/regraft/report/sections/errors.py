@@ -16,7 +16,7 @@ TEMPLATE = """
 {% if e.picture %}<img src="{{ e.picture }}" alt="a test picture of {{ e.truth }}">
 {% elif e.text %}<blockquote>{{ e.text }}</blockquote>{% endif %}
 <b>{{ e.predicted }}</b>{{ " (%.2f)" | format(e.probability) if e.probability is not none }}, labelled
-<b>{{ e.truth }}</b><br><span class="note">{{ e.where }}</span></li>
+<b>{{ e.truth }}</b><br><span class="note">{{ brief(e.where) }}</span></li>
 {% endfor %}
 </ul>
 """
