@@ -236,6 +236,13 @@ def test_what_was_not_measured_is_said(make_run):
     assert "only a proxy" in page.words["caution"]
 
 
+def test_a_figure_that_is_not_defined_is_a_dash(make_run):
+    none = {"value": None, "low": None, "high": None, "n": 60}
+    changes = {"test": {"accuracy": none}, "gain": {"majority": none, "linear probe": none}}
+    _, page = page_of(make_run(**changes))
+    assert "fine-tuned, the saved model –" in " ".join(page.words["verdict"].split())
+
+
 def test_several_runs_need_a_place_and_an_unfinished_one_is_refused(make_run, tmp_path):
     one, two = make_run("one"), make_run("two")
     with pytest.raises(UsageError, match=r"say which with --out"):
