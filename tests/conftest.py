@@ -34,6 +34,7 @@ def alone(tmp_path_factory, monkeypatch):
     connect = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("REGRAFT_STATE", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import controls, plugins
+from . import controls, plugins, reuse
 from .features import Outputs, outputs
 from .frontier import ALPHAS, Point, choose, move, walk
 from .grafting import graft
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .evaluation import Scored
 
 Say = Callable[[str], None]
-Track = Callable[["Batches", int, str], "Batches"]  # draws a bar around training batches
+Track = Callable[
+    [int, str], Callable[["Batches"], "Batches"]
+]  # (rows, label) → a bar around batches
 Figures = dict[str, float]  # the primary metric and "loss"
 
 
@@ -57,6 +59,7 @@ def fit_arm(
     log: Callable[[Epoch], None] = lambda epoch: None,
     track: Track | None = None,
     label: str = "fit",
+    say: Say = lambda line: None,
 ) -> Arm:
     """Graft and fit with one seed, from a probe's head where one is given, and go to a point of the
     frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1.
@@ -67,7 +70,9 @@ def fit_arm(
     target = begin(p, source, seed, start)
     origin = snapshot(target)
     watch = partial(watched, p, target, select) if p.plan.source_data.each_epoch else dict
-    done = fit_rows(p, target, chosen, seed, log=log, watch=watch, track=track, label=label)
+    done = fit_rows(
+        p, target, chosen, seed, log=log, watch=watch, track=track, label=label, say=say
+    )
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
     end, walked = snapshot(target), list[Point]()
@@ -107,13 +112,10 @@ def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
     return {p.source_data.task.primary: found.after} | kept
 
 
-def features_of_source(p: Prepared) -> dict[str, Outputs]:
+def features_of_source(p: Prepared, say: Say = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
-    backbone = p.source.backbone.to(p.device)
     return {
-        split: outputs(backbone, p.batches(split), p.device, p.settings.layout)
-        for split in ("train", "val")
-        if split in p.targets
+        split: reuse.features(p, split, say) for split in ("train", "val") if split in p.targets
     }
 
 
@@ -143,6 +145,7 @@ def fit_rows(
     watch: Callable[[], Figures] = dict,
     track: Track | None = None,
     label: str = "fit",
+    say: Say = lambda line: None,
 ) -> Fit:
     """Fine-tune the target in place on train, or on some of its rows, as the plan says."""
     scratch = target.nothing_kept
@@ -155,13 +158,16 @@ def fit_rows(
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()
     strategy = everything if scratch else p.freezing
+    val = p.batches("val") if p.splits.val and rows is None else None
+    wrap = track(chosen.epochs * len(train), label) if track else lambda batches: batches
     with adapted(strategy, target, seed) as fitted:
         return fine_tune(
-            fitted,
-            track(train, chosen.epochs, label) if track else train,
-            p.batches("val") if p.splits.val and rows is None else None,
-            p.task, p.metric, chosen,
+            fitted, train, val, p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
+            feeds=reuse.feeds(
+                p, fitted, train, val, chosen,
+                freezing=strategy, penalties=penalties, wrap=wrap, say=say,
+            ),
         )  # fmt: skip
 
 

@@ -103,6 +103,10 @@ class Batches:
             return self._batches(order(ids, self.seed, n), self.augment, n)
         return self._batches(balanced(ids, self.strata, self.seed, n), self.augment, n)
 
+    def view(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """The rows as they stand, each augmented as in epoch ``n``."""
+        return self._batches(list(range(len(self))), self.augment, n)
+
     def _split(self, rows: list[int], epoch: int) -> list[list[int]]:
         """Rows in batches of even size. In training, texts of like length stand together: within a
         window of WINDOW batches they are sorted by length, and the batches are shuffled again."""

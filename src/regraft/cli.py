@@ -435,6 +435,22 @@ def predict(
             write_predictions(file, names, predictions, as_json)
 
 
+@app.command(rich_help_panel=HELP)
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,
+) -> None:
+    """Where features are kept for the next run, how much they take, and --clear."""
+    from .feature_cache import FeatureCache, place_of
+
+    kept = FeatureCache(place_of("shared"), 0)
+    if clear:
+        typer.echo(f"{kept.clear()} entries removed from {kept.root}")
+        return
+    entries = kept.entries()
+    size = sum(size for _, size, _ in entries)
+    typer.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
+
+
 @app.command("list", rich_help_panel=HELP)
 def list_(
     what: Annotated[

@@ -7,7 +7,7 @@ is the starting point; without val the last epoch stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from . import optimizers
 from .averaging import average_of, averaged
 from .features import outputs
 from .freeze import set_trainable
-from .objective import Objective
+from .objective import Above, Objective
 from .rates import SCHEDULES, factor
 from .types import Augment
 
@@ -75,6 +75,17 @@ class Fit:
     stopped: str  # why it ended
 
 
+@dataclass(frozen=True)
+class Feed:
+    """The rows of a phase. With a cut of k they come as the output of the first k blocks, which are
+    frozen; without one as the network's inputs."""
+
+    train: Batches
+    val: Batches | None
+    cut: int = 0
+    val_cut: int = 0
+
+
 def fine_tune(
     target: Target,
     train: Batches,
@@ -89,9 +100,11 @@ def fine_tune(
     seed: int,
     log: Callable[[Epoch], None] = lambda epoch: None,
     watch: Callable[[], dict[str, float]] = dict,
+    feeds: Callable[[int], Feed] | None = None,
 ) -> Fit:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
 
+    ``feeds`` may give the rows as the output of so many frozen leading blocks.
     ``watch`` looks at the source task after every epoch; nothing is chosen by it.
 
     Raises DivergedError at the first loss or gradient that is not finite.
@@ -106,8 +119,10 @@ def fine_tune(
     schedule = SCHEDULES[settings.schedule]
     torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
 
-    objective = Objective(target, task, penalties, settings, device, seed)
-    start = judge(target, val, task, metric, device, settings.layout)
+    frozen = lowest(blocks, freezing(blocks, 1)) if settings.epochs else 0
+    feed = feeds(frozen) if feeds else Feed(train, val)
+    objective = Objective(target, task, penalties, settings, device, seed, feed.cut)
+    start = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
     best, best_epoch, best_state = start, 0, snapshot(target)
     log(Epoch(0, 0, {}, {}, start, True, watch()))
     optimizer: torch.optim.Optimizer | None = None
@@ -127,10 +142,14 @@ def fine_tune(
             )
             thawed |= dict.fromkeys(wanted - trainable, step)
             trainable = wanted
+            if feeds and lowest(blocks, wanted) != frozen:
+                frozen = lowest(blocks, wanted)
+                feed = feeds(frozen)
+                objective = replace(objective, cut=feed.cut)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         sums: dict[str, float] = {}
 
-        for micro_batches in together(train.epoch(epoch), settings.accumulate):
+        for micro_batches in together(feed.train.epoch(epoch), settings.accumulate):
             for group in optimizer.param_groups:
                 at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
                 group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
@@ -142,7 +161,7 @@ def fine_tune(
             step += 1
 
         with averaged(model, average):
-            figures = judge(target, val, task, metric, device, settings.layout)
+            figures = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
             better = not figures or improves(figures, best, metric)  # without val the last stands
             if better:
                 best, best_epoch, best_state = figures, epoch, snapshot(target)
@@ -159,6 +178,11 @@ def fine_tune(
     return Fit(best_epoch, epoch, step, best, start, stopped)
 
 
+def lowest(blocks: list[str], trainable: frozenset[str]) -> int:
+    """The position of the first block that trains: how many lie frozen below it."""
+    return next((i for i, name in enumerate(blocks) if name in trainable), 0)
+
+
 def thaws(freezing: Freezing, blocks: list[str], epochs: int) -> int:
     """The last epoch in which a block thaws: patience counts from there, not from a thaw before."""
     wanted = [frozenset[str](), *(freezing(blocks, e) for e in range(1, epochs + 1))]
@@ -172,11 +196,12 @@ def judge(
     metric: Metric,
     device: torch.device,
     layout: str,
+    cut: int = 0,
 ) -> dict[str, float]:
     """The primary metric and the mean loss on val; nothing where there is no val."""
     if val is None:
         return {}
-    rows = outputs(target.model, val, device, layout)
+    rows = outputs(Above(target, cut) if cut else target.model, val, device, layout)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
     value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()

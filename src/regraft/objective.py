@@ -31,6 +31,7 @@ class Objective:
     settings: Settings
     device: torch.device
     seed: int
+    cut: int = 0  # inputs are the output of so many blocks
 
     def step(
         self,
@@ -71,15 +72,18 @@ class Objective:
         backbone = self.target.model.get_submodule("backbone")
         head = self.target.model.get_submodule("head")
         blocks = [b.name for b in self.target.blocks]
-        cut = any(penalty.maps for penalty in self.penalties.values())
+        mapped = any(penalty.maps for penalty in self.penalties.values())
         rows = sum(len(ids) for ids, _, _ in micro_batches)
         values: dict[str, float] = {}
         for part, (ids, inputs, targets) in enumerate(micro_batches):
             key = (self.seed, epoch, step * self.settings.accumulate + part)
             inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
             inputs, targets = on(inputs, self.device, layout), targets.to(self.device)
-            maps = block_outputs(self.target, backbone, inputs) if cut else {}
-            features = maps[blocks[-2]] if cut else backbone(inputs)  # [B, D]
+            maps = block_outputs(self.target, backbone, inputs) if mapped else {}
+            if mapped:
+                features = maps[blocks[-2]]  # [B, D]
+            else:
+                features = from_cut(self.target, inputs, self.cut) if self.cut else backbone(inputs)
             logits = head(features)  # [B, C]
             batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
             terms = {"task": self.task.loss(logits, targets).sum() / rows}
@@ -95,6 +99,29 @@ class Objective:
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + float(term.detach())
         return values
+
+
+class Above(torch.nn.Module):
+    """What lies above a cut, as a module: the output of the first ``cut`` blocks → logits [B, C]."""
+
+    def __init__(self, target: Target, cut: int) -> None:
+        super().__init__()
+        self.model = target.model
+        self.target, self.cut = target, cut
+
+    def forward(self, x: Any) -> Tensor:
+        head = self.model.get_submodule("head")
+        return head(from_cut(self.target, x, self.cut))  # type: ignore[no-any-return]
+
+
+def from_cut(target: Target, x: Any, cut: int) -> Tensor:
+    """Features [B, D] from the output of the first ``cut`` blocks."""
+    backbone = target.model.get_submodule("backbone")
+    for block in target.blocks[cut:-1]:
+        assert block.run is not None
+        x = block.run(backbone, x)
+    found: Tensor = x
+    return found
 
 
 def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class FitPlan(Section):
         None,
         description="retention of the source task that α must keep, for sure (95 %); needs source data",
     )
+    views: int = Field(
+        0, ge=0, description="augmented views of a picture that are kept where blocks are frozen; epochs "
+        "beyond them take them again; 0: augment anew in each epoch",
+    )  # fmt: skip
     batch_norm: Literal["frozen", "train"] | Auto = Field(
         "auto", description="statistics of batch norms; a kept source's stay as they are"
     )
@@ -170,6 +174,11 @@ class RunPlan(Section):
     layout: Literal["channels_last", "contiguous"] | Auto = Field(
         "auto", description="memory layout of pictures"
     )
+    cache: str = Field(
+        "shared",
+        description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',
+    )
+    cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
 
 
 class Plan(Section):

@@ -39,8 +39,9 @@ def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
 
-        def track(batches: Batches, epochs: int, label: str) -> Any:
-            return Tracked(batches, progress, progress.add_task(label, total=epochs * len(batches)))
+        def track(rows: int, label: str) -> Any:
+            bar = progress.add_task(label, total=rows)
+            return lambda batches: Tracked(batches, progress, bar)
 
         yield (lambda line: console.print(line, markup=False, highlight=False)), track
 

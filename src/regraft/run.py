@@ -121,7 +121,7 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
     alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
     if not p.source.nothing_kept:
         with clock("features"):
-            features = features_of_source(p)
+            features = features_of_source(p, say)
         with clock("probe"):
             probe = probe_on(p, features)
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
@@ -153,6 +153,7 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
         arm = fit_arm(
             p, source, chosen, seed,
             start=start, alpha=alpha, select=select, points=cross.points, log=log, track=track, label=f"seed {seed}",
+            say=say,
         )  # fmt: skip
         if alpha is None and arm.points:
             by = "val" if p.splits.val else "cross-validation"

@@ -342,6 +342,7 @@ class Penalty:
     term: Callable[[Batch], Tensor]
     per: Literal["step", "batch"] = "step"
     maps: bool = False  # it looks at the outputs of blocks, so all of them must have a ``run``
+    needs_inputs: bool = True  # it looks at Batch.inputs; else cached outputs may take their place
     after: Callable[[Mapping[str, Tensor], Mapping[str, float]], None] | None = None
 
 

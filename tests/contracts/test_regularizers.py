@@ -292,6 +292,7 @@ def test_delta_leaves_padding_out_and_takes_maps_by_channel():
 
 
 def test_delta_weighs_channels_by_what_the_target_loses_without_each(numbers_source):
+    torch.manual_seed(0)
     source, train = numbers_source(), Train()
     target = graft(source, 3)
     set_trainable(target, {b.name for b in target.blocks}, "frozen")

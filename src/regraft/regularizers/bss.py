@@ -39,4 +39,4 @@ class BSS(Regularizer):
             values: torch.Tensor = torch.linalg.svdvals(batch.features.float())  # [min(B, D)]
             return self.strength * values.sort().values[: self.k].square().sum()
 
-        return Penalty(term, per="batch")
+        return Penalty(term, per="batch", needs_inputs=False)

@@ -64,7 +64,7 @@ class EWC(Regularizer):
                     pull = pull + (found[name] * (p - anchor[name].to(p.device)).square()).sum()
             return self.strength / 2 * pull
 
-        return Penalty(term)
+        return Penalty(term, needs_inputs=False)
 
 
 def fisher(

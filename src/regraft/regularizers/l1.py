@@ -54,4 +54,4 @@ class L1(Regularizer):
                     if p.ndim > 1:
                         p.copy_(torch.nn.functional.softshrink(p, rates[name] * self.strength))
 
-        return Penalty(term, after=after if self.proximal else None)
+        return Penalty(term, needs_inputs=False, after=after if self.proximal else None)

@@ -32,4 +32,4 @@ class L2(Regularizer):
             weights = [p for p in batch.params.values() if p.ndim > 1]
             return self.strength / 2 * torch.stack([p.square().sum() for p in weights]).sum()
 
-        return Penalty(term)
+        return Penalty(term, needs_inputs=False)

@@ -42,4 +42,4 @@ class L2SP(Regularizer):
                     shrink = shrink + p.square().sum()
             return self.alpha / 2 * pull + self.beta / 2 * shrink
 
-        return Penalty(term)
+        return Penalty(term, needs_inputs=False)

@@ -1,0 +1,282 @@
+"""Outputs of frozen blocks, kept on disk: one folder an entry, mapped when it is read.
+
+ROOT/<key>/index.json     ids, shapes, lengths and the sha256 of each file
+ROOT/<key>/<tensor>.bin   the rows end to end; of texts, the tokens without padding
+
+A key is the sha256 of all that an entry depends on (see :func:`key_of`). An entry is written beside
+its place, synced and renamed: of several writers one wins, and a kill leaves only a folder that the
+next writer removes. Entries are not changed afterwards. Over the limit the longest unused ones go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from .types import Block, Inputs
+
+SCHEMA = 1
+MASK = "attention_mask"  # [B, T]: where it is among the tensors, rows are as long as it says
+SOLE = "output"  # the name of a tensor that comes alone
+
+
+class NotStorableError(ValueError):
+    """The outputs do not have a shape that rows can be taken from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows of one split as the blocks below a cut give them."""
+
+    place: Mapping[str, int]  # id → row
+    arrays: Mapping[str, NDArray[np.uint8]]  # tensor → [N, bytes], or [ΣT, bytes] with ``ends``
+    dtypes: Mapping[str, torch.dtype]
+    shapes: Mapping[str, tuple[int, ...]]  # of a row, or of a token
+    ends: NDArray[np.int64] | None = None  # [N + 1]: row i is tokens ends[i] to ends[i + 1]
+
+    def batch(self, ids: Sequence[str]) -> Inputs:
+        """The rows of these ids [B, …]; texts as {"hidden": [B, T, D], …}, padded with zeros."""
+        rows = [self.place[i] for i in ids]
+        if self.ends is None:
+            found = {name: self._tensor(name, a[rows]) for name, a in self.arrays.items()}
+            return found if set(found) != {SOLE} else found[SOLE]
+        ends = self.ends
+        lengths = [int(ends[r + 1] - ends[r]) for r in rows]
+        padded: dict[str, Tensor] = {}
+        for name, array in self.arrays.items():
+            flat = np.zeros((len(rows), max(lengths), array.shape[1]), dtype=np.uint8)
+            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                flat[i, :length] = array[ends[row] : ends[row + 1]]
+            padded[name] = self._tensor(name, flat)
+        return padded
+
+    def _tensor(self, name: str, values: NDArray[np.uint8]) -> Tensor:
+        lead = values.shape[:-1]
+        flat = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
+        return flat.view(self.dtypes[name]).view(*lead, *self.shapes[name])
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Entries under one folder, which several processes may share."""
+
+    root: Path
+    limit: int  # bytes
+
+    def open(self, key: str) -> Entry | None:
+        """The entry, every file checked against its sha256; a damaged one is removed: → None."""
+        path = self.root / key
+        try:
+            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            entry = self._read(path, index)
+            os.utime(path)  # used just now
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            shutil.rmtree(path, ignore_errors=True)
+            return None
+        return entry
+
+    def _read(self, path: Path, index: Mapping[str, Any]) -> Entry:
+        arrays, dtypes, shapes = {}, {}, {}
+        lengths = index["lengths"]
+        count = len(index["ids"]) if lengths is None else sum(lengths)
+        for name, tensor in index["tensors"].items():
+            file = path / f"{checked(name)}.bin"
+            dtypes[name] = getattr(torch, tensor["dtype"])
+            shapes[name] = tuple(tensor["shape"])
+            width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
+            if file.stat().st_size != count * width or digest_of(file) != tensor["sha256"]:
+                raise ValueError(f"{file} is damaged")
+            arrays[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=(count, width))
+        place = {id_: i for i, id_ in enumerate(index["ids"])}
+        ends = None if lengths is None else np.cumsum([0, *lengths])
+        return Entry(place, arrays, dtypes, shapes, ends)
+
+    def write(self, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> Entry:
+        """An entry from batches of (ids, outputs), streamed to disk.
+
+        Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
+        either nothing is left.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        name = f"tmp-{socket.gethostname()}-{os.getpid()}-"
+        folder = Path(tempfile.mkdtemp(prefix=name, dir=self.root))
+        try:
+            self._stream(folder, rows)
+            self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
+            try:
+                folder.rename(self.root / key)
+            except OSError:  # somebody else was sooner: theirs is the same
+                if not (self.root / key).is_dir():
+                    raise
+            sync(self.root)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        entry = self.open(key)
+        if entry is None:
+            raise OSError(f"{self.root / key} could not be read back")
+        return entry
+
+    def _stream(self, folder: Path, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
+        ids: list[str] = []
+        lengths: list[int] | None = None
+        files: dict[str, BinaryIO] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        hashes: dict[str, Any] = {}
+        try:
+            for names, output in rows:
+                parts, long = taken_apart(output, len(names))
+                if ids and (long is None) != (lengths is None):
+                    raise NotStorableError("some batches have a mask and some have none")
+                ids += names
+                lengths = None if long is None else (lengths or []) + long
+                for name, value in parts.items():
+                    about: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")}
+                    about["shape"] = list(value.shape[1:])
+                    if name not in files:
+                        files[name] = (folder / f"{checked(name)}.bin").open("wb")
+                        tensors[name], hashes[name] = about, hashlib.sha256()
+                    if tensors[name] != about:
+                        raise NotStorableError(f"rows differ in shape: {tensors[name]} and {about}")
+                    raw = raw_bytes(value)
+                    files[name].write(raw)
+                    hashes[name].update(raw)
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for file in files.values():
+                file.close()
+        for name, about in tensors.items():
+            about["sha256"] = hashes[name].hexdigest()
+        index = {"schema": SCHEMA, "ids": ids, "lengths": lengths, "tensors": tensors}
+        with (folder / "index.json").open("w", encoding="utf-8") as text:
+            json.dump(index, text)
+            text.flush()
+            os.fsync(text.fileno())
+        sync(folder)
+
+    def entries(self) -> list[tuple[Path, int, float]]:
+        """(folder, bytes, when it was last used) of every entry, the longest unused first."""
+        found = []
+        for path in self.root.glob("[0-9a-f]*"):
+            try:
+                size = sum(f.stat().st_size for f in path.iterdir())
+                found.append((path, size, path.stat().st_mtime))
+            except OSError:  # removed meanwhile
+                continue
+        return sorted(found, key=lambda e: e[2])
+
+    def _evict(self, keep: int) -> None:
+        """Room for ``keep`` bytes more; who has an evicted entry mapped goes on reading it."""
+        entries = self.entries()
+        total = sum(size for _, size, _ in entries) + keep
+        for path, size, _ in entries:
+            if total <= self.limit:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
+
+    def _sweep(self) -> None:
+        """Remove what writers of this machine left that are no more."""
+        for path in self.root.glob(f"tmp-{socket.gethostname()}-*"):
+            if not alive(int(path.name.rsplit("-", 2)[1])):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> int:
+        """Remove every entry; → how many."""
+        entries = self.entries()
+        for path, _, _ in entries:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(entries)
+
+
+def place_of(setting: str) -> Path:
+    """The folder that a plan's ``run.cache`` means: "shared" is REGRAFT_CACHE, or the user's own."""
+    if setting != "shared":
+        return Path(setting)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("REGRAFT_CACHE") or Path(home) / "regraft") / "features"
+
+
+def key_of(backbone: nn.Module, blocks: Sequence[Block], what: Mapping[str, Any]) -> str:
+    """sha256 of the blocks' tensors, as they now are, and of ``what``, which is plain JSON."""
+    tensors = dict([*backbone.named_parameters(), *backbone.named_buffers()])
+    found = hashlib.sha256(json.dumps({"schema": SCHEMA, **what}, sort_keys=True).encode())
+    for name in (n for b in blocks for n in b.tensors):
+        value = tensors[name].detach()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(raw_bytes(value))
+    return found.hexdigest()
+
+
+def raw_bytes(value: Tensor) -> bytes:
+    return value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def taken_apart(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | None]:
+    """({tensor: rows end to end}, tokens of each row); None where rows are of one size."""
+    parts = output if isinstance(output, dict) else {SOLE: output}
+    for name, value in parts.items():
+        if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != rows:
+            raise NotStorableError(f"{name} has no {rows} rows")
+    mask = parts.get(MASK)
+    if mask is None:
+        return dict(parts), None
+    lengths = mask.sum(1)
+    inside = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    if not torch.equal(inside, mask.bool()):
+        raise NotStorableError("the padding is not at the end")
+    if any(v.shape[:2] != mask.shape for v in parts.values()):
+        raise NotStorableError("a tensor does not have a place a token")
+    return {n: v[inside] for n, v in parts.items()}, lengths.tolist()
+
+
+def checked(name: str) -> str:
+    """A tensor's name, as part of a file's. Raises ValueError for one that is none."""
+    if not re.fullmatch(r"\w+", name):
+        raise NotStorableError(f'"{name}" is no name for a file')
+    return name
+
+
+def digest_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sync(folder: Path) -> None:
+    """The folder's own entries reach the disk, where the system can be asked for it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,294 @@
+"""Nothing is computed twice: what lies below the lowest trainable block comes from the feature cache.
+
+Every use is guarded: the first batch is computed live too, and where the two differ, live is used
+and said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import __version__
+from .batches import Batches
+from .feature_cache import (
+    MASK,
+    Entry,
+    FeatureCache,
+    NotStorableError,
+    key_of,
+    place_of,
+    taken_apart,
+)
+from .features import Outputs, on, outputs
+from .freeze import evaluating
+from .loop import Feed, lowest
+from .preprocess import to_json
+from .types import CallableSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .arms import Say
+    from .loop import Settings
+    from .prepare import Prepared
+    from .types import Augment, Freezing, Inputs, Penalty, Target
+
+READ = 500e6  # bytes a second that a mapped file is taken to give
+PARTS = ("torch", "torchvision", "Pillow", "timm", "transformers")  # what outputs depend on
+Wrap = Callable[[Batches], Batches]
+
+
+class Reused(Batches):
+    """Batches in the same order whose inputs are what the blocks below a cut make of them.
+
+    Epoch n takes view (n − 1) mod K of each row.
+    """
+
+    def __init__(self, of: Batches, views: Sequence[Entry]) -> None:
+        self.__dict__.update(of.__dict__)
+        self.views = views
+
+    def _batches(
+        self, rows: list[int], augment: Augment | None, epoch: int
+    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        entry = self.views[max(0, epoch - 1) % len(self.views)]
+        for batch in self._split(rows, epoch) if rows else []:
+            places = [d % len(self) for d in batch]
+            ids = tuple(self.examples[i].id for i in places)
+            yield ids, entry.batch(ids), self.targets[places]
+
+
+@dataclass(frozen=True)
+class Below:
+    """The blocks of a backbone below a cut: inputs → the output of the last of them."""
+
+    p: Prepared
+    backbone: nn.Module
+    cut: int  # blocks; all of them give the features
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """On the CPU, without gradient."""
+        blocks = self.p.source.blocks
+        x: Any = on(inputs, self.p.device, self.p.settings.layout)
+        with evaluating(self.backbone), torch.inference_mode():
+            if self.cut == len(blocks):
+                x = self.backbone(x)
+            else:
+                for block in blocks[: self.cut]:
+                    assert block.run is not None
+                    x = block.run(self.backbone, x)
+        return {k: v.cpu() for k, v in x.items()} if isinstance(x, dict) else x.cpu()
+
+    def key(self, batches: Batches, view: int) -> str:
+        """Of all that the outputs of these batches depend on, to the last bit."""
+        p = self.p
+        what = {
+            "cut": self.cut,
+            "recipe": p.source.recipe,
+            "preprocess": to_json(p.source.preprocess),
+            "rows": [e.id for e in batches.examples],
+            "tokens": tokens_digest(batches),
+            "view": [batches.seed, view, asdict(batches.augment)]
+            if view and batches.augment
+            else 0,
+            "batch_size": batches.batch_size,
+            "layout": p.settings.layout,
+            "device": str(p.device),
+            "threads": torch.get_num_threads(),
+            "versions": {"regraft": __version__, **{name: version(name) for name in PARTS}},
+        }
+        return key_of(self.backbone, p.source.blocks[: self.cut], what)
+
+
+def cache_of(p: Prepared) -> FeatureCache | None:
+    """None where the plan switches it off, or preprocessing is a function, which has no digest."""
+    if p.plan.run.cache == "off" or isinstance(p.source.preprocess, CallableSpec):
+        return None
+    return FeatureCache(place_of(p.plan.run.cache), int(p.plan.run.cache_gb * 1e9))
+
+
+def features(p: Prepared, split: str, say: Say) -> Outputs:
+    """What the source's backbone makes of a split, from the cache where it is there."""
+    batches, backbone = p.batches(split), p.source.backbone.to(p.device)
+    below = Below(p, backbone, len(p.source.blocks))
+    found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
+    if found is None:
+        return outputs(backbone, batches, p.device, p.settings.layout)
+    ids = tuple(e.id for e in batches.examples)
+    values = found[0].batch(ids)
+    assert isinstance(values, torch.Tensor)
+    return Outputs(ids, values.float(), batches.targets.clone())
+
+
+def feeds(
+    p: Prepared,
+    target: Target,
+    train: Batches,
+    val: Batches | None,
+    chosen: Settings,
+    *,
+    freezing: Freezing,
+    penalties: Mapping[str, Penalty],
+    wrap: Wrap,
+    say: Say,
+) -> Callable[[int], Feed]:
+    """Frozen leading blocks → where the rows of the fit come from while they are frozen."""
+    live = wrap(train)
+    names = [b.name for b in target.blocks]
+    cuts = [lowest(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
+
+    def feed(frozen: int) -> Feed:
+        inside = frozen < len(p.source.blocks)
+        if not frozen or (inside and any(b.run is None for b in p.source.blocks)):
+            return Feed(live, val)
+        below = Below(p, target.model.get_submodule("backbone"), frozen)
+        passes, seeds = cuts.count(frozen), len(p.seeds)
+        judged = None
+        if val is not None:
+            what = f"val below {names[frozen]}"
+            judged = entries(below, val, [0], passes=(passes + 1) * seeds, what=what, say=say)
+        why, views = views_of(p, train, penalties)
+        if why:
+            say(f"{names[frozen - 1]} and below are frozen, and computed at every step: {why}")
+            found = None
+        else:
+            again = passes if views != [0] else passes * seeds
+            what = f"train below {names[frozen]}"
+            found = entries(below, train, views, passes=again, what=what, say=say)
+        return Feed(
+            wrap(Reused(train, found)) if found else live,
+            Reused(val, judged) if val is not None and judged else val,
+            frozen if found else 0,
+            frozen if judged else 0,
+        )
+
+    return feed
+
+
+def views_of(
+    p: Prepared, train: Batches, penalties: Mapping[str, Penalty]
+) -> tuple[str, list[int]]:
+    """(why training rows are no constants, the views of them to keep; 0 is the row as it stands)."""
+    if looks := sorted(n for n, penalty in penalties.items() if penalty.needs_inputs):
+        return f"{looks[0]} looks at the inputs", []
+    augment = train.augment
+    if augment is None or p.source.kind != "image":
+        return "", [0]
+    if augment.mixup or augment.cutmix:
+        return "MixUp and CutMix mix pictures", []
+    if not (augment.random_resized_crop or augment.flip or augment.randaugment):
+        return "", [0]
+    if not p.plan.fit.views:
+        return "each epoch augments anew (fit.views = K would keep K views of a picture)", []
+    if train.strata is not None:
+        return "balanced sampling draws a picture several times, each augmented anew", []
+    return "", list(range(1, p.plan.fit.views + 1))
+
+
+def entries(
+    below: Below,
+    batches: Batches,
+    views: Sequence[int],
+    *,
+    passes: int | None,
+    what: str,
+    say: Say,
+) -> list[Entry] | None:
+    """The outputs of all rows, one entry a view, from the cache or put there now.
+
+    None where live is the better choice, which is said. ``passes`` over all rows are saved; None: as
+    many as one likes to.
+    """
+    p, cache = below.p, cache_of(below.p)
+    if cache is None:
+        return None
+    keys = [below.key(batches, view) for view in views]
+    if all(key in p.kept for key in keys):
+        return [p.kept[key] for key in keys]
+    found = {key: cache.open(key) for key in keys}
+    began = time.perf_counter()
+    ids, inputs, _ = next(rows_of(batches, views[0]))
+    first = below(inputs)
+    seconds = (time.perf_counter() - began) * len(batches) / len(ids)
+    missing = [view for view, key in zip(views, keys, strict=True) if found[key] is None]
+    try:
+        parts, _ = taken_apart(first, len(ids))
+        size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
+        if missing:
+            why = no_gain(cache, seconds, size, len(missing), passes)
+            if why:
+                say(f"{what}: computed live, {why}")
+                return None
+        for view, key in zip(views, keys, strict=True):
+            if found[key] is None:
+                outputs_of_view = ((i, below(x)) for i, x, _ in rows_of(batches, view))
+                found[key] = cache.write(key, outputs_of_view)
+    except (OSError, NotStorableError) as error:
+        say(f"{what}: computed live, the feature cache cannot hold it: {error}")
+        return None
+    taken = [entry for key in keys if (entry := found[key]) is not None]
+    if not close(taken[0].batch(ids), first):
+        say(f"{what}: computed live, what the feature cache holds differs from it")
+        return None
+    p.kept.update(zip(keys, taken, strict=True))
+    how = "kept for later in" if missing else "from"
+    of = f" x {len(views)} views" if len(views) > 1 else ""
+    size *= len(views)
+    say(f"{what}: {len(batches)} rows{of} {how} the feature cache ({size / 1e6:.1f} MB)")
+    return taken
+
+
+def rows_of(batches: Batches, view: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+    return batches.view(view) if view else iter(batches)
+
+
+def no_gain(
+    cache: FeatureCache, seconds: float, size: int, missing: int, passes: int | None
+) -> str:
+    """Why keeping ``missing`` passes of ``size`` bytes and ``seconds`` each is not worth it; or ""."""
+    there = next((d for d in (cache.root, *cache.root.parents) if d.is_dir()), Path.cwd())
+    room = min(cache.limit, shutil.disk_usage(there).free // 2)
+    if size * missing > room:
+        return f"since its {size * missing / 1e6:,.0f} MB are more than the {room / 1e6:,.0f} there are"
+    reading = size / READ
+    if passes is not None and passes * (seconds - reading) <= missing * (seconds + reading):
+        return f"since to keep it takes {missing} passes and saves {passes}"
+    return ""
+
+
+def close(kept: Inputs, live: Inputs) -> bool:
+    """Equal to rounding; of texts, where there are tokens."""
+    if isinstance(kept, torch.Tensor) or isinstance(live, torch.Tensor):
+        pairs = [(kept, live)]
+    else:
+        mask = live.get(MASK)
+        every = mask.bool() if mask is not None else slice(None)
+        if set(kept) != set(live) or any(kept[n].shape != live[n].shape for n in live):
+            return False
+        pairs = [(kept[n][every], live[n][every]) for n in live]
+    return all(
+        isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        and a.shape == b.shape and a.dtype == b.dtype
+        and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4 * (1e-6 + float(b.abs().max())))
+        for a, b in pairs
+    )  # fmt: skip
+
+
+def tokens_digest(batches: Batches) -> str | None:
+    """Of what the tokenizer made of the texts, which says all about it and its cut."""
+    if batches.tokens is None:
+        return None
+    found = hashlib.sha256(json.dumps(batches.tokens.ends.tolist()).encode())
+    for name, flat in sorted(batches.tokens.flat.items()):
+        found.update(name.encode() + flat.tobytes())
+    return found.hexdigest()

@@ -1,0 +1,196 @@
+"""Entries come back as they were written, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from regraft.feature_cache import FeatureCache, NotStorableError, key_of, place_of
+from regraft.types import Block
+
+BIG = 10**9
+
+
+def rows(count: int, seed: int = 0) -> list[tuple[list[str], torch.Tensor]]:
+    values = torch.randn(count, 3, 2, generator=torch.Generator().manual_seed(seed))
+    return [([f"r{i}" for i in range(k, min(k + 4, count))], values[k : k + 4])
+            for k in range(0, count, 4)]  # fmt: skip
+
+
+def texts() -> list[tuple[list[str], dict[str, torch.Tensor]]]:
+    """Two batches with padding of their own; what stands in the padding is no part of a row."""
+    hidden = torch.arange(1.0, 25.0).view(2, 6, 2)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    other = torch.full((1, 3, 2), -1.0)
+    return [
+        (["long", "short"], {"hidden": hidden, "attention_mask": mask}),
+        (["last"], {"hidden": other, "attention_mask": torch.ones(1, 3, dtype=torch.int64)}),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_row_comes_back_by_its_id(tmp_path, dtype):
+    values = (torch.randn(7, 3, 2) * 10).to(dtype)
+    entry = FeatureCache(tmp_path, BIG).write("a", [(list("abcdefg"), values)])
+    found = entry.batch(["e", "a", "e"])
+    assert isinstance(found, torch.Tensor) and found.dtype == dtype
+    assert torch.equal(found, values[[4, 0, 4]])
+    found.zero_()  # a copy: the file is not written to
+    again = FeatureCache(tmp_path, BIG).open("a")
+    assert again is not None and torch.equal(again.batch(["b"]), values[[1]])
+
+
+def test_texts_lose_their_padding_and_get_that_of_their_batch(tmp_path):
+    written = texts()
+    entry = FeatureCache(tmp_path, BIG).write("t", written)
+    found = entry.batch(["last", "short"])
+    assert isinstance(found, dict)
+    assert found["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert found["attention_mask"].dtype == torch.int64
+    hidden = written[0][1]["hidden"]
+    assert torch.equal(found["hidden"][1, :2], hidden[1, :2])
+    assert found["hidden"][1, 2].tolist() == [0, 0] and (found["hidden"][0] == -1).all()
+    assert entry.batch(["long"])["hidden"].shape == (1, 6, 2)
+
+
+def test_a_missing_entry_is_none(tmp_path):
+    assert FeatureCache(tmp_path / "nowhere", BIG).open("a") is None
+
+
+@pytest.mark.parametrize("harm", ["bit", "short", "index", "gone", "no json", "outside"])
+def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
+    cache = FeatureCache(tmp_path / "cache", BIG)
+    cache.write("a", rows(9))
+    data, index = cache.root / "a" / "output.bin", cache.root / "a" / "index.json"
+    raw = bytearray(data.read_bytes())
+    if harm == "bit":
+        raw[17] ^= 4
+        data.write_bytes(bytes(raw))
+    elif harm == "short":
+        data.write_bytes(bytes(raw[:-1]))
+    elif harm == "index":
+        index.write_text(json.dumps({"ids": ["r0"]}))
+    elif harm == "no json":
+        index.write_text("{")
+    elif harm == "outside":
+        (tmp_path / "other.bin").write_bytes(raw)
+        index.write_text(index.read_text().replace('"output"', '"../../other"'))
+    else:
+        data.unlink()
+    assert cache.open("a") is None
+    assert torch.equal(cache.write("a", rows(9)).batch(["r8"]), rows(9)[2][1])
+    assert cache.open("a") is not None
+
+
+def test_a_second_writer_takes_the_first_ones_entry(tmp_path):
+    cache = FeatureCache(tmp_path, BIG)
+
+    def slower():
+        first, *others = rows(9)
+        yield first
+        FeatureCache(tmp_path, BIG).write("a", rows(9))  # meanwhile, somebody else
+        yield from others
+
+    entry = cache.write("a", slower())
+    assert torch.equal(entry.batch(["r0", "r8"]), torch.cat([rows(9)[0][1][:1], rows(9)[2][1]]))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def broken():
+        yield rows(9)[0]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        FeatureCache(tmp_path, BIG).write("a", broken())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
+    code = (
+        "import os, signal, torch; from pathlib import Path\n"
+        "from regraft.feature_cache import FeatureCache\n"
+        "def rows():\n"
+        "    yield ['a'], torch.ones(1, 2)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"FeatureCache(Path({str(tmp_path)!r}), 10**9).write('k', rows())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -9
+    (left,) = tmp_path.iterdir()
+    alive = tmp_path / f"tmp-{socket.gethostname()}-{os.getppid()}-x"
+    alive.mkdir()
+    cache = FeatureCache(tmp_path, BIG)
+    assert cache.open("k") is None
+    cache.write("b", rows(4))
+    assert {p.name for p in tmp_path.iterdir()} == {"b", alive.name} and not left.exists()
+
+
+def test_the_longest_unused_goes_first(tmp_path):
+    size = sum(len(v) for _, v in rows(8)) * 24
+    cache = FeatureCache(tmp_path, 0)
+    cache.write("a", rows(8))
+    each = cache.entries()[0][1]
+    assert each > size
+    cache = FeatureCache(tmp_path, 2 * each)
+    cache.write("b", rows(8, 1))
+    for name, when in (("a", 1000), ("b", 2000)):
+        os.utime(tmp_path / name, (when, when))
+    held = cache.open("a")  # used just now, so b is the oldest
+    cache.write("c", rows(8, 2))
+    assert {p.name for p, _, _ in cache.entries()} == {"a", "c"}
+    cache.clear()
+    assert held is not None and held.batch(["r3"]).shape == (1, 3, 2)  # who has it goes on reading
+    assert not cache.entries()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"hidden": torch.ones(2, 3, 1), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])},
+        {"hidden": torch.ones(2, 4, 1), "attention_mask": torch.ones(2, 3)},
+        torch.ones(3, 1),
+        torch.tensor(1.0),
+        (torch.ones(2), torch.ones(2)),
+        {"../x": torch.ones(2, 1)},
+    ],
+    ids=["padding first", "other length", "rows", "no rows", "a tuple", "a path"],
+)
+def test_outputs_without_rows_are_refused(tmp_path, output):
+    with pytest.raises(NotStorableError):
+        FeatureCache(tmp_path, BIG).write("a", [(["x", "y"], output)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(NotStorableError, match="differ in shape"):
+        FeatureCache(tmp_path, BIG).write(
+            "a", [(["x"], torch.ones(1, 2)), (["y"], torch.ones(1, 3))]
+        )
+
+
+def test_a_key_holds_weights_below_the_cut_and_the_rest(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    low = Block("low", ("0.weight", "0.bias", "1.running_mean"), ("0", "1"))
+    key = key_of(net, [low], {"layout": "contiguous"})
+    assert key_of(net, [low], {"layout": "channels_last"}) != key
+    with torch.no_grad():
+        net[2].weight += 1  # above the cut
+    assert key_of(net, [low], {"layout": "contiguous"}) == key
+    net[1].running_mean += 1
+    assert key_of(net, [low], {"layout": "contiguous"}) != key
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path))
+    assert place_of("shared") == tmp_path / "features"
+    monkeypatch.delenv("REGRAFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert place_of("shared") == tmp_path / "regraft" / "features"
+    assert place_of("/else/where").as_posix() == "/else/where"
