@@ -15,6 +15,7 @@ from regraft.feature_cache import FeatureCache, NotStorableError, key_of, place_
 from regraft.types import Block
 
 BIG = 10**9
+A, B, C = "a" * 64, "b" * 64, "c" * 64  # keys
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[list[str], torch.Tensor]]:
@@ -37,12 +38,12 @@ def texts() -> list[tuple[list[str], dict[str, torch.Tensor]]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_a_row_comes_back_by_its_id(tmp_path, dtype):
     values = (torch.randn(7, 3, 2) * 10).to(dtype)
-    entry = FeatureCache(tmp_path, BIG).write("a", [(list("abcdefg"), values)])
+    entry = FeatureCache(tmp_path, BIG).write(A, [(list("abcdefg"), values)])
     found = entry.batch(["e", "a", "e"])
     assert isinstance(found, torch.Tensor) and found.dtype == dtype
     assert torch.equal(found, values[[4, 0, 4]])
     found.zero_()  # a copy: the file is not written to
-    again = FeatureCache(tmp_path, BIG).open("a")
+    again = FeatureCache(tmp_path, BIG).open(A)
     assert again is not None and torch.equal(again.batch(["b"]), values[[1]])
 
 
@@ -60,14 +61,14 @@ def test_texts_lose_their_padding_and_get_that_of_their_batch(tmp_path):
 
 
 def test_a_missing_entry_is_none(tmp_path):
-    assert FeatureCache(tmp_path / "nowhere", BIG).open("a") is None
+    assert FeatureCache(tmp_path / "nowhere", BIG).open(A) is None
 
 
 @pytest.mark.parametrize("harm", ["bit", "short", "index", "gone", "no json", "outside"])
 def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
     cache = FeatureCache(tmp_path / "cache", BIG)
-    cache.write("a", rows(9))
-    data, index = cache.root / "a" / "output.bin", cache.root / "a" / "index.json"
+    cache.write(A, rows(9))
+    data, index = cache.root / A / "output.bin", cache.root / A / "index.json"
     raw = bytearray(data.read_bytes())
     if harm == "bit":
         raw[17] ^= 4
@@ -83,9 +84,9 @@ def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
         index.write_text(index.read_text().replace('"output"', '"../../other"'))
     else:
         data.unlink()
-    assert cache.open("a") is None
-    assert torch.equal(cache.write("a", rows(9)).batch(["r8"]), rows(9)[2][1])
-    assert cache.open("a") is not None
+    assert cache.open(A) is None
+    assert torch.equal(cache.write(A, rows(9)).batch(["r8"]), rows(9)[2][1])
+    assert cache.open(A) is not None
 
 
 def test_a_second_writer_takes_the_first_ones_entry(tmp_path):
@@ -94,12 +95,12 @@ def test_a_second_writer_takes_the_first_ones_entry(tmp_path):
     def slower():
         first, *others = rows(9)
         yield first
-        FeatureCache(tmp_path, BIG).write("a", rows(9))  # meanwhile, somebody else
+        FeatureCache(tmp_path, BIG).write(A, rows(9))  # meanwhile, somebody else
         yield from others
 
-    entry = cache.write("a", slower())
+    entry = cache.write(A, slower())
     assert torch.equal(entry.batch(["r0", "r8"]), torch.cat([rows(9)[0][1][:1], rows(9)[2][1]]))
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == [A]
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
@@ -108,7 +109,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        FeatureCache(tmp_path, BIG).write("a", broken())
+        FeatureCache(tmp_path, BIG).write(A, broken())
     assert not list(tmp_path.iterdir())
 
 
@@ -128,24 +129,27 @@ def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
     alive.mkdir()
     cache = FeatureCache(tmp_path, BIG)
     assert cache.open("k") is None
-    cache.write("b", rows(4))
-    assert {p.name for p in tmp_path.iterdir()} == {"b", alive.name} and not left.exists()
+    cache.write(B, rows(4))
+    assert {p.name for p in tmp_path.iterdir()} == {B, alive.name} and not left.exists()
 
 
 def test_the_longest_unused_goes_first(tmp_path):
     size = sum(len(v) for _, v in rows(8)) * 24
     cache = FeatureCache(tmp_path, 0)
-    cache.write("a", rows(8))
+    cache.write(A, rows(8))
     each = cache.entries()[0][1]
     assert each > size
     cache = FeatureCache(tmp_path, 2 * each)
-    cache.write("b", rows(8, 1))
-    for name, when in (("a", 1000), ("b", 2000)):
+    cache.write(B, rows(8, 1))
+    for name, when in ((A, 1000), (B, 2000)):
         os.utime(tmp_path / name, (when, when))
-    held = cache.open("a")  # used just now, so b is the oldest
-    cache.write("c", rows(8, 2))
-    assert {p.name for p, _, _ in cache.entries()} == {"a", "c"}
-    cache.clear()
+    held = cache.open(A)  # used just now, so b is the oldest
+    cache.write(C, rows(8, 2))
+    assert {p.name for p, _, _ in cache.entries()} == {A, C}
+    (tmp_path / "backup").mkdir()  # somebody's own: its name begins like a key
+    (tmp_path / "backup" / "index.json").write_text("{}")
+    assert cache.clear() == 2
+    assert [q.name for q in tmp_path.iterdir()] == ["backup"]
     assert held is not None and held.batch(["r3"]).shape == (1, 3, 2)  # who has it goes on reading
     assert not cache.entries()
 
@@ -164,15 +168,13 @@ def test_the_longest_unused_goes_first(tmp_path):
 )
 def test_outputs_without_rows_are_refused(tmp_path, output):
     with pytest.raises(NotStorableError):
-        FeatureCache(tmp_path, BIG).write("a", [(["x", "y"], output)])
+        FeatureCache(tmp_path, BIG).write(A, [(["x", "y"], output)])
     assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_another_shape_are_refused(tmp_path):
     with pytest.raises(NotStorableError, match="differ in shape"):
-        FeatureCache(tmp_path, BIG).write(
-            "a", [(["x"], torch.ones(1, 2)), (["y"], torch.ones(1, 3))]
-        )
+        FeatureCache(tmp_path, BIG).write(A, [(["x"], torch.ones(1, 2)), (["y"], torch.ones(1, 3))])
 
 
 def test_a_key_holds_weights_below_the_cut_and_the_rest(tmp_path):

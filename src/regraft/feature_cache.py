@@ -175,7 +175,9 @@ class FeatureCache:
     def entries(self) -> list[tuple[Path, int, float]]:
         """(folder, bytes, when it was last used) of every entry, the longest unused first."""
         found = []
-        for path in self.root.glob("[0-9a-f]*"):
+        for path in self.root.glob("*"):
+            if not re.fullmatch("[0-9a-f]{64}", path.name):
+                continue  # no entry of ours, and nothing that may be removed
             try:
                 size = sum(f.stat().st_size for f in path.iterdir())
                 found.append((path, size, path.stat().st_mtime))
@@ -261,6 +263,8 @@ def digest_of(file: Path) -> str:
 
 
 def alive(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not a question
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

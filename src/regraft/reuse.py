@@ -159,8 +159,10 @@ def feeds(
             judged = entries(below, val, [0], passes=(passes + 1) * seeds, what=what, say=say)
         why, views = views_of(p, train, penalties)
         if why:
-            say(f"{names[frozen - 1]} and below are frozen, and computed at every step: {why}")
             found = None
+            if ("said", why) not in p.kept:  # not for every phase and seed
+                p.kept["said", why] = True
+                say(f"{names[frozen - 1]} and below are frozen, and computed at every step: {why}")
         else:
             again = passes if views != [0] else passes * seeds
             what = f"train below {names[frozen]}"
@@ -179,7 +181,7 @@ def views_of(
     p: Prepared, train: Batches, penalties: Mapping[str, Penalty]
 ) -> tuple[str, list[int]]:
     """(why training rows are no constants, the views of them to keep; 0 is the row as it stands)."""
-    if looks := sorted(n for n, penalty in penalties.items() if penalty.needs_inputs):
+    if looks := sorted(n for n, q in penalties.items() if q.needs_inputs or q.maps):
         return f"{looks[0]} looks at the inputs", []
     augment = train.augment
     if augment is None or p.source.kind != "image":
