@@ -33,7 +33,7 @@ from .features import Outputs, on, outputs
 from .freeze import evaluating
 from .loop import Feed, lowest
 from .preprocess import to_json
-from .types import CallableSpec
+from .types import Adapting, CallableSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,7 +149,11 @@ def feeds(
 
     def feed(frozen: int) -> Feed:
         inside = frozen < len(p.source.blocks)
-        if not frozen or (inside and any(b.run is None for b in p.source.blocks)):
+        if (
+            not frozen
+            or isinstance(freezing, Adapting)
+            or (inside and any(b.run is None for b in p.source.blocks))
+        ):
             return Feed(live, val)
         below = Below(p, target.model.get_submodule("backbone"), frozen)
         passes, seeds = cuts.count(frozen), len(p.seeds)
