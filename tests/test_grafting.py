@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from regraft.errors import PlanError
-from regraft.freeze import evaluating, match_blocks, set_trainable
+from regraft.freeze import evaluating, set_trainable
 from regraft.grafting import graft
 from regraft.optimizers import build, groups
-from regraft.types import LoadedTensor
+from regraft.types import LoadedTensor, match_blocks
 
 
 def test_the_source_stays_untouched_and_the_anchor_is_no_view(numbers_source):

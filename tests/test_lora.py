@@ -176,3 +176,6 @@ def test_a_run_saves_the_sources_own_shape(tmp_path):
     ):
         regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "no",
                     settings=settings | {"regularizers.l2_sp.alpha": 0.1})  # fmt: skip
+    with pytest.raises(PlanError, match="by_block is about the source's weights"):
+        regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "no",
+                    settings=settings | {"regularizers.l2.by_block": {"head": 2.0}})  # fmt: skip

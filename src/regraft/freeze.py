@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
@@ -72,14 +71,3 @@ def estimating_statistics(model: nn.Module) -> Iterator[None]:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-
-
-def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
-    """The blocks that a pattern (as in fnmatch) names.
-
-    Raises PlanError, listing the blocks, where it matches none.
-    """
-    found = [b for b in blocks if fnmatchcase(b, pattern)]
-    if not found:
-        raise PlanError([f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}'])
-    return found

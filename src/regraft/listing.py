@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,14 @@ def plugin(folder: str, name: str) -> dict[str, Any]:
     options: dict[str, str] = {}
     if folder in ("tasks", "freezing", "regularizers"):
         for field in fields(plugins.options_class(folder, name)):
-            options[field.name] = "required" if field.default is MISSING else repr(field.default)
+            options[field.name] = default_of(field)
     return {"name": name, "about": doc.splitlines()[0] if doc else "", "options": options}
+
+
+def default_of(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is MISSING else repr(field.default)
 
 
 def in_words(folder: str, found: list[dict[str, Any]]) -> str:

@@ -214,8 +214,14 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
 
 
 def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
-    """Raises PlanError for penalties on weights that do not train."""
+    """Raises PlanError for penalties on weights that do not train, or by blocks of those."""
     problems = [
+        f"regularizers.{n}.by_block is about the source's weights, and freezing {plan.freezing['name']} "
+        f"trains others: remove one of the two"
+        for n, r in regularizers.items()
+        if getattr(r, "by_block", None)
+    ]
+    problems += [
         f"regularizers.{n} pulls weights to the source, and freezing {plan.freezing['name']} leaves them "
         f"there: remove one of the two"
         for n, r in regularizers.items()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from .freeze import match_blocks
+from .types import match_blocks
 
 Schedule = Callable[[float], float]  # progress in [0, 1] → factor
 

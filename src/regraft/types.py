@@ -6,11 +6,14 @@ R bootstrap resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+from .errors import PlanError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,6 +184,17 @@ class Block:
     tensors: tuple[str, ...]  # names of parameters and buffers, as in named_parameters()/buffers()
     modules: tuple[str, ...]  # names as in named_modules(); decides train() or eval()
     run: Callable[[nn.Module, Any], Any] | None = None
+
+
+def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
+    """The blocks that a pattern (as in fnmatch) names.
+
+    Raises PlanError, listing the blocks, where it matches none.
+    """
+    found = [b for b in blocks if fnmatchcase(b, pattern)]
+    if not found:
+        raise PlanError([f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}'])
+    return found
 
 
 @dataclass(frozen=True)
@@ -361,6 +375,18 @@ class Target:
     def kept(self) -> frozenset[str]:
         """Names of the parameters that have an anchor."""
         return frozenset(self.anchor)
+
+    def factors(self, by_block: Mapping[str, float]) -> dict[str, float]:
+        """Every tensor's factor by patterns of blocks, as { "blocks.[01]" = 0.1 }: 1 where none
+        matches, that of the last one where several do.
+
+        Raises PlanError where a pattern matches no block.
+        """
+        names = [b.name for b in self.blocks]
+        of_block = dict.fromkeys(names, 1.0)
+        for pattern, value in by_block.items():
+            of_block |= dict.fromkeys(match_blocks(pattern, names), value)
+        return {tensor: of_block[b.name] for b in self.blocks for tensor in b.tensors}
 
 
 class Freezing(Protocol):

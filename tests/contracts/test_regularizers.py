@@ -157,6 +157,40 @@ def test_l2_sp_with_its_anchor_at_zero_is_l2_on_matrices(numbers_source):
     torch.testing.assert_close(l2_sp.term(batch(target)), l2.term(batch(target)))
 
 
+@pytest.mark.parametrize("name", ["ewc", "l1", "l2", "l2_sp"])
+def test_strength_by_block(numbers_source, name):  # the term is linear in each block's factor
+    def value(by_block):
+        target, penalty = setting(numbers_source(), name, by_block=by_block)
+        with torch.no_grad():
+            for p in target.model.parameters():
+                p.add_(0.5)
+        return float(penalty.term(batch(target)).detach())
+
+    none = value({"*": 0.0})
+    alone = [value({"*": 0.0, block: 3.0}) for block in ("one", "two", "head")]
+    assert none == 0 and alone[0] > 0 and alone[1] > 0
+    assert sum(alone) == pytest.approx(3 * value({}), rel=1e-5)
+    assert value({"one": 2.0, "o*": 3.0, "two": 0.0, "head": 0.0}) == pytest.approx(
+        alone[0], rel=1e-5
+    )
+    with pytest.raises(PlanError, match='"three" matches no block; there are: one, two, head'):
+        value({"three": 1.0})
+
+
+def test_the_proximal_step_is_by_block_too(numbers_source):
+    target, l1 = setting(
+        numbers_source(), "l1", strength=1.0, proximal=True, by_block={"one": 0.0, "two": 2.0}
+    )
+    params = {n: p for n, p in target.model.named_parameters() if p.ndim > 1}
+    before = {n: p.detach().clone() for n, p in params.items()}
+    l1.after(params, dict.fromkeys(params, 0.1))
+    factor = target.factors({"one": 0.0, "two": 2.0})
+    for n, p in params.items():
+        by_hand = before[n].sign() * (before[n].abs() - 0.1 * factor[n]).clamp(min=0)
+        torch.testing.assert_close(p.detach(), by_hand)
+    assert {factor[n] for n in params} == {0.0, 1.0, 2.0}
+
+
 # ---------------------------------------------------------------- each by an independent reference
 
 

@@ -20,11 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Block, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..types import (
+    Batch,
+    Block,
+    Penalty,
+    Regularizer,
+    SourceRows,
+    Target,
+    TrainRows,
+    match_blocks,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,15 +71,9 @@ class Delta(Regularizer):
                 [f"regularizers.delta needs feature maps, and {target.source.name} cannot be cut "
                  f"between its blocks: remove it, or take l2_sp"]
             )  # fmt: skip
-        for pattern in self.blocks:
-            if not any(fnmatchcase(b.name, pattern) for b in cuts):
-                names = ", ".join(b.name for b in cuts)
-                raise PlanError(
-                    [
-                        f'regularizers.delta: pattern "{pattern}" matches no block; there are: {names}'
-                    ]
-                )
-        wanted = [b.name for b in cuts if any(fnmatchcase(b.name, p) for p in self.blocks)]
+        names = [b.name for b in cuts]
+        matched = {n for pattern in self.blocks for n in match_blocks(pattern, names)}
+        wanted = [n for n in names if n in matched]
         backbone = copy.deepcopy(target.source.backbone).eval()
         head = copy.deepcopy(target.model.get_submodule("head")).eval()
         anchor = target.anchor

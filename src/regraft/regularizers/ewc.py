@@ -10,7 +10,7 @@ and Hennig 2019, 1905.12558, on the difference. In eval mode, at θs, through th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import PlanError
@@ -29,13 +29,14 @@ class EWC(Regularizer):
     pulls_to_source: ClassVar[bool] = True
 
     strength: float = 100.0  # λ
+    by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
     examples: int = 256  # N, source examples that F is estimated on
     labels: Literal["sampled", "true"] = "sampled"
     chunk: int = 8  # examples whose gradients are held at once
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError("strength takes 0 or more")
+        if min([self.strength, *self.by_block.values()]) < 0:
+            raise ValueError("strength and by_block take 0 or more")
         if self.examples < 1 or self.chunk < 1:
             raise ValueError("examples and chunk take 1 or more")
 
@@ -52,16 +53,19 @@ class EWC(Regularizer):
                  f'{source_data.task.name}: set labels = "true"']
             )  # fmt: skip
         anchor, head, rows = target.anchor, source.head, source_data
+        factors = target.factors(self.by_block)
         found: dict[str, Tensor] = {}
 
         def term(batch: Batch) -> Tensor:
             if not found:  # at the first step: a plan that is refused later costs no estimate
-                f = rows.once(("ewc", self), lambda: fisher(source.backbone, head, rows, self))
+                what = ("ewc", self.examples, self.labels)
+                f = rows.once(what, lambda: fisher(source.backbone, head, rows, self))
                 found.update((f"backbone.{n}", t.to(batch.features.device)) for n, t in f.items())
             pull = batch.logits.new_zeros(())
             for name, p in batch.params.items():
                 if name in anchor:
-                    pull = pull + (found[name] * (p - anchor[name].to(p.device)).square()).sum()
+                    distance = (p - anchor[name].to(p.device)).square()
+                    pull = pull + factors[name] * (found[name] * distance).sum()
             return self.strength / 2 * pull
 
         return Penalty(term, needs_inputs=False)

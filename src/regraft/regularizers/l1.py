@@ -15,7 +15,7 @@ gradient, so it goes with SGD alone; with momentum it is its accelerated kin.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
@@ -31,11 +31,12 @@ class L1(Regularizer):
     shrinks_to_zero: ClassVar[bool] = True
 
     strength: float = 1e-5  # λ
+    by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
     proximal: bool = False  # exact zeros, by a step of its own; with SGD only
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError("strength takes 0 or more")
+        if min([self.strength, *self.by_block.values()]) < 0:
+            raise ValueError("strength and by_block take 0 or more")
 
     def needs_fit(self) -> Mapping[str, str]:
         return {"optimizer": "SGD"} if self.proximal else {}
@@ -43,15 +44,19 @@ class L1(Regularizer):
     def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
+        factors = target.factors(self.by_block)
+
         def term(batch: Batch) -> torch.Tensor:
-            weights = [p for p in batch.params.values() if p.ndim > 1]
-            value = self.strength * torch.stack([p.abs().sum() for p in weights]).sum()
+            weights = [(n, p) for n, p in batch.params.items() if p.ndim > 1]
+            each = [factors.get(n, 1.0) * p.abs().sum() for n, p in weights]  # LoRA's have none
+            value = self.strength * torch.stack(each).sum()
             return value.detach() if self.proximal else value  # logged, and not in the gradient
 
         def after(params: Mapping[str, torch.Tensor], rates: Mapping[str, float]) -> None:
             with torch.no_grad():
                 for name, p in params.items():
                     if p.ndim > 1:
-                        p.copy_(torch.nn.functional.softshrink(p, rates[name] * self.strength))
+                        threshold = rates[name] * self.strength * factors.get(name, 1.0)
+                        p.copy_(torch.nn.functional.softshrink(p, threshold))
 
         return Penalty(term, needs_inputs=False, after=after if self.proximal else None)

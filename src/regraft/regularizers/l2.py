@@ -7,7 +7,7 @@ Goodfellow, Bengio and Courville 2016, 7.1.1. With SGD and no clipping this is w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
@@ -20,16 +20,20 @@ class L2(Regularizer):
     shrinks_to_zero: ClassVar[bool] = True
 
     strength: float = 1e-4  # λ
+    by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
 
     def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError("strength takes 0 or more")
+        if min([self.strength, *self.by_block.values()]) < 0:
+            raise ValueError("strength and by_block take 0 or more")
 
     def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
+        factors = target.factors(self.by_block)
+
         def term(batch: Batch) -> torch.Tensor:
-            weights = [p for p in batch.params.values() if p.ndim > 1]
-            return self.strength / 2 * torch.stack([p.square().sum() for p in weights]).sum()
+            weights = [(n, p) for n, p in batch.params.items() if p.ndim > 1]
+            each = [factors.get(n, 1.0) * p.square().sum() for n, p in weights]  # LoRA's have none
+            return self.strength / 2 * torch.stack(each).sum()
 
         return Penalty(term, needs_inputs=False)

@@ -8,7 +8,7 @@ biases and norms of kept blocks too; of fresh ones the matrices only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
@@ -23,23 +23,24 @@ class L2SP(Regularizer):
 
     alpha: float = 0.1  # α, on kept weights
     beta: float = 0.01  # β, on fresh weights
+    by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.beta < 0:
-            raise ValueError("alpha and beta take 0 or more")
+        if min([self.alpha, self.beta, *self.by_block.values()]) < 0:
+            raise ValueError("alpha, beta and by_block take 0 or more")
 
     def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
         import torch
 
-        anchor = target.anchor
+        anchor, factors = target.anchor, target.factors(self.by_block)
 
         def term(batch: Batch) -> torch.Tensor:
             pull, shrink = batch.logits.new_zeros(()), batch.logits.new_zeros(())
             for name, p in batch.params.items():
                 if name in anchor:
-                    pull = pull + (p - anchor[name].to(p.device)).square().sum()
+                    pull = pull + factors[name] * (p - anchor[name].to(p.device)).square().sum()
                 elif p.ndim > 1:
-                    shrink = shrink + p.square().sum()
+                    shrink = shrink + factors[name] * p.square().sum()
             return self.alpha / 2 * pull + self.beta / 2 * shrink
 
         return Penalty(term, needs_inputs=False)
