@@ -1,6 +1,7 @@
-"""The bootstrap of 10,000 resamples against scipy's on the same rows: accuracy, n = 1,000.
+"""The bootstrap of 10,000 resamples against scipy's on the same rows: accuracy, n = 1,000; and how many
+weights it should hold at once.
 
-    python benchmarks/bootstrap.py
+    python benchmarks/bootstrap.py [chunks]
 
 CPU seconds of one core; the two take turns; median of the ratios with their range.
 """
@@ -8,14 +9,16 @@ CPU seconds of one core; the two take turns; median of the ratios with their ran
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import warnings
 
 import numpy as np
 from scipy import stats
 
+from regraft import intervals
 from regraft.intervals import bootstrap
-from regraft.metrics import accuracy
+from regraft.metrics import accuracy, auc, macro_f1
 
 ROUNDS = 5
 
@@ -41,5 +44,33 @@ def main() -> None:
     )
 
 
+def chunks() -> None:
+    """10 classes, the chunk in use against one ten times as large; equal intervals are checked."""
+    usual = intervals.CHUNK
+    for n, resamples in ((869, 2000), (20_000, 200)):
+        rng = np.random.default_rng(0)
+        truth, scores = rng.integers(0, 10, n), rng.random((n, 10))
+        for metric in (auc, macro_f1):
+            taken: dict[int, list[float]] = {usual: [], 10 * usual: []}
+            found = set()
+            for _ in range(ROUNDS):
+                for chunk, times in taken.items():
+                    intervals.CHUNK = chunk
+                    start = time.process_time()
+                    found.add(bootstrap(metric, truth, scores, resamples=resamples))
+                    times.append(time.process_time() - start)
+            intervals.CHUNK = usual
+            assert len(found) == 1
+            ours, large = taken.values()
+            ratios = [a / b for a, b in zip(ours, large, strict=True)]
+            print(
+                f"{metric.title}, n = {n}, {resamples} resamples: {usual:,} at once "
+                f"{statistics.median(ours):.3f} s, ten times that {statistics.median(large):.3f} s, ratio "
+                f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]   "
+                f"n = {ROUNDS} rounds",
+                flush=True,
+            )
+
+
 if __name__ == "__main__":
-    main()
+    chunks() if sys.argv[1:] == ["chunks"] else main()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regraft.batches import Batches, balanced, order
+from regraft.batches import Batches, Tokens, balanced, order
 from regraft.errors import DataError
 from regraft.preprocess import build
 from regraft.types import Augment, CallableSpec, Example, ImageSpec, TextSpec
@@ -112,6 +112,17 @@ def test_texts_are_tokenised_once_and_padded_by_batch(tmp_path):
     p.many = None  # nothing is tokenised after this
     first, second = (inputs["input_ids"].tolist() for _, inputs, _ in batches)
     assert first == [[2, 0], [2, 2]] and second == [[2, 2, 2, 2]]  # by length
+
+
+def test_the_tokens_of_some_texts_are_those_of_the_texts_alone(tmp_path):
+    p = words_of(tmp_path)
+    rows = [Example(f"i{n}-0", ("a " * n,), ("x",), str(n)) for n in (1, 4, 2, 3)]
+    some = [rows[3], rows[0], rows[1]]
+    taken = Tokens.of(p, [e.inputs for e in rows]).take([3, 0, 1])
+    given = Batches(some, torch.arange(3), p, 2, tokens=taken)
+    for batch, other in zip(given, Batches(some, torch.arange(3), p, 2), strict=True):
+        assert batch[0] == other[0] and batch[1].keys() == other[1].keys()
+        assert all(torch.equal(batch[1][k], other[1][k]) for k in batch[1])
 
 
 def test_texts_of_like_length_train_together_and_none_is_lost(tmp_path):

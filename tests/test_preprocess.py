@@ -208,3 +208,40 @@ def test_a_spec_that_does_not_read_is_a_source_error(tmp_path, values):
 
 def test_the_stable_key_does_not_move():  # runs of earlier versions depend on it
     assert stable(0, 1, "a") == 3768550248782271056
+
+
+# ---------------------------------------------------------------- decoded once
+
+
+def test_a_picture_is_decoded_once_and_again_when_the_file_changes(tmp_path, monkeypatch):
+    from regraft import pictures
+
+    read: list[str] = []
+    plain = pictures.read_picture
+
+    def counting(path, channels=3):
+        read.append(path)
+        return plain(path, channels)
+
+    monkeypatch.setattr(pictures, "read_picture", counting)
+    inputs, varied = photo(tmp_path / "a.png"), Augment(scale=(0.3, 0.6), flip=True)
+    ours, fresh = build(SPEC), build(SPEC)
+    for key in [(0, 1, "a"), (0, 2, "a"), (0, 1, "a")]:
+        assert torch.equal(ours.one(inputs, varied, key), build(SPEC).one(inputs, varied, key))
+    before = ours.one(inputs)
+    assert torch.equal(before, fresh.one(inputs)), "augmentation leaves what is kept as it is"
+    assert len(read) == 1 + 3 + 1  # ours once, every other preprocessor once
+
+    Image.fromarray(np.zeros((41, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert not torch.equal(ours.one(inputs), before)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        ours.one(inputs)
+
+
+def test_decoded_pictures_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("regraft.preprocess.DECODED", 3 * 60 * 41 * 3 + 1)
+    ours = build(SPEC)
+    for name in "abcde":
+        ours.one(photo(tmp_path / f"{name}.png"))
+    assert [key[0][-5] for key in ours._decoded] == ["a", "b", "c"]

@@ -14,10 +14,11 @@ import torch
 
 from . import controls, plugins, reuse
 from .features import Outputs, outputs
+from .freeze import evaluating
 from .frontier import ALPHAS, Point, choose, move, walk
 from .grafting import graft
 from .linear_probe import Probe, fit_probe
-from .loop import Epoch, Fit, Settings, fine_tune, improves, judge, snapshot
+from .loop import Epoch, Fit, Settings, fine_tune, improves, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
 from .types import Adapting, Freezing, Source, Target
@@ -78,10 +79,9 @@ def fit_arm(
     end, walked = snapshot(target), list[Point]()
     go = mover(p, target, origin, end)
     if alpha is None and p.splits.val:
-        val, layout = p.batches("val"), p.settings.layout
         walked = walk(
             go,
-            lambda: judge(target, val, p.task, p.metric, p.device, layout),
+            lambda: figures_of(p, [logits_of(p, target, "val")]),
             lambda: retained_at(p, target, select),
         )
     elif alpha is None and points and select is not None:
@@ -99,7 +99,7 @@ def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained 
     if select is None or p.source_data is None:
         return None
     backbone = target.model.get_submodule("backbone")
-    after = p.source_data.scored(backbone, "select")
+    after = select if unmoved(p, target) else p.source_data.scored(backbone, "select")
     return retained(p.source_data.metric, select, after)
 
 
@@ -115,7 +115,7 @@ def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
 def features_of_source(p: Prepared, say: Say = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
     return {
-        split: reuse.features(p, split, say) for split in ("train", "val") if split in p.targets
+        split: source_features(p, split, say) for split in ("train", "val") if split in p.targets
     }
 
 
@@ -193,7 +193,33 @@ def mover(
 def logits_of(
     p: Prepared, target: Target, split: str, rows: Sequence[int] | None = None
 ) -> Outputs:
-    return outputs(target.model, p.batches(split, rows), p.device, p.settings.layout)
+    """Of a split, or of some of its rows. Under a backbone that is still the source's, only the head
+    is computed."""
+    if not unmoved(p, target):
+        return outputs(target.model, p.batches(split, rows), p.device, p.settings.layout)
+    features = source_features(p, split)
+    features = features if rows is None else features.take(rows)
+    head = target.model.get_submodule("head")
+    with evaluating(head), torch.no_grad():
+        return replace(features, values=head(features.values.to(p.device)).float().cpu())
+
+
+def source_features(p: Prepared, split: str, say: Say = lambda line: None) -> Outputs:
+    """What the source's backbone makes of a split, computed once."""
+    key = ("features", split)
+    if key not in p.kept:
+        p.kept[key] = reuse.features(p, split, say)
+    found: Outputs = p.kept[key]
+    return found
+
+
+def unmoved(p: Prepared, target: Target) -> bool:
+    """Whether the target's backbone is the source's, to the last bit."""
+    here = target.model.get_submodule("backbone").state_dict()
+    there = p.source.backbone.state_dict()
+    return here.keys() == there.keys() and all(
+        torch.equal(t, there[name].to(t.device)) for name, t in here.items()
+    )
 
 
 def figures_of(p: Prepared, rows: Sequence[Outputs]) -> Figures:

@@ -18,6 +18,7 @@ from .preprocess import Preprocessor, TextPreprocessor, stable
 from .types import Augment, Example
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from .types import Inputs
@@ -56,6 +57,7 @@ class Batches:
     Iterating gives the rows without augmentation, as they stand or, for texts, by length;
     ``epoch(n)``, n from 1, gives them in the order of epoch n, augmented. Each batch is
     (ids, inputs [B, …], targets [B] or [B, C]). With ``strata``, an epoch draws each equally often.
+    ``tokens`` are those of the examples, where they were made before.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Batches:
         augment: Augment | None = None,
         seed: int = 0,
         strata: Sequence[str] | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         if len(examples) != len(targets):
             raise ValueError(f"{len(examples)} examples but {len(targets)} targets")
@@ -83,7 +86,7 @@ class Batches:
         self.tokens = None
         self.workers = workers
         if isinstance(preprocessor, TextPreprocessor):
-            self.tokens = _Tokens(preprocessor, [e.inputs for e in examples])
+            self.tokens = tokens or Tokens.of(preprocessor, [e.inputs for e in examples])
             self.workers = 0  # padding is all that is left to do
 
     def __len__(self) -> int:
@@ -171,10 +174,15 @@ class _Samples(torch.utils.data.Dataset[Any]):
             return error
 
 
-class _Tokens:
+class Tokens:
     """Tokenised texts, end to end in one array a key: a list of lists is ten times as large."""
 
-    def __init__(self, preprocessor: TextPreprocessor, inputs: Sequence[tuple[str, ...]]) -> None:
+    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[np.int32]]) -> None:
+        self.ends = ends  # [N + 1]: text i is tokens ends[i] to ends[i + 1]
+        self.flat = flat
+
+    @classmethod
+    def of(cls, preprocessor: TextPreprocessor, inputs: Sequence[tuple[str, ...]]) -> Tokens:
         parts: dict[str, list[Any]] = {}
         lengths: list[int] = [0]
         for start in range(0, len(inputs), CHUNK):
@@ -183,8 +191,13 @@ class _Tokens:
             for key in encoded[0]:
                 flat = [token for row in encoded for token in row[key]]
                 parts.setdefault(key, []).append(np.asarray(flat, dtype=np.int32))
-        self.ends = np.cumsum(lengths)
-        self.flat = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+        return cls(np.cumsum(lengths), {k: np.concatenate(arrays) for k, arrays in parts.items()})
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Those of some texts."""
+        spans = [slice(self.ends[i], self.ends[i + 1]) for i in rows]
+        flat = {k: np.concatenate([a[s] for s in spans]) for k, a in self.flat.items()}
+        return Tokens(np.cumsum([0, *(s.stop - s.start for s in spans)]), flat)
 
     def length(self, i: int) -> int:
         i %= len(self.ends) - 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 ONE_SIDED = 1.6448536269514722  # its 95 % point
-CHUNK = 4_000_000  # weights held at once: 32 MB each for the draws, the counts and the floats
+CHUNK = 400_000  # weights held at once: 3 MB each for the draws, the counts and the floats stay in a cache
 Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
 
 

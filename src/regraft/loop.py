@@ -164,7 +164,9 @@ def fine_tune(
             figures = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
             better = not figures or improves(figures, best, metric)  # without val the last stands
             if better:
-                best, best_epoch, best_state = figures, epoch, snapshot(target)
+                best, best_epoch = figures, epoch
+            if better and (figures or epoch == settings.epochs):
+                best_state = snapshot(target)
             watched = watch()
         means = {name: total / per_epoch for name, total in sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}

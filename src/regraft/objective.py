@@ -47,9 +47,12 @@ class Objective:
             with ascended(params.values(), self.settings.sharpness):
                 self.gradient(micro_batches, params, optimizer, epoch, step)
         if self.settings.clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(params.values(), self.settings.clip_norm)
+            gradients = [g for p in params.values() if (g := p.grad) is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
             if not torch.isfinite(norm):
                 raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
+            if norm > self.settings.clip_norm:  # else a pass over all weights would change nothing
+                torch.nn.utils.clip_grads_with_norm_(params.values(), self.settings.clip_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for after in (p.after for p in self.penalties.values() if p.after):

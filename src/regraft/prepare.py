@@ -12,7 +12,7 @@ import torch
 
 from . import controls, optimizers, plugins
 from . import plan as plans
-from .batches import Batches
+from .batches import Batches, Tokens
 from .data import load_data
 from .errors import DataError, PlanError
 from .evaluation import at_threshold
@@ -85,7 +85,19 @@ class Prepared:
             seed=seed,
             strata=[self.strata[i] for i in rows or range(len(examples))]
             if train and self.plan.fit.sampling == "balanced" else None,
+            tokens=self._tokens(split, rows),
         )  # fmt: skip
+
+    def _tokens(self, split: str, rows: Sequence[int] | None) -> Tokens | None:
+        """A split's texts are tokenised once."""
+        if not isinstance(self.preprocessor, TextPreprocessor):
+            return None
+        key = ("tokens", split)
+        if key not in self.kept:
+            inputs = [e.inputs for e in getattr(self.splits, split)]
+            self.kept[key] = Tokens.of(self.preprocessor, inputs)
+        found: Tokens = self.kept[key]
+        return found if rows is None else found.take(rows)
 
     def train_rows(self, rows: Sequence[int] | None = None) -> RowsOfTrain:
         """Train, or some of its rows, as penalties see it."""

@@ -13,6 +13,7 @@ CutMix: Yun et al. 2019, https://arxiv.org/abs/1905.04899
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from .types import Inputs
 
+DECODED = 64_000_000  # bytes of decoded pictures that a process keeps
 TOKENIZER = "tokenizer"  # the folder beside a saved spec that holds a text source's tokenizer
 
 
@@ -89,6 +91,8 @@ class ImagePreprocessor:
             [v2.Resize(resize, self.interpolation, antialias=True), v2.CenterCrop(list(spec.size))]
         )
         self._varied: dict[Augment, Any] = {}
+        self._decoded: dict[tuple[object, ...], Any] = {}  # by path and state of the file
+        self._room = DECODED
 
     def one(
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
@@ -96,13 +100,29 @@ class ImagePreprocessor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        from .pictures import read_picture
-
-        picture = read_picture(inputs[0], self.spec.channels)
+        picture = self._read(inputs[0])
         if augment is None:
             return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
         with drawing(key):
             return pil_to_tensor(self._augmenting(augment)(picture))  # type: ignore[no-any-return]
+
+    def _read(self, path: str) -> Any:
+        """The decoded picture. The first ones that fit into DECODED bytes stay decoded."""
+        from .pictures import read_picture
+
+        try:
+            stat = os.stat(path)  # noqa: PTH116
+        except OSError:
+            return read_picture(path, self.spec.channels)  # which says what is wrong
+        key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key in self._decoded:
+            return self._decoded[key]
+        picture = read_picture(path, self.spec.channels)
+        size = picture.width * picture.height * self.spec.channels
+        if size <= self._room:
+            self._room -= size
+            self._decoded[key] = picture
+        return picture
 
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
         """[B, C, H, W], float32, normalised."""

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .arms import Arm, Figures, Folded, logits_of
+from .arms import Arm, Figures, Folded, logits_of, source_features, unmoved
 from .calibration import calibration
 from .evaluation import Scored, confusion, estimates, gain, scored
 from .features import Outputs, outputs
@@ -21,9 +21,6 @@ from .retention import measured, proxies
 from .source_data import SourceData
 from .types import Target
 from .verdict import judge
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,11 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
     controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
     kept: dict[str, Any] | None = None
     if t.probe is not None:
-        features = features_of(p, p.source.backbone, "test")
+        features = source_features(p, "test")
         if p.source_data is not None:
             kept = forgetting(p, t, p.source_data) | {"opened": source_opened}
         else:
-            after = features_of(p, t.arms[0].target.model.get_submodule("backbone"), "test")
+            after = features_after(p, t.arms[0].target, "test")
             kept = proxies(p.source, features.values, after.values, first.groups)
         controls["linear probe"] = scored(
             replace(features, values=t.probe.logits(features.values)), task, examples
@@ -173,8 +170,11 @@ def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
     return measured(data.metric, data.task, before, after, ends)
 
 
-def features_of(p: Prepared, backbone: nn.Module, split: str) -> Outputs:
-    return outputs(backbone.to(p.device), p.batches(split), p.device, p.settings.layout)
+def features_after(p: Prepared, target: Target, split: str) -> Outputs:
+    if unmoved(p, target):
+        return source_features(p, split)
+    backbone = target.model.get_submodule("backbone")
+    return outputs(backbone, p.batches(split), p.device, p.settings.layout)
 
 
 def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:

@@ -237,7 +237,10 @@ def entries(
                 return None
         for view, key in zip(views, keys, strict=True):
             if found[key] is None:
-                outputs_of_view = ((i, below(x)) for i, x, _ in rows_of(batches, view))
+                outputs_of_view = (
+                    (i, first if (i, view) == (ids, views[0]) else below(x))
+                    for i, x, _ in rows_of(batches, view)
+                )
                 found[key] = cache.write(key, outputs_of_view)
     except (OSError, NotStorableError) as error:
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regraft import feature_cache, reuse
+from regraft import arms, feature_cache, results, reuse
 from regraft.feature_cache import FeatureCache, place_of
 
 AS_IT_STANDS = ("--set", "augment.random_resized_crop=false", "--set", "augment.flip=false")
@@ -127,3 +127,19 @@ def test_the_command(fit, cli, pictures, weights):
     assert "2 entries" in cli("cache")[1]
     assert "2 entries removed" in cli("cache", "--clear")[1]
     assert "0 entries, 0.0 MB" in cli("cache")[1]
+
+
+def test_a_backbone_that_stays_is_run_once_over_each_split(fit, pictures, weights, monkeypatch):
+    """The model's figures and the probe's take its features."""
+    seen: list[int] = []
+    plain = reuse.outputs
+
+    def counting(module, batches, *rest):
+        seen.append(len(batches))
+        return plain(module, batches, *rest)
+
+    for place in (reuse, arms, results):
+        monkeypatch.setattr(place, "outputs", counting)
+    how = (*tiny(weights), "--set", "freezing.name=head_only", "--set", "run.cache=off")
+    fit(pictures, *how, *AS_IT_STANDS)
+    assert sorted(seen) == [12, 24, 48]  # val, test, train
