@@ -205,10 +205,15 @@ def logits_of(
 
 
 def source_features(p: Prepared, split: str, say: Say = lambda line: None) -> Outputs:
-    """What the source's backbone makes of a split, computed once."""
+    """What the source's backbone makes of a split, computed once. Only train and val, which later
+    fits want too, are kept on disk."""
     key = ("features", split)
     if key not in p.kept:
-        p.kept[key] = reuse.features(p, split, say)
+        if split == "test":
+            backbone = p.source.backbone.to(p.device)
+            p.kept[key] = outputs(backbone, p.batches(split), p.device, p.settings.layout)
+        else:
+            p.kept[key] = reuse.features(p, split, say)
     found: Outputs = p.kept[key]
     return found
 

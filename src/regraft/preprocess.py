@@ -13,7 +13,6 @@ CutMix: Yun et al. 2019, https://arxiv.org/abs/1905.04899
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -111,7 +110,7 @@ class ImagePreprocessor:
         from .pictures import read_picture
 
         try:
-            stat = os.stat(path)  # noqa: PTH116
+            stat = Path(path).stat()
         except OSError:
             return read_picture(path, self.spec.channels)  # which says what is wrong
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
