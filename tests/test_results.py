@@ -17,12 +17,21 @@ TASK = Classification().make([("a",), ("b",)], ("label",))
 CPU = torch.device("cpu")
 
 
-class Rows(list):
+class Rows:
     """Batches as they stand: what ``outputs`` needs of them."""
+
+    def __init__(self, batches):
+        self.batches = batches
 
     @property
     def examples(self):
-        return examples([i for ids, _, _ in self for i in ids])
+        return examples([i for ids, _, _ in self.batches for i in ids])
+
+    def __len__(self):
+        return len(self.examples)
+
+    def dealt(self, rank, size, view=0):
+        return iter(self.batches[rank::size])
 
 
 def examples(ids, groups=None):

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-from . import controls, plugins, reuse
-from .features import Outputs, outputs
+from . import controls, plugins, processes, reuse
+from .features import Outputs, outputs, placed
 from .freeze import evaluating
 from .frontier import ALPHAS, Point, choose, move, walk
 from .grafting import graft
-from .linear_probe import Probe, fit_probe
-from .loop import Epoch, Fit, Settings, fine_tune, improves, snapshot
+from .linear_probe import Fold, Probe, fit_probe
+from .loop import Epoch, Fit, Settings, fine_tune, improves, restore, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
 from .types import Adapting, Freezing, Source, Target
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .batches import Batches
     from .evaluation import Scored
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 Track = Callable[
     [int, str], Callable[["Batches"], "Batches"]
@@ -94,6 +95,32 @@ def fit_arm(
     return Arm(target, done, alpha, walked, {} if alpha == 1 else end)
 
 
+def each_arm(
+    p: Prepared,
+    items: Sequence[T],
+    fitted: Callable[[T], Arm],
+    begun: Callable[[T], Target],
+) -> list[Arm]:
+    """``fitted(item)`` of every item. With ``run.spread = "arms"`` each is fitted by one process alone,
+    and put by the others onto the target that ``begun(item)`` gives."""
+    if p.plan.run.spread == "rows" or processes.size() == 1:
+        return [fitted(item) for item in items]
+
+    def sent(item: T) -> tuple[Fit, float, list[Point], dict[str, Tensor], dict[str, Tensor]]:
+        arm = fitted(item)
+        return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
+
+    found = []
+    for item, (fit, alpha, points, state, end) in zip(
+        items, processes.spread(items, sent), strict=True
+    ):
+        target = begun(item)
+        placed(target.model, p.device, p.settings.layout)
+        restore(target, state)
+        found.append(Arm(target, fit, alpha, points, end))
+    return found
+
+
 def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained | None:
     """What the target's backbone keeps of the source task, on the select rows."""
     if select is None or p.source_data is None:
@@ -114,8 +141,11 @@ def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
 
 def features_of_source(p: Prepared, say: Say = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
+    precision = str(p.plan.run.feature_precision)
     return {
-        split: source_features(p, split, say) for split in ("train", "val") if split in p.targets
+        split: source_features(p, split, precision, say)
+        for split in ("train", "val")
+        if split in p.targets
     }
 
 
@@ -204,16 +234,20 @@ def logits_of(
         return replace(features, values=head(features.values.to(p.device)).float().cpu())
 
 
-def source_features(p: Prepared, split: str, say: Say = lambda line: None) -> Outputs:
+def source_features(
+    p: Prepared, split: str, precision: str = "float32", say: Say = lambda line: None
+) -> Outputs:
     """What the source's backbone makes of a split, computed once. Only train and val, which later
     fits want too, are kept on disk."""
-    key = ("features", split)
+    key = ("features", split, precision)
     if key not in p.kept:
         if split == "test":
             backbone = p.source.backbone.to(p.device)
-            p.kept[key] = outputs(backbone, p.batches(split), p.device, p.settings.layout)
+            p.kept[key] = outputs(
+                backbone, p.batches(split), p.device, p.settings.layout, precision
+            )
         else:
-            p.kept[key] = reuse.features(p, split, say)
+            p.kept[key] = reuse.features(p, split, precision, say)
     found: Outputs = p.kept[key]
     return found
 
@@ -257,8 +291,9 @@ def cross_validate(
     """
     judged: dict[float, list[Outputs]] = {}
     folds = p.folds()
-    for rows, others in folds:
-        start = None
+
+    def one(fold: Fold) -> dict[float, Outputs]:
+        (rows, others), start = fold, None
         if features is not None:
             inner = features.take(rows)
             start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(rows))
@@ -266,9 +301,16 @@ def cross_validate(
         origin = snapshot(target)
         fit_rows(p, target, chosen, p.seeds[0], rows=rows)
         go = mover(p, target, origin, snapshot(target), rows)
+        found: dict[float, Outputs] = {}
         for alpha in ALPHAS if start else (1.0,):
             go(alpha)
-            judged.setdefault(alpha, []).append(logits_of(p, target, "train", others))
+            found[alpha] = logits_of(p, target, "train", others)
+        return found
+
+    by_arms = p.plan.run.spread == "arms"
+    for found in processes.spread(folds, one) if by_arms else [one(fold) for fold in folds]:
+        for alpha, rows in found.items():
+            judged.setdefault(alpha, []).append(rows)
     place = np.argsort([i for _, others in folds for i in others])
     together = {alpha: joined(parts).take(place.tolist()) for alpha, parts in judged.items()}
     points = [Point(alpha, figures_of(p, [rows])) for alpha, rows in together.items()]
@@ -295,29 +337,40 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None) -> list[Arm]:
     first = controls.untrained(p.source, p.seeds[0])
     figures: dict[float, Figures] = {}
     arms: dict[float, Arm] = {}
-    for rate in p.scratch.rates:
-        chosen = controls.scratch_settings(p.settings, p.scratch, rate)
-        if p.splits.val:
-            arms[rate] = fit_arm(
-                p, first, chosen, p.seeds[0], start=None, track=track, label=f"scratch {rate:g}"
-            )
-            figures[rate] = arms[rate].fit.best
-        elif p.folds():
+    budget = p.scratch
+
+    def at_rate(rate: float) -> Arm:
+        chosen = controls.scratch_settings(p.settings, budget, rate)
+        return fit_arm(
+            p, first, chosen, p.seeds[0], start=None, track=track, label=f"scratch {rate:g}"
+        )
+
+    if p.splits.val:
+        found = each_arm(p, budget.rates, at_rate, lambda _: begin(p, first, p.seeds[0], None))
+        arms = dict(zip(budget.rates, found, strict=True))
+        figures = {rate: arm.fit.best for rate, arm in arms.items()}
+    elif p.folds():
+        for rate in budget.rates:
+            chosen = controls.scratch_settings(p.settings, budget, rate)
             (point,) = cross_validate(p, first, chosen, None).points
             figures[rate] = point.figures
     rate = best_rate(p, figures) if figures else p.scratch.rates[len(p.scratch.rates) // 2]
     by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"
     say(f"scratch: rate {rate:g}, chosen by {by}")
     chosen = controls.scratch_settings(p.settings, p.scratch, rate)
-    return [
-        arms[rate]
-        if seed == p.seeds[0] and rate in arms
-        else fit_arm(
-            p, controls.untrained(p.source, seed), chosen, seed, start=None, track=track,
-            label=f"scratch, seed {seed}",
-        )
-        for seed in p.seeds
-    ]  # fmt: skip
+
+    def of_seed(seed: int) -> Arm:
+        fresh = controls.untrained(p.source, seed)
+        label = f"scratch, seed {seed}"
+        return fit_arm(p, fresh, chosen, seed, start=None, track=track, label=label)
+
+    done = [arms[rate]] if rate in arms else []  # of the first seed
+    begun = partial(begin_scratch, p)
+    return done + each_arm(p, p.seeds[len(done) :], of_seed, begun)
+
+
+def begin_scratch(p: Prepared, seed: int) -> Target:
+    return begin(p, controls.untrained(p.source, seed), seed, None)
 
 
 def best_rate(p: Prepared, figures: dict[float, Figures]) -> float:

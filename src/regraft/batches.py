@@ -57,6 +57,7 @@ class Batches:
     Iterating gives the rows without augmentation, as they stand or, for texts, by length;
     ``epoch(n)``, n from 1, gives them in the order of epoch n, augmented. Each batch is
     (ids, inputs [B, …], targets [B] or [B, C]). With ``strata``, an epoch draws each equally often.
+    ``share`` is this process's number and how many there are: an epoch gives its part of each batch.
     ``tokens`` are those of the examples, where they were made before.
     """
 
@@ -70,6 +71,7 @@ class Batches:
         augment: Augment | None = None,
         seed: int = 0,
         strata: Sequence[str] | None = None,
+        share: tuple[int, int] = (0, 1),
         tokens: Tokens | None = None,
     ) -> None:
         if len(examples) != len(targets):
@@ -83,6 +85,7 @@ class Batches:
         self.augment = augment
         self.seed = seed
         self.strata = strata
+        self.share = share
         self.tokens = None
         self.workers = workers
         if isinstance(preprocessor, TextPreprocessor):
@@ -93,29 +96,50 @@ class Batches:
         """Rows."""
         return len(self.examples)
 
+    @property
+    def count(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self) / self.batch_size)
+
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        return self.dealt(0, 1)
+
+    def dealt(
+        self, rank: int, size: int, view: int = 0
+    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """Every ``size``-th batch from number ``rank`` on: of the rows as evaluation sees them or, from
+        view 1 on, of the rows as they stand, each augmented as in that epoch."""
         rows = list(range(len(self)))
+        if view:
+            return self._batches(self._split(rows, view)[rank::size], self.augment, view)
         if self.tokens is not None:
             rows.sort(key=self.tokens.length)
-        return self._batches(rows, None, 0)
+        return self._batches(self._split(rows, 0)[rank::size], None, 0)
 
     def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """The rows in the order of epoch ``n``, augmented."""
-        ids = [e.id for e in self.examples]
-        if self.strata is None:
-            return self._batches(order(ids, self.seed, n), self.augment, n)
-        return self._batches(balanced(ids, self.strata, self.seed, n), self.augment, n)
+        """The rows in the order of epoch ``n``, augmented; of several processes, each one's part.
 
-    def view(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """The rows as they stand, each augmented as in epoch ``n``."""
-        return self._batches(list(range(len(self))), self.augment, n)
+        A process without a row in a batch is given one that does not count: it has no id.
+        """
+        ids = [e.id for e in self.examples]
+        strata = self.strata
+        key = (self.seed, n)
+        rows = order(ids, *key) if strata is None else balanced(ids, strata, *key)
+        rank, size = self.share
+        batches = self._split(rows, n)
+        own = [b[rank::size] or b[:1] for b in batches]
+        for batch, (names, inputs, targets) in zip(
+            batches, self._batches(own, self.augment, n), strict=True
+        ):
+            yield (names if rank < len(batch) else ()), inputs, targets
 
     def _split(self, rows: list[int], epoch: int) -> list[list[int]]:
         """Rows in batches of even size. In training, texts of like length stand together: within a
         window of WINDOW batches they are sorted by length, and the batches are shuffled again."""
+        if not rows:
+            return []
         if self.tokens is None or epoch == 0:
-            count = math.ceil(len(rows) / self.batch_size)
-            return [part.tolist() for part in np.array_split(rows, count)]
+            return [part.tolist() for part in np.array_split(rows, self.count)]
         parts: list[list[int]] = []
         width = WINDOW * self.batch_size
         for start in range(0, len(rows), width):
@@ -130,11 +154,10 @@ class Batches:
         return f"{self.examples[row].id} {before}" if before else self.examples[row].id
 
     def _batches(
-        self, rows: list[int], augment: Augment | None, epoch: int
+        self, batches: list[list[int]], augment: Augment | None, epoch: int
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        if not rows:
+        if not batches:
             return
-        batches = self._split(rows, epoch)
         loader: Any = torch.utils.data.DataLoader(
             _Samples(self, augment, epoch),
             batch_sampler=batches,

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,7 @@ Seed = Annotated[int | None, typer.Option(help="The first seed.")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds; a verdict needs 3.")]
 Controls = Annotated[list[Control], typer.Option(help="Also train from scratch, to compare.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+Nproc = Annotated[int | None, typer.Option(help="Processes that share the work, on this machine.")]
 Workers = Annotated[int | None, typer.Option(help="Loader processes.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder to make.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Make no network call.")]
@@ -120,6 +122,7 @@ FLAGS: dict[str, tuple[str, Any, Any]] = {
     "seeds": ("run.seeds", Seeds, None),
     "device": ("run.device", Device, None),
     "workers": ("run.workers", Workers, None),
+    "nproc": ("run.processes", Nproc, None),
     "out": ("run.out", Out, None),
 }
 
@@ -198,7 +201,7 @@ def init(
 
 
 @app.command(rich_help_panel=START)
-@with_flags(but=("out",))
+@with_flags(but=("out", "nproc"))
 def plan(
     data: Data,
     flags: dict[str, Any],
@@ -227,17 +230,25 @@ def fit(
 
     if chosen.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
-    check_new(Path(chosen.run.out))  # before torch is imported
+    launched = "WORLD_SIZE" in os.environ  # by torchrun, or by the lines below
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        check_new(Path(chosen.run.out))  # before torch is imported
+    if chosen.run.processes not in ("auto", 1) and not launched:
+        from .processes import launch
+
+        raise SystemExit(launch(int(chosen.run.processes), sys.argv[1:]))
     from .progress import bars
     from .run import run
 
-    with bars(on=not quiet and not as_json) as (say, track):
+    with bars(on=first and not quiet and not as_json) as (say, track):
         path = run(chosen, allow_code=allow_code, say=say, track=track)
-    show_result(path, as_json)
+    if first:
+        show_result(path, as_json)
 
 
 @app.command(rich_help_panel=JUDGE)
-@with_flags(but=("seeds", "retain", "source_data"))
+@with_flags(but=("seeds", "retain", "source_data", "nproc"))
 def curve(
     data: Data,
     flags: dict[str, Any],
@@ -264,7 +275,7 @@ def curve(
 
 
 @app.command(rich_help_panel=TRAIN)
-@with_flags(but=("out", "seeds", "retain", "controls"))
+@with_flags(but=("out", "seeds", "retain", "controls", "nproc"))
 def rates(
     data: Data,
     flags: dict[str, Any],
@@ -487,6 +498,10 @@ def main() -> None:
     except RegraftError as error:
         if debug:
             raise
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(
+                3
+            )  # what all processes see the first one says; the launcher then ends the others
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:

@@ -117,7 +117,8 @@ def at(
 ) -> list[CurvePoint]:
     """Every arm at one number of labels, with the settings that a fit on so many rows would have."""
     rows = round(float(np.mean([len(fit) for fit, _ in parts])))
-    resolved, _ = resolve(plan, p.source, rows, has_val=False)
+    timed = plan.model_copy(update={"run": p.plan.run})
+    resolved, _ = resolve(timed, p.source, rows, has_val=False)
     q = replace(p, plan=resolved, settings=settings(resolved, p.target))
     found: dict[str, list[float]] = {"linear probe": [], "fit": []}
     for f, (fit, judged) in enumerate(parts):

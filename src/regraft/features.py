@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import processes
 from .freeze import evaluating
 
 if TYPE_CHECKING:
@@ -39,22 +40,48 @@ def on(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
     return inputs.to(device)
 
 
+def placed(model: nn.Module, device: torch.device, layout: str) -> nn.Module:
+    """The model on a device, its convolutions' weights in the memory layout asked for: a layout rounds
+    in its own way, so a model that is judged must lie as it did when it was fitted."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if layout == "channels_last" else model
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Convolutions and matrix products in bfloat16 inside, or everything in float32."""
+    lower = precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16 if lower else None, enabled=lower)
+
+
 def outputs(
     module: nn.Module,
     batches: Batches,
     device: torch.device,
     layout: str = "contiguous",
+    precision: str = "float32",
 ) -> Outputs:
-    """Every row's output, the module in eval mode and without gradient; modes are put back."""
+    """Every row's output, the module in eval mode and without gradient; modes are put back.
+
+    Raises RuntimeError where the processes together did not give each row once.
+    """
     ids: list[str] = []
     values: list[Tensor] = []
     targets: list[Tensor] = []
+
+    def compute(
+        ids: tuple[str, ...], inputs: Inputs, labels: Tensor
+    ) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        with autocast(device, precision):
+            return ids, module(on(inputs, device, layout)).float().cpu(), labels
+
     with evaluating(module), torch.inference_mode():
-        for names, inputs, labels in batches:
+        for names, given, labels in processes.in_turn(batches, compute):
             ids += names
-            values.append(module(on(inputs, device, layout)).float().cpu())
+            values.append(given)
             targets.append(labels)
     # clone: a tensor made under inference_mode could not take part in autograd later
     found = Outputs(tuple(ids), torch.cat(values).clone(), torch.cat(targets).clone())
     place = {name: i for i, name in enumerate(ids)}  # texts come by length
+    if len(ids) != len(batches) or len(place) != len(ids):
+        raise RuntimeError(f"{len(ids)} outputs of {len(place)} rows for {len(batches)} rows")
     return found.take([place[e.id] for e in batches.examples])

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from . import optimizers
+from . import optimizers, processes
 from .averaging import average_of, averaged
-from .features import outputs
+from .features import outputs, placed
 from .freeze import set_trainable
 from .objective import Above, Objective
+from .preprocess import stable
 from .rates import SCHEDULES, factor
 from .types import Augment
 
@@ -50,6 +51,7 @@ class Settings:
     batch_norm: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     layout: str = "contiguous"
+    precision: str = "float32"  # of a step's forward pass; what is judged is judged in float32
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,15 @@ def fine_tune(
 
     Raises DivergedError at the first loss or gradient that is not finite.
     """
-    model = target.model.to(device)
-    if settings.layout == "channels_last":
-        model = model.to(memory_format=torch.channels_last)
+    model = placed(target.model, device, settings.layout)
     blocks = [b.name for b in target.blocks]
     per_epoch = ceil(ceil(len(train) / train.batch_size) / settings.accumulate)
     steps = settings.epochs * per_epoch
     warm = int(settings.warmup * steps)
     schedule = SCHEDULES[settings.schedule]
-    torch.manual_seed(seed)  # dropout; order and augmentation have their own generators
+    # dropout; order and augmentation have their own generators
+    torch.manual_seed(stable("dropout", seed, rank) if (rank := processes.rank()) else seed)
+    processes.same(model)
 
     frozen = lowest(blocks, freezing(blocks, 1)) if settings.epochs else 0
     feed = feeds(frozen) if feeds else Feed(train, val)
@@ -160,6 +162,8 @@ def fine_tune(
                 average.update_parameters(model)
             step += 1
 
+        if settings.batch_norm == "train":
+            processes.mean_buffers(model)
         with averaged(model, average):
             figures = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
             better = not figures or improves(figures, best, metric)  # without val the last stands
@@ -168,7 +172,8 @@ def fine_tune(
             if better and (figures or epoch == settings.epochs):
                 best_state = snapshot(target)
             watched = watch()
-        means = {name: total / per_epoch for name, total in sums.items()}
+        totals = processes.total(*sums.values())
+        means = {name: total / per_epoch for name, total in zip(sums, totals, strict=True)}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
         log(Epoch(epoch, step, means, rates, figures, better, watched))
         if settings.patience and epoch - max(best_epoch, last_thaw) >= settings.patience:

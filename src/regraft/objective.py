@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import processes
 from .errors import DivergedError, shorten
-from .features import on
+from .features import autocast, on
 from .preprocess import mix
 from .sharpness import ascended
 from .types import Batch
@@ -67,7 +68,8 @@ class Objective:
         epoch: int,
         step: int,
     ) -> dict[str, float]:
-        """Add the gradient of a step's loss to that of the parameters; → each term's value.
+        """Add the gradient of a step's loss to that of the parameters; → each term's value, of this
+        process's rows.
 
         Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
         """
@@ -76,31 +78,38 @@ class Objective:
         head = self.target.model.get_submodule("head")
         blocks = [b.name for b in self.target.blocks]
         mapped = any(penalty.maps for penalty in self.penalties.values())
-        rows = sum(len(ids) for ids, _, _ in micro_batches)
+        (rows,) = processes.total(sum(len(ids) for ids, _, _ in micro_batches))
         values: dict[str, float] = {}
         for part, (ids, inputs, targets) in enumerate(micro_batches):
             key = (self.seed, epoch, step * self.settings.accumulate + part)
             inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
             inputs, targets = on(inputs, self.device, layout), targets.to(self.device)
-            maps = block_outputs(self.target, backbone, inputs) if mapped else {}
-            if mapped:
-                features = maps[blocks[-2]]  # [B, D]
-            else:
-                features = from_cut(self.target, inputs, self.cut) if self.cut else backbone(inputs)
-            logits = head(features)  # [B, C]
+            with autocast(self.device, self.settings.precision):
+                maps = block_outputs(self.target, backbone, inputs) if mapped else {}
+                if mapped:
+                    features = maps[blocks[-2]]  # [B, D]
+                elif self.cut:
+                    features = from_cut(self.target, inputs, self.cut)
+                else:
+                    features = backbone(inputs)
+                features, logits = features.float(), head(features).float()  # [B, D], [B, C]
             batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
-            terms = {"task": self.task.loss(logits, targets).sum() / rows}
+            # a row without an id does not count: this process had none left, and runs for the others
+            terms = {"task": self.task.loss(logits, targets)[: len(ids)].sum() / rows}
             for name, penalty in self.penalties.items():
                 if penalty.per == "batch":
-                    terms[name] = penalty.term(batch) * (len(ids) / rows)
+                    with autocast(self.device, self.settings.precision):  # as what it compares with
+                        term = penalty.term(batch)
+                    terms[name] = term * (len(ids) / rows)
                 elif part == 0:  # a penalty on θ counts once a step
-                    terms[name] = penalty.term(batch)
+                    terms[name] = penalty.term(batch) / processes.size()
             loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
+            if processes.any_of(not torch.isfinite(loss)):
                 raise diverged("loss", step, epoch, ids, optimizer)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + float(term.detach())
+        processes.sum_gradients(params.values())
         return values
 
 

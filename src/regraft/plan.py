@@ -174,6 +174,21 @@ class RunPlan(Section):
     layout: Literal["channels_last", "contiguous"] | Auto = Field(
         "auto", description="memory layout of pictures"
     )
+    processes: Count | Auto = Field(
+        "auto",
+        description="that share the work (--nproc N, or torchrun); auto: as many as were started",
+    )
+    spread: Literal["rows", "arms"] = Field(
+        "rows",
+        description="what processes share: rows of each batch, or arms: whole seeds, folds and rates of "
+        "scratch, each by one process",
+    )
+    precision: Literal["float32", "bfloat16"] | Auto = Field(
+        "auto", description="of training steps; auto measures; what is judged is judged in float32"
+    )
+    feature_precision: Literal["float32", "bfloat16"] | Auto = Field(
+        "auto", description="of the features that the probe is fitted on; auto measures"
+    )
     cache: str = Field(
         "shared",
         description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',

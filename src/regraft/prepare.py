@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from . import controls, optimizers, plugins
+from . import controls, optimizers, plugins, processes, speed
 from . import plan as plans
 from .batches import Batches, Tokens
 from .data import load_data
@@ -85,6 +85,7 @@ class Prepared:
             seed=seed,
             strata=[self.strata[i] for i in rows or range(len(examples))]
             if train and self.plan.fit.sampling == "balanced" else None,
+            share=(processes.rank(), processes.size()) if train else (0, 1),
             tokens=self._tokens(split, rows),
         )  # fmt: skip
 
@@ -170,7 +171,18 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
         raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
     data_of_source, source_notes = load_source_data(plan, source)
     check_source_data(plan, source, regularizers, data_of_source, source_notes)
+    if plan.run.threads != "auto":
+        torch.set_num_threads(plan.run.threads)
+    epochs = 3 if plan.fit.epochs == "auto" else plan.fit.epochs
+    names = [b.name for b in source.blocks]
+    trains = any(freezing([*names, "head"], e) - {"head"} for e in range(1, epochs + 1))
+    timed, why_fast = speed.settle(
+        plan.run, source, preprocessor, splits.train, device,
+        passes=1 + epochs * trains, trains=trains,
+    )  # fmt: skip
+    plan = plan.model_copy(update={"run": timed})
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
+    reasons |= why_fast
     torch.set_num_threads(cast(int, plan.run.threads))
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)

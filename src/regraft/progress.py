@@ -59,4 +59,4 @@ class Tracked:
     def epoch(self, n: int) -> Iterator[Any]:
         for batch in self.batches.epoch(n):
             yield batch
-            self.progress.advance(self.bar, len(batch[0]))
+            self.progress.advance(self.bar, len(batch[0]) * self.batches.share[1])

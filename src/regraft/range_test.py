@@ -22,6 +22,7 @@ import torch
 from . import optimizers
 from .arms import adapted, begin, features_of_source, probe_on
 from .errors import DivergedError, UsageError
+from .features import placed
 from .freeze import set_trainable
 from .loop import Settings, restore, snapshot, together
 from .objective import Objective
@@ -87,9 +88,7 @@ def range_test(
     tried: list[Tried] = []
     mean, broke = 0.0, None
     try:
-        model = target.model.to(device)
-        if settings.layout == "channels_last":
-            model = model.to(memory_format=torch.channels_last)
+        model = placed(target.model, device, settings.layout)
         set_trainable(target, trains, settings.batch_norm)
         groups = optimizers.groups(target, trains, settings.rates, settings.weight_decay)
         optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)

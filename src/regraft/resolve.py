@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from . import processes
 from .errors import PlanError, UsageError
 from .loop import Settings
 from .optimizers import optimizer_class
@@ -120,17 +121,14 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     chosen: dict[str, Any] = {"device": str(device)} if run.device == "auto" else {}
     reasons |= {"run.device": why} if chosen else {}
     cores = os.cpu_count() or 1
+    started = processes.started()
+    chosen |= settle("run", "processes", run.processes, started, "as many as were started")
     decoding = kind == "image" and device.type != "cpu"
     workers = min(8, cores) if decoding else 0
     why = f"{cores} cores" if decoding else "on a CPU decoding is a small part of a step"
     chosen |= settle("run", "workers", run.workers, workers, why)
     threads = torch.get_num_threads()
     chosen |= settle("run", "threads", run.threads, threads, f"torch's own on {cores} cores")
-    convolutional = any(isinstance(m, torch.nn.Conv2d) and max(m.kernel_size) <= 7 and m.in_channels > 3
-                        for m in source.backbone.modules())  # fmt: skip
-    layout = "channels_last" if convolutional else "contiguous"
-    why = "convolutions run faster so" if convolutional else "no convolutions above the first layer"
-    chosen |= settle("run", "layout", run.layout, layout, why)
     if not has_val and plan.fit.patience:
         raise PlanError(
             ["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"]
@@ -189,6 +187,7 @@ def settings(plan: Plan, target: Target) -> Settings:
         batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
         augment=plan.augment if target.source.kind == "image" else NO_MIX,
         layout=cast(str, plan.run.layout),
+        precision=cast(str, plan.run.precision),
     )
 
 

@@ -11,14 +11,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import __version__
+from . import __version__, processes
 from .batches import Batches
 from .feature_cache import (
     MASK,
@@ -29,7 +29,7 @@ from .feature_cache import (
     place_of,
     taken_apart,
 )
-from .features import Outputs, on, outputs
+from .features import Outputs, autocast, on, outputs
 from .freeze import evaluating
 from .loop import Feed, lowest
 from .preprocess import to_json
@@ -59,10 +59,10 @@ class Reused(Batches):
         self.views = views
 
     def _batches(
-        self, rows: list[int], augment: Augment | None, epoch: int
+        self, batches: list[list[int]], augment: Augment | None, epoch: int
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         entry = self.views[max(0, epoch - 1) % len(self.views)]
-        for batch in self._split(rows, epoch) if rows else []:
+        for batch in batches:
             places = [d % len(self) for d in batch]
             ids = tuple(self.examples[i].id for i in places)
             yield ids, entry.batch(ids), self.targets[places]
@@ -75,12 +75,17 @@ class Below:
     p: Prepared
     backbone: nn.Module
     cut: int  # blocks; all of them give the features
+    precision: str
 
     def __call__(self, inputs: Inputs) -> Any:
         """On the CPU, without gradient."""
         blocks = self.p.source.blocks
         x: Any = on(inputs, self.p.device, self.p.settings.layout)
-        with evaluating(self.backbone), torch.inference_mode():
+        with (
+            evaluating(self.backbone),
+            torch.inference_mode(),
+            autocast(self.p.device, self.precision),
+        ):
             if self.cut == len(blocks):
                 x = self.backbone(x)
             else:
@@ -103,6 +108,7 @@ class Below:
             else 0,
             "batch_size": batches.batch_size,
             "layout": p.settings.layout,
+            "precision": self.precision,
             "device": str(p.device),
             "threads": torch.get_num_threads(),
             "versions": {"regraft": __version__, **{name: version(name) for name in PARTS}},
@@ -117,13 +123,13 @@ def cache_of(p: Prepared) -> FeatureCache | None:
     return FeatureCache(place_of(p.plan.run.cache), int(p.plan.run.cache_gb * 1e9))
 
 
-def features(p: Prepared, split: str, say: Say) -> Outputs:
+def features(p: Prepared, split: str, precision: str, say: Say = lambda line: None) -> Outputs:
     """What the source's backbone makes of a split, from the cache where it is there."""
     batches, backbone = p.batches(split), p.source.backbone.to(p.device)
-    below = Below(p, backbone, len(p.source.blocks))
+    below = Below(p, backbone, len(p.source.blocks), precision)
     found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
     if found is None:
-        return outputs(backbone, batches, p.device, p.settings.layout)
+        return outputs(backbone, batches, p.device, p.settings.layout, precision)
     ids = tuple(e.id for e in batches.examples)
     values = found[0].batch(ids)
     assert isinstance(values, torch.Tensor)
@@ -155,12 +161,13 @@ def feeds(
             or (inside and any(b.run is None for b in p.source.blocks))
         ):
             return Feed(live, val)
-        below = Below(p, target.model.get_submodule("backbone"), frozen)
+        below = Below(p, target.model.get_submodule("backbone"), frozen, chosen.precision)
         passes, seeds = cuts.count(frozen), len(p.seeds)
         judged = None
         if val is not None:
             what = f"val below {names[frozen]}"
-            judged = entries(below, val, [0], passes=(passes + 1) * seeds, what=what, say=say)
+            exact = replace(below, precision="float32")  # what is judged
+            judged = entries(exact, val, [0], passes=(passes + 1) * seeds, what=what, say=say)
         why, views = views_of(p, train, penalties)
         if why:
             found = None
@@ -223,30 +230,27 @@ def entries(
         return [p.kept[key] for key in keys]
     found = {key: cache.open(key) for key in keys}
     began = time.perf_counter()
-    ids, inputs, _ = next(rows_of(batches, views[0]))
+    ids, inputs, _ = next(batches.dealt(0, 1, views[0]))
     first = below(inputs)
     seconds = (time.perf_counter() - began) * len(batches) / len(ids)
-    missing = [view for view, key in zip(views, keys, strict=True) if found[key] is None]
+    absent = processes.total(*(float(found[key] is None) for key in keys))
+    missing = [view for view, n in zip(views, absent, strict=True) if n]
     try:
         parts, _ = taken_apart(first, len(ids))
         size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
-        if missing:
-            why = no_gain(cache, seconds, size, len(missing), passes)
-            if why:
-                say(f"{what}: computed live, {why}")
-                return None
+        why = no_gain(cache, seconds, size, len(missing), passes) if missing else ""
+        if why := processes.told(why):
+            say(f"{what}: computed live, {why}")
+            return None
         for view, key in zip(views, keys, strict=True):
-            if found[key] is None:
-                outputs_of_view = (
-                    (i, first if (i, view) == (ids, views[0]) else below(x))
-                    for i, x, _ in rows_of(batches, view)
-                )
-                found[key] = cache.write(key, outputs_of_view)
+            if view in missing:
+                known = {ids: first} if view == views[0] else {}
+                found[key] = written(cache, key, below, batches, view, known)
     except (OSError, NotStorableError) as error:
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")
         return None
     taken = [entry for key in keys if (entry := found[key]) is not None]
-    if not close(taken[0].batch(ids), first):
+    if processes.any_of(not close(taken[0].batch(ids), first)):
         say(f"{what}: computed live, what the feature cache holds differs from it")
         return None
     p.kept.update(zip(keys, taken, strict=True))
@@ -257,8 +261,39 @@ def entries(
     return taken
 
 
-def rows_of(batches: Batches, view: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-    return batches.view(view) if view else iter(batches)
+def written(
+    cache: FeatureCache,
+    key: str,
+    below: Below,
+    batches: Batches,
+    view: int,
+    known: Mapping[tuple[str, ...], Any],
+) -> Entry:
+    """The entry of a view, computed by all processes and written by the first; ``known``, by their
+    ids, are batches that were computed before.
+
+    Raises OSError where one of them does not see it afterwards, and as ``FeatureCache.write``.
+    """
+    rows = processes.in_turn(
+        batches, lambda ids, inputs, _: (ids, known[ids] if ids in known else below(inputs)), view
+    )
+    entry, failed = None, ""
+    if processes.rank() == 0:
+        try:
+            entry = cache.write(key, rows)
+        except (OSError, NotStorableError) as error:
+            if processes.size() == 1:
+                raise
+            failed = str(error)
+    for _ in rows:  # what the first process writes, or could not: the others compute their share
+        pass
+    if failed := processes.told(failed):
+        raise OSError(failed)
+    entry = entry or cache.open(key)
+    if processes.any_of(entry is None):
+        raise OSError(f"not every process sees {cache.root}")
+    assert entry is not None
+    return entry
 
 
 def no_gain(
@@ -276,7 +311,7 @@ def no_gain(
 
 
 def close(kept: Inputs, live: Inputs) -> bool:
-    """Equal to rounding; of texts, where there are tokens."""
+    """Equal to rounding, of bfloat16 where they are that; of texts, where there are tokens."""
     if isinstance(kept, torch.Tensor) or isinstance(live, torch.Tensor):
         pairs = [(kept, live)]
     else:
@@ -285,12 +320,17 @@ def close(kept: Inputs, live: Inputs) -> bool:
         if set(kept) != set(live) or any(kept[n].shape != live[n].shape for n in live):
             return False
         pairs = [(kept[n][every], live[n][every]) for n in live]
-    return all(
-        isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        and a.shape == b.shape and a.dtype == b.dtype
-        and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4 * (1e-6 + float(b.abs().max())))
-        for a, b in pairs
-    )  # fmt: skip
+    return all(_close(a, b) for a, b in pairs)
+
+
+def _close(kept: object, live: object) -> bool:
+    if not isinstance(kept, torch.Tensor) or not isinstance(live, torch.Tensor):
+        return False
+    if kept.shape != live.shape or kept.dtype != live.dtype:
+        return False
+    rtol = 1e-2 if live.dtype == torch.bfloat16 else 1e-4
+    atol = rtol * (1e-6 + float(live.abs().max()))
+    return torch.allclose(kept.float(), live.float(), rtol=rtol, atol=atol)
 
 
 def tokens_digest(batches: Batches) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from . import __version__, processes
 from .arms import (
     Arm,
     Folded,
@@ -26,6 +26,7 @@ from .arms import (
     Track,
     begin,
     cross_validate,
+    each_arm,
     features_of_source,
     fit_arm,
     fit_scratch,
@@ -40,9 +41,10 @@ from .gallery import write_gallery
 from .loop import Epoch, snapshot
 from .plan import Plan, write_plan
 from .prepare import Prepared, prepare
+from .resolve import choose_device
 from .results import Trained, evaluate_all, prediction_rows
 from .retention import retained
-from .runfiles import SCHEMA, RunFolder, check_new, open_test
+from .runfiles import SCHEMA, RunFolder, Unwritten, check_new, open_test
 from .save import save_ends, save_model
 from .source_data import Part
 from .types import Source
@@ -65,11 +67,27 @@ def run(
     """
     if plan.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
-    check_new(Path(plan.run.out))
+    wanted = None if plan.run.processes == "auto" else plan.run.processes
+    processes.join(wanted, cpu=choose_device(plan.run.device)[0].type == "cpu")
+    try:
+        if not processes.first():
+            say, track = (lambda line: None), None
+        return together(plan, allow_code, say, track, source)
+    finally:
+        processes.leave()
+
+
+def together(
+    plan: Plan, allow_code: bool, say: Say, track: Track | None, source: Source | None
+) -> Path:
+    """The run, by one process or by each of several that have met."""
+    out = Path(str(plan.run.out))
+    if processes.first():
+        check_new(out)
     clock = Clock()
     with clock("prepare"):
         p = prepare(plan, allow_code=allow_code, source=source)
-    with RunFolder(Path(plan.run.out)) as folder:
+    with RunFolder(out) if processes.first() else Unwritten(out) as folder:
 
         def tell(line: str) -> None:
             folder.log(line)
@@ -88,24 +106,29 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     folder.text("plan.toml", write_plan(p.plan, p.reasons))
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
-    write_manifest(p.splits, folder.path / "manifest.jsonl")
+    if processes.first():
+        write_manifest(p.splits, folder.path / "manifest.jsonl")
 
 
 def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> None:
     """Save the first seed's model, open test, and write what was found."""
     arm = trained.arms[0]
-    save_model(folder, arm.target, p.task)
-    if arm.points:
+    if processes.first():
+        save_model(folder, arm.target, p.task)
+    if arm.points and processes.first():
         start = begin(p, p.source, p.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("evaluate"):
         where = str(folder.path.resolve())
-        opened = open_test(p.splits.test_digest, where)
-        source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
+        opened = source_opened = 0
+        if processes.first():
+            opened = open_test(p.splits.test_digest, where)
+            source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
         judged = evaluate_all(p, trained, opened, source_opened)
     header, *lines = prediction_rows(p, judged.predictions)
     folder.csv("predictions.csv", header, lines)
-    write_gallery(folder, p.task, p.splits, judged.predictions)
+    if processes.first():
+        write_gallery(folder, p.task, p.splits, judged.predictions)
     result = {
         "schema": SCHEMA,
         **judged.result,
@@ -123,7 +146,7 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
         with clock("features"):
             features = features_of_source(p, say)
         with clock("probe"):
-            probe = probe_on(p, features)
+            probe = processes.told(probe_on(p, features))  # L-BFGS rounds as its process does
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None
@@ -140,18 +163,24 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             alpha = best
             say(f"frontier: α = {alpha:g}, by cross-validation")
 
+    def note(seed: int, epoch: Epoch) -> None:
+        folder.append("history.jsonl", {"seed": seed, **asdict(epoch)})
+        folder.log(in_words(epoch, chosen.epochs, seed))
+        if track is None:
+            say(in_words(epoch, chosen.epochs, seed))
+
+    later: list[tuple[int, Epoch]] = []  # where each process fits other seeds, the first notes all
+    by_arms = processes.size() > 1 and p.plan.run.spread == "arms"
+
     def fitted(seed: int) -> Arm:
         def log(epoch: Epoch) -> None:
-            folder.append("history.jsonl", {"seed": seed, **asdict(epoch)})
-            folder.log(in_words(epoch, chosen.epochs, seed))
-            if track is None:
-                say(in_words(epoch, chosen.epochs, seed))
+            if by_arms:
+                later.append((seed, epoch))
+            else:
+                note(seed, epoch)
 
-        source = p.source  # a random one is drawn anew for every seed
-        if source.nothing_kept:
-            source = replace(untrained(source, seed), name=source.name)
         arm = fit_arm(
-            p, source, chosen, seed,
+            p, source_of(p, seed), chosen, seed,
             start=start, alpha=alpha, select=select, points=cross.points, log=log, track=track, label=f"seed {seed}",
             say=say,
         )  # fmt: skip
@@ -161,10 +190,19 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
         return arm
 
     with clock("fit"):
-        arms = [fitted(seed) for seed in p.seeds]
+        arms = each_arm(p, p.seeds, fitted, lambda seed: begin(p, source_of(p, seed), seed, start))
+    for seed, epoch in sorted(processes.gathered(later), key=lambda e: e[0]):
+        note(seed, epoch)
     with clock("scratch"):
         scratch = fit_scratch(p, say, track) if p.scratch is not None else []
     return Trained(arms, scratch, probe, cross, fitted=chosen.epochs > 0)
+
+
+def source_of(p: Prepared, seed: int) -> Source:
+    """The source of a seed's fit: a random one is drawn anew for every seed."""
+    if not p.source.nothing_kept:
+        return p.source
+    return replace(untrained(p.source, seed), name=p.source.name)
 
 
 def source_before(p: Prepared, part: Part) -> Scored | None:
@@ -243,6 +281,7 @@ def environment(p: Prepared) -> dict[str, Any]:
         if p.device.type == "cuda"
         else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": processes.size(),
         "byteorder": sys.byteorder,
         "data_digest": p.splits.digest,
         "test_digest": p.splits.test_digest,

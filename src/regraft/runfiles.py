@@ -96,6 +96,28 @@ class RunFolder:
             writer.writerows(rows)
 
 
+class Unwritten(RunFolder):
+    """The run folder for a process that is not the first: it writes nothing."""
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def text(self, name: str, text: str) -> None:
+        pass
+
+    def append(self, name: str, value: Any) -> None:
+        pass
+
+    def log(self, line: str) -> None:
+        pass
+
+    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        pass
+
+
 def check_new(path: Path) -> None:
     """Raises UsageError, with the commands that help, where a run folder is already there."""
     if path.exists() or path.is_symlink():

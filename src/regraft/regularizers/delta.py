@@ -98,13 +98,14 @@ class Delta(Regularizer):
                 with torch.no_grad():
                     x = block.run(backbone, x)
                 if block.name in wanted:
-                    now, before = channels(batch.maps[block.name]), channels(x)  # [B, C, …]
+                    # [B, C, …]; squares of bfloat16 would lose what is small
+                    now, before = channels(batch.maps[block.name]).float(), channels(x).float()
                     by_channel = (now - before).square().transpose(0, 1).flatten(1).sum(1)  # [C]
                     w = weights.get(block.name, 1 / len(by_channel))
                     apart = apart + (by_channel * w).sum()
             fresh = [p for n, p in batch.params.items() if n not in anchor and p.ndim > 1]
             shrink = torch.stack([p.square().sum() for p in fresh]).sum() if fresh else 0.0
-            return self.strength * apart / len(batch.ids) + self.beta / 2 * shrink
+            return self.strength * apart / len(batch.logits) + self.beta / 2 * shrink
 
         return Penalty(term, per="batch", maps=True)
 
@@ -127,7 +128,7 @@ def attention(
     head.to(device)
     rises: dict[str, Tensor] = {}
     rows = 0
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for ids, inputs, labels in train.sample(examples):
             x: Any = repeated(inputs, 1, device)
             targets = labels.to(device)

@@ -1,0 +1,114 @@
+"""A fit by one process or by several, for tests/test_processes.py: python fit_worker.py OPTIONS.json.
+
+Each process notes the ids that it was given; the first one writes weights, losses and figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from regraft import processes
+from regraft.batches import Batches
+from regraft.features import outputs
+from regraft.freezing.everything import Everything
+from regraft.grafting import graft
+from regraft.loop import Settings, fine_tune
+from regraft.metrics import accuracy
+from regraft.preprocess import build
+from regraft.regularizers.l2_sp import L2SP
+from regraft.regularizers.lwf import LwF
+from regraft.tasks.classification import Classification
+from regraft.types import Augment, CallableSpec, Example, Source
+
+CPU = torch.device("cpu")
+
+
+def numbers(row):
+    return torch.tensor([float(v) for v in row[0].split()])
+
+
+def rows(n, task, batch_size, share=(0, 1)):
+    x = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
+    targets = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    examples = [
+        Example(f"{n:03d}{i:03d}-0", (" ".join(map(repr, row.tolist())),), ("a",), f"row {i}")
+        for i, row in enumerate(x)
+    ]
+    return Batches(examples, targets, build(CallableSpec(numbers)), batch_size, share=share)
+
+
+class Noting(Batches):
+    """Batches that note which ids each step was given."""
+
+    def __init__(self, of):
+        self.__dict__.update(of.__dict__)
+        self.seen = []
+
+    def epoch(self, n):
+        for batch in super().epoch(n):
+            self.seen.append(batch[0])
+            yield batch
+
+
+def main(options):
+    torch.set_num_threads(1)
+    processes.join(options.get("processes"), cpu=True)
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    net.low = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh())
+    net.high = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
+    net.fc = nn.Linear(8, 4)
+    source = Source.from_module(
+        net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net"
+    )
+    source = replace(source, labels=("p", "q", "r", "s"))
+    task = Classification().make([("a",), ("b",), ("c",)], ("label",))
+    target = graft(source, 3, seed=0)
+    share = (processes.rank(), processes.size())
+    train = Noting(rows(options["n"], task, options["batch_size"], share))
+    val = rows(21, task, 8)
+    settings = Settings(
+        epochs=3, rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
+        optimizer=options.get("optimizer", "AdamW"), weight_decay=0.01, warmup=0.1,
+        accumulate=options.get("accumulate", 1), sharpness=options.get("sharpness", 0.0),
+        average=options.get("average", 0.0), augment=Augment(random_resized_crop=False, flip=False),
+    )  # fmt: skip
+    penalties = {
+        "l2_sp": L2SP(alpha=0.1).prepare(target, None, None),
+        "lwf": LwF(strength=0.5).prepare(target, None, None),
+    }
+    if options.get("poison") and processes.rank() == options["poison"] - 1:
+        train.examples[0] = replace(train.examples[0], inputs=("nan nan nan nan nan",))
+    history = []
+    fit = fine_tune(
+        target, train, val, task, accuracy, settings, freezing=Everything(), penalties=penalties,
+        device=CPU, seed=0, log=history.append,
+    )  # fmt: skip
+    given = processes.gathered([train.seen])
+    logits = outputs(target.model, val, CPU)
+    if processes.first():
+        out = Path(options["out"])
+        save_file(target.model.state_dict(), out / "model.safetensors")
+        record = {
+            "history": [[e.terms, e.val] for e in history], "best": fit.best_epoch, "given": given,
+            "ids": logits.ids, "logits": logits.values.tolist(), "size": processes.size(),
+        }  # fmt: skip
+        (out / "record.json").write_text(json.dumps(record))
+    processes.leave()
+
+
+if __name__ == "__main__":
+    # what a launcher sets, so that the test needs none
+    if "RANK" in os.environ:
+        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    main(json.loads(Path(sys.argv[1]).read_text()))
+    sys.stderr.flush()
+    os._exit(0)  # as regraft/__main__.py, and for its reason

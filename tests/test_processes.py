@@ -1,0 +1,99 @@
+"""Two processes fit as one does: same order, losses, figures and, to rounding, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regraft import processes
+from regraft.errors import UsageError
+
+WORKER = Path(__file__).with_name("fit_worker.py")
+
+
+def fit(folder: Path, count: int, check: bool = True, **options):
+    """The worker in ``count`` processes → (record, weights), or the exit codes and messages."""
+    folder.mkdir()
+    (folder / "options.json").write_text(json.dumps({"out": str(folder), **options}))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if count > 1:
+        env |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(WORKER), str(folder / "options.json")]
+    started = [
+        subprocess.Popen(
+            command, env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if count > 1 else {}),
+            stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(count)
+    ]  # fmt: skip
+    ends = [(p.communicate(timeout=120)[1], p.returncode) for p in started]
+    if not check:
+        return ends
+    assert [code for _, code in ends] == [0] * count, ends
+    return json.loads((folder / "record.json").read_text()), load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 37, "batch_size": 8},
+        {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
+        {"n": 33, "batch_size": 8, "accumulate": 2, "average": 0.9},
+        {"n": 5, "batch_size": 1},  # the second process has no row in any batch
+    ],
+    ids=lambda o: "-".join(f"{k}{v}" for k, v in o.items()),
+)
+def test_two_processes_fit_as_one(tmp_path, options):
+    one, weights = fit(tmp_path / "one", 1, **options)
+    two, others = fit(tmp_path / "two", 2, processes=2, **options)
+    assert (one["size"], two["size"]) == (1, 2)
+    (whole,), (first, second) = one["given"], two["given"]
+    for batch, a, b in zip(whole, first, second, strict=True):
+        assert sorted(batch) == sorted(a + b) and not set(a) & set(b)  # each row once, no padding
+        assert batch[::2] == a and batch[1::2] == b  # and in the same order
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5)
+    for (terms, val), (their_terms, their_val) in zip(one["history"], two["history"], strict=True):
+        assert their_terms == pytest.approx(terms, abs=1e-5)
+        assert their_val == pytest.approx(val, abs=1e-5)
+    assert one["best"] == two["best"] and one["ids"] == two["ids"]
+    torch.testing.assert_close(
+        torch.tensor(two["logits"]), torch.tensor(one["logits"]), rtol=0, atol=1e-5
+    )
+
+
+def test_weights_are_not_those_of_half_the_rows(tmp_path):  # the test above can fail
+    _, weights = fit(tmp_path / "one", 1, n=37, batch_size=8)
+    _, others = fit(tmp_path / "other", 1, n=36, batch_size=8)
+    assert any((others[n] - w).abs().max() > 1e-3 for n, w in weights.items())
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
+    ends = fit(tmp_path / "two", 2, check=False, n=37, batch_size=8, poison=2)
+    for message, code in ends:
+        assert code == 1 and "DivergedError: the loss is not finite at step" in message
+
+
+def test_other_processes_than_asked_for_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UsageError, match="asks for 4 processes and 1 were started"):
+        processes.join(4, cpu=True)
+
+
+def test_one_process_is_told_what_it_says():
+    assert processes.total(1.5, 2) == [1.5, 2]
+    assert processes.gathered(["a"]) == ["a"] and processes.told("b") == "b"
+    assert processes.spread(range(3), lambda i: i * i) == [0, 1, 4]
+    assert (processes.rank(), processes.size(), processes.first()) == (0, 1, True)
