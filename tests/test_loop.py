@@ -96,6 +96,7 @@ def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, 
     assert changed(target, before)
 
 
+@pytest.mark.fault(30)
 def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm buffers move
     target, before, _ = fitted(
         numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=HeadOnly()
@@ -108,6 +109,7 @@ def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm b
     assert {n.split(".")[1] for n in moved if n.startswith("backbone")} == {"two"}
 
 
+@pytest.mark.fault(30)
 def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source, number_rows):
     target, before, _ = fitted(numbers_source(), number_rows(20), settings())
     moved = changed(target, before)
@@ -116,6 +118,7 @@ def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source
     assert "backbone.one.1.running_mean" in changed(target, before)
 
 
+@pytest.mark.fault(30)
 def test_dropout_of_a_frozen_block_drops_nothing(numbers_source, number_rows):
     rows = number_rows(20)
     with_, before, _ = fitted(numbers_source(0.9), rows, settings(), freezing=HeadOnly())
@@ -195,6 +198,7 @@ def test_patience_counts_from_the_last_thaw(numbers_source, number_rows):
     assert gradual.epochs == 5  # the last block thaws in epoch 3
 
 
+@pytest.mark.fault(25)
 def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source, number_rows):
     rows, targets = number_rows(16)
     source = numbers_source()
@@ -204,6 +208,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source
         fitted(source, (rows, targets), settings())
 
 
+@pytest.mark.fault(25)
 def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
     class Steep:
         pulls_to_source = shrinks_to_zero = False

@@ -7,13 +7,14 @@ batch of a single row would stop batch norm, or leave it with the statistics of 
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .errors import DataError
+from .errors import DataError, RegraftError, shorten
 from .preprocess import Preprocessor, TextPreprocessor, stable
 from .types import Augment, Example
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .types import Inputs
 
 CHUNK = 1024  # texts tokenised at once
+HANGS = 900  # seconds that a batch of a loader process may take
 WINDOW = 16  # batches whose texts are sorted by length together
 
 
@@ -99,12 +101,17 @@ class Batches:
             rows.sort(key=self.tokens.length)
         return self._batches(rows, None, 0)
 
-    def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """The rows in the order of epoch ``n``, augmented."""
+    def epoch(self, n: int, skip: int = 0) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """The rows in the order of epoch ``n``, augmented, from batch ``skip`` on."""
         ids = [e.id for e in self.examples]
         if self.strata is None:
-            return self._batches(order(ids, self.seed, n), self.augment, n)
-        return self._batches(balanced(ids, self.strata, self.seed, n), self.augment, n)
+            return self._batches(order(ids, self.seed, n), self.augment, n, skip)
+        return self._batches(balanced(ids, self.strata, self.seed, n), self.augment, n, skip)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of a training epoch."""
+        return len(self._split(list(range(len(self))), 1))
 
     def view(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         """The rows as they stand, each augmented as in epoch ``n``."""
@@ -130,11 +137,11 @@ class Batches:
         return f"{self.examples[row].id} {before}" if before else self.examples[row].id
 
     def _batches(
-        self, rows: list[int], augment: Augment | None, epoch: int
+        self, rows: list[int], augment: Augment | None, epoch: int, skip: int = 0
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        if not rows:
+        batches = self._split(rows, epoch)[skip:] if rows else []
+        if not batches:
             return
-        batches = self._split(rows, epoch)
         loader: Any = torch.utils.data.DataLoader(
             _Samples(self, augment, epoch),
             batch_sampler=batches,
@@ -142,8 +149,22 @@ class Batches:
             collate_fn=self._collate,
             # the loader draws a seed for its workers: not from the caller's generator
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_interrupts,
+            timeout=HANGS if self.workers else 0,
         )
-        for batch, inputs in zip(batches, loader, strict=True):
+        loaded = iter(loader)
+        for batch in batches:
+            try:
+                inputs = next(loaded)
+            except RuntimeError as error:
+                if "DataLoader" not in str(error):
+                    raise
+                where = shorten([self.examples[d % len(self)].where for d in batch])
+                raise RegraftError(
+                    f"a loader process {'hangs' if 'timed out' in str(error) else 'was killed'} where these "
+                    f"rows were to be read: {where}; go on with --resume, and with --workers 0 if it "
+                    f"comes again (it may be out of memory)"
+                ) from error
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
@@ -153,6 +174,11 @@ class Batches:
         """A batch, or the first failure: raised in a worker, its message would be a traceback."""
         failed = [s for s in samples if isinstance(s, DataError)]
         return failed[0] if failed else self.preprocessor.collate(samples)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """A loader process leaves SIGINT to its parent, who finishes the step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Samples(torch.utils.data.Dataset[Any]):

@@ -41,6 +41,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a run that was left; DATA may be its folder."),
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Resume though data or plan changed; it is recorded."),
+]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the plan.")
 ]
@@ -218,22 +226,71 @@ def fit(
     flags: dict[str, Any],
     settings: Settings = [],  # noqa: B006
     allow_code: AllowCode = False,
+    resume: Resume = False,
+    accept_changes: AcceptChanges = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
-    chosen = make_plan(data, flags, settings, allow_code)
-    from .runfiles import check_new
+    from .runfiles import check_new, status_of
+    from .stopping import Interrupted
 
+    if accept_changes and not resume:
+        raise UsageError("--accept-changes goes with --resume")
+    if resume and flags["source"] is None and Path(data).suffix != ".toml":  # a run folder
+        flags["out"] = Path(data)
+        data = str(Path(data) / "plan.toml")
+        if not Path(data).is_file():
+            raise UsageError(f"{data} does not exist, so nothing says how to go on: give the plan")
+    chosen = make_plan(data, flags, settings, allow_code)
     if chosen.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
-    check_new(Path(chosen.run.out))  # before torch is imported
+    out = Path(chosen.run.out)
+    if not (resume and out.exists()):
+        check_new(out)  # before torch is imported
+    elif status_of(out) == "finished":
+        typer.echo(f"{out} is finished: nothing is left to do", err=True)
+        show_result(out, as_json)
+        return
     from .progress import bars
     from .run import run
 
-    with bars(on=not quiet and not as_json) as (say, track):
-        path = run(chosen, allow_code=allow_code, say=say, track=track)
+    try:
+        with bars(on=not quiet and not as_json) as (say, track):
+            path = run(
+                chosen, allow_code=allow_code, say=say, track=track, resume=resume,
+                accept_changes=accept_changes,
+            )  # fmt: skip
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(stop.exit_code) from None
     show_result(path, as_json)
+
+
+@app.command("verify-resume", rich_help_panel=TRAIN)
+@with_flags(but=("out",))
+def verify_resume(
+    data: Data,
+    flags: dict[str, Any],
+    steps: Annotated[int, typer.Option(help="Steps before the kill.")] = 10,
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Kill a short run, resume it, compare bit for bit with one that was left alone; nothing stays."""
+    from dataclasses import asdict
+
+    from .resume_check import verify
+
+    chosen = make_plan(data, flags, settings, allow_code)
+    say: Callable[[str], None] = lambda line: None  # noqa: E731
+    if not quiet and not as_json:
+        say = functools.partial(typer.echo, err=True)
+    found = verify(chosen, steps, allow_code=allow_code, say=say)
+    typer.echo(json.dumps(asdict(found)) if as_json else str(found))
+    if found.differ:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -449,6 +506,22 @@ def cache(
     entries = kept.entries()
     size = sum(size for _, size, _ in entries)
     typer.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
+
+
+@app.command(rich_help_panel=HELP)
+def doctor(
+    runs: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Versions, devices, disk, caches, locks: what is wrong, and what to do about it."""
+    from dataclasses import asdict
+
+    from .doctor import examine, in_words
+
+    found = examine(runs)
+    typer.echo(json.dumps([asdict(f) for f in found]) if as_json else in_words(found))
+    if any(f.remedy for f in found):
+        raise typer.Exit(1)
 
 
 @app.command("list", rich_help_panel=HELP)
