@@ -94,8 +94,8 @@ def run(
         return out
     else:
         refuse(out / LOCK)
-        if not (out / "plan.toml").exists() and {p.name for p in out.iterdir()} - BEFORE_PLAN:
-            check_new(out)  # it is no run
+        if not looks_like_a_run(out):
+            check_new(out)
         check_writable(out)
     clock = Clock()
     with clock("prepare"):
@@ -153,7 +153,13 @@ def run(
     return folder.path
 
 
-BEFORE_PLAN = {LOCK, "log.txt", "result.json"}  # what a run folder has before its plan
+BEFORE_PLAN = {LOCK, "log.txt", "result.json", "environment.json", "loading.json", "manifest.jsonl"}
+
+
+def looks_like_a_run(folder: Path) -> bool:
+    """It has a plan, or nothing but what a run writes before."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return "plan.toml" in names or names <= BEFORE_PLAN
 
 
 def half(plan: Plan) -> int:
@@ -193,10 +199,10 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
     for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
         say(note)
-    folder.text("plan.toml", write_plan(p.plan, p.reasons))
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
     write_manifest(p.splits, folder.path / "manifest.jsonl")
+    folder.text("plan.toml", write_plan(p.plan, p.reasons))  # last: with it a run can be resumed
 
 
 def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> None:
