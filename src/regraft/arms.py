@@ -373,12 +373,13 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> list[Arm]:
     """The scratch control for every seed. Its rate is the best for the first seed: on val, or by
     folds where there is no val."""
-    assert p.scratch is not None
-    say(str(p.scratch))
+    budget = p.scratch
+    assert budget is not None
+    say(str(budget))
 
     def fitted(rate: float, seed: int, label: str) -> Arm:
         source = controls.untrained(p.source, seed)
-        chosen = controls.scratch_settings(p.settings, p.scratch, rate)
+        chosen = controls.scratch_settings(p.settings, budget, rate)
         return once(
             keeper, label, p, source, seed,
             lambda: fit_arm(
@@ -389,16 +390,16 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> l
     first = controls.untrained(p.source, p.seeds[0])
     figures: dict[float, Figures] = {}
     arms: dict[float, Arm] = {}
-    for rate in p.scratch.rates:
+    for rate in budget.rates:
         if p.splits.val:
             arms[rate] = fitted(rate, p.seeds[0], f"scratch {rate:g}")
             figures[rate] = arms[rate].fit.best
         elif p.folds():
-            chosen = controls.scratch_settings(p.settings, p.scratch, rate)
+            chosen = controls.scratch_settings(p.settings, budget, rate)
             label = f"scratch {rate:g} fold"
             (point,) = cross_validate(p, first, chosen, None, keeper, label).points
             figures[rate] = point.figures
-    rate = best_rate(p, figures) if figures else p.scratch.rates[len(p.scratch.rates) // 2]
+    rate = best_rate(p, figures) if figures else budget.rates[len(budget.rates) // 2]
     by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"
     say(f"scratch: rate {rate:g}, chosen by {by}")
     return [

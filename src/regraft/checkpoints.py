@@ -81,7 +81,7 @@ def checked(place: Path) -> dict[str, Any]:
     """
     try:
         lines = (place / MANIFEST).read_text(encoding="utf-8").splitlines()
-        expected = dict(reversed(line.split("  ", 1)) for line in lines)
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         if set(expected) != {TENSORS, RECORD}:
             raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")
         for name, digest in expected.items():
