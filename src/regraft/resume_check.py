@@ -130,7 +130,7 @@ def differences(one: Saved, other: Saved) -> tuple[str, ...]:
             found.append(f"{name} is in one of the two alone")
         elif a[name].shape != b[name].shape or a[name].dtype != b[name].dtype:
             found.append(f"{name} has another shape or type")
-        elif not torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)):
+        elif not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (a[name], b[name]))):
             apart = float((a[name].double() - b[name].double()).abs().max())
             found.append(f"{name} is {apart:.3g} apart at most")
     if one.record["at"] != other.record["at"]:
