@@ -37,8 +37,9 @@ def settings(epochs=2, rate=0.05, optimizer="SGD", **kw):
 
 
 def fitted(
-    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None
-):
+    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None,
+    say=lambda line: None,
+):  # fmt: skip
     target = graft(source, 3, seed=seed)
     before = copy.deepcopy(target.model.state_dict())
     made = {name: r.prepare(target, None, None) for name, r in (penalties or {}).items()}
@@ -46,7 +47,7 @@ def fitted(
     done = fine_tune(
         target, Batches(*rows, pre, batch, seed=seed), Batches(*val, pre, 8) if val else None,
         TASK, accuracy, chosen, freezing=freezing or Everything(), penalties=made, device=CPU,
-        seed=seed, log=log or (lambda epoch: None),
+        seed=seed, log=log or (lambda epoch: None), say=say,
     )  # fmt: skip
     return target, before, done
 
@@ -136,6 +137,52 @@ def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(
     two, _, _ = fitted(numbers_source(), rows, settings(accumulate=2), batch=8, penalties=penalty)
     for key, value in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[key], value, rtol=0, atol=1e-6)
+
+
+def small_memory(monkeypatch, rows):
+    """Training holds so many rows at once; → the sizes that were asked for."""
+    asked = []
+    forward = nn.Module.__call__
+
+    def call(self, *inputs):
+        if isinstance(self, nn.Linear) and torch.is_grad_enabled():
+            asked.append(len(inputs[0]))
+            if asked[-1] > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(nn.Module, "__call__", call)
+    return asked
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"sharpness": 0.05}], ids=str)
+def test_where_memory_is_too_small_a_step_goes_through_in_pieces(
+    numbers_source, number_rows, monkeypatch, how
+):
+    """And is the same step: every row counts as before, and a penalty on θ once."""
+    source, rows, penalties = numbers_source(), number_rows(38), {"l2": L2(strength=0.1)}
+    whole, before, _ = fitted(source, rows, settings(**how), batch=16, penalties=penalties)
+    said: list[str] = []
+    asked = small_memory(monkeypatch, 4)
+    pieces, _, done = fitted(
+        source, rows, settings(**how), batch=16, penalties=penalties, say=said.append
+    )
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(pieces.model.state_dict()[key], value, rtol=0, atol=1e-6)
+    assert changed(pieces, before) and done.steps == {1: 6, 2: 4}[how.get("accumulate", 1)]
+    # told once a halving, remembered for later steps, and no piece is a single row
+    assert len(said) == 2 and said[0].startswith("step 0: the memory of cpu does not hold 13 rows")
+    assert len([n for n in asked if n > 4]) == 2 and min(asked) > 1
+
+
+@pytest.mark.fault(20)
+def test_memory_that_does_not_hold_two_rows_is_an_error(numbers_source, number_rows, monkeypatch):
+    source = numbers_source()
+    asked = small_memory(monkeypatch, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        fitted(source, number_rows(16), settings())
+    assert asked == [8, 4, 2]
 
 
 def test_l2_with_sgd_is_weight_decay(numbers_source, number_rows):

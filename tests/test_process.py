@@ -62,8 +62,9 @@ def test_a_loader_process_leaves_an_interrupt_to_its_parent():
 @pytest.mark.fault(19)
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")],
-    ids=["python", "torch"],
+    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")],
+    ids=["python", "torch", "accelerator"],
 )  # fmt: skip
 def test_too_little_memory_suggests_a_smaller_batch(numbers_source, tmp_path, monkeypatch, error):
     import regraft

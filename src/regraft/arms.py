@@ -220,7 +220,7 @@ def fit_rows(
                 p, fitted, train, val, chosen,
                 freezing=strategy, penalties=penalties, wrap=wrap, say=say,
             ),
-            **saving,
+            say=say, **saving,
         )  # fmt: skip
 
 

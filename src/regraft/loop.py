@@ -108,6 +108,7 @@ def fine_tune(
     feeds: Callable[[int], Feed] | None = None,
     since: Saved | None = None,
     keep: Keep = lambda at, tensors: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Fit:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
 
@@ -136,7 +137,7 @@ def fine_tune(
     first = min(at.epoch, settings.epochs)  # that is trained now
     frozen = lowest(blocks, freezing(blocks, first)) if first else 0
     feed = feeds(frozen) if feeds else Feed(train, val)
-    objective = Objective(target, task, penalties, settings, device, seed, feed.cut)
+    objective = Objective(target, task, penalties, settings, device, seed, feed.cut, say)
     draws = {name: p.draws for name, p in penalties.items() if p.draws is not None}
     if since is None:
         start = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
 
 
+@dataclass
+class Pieces:
+    """Into how many a micro-batch is divided: more than one where memory did not hold it whole."""
+
+    count: int = 1
+
+
 @dataclass(frozen=True)
 class Objective:
     target: Target
@@ -32,6 +39,8 @@ class Objective:
     device: torch.device
     seed: int
     cut: int = 0  # inputs are the output of so many blocks
+    say: Callable[[str], None] = lambda line: None
+    pieces: Pieces = field(default_factory=Pieces)
 
     def step(
         self,
@@ -67,21 +76,44 @@ class Objective:
         epoch: int,
         step: int,
     ) -> dict[str, float]:
-        """Add the gradient of a step's loss to that of the parameters; → each term's value.
+        """The gradient of a step's loss, in the parameters that had none; → each term's value.
+
+        Where an accelerator's memory does not hold it, micro-batches are halved from then on, which
+        changes no row of the step; batch norms that train see the halves.
 
         Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
         """
-        augment, layout = self.settings.augment, self.settings.layout
+        while True:
+            try:
+                return self._gradient(micro_batches, params, optimizer, epoch, step)
+            except torch.OutOfMemoryError:
+                rows = max(len(ids) for ids, _, _ in micro_batches)
+                if rows < 4 * self.pieces.count:  # no piece is a single row
+                    raise
+            optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(
+                f"step {step}: the memory of {self.device} does not hold {rows // self.pieces.count} rows: from "
+                f"now on half as many at a time, accumulated to the same step"
+            )
+            self.pieces.count *= 2
+
+    def _gradient(
+        self,
+        micro_batches: Sequence[LabelledBatch],
+        params: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        step: int,
+    ) -> dict[str, float]:
         backbone = self.target.model.get_submodule("backbone")
         head = self.target.model.get_submodule("head")
         blocks = [b.name for b in self.target.blocks]
         mapped = any(penalty.maps for penalty in self.penalties.values())
         rows = sum(len(ids) for ids, _, _ in micro_batches)
         values: dict[str, float] = {}
-        for part, (ids, inputs, targets) in enumerate(micro_batches):
-            key = (self.seed, epoch, step * self.settings.accumulate + part)
-            inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
-            inputs, targets = on(inputs, self.device, layout), targets.to(self.device)
+        for part, (ids, inputs, targets) in enumerate(self._mixed(micro_batches, epoch, step)):
             maps = block_outputs(self.target, backbone, inputs) if mapped else {}
             if mapped:
                 features = maps[blocks[-2]]  # [B, D]
@@ -102,6 +134,28 @@ class Objective:
             for name, term in terms.items():
                 values[name] = values.get(name, 0.0) + float(term.detach())
         return values
+
+    def _mixed(
+        self, micro_batches: Sequence[LabelledBatch], epoch: int, step: int
+    ) -> Iterator[LabelledBatch]:
+        """The micro-batches mixed, in pieces, on the device."""
+        augment, layout = self.settings.augment, self.settings.layout
+        for part, (ids, inputs, targets) in enumerate(micro_batches):
+            key = (self.seed, epoch, step * self.settings.accumulate + part)
+            inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
+            for rows in divided(len(ids), self.pieces.count):
+                x = (
+                    {k: v[rows] for k, v in inputs.items()}
+                    if isinstance(inputs, dict)
+                    else inputs[rows]
+                )
+                yield ids[rows], on(x, self.device, layout), targets[rows].to(self.device)
+
+
+def divided(rows: int, pieces: int) -> list[slice]:
+    """``rows`` in about equal pieces, none of a single row."""
+    pieces = min(pieces, max(1, rows // 2))
+    return [slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)]
 
 
 class Above(torch.nn.Module):

@@ -135,7 +135,8 @@ def run(
             trained = train(p, folder, tell, track, clock, keeper)
             finish(p, folder, trained, clock)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not known and "allocate memory" not in str(error):
                 raise
             raise RegraftError(
                 f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'host'}): go on "
