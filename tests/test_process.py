@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -10,7 +11,7 @@ import torch
 
 from regraft import batches as module
 from regraft.batches import Batches
-from regraft.errors import PlanError, RegraftError
+from regraft.errors import PlanError, RegraftError, UsageError
 from regraft.features import outputs
 from regraft.plan import check
 from regraft.preprocess import build
@@ -42,11 +43,50 @@ def test_a_loader_process_that_is_killed_names_the_rows():
         list(rows_of(kill_at_five))
 
 
+def test_what_a_transform_throws_in_a_loader_process_is_not_taken_for_a_kill():
+    for error in (RuntimeError("no such luck"), ConnectionResetError("no such luck")):
+
+        def throw(inputs, error=error):
+            raise error
+
+        with pytest.raises(type(error), match="no such luck"):
+            list(rows_of(throw))
+
+
 @pytest.mark.fault(22)
 def test_a_loader_process_that_hangs_names_the_rows(monkeypatch):
     monkeypatch.setattr(module, "HANGS", 2)
     with pytest.raises(RegraftError, match=r"hangs where these rows .*: row 4, row 5"):
         list(rows_of(hang_at_five))
+
+
+@pytest.mark.fault(23)
+@pytest.mark.filterwarnings("ignore:Got pickle error")  # torch says it beside
+def test_a_transform_that_cannot_be_sent_to_loader_processes_says_so():
+    """As on systems where these begin anew and do not fork."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(UsageError, match=r"cannot be sent your transform .*--workers 0"):
+            list(rows_of(lambda inputs: torch.tensor([float(inputs[0])])))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.fault(23)
+def test_loader_processes_that_fork_read_what_the_main_process_reads():
+    """After torch has threads: a lock that one of them held would hang in a child."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.randn(400, 400) @ torch.randn(400, 400)
+        double = rows_of(
+            lambda inputs: torch.ones(300, 300).mm(torch.ones(300, 1))[0] * int(inputs[0])
+        )
+        got = torch.cat([x for _, x, _ in double])
+    finally:
+        torch.set_num_threads(before)
+    assert got.flatten().tolist() == [300.0 * i for i in range(8)]
 
 
 @pytest.mark.fault(10)
@@ -83,6 +123,27 @@ def test_too_little_memory_suggests_a_smaller_batch(numbers_source, tmp_path, mo
         RegraftError, match=r"not enough memory .*--batch-size 4 --set fit.accumulate=2"
     ):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "run", settings=settings)
+
+
+@pytest.mark.fault(21)
+def test_a_loader_process_that_is_killed_during_a_step_is_said(
+    numbers_source, tmp_path, monkeypatch
+):
+    import regraft
+    from regraft.objective import Objective
+
+    table = tmp_path / "t.csv"
+    lines = [f"{i} {i % 7} {i % 3} 1,{'abc'[i % 3]}" for i in range(60)]
+    table.write_text("text,label\n" + "\n".join(lines) + "\n")
+
+    def fail(self, *args):  # from torch's handler of SIGCHLD
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(Objective, "step", fail)
+    with pytest.raises(RegraftError, match=r"loader process was killed .*--resume .*--workers 0"):
+        regraft.fit(
+            table, source=numbers_source(), out=tmp_path / "run", settings={"run.threads": 1}
+        )
 
 
 @pytest.mark.fault(29)

@@ -7,6 +7,7 @@ batch of a single row would stop batch norm, or leave it with the statistics of 
 from __future__ import annotations
 
 import math
+import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .errors import DataError, RegraftError, shorten
+from .errors import DataError, RegraftError, UsageError, shorten
 from .preprocess import Preprocessor, TextPreprocessor, stable
 from .types import Augment, Example
 
@@ -152,12 +153,22 @@ class Batches:
             worker_init_fn=_leave_interrupts,
             timeout=HANGS if self.workers else 0,
         )
-        loaded = iter(loader)
+        try:
+            loaded = iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(
+                f"loader processes cannot be sent your transform ({error}): define it at the top level of a "
+                f"file, or read without them, --workers 0"
+            ) from error
         for batch in batches:
             try:
                 inputs = next(loaded)
-            except RuntimeError as error:
-                if "DataLoader" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                own = str(error).startswith(
+                    "DataLoader"
+                )  # torch's words; a transform's come as "Caught …"
+                cut = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
+                if not self.workers or not (own or cut):
                     raise
                 where = shorten([self.examples[d % len(self)].where for d in batch])
                 raise RegraftError(

@@ -135,6 +135,11 @@ def run(
             trained = train(p, folder, tell, track, clock, keeper)
             finish(p, folder, trained, clock)
         except (MemoryError, RuntimeError) as error:
+            if str(error).startswith("DataLoader worker"):  # torch sees it in the middle of a step
+                raise RegraftError(
+                    f"a loader process was killed ({error}): go on with regraft fit --resume {out}, and with "
+                    f"--workers 0 if it comes again (it may be out of memory)"
+                ) from error
             known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not known and "allocate memory" not in str(error):
                 raise
