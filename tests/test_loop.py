@@ -16,6 +16,7 @@ from regraft.freezing.last_blocks import LastBlocks
 from regraft.grafting import graft
 from regraft.loop import Settings, fine_tune, improves
 from regraft.metrics import accuracy, mae
+from regraft.objective import divided
 from regraft.preprocess import build
 from regraft.rates import SCHEDULES, block_rates, factor
 from regraft.regularizers.l1 import L1
@@ -174,6 +175,16 @@ def test_where_memory_is_too_small_a_step_goes_through_in_pieces(
     # told once a halving, remembered for later steps, and no piece is a single row
     assert len(said) == 2 and said[0].startswith("step 0: the memory of cpu does not hold 13 rows")
     assert len([n for n in asked if n > 4]) == 2 and min(asked) > 1
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+def test_pieces_hold_every_row_once_and_none_is_a_single_row(pieces):
+    for rows in range(1, 40):
+        found = [list(range(rows))[s] for s in divided(rows, pieces)]
+        assert list(itertools.chain(*found)) == list(range(rows))
+        assert min(map(len, found)) > 1 or rows == 1
+        assert len(found) == min(pieces, max(1, rows // 2))
 
 
 @pytest.mark.fault(20)

@@ -65,7 +65,7 @@ def photo_run(pictures, weights, tmp_path_factory) -> Path:
         "--out",
         out,
     ]
-    state = {"REGRAFT_STATE": str(out.parent / "state")}
+    state = {f"REGRAFT_{x.upper()}": str(out.parent / x) for x in ("state", "cache")}
     done = subprocess.run(
         [str(c) for c in command], env=ENV | state, capture_output=True, text=True
     )

@@ -438,7 +438,9 @@ def test_a_second_signal_stops_at_once_and_nothing_is_corrupt(
     assert files(tmp_path / "run") == files(tmp_path / "alone")
 
 
-ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    """Of a process of its own, with this test's cache and ledger."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.fault(11)
@@ -449,8 +451,7 @@ def test_a_real_process_that_is_terminated_leaves_no_worker_behind(
     out = tmp_path / "run"
     args = [pictures, *tiny(weights), *QUICK, *MOVING, "--epochs", 200, "--workers", 2]
     command = [sys.executable, "-m", "regraft", "fit", *map(str, args), "--out", str(out), "-q"]
-    child = subprocess.Popen(command, env=ENV | {"REGRAFT_STATE": str(tmp_path / "state")},
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)  # fmt: skip
     while not list(out.glob("checkpoints/step-*")) and child.poll() is None:
         time.sleep(0.05)
     workers = [
@@ -544,7 +545,9 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(pictures, weigh
         "try:\n    main()\nexcept SystemExit as e:\n    print(e.code, 'torch' in sys.modules)\n"
     )
     try:
-        done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+        )
     finally:
         if mounted:
             subprocess.run(["umount", folder], check=True)
