@@ -58,7 +58,7 @@ def table(faults: Faults) -> tuple[str, bool]:
             good &= result != "failed"
             cases = f" ({len(outcomes)} cases)" if len(outcomes) > 1 else ""
             lines.append(f"{number:>4}  {result:<8} {name}{cases}")
-    missing = [n for n in WANTED if n not in by_number and not faults.only]
+    missing = [n for n in sorted(faults.only) or WANTED if n not in by_number]
     lines += [f"no test: {', '.join(map(str, missing)) or 'none'}"]
     return "\n".join(lines), good
 
