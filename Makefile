@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 OUT ?= runs/demo
 
-.PHONY: demo test slow lint docs bench clean
+.PHONY: demo test slow faults lint docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/regraft demo --out $(OUT)
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+faults: $(STAMP)
+	$(BIN)/python tests/faults.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests

@@ -89,6 +89,7 @@ def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
     assert cache.open(A) is not None
 
 
+@pytest.mark.fault(91)
 def test_a_second_writer_takes_the_first_ones_entry(tmp_path):
     cache = FeatureCache(tmp_path, BIG)
 
@@ -113,6 +114,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault(91)
 def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
     code = (
         "import os, signal, torch; from pathlib import Path\n"

@@ -16,6 +16,7 @@ from regraft.freezing.last_blocks import LastBlocks
 from regraft.grafting import graft
 from regraft.loop import Settings, fine_tune, improves
 from regraft.metrics import accuracy, mae
+from regraft.objective import divided
 from regraft.preprocess import build
 from regraft.rates import SCHEDULES, block_rates, factor
 from regraft.regularizers.l1 import L1
@@ -37,8 +38,9 @@ def settings(epochs=2, rate=0.05, optimizer="SGD", **kw):
 
 
 def fitted(
-    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None
-):
+    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None,
+    say=lambda line: None,
+):  # fmt: skip
     target = graft(source, 3, seed=seed)
     before = copy.deepcopy(target.model.state_dict())
     made = {name: r.prepare(target, None, None) for name, r in (penalties or {}).items()}
@@ -46,7 +48,7 @@ def fitted(
     done = fine_tune(
         target, Batches(*rows, pre, batch, seed=seed), Batches(*val, pre, 8) if val else None,
         TASK, accuracy, chosen, freezing=freezing or Everything(), penalties=made, device=CPU,
-        seed=seed, log=log or (lambda epoch: None),
+        seed=seed, log=log or (lambda epoch: None), say=say,
     )  # fmt: skip
     return target, before, done
 
@@ -96,6 +98,7 @@ def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, 
     assert changed(target, before)
 
 
+@pytest.mark.fault(30)
 def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm buffers move
     target, before, _ = fitted(
         numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=HeadOnly()
@@ -108,6 +111,7 @@ def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm b
     assert {n.split(".")[1] for n in moved if n.startswith("backbone")} == {"two"}
 
 
+@pytest.mark.fault(30)
 def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source, number_rows):
     target, before, _ = fitted(numbers_source(), number_rows(20), settings())
     moved = changed(target, before)
@@ -116,6 +120,7 @@ def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source
     assert "backbone.one.1.running_mean" in changed(target, before)
 
 
+@pytest.mark.fault(30)
 def test_dropout_of_a_frozen_block_drops_nothing(numbers_source, number_rows):
     rows = number_rows(20)
     with_, before, _ = fitted(numbers_source(0.9), rows, settings(), freezing=HeadOnly())
@@ -133,6 +138,62 @@ def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(
     two, _, _ = fitted(numbers_source(), rows, settings(accumulate=2), batch=8, penalties=penalty)
     for key, value in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[key], value, rtol=0, atol=1e-6)
+
+
+def small_memory(monkeypatch, rows):
+    """Training holds so many rows at once; → the sizes that were asked for."""
+    asked = []
+    forward = nn.Module.__call__
+
+    def call(self, *inputs):
+        if isinstance(self, nn.Linear) and torch.is_grad_enabled():
+            asked.append(len(inputs[0]))
+            if asked[-1] > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(nn.Module, "__call__", call)
+    return asked
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"sharpness": 0.05}], ids=str)
+def test_where_memory_is_too_small_a_step_goes_through_in_pieces(
+    numbers_source, number_rows, monkeypatch, how
+):
+    """And is the same step: every row counts as before, and a penalty on θ once."""
+    source, rows, penalties = numbers_source(), number_rows(38), {"l2": L2(strength=0.1)}
+    whole, before, _ = fitted(source, rows, settings(**how), batch=16, penalties=penalties)
+    said: list[str] = []
+    asked = small_memory(monkeypatch, 4)
+    pieces, _, done = fitted(
+        source, rows, settings(**how), batch=16, penalties=penalties, say=said.append
+    )
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(pieces.model.state_dict()[key], value, rtol=0, atol=1e-6)
+    assert changed(pieces, before) and done.steps == {1: 6, 2: 4}[how.get("accumulate", 1)]
+    # told once a halving, remembered for later steps, and no piece is a single row
+    assert len(said) == 2 and said[0].startswith("step 0: the memory of cpu does not hold 13 rows")
+    assert len([n for n in asked if n > 4]) == 2 and min(asked) > 1
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+def test_pieces_hold_every_row_once_and_none_is_a_single_row(pieces):
+    for rows in range(1, 40):
+        found = [list(range(rows))[s] for s in divided(rows, pieces)]
+        assert list(itertools.chain(*found)) == list(range(rows))
+        assert min(map(len, found)) > 1 or rows == 1
+        assert len(found) == min(pieces, max(1, rows // 2))
+
+
+@pytest.mark.fault(20)
+def test_memory_that_does_not_hold_two_rows_is_an_error(numbers_source, number_rows, monkeypatch):
+    source = numbers_source()
+    asked = small_memory(monkeypatch, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        fitted(source, number_rows(16), settings())
+    assert asked == [8, 4, 2]
 
 
 def test_l2_with_sgd_is_weight_decay(numbers_source, number_rows):
@@ -195,6 +256,7 @@ def test_patience_counts_from_the_last_thaw(numbers_source, number_rows):
     assert gradual.epochs == 5  # the last block thaws in epoch 3
 
 
+@pytest.mark.fault(25)
 def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source, number_rows):
     rows, targets = number_rows(16)
     source = numbers_source()
@@ -204,6 +266,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source
         fitted(source, (rows, targets), settings())
 
 
+@pytest.mark.fault(25)
 def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
     class Steep:
         pulls_to_source = shrinks_to_zero = False

@@ -99,6 +99,7 @@ def test_a_head_of_another_size_is_left_out_and_another_shape_is_an_error() -> N
         _weights.match(expected, state, where="w", head="1")
 
 
+@pytest.mark.fault(27)
 def test_nothing_matched_and_values_not_finite_are_errors() -> None:
     with pytest.raises(SourceError, match="no tensor matches") as caught:
         _weights.match(net().state_dict(), {"a.b": torch.zeros(1)}, where="w")

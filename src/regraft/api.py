@@ -90,12 +90,15 @@ def fit(
     settings: dict[str, Any] | None = None,
     allow_code: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    resume: bool = False,
+    accept_changes: bool = False,
     **sections: Any,
 ) -> Run:
     """Fine-tune ``source`` on ``data`` and write the run folder ``out``.
 
     ``settings`` has dotted keys ("fit.epochs": 3); keyword arguments are whole sections
-    (``fit={"epochs": 3}``, ``task={"name": "regression"}``).
+    (``fit={"epochs": 3}``, ``task={"name": "regression"}``). ``resume`` goes on with a run that was
+    left, bit for bit; changed data or plan are refused, or recorded with ``accept_changes``.
 
     Raises PlanError, DataError, SourceError, DivergedError or DiskError.
     """
@@ -107,7 +110,11 @@ def fit(
         place(tree, key.split("."), value)
     plan = check(tree, allow_code=allow_code)
     given = source if isinstance(source, Source) else None
-    return Run.read(run_plan(plan, allow_code=allow_code, say=say, source=given))
+    path = run_plan(
+        plan, allow_code=allow_code, say=say, source=given, resume=resume,
+        accept_changes=accept_changes,
+    )  # fmt: skip
+    return Run.read(path)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from . import controls, plugins, processes, reuse
+from .checkpoints import Keeper
 from .features import Outputs, outputs, placed
-from .freeze import evaluating
+from .freeze import evaluating, set_trainable
 from .frontier import ALPHAS, Point, choose, move, walk
 from .grafting import graft
-from .linear_probe import Fold, Probe, fit_probe
+from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, restore, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
+from .state import Saved, part
 from .types import Adapting, Freezing, Source, Target
 
 if TYPE_CHECKING:
@@ -62,19 +64,21 @@ def fit_arm(
     track: Track | None = None,
     label: str = "fit",
     say: Say = lambda line: None,
+    keeper: Keeper | None = None,
 ) -> Arm:
     """Graft and fit with one seed, from a probe's head where one is given, and go to a point of the
     frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1.
 
     ``select``, what the source itself says of its select rows, adds retention to the points and lets
-    the plan's floor hold. ``points`` are those of cross-validation, where there is no val.
+    the plan's floor hold. ``points`` are those of cross-validation, where there is no val. A
+    ``keeper`` has what an earlier process left under this ``label``, and saves for a later one.
     """
     target = begin(p, source, seed, start)
     origin = snapshot(target)
     watch = partial(watched, p, target, select) if p.plan.source_data.each_epoch else dict
     done = fit_rows(
-        p, target, chosen, seed, log=log, watch=watch, track=track, label=label, say=say
-    )
+        p, target, chosen, seed, log=log, watch=watch, track=track, label=label, say=say, keeper=keeper
+    )  # fmt: skip
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
     end, walked = snapshot(target), list[Point]()
@@ -121,6 +125,35 @@ def each_arm(
     return found
 
 
+def once(
+    keeper: Keeper, name: str, p: Prepared, source: Source, seed: int, fit: Callable[[], Arm]
+) -> Arm:
+    """The arm that an earlier process left under this name, or else ``fit()``, left for a later one."""
+    left = keeper.done(name)
+    if left is not None:
+        return arm_left(p, source, seed, left)
+    arm = fit()
+    tensors = {f"model/{n}": t for n, t in snapshot(arm.target).items()}
+    tensors |= {f"end/{n}": t for n, t in arm.end.items()}
+    points = [asdict(point) for point in arm.points]
+    record = {"fit": asdict(arm.fit), "alpha": arm.alpha, "points": points}
+    keeper.finish(name, record, tensors)
+    return arm
+
+
+def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
+    """An arm from what it left."""
+    target, record = begin(p, source, seed, None), left.record
+    placed(target.model, p.device, p.settings.layout)
+    restore(target, part(left.tensors, "model"))
+    set_trainable(target, frozenset(), p.settings.batch_norm)
+    points = [
+        Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None)
+        for q in record["points"]
+    ]
+    return Arm(target, Fit(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
+
+
 def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained | None:
     """What the target's backbone keeps of the source task, on the select rows."""
     if select is None or p.source_data is None:
@@ -156,6 +189,20 @@ def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
     )
 
 
+def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
+    """The probe that an earlier process left, or else ``fit()``, left for a later one."""
+    left = keeper.done("probe")
+    if left is None:
+        probe = fit()
+        record = {"strength": probe.strength, "losses": list(probe.losses.items()),
+                  "chosen_by": probe.chosen_by}  # fmt: skip
+        keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
+        return probe
+    values, r = left.tensors, left.record
+    losses = {float(strength): float(loss) for strength, loss in r["losses"]}
+    return Probe(values["weight"], values["bias"], r["strength"], losses, r["chosen_by"])
+
+
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
     """The target before fitting, α = 0."""
     target = graft(source, p.task.outputs, seed=seed)
@@ -176,8 +223,10 @@ def fit_rows(
     track: Track | None = None,
     label: str = "fit",
     say: Say = lambda line: None,
+    keeper: Keeper | None = None,
 ) -> Fit:
-    """Fine-tune the target in place on train, or on some of its rows, as the plan says."""
+    """Fine-tune the target in place on train, or on some of its rows, as the plan says; from where the
+    ``keeper`` has it under this ``label``."""
     scratch = target.nothing_kept
     rows_of_source = p.source_data and replace(p.source_data, seed=seed)
     penalties = {
@@ -190,7 +239,8 @@ def fit_rows(
     strategy = everything if scratch else p.freezing
     val = p.batches("val") if p.splits.val and rows is None else None
     wrap = track(chosen.epochs * len(train), label) if track else lambda batches: batches
-    with adapted(strategy, target, seed) as fitted:
+    saving = {} if keeper is None else keeper.saving(label)
+    with adapted(strategy, target, seed) as fitted, keeper.fitting() if keeper else nullcontext():
         return fine_tune(
             fitted, train, val, p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
@@ -198,6 +248,7 @@ def fit_rows(
                 p, fitted, train, val, chosen,
                 freezing=strategy, penalties=penalties, wrap=wrap, say=say,
             ),
+            say=say, **saving,
         )  # fmt: skip
 
 
@@ -283,7 +334,12 @@ class Folded:
 
 
 def cross_validate(
-    p: Prepared, source: Source, chosen: Settings, features: Outputs | None
+    p: Prepared,
+    source: Source,
+    chosen: Settings,
+    features: Callable[[], Outputs] | None,
+    keeper: Keeper,
+    label: str = "fold",
 ) -> Folded:
     """Over the folds, at every α from the probe on ``features``, or at α = 1 alone without them.
 
@@ -292,29 +348,51 @@ def cross_validate(
     judged: dict[float, list[Outputs]] = {}
     folds = p.folds()
 
-    def one(fold: Fold) -> dict[float, Outputs]:
-        (rows, others), start = fold, None
-        if features is not None:
-            inner = features.take(rows)
-            start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(rows))
-        target = begin(p, source, p.seeds[0], start)
-        origin = snapshot(target)
-        fit_rows(p, target, chosen, p.seeds[0], rows=rows)
-        go = mover(p, target, origin, snapshot(target), rows)
-        found: dict[float, Outputs] = {}
-        for alpha in ALPHAS if start else (1.0,):
-            go(alpha)
-            found[alpha] = logits_of(p, target, "train", others)
+    def one(k: int) -> dict[float, Outputs]:
+        (rows, others), name = folds[k], f"{label} {k}"
+        left = keeper.done(name)
+        if left is not None:
+            ids, targets = tuple(p.splits.train[i].id for i in others), p.targets["train"][others]
+            return {float(a): Outputs(ids, v, targets) for a, v in left.tensors.items()}
+        found = fit_fold(p, source, chosen, features and features(), rows, others, keeper, name)
+        keeper.finish(name, {}, {repr(alpha): o.values for alpha, o in found.items()})
         return found
 
+    numbers = range(len(folds))
     by_arms = p.plan.run.spread == "arms"
-    for found in processes.spread(folds, one) if by_arms else [one(fold) for fold in folds]:
-        for alpha, rows in found.items():
-            judged.setdefault(alpha, []).append(rows)
+    for found in processes.spread(numbers, one) if by_arms else map(one, numbers):
+        for alpha in sorted(found):
+            judged.setdefault(alpha, []).append(found[alpha])
     place = np.argsort([i for _, others in folds for i in others])
     together = {alpha: joined(parts).take(place.tolist()) for alpha, parts in judged.items()}
     points = [Point(alpha, figures_of(p, [rows])) for alpha, rows in together.items()]
     return Folded(points, len(folds), together)
+
+
+def fit_fold(
+    p: Prepared,
+    source: Source,
+    chosen: Settings,
+    features: Outputs | None,
+    rows: Sequence[int],
+    others: Sequence[int],
+    keeper: Keeper,
+    name: str,
+) -> dict[float, Outputs]:
+    """Fit on ``rows``; → α → logits of the ``others``."""
+    start = None
+    if features is not None:
+        inner = features.take(rows)
+        start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(rows))
+    target = begin(p, source, p.seeds[0], start)
+    origin = snapshot(target)
+    fit_rows(p, target, chosen, p.seeds[0], rows=rows, keeper=keeper, label=name)
+    go = mover(p, target, origin, snapshot(target), rows)
+    found = {}
+    for alpha in ALPHAS if start else (1.0,):
+        go(alpha)
+        found[alpha] = logits_of(p, target, "train", others)
+    return found
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
@@ -329,48 +407,51 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 # ---------------------------------------------------------------- the scratch control
 
 
-def fit_scratch(p: Prepared, say: Say, track: Track | None) -> list[Arm]:
+def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> list[Arm]:
     """The scratch control for every seed. Its rate is the best for the first seed: on val, or by
     folds where there is no val."""
-    assert p.scratch is not None
-    say(str(p.scratch))
+    budget = p.scratch
+    assert budget is not None
+    say(str(budget))
+
+    def fitted(rate: float, seed: int, label: str) -> Arm:
+        source = controls.untrained(p.source, seed)
+        chosen = controls.scratch_settings(p.settings, budget, rate)
+        return once(
+            keeper, label, p, source, seed,
+            lambda: fit_arm(
+                p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper
+            ),
+        )  # fmt: skip
+
     first = controls.untrained(p.source, p.seeds[0])
     figures: dict[float, Figures] = {}
     arms: dict[float, Arm] = {}
-    budget = p.scratch
-
-    def at_rate(rate: float) -> Arm:
-        chosen = controls.scratch_settings(p.settings, budget, rate)
-        return fit_arm(
-            p, first, chosen, p.seeds[0], start=None, track=track, label=f"scratch {rate:g}"
-        )
-
     if p.splits.val:
-        found = each_arm(p, budget.rates, at_rate, lambda _: begin(p, first, p.seeds[0], None))
+        found = each_arm(
+            p,
+            budget.rates,
+            lambda rate: fitted(rate, p.seeds[0], f"scratch {rate:g}"),
+            lambda _: begin(p, first, p.seeds[0], None),
+        )
         arms = dict(zip(budget.rates, found, strict=True))
         figures = {rate: arm.fit.best for rate, arm in arms.items()}
     elif p.folds():
         for rate in budget.rates:
             chosen = controls.scratch_settings(p.settings, budget, rate)
-            (point,) = cross_validate(p, first, chosen, None).points
+            label = f"scratch {rate:g} fold"
+            (point,) = cross_validate(p, first, chosen, None, keeper, label).points
             figures[rate] = point.figures
-    rate = best_rate(p, figures) if figures else p.scratch.rates[len(p.scratch.rates) // 2]
+    rate = best_rate(p, figures) if figures else budget.rates[len(budget.rates) // 2]
     by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"
     say(f"scratch: rate {rate:g}, chosen by {by}")
-    chosen = controls.scratch_settings(p.settings, p.scratch, rate)
-
-    def of_seed(seed: int) -> Arm:
-        fresh = controls.untrained(p.source, seed)
-        label = f"scratch, seed {seed}"
-        return fit_arm(p, fresh, chosen, seed, start=None, track=track, label=label)
-
     done = [arms[rate]] if rate in arms else []  # of the first seed
-    begun = partial(begin_scratch, p)
-    return done + each_arm(p, p.seeds[len(done) :], of_seed, begun)
-
-
-def begin_scratch(p: Prepared, seed: int) -> Target:
-    return begin(p, controls.untrained(p.source, seed), seed, None)
+    return done + each_arm(
+        p,
+        p.seeds[len(done) :],
+        lambda seed: fitted(rate, seed, f"scratch, seed {seed}"),
+        lambda seed: begin(p, controls.untrained(p.source, seed), seed, None),
+    )
 
 
 def best_rate(p: Prepared, figures: dict[float, Figures]) -> float:

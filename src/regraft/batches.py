@@ -7,13 +7,15 @@ batch of a single row would stop batch norm, or leave it with the statistics of 
 from __future__ import annotations
 
 import math
+import pickle
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .errors import DataError
+from .errors import DataError, RegraftError, UsageError, shorten
 from .preprocess import Preprocessor, TextPreprocessor, stable
 from .types import Augment, Example
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .types import Inputs
 
 CHUNK = 1024  # texts tokenised at once
+HANGS = 900  # seconds that a batch of a loader process may take
 WINDOW = 16  # batches whose texts are sorted by length together
 
 
@@ -116,8 +119,9 @@ class Batches:
             rows.sort(key=self.tokens.length)
         return self._batches(self._split(rows, 0)[rank::size], None, 0)
 
-    def epoch(self, n: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """The rows in the order of epoch ``n``, augmented; of several processes, each one's part.
+    def epoch(self, n: int, skip: int = 0) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        """The rows in the order of epoch ``n``, augmented, from batch ``skip`` on; of several processes,
+        each one's part.
 
         A process without a row in a batch is given one that does not count: it has no id.
         """
@@ -126,7 +130,7 @@ class Batches:
         key = (self.seed, n)
         rows = order(ids, *key) if strata is None else balanced(ids, strata, *key)
         rank, size = self.share
-        batches = self._split(rows, n)
+        batches = self._split(rows, n)[skip:]
         own = [b[rank::size] or b[:1] for b in batches]
         for batch, (names, inputs, targets) in zip(
             batches, self._batches(own, self.augment, n), strict=True
@@ -165,8 +169,32 @@ class Batches:
             collate_fn=self._collate,
             # the loader draws a seed for its workers: not from the caller's generator
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_interrupts,
+            timeout=HANGS if self.workers else 0,
         )
-        for batch, inputs in zip(batches, loader, strict=True):
+        try:
+            loaded = iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(
+                f"loader processes cannot be sent your transform ({error}): define it at the top level of a "
+                f"file, or read without them, --workers 0"
+            ) from error
+        for batch in batches:
+            try:
+                inputs = next(loaded)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                own = str(error).startswith(
+                    "DataLoader"
+                )  # torch's words; a transform's come as "Caught …"
+                cut = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
+                if not self.workers or not (own or cut):
+                    raise
+                where = shorten([self.examples[d % len(self)].where for d in batch])
+                raise RegraftError(
+                    f"a loader process {'hangs' if 'timed out' in str(error) else 'was killed'} where these "
+                    f"rows were to be read: {where}; go on with --resume, and with --workers 0 if it "
+                    f"comes again (it may be out of memory)"
+                ) from error
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
@@ -176,6 +204,11 @@ class Batches:
         """A batch, or the first failure: raised in a worker, its message would be a traceback."""
         failed = [s for s in samples if isinstance(s, DataError)]
         return failed[0] if failed else self.preprocessor.collate(samples)
+
+
+def _leave_interrupts(worker: int) -> None:
+    """A loader process leaves SIGINT to its parent, who finishes the step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Samples(torch.utils.data.Dataset[Any]):

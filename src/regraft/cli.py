@@ -42,6 +42,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a run that was left; DATA may be its folder."),
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Resume though data or plan changed; it is recorded."),
+]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the plan.")
 ]
@@ -221,19 +229,35 @@ def fit(
     flags: dict[str, Any],
     settings: Settings = [],  # noqa: B006
     allow_code: AllowCode = False,
+    resume: Resume = False,
+    accept_changes: AcceptChanges = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
-    chosen = make_plan(data, flags, settings, allow_code)
-    from .runfiles import check_new
+    from .runfiles import check_new, status_of
+    from .stopping import Interrupted
 
+    if accept_changes and not resume:
+        raise UsageError("--accept-changes goes with --resume")
+    if resume and flags["source"] is None and Path(data).suffix != ".toml":  # a run folder
+        flags["out"] = Path(data)
+        data = str(Path(data) / "plan.toml")
+        if not Path(data).is_file():
+            raise UsageError(f"{data} does not exist, so nothing says how to go on: give the plan")
+    chosen = make_plan(data, flags, settings, allow_code)
     if chosen.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
+    out = Path(chosen.run.out)
     launched = "WORLD_SIZE" in os.environ  # by torchrun, or by the lines below
     first = os.environ.get("RANK", "0") == "0"
-    if first:
-        check_new(Path(chosen.run.out))  # before torch is imported
+    if resume and out.exists() and status_of(out) == "finished":
+        if first:
+            typer.echo(f"{out} is finished: nothing is left to do", err=True)
+            show_result(out, as_json)
+        return
+    if first and not (resume and out.exists()):
+        check_new(out)  # before torch is imported
     if chosen.run.processes not in ("auto", 1) and not launched:
         from .processes import launch
 
@@ -241,10 +265,44 @@ def fit(
     from .progress import bars
     from .run import run
 
-    with bars(on=first and not quiet and not as_json) as (say, track):
-        path = run(chosen, allow_code=allow_code, say=say, track=track)
+    try:
+        with bars(on=first and not quiet and not as_json) as (say, track):
+            path = run(
+                chosen, allow_code=allow_code, say=say, track=track, resume=resume,
+                accept_changes=accept_changes,
+            )  # fmt: skip
+    except Interrupted as stop:
+        if first:
+            typer.echo(str(stop), err=True)
+        raise typer.Exit(stop.exit_code) from None
     if first:
         show_result(path, as_json)
+
+
+@app.command("verify-resume", rich_help_panel=TRAIN)
+@with_flags(but=("out",))
+def verify_resume(
+    data: Data,
+    flags: dict[str, Any],
+    steps: Annotated[int, typer.Option(help="Steps before the kill.")] = 10,
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Kill a short run, resume it, compare bit for bit with one that was left alone; nothing stays."""
+    from dataclasses import asdict
+
+    from .resume_check import verify
+
+    chosen = make_plan(data, flags, settings, allow_code)
+    say: Callable[[str], None] = lambda line: None  # noqa: E731
+    if not quiet and not as_json:
+        say = functools.partial(typer.echo, err=True)
+    found = verify(chosen, steps, allow_code=allow_code, say=say)
+    typer.echo(json.dumps(asdict(found)) if as_json else str(found))
+    if found.differ:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -462,6 +520,22 @@ def cache(
     typer.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
 
 
+@app.command(rich_help_panel=HELP)
+def doctor(
+    runs: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Versions, devices, disk, caches, locks: what is wrong, and what to do about it."""
+    from dataclasses import asdict
+
+    from .doctor import examine, in_words
+
+    found = examine(runs)
+    typer.echo(json.dumps([asdict(f) for f in found]) if as_json else in_words(found))
+    if any(f.remedy for f in found):
+        raise typer.Exit(1)
+
+
 @app.command("list", rich_help_panel=HELP)
 def list_(
     what: Annotated[
@@ -489,6 +563,13 @@ def root(
         raise typer.Exit
 
 
+def after_the_first() -> None:
+    """What all of several processes see, or that the first one is gone, it or the launcher says: the
+    launcher ends the others meanwhile."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)
+
+
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, no traceback."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
@@ -498,10 +579,7 @@ def main() -> None:
     except RegraftError as error:
         if debug:
             raise
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(
-                3
-            )  # what all processes see the first one says; the launcher then ends the others
+        after_the_first()
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -511,6 +589,7 @@ def main() -> None:
     except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
         if debug:
             raise
+        after_the_first()
         what = f"{type(error).__name__}: {error}"
         typer.echo(f"unexpected {what}\nrun it again with --debug for the traceback", err=True)
         sys.exit(1)

@@ -345,16 +345,18 @@ def write_manifest(splits: Splits, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
-                row = {
-                    "id": example.id,
-                    "hash": content(example),
-                    "split": split,
-                    "cells": list(example.cells),
-                    "where": example.where,
-                }
-                if example.group is not None:
-                    row["group"] = example.group
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(manifest_row(split, example), ensure_ascii=False) + "\n")
+
+
+def manifest_row(split: str, example: Example) -> dict[str, Any]:
+    row = {
+        "id": example.id,
+        "hash": content(example),
+        "split": split,
+        "cells": list(example.cells),
+        "where": example.where,
+    }
+    return row if example.group is None else {**row, "group": example.group}
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:

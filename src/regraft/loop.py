@@ -22,6 +22,7 @@ from .freeze import set_trainable
 from .objective import Above, Objective
 from .preprocess import stable
 from .rates import SCHEDULES, factor
+from .state import Progress, Saved, put_back, put_random_back, tensors_of
 from .types import Augment
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ class Fit:
     stopped: str  # why it ended
 
 
+# Told (the plain numbers, what gives the tensors): see regraft.state
+Keep = Callable[[Progress, Callable[[], "dict[str, Tensor]"]], None]
+
+
 @dataclass(frozen=True)
 class Feed:
     """The rows of a phase. With a cut of k they come as the output of the first k blocks, which are
@@ -103,10 +108,15 @@ def fine_tune(
     log: Callable[[Epoch], None] = lambda epoch: None,
     watch: Callable[[], dict[str, float]] = dict,
     feeds: Callable[[int], Feed] | None = None,
+    since: Saved | None = None,
+    keep: Keep = lambda at, tensors: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Fit:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
 
     ``feeds`` may give the rows as the output of so many frozen leading blocks.
+    ``keep`` is told after every step and every epoch where the fit stands, and may save that; from
+    ``since``, which was saved so, the fit goes on.
     ``watch`` looks at the source task after every epoch; nothing is chosen by it.
 
     Raises DivergedError at the first loss or gradient that is not finite.
@@ -118,71 +128,89 @@ def fine_tune(
     warm = int(settings.warmup * steps)
     schedule = SCHEDULES[settings.schedule]
     # dropout; order and augmentation have their own generators
-    torch.manual_seed(stable("dropout", seed, rank) if (rank := processes.rank()) else seed)
+    rank = processes.rank()
+    torch.manual_seed(stable("dropout", seed, rank) if rank else seed)
     processes.same(model)
 
-    frozen = lowest(blocks, freezing(blocks, 1)) if settings.epochs else 0
-    feed = feeds(frozen) if feeds else Feed(train, val)
-    objective = Objective(target, task, penalties, settings, device, seed, feed.cut)
-    start = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
-    best, best_epoch, best_state = start, 0, snapshot(target)
-    log(Epoch(0, 0, {}, {}, start, True, watch()))
-    optimizer: torch.optim.Optimizer | None = None
-    trainable: frozenset[str] = frozenset()
-    thawed: dict[str, int] = {}  # block → the step at which it began to train
-    epoch, step, stopped = 0, 0, "all epochs done"
     average = average_of(model, settings.average)
-    last_thaw = thaws(freezing, blocks, settings.epochs)
+    optimizer: torch.optim.Optimizer | None = None
+    at, best_state = Progress(), dict[str, "Tensor"]()
+    if since is not None:
+        at, optimizer, best_state = put_back(since, target, settings, average)
+    first = min(at.epoch, settings.epochs)  # that is trained now
+    frozen = lowest(blocks, freezing(blocks, first)) if first else 0
+    feed = feeds(frozen) if feeds else Feed(train, val)
+    objective = Objective(target, task, penalties, settings, device, seed, feed.cut, say)
+    draws = {name: p.draws for name, p in penalties.items() if p.draws is not None}
+    if since is None:
+        start = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
+        at.start, at.best, best_state = start, start, snapshot(target)
+        log(Epoch(0, 0, {}, {}, start, True, watch()))
+    else:
+        for name, drawn in at.drawn.items():
+            draws[name].drawn = drawn
+        put_random_back(since, device)  # the first process's
+        if rank:
+            torch.manual_seed(stable("dropout", seed, rank, at.step))
+    last_thaw, stopped = thaws(freezing, blocks, settings.epochs), "all epochs done"
 
-    for epoch in range(1, settings.epochs + 1):
-        wanted = freezing(blocks, epoch)
+    def tensors() -> dict[str, Tensor]:
+        return tensors_of(model, optimizer, average, best_state, device)
+
+    for epoch in range(at.epoch, settings.epochs + 1):
+        if settings.patience and epoch - 1 - max(at.best_epoch, last_thaw) >= settings.patience:
+            stopped = f"no gain on val for {settings.patience} epochs"
+            break
+        wanted, trainable = freezing(blocks, epoch), frozenset(at.trainable)
         if wanted != trainable or optimizer is None:
             set_trainable(target, wanted, settings.batch_norm)
             groups = optimizers.groups(target, wanted, settings.rates, settings.weight_decay)
             optimizer = optimizers.build(
                 settings.optimizer, settings.optimizer_options, groups, before=optimizer
             )
-            thawed |= dict.fromkeys(wanted - trainable, step)
-            trainable = wanted
+            at.thawed |= dict.fromkeys(wanted - trainable, at.step)
+            at.trainable = sorted(wanted)
             if feeds and lowest(blocks, wanted) != frozen:
                 frozen = lowest(blocks, wanted)
                 feed = feeds(frozen)
                 objective = replace(objective, cut=feed.cut)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        sums: dict[str, float] = {}
 
-        for micro_batches in together(feed.train.epoch(epoch), settings.accumulate):
+        for micro_batches in together(feed.train.epoch(epoch, at.batches), settings.accumulate):
             for group in optimizer.param_groups:
-                at = {"step": step, "steps": steps, "warm": warm, "thawed": thawed[group["block"]]}
-                group["lr"] = settings.rates[group["block"]] * factor(schedule, **at)
-            values = objective.step(micro_batches, params, optimizer, epoch, step)
+                thawed = at.thawed[group["block"]]
+                share = factor(schedule, step=at.step, steps=steps, warm=warm, thawed=thawed)
+                group["lr"] = at.rates[group["block"]] = settings.rates[group["block"]] * share
+            values = objective.step(micro_batches, params, optimizer, epoch, at.step)
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
+                at.sums[name] = at.sums.get(name, 0.0) + value
             if average is not None:
                 average.update_parameters(model)
-            step += 1
+            at.step += 1
+            at.batches += len(micro_batches)
+            at.drawn = {name: d.drawn for name, d in draws.items()}
+            keep(at, tensors)
 
         if settings.batch_norm == "train":
             processes.mean_buffers(model)
         with averaged(model, average):
             figures = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
-            better = not figures or improves(figures, best, metric)  # without val the last stands
+            # without val the last stands
+            better = not figures or improves(figures, at.best, metric)
             if better:
-                best, best_epoch = figures, epoch
+                at.best, at.best_epoch = figures, epoch
             if better and (figures or epoch == settings.epochs):
                 best_state = snapshot(target)
             watched = watch()
-        totals = processes.total(*sums.values())
-        means = {name: total / per_epoch for name, total in zip(sums, totals, strict=True)}
+        means = {name: total / per_epoch for name, total in at.sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
-        log(Epoch(epoch, step, means, rates, figures, better, watched))
-        if settings.patience and epoch - max(best_epoch, last_thaw) >= settings.patience:
-            stopped = f"no gain on val for {settings.patience} epochs"
-            break
+        log(Epoch(epoch, at.step, means, rates, figures, better, watched))
+        at.epoch, at.batches, at.sums = epoch + 1, 0, {}
+        keep(at, tensors)
 
     restore(target, best_state)
     set_trainable(target, frozenset(), settings.batch_norm)
-    return Fit(best_epoch, epoch, step, best, start, stopped)
+    return Fit(at.best_epoch, at.epoch - 1, at.step, at.best, at.start, stopped)
 
 
 def lowest(blocks: list[str], trainable: frozenset[str]) -> int:

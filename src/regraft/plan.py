@@ -193,6 +193,9 @@ class RunPlan(Section):
         "shared",
         description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',
     )
+    checkpoint_every: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)? min$")] = Field(
+        "10 min", description='steps, or minutes as "10 min"; an epoch\'s end is always saved'
+    )
     cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
 
 
@@ -311,7 +314,7 @@ def not_finite(tree: Any, key: str = "") -> list[str]:
 
 
 UNION_TAGS = {"int", "float", "bool", "str", "literal['auto']", "constrained-int",
-              "constrained-float", "list[float]"}  # fmt: skip
+              "constrained-float", "constrained-str", "list[float]"}  # fmt: skip
 
 
 def plugin_tables(tree: Mapping[str, Any]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
@@ -437,6 +440,12 @@ def toml_value(value: Any) -> str:
 
 
 # ---------------------------------------------------------------- what the machinery receives
+
+
+def checkpoint_every(plan: Plan) -> tuple[int, float]:
+    """(steps, seconds) between two checkpoints; one of them is 0."""
+    every = plan.run.checkpoint_every
+    return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
 
 
 def data_options(plan: Plan) -> DataOptions:

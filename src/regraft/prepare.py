@@ -14,8 +14,10 @@ from . import controls, optimizers, plugins, processes, speed
 from . import plan as plans
 from .batches import Batches, Tokens
 from .data import load_data
+from .doctor import check_torchvision
 from .errors import DataError, PlanError
 from .evaluation import at_threshold
+from .freeze import has_batch_norm
 from .grafting import graft
 from .linear_probe import Fold, folds_of
 from .loop import Settings
@@ -131,6 +133,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
 
     Raises PlanError, DataError, SourceError or UsageError.
     """
+    check_torchvision()
     task_options = plans.task_options(plan, allow_code=allow_code)
     freezing = plans.freezing(plan, allow_code=allow_code)
     regularizers = plans.regularizers(plan, allow_code=allow_code)
@@ -201,6 +204,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
+    check_rows_of_a_batch(plan, target, len(splits.train))
     scratch = None
     if "scratch" in plan.evaluate.controls:
         scratch = controls.scratch_budget(
@@ -253,6 +257,16 @@ def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
     ]
     if problems:
         raise PlanError(problems)
+
+
+def check_rows_of_a_batch(plan: Plan, target: Target, rows: int) -> None:
+    """Raises PlanError for batches of one row where batch norm takes its statistics from them."""
+    trains = plan.fit.batch_norm == "train" or "scratch" in plan.evaluate.controls
+    if min(cast(int, plan.fit.batch_size), rows) == 1 and trains and has_batch_norm(target.model):
+        raise PlanError(
+            ["fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
+             'or fit.batch_norm = "frozen" without the scratch control']
+        )  # fmt: skip
 
 
 def check_balanced(plan: Plan, task: Task) -> None:

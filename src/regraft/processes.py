@@ -206,6 +206,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     import logging
     import uuid
 
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -220,5 +221,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "regraft", *arguments)
     except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode)
+        code = int(error.get_first_failure()[1].exitcode)
+        return code if code >= 0 else 128 - code  # as a shell says that a signal ended it
+    except SignalException as error:  # passed on to them, and they have saved and gone
+        return 128 + int(error.sigval)
     return 0

@@ -56,7 +56,7 @@ class Tracked:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, n: int) -> Iterator[Any]:
-        for batch in self.batches.epoch(n):
+    def epoch(self, n: int, skip: int = 0) -> Iterator[Any]:
+        for batch in self.batches.epoch(n, skip):
             yield batch
             self.progress.advance(self.bar, len(batch[0]) * self.batches.share[1])

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 READ = 500e6  # bytes a second that a mapped file is taken to give
 PARTS = ("torch", "torchvision", "Pillow", "timm", "transformers")  # what outputs depend on
+HOW = "how"  # (HOW, key) in Prepared.kept → "live" or "kept"
 Wrap = Callable[[Batches], Batches]
 
 
@@ -220,7 +221,7 @@ def entries(
     """The outputs of all rows, one entry a view, from the cache or put there now.
 
     None where live is the better choice, which is said. ``passes`` over all rows are saved; None: as
-    many as one likes to.
+    many as one likes to. What was chosen holds for later seeds, and for a run that is resumed.
     """
     p, cache = below.p, cache_of(below.p)
     if cache is None:
@@ -228,6 +229,9 @@ def entries(
     keys = [below.key(batches, view) for view in views]
     if all(key in p.kept for key in keys):
         return [p.kept[key] for key in keys]
+    how = (HOW, keys[0])
+    if p.kept.get(how) == "live":
+        return None
     found = {key: cache.open(key) for key in keys}
     began = time.perf_counter()
     ids, inputs, _ = next(batches.dealt(0, 1, views[0]))
@@ -238,8 +242,10 @@ def entries(
     try:
         parts, _ = taken_apart(first, len(ids))
         size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
-        why = no_gain(cache, seconds, size, len(missing), passes) if missing else ""
+        undecided = missing and how not in p.kept
+        why = no_gain(cache, seconds, size, len(missing), passes) if undecided else ""
         if why := processes.told(why):
+            p.kept[how] = "live"
             say(f"{what}: computed live, {why}")
             return None
         for view, key in zip(views, keys, strict=True):
@@ -247,17 +253,20 @@ def entries(
                 known = {ids: first} if view == views[0] else {}
                 found[key] = written(cache, key, below, batches, view, known)
     except (OSError, NotStorableError) as error:
+        p.kept[how] = "live"
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")
         return None
     taken = [entry for key in keys if (entry := found[key]) is not None]
     if processes.any_of(not close(taken[0].batch(ids), first)):
+        p.kept[how] = "live"
         say(f"{what}: computed live, what the feature cache holds differs from it")
         return None
     p.kept.update(zip(keys, taken, strict=True))
-    how = "kept for later in" if missing else "from"
+    p.kept[how] = "kept"
+    where = "kept for later in" if missing else "from"
     of = f" x {len(views)} views" if len(views) > 1 else ""
     size *= len(views)
-    say(f"{what}: {len(batches)} rows{of} {how} the feature cache ({size / 1e6:.1f} MB)")
+    say(f"{what}: {len(batches)} rows{of} {where} the feature cache ({size / 1e6:.1f} MB)")
     return taken
 
 

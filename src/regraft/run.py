@@ -9,9 +9,10 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,23 +31,42 @@ from .arms import (
     features_of_source,
     fit_arm,
     fit_scratch,
+    once,
     probe_on,
+    probe_once,
 )  # fmt: skip
+from .checkpoints import Keeper
 from .controls import untrained
 from .data import write_manifest
-from .errors import PlanError, UsageError
+from .errors import DivergedError, PlanError, RegraftError, UsageError
 from .evaluation import Scored
+from .features import Outputs
 from .frontier import Point, choose
 from .gallery import write_gallery
+from .linear_probe import Probe
+from .locks import refuse
 from .loop import Epoch, snapshot
-from .plan import Plan, write_plan
+from .plan import Plan, checkpoint_every, write_plan
 from .prepare import Prepared, prepare
 from .resolve import choose_device
 from .results import Trained, evaluate_all, prediction_rows
+from .resuming import Earlier, digest_of_plan, earlier, refuse_changes
 from .retention import retained
-from .runfiles import SCHEMA, RunFolder, Unwritten, check_new, open_test
+from .reuse import HOW
+from .runfiles import (
+    LOCK,
+    SCHEMA,
+    RunFolder,
+    Unwritten,
+    check_new,
+    check_writable,
+    open_test,
+    read_json,
+    status_of,
+)
 from .save import save_ends, save_model
 from .source_data import Part
+from .stopping import Interrupted, stopping
 from .types import Source
 
 
@@ -57,13 +77,16 @@ def run(
     say: Say = lambda line: None,
     track: Track | None = None,
     source: Source | None = None,
+    resume: bool = False,
+    accept_changes: bool = False,
 ) -> Path:
     """Data and source → a finished run folder, whose path is returned.
 
-    ``source`` stands in for the plan's reference where it is a module of one's own.
+    ``source`` stands in for the plan's reference where it is a module of one's own. With ``resume`` a
+    run that was left goes on where it was, bit for bit; one that is finished is left alone.
 
-    Raises any RegraftError. Before training nothing is written; a folder that was already made then
-    says in its result.json that the run failed, and why.
+    Raises any RegraftError, and Interrupted at a signal. Before training nothing is written; a folder
+    that was already made then says in its result.json that the run failed, and why.
     """
     if plan.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
@@ -72,42 +95,165 @@ def run(
     try:
         if not processes.first():
             say, track = (lambda line: None), None
-        return together(plan, allow_code, say, track, source)
+        left = left_in(Path(plan.run.out), resume=resume) if processes.first() else ""
+        left = processes.told(left)
+        if left == "finished":
+            return Path(plan.run.out)
+        return together(
+            plan, allow_code, say, track, source,
+            begun=left == "begun", resume=resume, accept_changes=accept_changes,
+        )  # fmt: skip
     finally:
         processes.leave()
 
 
+def left_in(out: Path, *, resume: bool) -> str:
+    """ "new", "made" by a run that wrote no plan, "begun" or "finished". Raises UsageError or DiskError
+    where no run can be made there, or gone on with."""
+    if not resume or not out.exists():
+        check_new(out)
+        return "new"
+    if status_of(out) == "finished":
+        return "finished"
+    refuse(out / LOCK)
+    if not looks_like_a_run(out):
+        check_new(out)
+    check_writable(out)
+    return "begun" if (out / "plan.toml").exists() else "made"
+
+
 def together(
-    plan: Plan, allow_code: bool, say: Say, track: Track | None, source: Source | None
+    plan: Plan,
+    allow_code: bool,
+    say: Say,
+    track: Track | None,
+    source: Source | None,
+    *,
+    begun: bool,
+    resume: bool,
+    accept_changes: bool,
 ) -> Path:
     """The run, by one process or by each of several that have met."""
-    out = Path(str(plan.run.out))
-    if processes.first():
-        check_new(out)
+    out, before = Path(str(plan.run.out)), None
     clock = Clock()
     with clock("prepare"):
+        if begun:
+            before = earlier(out, plan, allow_code=allow_code, accept_changes=accept_changes)
+            plan = before.plan
         p = prepare(plan, allow_code=allow_code, source=source)
-    with RunFolder(out) if processes.first() else Unwritten(out) as folder:
+        if before is not None:
+            before = refuse_changes(before, p, accept_changes=accept_changes)
+        processes.total(0.0)  # all have read what the first now writes
+    mine = RunFolder(out, resume=resume) if processes.first() else Unwritten(out)
+    with mine as folder, stopping() as signals:
 
         def tell(line: str) -> None:
             folder.log(line)
             say(line)
 
-        describe(p, folder, tell)
-        trained = train(p, folder, tell, track, clock)
-        finish(p, folder, trained, clock)
+        def about() -> dict[str, Any]:
+            """What is kept of the run as a whole."""
+            chosen = {
+                k[1]: how for k, how in p.kept.items() if isinstance(k, tuple) and k[0] == HOW
+            }
+            return {
+                "history": folder.size("history.jsonl"),
+                "reuse": chosen,
+                "seconds": clock.stages,
+                "data": p.splits.digest,
+                "plan": digest_of_plan(p.plan),
+            }
+
+        own_arms = plan.run.spread == "arms" and processes.size() > 1
+        keeper = Keeper(
+            folder.path / "checkpoints", *checkpoint_every(plan), about=about, say=tell,
+            writes=processes.first() and not own_arms, signals=signals,
+        )  # fmt: skip
+        if before is None or before.changes:
+            describe(p, folder, tell)
+        if before is not None:
+            go_on(before, p, folder, keeper, clock, tell)
+        try:
+            trained = train(p, folder, tell, track, clock, keeper)
+            finish(p, folder, trained, clock)
+        except (MemoryError, RuntimeError) as error:
+            if str(error).startswith("DataLoader worker"):  # torch sees it in the middle of a step
+                raise RegraftError(
+                    f"a loader process was killed ({error}): go on with regraft fit --resume {out}, and with "
+                    f"--workers 0 if it comes again (it may be out of memory)"
+                ) from error
+            known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not known and "allocate memory" not in str(error):
+                raise
+            raise RegraftError(
+                f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'host'}): go on "
+                f"with regraft fit --resume {out} --accept-changes --batch-size {half(p.plan)} --set "
+                f"fit.accumulate={2 * p.plan.fit.accumulate}, which keeps the rows of a step, or fewer "
+                f"--workers"
+            ) from error
+        except DivergedError as error:
+            last = f"; the last good checkpoint is {keeper.good[-1]}" if keeper.good else ""
+            raise DivergedError(f"{error}{last}") from error
+        except Interrupted as stop:
+            text = f"{stop}; go on with: regraft fit --resume {out}"
+            raise Interrupted(stop.signum, text) from None
+        keeper.clear()
     return folder.path
+
+
+BEFORE_PLAN = {LOCK, "log.txt", "result.json", "environment.json", "loading.json", "manifest.jsonl"}
+
+
+def looks_like_a_run(folder: Path) -> bool:
+    """It has a plan, or nothing but what a run writes before."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return "plan.toml" in names or names <= BEFORE_PLAN
+
+
+def half(plan: Plan) -> int:
+    return max(1, int(plan.fit.batch_size) // 2)
+
+
+def go_on(
+    before: Earlier, p: Prepared, folder: RunFolder, keeper: Keeper, clock: Clock, say: Say
+) -> None:
+    """Take up what an earlier process left."""
+    folder.remove("result.json")
+    keeper.look()
+    about = keeper.newest["about"] if keeper.newest else {}
+    folder.cut("history.jsonl", about.get("history", 0))  # later lines will be written again
+    p.kept.update({(HOW, name): how for name, how in about.get("reuse", {}).items()})
+    clock.add(about.get("seconds", {}))
+    done = ", ".join(keeper.parts) or "nothing"
+    say(f"{folder.path} is resumed; done before: {done}")
+    for change in before.changes:
+        say(f"accepted: {change}")
+    was, now = read_json(folder.path / "environment.json"), environment(p)
+    other = [
+        f"{name} {was['versions'].get(name)} → {version}"
+        for name, version in now["versions"].items()
+        if was["versions"].get(name) != version
+    ]
+    other += [
+        f"{k} {was.get(k)} → {now[k]}"
+        for k in ("device_name", "threads", "processes")
+        if was.get(k) != now[k]
+    ]
+    if other:
+        say(f"the same bits are not to be expected: {', '.join(other)}")
+    record = before.record(done=list(keeper.parts), environment=other)
+    folder.append("resumes.jsonl", record)
 
 
 def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
     for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
         say(note)
-    folder.text("plan.toml", write_plan(p.plan, p.reasons))
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
     if processes.first():
         write_manifest(p.splits, folder.path / "manifest.jsonl")
+    folder.text("plan.toml", write_plan(p.plan, p.reasons))  # last: with it a run can be resumed
 
 
 def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> None:
@@ -132,30 +278,42 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
     result = {
         "schema": SCHEMA,
         **judged.result,
+        "resumed": folder.lines("resumes.jsonl"),
         "timing": clock.seconds(),
         "status": "finished",
     }
     folder.json("result.json", result)
 
 
-def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock) -> Trained:
-    """Probe, then a fit a seed, then the scratch control."""
-    probe, start, cross, chosen = None, None, Folded([], 0, {}), p.settings
+def train(
+    p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock, keeper: Keeper
+) -> Trained:
+    """Probe, then a fit a seed, then the scratch control; what the keeper has is not done again."""
+    probe, start, crossed, chosen = None, None, Folded([], 0, {}), p.settings
     alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
-    if not p.source.nothing_kept:
+
+    @cache
+    def features() -> dict[str, Outputs]:
         with clock("features"):
-            features = features_of_source(p, say)
+            return features_of_source(p, say)
+
+    def fit_probe() -> Probe:
+        found = features()
         with clock("probe"):
-            probe = processes.told(probe_on(p, features))  # L-BFGS rounds as its process does
+            return processes.told(probe_on(p, found))  # L-BFGS rounds as its process does
+
+    if not p.source.nothing_kept:
+        probe = probe_once(keeper, fit_probe)
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None
     select = source_before(p, "select") if walks or p.plan.source_data.each_epoch else None
     if not p.splits.val and p.folds() and (start is not None or p.plan.data.folds):
+        rows = (lambda: features()["train"]) if start else None
         with clock("cross-validation"):
-            cross = cross_validate(p, p.source, chosen, features["train"] if start else None)
-    if start is not None and cross.points:
-        best = choose(cross.points, p.metric).alpha if alpha is None else alpha
+            crossed = cross_validate(p, p.source, chosen, rows, keeper)
+    if start is not None and crossed.points:
+        best = choose(crossed.points, p.metric).alpha if alpha is None else alpha
         if best == 0:
             say("by cross-validation fine-tuning nowhere beats the probe, so the probe stands")
             chosen = replace(chosen, epochs=0)
@@ -179,10 +337,13 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
             else:
                 note(seed, epoch)
 
-        arm = fit_arm(
-            p, source_of(p, seed), chosen, seed,
-            start=start, alpha=alpha, select=select, points=cross.points, log=log, track=track, label=f"seed {seed}",
-            say=say,
+        source, label = source_of(p, seed), f"seed {seed}"
+        arm = once(
+            keeper, label, p, source, seed,
+            lambda: fit_arm(
+                p, source, chosen, seed, start=start, alpha=alpha, select=select, points=crossed.points,
+                log=log, track=track, label=label, say=say, keeper=keeper,
+            ),
         )  # fmt: skip
         if alpha is None and arm.points:
             by = "val" if p.splits.val else "cross-validation"
@@ -194,8 +355,8 @@ def train(p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: 
     for seed, epoch in sorted(processes.gathered(later), key=lambda e: e[0]):
         note(seed, epoch)
     with clock("scratch"):
-        scratch = fit_scratch(p, say, track) if p.scratch is not None else []
-    return Trained(arms, scratch, probe, cross, fitted=chosen.epochs > 0)
+        scratch = fit_scratch(p, say, track, keeper) if p.scratch is not None else []
+    return Trained(arms, scratch, probe, crossed, fitted=chosen.epochs > 0)
 
 
 def source_of(p: Prepared, seed: int) -> Source:
@@ -245,7 +406,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.start = time.monotonic()
+        self.before = 0.0
         self.stages: dict[str, float] = {"features": 0.0, "probe": 0.0, "fit": 0.0}
+
+    def add(self, stages: Mapping[str, float]) -> None:
+        """What an earlier process took."""
+        for stage, seconds in stages.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+            self.before += seconds
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -256,7 +424,7 @@ class Clock:
             self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - begin
 
     def seconds(self) -> dict[str, float]:
-        return {**self.stages, "total": time.monotonic() - self.start}
+        return {**self.stages, "total": self.before + time.monotonic() - self.start}
 
 
 def environment(p: Prepared) -> dict[str, Any]:
@@ -283,6 +451,8 @@ def environment(p: Prepared) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes.size(),
         "byteorder": sys.byteorder,
+        "source_digest": p.source.digest,
+        "source_data_digest": p.source_data.all_digest if p.source_data else None,
         "data_digest": p.splits.digest,
         "test_digest": p.splits.test_digest,
     }

@@ -4,6 +4,7 @@ plan.toml  environment.json  manifest.jsonl  loading.json  history.jsonl  predic
 result.json (written last, and whole or not at all)  log.txt
 gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
 model/ {model.safetensors, config.json, preprocess.json, labels.json}
+checkpoints/, resumes.jsonl, lock   while it is not finished; see checkpoints.py and locks.py
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import csv
 import json
 import math
 import os
+import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from . import locks
 from .errors import DiskError, UsageError
 from .plugins import module
 
@@ -27,25 +32,34 @@ if TYPE_CHECKING:
     from .types import Task
 
 SCHEMA = 1
+LOCK = "lock"
 
 
 class RunFolder:
-    """A new run folder, locked while it is written. Use as a context manager."""
+    """A run folder, locked while it is written: a new one, or with ``resume`` one that an earlier
+    process left unfinished. Use as a context manager; ``warn`` hears of lines that are lost."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, resume: bool = False, warn: Callable[[str], None] | None = None
+    ) -> None:
+        self.path, self.resume = path, resume
+        self.warn = warn or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.lost: set[str] = set()  # files that a line could not be added to
 
     def __enter__(self) -> RunFolder:
-        """Raises UsageError where the folder exists, DiskError where it cannot be made."""
-        check_new(self.path)
+        """Raises UsageError where the folder exists or is held, DiskError where it cannot be made."""
+        if not self.resume:
+            check_new(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir()
-            (self.path / "lock").write_text(f"{os.getpid()}\n")
+            self.path.mkdir(exist_ok=self.resume)
         except FileExistsError as error:
             raise UsageError(f"{self.path} was made by another run just now") from error
         except OSError as error:
             raise DiskError(f"{self.path} cannot be written: {error.strerror}") from error
+        gone = locks.take(self.path / LOCK)
+        if gone is not None:
+            self.log(f"the lock of {gone} was taken over: it is gone")
         return self
 
     def __exit__(
@@ -54,11 +68,15 @@ class RunFolder:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if error is not None and not (self.path / "result.json").exists():
+        if error is not None and not self.finished():
             self.log("stopped\n" + "".join(traceback.format_exception(error)))
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
-        (self.path / "lock").unlink(missing_ok=True)
+            with suppress(DiskError):  # the error on its way says more
+                self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
+        (self.path / LOCK).unlink(missing_ok=True)
+
+    def finished(self) -> bool:
+        return status_of(self.path) == "finished"
 
     def text(self, name: str, text: str) -> None:
         """Write a file, whole or not at all."""
@@ -79,15 +97,47 @@ class RunFolder:
         self.text(name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
     def append(self, name: str, value: Any) -> None:
-        """One more line of a .jsonl file."""
-        line = json.dumps(plain(value), ensure_ascii=False)
-        with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        """One more line of a .jsonl file, synced."""
+        self._add(name, json.dumps(plain(value), ensure_ascii=False) + "\n")
 
     def log(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with (self.path / "log.txt").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(f"{stamp} {line}\n")
+        self._add("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _add(self, name: str, text: str) -> None:
+        """A disk that is full loses lines, not the run: it is said once a file, and goes on."""
+        path = self.path / name
+        before = self.size(name)
+        try:
+            with path.open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, before)  # no half lines
+            if name not in self.lost:
+                self.lost.add(name)
+                self.warn(
+                    f"{path} cannot be written ({error.strerror}); the run goes on without it"
+                )
+
+    def size(self, name: str) -> int:
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
+
+    def cut(self, name: str, size: int) -> None:
+        """Drop what a file has beyond ``size`` bytes."""
+        if self.size(name) > size:
+            os.truncate(self.path / name, size)
+
+    def lines(self, name: str) -> list[Any]:
+        """The records of a .jsonl file; none where there is no such file."""
+        path = self.path / name
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
 
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         with (self.path / name).open("w", encoding="utf-8", newline="") as file:
@@ -117,15 +167,50 @@ class Unwritten(RunFolder):
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         pass
 
+    def cut(self, name: str, size: int) -> None:
+        pass
+
+    def remove(self, name: str) -> None:
+        pass
+
 
 def check_new(path: Path) -> None:
-    """Raises UsageError, with the commands that help, where a run folder is already there."""
+    """Raises UsageError, with the commands that help, where a run folder is already there, and
+    DiskError where none can be made."""
     if path.exists() or path.is_symlink():
+        locks.refuse(path / LOCK)
         other = path.with_name(f"{path.name}-2")
+        go_on = f"go on with `regraft fit --resume {path}`"
+        look = f"look at it with `regraft list {path.parent}`"
         raise UsageError(
-            f"{path} exists and is never overwritten: look at it with `regraft list runs`, or "
-            f"write elsewhere with --out {other}"
+            f"{path} exists and is never overwritten: {go_on if can_go_on(path) else look}, or write "
+            f"elsewhere with --out {other}"
         )
+    check_writable(next(d for d in path.absolute().parents if d.exists()))
+
+
+def check_writable(folder: Path) -> None:
+    """Raises DiskError where no file can be made, before anything slow begins."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DiskError(
+            f"{folder} cannot be written ({error.strerror}): choose another --out"
+        ) from error
+
+
+def can_go_on(path: Path) -> bool:
+    """Whether a folder is a run that was left unfinished."""
+    return (path / "plan.toml").is_file() and status_of(path) != "finished"
+
+
+def status_of(run: Path) -> str:
+    """What result.json says; "" where there is none that reads."""
+    try:
+        return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def plain(value: Any) -> Any:

@@ -9,11 +9,13 @@ that the model itself is has no file.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import SourceError, UsageError
+from .errors import DiskError, SourceError, UsageError
 from .plugins import module
 from .preprocess import save_tokenizer, to_json
 from .runfiles import SCHEMA, RunFolder
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
 
 def save_model(folder: RunFolder, target: Target, task: Task) -> None:
     """Write ``model/``. The config comes last: a folder without it is no model."""
-    from safetensors.torch import save_file
-
     source = target.source
     where = folder.path / "model"
-    where.mkdir()
-    save_file(storable(target.model.state_dict()), where / "model.safetensors")
+    where.mkdir(exist_ok=True)  # a kill may have come in the middle of this before
+    save_tensors(target.model.state_dict(), where / "model.safetensors")
     if isinstance(source.preprocess, TextSpec):
         save_tokenizer(source.preprocess, where)
     save_files = getattr(module("sources", source.recipe["source"]), "save_files", None)
@@ -57,18 +57,35 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file, synced. Raises DiskError with the bytes that it takes and that there are."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    values = storable(tensors)
+    try:
+        save_file(values, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)
+        size = sum(t.numel() * t.element_size() for t in values.values())
+        free = shutil.disk_usage(path.parent).free
+        raise DiskError(
+            f"{path} cannot be written: it takes {size:,} bytes and {free:,} are free ({error})"
+        ) from error
+
+
 def save_ends(
     folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
 ) -> None:
     """Write the ends of the frontier, so that another point can be taken without training."""
-    from safetensors.torch import save_file
-
     where = folder.path / "frontier"
-    where.mkdir()
+    where.mkdir(exist_ok=True)
     if alpha != 0:
-        save_file(storable(start), where / "start.safetensors")
+        save_tensors(start, where / "start.safetensors")
     if alpha != 1:
-        save_file(storable(end), where / "end.safetensors")
+        save_tensors(end, where / "end.safetensors")
 
 
 def read_ends(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ their content (or group): a half, a quarter, a quarter.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,13 +61,9 @@ class SourceData:
         """A part's rows as evaluation sees them."""
         return self._batches(part, None)
 
-    def draws(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+    def draws(self) -> Stream:
         """Batches of fit rows without end, augmented, in an order that the seed decides."""
-        rows, epoch = self._batches("fit", self.augment), 0
-        while True:
-            epoch += 1
-            for ids, inputs, targets in rows.epoch(epoch):
-                yield ids, on(inputs, self.device, self.layout), targets.to(self.device)
+        return Stream(self._batches("fit", self.augment), self.device, self.layout)
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
         """What ``compute`` gave the first time; copies with another seed share it."""
@@ -86,12 +83,45 @@ class SourceData:
         """Of the report rows; the ledger's key."""
         return digest_of({"report": list(self.parts["report"])})
 
+    @property
+    def all_digest(self) -> str:
+        """Of every row."""
+        return digest_of({name: list(rows) for name, rows in self.parts.items()})
+
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
         rows = self.parts[part]
         targets = self.task.encode([e.cells for e in rows])
         return Batches(
             rows, targets, self.preprocessor, self.batch_size, augment=augment, seed=self.seed
         )
+
+
+class Stream:
+    """The epochs of ``rows`` one after another, as batches on a device; see regraft.types.Draws."""
+
+    def __init__(self, rows: Batches, device: torch.device, layout: str) -> None:
+        self.rows, self.device, self.layout = rows, device, layout
+        self.drawn = 0
+
+    @property
+    def drawn(self) -> int:
+        return self._drawn
+
+    @drawn.setter
+    def drawn(self, count: int) -> None:
+        self._drawn = count
+        self._batches = self._from(count)
+
+    def _from(self, count: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+        done, skip = divmod(count, self.rows.count)
+        for epoch in itertools.count(done + 1):
+            yield from self.rows.epoch(epoch, skip)
+            skip = 0
+
+    def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]:
+        ids, inputs, targets = next(self._batches)
+        self._drawn += 1
+        return ids, on(inputs, self.device, self.layout), targets.to(self.device)
 
 
 def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:

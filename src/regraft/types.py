@@ -6,7 +6,7 @@ R bootstrap resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -351,13 +351,15 @@ class Batch:
 class Penalty:
     """``term(batch)`` is a scalar. A penalty on θ counts once a step, whatever the accumulation;
     one on a batch counts by that batch's share of the step's rows. ``after(params, rates)`` is a
-    proximal step on the trainable parameters, by name, after the optimiser's."""
+    proximal step on the trainable parameters, by name, after the optimiser's. ``draws`` is what the
+    term draws batches of its own from, so that a fit that is resumed goes on where it was."""
 
     term: Callable[[Batch], Tensor]
     per: Literal["step", "batch"] = "step"
     maps: bool = False  # it looks at the outputs of blocks, so all of them must have a ``run``
     needs_inputs: bool = True  # it looks at Batch.inputs; else cached outputs may take their place
     after: Callable[[Mapping[str, Tensor], Mapping[str, float]], None] | None = None
+    draws: Draws | None = None
 
 
 @dataclass
@@ -407,6 +409,14 @@ class Adapting(Freezing, Protocol):
 Found = TypeVar("Found")
 
 
+class Draws(Protocol):
+    """Batches without end, which can go on from anywhere."""
+
+    drawn: int  # batches so far; setting it goes there
+
+    def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]: ...
+
+
 class SourceRows(Protocol):
     """Labelled rows of the source task that penalties may draw from."""
 
@@ -417,7 +427,7 @@ class SourceRows(Protocol):
         """Once over them, as evaluation sees them."""
         ...
 
-    def draws(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+    def draws(self) -> Draws:
         """Batches without end, augmented as training is and on its device."""
         ...
 

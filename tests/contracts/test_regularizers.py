@@ -42,11 +42,22 @@ class Rows:
             yield ("",) * 10, self.x[i : i + 10], self.y[i : i + 10]
 
     def draws(self):
-        while True:
-            yield from self.batches("fit")
+        return Stream(self)
 
     def once(self, key, compute):
         return compute()
+
+
+class Stream:
+    """Batches without end."""
+
+    def __init__(self, rows):
+        self.rows, self.drawn = rows, 0
+
+    def __next__(self):
+        batches = list(self.rows.batches("fit"))
+        self.drawn += 1
+        return batches[(self.drawn - 1) % len(batches)]
 
 
 class Train:

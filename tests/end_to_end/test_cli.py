@@ -65,7 +65,7 @@ def photo_run(pictures, weights, tmp_path_factory) -> Path:
         "--out",
         out,
     ]
-    state = {"REGRAFT_STATE": str(out.parent / "state")}
+    state = {f"REGRAFT_{x.upper()}": str(out.parent / x) for x in ("state", "cache")}
     done = subprocess.run(
         [str(c) for c in command], env=ENV | state, capture_output=True, text=True
     )
@@ -305,6 +305,7 @@ def test_a_random_source_keeps_nothing_and_says_so(pictures, cli, tmp_path):
     assert set(result(tmp_path / "run")["controls"]) == {"majority"}
 
 
+@pytest.mark.fault(30)
 def test_frozen_blocks_are_bitwise_the_sources(pictures, weights, cli, tmp_path):
     out = tmp_path / "run"
     args = [*tiny(weights), *quick(), "--freezing", "head_only", "--head-lr", "0.001"]
@@ -412,6 +413,7 @@ class Evil:
         return (open, (self.path, "w"))
 
 
+@pytest.mark.fault(27)
 def test_weights_that_cannot_be_used(pictures, weights, cli, tmp_path):
     def fit(file: Path) -> tuple[int, str, str]:
         return cli("fit", pictures, *tiny(file), *quick(), "--out", tmp_path / "run")
@@ -438,6 +440,7 @@ def test_weights_that_cannot_be_used(pictures, weights, cli, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault(28)
 def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_path):
     args = ["fit", pictures, *tiny(weights), *quick()]
     refused(cli(*args, "--lr", 1e6, "--out", tmp_path / "a"), 2, "scratch rate", "allow_large_lr")
@@ -506,6 +509,7 @@ def test_help_and_list_load_nothing_heavy(args):
     assert done.stdout
 
 
+@pytest.mark.fault(90)
 def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -m regraft list all | true"
     for _ in range(2):

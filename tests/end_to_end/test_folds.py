@@ -179,12 +179,15 @@ def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
     return prepare(read_plan(None, SETTINGS | known | settings))
 
 
-def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Path) -> None:
+def test_rows_over_folds_come_in_the_order_of_train(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
     """Groups and ids are put beside them by position."""
     from regraft.arms import cross_validate
+    from regraft.checkpoints import Keeper
 
     p = prepared(pictures, weights, **{"data.folds": 3})
-    found = cross_validate(p, p.source, p.settings, None)
+    found = cross_validate(p, p.source, p.settings, None, Keeper(tmp_path))
     assert found.folds == 3 and list(found.rows) == [1.0]
     assert found.rows[1.0].ids == tuple(e.id for e in p.splits.train)
     assert found.rows[1.0].targets.tolist() == p.targets["train"].tolist()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -14,13 +16,18 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow  # each run imports torch in three processes
 
 
-def fit(pictures, weights, out, *more, code=0):
-    command = [
-        sys.executable, "-m", "regraft", "fit", str(pictures), "--source", "timm:test_resnet",
-        "--weights", str(weights), "--out", str(out), "--set", "source.image_size=32",
-        "--set", "run.threads=1", "--epochs", "2", "--batch-size", "7", *more,
-    ]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+COMMAND = [
+    sys.executable, "-m", "regraft", "fit", "--source", "timm:test_resnet", "--set",
+    "source.image_size=32", "--set", "run.threads=1", "--batch-size", "7",
+    # from the probe nothing would move: it separates these colours
+    "--set", "fit.start=random", "--head-lr", "0.03", "--set", "fit.lr=5e-4",
+]  # fmt: skip
+
+
+def fit(pictures, weights, out, *more, code=0, env=()):
+    command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--epochs", "2",
+               *more]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **dict(env)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == code, done.stderr
     return done
@@ -67,3 +74,54 @@ def test_an_error_is_said_once_with_its_exit_code(pictures, weights, tmp_path):
                "--set", "data.folds=3", code=2)  # fmt: skip
     assert done.stderr.count("PlanError") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.fault(16)
+def test_two_processes_that_are_killed_go_on_as_two_or_as_one(pictures, weights, tmp_path):
+    more = ["--set", "run.checkpoint_every=2", "--set", "run.precision=float32"]
+    fit(pictures, weights, tmp_path / "whole", "--nproc", "2", *more)
+    whole = load_file(tmp_path / "whole/model/model.safetensors")
+    kill = {"REGRAFT_FAILPOINT": "kill written step-00000010"}  # of the first process, as it saves
+    for count, tolerance in ((2, 1e-6), (1, 2e-5)):
+        out = tmp_path / f"killed-{count}"
+        fit(pictures, weights, out, "--nproc", "2", *more, code=128 + signal.SIGKILL, env=kill)
+        left = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
+        assert left and left[-1] < "step-00000010"
+        command = [
+            sys.executable,
+            "-m",
+            "regraft",
+            "fit",
+            "--resume",
+            str(out),
+            "--nproc",
+            str(count),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "goes on from step" in (out / "log.txt").read_text()
+        assert lines(out / "history.jsonl")[-1]["best"]  # so what is compared was trained
+        for name, value in load_file(out / "model/model.safetensors").items():
+            torch.testing.assert_close(value, whole[name], rtol=0, atol=tolerance)
+        for a, b in zip(
+            lines(tmp_path / "whole/history.jsonl"), lines(out / "history.jsonl"), strict=True
+        ):
+            assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
+
+
+@pytest.mark.fault(11)
+@pytest.mark.fault(24)
+def test_a_signal_to_the_launcher_saves_and_ends_all(pictures, weights, tmp_path):
+    out = tmp_path / "stopped"
+    command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--nproc", "2",
+               "--epochs", "200"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launched:
+        until = time.monotonic() + 120
+        while not list(out.glob("checkpoints/step-*")):
+            assert launched.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        launched.send_signal(signal.SIGTERM)
+        launched.communicate(timeout=120)
+    assert launched.returncode == 143
+    assert json.loads((out / "result.json").read_text())["status"] == "interrupted"
+    assert list(out.glob("checkpoints/step-*")) and not (out / "lock").exists()

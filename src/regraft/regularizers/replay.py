@@ -53,4 +53,4 @@ class Replay(Regularizer):
             logits = torch.func.functional_call(head, now, (backbone(inputs),))
             return self.strength * task.loss(logits, labels).mean()
 
-        return Penalty(term, per="batch", needs_inputs=False)
+        return Penalty(term, per="batch", needs_inputs=False, draws=rows)

@@ -1,0 +1,248 @@
+"""Checkpoints: complete or absent, checked when they are read; safetensors and JSON, no pickle.
+
+RUN/checkpoints/step-00000120/   where the arm that is being fitted stands (see regraft.state); at the
+                                 end of an epoch step-00000120-epoch-3
+RUN/checkpoints/done-seed-0/     what is left of a part that is finished, so that it is not done again
+    tensors.safetensors  record.json  MANIFEST.sha256 (as sha256sum writes it)
+
+A folder is written beside its place, each file synced, the manifest last, then renamed, then its
+parent is synced: a kill at any moment leaves the old ones as they were, and at most a folder tmp-…,
+which the next run removes. Of the arm that is being fitted the last two are kept; each holds the best
+weights so far. Whatever does not match its manifest is skipped and named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import processes
+from .errors import DiskError
+from .feature_cache import digest_of, sync
+from .save import save_tensors
+from .state import Progress, Saved
+from .stopping import Interrupted, Stopping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST, TENSORS, RECORD = "MANIFEST.sha256", "tensors.safetensors", "record.json"
+KEPT = 2  # of the arm that is being fitted
+
+
+class DamagedError(ValueError):
+    """A folder that is no complete checkpoint, and why."""
+
+
+def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """A checkpoint at ``place``, whole or not at all. Raises DiskError, after which the others are as
+    they were."""
+    tmp = place.with_name(f"tmp-{place.name}")
+    try:
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        save_tensors(tensors, tmp / TENSORS)
+        synced(tmp / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        lines = [f"{digest_of(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
+        synced(tmp / MANIFEST, "".join(lines))
+        sync(tmp)
+        failpoint(f"written {place.name}")
+        if place.exists():  # a damaged one: good ones are not written twice
+            shutil.rmtree(place)
+        tmp.rename(place)
+        sync(place.parent)
+    except OSError as error:
+        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    failpoint(f"renamed {place.name}")
+
+
+def synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def checked(place: Path) -> dict[str, Any]:
+    """A checkpoint's record, after all its files were compared with the manifest.
+
+    Raises DamagedError, saying what is wrong.
+    """
+    try:
+        lines = (place / MANIFEST).read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        if set(expected) != {TENSORS, RECORD}:
+            raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")
+        for name, digest in expected.items():
+            if digest_of(place / name) != digest:
+                raise DamagedError(f"{name} is not what {MANIFEST} says")
+        record: dict[str, Any] = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(error.filename).name} is missing") from error
+    except DamagedError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"it does not read: {error}") from error
+    return record
+
+
+def read(place: Path) -> Saved:
+    """A checkpoint that was checked before."""
+    from safetensors.torch import load_file
+
+    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    return Saved(record, load_file(place / TENSORS))
+
+
+def failpoint(name: str) -> bool:
+    """For tests and ``verify-resume``: REGRAFT_FAILPOINT="kill NAME" dies here without a word; "stop
+    NAME" → True."""
+    wanted, _, where = os.environ.get("REGRAFT_FAILPOINT", "").partition(" ")
+    if where != name:
+        return False
+    if wanted == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return wanted == "stop"
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^0-9A-Za-z.+-]+", "-", name)
+
+
+@dataclass
+class Keeper:
+    """What a run has saved, and when it saves again."""
+
+    folder: Path  # RUN/checkpoints
+    steps: int = 0  # between two checkpoints; 0: by time alone
+    seconds: float = 0.0  # likewise; 0: by steps alone. An epoch's end is always saved
+    about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
+    say: Callable[[str], None] = lambda line: None
+    writes: bool = True  # of several processes the first one; none where each fits arms of its own
+    signals: Stopping = field(default_factory=Stopping)
+    parts: dict[str, Path] = field(default_factory=dict)  # that are finished
+    good: list[Path] = field(
+        default_factory=list
+    )  # checkpoints of the arm being fitted, oldest first
+    newest: dict[str, Any] | None = None  # the record of what was saved last
+    count: int = 0
+    last: float = field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
+        if processes.first():
+            self._look()
+        self.parts, self.good, self.newest, self.count = processes.told(
+            (self.parts, self.good, self.newest, self.count)
+        )
+
+    def _look(self) -> None:
+        found: list[tuple[int, dict[str, Any], Path]] = []
+        for place in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
+            if place.name.startswith("tmp-"):
+                shutil.rmtree(place, ignore_errors=True)
+                continue
+            try:
+                record = checked(place)
+                found.append((int(record["count"]), record, place))
+            except (DamagedError, KeyError, TypeError) as error:
+                self.say(f"{place} is skipped: {error or 'no checkpoint'}")
+        found.sort(key=lambda f: f[0])
+        for count, record, place in found:
+            self.count, self.newest = count, record
+            if "part" in record:
+                self.parts[record["part"]] = place
+        for _, record, place in found:
+            if "arm" in record and record["arm"] in self.parts:  # a kill came before it was removed
+                shutil.rmtree(place, ignore_errors=True)
+            elif "arm" in record:
+                self.good.append(place)
+
+    def done(self, part: str) -> Saved | None:
+        """What a finished part left."""
+        return read(self.parts[part]) if part in self.parts else None
+
+    def finish(self, part: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """A part is done; the checkpoints on the way to it are removed."""
+        if not self.writes:
+            return
+        place = self.folder / f"done-{slug(part)}"
+        self._write(place, {"part": part, **record}, tensors)
+        self.parts[part] = place
+        for path in self.good:
+            shutil.rmtree(path, ignore_errors=True)
+        self.good.clear()
+
+    def saving(self, arm: str) -> dict[str, Any]:
+        """What the loop is handed to go on with an arm, and to save it."""
+        return {"since": self.since(arm), "keep": partial(self.keep, arm)}
+
+    def since(self, arm: str) -> Saved | None:
+        """The last good checkpoint of an arm."""
+        for place in reversed(self.good):
+            saved = read(place)
+            if saved.record["arm"] == arm:
+                at = saved.record["at"]
+                self.say(f"{arm}: goes on from step {at['step']} (epoch {at['epoch']})")
+                return saved
+        return None
+
+    def keep(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Save where an arm stands, if it is time to. Raises Interrupted where a signal asked for it."""
+        asked_for = failpoint(f"step {at.step}") or failpoint(f"{arm} step {at.step}")
+        stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
+        if processes.any_of(bool(stop)):  # else one would wait for another that is gone
+            stop = stop or signal.SIGTERM
+        if not (stop or at.batches == 0 or self._due(at.step)):
+            self.signals.patient = True
+            return
+        end = "" if at.batches else f"-epoch-{at.epoch - 1}"  # it may follow on a step's own
+        place = self.folder / f"step-{at.step:08d}{end}"
+        if self.writes and place not in self.good:
+            self._write(place, {"arm": arm, "at": asdict(at)}, tensors())
+            self.good.append(place)
+            for path in self.good[:-KEPT]:
+                shutil.rmtree(path, ignore_errors=True)
+            self.good = self.good[-KEPT:]
+        # a signal waits for a step's end, but at an epoch's end there is nothing that is not saved
+        self.signals.patient = at.batches > 0
+        if stop:
+            saved = ", which is saved" if self.writes else "; nothing of it is saved"
+            raise Interrupted(stop, f"stopped at step {at.step} of {arm}{saved}")
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Around the loop that calls ``keep``."""
+        self.last = time.monotonic()
+        try:
+            yield
+        finally:
+            self.signals.patient = False
+
+    def clear(self) -> None:
+        """Remove all of it: the run is finished, and its model is saved."""
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _due(self, step: int) -> bool:
+        if self.steps and step % self.steps == 0:
+            return True
+        return bool(self.seconds) and time.monotonic() - self.last >= self.seconds
+
+    def _write(self, place: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.count += 1
+        self.newest = {"count": self.count, **record, "about": self.about()}
+        write(place, self.newest, tensors)
+        self.last = time.monotonic()

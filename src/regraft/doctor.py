@@ -1,0 +1,212 @@
+"""``regraft doctor``: what a run depends on, and the remedy where something is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from . import __version__, locks
+from .errors import UsageError
+from .plan import RunPlan
+from .runfiles import LOCK, can_go_on, ledger_path, status_of
+
+OLDEST, NEWEST = (2, 10), (2, 15)  # of torch; older ones load weights unsafely
+LIBRARIES = ("torchvision", "timm", "transformers", "accelerate", "peft", "safetensors", "numpy",
+             "scikit-learn", "scipy", "Pillow", "pyarrow")  # fmt: skip
+LOW = 2e9  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    says: str
+    remedy: str = ""  # where something is wrong
+
+
+def examine(runs: Path) -> list[Finding]:
+    """Everything that is looked at, in the order that it is shown in."""
+    found: list[Finding] = []
+    for look in (versions, devices, caches, disk, lambda: locks_in(runs), surroundings):
+        found += look()
+    return found
+
+
+def in_words(found: list[Finding]) -> str:
+    lines = []
+    for f in found:
+        lines.append(f"{'!' if f.remedy else ' '} {f.what:<14} {f.says}")
+        lines += [f"{'':<17}→ {f.remedy}"] if f.remedy else []
+    wrong = sum(bool(f.remedy) for f in found)
+    end = "nothing is wrong" if not wrong else f"{wrong} of {len(found)} need attention"
+    return "\n".join([*lines, end])
+
+
+def installed(name: str) -> str:
+    """ "" where it is not."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def versions() -> Iterator[Finding]:
+    yield Finding("regraft", f"{__version__}, Python {platform.python_version()}")
+    torch = installed("torch")
+    yield Finding("torch", torch or "missing", remedy_for_torch(torch))
+    yield Finding("torchvision", installed("torchvision") or "missing", misfit())
+    missing = [name for name in LIBRARIES if not installed(name)]
+    have = ", ".join(f"{name} {installed(name)}" for name in LIBRARIES if name not in missing)
+    remedy = f"pip install {' '.join(missing)}" if missing else ""
+    yield Finding("libraries", have, remedy)
+
+
+def remedy_for_torch(torch: str) -> str:
+    """What to do about torch's version; "" where it is one that regraft was tested with."""
+    if not torch:
+        return "pip install torch torchvision"
+    now = tuple(int(n) for n in re.findall(r"\d+", torch)[:2])
+    if now < OLDEST:
+        return f"older than {dotted(OLDEST)}, which loads weights safely: pip install -U torch torchvision"
+    if now > NEWEST:
+        return f"newer than {dotted(NEWEST)}, the last one tried: run `regraft demo`, or install that one"
+    return ""
+
+
+def dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def misfit(
+    installed: Callable[[str], str] = installed,
+    requires: Callable[[str], list[str] | None] = requires,
+) -> str:
+    """What to do where torchvision was built for another torch, from what its package says; or ""."""
+    vision, torch = installed("torchvision"), installed("torch")
+    if not vision:
+        return "pip install torchvision"
+    wanted = [
+        match[1]
+        for need in requires("torchvision") or []
+        if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", need))
+    ]
+    plain = torch.partition("+")[0]
+    if not wanted or wanted[0] == plain:
+        return ""
+    return (
+        f"torchvision {vision} is built for torch {wanted[0]}, and {torch or 'none'} is installed: "
+        f"pip install -U torch torchvision, both at once"
+    )
+
+
+def check_torchvision() -> None:
+    """Raises UsageError where torchvision does not fit torch: its own import fails in riddles."""
+    if remedy := misfit():
+        raise UsageError(remedy)
+
+
+def devices() -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    yield Finding("cpu", f"{platform.machine()}, {cores} cores")
+    try:
+        import torch
+    except Exception as error:  # whatever a broken installation throws
+        yield Finding(
+            "devices", f"torch does not import: {error}", "pip install -U torch torchvision"
+        )
+        return
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        yield Finding(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "Apple GPU")
+    built = torch.version.cuda
+    if built and not torch.cuda.is_available() and Path("/proc/driver/nvidia").exists():
+        remedy = "see nvidia-smi, and take a torch that is built for your driver"
+        yield Finding("cuda", f"torch is built for CUDA {built}, which it cannot use", remedy)
+
+
+def caches() -> Iterator[Finding]:
+    try:
+        from .feature_cache import FeatureCache, place_of
+    except ImportError:  # torch is broken, which is said already
+        return
+    kept = FeatureCache(place_of("shared"), 0)
+    entries = kept.entries()
+    size, limit = sum(n for _, n, _ in entries), RunPlan.model_fields["cache_gb"].default * 1e9
+    says = f"{kept.root}: {len(entries)} entries, {size / 1e9:.2f} of {limit / 1e9:.0f} GB"
+    remedy = "" if size <= limit else "regraft cache --clear"
+    yield Finding("feature cache", says, remedy or cannot_write(kept.root, "REGRAFT_CACHE"))
+    left = [
+        p
+        for p in kept.root.glob("tmp-*")
+        if (pid := pid_of(p)) is not None and not locks.exists(pid)
+    ]
+    if left:
+        yield Finding("feature cache", f"{len(left)} unfinished entries of processes that are gone",
+                      f"rm -r {' '.join(map(str, left))}")  # fmt: skip
+    ledger = ledger_path()
+    yield Finding("ledger", f"{ledger}, of opened test sets", cannot_write(ledger, "REGRAFT_STATE"))
+
+
+def pid_of(path: Path) -> int | None:
+    parts = path.name.rsplit("-", 2)
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
+
+
+def cannot_write(path: Path, variable: str) -> str:
+    """What to do where a path cannot be written; or ""."""
+    there = next(d for d in (path, *path.absolute().parents) if d.exists())
+    try:
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there):
+                return ""
+        with there.open("ab"):
+            return ""
+    except OSError as error:
+        return f"{there} cannot be written ({error.strerror}): set {variable} to another folder"
+
+
+def disk() -> Iterator[Finding]:
+    for name, place in (("here", Path.cwd()), ("temporary", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(place).free
+        remedy = f"make room on the disk of {place}" if free < LOW else ""
+        yield Finding(f"disk, {name}", f"{free / 1e9:.1f} GB free at {place}", remedy)
+
+
+def locks_in(runs: Path) -> Iterator[Finding]:
+    """Runs that are being written, whose writer is gone, or that were left."""
+    folders = sorted(p for p in runs.glob("*") if p.is_dir())
+    busy = left = 0
+    for run in folders:
+        lock = run / LOCK
+        if (who := locks.held(lock)) is not None:
+            busy += 1
+            here = who.host == socket.gethostname()
+            remedy = "" if here else f"if that machine's run is gone: rm {lock}"
+            yield Finding("lock", f"{run} is being written by {who}", remedy)
+        elif lock.exists():
+            who = locks.holder(lock)
+            go_on = f"regraft fit --resume {run}" if can_go_on(run) else f"rm {lock}"
+            yield Finding("lock", f"{run} is locked by {who or 'nobody'}, which is gone", go_on)
+        elif can_go_on(run):
+            left += 1
+    finished = sum(status_of(run) == "finished" for run in folders)
+    more = f", {left} unfinished (regraft fit --resume)" if left else ""
+    yield Finding("runs", f"{runs}: {finished} finished, {busy} running{more}")
+
+
+def surroundings() -> Iterator[Finding]:
+    encoding = sys.getfilesystemencoding()
+    remedy = "" if encoding == "utf-8" else "set PYTHONUTF8=1: names of files are read as UTF-8"
+    yield Finding("file names", encoding, remedy)
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    yield Finding("network", "HF_HUB_OFFLINE is set" if offline else "may be used to fetch sources")

@@ -1,0 +1,75 @@
+"""What is wrong has a remedy; what is right has none."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict
+
+import pytest
+
+from regraft import doctor
+from regraft.doctor import examine, in_words, misfit, remedy_for_torch
+from regraft.errors import UsageError
+from regraft.locks import Holder
+
+
+@pytest.mark.fault(86)
+def test_a_torchvision_for_another_torch_has_a_remedy(monkeypatch):
+    versions = {"torchvision": "0.29.1", "torch": "2.14.0+cpu"}
+
+    def needs(torch):
+        return lambda name: ["numpy", f"torch=={torch}", "pillow!=8.3.*,>=5.3.0"]
+
+    assert misfit(versions.get, needs("2.14.0")) == ""
+    said = misfit(versions.get, needs("2.15.1"))
+    assert "built for torch 2.15.1, and 2.14.0+cpu is installed: pip install" in said
+    assert misfit({"torch": "2.14.0"}.get, needs("2.14.0")) == "pip install torchvision"
+    monkeypatch.setattr(doctor, "misfit", lambda: said)
+    with pytest.raises(UsageError, match="built for torch"):
+        doctor.check_torchvision()
+
+
+@pytest.mark.fault(87)
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("2.9.1", "older than 2.10"), ("1.13.0+cu117", "older than"), ("2.16.0", "newer than 2.15"),
+     ("", "pip install torch"), ("2.10.0", ""), ("2.15.1+cpu", "")],
+)  # fmt: skip
+def test_older_and_newer_torch_is_said(version, words):
+    said = remedy_for_torch(version)
+    assert words in said and bool(said) == bool(words)
+
+
+def test_locks_of_a_folder_of_runs(tmp_path):
+    for name, pid, host in (("stale", 2**22 + 1, socket.gethostname()), ("far", 1, "elsewhere")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.toml").write_text("")
+        (tmp_path / name / "lock").write_text(json.dumps(asdict(Holder(pid, host, "", "now"))))
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "plan.toml").write_text("")
+    found = {f.says: f.remedy for f in doctor.locks_in(tmp_path)}
+    stale = next(r for s, r in found.items() if "which is gone" in s)
+    assert stale == f"regraft fit --resume {tmp_path / 'stale'}"
+    far = next(r for s, r in found.items() if "process 1 on elsewhere" in s)
+    assert far.startswith("if that machine's run is gone: rm")
+    assert "1 unfinished" in list(found)[-1]
+
+
+def test_the_whole_examination_is_words_or_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "LOW", 1e18)
+    found = examine(tmp_path)
+    assert {"torch", "torchvision", "cpu", "feature cache", "ledger", "disk, here"} <= {
+        f.what for f in found
+    }
+    text = in_words(found)
+    assert "make room on the disk" in text and "need attention" in text
+    assert json.loads(json.dumps([asdict(f) for f in found]))
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert doctor.cannot_write(file, "X") == ""
+    assert doctor.cannot_write(tmp_path, "X") == ""
+    assert doctor.cannot_write(file.parent / "new" / "deeper", "X") == ""
