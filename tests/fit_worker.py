@@ -52,8 +52,8 @@ class Noting(Batches):
         self.__dict__.update(of.__dict__)
         self.seen = []
 
-    def epoch(self, n):
-        for batch in super().epoch(n):
+    def epoch(self, n, skip=0):
+        for batch in super().epoch(n, skip):
             self.seen.append(batch[0])
             yield batch
 

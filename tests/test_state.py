@@ -223,7 +223,7 @@ def test_a_stream_that_is_set_goes_on_as_if_it_had_been_drawn(numbers_source, nu
 def test_an_epoch_may_begin_in_the_middle(numbers_source, number_rows, n):
     batches = Batches(*number_rows(n), build(numbers_source().preprocess), 4, seed=2)
     whole = [ids for ids, _, _ in batches.epoch(3)]
-    assert len(whole) == batches.per_epoch
+    assert len(whole) == batches.count
     for skip in range(len(whole) + 1):
         assert [ids for ids, _, _ in batches.epoch(3, skip)] == whole[skip:]
 
