@@ -116,7 +116,7 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
 
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
-    if file.parent.name in ("tasks", "freezing", "regularizers", "formats"):
+    if file.parent.name in ("tasks", "freezing", "regularizers", "formats", "checks"):
         assert "!torch" not in imports(file, late=False)
     if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
         assert "!torch" not in imports(file)

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 
 from .arms import adapted
+from .checking import one_line
 from .features import outputs
 from .frontier import ALPHAS
 from .grafting import graft
@@ -32,6 +33,7 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         f"data    {p.plan.data.path}   " + "   ".join(f"{s} {n}" for s, n in rows.items())
         + f"   {p.task.name}: {p.task.outputs} outputs",
         *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes)),
+        *(f"{f.severity:<7} {one_line(f)}" for f in p.findings if f.severity != "note"),
         "",
         block_table(p),
         "",

@@ -13,6 +13,7 @@ import torch
 from . import controls, optimizers, plugins
 from . import plan as plans
 from .batches import Batches, Tokens
+from .checking import cheap
 from .data import load_data
 from .errors import DataError, PlanError
 from .evaluation import at_threshold
@@ -24,7 +25,18 @@ from .preprocess import Preprocessor, TextPreprocessor, build
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .source_data import SourceData, load_source_data
 from .sources import load_source
-from .types import Adapting, Example, Found, Metric, Regularizer, Source, Splits, Target, Task
+from .types import (
+    Adapting,
+    Example,
+    Finding,
+    Found,
+    Metric,
+    Regularizer,
+    Source,
+    Splits,
+    Target,
+    Task,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +65,7 @@ class Prepared:
     source_notes: list[str]
     strata: list[str]  # of the training rows
     targets: dict[str, Tensor] = field(default_factory=dict)  # split → encoded labels
+    findings: tuple[Finding, ...] = ()  # of the checks that need the rows alone
     kept: dict[Hashable, Any] = field(default_factory=dict)  # what seeds share; see train_rows
 
     @property
@@ -125,8 +138,16 @@ class RowsOfTrain:
         return cast("Found", self.p.kept[key])
 
 
-def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = None) -> Prepared:
+def prepare(
+    plan: Plan,
+    *,
+    allow_code: bool = False,
+    source: Source | None = None,
+    data: tuple[Splits, Task] | None = None,
+) -> Prepared:
     """Read data and source, settle every automatic choice, and refuse what cannot work.
+
+    ``source`` and ``data`` stand in for what the plan names.
 
     Raises PlanError, DataError, SourceError or UsageError.
     """
@@ -134,10 +155,10 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     freezing = plans.freezing(plan, allow_code=allow_code)
     regularizers = plans.regularizers(plan, allow_code=allow_code)
     device, _ = choose_device(plan.run.device)
-    data = replace(
+    options = replace(
         plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
     )
-    splits, task = load_data(data, task_options.make, task_options.strata)
+    splits, task = data or load_data(options, task_options.make, task_options.strata)
     metrics = {
         name: at_threshold(cast(Metric, plugins.module("metrics", name)), task)
         for name in task.metrics
@@ -219,6 +240,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             for s in ("train", "val", "test")
             if getattr(splits, s)
         },
+        findings=cheap(splits, task) if data is None else (),
     )
     for regularizer in regularizers.values():
         regularizer.prepare(target, data_of_source, p.train_rows())  # refused here

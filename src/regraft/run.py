@@ -31,9 +31,10 @@ from .arms import (
     fit_scratch,
     probe_on,
 )  # fmt: skip
+from .checking import one_line, records
 from .controls import untrained
 from .data import write_manifest
-from .errors import PlanError, UsageError
+from .errors import PlanError, UsageError, shorten
 from .evaluation import Scored
 from .frontier import Point, choose
 from .gallery import write_gallery
@@ -85,6 +86,10 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
     for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
         say(note)
+    for finding in p.findings:
+        if finding.severity != "note":
+            say(f"{finding.severity}: {one_line(finding)} ({shorten(finding.examples, 3)})")
+    folder.json("check.json", {"findings": records(p.findings)})
     folder.text("plan.toml", write_plan(p.plan, p.reasons))
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
