@@ -300,7 +300,7 @@ def test_an_empty_class_folder_is_named_and_counts_as_no_class(flowers):
     assert found.severity == "caution" and found.examples == ("test/rose", "train/rose")
     splits, task = load_data(DataOptions(flowers), *TASK)
     assert task.classes == ("iris", "tulip")
-    assert any("2 class folders hold no picture" in n and "train/rose" in n for n in splits.notes)
+    assert any("2 class folders without a picture" in n and "train/rose" in n for n in splits.notes)
 
 
 @pytest.mark.fault(37)

@@ -58,6 +58,8 @@ table_rows = st.lists(
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@pytest.mark.fault(43)
+@pytest.mark.fault(44)
 @given(table_rows, st.integers(0, 3), st.randoms(use_true_random=False))
 def test_splits_do_not_depend_on_row_order_and_keep_groups_and_duplicates_whole(
     tmp_path, found, seed, rng
@@ -135,6 +137,7 @@ def test_rows_of_test_that_are_in_train_are_noted(tmp_path):
     assert any("different labels" in n for n in notes)
 
 
+@pytest.mark.fault(34)
 def test_every_bad_label_is_counted_in_one_error(tmp_path):
     found = [(*r[:2], "train") for r in rows(10)]
     found += [("x", "zebra", "test"), ("y", "yak", "test")]
@@ -142,6 +145,7 @@ def test_every_bad_label_is_counted_in_one_error(tmp_path):
         load(tmp_path / "t.csv", found, "text,label,split")
 
 
+@pytest.mark.fault(64)
 def test_an_empty_text_stops_or_is_left_out(tmp_path):
     found = [*rows(20), ("  ", "c0", "")]
     with pytest.raises(DataError, match=r"1 of 21 texts .*t.csv row 22 .*--on-bad skip"):
@@ -150,6 +154,7 @@ def test_an_empty_text_stops_or_is_left_out(tmp_path):
     assert len(split_of(splits)) == 20 and any("left out: 1 of 21" in n for n in splits.notes)
 
 
+@pytest.mark.fault(47)
 def test_an_unreadable_picture_stops_or_is_left_out(tmp_path):
     for i in range(6):
         path = tmp_path / "flowers" / f"c{i % 2}" / f"{i}.png"

@@ -7,6 +7,7 @@ from regraft.errors import DataError
 from regraft.pictures import check_picture, read_picture
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint16, 65535), (np.float32, 1.0), (np.int32, 1e6)])
 def test_deep_greyscale_is_scaled_and_not_clipped(tmp_path, dtype, top):
     ramp = np.linspace(0, top, 256).astype(dtype)[None].repeat(2, 0)
@@ -20,6 +21,7 @@ def test_16_bit_png_has_a_range_of_its_own_format(tmp_path):  # not of the pictu
     assert np.asarray(read_picture(tmp_path / "a.png", 3)).tolist() == [[[100] * 3] * 4] * 4
 
 
+@pytest.mark.fault(48)
 def test_transparency_is_laid_on_white(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
     Image.new("LA", (2, 2), (0, 0)).save(tmp_path / "la.png")
@@ -31,6 +33,7 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert read_picture(tmp_path / "rgba.png", 4).getpixel((0, 0)) == (0, 0, 0, 0)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
 def test_every_mode_reads_as_every_number_of_channels(tmp_path, mode):
     Image.new("RGB", (3, 2), "white").convert(mode).save(tmp_path / "a.tiff")
@@ -53,12 +56,14 @@ def test_a_broken_orientation_tag_does_not_cost_the_picture(tmp_path, monkeypatc
     assert read_picture(tmp_path / "a.jpg").size == (4, 2)
 
 
+@pytest.mark.fault(50)
 def test_an_animation_is_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
+@pytest.mark.fault(47)
 def test_what_does_not_decode_whole_is_refused_with_the_reason(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "cut.jpg")
@@ -84,6 +89,7 @@ def test_what_does_not_decode_whole_is_refused_with_the_reason(tmp_path):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
+@pytest.mark.fault(53)
 def test_size_is_checked_on_the_header(tmp_path):
     # a header that claims 8000 × 8000 pixels; there are none to decode
     (tmp_path / "a.ppm").write_bytes(b"P6 8000 8000 255\n")

@@ -1,5 +1,7 @@
-"""Names of classes that look alike: equal but for case, spaces or the form of a letter, or one letter
-apart. Nothing is merged: they may well be two classes."""
+"""Names of classes that look alike: apart by case, spaces, the form of a letter or one letter alone.
+
+Nothing is merged: they may well be two classes.
+"""
 
 from __future__ import annotations
 

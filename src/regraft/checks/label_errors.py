@@ -1,6 +1,6 @@
-"""Labels that are probably wrong: confident learning on what a linear probe says of rows that it never
-saw. A suspicion, not a finding: rare but right rows are among them.
+"""Labels that are probably wrong, by what a linear probe says of rows that it never saw.
 
+A suspicion, not a finding: rare but right rows are among them. Confident learning:
 Northcutt, Jiang and Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
 """
 

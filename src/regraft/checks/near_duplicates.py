@@ -1,5 +1,7 @@
-"""Rows that are nearly the same: pictures resized, encoded anew or mirrored; texts with other spaces,
-case or punctuation, or a word changed. Exact ones are another check's."""
+"""Rows that are nearly the same: pictures resized, encoded anew or mirrored, texts with small changes.
+
+Spaces, case and signs of a text, or a word of it. Exact duplicates are another check's.
+"""
 
 from __future__ import annotations
 

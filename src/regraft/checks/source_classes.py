@@ -1,5 +1,7 @@
-"""Target classes that the source was trained to name: transfer has less to show there than on classes
-that are new to it."""
+"""Target classes that the source was trained to name.
+
+Transfer has less to show there than on classes that are new to it.
+"""
 
 from __future__ import annotations
 

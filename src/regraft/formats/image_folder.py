@@ -108,8 +108,8 @@ def list_images(path: Path) -> list[Path]:
 def _notes(path: Path, left_out: tuple[tuple[str, str], ...], empty: list[str]) -> tuple[str, ...]:
     notes = []
     if empty:
-        count = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
-        notes.append(f"{count} no picture, and count as no class: {shorten(empty)}")
+        count = "1 class folder" if len(empty) == 1 else f"{len(empty)} class folders"
+        notes.append(f"{count} without a picture left out: {shorten(empty)}")
     if left_out:
         notes.append(
             f"{len(left_out)} files of {path} are no pictures in a class folder "
