@@ -232,7 +232,10 @@ def check(
     from .checking import in_words
     from .runfiles import dumps
 
-    say = (lambda line: None) if as_json else functools.partial(typer.echo, err=True)
+    def say(line: str) -> None:
+        if not as_json:
+            typer.echo(line, err=True)
+
     found = looked(chosen, allow_code=allow_code, say=say)
     record = dumps(found.record(), indent=2)
     if out is not None:

@@ -11,7 +11,7 @@ NEEDS: frozenset[Need] = frozenset()
 
 def check(seen: Seen) -> Iterator[Finding]:
     if seen.unreadable:
-        what = f"{seen.kind}s cannot be used"
+        what = f"{'picture' if seen.kind == 'image' else seen.kind}s cannot be used"
         yield Finding(
             "problem",
             what,
