@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import regraft
+from regraft.checking import Checked
 
 PICTURES, TEST_SHARE, FLIPS = 400, 0.2, 10
 
@@ -80,8 +81,9 @@ def make(photos: Path, out: Path) -> Planted:
         other = classes[(classes.index(label) + 3) % len(classes)]
         copy(path, out / "train" / other / f"conflict-{path.name}")
         done.conflicts.append(f"conflict-{path.name}")
-    where = out / "train" / classes[0]
-    for name, check, words, write in broken(train[50][1]):
+    label, path = train[50]
+    where = out / "train" / label
+    for name, check, words, write in broken(path):
         write(where / name)
         done.kinds[name] = (check, words)
     return done
@@ -138,13 +140,13 @@ def place(path: Path) -> str:
 # ---------------------------------------------------------------- what was found
 
 
-def score(planted: Planted, found: "regraft.checking.Checked") -> None:
+def score(planted: Planted, found: Checked) -> None:
     def hits(names: list[str], check: str, words: str = "") -> list[str]:
         texts = [e for f in found.findings if f.check == check and words in f.what for e in f.examples]
         return [n for n in names if any(n in text for text in texts)]
 
     for what, names, check, words in (
-        ("exact duplicates across splits", planted.exact, "exact_duplicates", "also in train"),
+        ("exact duplicates across splits", planted.exact, "exact_duplicates", "rows of test"),
         ("near duplicates across splits", planted.near, "near_duplicates", "of test"),
         ("conflicting labels", planted.conflicts, "conflicting_labels", ""),
         ("flipped labels", planted.flips, "label_errors", ""),

@@ -84,7 +84,7 @@ def test_files_that_do_not_read_are_listed_each_with_its_reason(flowers):
     for name, (content, _) in BAD.items():
         (flowers / "train/iris" / name).write_bytes(content)
     whole = noise(flowers / "train/iris/cut.jpg", 99).read_bytes()
-    (flowers / "train/iris/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (flowers / "train/iris/cut.jpg").write_bytes(whole[: len(whole) * 9 // 10])
     found = only("unreadable", flowers)
     assert found.severity == "problem" and (found.count, found.of) == (
         len(BAD) + 1,
@@ -398,7 +398,8 @@ def test_flipped_labels_are_suspected_the_surest_first():
     seen = seen_of_texts(200)
     said = {}
     for i, e in enumerate(seen.rows):
-        right = rng.uniform(0.8, 0.99)
+        # of the rows to be flipped the probe is surer than of a class's mean row, as the method asks
+        right = rng.uniform(0.8, 0.99) if i in range(0, 60, 6) else rng.uniform(0.5, 0.99)
         said[e.id] = np.array([right, 1 - right] if i % 2 == 0 else [1 - right, right])
     flipped = {seen.rows[i].id for i in range(0, 60, 6)}
     rows = tuple(replace(e, cells=("b",)) if e.id in flipped else e for e in seen.rows)
@@ -407,7 +408,7 @@ def test_flipped_labels_are_suspected_the_surest_first():
     )
     (found,) = found_by("label_errors", seen)
     named = {e.partition(" (")[0] for e in found.examples}
-    assert {e.where for e in rows if e.id in flipped} <= named and found.count <= 15
+    assert named == {e.where for e in rows if e.id in flipped} and found.count == 10
     given = [float(e.partition("labelled b (")[2][:4]) for e in found.examples]
     assert given == sorted(given)
 

@@ -89,34 +89,21 @@ def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]
             }
             file.load()
             return _convert(_upright(file), channels), header
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path} cannot be read as a picture: it is not a {', '.join(FORMATS)} file"
-        ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
-        raise DataError(f"{path} cannot be read as a picture: {error}") from error
-
-
-def check_picture(path: str | Path, deep: bool = True) -> str | None:
-    """What is wrong with a picture, in words, or None; ``deep=False`` looks at the header only."""
-    try:
-        if deep:
-            read_picture(path)
-        elif problem := _problem(Path(path)):
-            return problem
-        else:
-            with Image.open(path, formats=FORMATS) as file:
-                _check_size(file)
-    except DataError as error:
-        return reason(error)
-    except Exception as error:
-        return str(error)
-    return None
+        raise DataError(f"{path} cannot be read as a picture: {_in_words(error)}") from error
 
 
 def reason(error: DataError) -> str:
     """Why a picture cannot be read, without its path."""
     return str(error).partition("cannot be read as a picture: ")[2]
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is not a {', '.join(FORMATS)} file"
+    if isinstance(error, Image.DecompressionBombError):  # far beyond MAX_PIXELS: Pillow is first
+        return f"it claims more than {MAX_PIXELS // 10**6} megapixels"
+    return str(error)
 
 
 def _problem(path: Path) -> str | None:

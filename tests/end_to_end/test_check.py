@@ -159,7 +159,7 @@ def test_a_bomb_is_refused_in_bounded_memory(pictures, cli, tmp_path):
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code, out, _ = cli("check", tmp_path / "c")
-    assert code == 3 and "bomb.png (20000 × 60000 pixels are more than 50 megapixels)" in out
+    assert code == 3 and "bomb.png (it claims more than 50 megapixels)" in out
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 

@@ -160,7 +160,8 @@ def standard(thumbs: Sequence[bytes]) -> FloatArray:
     """[P, 16, 16] with mean 0 and variance 1 each."""
     x = np.frombuffer(b"".join(thumbs), np.uint8).reshape(-1, 16, 16).astype(np.float64)
     x -= x.mean((1, 2), keepdims=True)
-    return x / np.maximum(x.std((1, 2), keepdims=True), 1e-9)
+    x /= np.maximum(x.std((1, 2), keepdims=True), 1e-9)
+    return x
 
 
 def similarity(a: FloatArray, b: FloatArray) -> float:

@@ -1,7 +1,8 @@
 """Labels that are probably wrong, by what a linear probe says of rows that it never saw.
 
-A suspicion, not a finding: rare but right rows are among them. Confident learning:
-Northcutt, Jiang and Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
+A suspicion, not a finding: rare but right rows are among them. Confident learning says how many
+labels are wrong, and those are named whose own label is the least probable: Northcutt, Jiang and
+Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ def check(seen: Seen) -> Iterator[Finding]:
     rows = [(s, e) for s, e in located(seen) if e.id in seen.probabilities]
     given = np.array([number[seen.names(e)[0]] for _, e in rows])  # [N]
     said = np.stack([seen.probabilities[e.id] for _, e in rows])  # [N, C]
+    # By class and joint, cleanlab's default, finds fewer of flipped labels: see docs/decisions/009.
     worst = find_label_issues(
-        given, said, return_indices_ranked_by="self_confidence", n_jobs=1
+        given,
+        said,
+        filter_by="low_self_confidence",
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
     )  # the surest first
     if len(worst):
         examples = tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from ..types import Example, Finding, Need, Seen
 from ._near import pairs
 from ._rows import LATER, content, located, place
 
@@ -16,7 +16,7 @@ NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: Seen) -> Iterator[Finding]:
-    first = {}  # of equal rows one in each split
+    first: dict[tuple[str, str], tuple[str, Example]] = {}  # of equal rows one in each split
     for split, e in located(seen):
         first.setdefault((split, content(e)), (split, e))
     rows = list(first.values())
