@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import regraft
-from regraft.checking import Checked
+from regraft.findings import Checked
 
 PICTURES, TEST_SHARE, FLIPS = 400, 0.2, 10
 

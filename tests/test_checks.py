@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regraft import plugins
-from regraft.checking import cheap, in_words, run_checks, seen_of
 from regraft.checks import class_names, source_classes
 from regraft.data import as_brought, load_data, look
 from regraft.errors import DataError
+from regraft.findings import Checked, cheap, in_words, run_checks, seen_of
 from regraft.types import DataOptions, Example, Seen
 
 
@@ -256,7 +256,7 @@ def test_findings_do_not_depend_on_the_order_of_rows(tmp_path_factory, order):
         ("classes", "classes are not in train", 1),
         ("classes", "classes of train are not in val", 2),
         ("classes", "classes have a single row in test", 1),
-        ("conflicting_labels", "equal inputs have different labels", 1),
+        ("conflicting_labels", "inputs have rows with different labels", 1),
         ("exact_duplicates", "rows of test that are also in train", 1),
         ("near_duplicates", "rows of test have one in train that reads the same", 1),
         ("short_texts", "texts have fewer than 3 letters or digits", 1),
@@ -467,11 +467,11 @@ def test_cheap_findings_are_those_of_the_splits_that_fit_takes(flowers):
     (flowers / "test/iris/again.png").write_bytes((flowers / "train/iris/3.png").read_bytes())
     splits, task = load_data(DataOptions(flowers), *TASK)
     assert [f.check for f in cheap(splits, task)] == ["exact_duplicates"]
+    splits, task = load_data(DataOptions(flowers, leaks="drop"), *TASK)
+    assert cheap(splits, task) == ()
 
 
 def test_names_of_files_cannot_steer_the_terminal(flowers):
-    from regraft.checking import Checked
-
     noise(flowers / "train/iris/\x1b[2Jred\n.png", 60)
     bad = flowers / "train/iris/\x1b[31m.jpg"
     bad.write_bytes(b"")

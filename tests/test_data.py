@@ -130,11 +130,35 @@ def test_small_data_have_no_val_and_say_so(tmp_path, found, options, why):
     assert splits.test
 
 
-def test_rows_of_test_that_are_in_train_are_noted(tmp_path):
-    found = [(*r[:2], "train") for r in rows(60)] + [("text 0", "c1", "test")]
-    notes = load(tmp_path / "t.csv", found, "text,label,split").notes
-    assert any("rows of test that are also in train: 1 (t.csv row 62)" in n for n in notes)
-    assert any("different labels" in n for n in notes)
+@pytest.mark.fault(40)
+@pytest.mark.parametrize(
+    ("leaks", "expected", "said"),
+    [
+        ("keep", {"train": 61, "val": 2, "test": 3}, None),
+        (
+            "drop",
+            {"train": 58, "val": 1, "test": 3},
+            "t.csv row 2 left out of train: it is in test",
+        ),
+        ("move", {"train": 64, "val": 1, "test": 1}, "t.csv row 63 moved from test to train"),
+    ],
+)
+def test_leaks_are_settled_only_where_the_plan_says_so(tmp_path, leaks, expected, said):
+    found = [(*r[:2], "train") for r in rows(60)] + [("text 0", "c1", "train")]
+    found += [("text 0", "c1", "test"), ("text 5", "c0", "test"), ("only test", "c0", "test")]
+    found += [("text 5", "c0", "val"), ("only val", "c1", "val")]
+    splits = load(tmp_path / "t.csv", found, "text,label,split", leaks=leaks)
+    assert {s: len(getattr(splits, s)) for s in expected} == expected
+    assert bool(splits.settled) == (said is not None)
+    contents = {s: {e.inputs for e in getattr(splits, s)} for s in expected}
+    shared = any(
+        contents[a] & contents[b] for a, b in [("train", "val"), ("train", "test"), ("val", "test")]
+    )
+    assert shared == (leaks == "keep")
+    if said:
+        assert any(f"{where} {what}".startswith(said) for where, what in splits.settled)
+        assert any(f'leaks = "{leaks}": {len(splits.settled)} rows' in n for n in splits.notes)
+        assert len({e.id for s in expected for e in getattr(splits, s)}) == sum(expected.values())
 
 
 @pytest.mark.fault(34)

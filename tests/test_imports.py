@@ -23,7 +23,7 @@ SHARED = {
     "formats/table": {"pictures"},
 }
 BY_NAME = {
-    ("prepare", "sources"), ("api", "sources"),  # load_source, the folder's one entry
+    ("prepare", "sources"), ("api", "sources"), ("checking", "sources"),  # load_source, the folder's one entry
     ("__init__", "sources"), ("types", "sources"),  # the same, and Source.from_module, late
     ("inputs", "formats"),  # predict reads tables without labels
 }  # fmt: skip
@@ -89,7 +89,8 @@ def test_nothing_below_imports_run_api_or_cli(file):
     found = {n.partition(".")[0] for n in imports(file)}
     above = {
         "run": {"api", "cli", "demo", "rechoose"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
-        "prepare": {"run", "arms", "reuse", "results", "estimate", "rechoose", "curve", "range_test"},
+        "checking": {"api", "cli"},
+        "prepare": {"run", "arms", "reuse", "results", "estimate", "rechoose", "curve", "range_test", "checking"},
     }  # fmt: skip
     for module, users in above.items():
         assert module not in found or file.stem in users, f"{file.stem} imports {module}"

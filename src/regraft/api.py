@@ -12,12 +12,12 @@ import torch
 
 from . import plan as plans
 from .batches import Batches
-from .checking import Checked
 from .checking import check as looked
 from .data import rows_of
 from .errors import UsageError
 from .evaluation import Scored, estimates, scored
 from .features import outputs
+from .findings import Checked
 from .grafting import Model
 from .plan import Plan, place
 from .plugins import module

@@ -1,67 +1,35 @@
 """``regraft check``: look at data and source, train nothing, list what was found.
 
-A check is a file of checks/. Those that need the rows alone run in every fit too (``cheap``); the others
-need what only ``check`` computes: features of the source, what a cross-validated linear probe says of
-each row, lengths in tokens, rows of the source task.
+Computes what the checks need beyond the rows: features of the source, what a cross-validated linear
+probe says of each row, lengths in tokens, rows of the source task.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from . import plan as plans
-from . import plugins
+from .arms import joined
 from .data import as_brought, content, divide, look, rows_and_splits
-from .errors import DataError, printable
+from .errors import DataError
+from .findings import Checked, in_order, run_checks, seen_of
+from .linear_probe import fit_probe, folds_of
 from .plan import Plan
-from .types import Check, DataOptions, Example, Finding, Need, Seen, Severity, Source, Splits, Task
+from .prepare import Prepared, prepare
+from .preprocess import TextPreprocessor
+from .reuse import features
+from .source_data import load_source_data
+from .sources import load_source
+from .types import DataOptions, Example, Finding, Seen, Source, Splits, Task
 
 if TYPE_CHECKING:
     from .features import Outputs
-    from .prepare import Prepared
     from .types import FloatArray
 
-ORDER: tuple[Severity, ...] = ("problem", "caution", "note")
-SHOWN = 3  # examples of a finding on the terminal
-SAVED = 1_000  # and in JSON
 FOLDS = 5
-WHY: dict[Need, str] = {
-    "features": "needs a source (--source REF)",
-    "probabilities": "needs a source for these rows, and classes of 2 rows or more",
-    "tokens": "needs a source that reads texts (--source REF)",
-    "source names": "needs a source that names its classes, or --source-data PATH",
-    "source rows": "needs --source-data PATH",
-}
-
-
-@dataclass(frozen=True)
-class Checked:
-    """All that was found, the gravest first, and what was not looked at."""
-
-    data: str
-    source: str
-    kind: str
-    rows: dict[str, int]  # split → rows
-    findings: tuple[Finding, ...]
-    not_run: dict[str, str] = field(default_factory=dict)  # check → why
-
-    def count(self, severity: Severity) -> int:
-        return sum(f.severity == severity for f in self.findings)
-
-    @property
-    def problems(self) -> int:
-        return self.count("problem")
-
-    def record(self) -> dict[str, Any]:
-        """Plain JSON; of each finding the first SAVED examples."""
-        return asdict(replace(self, findings=())) | {"findings": records(self.findings)}
-
-
-def records(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    return [asdict(f) | {"examples": list(f.examples[:SAVED])} for f in findings]
 
 
 def check(
@@ -93,7 +61,9 @@ def check(
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
         p, why = prepared(plan, (splits, task) if task else None, allow_code, source)
-        loaded = p.source if p else source or load(plan)
+        loaded = (
+            p.source if p else source or load_source(plan.source.ref, plans.source_options(plan))
+        )
         if p is None and why:
             say(why)
         if p is not None:
@@ -116,65 +86,7 @@ def check(
     )
 
 
-def cheap(splits: Splits, task: Task) -> tuple[Finding, ...]:
-    """What the checks find that need the rows alone: no features, no second look at a file."""
-    return in_order(run_checks(seen_of(splits, task.name, task))[0])
-
-
-def run_checks(seen: Seen) -> tuple[list[Finding], dict[str, str]]:
-    """Every check that has what it needs; and why the others did not run."""
-    there: dict[Need, bool] = {
-        "features": seen.features is not None,
-        "probabilities": seen.probabilities is not None,
-        "tokens": seen.tokens is not None,
-        "source names": seen.source_names is not None,
-        "source rows": seen.source_rows is not None,
-    }
-    findings: list[Finding] = []
-    not_run: dict[str, str] = {}
-    for name in plugins.names("checks"):
-        module = cast("Check", plugins.module("checks", name))
-        if missing := [need for need in sorted(module.NEEDS) if not there[need]]:
-            not_run[name] = WHY[missing[0]]
-            continue
-        findings += [replace(f, check=name) for f in module.check(seen)]
-    return findings, not_run
-
-
-def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda f: (ORDER.index(f.severity), f.check)))
-
-
-def seen_of(splits: Splits, name: str, task: Task | None) -> Seen:
-    return Seen(
-        kind=splits.kind,
-        task=name,
-        splits={"train": splits.train, "val": splits.val, "test": splits.test},
-        names=namer(name, task),
-        unreadable=splits.unreadable,
-        left_out=splits.left_out,
-        empty=splits.empty,
-    )
-
-
-def namer(name: str, task: Task | None) -> Callable[[Example], tuple[str, ...]]:
-    """A row → its class or labels; none of numbers, nor of labels that are not understood."""
-    if name == "classification":
-        return lambda e: e.cells
-    if name != "multilabel" or task is None:
-        return lambda e: ()
-    return lambda e: tuple(
-        c for c, on in zip(task.classes, task.encode([e.cells])[0].tolist(), strict=True) if on
-    )
-
-
 # ---------------------------------------------------------------- what needs the source
-
-
-def load(plan: Plan) -> Source:
-    from .sources import load_source
-
-    return load_source(plan.source.ref, plans.source_options(plan))
 
 
 def prepared(
@@ -183,8 +95,6 @@ def prepared(
     """What a fit of these rows would start from, so that it finds their features in the cache."""
     if data is None:
         return None, "the source's features are not looked at: fit would stop at these data"
-    from .prepare import prepare
-
     bare = plan.model_copy(
         update={
             "freezing": {"name": "everything"},
@@ -199,10 +109,6 @@ def prepared(
 
 def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     """Features of every row, probabilities by folds, and lengths in tokens."""
-    from .arms import joined
-    from .preprocess import TextPreprocessor
-    from .reuse import features
-
     if isinstance(p.preprocessor, TextPreprocessor):
         rows = seen.rows
         lengths = p.preprocessor.lengths([e.inputs for e in rows])
@@ -228,8 +134,6 @@ def out_of_fold(
     λ is chosen on train (and val) as in a fit; the folds are over all rows, so that test is judged
     too: for its labels, by models that are thrown away. None where a class has a single row.
     """
-    from .linear_probe import fit_probe, folds_of
-
     examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
     rows = [examples[i] for i in every.ids]
     copies = Counter(content(e) for e in rows)
@@ -262,42 +166,5 @@ def own_source_rows(plan: Plan, source: Source) -> tuple[Example, ...] | None:
     """Those that a source was made from, where it is a run and they are still there."""
     if plan.source_data.path != "own":
         return None
-    from .source_data import load_source_data
-
     data, _ = load_source_data(plan, source)
     return None if data is None else tuple(e for part in data.parts.values() for e in part)
-
-
-# ---------------------------------------------------------------- in words
-
-
-def in_words(found: Checked) -> str:
-    """The list as the terminal shows it."""
-    rows = ", ".join(f"{s} {n:,}" for s, n in found.rows.items())
-    head = f"{found.data}: {sum(found.rows.values()):,} {found.kind}s that can be used ({rows})"
-    lines = [head + (f"; source {found.source}" if found.source else "")]
-    for f in found.findings:
-        lines += ["", *finding_in_words(f)]
-    counts = ", ".join(
-        f"{n} {severity}{'' if n == 1 else 's'}"
-        for severity, n in ((s, found.count(s)) for s in ORDER)
-    )
-    lines += ["", counts if found.findings else "nothing found"]
-    reasons: dict[str, list[str]] = {}
-    for name, why in found.not_run.items():
-        reasons.setdefault(why, []).append(name)
-    lines += [f"not looked at: {', '.join(names)} {why}" for why, names in reasons.items()]
-    return "\n".join(lines)
-
-
-def finding_in_words(f: Finding) -> Iterator[str]:
-    yield f"{f.severity.upper():<8} {one_line(f)}"
-    for example in f.examples[:SHOWN]:
-        yield f"           {printable(example)}"
-    if len(f.examples) > SHOWN:
-        yield f"           and {len(f.examples) - SHOWN:,} more"
-    yield f"         → {f.remedy}"
-
-
-def one_line(f: Finding) -> str:
-    return f"{f.check}: {f.count:,} of {f.of:,} {f.what}"

@@ -229,7 +229,7 @@ def check(
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     chosen = make_plan(data, flags, settings, allow_code, needs_source=False)
     from .checking import check as looked
-    from .checking import in_words
+    from .findings import in_words
     from .runfiles import dumps
 
     def say(line: str) -> None:

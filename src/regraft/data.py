@@ -76,6 +76,10 @@ def divide(
 ) -> tuple[Splits, Task]:
     """Rows → splits and their task; see ``load_data``."""
     raw, parts, notes = found.raw, found.by_split(), list(found.notes)
+    settled = _settle(parts, options.leaks)
+    if settled:
+        places = [f"{where} {what}" for where, what in settled]
+        notes.append(f'leaks = "{options.leaks}": {len(settled)} rows: {shorten(places, 3)}')
     if not parts["train"]:
         raise DataError(f"{options.path} has no rows in train; they are all in val or test")
 
@@ -109,7 +113,8 @@ def divide(
         else:
             why = why or "the groups are too few" if options.val else "val = 0"
             notes.append(f"there is no val: {why}")
-    return replace(as_brought(found, parts), notes=(*raw.notes, *notes)), task
+    splits = replace(as_brought(found, parts), notes=(*raw.notes, *notes), settled=settled)
+    return splits, task
 
 
 def as_brought(found: Rows, parts: dict[str, list[Example]] | None = None) -> Splits:
@@ -270,6 +275,37 @@ def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None
 
 
 # ---------------------------------------------------------------- splits
+
+
+def _settle(parts: dict[str, list[Example]], how: str) -> tuple[tuple[str, str], ...]:
+    """Let one split alone hold what is equal, in place; (where, what) of each row that was touched.
+
+    drop: test keeps it before val before train, the others leave it out. move: train gets it all
+    before val before test. Splits that are drawn later keep equal rows whole anyhow.
+    """
+    if how == "keep":
+        return ()
+    order = ("test", "val", "train") if how == "drop" else ("train", "val", "test")
+    owner: dict[str, str] = {}
+    for split in order:
+        for example in parts[split]:
+            owner.setdefault(content(example), split)
+    before = {split: parts[split] for split in order}
+    parts |= {split: [] for split in order}
+    settled = []
+    for split, examples in before.items():
+        for example in examples:
+            there = owner[content(example)]
+            if there == split:
+                parts[split].append(example)
+            elif how == "drop":
+                settled.append((example.where, f"left out of {split}: it is in {there} too"))
+            else:
+                parts[there].append(example)
+                settled.append((example.where, f"moved from {split} to {there}: it is there too"))
+    for split in order:
+        parts[split].sort(key=lambda e: (content(e), int(e.id.partition("-")[2])))
+    return tuple(sorted(settled))
 
 
 def _units(examples: Sequence[Example]) -> list[list[int]]:

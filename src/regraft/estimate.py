@@ -12,8 +12,8 @@ from typing import cast
 import torch
 
 from .arms import adapted
-from .checking import one_line
 from .features import outputs
+from .findings import one_line
 from .frontier import ALPHAS
 from .grafting import graft
 from .loop import fine_tune

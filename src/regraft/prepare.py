@@ -13,10 +13,10 @@ import torch
 from . import controls, optimizers, plugins
 from . import plan as plans
 from .batches import Batches, Tokens
-from .checking import cheap
 from .data import load_data
 from .errors import DataError, PlanError
 from .evaluation import at_threshold
+from .findings import cheap
 from .grafting import graft
 from .linear_probe import Fold, folds_of
 from .loop import Settings

@@ -31,11 +31,11 @@ from .arms import (
     fit_scratch,
     probe_on,
 )  # fmt: skip
-from .checking import one_line, records
 from .controls import untrained
 from .data import write_manifest
 from .errors import PlanError, UsageError, shorten
 from .evaluation import Scored
+from .findings import one_line, records
 from .frontier import Point, choose
 from .gallery import write_gallery
 from .loop import Epoch, snapshot
@@ -89,7 +89,8 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     for finding in p.findings:
         if finding.severity != "note":
             say(f"{finding.severity}: {one_line(finding)} ({shorten(finding.examples, 3)})")
-    folder.json("check.json", {"findings": records(p.findings)})
+    settled = [{"where": where, "what": what} for where, what in p.splits.settled]
+    folder.json("check.json", {"findings": records(p.findings), "settled": settled})
     folder.text("plan.toml", write_plan(p.plan, p.reasons))
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)

@@ -91,6 +91,7 @@ class Splits:
     test_digest: str  # the same over the test rows; the ledger's key
     notes: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()  # (where, why) of rows that were left out
+    settled: tuple[tuple[str, str], ...] = ()  # (where, what) was done to rows by [data] leaks
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
     empty: tuple[str, ...] = ()  # class folders without a picture
 
@@ -113,6 +114,7 @@ class DataOptions:
     folds: int | None = None  # no val: all rows but test are train, for cross-validation
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
+    leaks: Literal["keep", "drop", "move"] = "keep"  # of train out, or of test and val into train
     empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
     label_separator: str = ";"  # between the labels of one cell, where a row has several
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -77,23 +78,36 @@ def test_a_source_adds_label_errors_and_leaves_its_features_for_fit(
     assert found["label_errors"][0]["count"] <= 8
     # the same features: nothing is computed anew
     (planted / "train/olive/empty.jpg").unlink()
-    code, out, _ = cli("fit", planted, *args, "--epochs", 1, "--out", tmp_path / "run")
-    assert code == 0, out
-    assert "features of train: 49 rows from the feature cache" in out
+    code, _, err = cli("fit", planted, *args, "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "features of train: 49 rows from the feature cache" in err
 
 
 def test_a_fit_keeps_what_the_cheap_checks_found(planted, weights, cli, tmp_path):
     args = ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
-    code, out, _ = cli(
-        "fit", planted, *args, "--epochs", 1, "--on-bad", "skip", "--out", tmp_path / "run"
-    )
+    args += ["--epochs", 1, "--on-bad", "skip"]
+    code, _, err = cli("fit", planted, *args, "--out", tmp_path / "run")
     assert code == 0
-    assert "problem: exact_duplicates: 1 of 25 rows of test that are also in train" in out
-    kept = by_check(json.loads((tmp_path / "run/check.json").read_text()))
-    assert {"unreadable", "exact_duplicates", "conflicting_labels"} <= set(kept)
+    # its twin may be drawn for val
+    assert re.search(
+        r"problem: exact_duplicates: 1 of 25 rows of test that are also in (train|val)", err
+    )
+    record = json.loads((tmp_path / "run/check.json").read_text())
+    assert {"unreadable", "exact_duplicates", "conflicting_labels"} <= set(by_check(record))
+    assert record["settled"] == []
     code, out, _ = cli("report", tmp_path / "run")
     page = (tmp_path / "run/report.html").read_text()
-    assert "What was found in the data" in page and "rows of test that are also in train" in page
+    assert "What was found in the data" in page and "rows of test that are also in" in page
+    out = tmp_path / "clean"
+    code, _, err = cli("fit", planted, *args, "--set", "data.leaks=drop", "--out", out)
+    assert code == 0 and "exact_duplicates" not in err
+    record = json.loads((out / "check.json").read_text())
+    assert "exact_duplicates" not in by_check(record)
+    what = "left out of train: it is in test too"
+    assert record["settled"] == [{"where": "train/amber/000.png", "what": what}]
+    assert all(
+        row["where"] != "train/amber/000.png" for row in read_manifest(out / "manifest.jsonl")
+    )
 
 
 def test_a_plan_is_checked_as_its_fit_would_read_it(planted, cli, tmp_path):

@@ -23,7 +23,7 @@ def check(seen: Seen) -> Iterator[Finding]:
         )
         yield Finding(
             "problem",
-            "equal inputs have different labels",
+            "inputs have rows with different labels",
             len(differ),
             len(by_content),
             examples,

@@ -30,7 +30,8 @@ def check(seen: Seen) -> Iterator[Finding]:
                 len(shared),
                 len(seen.splits[later]),
                 tuple(shared),
-                f"remove them from {earlier}, or figures on {later} come out too good",
+                f'remove them from {earlier}, or set data.leaks = "drop": else figures on {later} come out '
+                "too good",
             )
     again = [
         f"{there} = {rows[0]}"
