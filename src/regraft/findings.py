@@ -19,9 +19,9 @@ SHOWN = 3  # examples of a finding on the terminal
 SAVED = 1_000  # and in JSON
 WHY: dict[Need, str] = {
     "features": "needs a source (--source REF)",
-    "probabilities": "needs a source for these rows, and classes of 2 rows or more",
+    "probabilities": "needs a source (--source REF) and classes, each of 2 rows or more",
     "tokens": "needs a source that reads texts (--source REF)",
-    "source names": "needs a source that names its classes, or --source-data PATH",
+    "source names": "needs a source that names its classes (--source REF), or --source-data PATH",
     "source rows": "needs --source-data PATH",
 }
 
@@ -71,6 +71,8 @@ def run_checks(seen: Seen) -> tuple[list[Finding], dict[str, str]]:
     not_run: dict[str, str] = {}
     for name in plugins.names("checks"):
         module = cast("Check", plugins.module("checks", name))
+        if "tokens" in module.NEEDS and seen.kind != "text":
+            continue
         if missing := [need for need in sorted(module.NEEDS) if not there[need]]:
             not_run[name] = WHY[missing[0]]
             continue

@@ -25,7 +25,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "caution",
             "pairs of class names look alike",
             len(found),
-            len(names),
+            len(names) * (len(names) - 1) // 2,
             tuple(found),
             "give them one name if they are one class",
         )
