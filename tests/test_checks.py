@@ -16,7 +16,7 @@ from regraft.checks import class_names, source_classes
 from regraft.data import as_brought, load_data, look
 from regraft.errors import DataError
 from regraft.findings import Checked, cheap, in_words, run_checks, seen_of
-from regraft.types import DataOptions, Example, Seen
+from regraft.types import DataOptions, Example, Finding, Seen
 
 
 def noise(path, seed: int, **how):
@@ -477,4 +477,11 @@ def test_names_of_files_cannot_steer_the_terminal(flowers):
     bad = flowers / "train/iris/\x1b[31m.jpg"
     bad.write_bytes(b"")
     text = in_words(Checked("d", "", "image", {}, tuple(findings(flowers))))
+    assert "--out FILE" not in text  # every example is shown
     assert "\x1b" not in text and "\\x1b[31m.jpg" in text
+
+
+def test_a_list_that_is_cut_says_so_and_where_the_rest_is():
+    places = tuple(f"row {i}" for i in range(5))
+    text = in_words(Checked("d", "", "text", {}, (Finding("note", "w", 5, 9, places, "r"),)))
+    assert "row 2" in text and "row 3" not in text and "and 2 more" in text and "--out FILE" in text

@@ -125,6 +125,8 @@ def in_words(found: Checked) -> str:
     reasons: dict[str, list[str]] = {}
     for name, why in found.not_run.items():
         reasons.setdefault(why, []).append(name)
+    if any(len(f.examples) > SHOWN for f in found.findings):
+        lines.append("--out FILE writes the examples that are not shown")
     lines += [f"not looked at: {', '.join(names)} {why}" for why, names in reasons.items()]
     return "\n".join(lines)
 

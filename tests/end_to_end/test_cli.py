@@ -82,7 +82,7 @@ def photo_run(pictures, weights, tmp_path_factory) -> Path:
 def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
     names = {str(p.relative_to(photo_run)) for p in photo_run.rglob("*") if p.is_file()}
     assert names == {
-        "plan.toml", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
+        "plan.toml", "check.json", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
         "result.json", "predictions.csv", "log.txt", "model/model.safetensors",
         "model/config.json", "model/preprocess.json", "model/labels.json", "gallery/gallery.json",
     }  # fmt: skip
