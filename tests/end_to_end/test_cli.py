@@ -380,9 +380,6 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
                 p.unlink()
             (one / split / name).rmdir()
     refused(fit(one), 3, "class")
-    empty = make_pictures(tmp_path / "empty")
-    (empty / "train" / "void").mkdir()
-    refused(fit(empty), 3, "void")
     only = make_pictures(tmp_path / "only")
     (only / "test" / "tulip").mkdir()
     (only / "test" / "navy" / "000.png").rename(only / "test" / "tulip" / "000.png")
@@ -395,6 +392,19 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
     assert code == 0, err
     assert sum(result(out)["rows"].values()) == 83
     assert "navy/007.png" in (out / "log.txt").read_text()
+
+
+@pytest.mark.fault(36)
+def test_an_empty_class_folder_is_no_class_and_is_said(make_pictures, weights, cli, tmp_path):
+    empty = make_pictures(tmp_path / "empty")
+    (empty / "train" / "void").mkdir()
+    out = tmp_path / "run"
+    code, _, err = cli("fit", empty, *tiny(weights), *quick(), "--out", out)
+    assert code == 0, err
+    log = (out / "log.txt").read_text()
+    assert "1 class folder without a picture left out: train/void" in log
+    labels = json.loads((out / "model/labels.json").read_text())
+    assert "navy" in str(labels) and "void" not in str(labels)
 
 
 def test_a_column_that_does_not_exist(pictures, weights, cli, tmp_path):

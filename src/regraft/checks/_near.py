@@ -243,15 +243,20 @@ def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
         _, key = np.unique(rows, return_inverse=True)
         order = np.argsort(key, kind="stable")
         sorted_key = key[order]
+        parts, count = [found], len(found)
         for step in range(1, len(order)):
             at = np.flatnonzero(sorted_key[step:] == sorted_key[:-step])
             if not len(at):
                 break
-            if step > REACH or len(found) > MOST:
+            if step > REACH or count > 2 * MOST:
                 more = True
                 break
             one, two = long[order[at]], long[order[at + step]]
-            found = np.union1d(found, np.minimum(one, two) * len(texts) + np.maximum(one, two))
+            parts.append(np.minimum(one, two) * len(texts) + np.maximum(one, two))
+            count += len(at)
+        found = np.unique(np.concatenate(parts))
+        if len(found) > MOST:
+            return np.stack(np.divmod(found[:MOST], len(texts)), 1), True
     return np.stack(np.divmod(found, len(texts)), 1), more
 
 
