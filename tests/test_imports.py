@@ -23,7 +23,7 @@ SHARED = {
     "formats/table": {"pictures"},
 }
 BY_NAME = {
-    ("prepare", "sources"), ("api", "sources"),  # load_source, the folder's one entry
+    ("prepare", "sources"), ("api", "sources"), ("checking", "sources"),  # load_source, the folder's one entry
     ("__init__", "sources"), ("types", "sources"),  # the same, and Source.from_module, late
     ("inputs", "formats"),  # predict reads tables without labels
 }  # fmt: skip
@@ -89,8 +89,9 @@ def test_nothing_below_imports_run_api_or_cli(file):
     found = {n.partition(".")[0] for n in imports(file)}
     above = {
         "run": {"api", "cli", "demo", "rechoose"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
+        "checking": {"api", "cli"},
         "prepare": {"run", "arms", "reuse", "results", "resuming", "estimate", "rechoose", "curve",
-                        "range_test"},
+                        "range_test", "checking"},
     }  # fmt: skip
     for module, users in above.items():
         assert module not in found or file.stem in users, f"{file.stem} imports {module}"
@@ -117,7 +118,7 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
 
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
-    if file.parent.name in ("tasks", "freezing", "regularizers", "formats"):
+    if file.parent.name in ("tasks", "freezing", "regularizers", "formats", "checks"):
         assert "!torch" not in imports(file, late=False)
     if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
         assert "!torch" not in imports(file)

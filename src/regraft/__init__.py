@@ -11,7 +11,7 @@ from .errors import RegraftError
 from .types import Estimate, Prediction, Source, Verdict
 
 if TYPE_CHECKING:
-    from .api import Predictor, Run, fit, load
+    from .api import Predictor, Run, check, fit, load
     from .comparison import compare
     from .data import load_data
     from .evaluation import estimates, gain
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 WHERE = {
+    "check": "api",
     "fit": "api",
     "load": "api",
     "Run": "api",
@@ -45,6 +46,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "compare", "estimates",
-    "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
+    "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "check", "compare",
+    "estimates", "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
 ]  # fmt: skip

@@ -12,12 +12,14 @@ import torch
 
 from . import plan as plans
 from .batches import Batches
+from .checking import check as looked
 from .data import rows_of
 from .errors import UsageError
 from .evaluation import Scored, estimates, scored
 from .features import outputs
+from .findings import Checked
 from .grafting import Model
-from .plan import Plan, check, place
+from .plan import Plan, place
 from .plugins import module
 from .preprocess import Preprocessor, build
 from .run import run as run_plan
@@ -102,19 +104,51 @@ def fit(
 
     Raises PlanError, DataError, SourceError, DivergedError or DiskError.
     """
-    tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
-    place(tree, ["data", "path"], str(data))
-    place(tree, ["source", "ref"], source if isinstance(source, str) else source.name)
-    place(tree, ["run", "out"], str(out))
-    for key, value in (settings or {}).items():
-        place(tree, key.split("."), value)
-    plan = check(tree, allow_code=allow_code)
+    named = {"run.out": str(out)}
+    plan = as_plan(data, source, named | (settings or {}), sections, allow_code)
     given = source if isinstance(source, Source) else None
     path = run_plan(
         plan, allow_code=allow_code, say=say, source=given, resume=resume,
         accept_changes=accept_changes,
     )  # fmt: skip
     return Run.read(path)
+
+
+def check(
+    data: str | Path,
+    *,
+    source: str | Source = "",
+    settings: dict[str, Any] | None = None,
+    allow_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    **sections: Any,
+) -> Checked:
+    """Look at data, and at what ``source`` makes of them, without training: a list of findings.
+
+    ``settings`` and keyword arguments are those of ``fit``; source data go in as
+    ``source_data={"path": …}``.
+
+    Raises DataError where the data do not read at all, PlanError or SourceError as ``fit`` does.
+    """
+    plan = as_plan(data, source, settings or {}, sections, allow_code)
+    given = source if isinstance(source, Source) else None
+    return looked(plan, allow_code=allow_code, say=say, source=given)
+
+
+def as_plan(
+    data: str | Path,
+    source: str | Source,
+    settings: dict[str, Any],
+    sections: dict[str, Any],
+    allow_code: bool,
+) -> Plan:
+    """The plan of a call. Raises PlanError with every problem at once."""
+    tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
+    place(tree, ["data", "path"], str(data))
+    place(tree, ["source", "ref"], source if isinstance(source, str) else source.name)
+    for key, value in settings.items():
+        place(tree, key.split("."), value)
+    return plans.check(tree, allow_code=allow_code)
 
 
 @dataclass(frozen=True)

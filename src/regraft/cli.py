@@ -162,7 +162,13 @@ def with_flags(
     return decorate
 
 
-def make_plan(data: str, flags: dict[str, Any], settings: list[str], allow_code: bool) -> Plan:
+def make_plan(
+    data: str,
+    flags: dict[str, Any],
+    settings: list[str],
+    allow_code: bool,
+    needs_source: bool = True,
+) -> Plan:
     """The plan of a command line: a plan file or data, then flags, then --set."""
     from .plan import parse_setting, read_plan
 
@@ -177,6 +183,8 @@ def make_plan(data: str, flags: dict[str, Any], settings: list[str], allow_code:
             value = str(value)
         values[FLAGS[flag][0]] = [str(v) for v in value] if isinstance(value, list) else value
     values |= dict(parse_setting(s) for s in settings)
+    if not is_plan and not needs_source:
+        values.setdefault("source.ref", "")
     if not is_plan and "source.ref" not in values:
         raise UsageError(
             "say what to start from: --source bundled:efficientnet-lite0, or see --help"
@@ -206,6 +214,46 @@ def init(
     text_of_plan = write_plan(make_plan(data, flags, [], False))
     out.write_text(text_of_plan, encoding="utf-8")
     typer.echo(f"{out} written; next: regraft plan {out}   ·   regraft fit {out}")
+
+
+TRAINING = ("epochs", "batch_size", "lr", "head_lr", "optimizer", "freezing", "retain", "controls",
+            "seed", "seeds", "out")  # fmt: skip
+
+
+@app.command(rich_help_panel=START)
+@with_flags(but=("on_bad", *TRAINING))
+def check(
+    data: Data,
+    flags: dict[str, Any],
+    out: Annotated[Path | None, typer.Option(help="Write the whole list here, as JSON.")] = None,
+    settings: Settings = [],  # noqa: B006
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at data and, with --source, at what it makes of them: bad files, duplicates and leaks
+    across splits, classes, probable label errors. Nothing is trained or changed.
+
+    Like a linter, it exits with 3 where it finds a problem, with 0 where there are only cautions and
+    notes.
+    """
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists and is not overwritten: choose another --out")
+    chosen = make_plan(data, flags, settings, allow_code, needs_source=False)
+    from .checking import check as looked
+    from .findings import in_words
+    from .runfiles import dumps
+
+    def say(line: str) -> None:
+        if not as_json:
+            typer.echo(line, err=True)
+
+    found = looked(chosen, allow_code=allow_code, say=say)
+    record = dumps(found.record(), indent=2)
+    if out is not None:
+        out.write_text(record + "\n", encoding="utf-8")
+    typer.echo(record if as_json else in_words(found))
+    if found.problems:
+        raise typer.Exit(3)
 
 
 @app.command(rich_help_panel=START)
@@ -541,7 +589,7 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="sources, formats, tasks, freezing, regularizers, metrics, or a folder of runs."
+            help="sources, formats, tasks, freezing, regularizers, metrics, checks, or a folder of runs."
         ),
     ] = "all",
     as_json: AsJson = False,

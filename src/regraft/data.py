@@ -14,19 +14,38 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import plugins
 from .errors import DataError, did_you_mean, shorten
-from .pictures import check_picture
-from .types import DataOptions, Example, Kind, RawData, Row, Splits, Task
+from .pictures import facts_of, reason
+from .runfiles import dumps
+from .types import DataOptions, Example, Kind, PictureFacts, RawData, Row, Splits, Task
 
 Cells = tuple[str, ...]
 TEST = 0.2  # fraction of train that becomes test where the data bring none
 MIN_PER_STRATUM, MIN_ROWS = 5, 50  # fewer in train: no val is drawn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that can be used, sorted by content, and what was not taken."""
+
+    raw: RawData
+    examples: list[Example]
+    named: list[str | None]  # the split that the data name for each
+    unreadable: tuple[tuple[str, str], ...] = ()  # (where, why)
+    notes: tuple[str, ...] = ()
+
+    def by_split(self) -> dict[str, list[Example]]:
+        parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
+        for example, split in zip(self.examples, self.named, strict=True):
+            parts[split or "train"].append(example)
+        return parts
 
 
 def load_data(
@@ -41,17 +60,31 @@ def load_data(
 
     Raises DataError for data that cannot be used as they are, with every bad row counted.
     """
-    raw = read_raw(options)
-    examples, named, notes = _identify(raw, options.on_bad)
-    parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
-    for example, split in zip(examples, named, strict=True):
-        parts[split or "train"].append(example)
+    return divide(look(options), options, make_task, strata)
+
+
+def look(options: DataOptions) -> Rows:
+    """Every row of the data, read once and identified. Raises DataError as ``load_data`` does."""
+    return _identify(read_raw(options), options.on_bad)
+
+
+def divide(
+    found: Rows,
+    options: DataOptions,
+    make_task: Callable[[Sequence[Cells], Cells], Task],
+    strata: Callable[[Sequence[Cells]], list[str]],
+) -> tuple[Splits, Task]:
+    """Rows → splits and their task; see ``load_data``."""
+    raw, parts, notes = found.raw, found.by_split(), list(found.notes)
+    settled = _settle(parts, options.leaks)
+    if settled:
+        places = [f"{where} {what}" for where, what in settled]
+        notes.append(f'leaks = "{options.leaks}": {len(settled)} rows: {shorten(places, 3)}')
     if not parts["train"]:
         raise DataError(f"{options.path} has no rows in train; they are all in val or test")
 
     task = make_task([e.cells for e in parts["train"]], raw.columns)
     check_cells(parts, task, options.path)
-    notes += _leaks(parts)
 
     if not parts["test"]:
         counts = _draw(parts, "test", TEST, strata, options.split_seed)
@@ -80,17 +113,25 @@ def load_data(
         else:
             why = why or "the groups are too few" if options.val else "val = 0"
             notes.append(f"there is no val: {why}")
+    splits = replace(as_brought(found, parts), notes=(*raw.notes, *notes), settled=settled)
+    return splits, task
 
-    splits = Splits(
-        raw.kind,
+
+def as_brought(found: Rows, parts: dict[str, list[Example]] | None = None) -> Splits:
+    """The splits that the data name, nothing drawn and no label checked; or other parts of them."""
+    parts = found.by_split() if parts is None else parts
+    return Splits(
+        found.raw.kind,
         tuple(parts["train"]),
         tuple(parts["val"]),
         tuple(parts["test"]),
         digest=digest_of(parts),
         test_digest=digest_of({"test": parts["test"]}),
-        notes=(*raw.notes, *notes),
+        notes=(*found.raw.notes, *found.notes),
+        unreadable=found.unreadable,
+        left_out=found.raw.left_out,
+        empty=found.raw.empty,
     )
-    return splits, task
 
 
 def read_raw(options: DataOptions) -> RawData:
@@ -98,6 +139,13 @@ def read_raw(options: DataOptions) -> RawData:
 
     Raises DataError for a path that does not exist or that not exactly one format knows.
     """
+    try:
+        return _read_raw(options)
+    except PermissionError as error:
+        raise DataError(f"{error.filename} cannot be opened: {error.strerror}") from error
+
+
+def _read_raw(options: DataOptions) -> RawData:
     path, names = options.path, plugins.names("formats")
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -148,35 +196,45 @@ def rows_and_splits(
     raw = read_raw(options)
     if raw.kind != kind:
         raise DataError(f"{options.path} holds {raw.kind}s and the run takes {kind}s")
-    return _identify(raw, options.on_bad)
+    found = _identify(raw, options.on_bad)
+    return found.examples, found.named, list(found.notes)
 
 
 # ---------------------------------------------------------------- identity
 
 
-def _inspect(kind: str, row: Row) -> tuple[str, str | None]:
-    """(sha256 of the inputs, what is wrong with them)."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    digest: str  # sha256 of the inputs
+    problem: str | None = None  # why they cannot be used
+    facts: PictureFacts | None = None
+
+
+def _inspect(kind: str, row: Row) -> _Look:
     if kind != "image":
         # JSON keeps a pair apart from one text that holds the separator
         text = json.dumps(row.inputs, ensure_ascii=True)
         empty = any(not t.strip() for t in row.inputs)
-        return hashlib.sha256(text.encode()).hexdigest(), "the text is empty" if empty else None
-    if problem := check_picture(row.inputs[0]):
-        name = Path(row.inputs[0]).name
-        return "", problem if row.where.endswith(name) else f"{name}: {problem}"
-    with Path(row.inputs[0]).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), None
+        problem = "the text is empty" if empty else None
+        return _Look(hashlib.sha256(text.encode()).hexdigest(), problem)
+    path = Path(row.inputs[0])
+    try:
+        facts = facts_of(path)
+        with path.open("rb") as file:
+            return _Look(hashlib.file_digest(file, "sha256").hexdigest(), facts=facts)
+    except DataError as error:
+        problem = reason(error)
+    return _Look("", problem if row.where.endswith(path.name) else f"{path.name}: {problem}")
 
 
-def _identify(raw: RawData, on_bad: str) -> tuple[list[Example], list[str | None], list[str]]:
-    """Examples sorted by content, their splits, and notes; bad inputs stop or are left out."""
+def _identify(raw: RawData, on_bad: str) -> Rows:
+    """Rows sorted by content; bad inputs stop or are left out."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release the GIL
         looked = list(pool.map(lambda row: _inspect(raw.kind, row), raw.rows))
-    bad = [
-        f"{row.where} ({problem})"
-        for row, (_, problem) in zip(raw.rows, looked, strict=True)
-        if problem
-    ]
+    unreadable = tuple(
+        (row.where, at.problem) for row, at in zip(raw.rows, looked, strict=True) if at.problem
+    )
+    bad = [f"{where} ({problem})" for where, problem in unreadable]
     inputs = "picture" if raw.kind == "image" else "text"
     count = f"{len(bad)} of {len(raw.rows)} {inputs}s cannot be used: {shorten(bad)}"
     if bad and on_bad == "fail":
@@ -184,17 +242,22 @@ def _identify(raw: RawData, on_bad: str) -> tuple[list[Example], list[str | None
             count += "; are the pictures elsewhere (--image-root FOLDER)?"
         raise DataError(f"{count}; mend or remove them, or leave them out with --on-bad skip")
     # Rows with the same inputs are told apart by what else they say, not by where they stand.
-    rows = [(digest, row) for row, (digest, p) in zip(raw.rows, looked, strict=True) if not p]
-    rows.sort(key=lambda r: (r[0], r[1].cells, r[1].split or "", r[1].group or "", r[1].where))
+    rows = [(at, row) for row, at in zip(raw.rows, looked, strict=True) if not at.problem]
+    rows.sort(
+        key=lambda r: (r[0].digest, r[1].cells, r[1].split or "", r[1].group or "", r[1].where)
+    )
     if not rows:
         raise DataError(f"no row can be used; {count}")
     seen: Counter[str] = Counter()
     examples = []
-    for digest, row in rows:
-        key = digest[:16]
-        examples.append(Example(f"{key}-{seen[key]}", row.inputs, row.cells, row.where, row.group))
+    for at, row in rows:
+        key = at.digest[:16]
+        examples.append(
+            Example(f"{key}-{seen[key]}", row.inputs, row.cells, row.where, row.group, at.facts)
+        )
         seen[key] += 1
-    return examples, [row.split for _, row in rows], [f"left out: {count}"] if bad else []
+    notes = (f"left out: {count}",) if bad else ()
+    return Rows(raw, examples, [row.split for _, row in rows], unreadable, notes)
 
 
 def content(example: Example) -> str:
@@ -211,32 +274,38 @@ def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None
         raise DataError(f"{path} has {count} that cannot be used: {shorten(problems)}")
 
 
-def _count(items: Iterable[str | None]) -> str:
-    names = sorted(filter(None, items), key=lambda name: (len(name), name))
-    return f"{len(names)} ({shorten(names, 3)})"
-
-
-def _leaks(parts: dict[str, list[Example]]) -> list[str]:
-    """Notes on what splits share and on equal inputs with different labels."""
-    notes = []
-    for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
-        known = {content(e) for e in parts[earlier]}
-        shared = [e.where for e in parts[later] if content(e) in known]
-        if shared:
-            notes.append(f"rows of {later} that are also in {earlier}: {_count(shared)}")
-        groups = {e.group for e in parts[earlier]} & {e.group for e in parts[later] if e.group}
-        if groups:
-            notes.append(f"groups in both {earlier} and {later}: {_count(groups)}")
-    labels: dict[str, dict[Cells, str]] = defaultdict(dict)
-    for example in (e for part in parts.values() for e in part):
-        labels[content(example)].setdefault(example.cells, example.where)
-    differ = [" = ".join(where.values()) for where in labels.values() if len(where) > 1]
-    if differ:
-        notes.append(f"equal inputs with different labels: {_count(differ)}")
-    return notes
-
-
 # ---------------------------------------------------------------- splits
+
+
+def _settle(parts: dict[str, list[Example]], how: str) -> tuple[tuple[str, str], ...]:
+    """Let one split alone hold what is equal, in place; (where, what) of each row that was touched.
+
+    drop: test keeps it before val before train, the others leave it out. move: train gets it all
+    before val before test. Splits that are drawn later keep equal rows whole anyhow.
+    """
+    if how == "keep":
+        return ()
+    order = ("test", "val", "train") if how == "drop" else ("train", "val", "test")
+    owner: dict[str, str] = {}
+    for split in order:
+        for example in parts[split]:
+            owner.setdefault(content(example), split)
+    before = {split: parts[split] for split in order}
+    parts |= {split: [] for split in order}
+    settled = []
+    for split, examples in before.items():
+        for example in examples:
+            there = owner[content(example)]
+            if there == split:
+                parts[split].append(example)
+            elif how == "drop":
+                settled.append((example.where, f"left out of {split}: it is in {there} too"))
+            else:
+                parts[there].append(example)
+                settled.append((example.where, f"moved from {split} to {there}: it is there too"))
+    for split in order:
+        parts[split].sort(key=lambda e: (content(e), int(e.id.partition("-")[2])))
+    return tuple(sorted(settled))
 
 
 def _units(examples: Sequence[Example]) -> list[list[int]]:
@@ -345,7 +414,7 @@ def write_manifest(splits: Splits, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
-                file.write(json.dumps(manifest_row(split, example), ensure_ascii=False) + "\n")
+                file.write(dumps(manifest_row(split, example)) + "\n")
 
 
 def manifest_row(split: str, example: Example) -> dict[str, Any]:

@@ -63,5 +63,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def shorten(items: Sequence[str], limit: int = 5) -> str:
     """The first few items of a list and a count of the rest, for a message."""
-    shown = ", ".join(items[:limit])
+    shown = ", ".join(map(printable, items[:limit]))
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def printable(text: str) -> str:
+    """Names of files may hold anything: line breaks, escape sequences, bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,17 +6,27 @@ colour that lies beneath; here the first are scaled by their range and the secon
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import DataError
+from .types import PictureFacts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a gigabyte
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MOVING = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
+FLAT = 2.0  # grey levels of standard deviation: below, a picture has no perceptual hash
+BOX = Image.Resampling.BOX
+COSINES = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # [8, 32]
 
 # MAX_PIXELS above is stricter than Pillow's own limit, which would warn first.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -29,45 +39,84 @@ def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
     """
     if channels not in MODES:
         raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}")
+    return _read(path, channels)[0]
+
+
+def facts_of(path: str | Path) -> PictureFacts:
+    """What the checks look at, from one decode. Raises DataError as ``read_picture`` does."""
+    image, header = _read(path, 3)
+    grey = np.asarray(image.convert("L").resize((32, 32), BOX, reducing_gap=2.0), np.float64)
+    plain, mirrored = perceptual_hashes(grey)
+    thumb = grey.reshape(16, 2, 16, 2).mean((1, 3)).round().astype(np.uint8)
+    return PictureFacts(**header, hash=plain, mirrored=mirrored, thumb=thumb.tobytes())
+
+
+def perceptual_hashes(grey: NDArray[np.float64]) -> tuple[int | None, int | None]:
+    """Hashes of a picture of 32 × 32 grey values and of its mirror image; None where all are about
+    equal: noise would decide the bits.
+
+    A bit says whether a coefficient of the cosine transform lies above their median; of the 8 × 8
+    lowest frequencies without the mean. A mirror image has the odd horizontal ones with the other sign.
+    Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1.
+    """
+    if grey.std() < FLAT:
+        return None, None
+    low = COSINES @ grey @ COSINES.T  # [8, 8], vertical by horizontal frequency
+    return _bits(low), _bits(low * (-1.0) ** np.arange(8))
+
+
+def _bits(low: NDArray[np.float64]) -> int:
+    values = low.ravel()[1:]  # 63, without the mean
+    return int.from_bytes(np.packbits(values > np.median(values)).tobytes())
+
+
+def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]:
+    """The picture, and what its header says. Raises DataError for what does not decode whole."""
     problem = _problem(Path(path))
     if problem:
         raise DataError(f"{path} cannot be read as a picture: {problem}")
     try:
         with Image.open(path, formats=FORMATS) as file:
             _check_size(file)
+            raw = str(file.tile[0][3]) if file.tile else ""  # Pillow reads 16-bit colour as 8 bits
+            header = {
+                "format": str(file.format),
+                "mode": file.mode,
+                "size": file.size,
+                "deep": ";16" in raw or file.mode[0] in "IF",
+                "animated": file.format in MOVING and bool(getattr(file, "is_animated", False)),
+                "orientation": _orientation(file),
+            }
             file.load()
-            return _convert(_upright(file), channels)
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path} cannot be read as a picture: it is not a {', '.join(FORMATS)} file"
-        ) from error
+            return _convert(_upright(file), channels), header
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
-        raise DataError(f"{path} cannot be read as a picture: {error}") from error
+        raise DataError(f"{path} cannot be read as a picture: {_in_words(error)}") from error
 
 
-def check_picture(path: str | Path, deep: bool = True) -> str | None:
-    """What is wrong with a picture, in words, or None; ``deep=False`` looks at the header only."""
-    try:
-        if deep:
-            read_picture(path)
-        elif problem := _problem(Path(path)):
-            return problem
-        else:
-            with Image.open(path, formats=FORMATS) as file:
-                _check_size(file)
-    except DataError as error:
-        return str(error).partition("cannot be read as a picture: ")[2]
-    except Exception as error:
-        return str(error)
-    return None
+def reason(error: DataError) -> str:
+    """Why a picture cannot be read, without its path."""
+    return str(error).partition("cannot be read as a picture: ")[2]
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is not a {', '.join(FORMATS)} file"
+    if isinstance(error, Image.DecompressionBombError):  # far beyond MAX_PIXELS: Pillow is first
+        return f"it claims more than {MAX_PIXELS // 10**6} megapixels"
+    return str(error)
 
 
 def _problem(path: Path) -> str | None:
-    if not path.exists():
+    """Asked before a file is opened: a pipe or a device would never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
         return "there is no such file"
-    if not path.is_file():
+    except OSError as error:  # a loop of links, a name too long, no permission
+        return str(error.strerror or error)
+    if not stat.S_ISREG(found.st_mode):
         return "it is not a regular file"
-    return None if path.stat().st_size else "it is empty"
+    return None if found.st_size else "it is empty"
 
 
 def _check_size(file: Image.Image) -> None:
@@ -76,6 +125,14 @@ def _check_size(file: Image.Image) -> None:
         raise ValueError(
             f"{width} × {height} pixels are more than {MAX_PIXELS // 1_000_000} megapixels"
         )
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        value = int(file.getexif().get(0x0112, 1))
+    except Exception:  # as in _upright
+        return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -63,6 +63,11 @@ class DataPlan(Section):
     )
     split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
+    leaks: Literal["keep", "drop", "move"] = Field(
+        "keep",
+        description="rows with equal content in two splits: said alone; drop: those of train left out; "
+        "move: those of test and val join train",
+    )
     label_separator: str = Field(";", description="between the labels of one multi-label cell")
 
 

@@ -17,6 +17,7 @@ from .data import load_data
 from .doctor import check_torchvision
 from .errors import DataError, PlanError
 from .evaluation import at_threshold
+from .findings import cheap
 from .freeze import has_batch_norm
 from .grafting import graft
 from .linear_probe import Fold, folds_of
@@ -26,7 +27,18 @@ from .preprocess import Preprocessor, TextPreprocessor, build
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .source_data import SourceData, load_source_data
 from .sources import load_source
-from .types import Adapting, Example, Found, Metric, Regularizer, Source, Splits, Target, Task
+from .types import (
+    Adapting,
+    Example,
+    Finding,
+    Found,
+    Metric,
+    Regularizer,
+    Source,
+    Splits,
+    Target,
+    Task,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +67,7 @@ class Prepared:
     source_notes: list[str]
     strata: list[str]  # of the training rows
     targets: dict[str, Tensor] = field(default_factory=dict)  # split → encoded labels
+    findings: tuple[Finding, ...] = ()  # of the checks that need the rows alone
     kept: dict[Hashable, Any] = field(default_factory=dict)  # what seeds share; see train_rows
 
     @property
@@ -128,8 +141,16 @@ class RowsOfTrain:
         return cast("Found", self.p.kept[key])
 
 
-def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = None) -> Prepared:
+def prepare(
+    plan: Plan,
+    *,
+    allow_code: bool = False,
+    source: Source | None = None,
+    data: tuple[Splits, Task] | None = None,
+) -> Prepared:
     """Read data and source, settle every automatic choice, and refuse what cannot work.
+
+    ``source`` and ``data`` stand in for what the plan names.
 
     Raises PlanError, DataError, SourceError or UsageError.
     """
@@ -138,10 +159,10 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
     freezing = plans.freezing(plan, allow_code=allow_code)
     regularizers = plans.regularizers(plan, allow_code=allow_code)
     device, _ = choose_device(plan.run.device)
-    data = replace(
+    options = replace(
         plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
     )
-    splits, task = load_data(data, task_options.make, task_options.strata)
+    splits, task = data or load_data(options, task_options.make, task_options.strata)
     metrics = {
         name: at_threshold(cast(Metric, plugins.module("metrics", name)), task)
         for name in task.metrics
@@ -235,6 +256,7 @@ def prepare(plan: Plan, *, allow_code: bool = False, source: Source | None = Non
             for s in ("train", "val", "test")
             if getattr(splits, s)
         },
+        findings=cheap(splits, task) if data is None else (),
     )
     for regularizer in regularizers.values():
         regularizer.prepare(target, data_of_source, p.train_rows())  # refused here

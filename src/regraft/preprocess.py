@@ -226,10 +226,17 @@ class TextPreprocessor:
         """[B, T] each, int64, padded to the longest of the batch."""
         return dict(self.tokenizer.pad(list(samples), return_tensors="pt"))
 
+    def lengths(self, inputs: Sequence[tuple[str, ...]]) -> list[int]:
+        """Tokens of each row before anything is cut."""
+        found: list[int] = []
+        for start in range(0, len(inputs), 1024):
+            part = self._encode(inputs[start : start + 1024], truncation=False, verbose=False)
+            found += [len(row) for row in part["input_ids"]]
+        return found
+
     def truncated(self, inputs: Sequence[tuple[str, ...]]) -> int:
         """How many rows are longer than ``max_length`` tokens."""
-        ids = self._encode(inputs, truncation=False, verbose=False)["input_ids"]
-        return sum(len(row) > self.spec.max_length for row in ids)
+        return sum(n > self.spec.max_length for n in self.lengths(inputs))
 
     def _encode(self, inputs: Sequence[tuple[str, ...]], **how: Any) -> dict[str, Any]:
         first = [row[0] for row in inputs]

@@ -38,9 +38,10 @@ from .arms import (
 from .checkpoints import Keeper
 from .controls import untrained
 from .data import write_manifest
-from .errors import DivergedError, PlanError, RegraftError, UsageError
+from .errors import DivergedError, PlanError, RegraftError, UsageError, shorten
 from .evaluation import Scored
 from .features import Outputs
+from .findings import one_line, records
 from .frontier import Point, choose
 from .gallery import write_gallery
 from .linear_probe import Probe
@@ -201,7 +202,9 @@ def together(
     return folder.path
 
 
-BEFORE_PLAN = {LOCK, "log.txt", "result.json", "environment.json", "loading.json", "manifest.jsonl"}
+BEFORE_PLAN = {
+    LOCK, "log.txt", "result.json", "check.json", "environment.json", "loading.json", "manifest.jsonl",
+}  # fmt: skip
 
 
 def looks_like_a_run(folder: Path) -> bool:
@@ -249,6 +252,11 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
     for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
         say(note)
+    for finding in p.findings:
+        if finding.severity != "note":
+            say(f"{finding.severity}: {one_line(finding)} ({shorten(finding.examples, 3)})")
+    settled = [{"where": where, "what": what} for where, what in p.splits.settled]
+    folder.json("check.json", {"findings": records(p.findings), "settled": settled})
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
     if processes.first():

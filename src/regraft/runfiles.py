@@ -1,6 +1,6 @@
 """A run folder: plain files, no pickle; never renamed, never overwritten, one writer at a time.
 
-plan.toml  environment.json  manifest.jsonl  loading.json  history.jsonl  predictions.csv
+plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv
 result.json (written last, and whole or not at all)  log.txt
 gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
 model/ {model.safetensors, config.json, preprocess.json, labels.json}
@@ -94,11 +94,11 @@ class RunFolder:
             raise DiskError(f"{path} cannot be written: {error.strerror}") from error
 
     def json(self, name: str, value: Any) -> None:
-        self.text(name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+        self.text(name, dumps(plain(value), indent=2) + "\n")
 
     def append(self, name: str, value: Any) -> None:
         """One more line of a .jsonl file, synced."""
-        self._add(name, json.dumps(plain(value), ensure_ascii=False) + "\n")
+        self._add(name, dumps(plain(value)) + "\n")
 
     def log(self, line: str) -> None:
         self._add("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -109,7 +109,7 @@ class RunFolder:
         before = self.size(name)
         try:
             with path.open("ab") as file:
-                file.write(text.encode())
+                file.write(text.encode(errors="backslashreplace"))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -140,7 +140,9 @@ class RunFolder:
         (self.path / name).unlink(missing_ok=True)
 
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        with (self.path / name).open("w", encoding="utf-8", newline="") as file:
+        with (self.path / name).open(
+            "w", encoding="utf-8", errors="backslashreplace", newline=""
+        ) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)
@@ -211,6 +213,16 @@ def status_of(run: Path) -> str:
         return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def dumps(value: Any, **how: Any) -> str:
+    """JSON that can be written as UTF-8, whatever bytes the names of files are made of."""
+    text = json.dumps(value, ensure_ascii=False, **how)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a name that is no UTF-8: as \\udcff, which reads back the same
+        return json.dumps(value, **how)
+    return text
 
 
 def plain(value: Any) -> Any:

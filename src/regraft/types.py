@@ -48,6 +48,23 @@ class RawData:
     rows: tuple[Row, ...]
     columns: tuple[str, ...] = ("label",)  # names of the label cells
     notes: tuple[str, ...] = ()  # told to the user
+    left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
+    empty: tuple[str, ...] = ()  # class folders without a picture
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What is seen of a picture while it is decoded once; the checks look at it."""
+
+    format: str  # by content, as Pillow names it
+    mode: str  # Pillow's, before any conversion
+    size: tuple[int, int]  # width and height in pixels, as stored
+    deep: bool  # more than 8 bits a channel
+    animated: bool
+    orientation: int  # EXIF, 1 (upright) to 8
+    hash: int | None  # perceptual hash, 64 bits; None for a picture without any structure
+    mirrored: int | None  # the hash of its mirror image
+    thumb: bytes  # the upright picture in 16 × 16 grey values, row by row
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,7 @@ class Example:
     cells: tuple[str, ...]
     where: str
     group: str | None = None
+    facts: PictureFacts | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,10 @@ class Splits:
     digest: str  # sha256 over (id, split, label) of every row, independent of their order
     test_digest: str  # the same over the test rows; the ledger's key
     notes: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()  # (where, why) of rows that were left out
+    settled: tuple[tuple[str, str], ...] = ()  # (where, what) was done to rows by [data] leaks
+    left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
+    empty: tuple[str, ...] = ()  # class folders without a picture
 
 
 @dataclass(frozen=True)
@@ -92,12 +114,67 @@ class DataOptions:
     folds: int | None = None  # no val: all rows but test are train, for cross-validation
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
+    leaks: Literal["keep", "drop", "move"] = "keep"  # of train out, or of test and val into train
     empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
     label_separator: str = ";"  # between the labels of one cell, where a row has several
 
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
             raise ValueError(f"val is a fraction of train, from 0 to below 1, not {self.val}")
+
+
+# ---------------------------------------------------------------- checks
+
+Severity = Literal["problem", "caution", "note"]
+Need = Literal["features", "probabilities", "tokens", "source names", "source rows"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a check found: how much of it, where, and what to do."""
+
+    severity: Severity  # problem: figures would be wrong or fit stops; caution: look; note: know
+    what: str  # "rows of test are also in train"
+    count: int
+    of: int
+    examples: tuple[str, ...]  # the rows, all of them; those who show it cut the list
+    remedy: str
+    check: str = ""  # the file of checks/ that found it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check may look at. The tables by id are there where a check needs them and they could
+    be had."""
+
+    kind: Kind
+    task: str  # a file of tasks/
+    splits: Mapping[str, tuple[Example, ...]]  # train, val and test, each of any length
+    names: Callable[[Example], tuple[str, ...]]  # its class or its labels; none of a number
+    unreadable: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    empty: tuple[str, ...] = ()
+    features: Mapping[str, FloatArray] | None = None  # id → [D], of the source's backbone
+    probabilities: Mapping[str, FloatArray] | None = None  # id → [C], by a probe that never saw it
+    classes: tuple[str, ...] = ()  # of the probabilities, in their order
+    tokens: Mapping[str, int] | None = None  # id → tokens of the whole text
+    max_tokens: int = 0  # as many as the source reads
+    source_names: tuple[str, ...] | None = None  # the source's classes in words
+    source_rows: tuple[Example, ...] | None = None
+
+    @property
+    def rows(self) -> tuple[Example, ...]:
+        return tuple(e for part in self.splits.values() for e in part)
+
+
+class Check(Protocol):
+    """A file of ``checks/``: a module with these names."""
+
+    NEEDS: frozenset[Need]  # beside the rows themselves; none: ``fit`` runs it always
+
+    def check(self, seen: Seen) -> Iterable[Finding]:
+        """What it found; nothing where all is well. Neither rows nor files are changed."""
+        ...
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -222,6 +299,7 @@ class Source:
     preprocess: Preprocess
     features: int  # D, measured by a forward pass
     labels: tuple[str, ...] | None = None  # the source's class names
+    words: tuple[str, ...] | None = None  # the same in words where labels are ids: "ant, emmet"
     task: str = "classification"  # what its head was trained for, as a file of tasks/
     digest: str = ""  # sha256 of the weights file; "" where nothing was loaded
     licence: str = "unknown"

@@ -63,10 +63,14 @@ def test_a_class_may_be_called_test(tmp_path):
     assert {(r.cells[0], r.split) for r in raw.rows} == {("test", None), ("exam", None)}
 
 
-def test_an_empty_class_is_an_error_that_names_it(tmp_path):
+def test_an_empty_class_is_left_out_and_said(tmp_path):
     picture(tmp_path / "tulip/a.jpg")
     (tmp_path / "iris").mkdir()
-    with pytest.raises(DataError, match="1 class folder holds no picture: iris"):
+    raw = image_folder.read(tmp_path, DataOptions(tmp_path))
+    assert raw.empty == ("iris",) and [r.cells for r in raw.rows] == [("tulip",)]
+    assert raw.notes == ("1 class folder without a picture left out: iris",)
+    (tmp_path / "tulip/a.jpg").unlink()
+    with pytest.raises(DataError, match="2 class folders hold no picture: iris, tulip"):
         image_folder.read(tmp_path, DataOptions(tmp_path))
 
 
@@ -77,6 +81,7 @@ def test_a_class_beside_the_splits_is_an_error_that_names_it(tmp_path):
         image_folder.read(tmp_path, DataOptions(tmp_path))
 
 
+@pytest.mark.fault(55)
 def test_links_out_of_the_folder_and_other_files_are_left_out_and_said(tmp_path):
     outside = tmp_path / "outside.jpg"
     picture(outside)
@@ -106,6 +111,7 @@ def test_a_folder_of_pictures_beside_a_table_is_not_taken_for_a_class(tmp_path):
 # ---------------------------------------------------------------- table
 
 
+@pytest.mark.fault(39)
 def test_csv_labels_stay_text(tmp_path):
     path = write(tmp_path / "t.csv", "\ufefftext,label\na,NA\nb,007\nc,True\nd,1.0\n")
     raw = read(path)
@@ -113,6 +119,7 @@ def test_csv_labels_stay_text(tmp_path):
     assert raw.rows[0].where == "t.csv row 2"
 
 
+@pytest.mark.fault(66)
 def test_json_and_parquet_values_become_the_text_they_show(tmp_path):
     lines = [{"text": "a", "label": 7}, {"text": "b", "label": 1.0}, {"text": "c", "label": "NA"}]
     path = write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, lines)))
@@ -160,6 +167,8 @@ def test_an_unlabelled_table_reads_without_labels(tmp_path):
     assert rows[0].inputs == ("hello",) and rows[0].cells == ()
 
 
+@pytest.mark.fault(62)
+@pytest.mark.fault(63)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -196,6 +205,7 @@ def test_a_misspelt_column_is_answered_with_the_nearest(tmp_path):
         read(path, label=("lable",))
 
 
+@pytest.mark.fault(55)
 def test_a_link_out_of_the_image_root_is_refused(tmp_path):
     picture(tmp_path / "secret.jpg")
     (tmp_path / "data").mkdir()

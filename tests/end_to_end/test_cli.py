@@ -82,7 +82,7 @@ def photo_run(pictures, weights, tmp_path_factory) -> Path:
 def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
     names = {str(p.relative_to(photo_run)) for p in photo_run.rglob("*") if p.is_file()}
     assert names == {
-        "plan.toml", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
+        "plan.toml", "check.json", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
         "result.json", "predictions.csv", "log.txt", "model/model.safetensors",
         "model/config.json", "model/preprocess.json", "model/labels.json", "gallery/gallery.json",
     }  # fmt: skip
@@ -381,9 +381,6 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
                 p.unlink()
             (one / split / name).rmdir()
     refused(fit(one), 3, "class")
-    empty = make_pictures(tmp_path / "empty")
-    (empty / "train" / "void").mkdir()
-    refused(fit(empty), 3, "void")
     only = make_pictures(tmp_path / "only")
     (only / "test" / "tulip").mkdir()
     (only / "test" / "navy" / "000.png").rename(only / "test" / "tulip" / "000.png")
@@ -396,6 +393,19 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
     assert code == 0, err
     assert sum(result(out)["rows"].values()) == 83
     assert "navy/007.png" in (out / "log.txt").read_text()
+
+
+@pytest.mark.fault(36)
+def test_an_empty_class_folder_is_no_class_and_is_said(make_pictures, weights, cli, tmp_path):
+    empty = make_pictures(tmp_path / "empty")
+    (empty / "train" / "void").mkdir()
+    out = tmp_path / "run"
+    code, _, err = cli("fit", empty, *tiny(weights), *quick(), "--out", out)
+    assert code == 0, err
+    log = (out / "log.txt").read_text()
+    assert "1 class folder without a picture left out: train/void" in log
+    labels = json.loads((out / "model/labels.json").read_text())
+    assert "navy" in str(labels) and "void" not in str(labels)
 
 
 def test_a_column_that_does_not_exist(pictures, weights, cli, tmp_path):

@@ -2,7 +2,8 @@
 
 The class of a picture is the name of its folder; folders inside a class folder belong to it. Hidden
 files are ignored. Links to folders, links that leave the data folder and anything that is not a
-regular file are not followed; what is left out is said in a note.
+regular file are not followed; what is left out is said in a note, as is a class folder without a
+picture.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SPLITS = {
 }
 
 
+CLOSED = "a folder that cannot be opened"
+
+
 def detects(path: Path) -> bool:
     """Whether the path holds split folders, or class folders and no table beside them."""
     if not path.is_dir():
@@ -40,7 +44,8 @@ def detects(path: Path) -> bool:
 def read(path: Path, options: DataOptions) -> RawData:
     """Every picture with its class, sorted by path.
 
-    Raises DataError for a folder without classes, an empty class, or class folders beside splits.
+    Raises DataError for a folder without classes or pictures, class folders beside splits, and a folder
+    that cannot be opened, unless bad rows are to be skipped.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder of pictures")
@@ -67,16 +72,21 @@ def read(path: Path, options: DataOptions) -> RawData:
     for split, folder in classes:
         found = [p for p in _walk(folder) if _is_picture(p) and _is_inside(p, root)]
         if not found:
-            empty.append(str(folder.relative_to(path)))
+            empty.append(folder.relative_to(path).as_posix())
         rows += [
             Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in found
         ]
-    if empty:
-        count = "1 class folder holds" if len(empty) == 1 else f"{len(empty)} class folders hold"
+    left_out = _left_out(path, {r.inputs[0] for r in rows})
+    closed = [where for where, why in left_out if why == CLOSED]
+    if closed and options.on_bad == "fail":
         raise DataError(
-            f"{path}: {count} no picture: {shorten(empty)}; add pictures or remove the folder"
+            f"{path}: {len(closed)} folders cannot be opened: {shorten(closed)}; change their "
+            "permissions, or leave them out with --on-bad skip"
         )
-    return RawData("image", tuple(rows), notes=_notes(path, {r.inputs[0] for r in rows}))
+    if not rows:
+        raise DataError(f"{path}: its {len(empty)} class folders hold no picture: {shorten(empty)}")
+    return RawData("image", tuple(rows), notes=_notes(path, left_out, empty),
+                   left_out=left_out, empty=tuple(empty))  # fmt: skip
 
 
 def list_images(path: Path) -> list[Path]:
@@ -95,14 +105,36 @@ def list_images(path: Path) -> list[Path]:
     return found
 
 
-def _notes(path: Path, taken: set[str]) -> tuple[str, ...]:
-    left = [str(p.relative_to(path)) for p in _walk(path) if str(p) not in taken]
-    if not left:
-        return ()
-    return (
-        f"{len(left)} files of {path} are no pictures in a class folder "
-        f"(or are links), and were left out: {shorten(left)}",
-    )
+def _notes(path: Path, left_out: tuple[tuple[str, str], ...], empty: list[str]) -> tuple[str, ...]:
+    notes = []
+    if empty:
+        count = "1 class folder" if len(empty) == 1 else f"{len(empty)} class folders"
+        notes.append(f"{count} without a picture left out: {shorten(empty)}")
+    if left_out:
+        notes.append(
+            f"{len(left_out)} files of {path} are no pictures in a class folder "
+            f"(or are links), and were left out: {shorten([where for where, _ in left_out])}"
+        )
+    return tuple(notes)
+
+
+def _left_out(path: Path, taken: set[str]) -> tuple[tuple[str, str], ...]:
+    """(where, why) of everything below that is no row."""
+    left = [p for p in _walk(path) if str(p) not in taken]
+    return tuple((p.relative_to(path).as_posix(), _why(p)) for p in left)
+
+
+def _why(path: Path) -> str:
+    if path.is_symlink():
+        if not path.exists():
+            return "a link that leads nowhere"
+        return "a link to a folder" if path.is_dir() else "a link out of the data folder"
+    if path.is_dir():
+        return "a folder named like a picture" if os.access(path, os.R_OK | os.X_OK) else CLOSED
+    if not path.is_file():
+        return "not a regular file"
+    named = path.suffix.lower() in PICTURES
+    return "not in a class folder" if named else "not named like a picture"
 
 
 def _folders(path: Path) -> list[Path]:
@@ -117,14 +149,27 @@ def _split_folders(path: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Everything below a folder that is not a folder to enter, sorted, without hidden names."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith("."):
+    """Everything below a folder, depth first and sorted, without hidden names; of folders only those
+    that cannot be opened or are named like a picture. Links are not entered."""
+    stack = [(folder, True)]  # no recursion: folders may be deeper than Python's stack
+    while stack:
+        path, enter = stack.pop()
+        if not enter:
+            yield path
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        else:
-            yield Path(entry.path)
+        try:
+            with os.scandir(path) as found:
+                below = [
+                    (Path(e.path), e.is_dir(follow_symlinks=False))
+                    for e in found
+                    if not e.name.startswith(".")
+                ]
+        except OSError:
+            yield path
+            continue
+        if path != folder and path.suffix.lower() in PICTURES:
+            yield path
+        stack += sorted(below, reverse=True)
 
 
 def _is_picture(path: Path) -> bool:
@@ -132,4 +177,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    return not path.is_symlink() or path.resolve().is_relative_to(root)
+    try:
+        return not path.is_symlink() or path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle
+        return False

@@ -63,6 +63,7 @@ def _tables(folder: Path) -> dict[Path, str | None]:
     if not folder.is_dir():
         return {}
     found = [p for p in folder.iterdir() if p.suffix.lower() in READERS and p.stem in SPLITS]
+    found = [p for p in found if p.is_file()]  # a pipe would be waited for without end
     order = list(SPLITS)
     return {p: SPLITS[p.stem] for p in sorted(found, key=lambda p: (order.index(p.stem), p))}
 
@@ -178,8 +179,12 @@ def _picture(root: Path, name: str) -> str:
     if not name.strip():
         raise ValueError("the picture's path is empty")
     path = root / name
-    if not path.resolve().is_relative_to(root):
-        raise ValueError(f'"{name}" lies outside {root}')
+    try:
+        inside = path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ValueError(f'"{name}" leads nowhere: its links go round in a circle') from error
+    if not inside:
+        raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
     return str(path)
 
 

@@ -62,6 +62,12 @@ class RunFiles:
             raise UsageError(f"{self.path / 'plan.toml'} cannot be read: {error}") from error
 
     @cached_property
+    def findings(self) -> list[dict[str, Any]] | None:
+        """What the checks found before the run, the gravest first; None of runs without them."""
+        path = self.path / "check.json"
+        return list(read_json(path)["findings"]) if path.is_file() else None
+
+    @cached_property
     def gallery(self) -> list[dict[str, Any]]:
         path = self.path / "gallery" / "gallery.json"
         return list(read_json(path)) if path.is_file() else []

@@ -33,7 +33,7 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     target = out or paths[0] / "report.html"
     part = target.with_name(f".{target.name}.part")
     try:
-        part.write_text(html, encoding="utf-8", newline="\n")
+        part.write_text(html, encoding="utf-8", errors="backslashreplace", newline="\n")
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def load(name: str, options: SourceOptions) -> Source:
         fitted = _weights.match(source.head.state_dict(), head, where=where)
         source.head.load_state_dict(fitted.state)
     source.name = name
-    source.labels = tuple(config["task"].get("classes", ())) or None
+    source.labels, source.words = tuple(config["task"].get("classes", ())) or None, None
     source.task = str(config["task"]["task"])
     source.digest = weights.digest
     source.report = (

@@ -201,6 +201,7 @@ def split(model: Any, reference: str, head: str | None, classifier: str | None) 
         preprocess=spec,
         features=features,
         labels=imagenet_labels() if classes == 1000 else None,
+        words=imagenet_words() if classes == 1000 else None,
         licence=config.get("license") or "unknown",
         recipe={
             "source": "timm",
@@ -253,3 +254,11 @@ def imagenet_labels() -> tuple[str, ...]:
 
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_label_name(i) for i in range(1000))
+
+
+def imagenet_words() -> tuple[str, ...]:
+    """What these ids stand for, synonyms separated by commas."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(i) for i in range(1000))

@@ -1,0 +1,170 @@
+"""``regraft check``: look at data and source, train nothing, list what was found.
+
+Computes what the checks need beyond the rows: features of the source, what a cross-validated linear
+probe says of each row, lengths in tokens, rows of the source task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from . import plan as plans
+from .arms import joined
+from .data import as_brought, content, divide, look, rows_and_splits
+from .errors import DataError
+from .findings import Checked, in_order, run_checks, seen_of
+from .linear_probe import fit_probe, folds_of
+from .plan import Plan
+from .prepare import Prepared, prepare
+from .preprocess import TextPreprocessor
+from .reuse import features
+from .source_data import load_source_data
+from .sources import load_source
+from .types import DataOptions, Example, Finding, Seen, Source, Splits, Task
+
+if TYPE_CHECKING:
+    from .features import Outputs
+    from .types import FloatArray
+
+FOLDS = 5
+
+
+def check(
+    plan: Plan,
+    *,
+    allow_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    source: Source | None = None,
+) -> Checked:
+    """Look at the plan's data, and at its source where ``source.ref`` is not "".
+
+    Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
+    """
+    options = plans.task_options(plan, allow_code=allow_code)
+    how = replace(
+        plans.data_options(plan),
+        on_bad="skip",
+        empty_labels=getattr(options, "empty_labels", False),
+    )
+    found = look(how)
+    stopped: list[Finding] = []
+    task: Task | None = None
+    try:
+        splits, task = divide(found, how, options.make, options.strata)
+    except DataError as error:
+        splits, text = as_brought(found), str(error)
+        stopped = [Finding("problem", "reason for fit to stop", 1, 1, (text,), "see there")]
+    seen = seen_of(splits, str(plan.task.get("name", "classification")), task)
+    source_rows = named_source_rows(plan, splits)
+    if plan.source.ref or source:
+        p, why = prepared(plan, (splits, task) if task else None, allow_code, source)
+        loaded = (
+            p.source if p else source or load_source(plan.source.ref, plans.source_options(plan))
+        )
+        if p is None and why:
+            say(why)
+        if p is not None:
+            seen = with_source(seen, p, say)
+        source_rows = source_rows or own_source_rows(plan, loaded)
+        if not loaded.nothing_kept:
+            seen = replace(seen, source_names=loaded.words or loaded.labels)
+    if source_rows:
+        named = {name for e in source_rows for name in e.cells}
+        names = tuple(dict.fromkeys([*(seen.source_names or ()), *sorted(named)]))
+        seen = replace(seen, source_rows=source_rows, source_names=names)
+    findings, not_run = run_checks(seen)
+    return Checked(
+        data=plan.data.path,
+        source=plan.source.ref or (source.name if source else ""),
+        kind=splits.kind,
+        rows={s: len(rows) for s, rows in seen.splits.items()},
+        findings=in_order([*(replace(f, check="fit") for f in stopped), *findings]),
+        not_run=not_run,
+    )
+
+
+# ---------------------------------------------------------------- what needs the source
+
+
+def prepared(
+    plan: Plan, data: tuple[Splits, Task] | None, allow_code: bool, source: Source | None
+) -> tuple[Prepared | None, str]:
+    """What a fit of these rows would start from, so that it finds their features in the cache."""
+    if data is None:
+        return None, "the source's features are not looked at: fit would stop at these data"
+    bare = plan.model_copy(
+        update={
+            "freezing": {"name": "everything"},
+            "regularizers": {},
+            "evaluate": plans.EvaluatePlan(),
+            "source_data": plans.SourceDataPlan(path="none"),
+            "fit": plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
+        }
+    )
+    return prepare(bare, allow_code=allow_code, source=source, data=data), ""
+
+
+def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
+    """Features of every row, probabilities by folds, and lengths in tokens."""
+    if isinstance(p.preprocessor, TextPreprocessor):
+        rows = seen.rows
+        lengths = p.preprocessor.lengths([e.inputs for e in rows])
+        tokens = {e.id: n for e, n in zip(rows, lengths, strict=True)}
+        seen = replace(seen, tokens=tokens, max_tokens=p.preprocessor.spec.max_length)
+    if p.source.nothing_kept:
+        return seen  # features of random weights say nothing
+    parts = {split: features(p, split, say) for split in p.targets}
+    every = joined(list(parts.values()))
+    values = every.values.double().numpy()
+    seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
+    if seen.task != "classification":
+        return seen
+    found = out_of_fold(p, every, parts)
+    return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
+
+
+def out_of_fold(
+    p: Prepared, every: Outputs, parts: Mapping[str, Outputs]
+) -> dict[str, FloatArray] | None:
+    """Row → probabilities [C] by a linear probe that saw neither it, nor its group, nor equal content.
+
+    λ is chosen on train (and val) as in a fit; the folds are over all rows, so that test is judged
+    too: for its labels, by models that are thrown away. None where a class has a single row.
+    """
+    examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
+    rows = [examples[i] for i in every.ids]
+    copies = Counter(content(e) for e in rows)
+    groups = [e.group or (content(e) if copies[content(e)] > 1 else None) for e in rows]
+    folds = folds_of([";".join(e.cells) for e in rows], groups, FOLDS)
+    if not folds:
+        return None
+    chosen = fit_probe(
+        parts["train"], p.task, p.plan.probe.strengths, val=parts.get("val"), folds=p.folds()
+    )
+    found: dict[str, FloatArray] = {}
+    for fit, judge in folds:
+        probe = fit_probe(every.take(fit), p.task, [chosen.strength])
+        judged = every.take(judge)
+        scores = p.task.scores(probe.logits(judged.values)).numpy()
+        found |= dict(zip(judged.ids, scores, strict=True))
+    return found
+
+
+def named_source_rows(plan: Plan, splits: Splits) -> tuple[Example, ...] | None:
+    """The rows of ``[source_data]``; None where it names none. Their labels are not checked."""
+    if plan.source_data.path in ("own", "none"):
+        return None
+    options: DataOptions = replace(plans.source_data_options(plan), on_bad="skip")
+    rows, _, _ = rows_and_splits(options, splits.kind)
+    return tuple(rows)
+
+
+def own_source_rows(plan: Plan, source: Source) -> tuple[Example, ...] | None:
+    """Those that a source was made from, where it is a run and they are still there."""
+    if plan.source_data.path != "own":
+        return None
+    data, _ = load_source_data(plan, source)
+    return None if data is None else tuple(e for part in data.parts.values() for e in part)

@@ -1,0 +1,274 @@
+"""Pairs of rows that are nearly the same, found without comparing each with each.
+
+Pictures: a perceptual hash of 64 bits each, and of the mirror image. Two that differ in at most k bits
+agree in one of k + 1 bands of bits in whole (pigeonhole), so only rows that agree in a band are
+compared. What the hash proposes, 16 × 16 grey values must confirm and, where they are there, features of
+the source: every limit must be met.
+
+Texts: character 5-grams of the normal form. MinHash signatures (Broder 1997), cut in bands, propose;
+the Jaccard similarity of the 5-grams themselves confirms.
+
+Chunks bound the memory; MOST bounds the pairs, and ``pairs`` says where there are more.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..types import Example
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..types import FloatArray, Kind
+
+    Pairs = NDArray[np.int64]  # [P, 2], the first smaller
+
+BITS = 8  # of 63, in which hashes may differ
+GREY = 0.97  # least correlation of the 16 × 16 grey values
+COSINE = 0.8  # least cosine of the features
+GRAM, JACCARD = 5, 0.8  # letters of a shingle; least similarity of texts
+BANDS, ROWS = 20, 6  # of a MinHash signature: proposes 0.8 with 99.8 %, 0.4 with 8 %
+LONGEST = 20_000  # letters of a text that are looked at
+REACH = 64  # neighbours in a band of texts that each is compared with
+CHUNK = 4_096  # rows or pairs at once
+MOST = 200_000  # pairs
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: int
+    second: int
+    how: str
+
+
+def pairs(
+    rows: Sequence[Example],
+    kind: Kind,
+    features: Mapping[str, FloatArray] | None,
+    between: int | None = None,
+) -> tuple[list[Pair], bool]:
+    """Pairs of positions in ``rows``, in order, and whether there are more than were looked at.
+
+    ``between``: only pairs of a row before that position and one from there on.
+    """
+    if kind == "image":
+        return of_pictures(rows, features, between)
+    return of_texts(rows, between) if kind == "text" else ([], False)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def of_pictures(
+    rows: Sequence[Example], features: Mapping[str, FloatArray] | None, between: int | None
+) -> tuple[list[Pair], bool]:
+    seen = [(i, e.facts) for i, e in enumerate(rows) if e.facts and e.facts.hash is not None]
+    if len(seen) < 2:
+        return [], False
+    place = np.array([i for i, _ in seen])
+    plain = np.array([f.hash for _, f in seen], np.uint64)
+    mirror = np.array([f.mirrored for _, f in seen], np.uint64)
+    n = len(seen)
+    found, more = close_hashes(np.concatenate([plain, mirror]), BITS, plain=n)
+    mirrored = found[:, 1] >= n
+    a, b = found[:, 0], found[:, 1] % n
+    keep = a < b  # (a, mirror of b) and (b, mirror of a) are one
+    if between is not None:
+        keep &= (place[a] < between) & (place[b] >= between)
+    a, b, mirrored = a[keep], b[keep], mirrored[keep]
+    grey = correlations([f.thumb for _, f in seen], a, b, mirrored)
+    keep = grey >= GREY
+    a, b, mirrored, grey = place[a[keep]], place[b[keep]], mirrored[keep], grey[keep]
+    result: dict[tuple[int, int], Pair] = {}
+    for i, j, turned, r in zip(
+        a.tolist(), b.tolist(), mirrored.tolist(), grey.tolist(), strict=True
+    ):
+        how = f"{'mirrored, ' if turned else ''}correlation {r:.3f}"
+        if features is not None and rows[i].id in features and rows[j].id in features:
+            cosine = similarity(features[rows[i].id], features[rows[j].id])
+            if cosine < COSINE:
+                continue
+            how += f", cosine of features {cosine:.3f}"
+        result.setdefault((i, j), Pair(i, j, how))
+    return [result[pair] for pair in sorted(result)], more
+
+
+def close_hashes(values: NDArray[np.uint64], within: int, plain: int) -> tuple[Pairs, bool]:
+    """Pairs [P, 2] of positions, the first below ``plain`` and below the second, whose values differ in
+    at most ``within`` bits; and whether MOST cut them."""
+    found = np.empty(0, np.int64)  # first · M + second
+    size = len(values)
+    for low, high in pairwise(np.linspace(0, 64, within + 2).astype(int).tolist()):
+        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        edges = np.flatnonzero(np.diff(band[order])) + 1
+        parts, count = [found], len(found)
+        for start, end in pairwise([0, *edges.tolist(), size]):
+            if end - start > 1 and order[start] < plain:  # stable: the plain ones come first
+                for chunk in close_within(values, order[start:end], within, plain):
+                    parts.append(chunk)
+                    count += len(chunk)
+                    if count > 2 * MOST:
+                        break
+            if count > 2 * MOST:
+                break
+        found = np.unique(np.concatenate(parts))
+        if len(found) > MOST:
+            return np.stack(np.divmod(found[:MOST], size), 1), True
+    return np.stack(np.divmod(found, size), 1), False
+
+
+def close_within(
+    values: NDArray[np.uint64], group: NDArray[np.int64], within: int, plain: int
+) -> Iterator[NDArray[np.int64]]:
+    """``close_hashes`` of one group, compared each with each in blocks of bounded size."""
+    firsts = group[group < plain]
+    step = max(1, CHUNK * 256 // len(group))
+    for at in range(0, len(firsts), step):
+        some = firsts[at : at + step]
+        bits = np.bitwise_count(values[some][:, None] ^ values[group][None])  # [step, G]
+        one, two = np.nonzero(bits <= within)
+        first, second = some[one], group[two]
+        keep = first < second
+        if keep.any():
+            yield first[keep] * len(values) + second[keep]
+
+
+def correlations(
+    thumbs: Sequence[bytes], a: NDArray[Any], b: NDArray[Any], mirrored: NDArray[Any]
+) -> FloatArray:
+    """Of the grey values of each pair [P], one of them mirrored where that is said."""
+    result = np.empty(len(a))
+    for at in range(0, len(a), CHUNK):
+        part = slice(at, at + CHUNK)
+        one = standard([thumbs[i] for i in a[part]])
+        two = standard([thumbs[i] for i in b[part]])
+        two = np.where(mirrored[part][:, None, None], two[:, :, ::-1], two)
+        result[part] = (one * two).mean((1, 2))
+    return result
+
+
+def standard(thumbs: Sequence[bytes]) -> FloatArray:
+    """[P, 16, 16] with mean 0 and variance 1 each."""
+    x = np.frombuffer(b"".join(thumbs), np.uint8).reshape(-1, 16, 16).astype(np.float64)
+    x -= x.mean((1, 2), keepdims=True)
+    x /= np.maximum(x.std((1, 2), keepdims=True), 1e-9)
+    return x
+
+
+def similarity(a: FloatArray, b: FloatArray) -> float:
+    """The cosine of two vectors."""
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else 0.0
+
+
+# ---------------------------------------------------------------- texts
+
+
+def of_texts(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], bool]:
+    texts = [normal(e.inputs) for e in rows]
+    first: dict[str, int] = {}
+    same = [(first.setdefault(text, i), i) for i, text in enumerate(texts)]
+    result = {p: Pair(*p, "the same but for case, spaces or signs") for p in same if p[0] < p[1]}
+    if between is not None:  # the first of equal texts is before the border wherever one is
+        result = {p: q for p, q in result.items() if p[0] < between <= p[1]}
+    unique = np.array(sorted(first.values()))
+    found, more = proposed([texts[i] for i in unique])
+    for i, j, value in jaccard(texts, unique[found]):
+        if between is None or i < between <= j:
+            result[i, j] = Pair(i, j, f"similarity {value:.2f}")
+    return [result[pair] for pair in sorted(result)], more
+
+
+def normal(inputs: tuple[str, ...]) -> str:
+    """Without case, spaces and signs, for comparing; a text of signs alone keeps them."""
+    parts = []
+    for text in inputs:
+        plain = unicodedata.normalize("NFKC", text[:LONGEST]).casefold()
+        parts.append(re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split()))
+    return "\x1f".join(parts)
+
+
+def shingles(texts: Sequence[str]) -> Any:
+    """A sparse matrix [N, 2^24] of ones where a text has a 5-gram, by its hash."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(
+        analyzer="char", ngram_range=(GRAM, GRAM), n_features=2**24, binary=True, norm=None,
+        alternate_sign=False, lowercase=False, dtype=np.float32,
+    )  # fmt: skip
+    return vectorizer.transform(texts)
+
+
+def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """MinHash [N, BANDS · ROWS]: the least of each of so many random functions over a text's 5-grams.
+
+    The functions are (a · x + b) mod 2^64, the upper half of it, with a odd (multiply-shift).
+    """
+    rng = np.random.default_rng(0)
+    count = BANDS * ROWS
+    a = rng.integers(0, 2**63, count, np.uint64) * np.uint64(2) + np.uint64(1)
+    b = rng.integers(0, 2**63, count, np.uint64)
+    result = np.full((len(texts), count), 2**32 - 1, np.uint32)
+    step = CHUNK // 8
+    for at in range(0, len(texts), step):
+        part = shingles(texts[at : at + step])
+        rows = np.flatnonzero(np.diff(part.indptr))  # texts that have a 5-gram at all
+        if not len(rows):
+            continue
+        grams, starts = part.indices.astype(np.uint64), part.indptr[rows]
+        for k in range(count):
+            values = ((a[k] * grams + b[k]) >> np.uint64(32)).astype(np.uint32)
+            result[at + rows, k] = np.minimum.reduceat(values, starts)
+    return result
+
+
+def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
+    """Pairs [P, 2] of texts whose signatures agree in a band; and whether there are more."""
+    long = np.array([i for i, text in enumerate(texts) if len(text) >= GRAM], np.int64)
+    found, more = np.empty(0, np.int64), False
+    if len(long) < 2:
+        return np.empty((0, 2), np.int64), False
+    sign = signatures([texts[i] for i in long]).reshape(len(long), BANDS, ROWS)
+    for band in range(BANDS):
+        rows = np.ascontiguousarray(sign[:, band]).view(f"V{4 * ROWS}").ravel()
+        _, key = np.unique(rows, return_inverse=True)
+        order = np.argsort(key, kind="stable")
+        sorted_key = key[order]
+        parts, count = [found], len(found)
+        for step in range(1, len(order)):
+            at = np.flatnonzero(sorted_key[step:] == sorted_key[:-step])
+            if not len(at):
+                break
+            if step > REACH or count > 2 * MOST:
+                more = True
+                break
+            one, two = long[order[at]], long[order[at + step]]
+            parts.append(np.minimum(one, two) * len(texts) + np.maximum(one, two))
+            count += len(at)
+        found = np.unique(np.concatenate(parts))
+        if len(found) > MOST:
+            return np.stack(np.divmod(found[:MOST], len(texts)), 1), True
+    return np.stack(np.divmod(found, len(texts)), 1), more
+
+
+def jaccard(texts: Sequence[str], found: Pairs) -> Iterator[tuple[int, int, float]]:
+    """The pairs whose 5-grams overlap enough, with the overlap."""
+    for at in range(0, len(found), CHUNK):
+        part = found[at : at + CHUNK]
+        places, index = np.unique(part, return_inverse=True)
+        grams = shingles([texts[i] for i in places])
+        one, two = grams[index.reshape(-1, 2)[:, 0]], grams[index.reshape(-1, 2)[:, 1]]
+        both = np.asarray(one.multiply(two).sum(1)).ravel()
+        either = np.asarray(one.sum(1)).ravel() + np.asarray(two.sum(1)).ravel() - both
+        value = both / np.maximum(either, 1)
+        for k in np.flatnonzero(value >= JACCARD):
+            yield int(part[k, 0]), int(part[k, 1]), float(value[k])

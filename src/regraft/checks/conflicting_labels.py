@@ -1,0 +1,31 @@
+"""Equal content with different labels: at most one of them is right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from ..types import Example, Finding, Need, Seen
+from ._rows import content, located, place
+
+NEEDS: frozenset[Need] = frozenset()
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
+    for split, e in located(seen):
+        by_content[content(e)].append((split, e))
+    differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
+    if differ:
+        examples = tuple(
+            " = ".join(f'{place(split, e)} "{";".join(e.cells)}"' for split, e in rows)
+            for rows in differ
+        )
+        yield Finding(
+            "problem",
+            "inputs have rows with different labels",
+            len(differ),
+            len(by_content),
+            examples,
+            "settle each label, or remove these rows",
+        )

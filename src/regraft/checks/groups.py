@@ -1,0 +1,24 @@
+"""Groups (patients, places) with rows in several splits: a model may know them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..types import Finding, Need, Seen
+from ._rows import LATER, in_order
+
+NEEDS: frozenset[Need] = frozenset()
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    groups = {s: {e.group for e in rows if e.group} for s, rows in seen.splits.items()}
+    for later, earlier in LATER:
+        if shared := in_order(groups.get(later, set()) & groups.get(earlier, set())):
+            yield Finding(
+                "problem",
+                f"groups of {later} are also in {earlier}",
+                len(shared),
+                len(groups[later]),
+                shared,
+                "put each group in one split, or leave the split out: drawn ones keep groups whole",
+            )

@@ -1,0 +1,26 @@
+"""Files of a data folder that are no rows: links, pipes, folders that are closed, other files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from ..types import Finding, Need, Seen
+
+NEEDS: frozenset[Need] = frozenset()
+HARMLESS = ("not named like a picture", "a folder named like a picture")
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for where, why in seen.left_out:
+        by_reason[why].append(where)
+    for why, places in sorted(by_reason.items()):
+        yield Finding(
+            "note" if why in HARMLESS else "caution",
+            f"files are left out, each {why}",
+            len(places),
+            len(seen.rows) + len(seen.left_out),
+            tuple(places),
+            "put a copy in place of each that should count, and remove the others",
+        )

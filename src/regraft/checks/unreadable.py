@@ -1,0 +1,22 @@
+"""Inputs that cannot be used: pictures that do not decode whole or are too large, empty texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..types import Finding, Need, Seen
+
+NEEDS: frozenset[Need] = frozenset()
+
+
+def check(seen: Seen) -> Iterator[Finding]:
+    if seen.unreadable:
+        what = f"{'picture' if seen.kind == 'image' else seen.kind}s cannot be used"
+        yield Finding(
+            "problem",
+            what,
+            len(seen.unreadable),
+            len(seen.rows) + len(seen.unreadable),
+            tuple(f"{where} ({why})" for where, why in seen.unreadable),
+            "mend or remove them; fit stops at them, or leaves them out with --on-bad skip",
+        )

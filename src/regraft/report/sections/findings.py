@@ -1,0 +1,36 @@
+"""What the checks found in the data before the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..reading import RunFiles, brief
+
+ORDER, TITLE = 35, "What was found in the data"
+TEMPLATE = """
+{{ m.table(["", "what", "rows", "remedy"], rows, caption, 4) }}
+{% for what, examples, more in details %}
+<details><summary>{{ what }}</summary>
+<ul>{% for example in examples %}<li>{{ example }}</li>{% endfor %}
+{% if more %}<li>and {{ more }} more</li>{% endif %}</ul></details>
+{% endfor %}
+"""
+LISTED = 20
+
+
+def context(run: RunFiles) -> dict[str, Any] | str:
+    if run.findings is None:
+        return "This run kept no findings."
+    if not run.findings:
+        return "The checks found nothing."
+    return {
+        "rows": [
+            (f["severity"], f["what"], f"{f['count']:,} of {f['of']:,}", f["remedy"])
+            for f in run.findings
+        ],
+        "caption": "Problems first, then cautions, then notes",
+        "details": [
+            (f["what"], [brief(e) for e in f["examples"][:LISTED]], max(0, f["count"] - LISTED))
+            for f in run.findings
+        ],
+    }
