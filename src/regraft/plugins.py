@@ -1,6 +1,6 @@
 """Plug-ins: a file in one of these folders is found by its name.
 
-    sources/ formats/ metrics/                a module of functions
+    sources/ formats/ metrics/ exports/       a module of functions
     tasks/ freezing/ regularizers/            a module with one public options dataclass
 
 An options dataclass carries ``__pydantic_config__ = CONFIG``: a plain one under pydantic drops a
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import did_you_mean
 
-FOLDERS = ("sources", "formats", "tasks", "freezing", "regularizers", "metrics")
+FOLDERS = ("sources", "formats", "tasks", "freezing", "regularizers", "metrics", "exports")
 
 
 def names(folder: str) -> list[str]:

@@ -1,0 +1,225 @@
+"""Exports: each is the run again, checked by its own card's lines in a process without regraft."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from regraft import exporting, plugins
+from regraft.errors import ExportError, UsageError
+from regraft.exporting import folded
+from regraft.model_card import code_of
+from regraft.types import Estimate
+
+QUICK = {"epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def runs(pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
+    """Photos, numbers of photos, and texts on a plain BERT and on one with its own head."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("runs")
+    threads = torch.get_num_threads()
+    photo = {"source": {"weights": str(weights), "image_size": 32}, "fit": QUICK}
+    regraft.fit(
+        pictures, source="timm:test_resnet", out=folder / "photo", run={"threads": 1}, **photo
+    )
+
+    numbers = folder / "numbers.csv"
+    with numbers.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "split", "red"])
+        for path in sorted(pictures.rglob("*.png")):
+            value = 1000 + 7 * ["amber", "navy", "olive"].index(path.parent.name)
+            writer.writerow([path, path.parent.parent.name, value + int(path.stem) % 3])
+    regraft.fit(
+        numbers, source="timm:test_resnet", out=folder / "number", run={"threads": 1},
+        task={"name": "regression"},
+        **photo | {"data": {"image": "image", "label": ["red"]}},
+    )  # fmt: skip
+
+    texts = folder / "texts.csv"
+    with texts.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "split"])
+        for i in range(80):
+            word = ("good", "bad")[i % 2]
+            writer.writerow(
+                [f"the film was {word} " + "day " * (i // 2), word, "test" if i > 59 else "train"]
+            )
+    headed = folder / "bert-headed"
+    shutil.copytree(bert, headed)
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(bert)
+    transformers.BertForSequenceClassification(config).save_pretrained(headed)
+    for name, source in (("plain", bert), ("headed", headed)):
+        regraft.fit(
+            texts, source=f"transformers:{source}", out=folder / name, fit=QUICK, run={"threads": 1}
+        )
+    torch.set_num_threads(threads)
+    return {n: folder / n for n in ("photo", "number", "plain", "headed")}
+
+
+WAYS = [
+    *(("photo", to) for to in ("bundle", "timm", "onnx", "torch")),
+    *(("number", to) for to in ("bundle", "timm", "onnx", "torch")),
+    *(("plain", to) for to in ("bundle", "transformers-features", "onnx", "torch")),
+    *(("headed", to) for to in ("bundle", "transformers", "onnx", "torch")),
+]
+
+
+def written(run: Path) -> dict[str, np.ndarray]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return {r[0]: np.array(r[4:], dtype=float) for r in list(csv.reader(file))[1:]}
+
+
+@pytest.mark.parametrize(("run", "to"), WAYS)
+def test_an_export_is_the_run(runs, run, to, tmp_path):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = regraft.export(runs[run], to=to, out=tmp_path / "out")
+    assert done.parity.rows == "test rows"
+    assert done.parity.n == len(written(runs[run]))
+    assert done.parity.same + done.parity.ties == done.parity.n
+    # independent of what was compared inside: the run's own file
+    assert done.parity.from_file is not None
+    assert done.parity.from_file < 1e-4
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert code_of(card)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing beside it
+    for path in (tmp_path / "out").rglob("*"):  # no folder above a file is told
+        if path.suffix in (".md", ".json", ".toml"):
+            assert str(runs[run].parent) not in path.read_text(), path
+
+
+def test_the_card_has_the_evidence(runs, tmp_path):
+    from huggingface_hub import ModelCard
+
+    regraft.export(runs["photo"], to="bundle", out=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    result = json.loads((runs["photo"] / "result.json").read_text())
+    figures = {e.metric_type: e.metric_value for e in card.data.eval_results}
+    assert figures == {k: e["value"] for k, e in result["test"].items() if e["low"] is not None}
+    e = Estimate(**result["test"]["accuracy"])
+    for words in (str(e), "TRANSFER not measured", "amber, navy, olive", "24 of test", "a proxy"):
+        assert words in card.content, words
+
+
+def test_a_bundle_is_a_run_without_its_data(runs, tmp_path):
+    regraft.export(runs["number"], to="bundle", out=tmp_path / "out")
+    names = {
+        str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert {
+        "README.md",
+        "export.json",
+        "plan.toml",
+        "result.json",
+        "model/model.safetensors",
+    } <= names
+    assert "predictions.csv" not in names
+    before, after = (
+        Path(f) / "model" / "model.safetensors" for f in (runs["number"], tmp_path / "out")
+    )
+    assert before.read_bytes() == after.read_bytes()
+
+
+def test_a_difference_aborts_and_leaves_nothing(runs, tmp_path, monkeypatch):
+    """A patched op: what is written has one bias that the run has not."""
+    timm = plugins.module("exports", "timm")
+    right = timm.write
+
+    def wrong(package, folder):
+        with torch.no_grad():
+            package.model.get_submodule("head").bias[1] += 0.01
+        return right(package, folder)
+
+    monkeypatch.setattr(timm, "write", wrong)
+    with pytest.raises(
+        ExportError, match=r"(?s)not the run.*largest difference.*by the export"
+    ) as e:
+        regraft.export(runs["photo"], to="timm", out=tmp_path / "out")
+    assert e.value.exit_code == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_is_refused_with_the_way_that_can(runs, tmp_path, cli):
+    code, _, said = cli("export", runs["plain"], "--to", "transformers", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--to transformers-features" in said
+    for run, to in (("photo", "transformers"), ("plain", "timm")):
+        code, _, said = cli("export", runs[run], "--to", to, "--out", tmp_path / "out")
+        assert code == 2
+        assert "onnx" in said
+    code, _, said = cli("export", runs["photo"], "--to", "timn")
+    assert code == 2
+    assert 'did you mean "timm"?' in said
+    code, _, said = cli("export", runs["photo"], "--to", "bundle", "--calibrated")
+    assert code == 2
+    code, _, said = cli("export", runs["photo"], "--to", "timm", "--int8")
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_never_overwritten(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists"):
+        regraft.export(runs["photo"], to="bundle", out=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_missing_extra_names_the_command(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=re.escape('pip install "regraft[export]"')):
+        regraft.export(runs["photo"], to="onnx", out=tmp_path / "out")
+
+
+def test_calibrated_outputs_are_the_calibrated_probabilities(runs, tmp_path):
+    done = regraft.export(runs["photo"], to="timm", out=tmp_path / "out", calibrated=True)
+    temperature = json.loads((runs["photo"] / "result.json").read_text())["calibration"][
+        "temperature"
+    ]
+    assert abs(temperature - 1) > 0.01  # or the test says nothing
+    assert done.parity.from_file < 1e-4  # the run's file, cooled independently
+    assert f"divided by {temperature:.4g}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_without_the_data_inputs_are_generated(runs, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(runs["headed"], run, ignore=shutil.ignore_patterns("exports"))
+    plan = (run / "plan.toml").read_text().replace("texts.csv", "gone.csv")
+    (run / "plan.toml").write_text(plan)
+    done = regraft.Run.read(run).export("transformers", tmp_path / "out")
+    assert done.parity.rows == "generated inputs"
+    assert done.parity.from_file is None
+
+
+def test_int8_is_measured_on_test(runs, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    done = regraft.export(runs["headed"], to="onnx", out=tmp_path / "out", int8=True)
+    assert done.int8 is not None
+    assert (tmp_path / "out" / done.int8["file"]).is_file()
+    assert done.int8["gain"].n == done.parity.n
+    assert done.int8["difference"] > done.parity.difference  # 8 bits are not 32
+
+
+@pytest.mark.parametrize("head", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False),
+                                  nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))])  # fmt: skip
+def test_folding_is_the_affine_map(head):
+    x = torch.randn(7, 5)
+    scale, shift = [2.0, -3.0, 0.5], [100.0, 0.0, -1.0]
+    with torch.no_grad():
+        wanted = head(x) * torch.tensor(scale) + torch.tensor(shift)
+        torch.testing.assert_close(folded(head, scale, shift)(x), wanted, rtol=1e-5, atol=1e-5)
