@@ -37,7 +37,7 @@ from .batches import Batches
 from .calibration import cooled
 from .data import read_manifest, rows_and_splits
 from .errors import DataError, DiskError, ExportError, UsageError, did_you_mean
-from .evaluation import estimates, gain, scored
+from .evaluation import at_threshold, estimates, gain, scored
 from .features import Outputs, outputs
 from .grafting import Model
 from .model_card import card, code_of, without_folders
@@ -65,9 +65,7 @@ class Parity:
     difference: float  # the largest, as TOLERANCE counts it
     same: int  # rows with the same answer
     ties: int  # of the others, those that are too close to call
-    from_file: float | None = (
-        None  # the largest difference to predictions.csv, where they are test rows
-    )
+    from_file: float | None = None  # likewise to predictions.csv, where they are test rows
 
 
 @dataclass(frozen=True)
@@ -428,14 +426,14 @@ def cost_of(
     targets = task.encode([e.cells for e in examples])
     rows = scored(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets),
                   task, examples)  # fmt: skip
-    metric = plugins.module("metrics", task.primary)
+    metric = at_threshold(cast(Any, plugins.module("metrics", task.primary)), task)
     a, b = (replace(rows, scores=s) for s in (small, full))
-    named = {task.primary: cast(Any, metric)}
+    named = {task.primary: metric}
     return found | {
         "metric": task.primary,
         "before": estimates(task, named, b)[task.primary],
         "after": estimates(task, named, a)[task.primary],
-        "gain": gain(cast(Any, metric), a, b),
+        "gain": gain(metric, a, b),
     }
 
 
