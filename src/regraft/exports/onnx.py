@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ExportError
 
@@ -27,8 +27,6 @@ def refusal(package: Package) -> str | None:
 
 
 def write(package: Package, folder: Path) -> Sequence[str]:
-    import warnings
-
     import onnx
     import torch
 
@@ -37,12 +35,10 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     args, by_name, shapes = _shared.open_batch(package)
     names = list(by_name) or ["inputs"]
     out = "values" if package.task.name == "regression" else "logits"
-    with warnings.catch_warnings():
-        silence(warnings)
-        program = torch.onnx.export(
-            _shared.named(package), args, kwargs=by_name, dynamo=True, dynamic_shapes=shapes,
-            input_names=names, output_names=[out], verbose=False,
-        )  # fmt: skip
+    program = torch.onnx.export(
+        _shared.named(package), args, kwargs=by_name, dynamo=True, dynamic_shapes=shapes,
+        input_names=names, output_names=[out], verbose=False,
+    )  # fmt: skip
     if program is None:
         raise ExportError("torch's exporter gave no ONNX model")
     told = {name: package.plain[f"{name}.json"] for name in ("preprocess", "labels")}
@@ -53,11 +49,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     if not _shared.is_image(package):
         _shared.save_tokenizer(package, folder / "tokenizer")
     return ()
-
-
-def silence(warnings: Any) -> None:
-    """What the exporter says of itself and its libraries; nothing of it is about the model."""
-    # filled in by what was seen, each with its reason
 
 
 def int8(folder: Path) -> str:
