@@ -36,7 +36,14 @@ from .api import Predictor, load, plan_of
 from .batches import Batches
 from .calibration import cooled
 from .data import read_manifest, rows_and_splits
-from .errors import DataError, DiskError, ExportError, UsageError, did_you_mean
+from .errors import (
+    DataError,
+    DiskError,
+    ExportError,
+    RegraftError,
+    UsageError,
+    did_you_mean,
+)
 from .evaluation import at_threshold, estimates, gain, scored
 from .features import Outputs, outputs
 from .grafting import Model
@@ -121,7 +128,7 @@ def export(
         expected = answers(predictor, examples)
         with published(place) as part:
             say(f"writing {name}")
-            notes = tuple(format.write(package, part))
+            notes = tuple(wrote(format, name, package, part))
             text = card(files, package, name, format.snippet(package), notes)
             code = code_of(text)
             say("loading it in a fresh process")
@@ -165,6 +172,22 @@ def format_of(to: str) -> tuple[str, Export]:
             f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[export]"'
         )
     return name, format
+
+
+def wrote(format: Export, name: str, package: Package, folder: Path) -> Sequence[str]:
+    """The format's ``write``; a fault of an exporter, which may be anything, in one sentence.
+
+    Raises ExportError.
+    """
+    try:
+        return format.write(package, folder)
+    except (RegraftError, OSError):
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise ExportError(
+            f"the model cannot be written as {name}, so nothing was: {type(error).__name__}: {said[0]}"
+        ) from error
 
 
 # ---------------------------------------------------------------- the rows that are compared

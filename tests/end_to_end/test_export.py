@@ -154,6 +154,19 @@ def test_a_difference_aborts_and_leaves_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fault_of_an_exporter_is_a_sentence(runs, tmp_path, monkeypatch, cli):
+    def broken(package, folder):
+        (folder / "model.pt2").write_text("half")
+        raise TypeError("an op that is not supported\nand a page of advice")
+
+    monkeypatch.setattr(plugins.module("exports", "torch"), "write", broken)
+    code, _, said = cli("export", runs["photo"], "--to", "torch", "--out", tmp_path / "out")
+    assert code == 7
+    assert said.count("\n") == 1
+    assert "an op that is not supported" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_is_refused_with_the_way_that_can(runs, tmp_path, cli):
     code, _, said = cli("export", runs["plain"], "--to", "transformers", "--out", tmp_path / "out")
     assert code == 2
