@@ -398,7 +398,7 @@ def check(
     if parity.difference <= TOLERANCE and not differ:
         return
     apart = np.abs(found - expected) / scale_of(task)
-    row, column = np.unravel_index(int(apart.argmax()), apart.shape)
+    row, column = (int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
     unit = " standard deviations" if task.name == "regression" else ""
     off = int((apart > TOLERANCE).any(axis=1).sum())
     raise ExportError(
