@@ -61,13 +61,14 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of a probability, or of a standard deviation of the training targets
 ROWS = 2000  # rows that are compared at most; each is read and run twice
 BATCH = 32
+PRINTED = 10  # lines of code at most that the command prints; the card has them all
 
 
 @dataclass(frozen=True)
 class Parity:
     """An export against the run's own predictions."""
 
-    rows: str  # what they are: "test rows", "training rows", "generated inputs"
+    rows: str  # what they are: "test rows", "training rows" or "generated inputs"
     n: int
     difference: float  # the largest, as TOLERANCE counts it
     same: int  # rows with the same answer
@@ -84,6 +85,7 @@ class Exported:
     parity: Parity
     int8: dict[str, Any] | None  # what 8 bits cost, where they were asked for
     notes: tuple[str, ...]
+    code: str  # the card's lines that load it
 
 
 def export(
@@ -121,7 +123,8 @@ def export(
     predictor = predictor.calibrated() if calibrated else predictor
     with tempfile.TemporaryDirectory(prefix="regraft-export-") as scratch:
         examples, what = rows_for(files, predictor, rows, Path(scratch))
-        say(f"comparing on {len(examples)} {what}")
+        lost = "; the run's rows are not where they were" if what == "generated inputs" else ""
+        say(f"comparing on {len(examples)} {what}{lost}")
         package = packed(files, predictor, examples, format)
         if why := format.refusal(package):
             raise UsageError(f"{run} cannot be exported to {to}: {why}")
@@ -155,7 +158,7 @@ def export(
             (part / "export.json").write_text(text, encoding="utf-8")
             text = card(files, package, name, format.snippet(package), notes, record)
             (part / "README.md").write_text(text, encoding="utf-8")
-    return Exported(place, name, parity, cost, notes)
+    return Exported(place, name, parity, cost, notes, code)
 
 
 def format_of(to: str) -> tuple[str, Export]:
@@ -197,18 +200,23 @@ def rows_for(
     files: RunFiles, predictor: Predictor, limit: int, scratch: Path
 ) -> tuple[list[Example], str]:
     """Rows of the run's own data, found again by their content: of test, else of train, in the order
-    of a hash, so that a part of them is a fair one; without the data, generated ones."""
-    options = replace(data_options(plan_of(files.path)), on_bad="skip")
+    of a hash, so that a part of them is a fair one; without the data, generated ones.
+
+    → (rows with the labels that the run knows, what they are).
+    """
+    given = data_options(plan_of(files.path))
     try:
+        options = replace(given, on_bad="skip", empty_labels=True)
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except DataError:
         examples = []
-    split = {row["id"]: row["split"] for row in read_manifest(files.path / "manifest.jsonl")}
+    known = {row["id"]: row for row in read_manifest(files.path / "manifest.jsonl")}
     for name in ("test", "train"):
-        found = [e for e in examples if split.get(e.id) == name][:limit]
+        found = [e for e in examples if known.get(e.id, {}).get("split") == name][:limit]
         if found:
+            found = [replace(e, cells=tuple(known[e.id]["cells"])) for e in found]
             return found, "test rows" if name == "test" else "training rows"
-    return generated(predictor, len(options.text) == 2, scratch), "generated inputs"
+    return generated(predictor, len(given.text) == 2, scratch), "generated inputs"
 
 
 def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]:
@@ -325,11 +333,11 @@ def fresh(
     asked = {"code": code, "with_regraft": with_regraft, "inputs": inputs, "batch": BATCH}
     request.write_text(json.dumps(asked), encoding="utf-8")
     here = Path(__file__).parent
-    paths = [str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8",
-    }  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environment.pop("PYTHONWARNINGS", None)
+    if with_regraft:
+        paths = [str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     ran = subprocess.run(
         [sys.executable, "-P", str(here / "fresh_check.py"), str(request), str(answer)],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
@@ -502,7 +510,11 @@ def in_words(exported: Exported) -> str:
     if exported.int8:
         lines.append(f"INT8     {int8_in_words(exported.int8)}")
     lines += [f"NOTE     {note}" for note in exported.notes]
-    lines.append(f"NEXT     {exported.path / 'README.md'} has the lines that load it")
+    code = exported.code.strip().splitlines()
+    if len(code) <= PRINTED:
+        lines += [f"LOAD     in {exported.path}:", *(f"    {line}" for line in code)]
+    else:
+        lines.append(f"NEXT     {exported.path / 'README.md'} has the lines that load it")
     return "\n".join(lines)
 
 

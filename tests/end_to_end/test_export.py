@@ -88,6 +88,57 @@ def runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
     return {n: folder / n for n in ("photo", "number", "plain", "headed")}
 
 
+@pytest.fixture(scope="module")
+def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
+    """A ViT with and without a crop, grey pictures, pairs of texts with several labels, LoRA."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("more")
+    threads = torch.get_num_threads()
+    pictures = make_pictures(folder / "colours")
+    varied(pictures)
+    crop = {"size": {"shortest_edge": 37}, "do_center_crop": True, "crop_size": 32}
+    for name, how in (("vit", {"size": {"height": 32, "width": 32}}), ("vit-crop", crop)):
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            image_size=32, patch_size=8,
+        )  # fmt: skip
+        source = folder / f"{name}-source"
+        transformers.ViTForImageClassification(config).save_pretrained(source)
+        settings = how | {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "resample": 3}
+        (source / "preprocessor_config.json").write_text(json.dumps(settings))
+        regraft.fit(pictures, source=f"transformers:{source}", out=folder / name, settings=QUICK)
+    grey = QUICK | {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "source.in_channels": 1,
+    }
+    regraft.fit(pictures, source="timm:test_resnet", out=folder / "grey", settings=grey)
+
+    pairs = folder / "pairs.csv"
+    with pairs.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "tags", "split"])
+        rng = np.random.default_rng(0)
+        for i in range(80):
+            a, b = (rng.choice(["good", "bad", "day"], int(rng.integers(1, 30))) for _ in range(2))
+            tags = [w for w in ("good", "bad") if w in a[:3] and rng.random() < 0.7]
+            writer.writerow(
+                [" ".join(a), " ".join(b), ";".join(tags), "test" if i > 59 else "train"]
+            )
+    regraft.fit(
+        pairs, source=f"transformers:{bert}", out=folder / "pair", task={"name": "multilabel"},
+        settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
+    )  # fmt: skip
+    regraft.fit(
+        pairs, source=f"transformers:{bert}", out=folder / "lora", task={"name": "multilabel"},
+        freezing={"name": "lora"}, settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
+    )  # fmt: skip
+    torch.set_num_threads(threads)
+    return {n: folder / n for n in ("vit", "vit-crop", "grey", "pair", "lora")}
+
+
 WAYS = [  # every format once; the rest at length
     ("photo", "timm"), ("photo", "torch"), ("number", "bundle"), ("number", "onnx"),
     ("plain", "transformers-features"), ("headed", "transformers"),
@@ -138,6 +189,26 @@ def test_an_export_is_the_run(runs, exported, run, to):
     for path in done.path.rglob("*"):  # no folder above a file is told
         if path.suffix in (".md", ".json", ".toml"):
             assert str(runs[run].parent) not in path.read_text(), path
+
+
+MORE = [
+    ("vit", "transformers"), ("vit", "onnx"), ("vit", "torch"), ("vit-crop", "transformers"),
+    ("grey", "timm"), ("grey", "onnx"), ("grey", "torch"),
+    ("pair", "transformers-features"), ("pair", "onnx"), ("pair", "bundle"),
+    ("lora", "transformers-features"), ("lora", "torch"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "to"), MORE)
+def test_other_networks_and_tasks_leave_as_they_are(more_runs, run, to, tmp_path):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = regraft.export(more_runs[run], to, tmp_path / "out")
+    assert done.parity.rows == "test rows"
+    assert done.parity.n == len(written(more_runs[run]))
+    assert done.parity.from_file < 1e-4
 
 
 def test_the_card_has_the_evidence(runs, exported):

@@ -89,9 +89,9 @@ mean, std = (np.float32(told[k]).reshape(-1, 1, 1) for k in ("mean", "std"))
 {_shared.reading(package)}
 def resized(picture):  # the shorter side, or both sides
     r, (w, h) = told["resize"], picture.size
-    short = (r, int(r * h / w)) if w <= h else (int(r * w / h), r)
-    how = Image.Resampling[told["interpolation"].upper()]
-    return picture.resize(short if isinstance(r, int) else (r[1], r[0]), how)
+    if isinstance(r, int):
+        r = (int(r * h / w), r) if w <= h else (r, int(r * w / h))
+    return picture.resize((r[1], r[0]), Image.Resampling[told["interpolation"].upper()])
 
 def cropped(picture):  # the centre; black where the picture is smaller
     (h, w), (pw, ph) = told["size"], picture.size

@@ -80,11 +80,11 @@ def snippet(package: Package) -> str:
     outputs = _shared.activated(
         package, 'torch.nn.functional.linear(features, head["weight"], head["bias"])'
     )
-    load = 'head = load_file("head.safetensors")\n'
     if _shared.is_image(package):
         return f"""import torch
 from safetensors.torch import load_file
-{_transformers.pictures(package, "AutoModel")}{load}
+{_transformers.pictures(package, "AutoModel")}head = load_file("head.safetensors")
+
 @torch.inference_mode()
 def scores(batch):
     hidden = model(**prepared(batch)).last_hidden_state
@@ -92,13 +92,10 @@ def scores(batch):
     return {outputs}
 """
     extra = ", add_pooling_layer=False" if unpooled(package) else ""
-    return f"""import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
-model = AutoModel.from_pretrained("."{extra}).eval()
-{load}
+    return f"""import safetensors.torch, torch, transformers
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")  # this folder
+model = transformers.AutoModel.from_pretrained("."{extra}).eval()
+head = safetensors.torch.load_file("head.safetensors")
 @torch.inference_mode()
 def scores(batch):
     tokens = {_shared.tokens(package, "pt")}
