@@ -79,9 +79,12 @@ def test_all_files_appear_at_once(tmp_path):
     with published(tmp_path / "out") as part:
         (part / "model.onnx").write_text("graph")
         (part / "model.onnx.data").write_text("weights")
+        (part / "model.onnx.data").chmod(0o600)
         assert not (tmp_path / "out").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "model.onnx.data"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    mode, graph = ((tmp_path / "out" / f).stat().st_mode for f in ("model.onnx.data", "model.onnx"))
+    assert mode == graph  # whoever may read one may read all
 
 
 def test_a_folder_that_came_meanwhile_stays(tmp_path):

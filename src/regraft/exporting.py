@@ -71,7 +71,7 @@ class Parity:
     rows: str  # what they are: "test rows", "training rows" or "generated inputs"
     n: int
     difference: float  # the largest, as TOLERANCE counts it
-    same: int  # rows with the same answer
+    same: int | None  # rows with the same answer; None for numbers, which are compared as they are
     ties: int  # of the others, those that are too close to call
     from_file: float | None = None  # likewise to predictions.csv, where they are test rows
 
@@ -374,17 +374,19 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
     rounding = 2 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
     apart = np.abs(found - expected)
     apart = np.where(task.name == "regression", np.maximum(apart - rounding, 0), apart)
-    close = ties(task, expected)
-    same = np.array([a == b for a, b in zip(said(task, expected), said(task, found), strict=True)])
+    same = agree(task, expected, found)
     return Parity(
-        what, len(expected), float((apart / scale_of(task)).max()), int(same.sum()),
-        int((~same & close).sum()),
+        what, len(expected), float((apart / scale_of(task)).max()),
+        None if same is None else int(same.sum()),
+        0 if same is None else int((~same & ties(task, expected)).sum()),
     )  # fmt: skip
 
 
-def said(task: Task, rows: FloatArray) -> list[str]:
-    """The answer of each row; numbers have none beside themselves."""
-    return [""] * len(rows) if task.name == "regression" else [task.label(row) for row in rows]
+def agree(task: Task, a: FloatArray, b: FloatArray) -> Any:
+    """[N] whether the answer is the same; None for numbers, which have none beside themselves."""
+    if task.name == "regression":
+        return None
+    return np.array([task.label(x) == task.label(y) for x, y in zip(a, b, strict=True)])
 
 
 def ties(task: Task, rows: FloatArray) -> Any:
@@ -392,8 +394,6 @@ def ties(task: Task, rows: FloatArray) -> Any:
     threshold = getattr(task, "threshold", None)
     if threshold is not None:
         return (np.abs(rows - threshold) <= TOLERANCE).any(axis=1)
-    if task.name == "regression":
-        return np.zeros(len(rows), dtype=bool)
     two = np.sort(rows, axis=1)[:, -2:]
     return two[:, 1] - two[:, 0] <= 2 * TOLERANCE
 
@@ -402,7 +402,7 @@ def check(
     parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray
 ) -> None:
     """Raises ExportError, showing the worst row, where an export is not the run."""
-    differ = parity.n - parity.same - parity.ties
+    differ = 0 if parity.same is None else parity.n - parity.same - parity.ties
     if parity.difference <= TOLERANCE and not differ:
         return
     apart = np.abs(found - expected) / scale_of(task)
@@ -447,10 +447,10 @@ def cost_of(
 ) -> dict[str, Any]:
     """What 8 bits cost: answers that change and, on test rows, the paired difference of the primary
     metric; negative is worse."""
-    same = sum(a == b for a, b in zip(said(task, full), said(task, small), strict=True))
+    same = agree(task, full, small)
     found: dict[str, Any] = {
         "rows": what, "n": len(full), "difference": float((np.abs(small - full) / scale_of(task)).max()),
-        "same": int(same), "gain": None,
+        "same": None if same is None else int(same.sum()), "gain": None,
     }  # fmt: skip
     if what != "test rows":
         return found
@@ -484,6 +484,9 @@ def published(place: Path) -> Iterator[Path]:
         yield part
         for path in part.rglob("*"):
             if path.is_file():
+                path.chmod(
+                    part.stat().st_mode & 0o666
+                )  # safetensors makes files for one user alone
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         if place.exists() or place.is_symlink():
@@ -502,15 +505,16 @@ def in_words(exported: Exported) -> str:
     p = exported.parity
     lines = [
         f"{exported.path}   {exported.format.replace('_', '-')}",
-        f"SAME     {p.n} {p.rows}, in a fresh process: largest difference {p.difference:.1e}, "
-        + (f"same answer on {p.same}" + (f", {p.ties} ties" if p.ties else "")),
+        f"SAME     {p.n} {p.rows}, in a fresh process: largest difference {p.difference:.1e}"
+        + ("" if p.same is None else f", same answer on {p.same}")
+        + (f", {p.ties} ties" if p.ties else ""),
     ]
     if p.from_file is not None:
         lines.append(f"         largest difference to the run's predictions.csv {p.from_file:.1e}")
     if exported.int8:
         lines.append(f"INT8     {int8_in_words(exported.int8)}")
     lines += [f"NOTE     {note}" for note in exported.notes]
-    code = exported.code.strip().splitlines()
+    code = [line for line in exported.code.splitlines() if line.strip()]
     if len(code) <= PRINTED:
         lines += [f"LOAD     in {exported.path}:", *(f"    {line}" for line in code)]
     else:
@@ -523,7 +527,11 @@ def int8_in_words(cost: Mapping[str, Any]) -> str:
 
     before, after = cost["bytes"]
     size = f"{after / 1e6:.1f} MB of {before / 1e6:.1f}"
-    text = f"{size}; same answer on {cost['same']} of {cost['n']} {cost['rows']}"
+    text = (
+        f"{size}; largest difference {cost['difference']:.2g} standard deviations"
+        if cost["same"] is None
+        else f"{size}; same answer on {cost['same']} of {cost['n']} {cost['rows']}"
+    )
     if cost["gain"] is None:
         return f"{text}; what it costs on test is not measured: those rows are not where they were"
     e = {k: plain(cost[k]) for k in ("after", "gain")}

@@ -42,7 +42,7 @@ def card(
     from huggingface_hub import ModelCard
 
     head = metadata(files, package, format)
-    body = "\n\n".join(sections(files, package, snippet, notes, record))
+    body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
     return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
 
 
@@ -154,7 +154,8 @@ def how_checked(record: Mapping[str, Any] | None) -> str:
     unit = "of a standard deviation" if record["numbers"] else "of a probability"
     text = (
         f"Checked by these lines in a fresh process on {p['n']} {p['rows']}: at most {p['difference']:.1e} "
-        f"{unit} from the run's own predictions, the same answer on {p['same']}"
+        f"{unit} from the run's own predictions"
+        + ("" if p["same"] is None else f", the same answer on {p['same']}")
         + (f" ({p['ties']} of the others are ties)." if p["ties"] else ".")
     )
     if record["int8"]:
