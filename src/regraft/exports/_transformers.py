@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from ..types import Package
 
 
+def save_model(package: Package, model: Any, folder: Path) -> None:
+    """Weights and configuration, under the run's name in place of a path; no bar for one file."""
+    from transformers.utils import logging
+
+    model.config._name_or_path = package.name
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        logging.enable_progress_bar()
+
+
 def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
     """The tokenizer's files, or preprocessor_config.json."""
     from PIL import Image

@@ -85,8 +85,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     from . import _transformers
 
     model, _ = assembled(package)
-    model.config._name_or_path = package.name
-    model.save_pretrained(folder)
+    _transformers.save_model(package, model, folder)
     return _transformers.save_preprocessing(package, folder)
 
 

@@ -65,9 +65,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
     from . import _transformers
 
-    base = copy.deepcopy(base_of(package))
-    base.config._name_or_path = package.name
-    base.save_pretrained(folder)
+    _transformers.save_model(package, copy.deepcopy(base_of(package)), folder)
     head = package.model.get_submodule("head").state_dict()
     save_file({k: v.contiguous().clone() for k, v in head.items()}, folder / "head.safetensors")
     (folder / "labels.json").write_text(package.plain["labels.json"], encoding="utf-8")
