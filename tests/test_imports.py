@@ -25,6 +25,7 @@ SHARED = {
 BY_NAME = {
     ("prepare", "sources"), ("api", "sources"), ("checking", "sources"),  # load_source, the folder's one entry
     ("__init__", "sources"), ("types", "sources"),  # the same, and Source.from_module, late
+    ("exporting", "sources"),  # load_source again
     ("inputs", "formats"),  # predict reads tables without labels
 }  # fmt: skip
 
@@ -88,7 +89,8 @@ def test_the_machinery_names_no_plug_in(file):
 def test_nothing_below_imports_run_api_or_cli(file):
     found = {n.partition(".")[0] for n in imports(file)}
     above = {
-        "run": {"api", "cli", "demo", "rechoose"}, "api": {"cli", "inputs", "__init__"}, "cli": {"__main__"},
+        "run": {"api", "cli", "demo", "rechoose"}, "cli": {"__main__"},
+        "api": {"cli", "inputs", "exporting", "__init__"},
         "checking": {"api", "cli"},
         "prepare": {"run", "arms", "reuse", "results", "resuming", "estimate", "rechoose", "curve",
                         "range_test", "checking"},
@@ -118,7 +120,7 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
 
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
-    if file.parent.name in ("tasks", "freezing", "regularizers", "formats", "checks"):
+    if file.parent.name in ("tasks", "freezing", "regularizers", "formats", "checks", "exports"):
         assert "!torch" not in imports(file, late=False)
     if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
         assert "!torch" not in imports(file)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .comparison import compare
     from .data import load_data
     from .evaluation import estimates, gain
+    from .exporting import export
     from .grafting import graft
     from .linear_probe import fit_probe
     from .loop import fine_tune
@@ -36,6 +37,7 @@ WHERE = {
     "fine_tune": "loop",
     "estimates": "evaluation",
     "gain": "evaluation",
+    "export": "exporting",
 }
 
 
@@ -47,5 +49,5 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "check", "compare",
-    "estimates", "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
+    "estimates", "export", "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
 ]  # fmt: skip

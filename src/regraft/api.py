@@ -41,6 +41,8 @@ from .types import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from .exporting import Exported
+
 
 @dataclass(frozen=True)
 class Run:
@@ -79,6 +81,12 @@ class Run:
         from .report.render import report
 
         return report([self.path], None if out is None else Path(out))
+
+    def export(self, to: str, out: str | Path | None = None, **how: Any) -> Exported:
+        """The model for other programs; see :func:`regraft.exporting.export`."""
+        from .exporting import export
+
+        return export(self.path, to, out, **how)
 
     def __str__(self) -> str:
         return summary(self.path, self.result)

@@ -552,6 +552,36 @@ def predict(
             write_predictions(file, names, predictions, as_json)
 
 
+@app.command(rich_help_panel=USE)
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[
+        str,
+        typer.Option(help="bundle, timm, transformers, transformers-features, onnx or torch."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make; default: RUN/exports/FORMAT.")
+    ] = None,
+    calibrated: Calibrated = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ONNX: also with 8-bit weights, and what that costs.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="Rows that are compared, at most.")] = 2000,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The model for other programs, with a model card; checked in a fresh process before it is kept."""
+    from .exporting import export as exported
+    from .exporting import in_words
+    from .runfiles import plain
+
+    done = exported(
+        run, to, out, calibrated=calibrated, int8=int8, rows=rows,
+        say=(lambda line: None) if quiet or as_json else typer.echo,
+    )  # fmt: skip
+    typer.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
+
+
 @app.command(rich_help_panel=HELP)
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,
@@ -589,7 +619,7 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="sources, formats, tasks, freezing, regularizers, metrics, checks, or a folder of runs."
+            help="sources, formats, tasks, freezing, regularizers, metrics, checks, exports, or a folder of runs."
         ),
     ] = "all",
     as_json: AsJson = False,

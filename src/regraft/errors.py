@@ -6,7 +6,8 @@
     ├── DataError             3   the target data
     ├── SourceError           4   the source model or its weights
     ├── DivergedError         5   a loss that is not finite
-    └── DiskError             6   the disk is full or not writable
+    ├── DiskError             6   the disk is full or not writable
+    └── ExportError           7   an export that does not give the run's own predictions
 
 A message is one sentence: what, where (file and row), how many, the remedy.
 """
@@ -50,6 +51,10 @@ class DivergedError(RegraftError):
 
 class DiskError(RegraftError):
     exit_code = 6
+
+
+class ExportError(RegraftError):
+    exit_code = 7
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Plug-ins: a file in one of these folders is found by its name.
 
-    sources/ formats/ metrics/ checks/        a module of functions
+    sources/ formats/ metrics/                a module of functions
+    checks/ exports/                          likewise
     tasks/ freezing/ regularizers/            a module with one public options dataclass
 
 An options dataclass carries ``__pydantic_config__ = CONFIG``: a plain one under pydantic drops a
@@ -22,7 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import did_you_mean
 
-FOLDERS = ("sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks")
+FOLDERS = (
+    "sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks", "exports",
+)  # fmt: skip
 
 
 def names(folder: str) -> list[str]:

@@ -1,0 +1,110 @@
+"""What several exports share: the tokenizer's files, and lines of Python for their snippets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..types import ImageSpec, Package, TextSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ACTIVATIONS = {"classification": "softmax", "multilabel": "sigmoid", "regression": "none"}
+
+
+def is_image(package: Package) -> bool:
+    return isinstance(package.source.preprocess, ImageSpec)
+
+
+def image_spec(package: Package) -> ImageSpec:
+    spec = package.source.preprocess
+    assert isinstance(spec, ImageSpec)
+    return spec
+
+
+def save_tokenizer(package: Package, folder: Path) -> None:
+    """The tokenizer as the run uses it: with a token to pad with, and the run's length as its limit."""
+    from transformers import AutoTokenizer
+
+    spec = package.source.preprocess
+    assert isinstance(spec, TextSpec)
+    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = spec.max_length
+    tokenizer.name_or_path = package.name
+    tokenizer.save_pretrained(folder)
+
+
+def named(package: Package) -> nn.Module:
+    """The model with a batch of tokens as arguments by name; a model of pictures as it is."""
+    from torch import nn
+
+    if is_image(package):
+        return package.model
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = package.model
+
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            token_type_ids: Tensor | None = None,
+        ) -> Any:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask}
+            given["token_type_ids"] = token_type_ids
+            return self.model({k: v for k, v in given.items() if v is not None})
+
+    return Named().eval()
+
+
+def open_batch(package: Package) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """(arguments, arguments by name, which of their dimensions are open) of the model as ``named``:
+    the batch, and for texts the length in tokens."""
+    from torch.export import Dim
+
+    if is_image(package):
+        return (package.inputs,), {}, {"inputs": {0: Dim.DYNAMIC}}
+    assert isinstance(package.inputs, dict)
+    open_ = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    return (), dict(package.inputs), dict.fromkeys(package.inputs, open_)
+
+
+# ---------------------------------------------------------------- snippets
+
+
+def reading(package: Package) -> str:
+    """``read(path)``: the picture upright, transparency laid on white, as the run read it."""
+    mode = MODES[image_spec(package).channels]
+    if mode == "RGBA":
+        return """
+def read(path):
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+"""
+    return f"""
+def read(path):
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("{mode}")
+"""
+
+
+def tokens(package: Package, tensors: str) -> str:
+    """The call that makes tokens out of ``batch``; ``tensors``: "pt" or "np"."""
+    spec = package.source.preprocess
+    assert isinstance(spec, TextSpec)
+    texts = "[a for a, b in batch], [b for a, b in batch]" if package.pairs else "list(batch)"
+    return f'tokenizer({texts}, truncation=True, padding=True, return_tensors="{tensors}")'
+
+
+def activated(package: Package, outputs: str) -> str:
+    """torch outputs as scores."""
+    call = {"softmax": ".softmax(-1)", "sigmoid": ".sigmoid()", "none": ""}
+    return f"{outputs}.double(){call[ACTIVATIONS[package.task.name]]}"

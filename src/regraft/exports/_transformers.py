@@ -1,0 +1,93 @@
+"""What the two exports to transformers share: preprocessor files, and the lines that use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..types import Package
+
+
+def save_model(package: Package, model: Any, folder: Path) -> None:
+    """Weights and configuration, under the run's name in place of a path; no bar for one file."""
+    from transformers.utils import logging
+
+    model.config._name_or_path = package.name
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        logging.enable_progress_bar()
+
+
+def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
+    """The tokenizer's files, or preprocessor_config.json."""
+    from PIL import Image
+
+    from . import _shared
+
+    if not _shared.is_image(package):
+        _shared.save_tokenizer(package, folder)
+        return ()
+    s = _shared.image_spec(package)
+    crop = crops(package)
+    values: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor" if crop else "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": s.resize} if isinstance(s.resize, int)
+        else {"height": s.resize[0], "width": s.resize[1]},
+        "resample": int(Image.Resampling[s.interpolation.upper()]),
+        "do_center_crop": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(s.mean),
+        "image_std": list(s.std),
+    }  # fmt: skip
+    if crop:
+        values["crop_size"] = {"height": s.size[0], "width": s.size[1]}
+    text = json.dumps(values, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    if not crop:
+        return ()
+    return (
+        "transformers' own centre crop rounds an odd border the other way than torchvision's, with "
+        "which the model was fitted, so the snippet crops by torchvision",
+    )
+
+
+def crops(package: Package) -> bool:
+    from . import _shared
+
+    s = _shared.image_spec(package)
+    return s.resize != s.size
+
+
+def pictures(package: Package, auto: str) -> str:
+    """Lines that make ``model`` and ``prepared(batch)``. The processor resizes by Pillow, as the run did;
+    its torchvision twin resizes tensors, which rounds otherwise."""
+    from . import _shared
+
+    s = _shared.image_spec(package)
+    crop, more, line, how = crops(package), "", "", ""
+    if crop:
+        more = "from torchvision.transforms import v2\n"
+        resize = s.resize if isinstance(s.resize, int) else list(s.resize)
+        line = (
+            f'crop = v2.Compose([v2.Resize({resize}, v2.InterpolationMode("{s.interpolation}")), '
+            f"v2.CenterCrop({list(s.size)})])\n"
+        )
+        how = ", do_resize=False, do_center_crop=False"
+    one = "crop(read(path))" if crop else "read(path)"
+    return f"""from PIL import Image, ImageOps
+{more}from transformers import AutoImageProcessor, {auto}
+
+processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder
+model = {auto}.from_pretrained(".").eval()
+{line}{_shared.reading(package)}
+def prepared(batch):
+    return processor([{one} for path in batch], return_tensors="pt"{how})
+"""

@@ -1,0 +1,75 @@
+"""A graph by `torch.export`, for any program with torch: open in the batch and, for texts, in the length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..types import ImageSpec, Package
+
+needs: tuple[str, ...] = ()
+with_regraft = False
+folds = True
+FILE = "model.pt2"
+
+
+def refusal(package: Package) -> str | None:
+    return None
+
+
+def write(package: Package, folder: Path) -> Sequence[str]:
+    import torch
+
+    from . import _shared
+
+    args, by_name, shapes = _shared.open_batch(package)
+    program = torch.export.export(
+        _shared.named(package), args, by_name, dynamic_shapes=shapes, strict=False
+    )
+    told = {name: package.plain[name] for name in ("preprocess.json", "labels.json")}
+    torch.export.save(program, folder / FILE, extra_files=dict(told))
+    for name, text in told.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if not _shared.is_image(package):
+        _shared.save_tokenizer(package, folder / "tokenizer")
+    return ()
+
+
+def snippet(package: Package) -> str:
+    from . import _shared
+
+    if _shared.is_image(package):
+        return f"""import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+model = torch.export.load("{FILE}").module()  # in this folder
+{transform(_shared.image_spec(package))}{_shared.reading(package)}
+@torch.inference_mode()
+def scores(batch):
+    outputs = model(torch.stack([transform(read(path)) for path in batch]))
+    return {_shared.activated(package, "outputs")}
+"""
+    return f"""import torch
+from transformers import AutoTokenizer
+
+model = torch.export.load("{FILE}").module()  # in this folder
+tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+
+@torch.inference_mode()
+def scores(batch):
+    outputs = model(**{_shared.tokens(package, "pt")})
+    return {_shared.activated(package, "outputs")}
+"""
+
+
+def transform(s: ImageSpec) -> str:
+    """``transform``: PIL → [C, H, W]."""
+    resize = s.resize if isinstance(s.resize, int) else list(s.resize)
+    return f"""transform = v2.Compose([
+    v2.Resize({resize}, v2.InterpolationMode("{s.interpolation}")), v2.CenterCrop({list(s.size)}),
+    v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize({list(s.mean)}, {list(s.std)}),
+])
+"""

@@ -1,0 +1,114 @@
+"""A folder for plain transformers: `AutoModelForSequenceClassification`, or `…ForImageClassification`.
+
+Where pooling and head are that class's own, which a forward pass proves; elsewhere refused, and
+transformers-features says the pooling in ten lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..types import Package
+
+needs: tuple[str, ...] = ()
+with_regraft = False
+folds = True
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def auto_class(package: Package) -> str:
+    from . import _shared
+
+    kind = "Image" if _shared.is_image(package) else "Sequence"
+    return f"AutoModelFor{kind}Classification"
+
+
+def refusal(package: Package) -> str | None:
+    if package.source.recipe.get("source") != "transformers":
+        return "its network is not one of transformers': try --to timm, or onnx, which takes any"
+    why = assembled(package)[1]
+    return why and f"{why}: --to transformers-features writes AutoModel, the pooling and the head"
+
+
+def assembled(package: Package) -> tuple[Any, str | None]:
+    """(the class's own model with the run's weights, None), or (None, why it cannot be)."""
+    import copy
+
+    import torch
+    import transformers
+    from torch import nn
+
+    net: Any = package.source.backbone.net
+    config = copy.deepcopy(net.config)
+    config.num_labels = package.task.outputs
+    config.id2label = dict(enumerate(package.task.classes))
+    config.label2id = {c: i for i, c in enumerate(package.task.classes)}
+    config.problem_type = PROBLEMS[package.task.name]
+    auto = getattr(transformers, auto_class(package))
+    try:
+        model = auto.from_config(config).float().eval()
+    except ValueError:
+        return None, f"transformers has no {auto_class(package)} of {config.model_type}"
+    own = type(model).__name__
+    head: nn.Module = package.model.get_submodule("head")
+    last = getattr(model, "classifier", None)
+    if not isinstance(last, nn.Linear) or not isinstance(head, nn.Linear):
+        return None, f"the head of {own} is not a single linear layer, as the run's is"
+    if last.weight.shape != head.weight.shape:
+        return None, f"the head of {own} takes {last.in_features} features, not {head.in_features}"
+    state = net.state_dict()
+    if type(net) is not type(model):  # a plain encoder lies below the class's own
+        state = {f"{model.base_model_prefix}.{n}": t for n, t in state.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    absent = [n for n in missing if not n.startswith("classifier.")]
+    if absent or unexpected:
+        named = ", ".join([*absent, *unexpected][:2])
+        return None, f"{own} pools otherwise than the run does (its tensors differ: {named})"
+    model.classifier.load_state_dict(head.state_dict())
+    x = package.inputs
+    with torch.inference_mode():
+        found = model(**x) if isinstance(x, dict) else model(pixel_values=x)
+        same = torch.allclose(found.logits, package.model(x), rtol=1e-4, atol=1e-4)
+    return (model, None) if same else (None, f"{own} pools otherwise than the run does")
+
+
+def write(package: Package, folder: Path) -> Sequence[str]:
+    from . import _transformers
+
+    model, _ = assembled(package)
+    _transformers.save_model(package, model, folder)
+    return _transformers.save_preprocessing(package, folder)
+
+
+def snippet(package: Package) -> str:
+    from . import _shared, _transformers
+
+    auto = auto_class(package)
+    if _shared.is_image(package):
+        return f"""import torch
+{_transformers.pictures(package, auto)}
+@torch.inference_mode()
+def scores(batch):
+    outputs = model(**prepared(batch)).logits
+    return {_shared.activated(package, "outputs")}
+"""
+    return f"""import torch
+from transformers import AutoTokenizer, {auto}
+
+tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
+model = {auto}.from_pretrained(".").eval()
+
+@torch.inference_mode()
+def scores(batch):
+    outputs = model(**{_shared.tokens(package, "pt")}).logits
+    return {_shared.activated(package, "outputs")}
+"""

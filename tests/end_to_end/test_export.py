@@ -1,0 +1,339 @@
+"""Exports: each is the run again, checked by its own card's lines in a process without regraft."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import regraft
+from regraft import exporting, plugins
+from regraft.errors import ExportError, UsageError
+from regraft.exporting import folded
+from regraft.model_card import code_of
+from regraft.types import Estimate
+
+QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
+
+
+def varied(folder: Path) -> None:
+    """Pictures of many shapes, grey ones, see-through ones and ones that lie on their side, and of
+    colours that are hard to tell: where every probability is 0 or 1, no difference would show."""
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(sorted(folder.rglob("*.png"))):
+        size = tuple(int(side) for side in rng.integers(20, 90, 2))
+        picture = Image.open(path).resize(size, Image.Resampling.BICUBIC)
+        veil = Image.new("RGB", size, tuple(int(c) for c in rng.integers(0, 256, 3)))
+        picture = Image.blend(picture, veil, float(rng.uniform(0.4, 0.9)))
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i % 5 == 1 else 1  # orientation
+        if i % 5 == 2:
+            picture = picture.convert("L")
+        if i % 5 == 3:
+            picture.putalpha(Image.linear_gradient("L").resize(size))
+        picture.save(path, exif=exif)
+
+
+@pytest.fixture(scope="module")
+def runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
+    """Photos, numbers of photos, and texts on a plain BERT and on one with its own head."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("runs")
+    threads = torch.get_num_threads()
+    pictures = make_pictures(folder / "colours")
+    varied(pictures)
+    photo = QUICK | {"source.weights": str(weights), "source.image_size": 32}
+    regraft.fit(pictures, source="timm:test_resnet", out=folder / "photo", settings=photo)
+
+    numbers = pictures / "numbers.csv"
+    with numbers.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "split", "red"])
+        for path in sorted(pictures.rglob("*.png")):
+            value = 1000 + 7 * ["amber", "navy", "olive"].index(path.parent.name)
+            writer.writerow([path, path.parent.parent.name, value + int(path.stem) % 3])
+    regraft.fit(
+        numbers, source="timm:test_resnet", out=folder / "number", task={"name": "regression"},
+        settings=photo | {"data.image": "image", "data.label": ["red"]},
+    )  # fmt: skip
+
+    texts = folder / "texts.csv"
+    with texts.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "split"])
+        rng = np.random.default_rng(0)
+        for i in range(80):
+            words = rng.choice(["good", "bad", "day", "film"], int(rng.integers(1, 40)))
+            good = (words == "good").sum() > (words == "bad").sum()
+            label = "good" if good ^ (rng.random() < 0.3) else "bad"
+            writer.writerow([" ".join(words), label, "test" if i > 59 else "train"])
+    headed = folder / "bert-headed"
+    shutil.copytree(bert, headed)
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(bert)
+    transformers.BertForSequenceClassification(config).save_pretrained(headed)
+    for name, source in (("plain", bert), ("headed", headed)):
+        regraft.fit(texts, source=f"transformers:{source}", out=folder / name, settings=QUICK)
+    torch.set_num_threads(threads)
+    return {n: folder / n for n in ("photo", "number", "plain", "headed")}
+
+
+@pytest.fixture(scope="module")
+def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
+    """A ViT with and without a crop, grey pictures, pairs of texts with several labels, LoRA."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("more")
+    threads = torch.get_num_threads()
+    pictures = make_pictures(folder / "colours")
+    varied(pictures)
+    crop = {"size": {"shortest_edge": 37}, "do_center_crop": True, "crop_size": 32}
+    for name, how in (("vit", {"size": {"height": 32, "width": 32}}), ("vit-crop", crop)):
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            image_size=32, patch_size=8,
+        )  # fmt: skip
+        source = folder / f"{name}-source"
+        transformers.ViTForImageClassification(config).save_pretrained(source)
+        settings = how | {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "resample": 3}
+        (source / "preprocessor_config.json").write_text(json.dumps(settings))
+        regraft.fit(pictures, source=f"transformers:{source}", out=folder / name, settings=QUICK)
+    grey = QUICK | {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "source.in_channels": 1,
+    }
+    regraft.fit(pictures, source="timm:test_resnet", out=folder / "grey", settings=grey)
+
+    pairs = folder / "pairs.csv"
+    with pairs.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "tags", "split"])
+        rng = np.random.default_rng(0)
+        for i in range(80):
+            a, b = (rng.choice(["good", "bad", "day"], int(rng.integers(1, 30))) for _ in range(2))
+            tags = [w for w in ("good", "bad") if w in a[:3] and rng.random() < 0.7]
+            writer.writerow(
+                [" ".join(a), " ".join(b), ";".join(tags), "test" if i > 59 else "train"]
+            )
+    regraft.fit(
+        pairs, source=f"transformers:{bert}", out=folder / "pair", task={"name": "multilabel"},
+        settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
+    )  # fmt: skip
+    regraft.fit(
+        pairs, source=f"transformers:{bert}", out=folder / "lora", task={"name": "multilabel"},
+        freezing={"name": "lora"}, settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
+    )  # fmt: skip
+    torch.set_num_threads(threads)
+    return {n: folder / n for n in ("vit", "vit-crop", "grey", "pair", "lora")}
+
+
+WAYS = [  # every format once; the rest at length
+    ("photo", "timm"), ("photo", "torch"), ("number", "bundle"), ("number", "onnx"),
+    ("plain", "transformers-features"), ("headed", "transformers"),
+    *(pytest.param(run, to, marks=pytest.mark.slow) for run, to in (
+        ("photo", "bundle"), ("photo", "onnx"), ("number", "timm"), ("number", "torch"),
+        ("plain", "bundle"), ("plain", "onnx"), ("plain", "torch"),
+        ("headed", "bundle"), ("headed", "onnx"), ("headed", "torch"),
+    )),
+]  # fmt: skip
+
+
+def written(run: Path) -> dict[str, np.ndarray]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return {r[0]: np.array(r[4:], dtype=float) for r in list(csv.reader(file))[1:]}
+
+
+@pytest.mark.parametrize("run", ["photo", "plain", "headed"])
+def test_probabilities_are_such_that_a_difference_would_show(runs, run):
+    likeliest = [row.max() for row in written(runs[run]).values()]
+    assert np.median(likeliest) < 0.95
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """regraft.export of a run, made once for the tests that look at it."""
+
+    @cache
+    def make(run: str, to: str, **how) -> exporting.Exported:
+        return regraft.export(runs[run], to, tmp_path_factory.mktemp("exports") / "out", **how)
+
+    return make
+
+
+@pytest.mark.parametrize(("run", "to"), WAYS)
+def test_an_export_is_the_run(runs, exported, run, to):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = exported(run, to)
+    assert done.parity.rows == "test rows"
+    assert done.parity.n == len(written(runs[run]))
+    if run == "number":
+        assert done.parity.same is None  # a number has no answer beside itself
+    else:
+        assert done.parity.same + done.parity.ties == done.parity.n
+    # independent of what was compared inside: the run's own file
+    assert done.parity.from_file is not None
+    assert done.parity.from_file < 1e-4
+    assert code_of((done.path / "README.md").read_text())
+    assert [p.name for p in done.path.parent.iterdir()] == ["out"]  # nothing beside it
+    for path in done.path.rglob("*"):  # no folder above a file is told
+        if path.suffix in (".md", ".json", ".toml"):
+            assert str(runs[run].parent) not in path.read_text(), path
+
+
+MORE = [
+    ("vit", "transformers"), ("vit", "onnx"), ("vit", "torch"), ("vit-crop", "transformers"),
+    ("grey", "timm"), ("grey", "onnx"), ("grey", "torch"),
+    ("pair", "transformers-features"), ("pair", "onnx"), ("pair", "bundle"),
+    ("lora", "transformers-features"), ("lora", "torch"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "to"), MORE)
+def test_other_networks_and_tasks_leave_as_they_are(more_runs, run, to, tmp_path):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = regraft.export(more_runs[run], to, tmp_path / "out")
+    assert done.parity.rows == "test rows"
+    assert done.parity.n == len(written(more_runs[run]))
+    assert done.parity.from_file < 1e-4
+
+
+def test_the_card_has_the_evidence(runs, exported):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(exported("photo", "timm").path / "README.md")
+    result = json.loads((runs["photo"] / "result.json").read_text())
+    figures = {e.metric_type: e.metric_value for e in card.data.eval_results}
+    assert figures == {k: e["value"] for k, e in result["test"].items() if e["low"] is not None}
+    e = Estimate(**result["test"]["accuracy"])
+    for words in (str(e), "TRANSFER not measured", "amber, navy, olive", "24 of test", "a proxy"):
+        assert words in card.content, words
+
+
+def test_a_bundle_is_a_run_without_its_data(runs, exported):
+    out = exported("number", "bundle").path
+    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    own = {"README.md", "export.json", "plan.toml", "result.json", "model/model.safetensors"}
+    assert own <= names
+    assert "predictions.csv" not in names
+    before, after = (f / "model" / "model.safetensors" for f in (runs["number"], out))
+    assert before.read_bytes() == after.read_bytes()
+
+
+def test_a_difference_aborts_and_leaves_nothing(runs, tmp_path, monkeypatch):
+    """A patched op: what is written has one bias that the run has not."""
+    timm = plugins.module("exports", "timm")
+    right = timm.write
+
+    def wrong(package, folder):
+        with torch.no_grad():
+            package.model.get_submodule("head").bias[1] += 0.01
+        return right(package, folder)
+
+    monkeypatch.setattr(timm, "write", wrong)
+    with pytest.raises(
+        ExportError, match=r"(?s)not the run.*largest difference.*by the export"
+    ) as e:
+        regraft.export(runs["photo"], to="timm", out=tmp_path / "out")
+    assert e.value.exit_code == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_an_exporter_is_a_sentence(runs, tmp_path, monkeypatch, cli):
+    def broken(package, folder):
+        (folder / "model.pt2").write_text("half")
+        raise TypeError("an op that is not supported\nand a page of advice")
+
+    monkeypatch.setattr(plugins.module("exports", "torch"), "write", broken)
+    code, _, said = cli("export", runs["photo"], "--to", "torch", "--out", tmp_path / "out")
+    assert code == 7
+    assert said.count("\n") == 1
+    assert "an op that is not supported" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_is_refused_with_the_way_that_can(runs, tmp_path, cli):
+    code, _, said = cli("export", runs["plain"], "--to", "transformers", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--to transformers-features" in said
+    for run, to in (("photo", "transformers"), ("plain", "timm")):
+        code, _, said = cli("export", runs[run], "--to", to, "--out", tmp_path / "out")
+        assert code == 2
+        assert "onnx" in said
+    code, _, said = cli("export", runs["photo"], "--to", "timn")
+    assert code == 2
+    assert 'did you mean "timm"?' in said
+    code, _, said = cli("export", runs["photo"], "--to", "bundle", "--calibrated")
+    assert code == 2
+    code, _, said = cli("export", runs["photo"], "--to", "timm", "--int8")
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_never_overwritten(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="exists"):
+        regraft.export(runs["photo"], to="bundle", out=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_missing_extra_names_the_command(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=re.escape('pip install "regraft[export]"')):
+        regraft.export(runs["photo"], to="onnx", out=tmp_path / "out")
+
+
+def test_calibrated_outputs_are_the_calibrated_probabilities(runs, tmp_path):
+    done = regraft.export(runs["photo"], to="timm", out=tmp_path / "out", calibrated=True)
+    temperature = json.loads((runs["photo"] / "result.json").read_text())["calibration"][
+        "temperature"
+    ]
+    assert abs(temperature - 1) > 0.01  # or the test says nothing
+    assert done.parity.from_file < 1e-4  # the run's file, cooled independently
+    assert f"divided by {temperature:.4g}" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_without_the_data_inputs_are_generated(runs, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(runs["headed"], run, ignore=shutil.ignore_patterns("exports"))
+    plan = (run / "plan.toml").read_text().replace("texts.csv", "gone.csv")
+    (run / "plan.toml").write_text(plan)
+    done = regraft.Run.read(run).export("transformers", tmp_path / "out")
+    assert done.parity.rows == "generated inputs"
+    assert done.parity.from_file is None
+
+
+def test_int8_is_measured_on_test(exported):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    done = exported("headed", "onnx", int8=True)
+    assert done.int8 is not None
+    assert (done.path / done.int8["file"]).is_file()
+    assert done.int8["gain"].n == done.parity.n
+    assert done.int8["difference"] > done.parity.difference  # 8 bits are not 32
+
+
+@pytest.mark.parametrize("head", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False),
+                                  nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))])  # fmt: skip
+def test_folding_is_the_affine_map(head):
+    x = torch.randn(7, 5)
+    scale, shift = [2.0, -3.0, 0.5], [100.0, 0.0, -1.0]
+    with torch.no_grad():
+        wanted = head(x) * torch.tensor(scale) + torch.tensor(shift)
+        torch.testing.assert_close(folded(head, scale, shift)(x), wanted, rtol=1e-5, atol=1e-5)
