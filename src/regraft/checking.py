@@ -116,7 +116,8 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
         seen = replace(seen, tokens=tokens, max_tokens=p.preprocessor.spec.max_length)
     if p.source.nothing_kept:
         return seen  # features of random weights say nothing
-    parts = {split: features(p, split, say) for split in p.targets}
+    precision = str(p.plan.run.feature_precision)
+    parts = {split: features(p, split, precision, say) for split in p.targets}
     every = joined(list(parts.values()))
     values = every.values.double().numpy()
     seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
