@@ -46,6 +46,9 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
         head = nn.Linear(source.features, outputs)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
+    some = next(backbone.parameters(), None)
+    if some is not None:
+        head.to(some.device)
     model = Model(backbone, head)
     came = {t.name for t in source.report if t.state in ("kept", "resized")}
     anchor = {

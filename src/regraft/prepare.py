@@ -208,6 +208,7 @@ def prepare(
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     reasons |= why_fast
     torch.set_num_threads(cast(int, plan.run.threads))
+    source.backbone.to(device)  # every target is a copy of it, and lies there too
     target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
     if data_of_source is not None:

@@ -234,7 +234,8 @@ def blocks(p: Prepared, target: Target) -> list[dict[str, Any]]:
     found = []
     for row, block in zip(p.table, p.target.blocks, strict=True):
         kept = [n for n in block.tensors if n in target.anchor]
-        moved = sum(float((state[n].cpu() - target.anchor[n]).square().sum()) for n in kept)
+        apart = [state[n].cpu() - target.anchor[n].cpu() for n in kept]
+        moved = sum(float(d.square().sum()) for d in apart)
         size = sum(float(target.anchor[n].square().sum()) for n in kept)
         found.append(asdict(row) | {"drift": sqrt(moved / size) if size else None})
     return found

@@ -57,12 +57,12 @@ class LwF(Regularizer):
             )  # fmt: skip
         backbone = copy.deepcopy(source.backbone).eval()
         head = copy.deepcopy(source.head).eval()
-        fixed = {n: p.detach() for n, p in head.named_parameters()}
 
         def term(batch: Batch) -> torch.Tensor:
             device = batch.features.device
             with torch.no_grad():
                 before = head.to(device)(backbone.to(device)(batch.inputs))  # [B, C of the source]
+            fixed = {n: p.detach() for n, p in head.named_parameters()}
             now = torch.func.functional_call(head, fixed, (batch.features,))
             t = self.temperature
             p_s, p = log_softmax(before / t, dim=1), log_softmax(now / t, dim=1)
