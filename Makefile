@@ -28,7 +28,10 @@ docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/layout.py  # the others need data or an hour: each says so at its head
+	$(BIN)/python benchmarks/layout.py
+	@echo "The others need data, a GPU or an hour; each says so at its head. Against other tools, half an hour:"
+	@echo "  $(BIN)/python benchmarks/epoch.py ants_bees WEIGHTS --out results.jsonl"
+	@echo "Lightning and fastai take part where they are installed: pip install -c constraints.txt -e '.[bench]'"
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
