@@ -43,11 +43,22 @@ def test_every_mode_reads_as_every_number_of_channels(tmp_path, mode):
         assert np.asarray(image).min() >= 254
 
 
-def test_a_picture_is_turned_upright(tmp_path):
+STORED = {  # EXIF orientation → how a camera stores what stands upright
+    1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2), 8: lambda x: np.rot90(x, -1),
+}  # fmt: skip
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_picture_is_turned_upright(tmp_path, orientation):
+    upright = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (2, 4)
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](upright))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert (np.asarray(read_picture(tmp_path / "a.png")) == upright).all()
 
 
 def test_a_broken_orientation_tag_does_not_cost_the_picture(tmp_path, monkeypatch):

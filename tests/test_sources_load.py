@@ -156,12 +156,14 @@ def test_a_random_pooler_is_an_error_unless_allowed(tmp_path: Path) -> None:
     assert sum(t.state == "fresh" for t in source.report) == 2
 
 
+@pytest.mark.fault(76)
 def test_code_in_a_config_is_refused(tmp_path: Path) -> None:
     folder = bert(tmp_path, auto_map={"AutoModel": "evil.Model"})
     with pytest.raises(SourceError, match="auto_map"):
         load_source(f"transformers:{folder}", OFFLINE)
 
 
+@pytest.mark.fault(75)
 def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     folder = bert(tmp_path)
     (folder / "vocab.txt").write_text(

@@ -28,6 +28,7 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
     file, trace = tmp_path / "w.safetensors", tmp_path / "trace"
@@ -40,12 +41,14 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, zipped: 
     assert not trace.exists()
 
 
+@pytest.mark.fault(69)
 def test_a_whole_module_is_refused(tmp_path: Path) -> None:
     torch.save(net(), tmp_path / "w.pt")
     with pytest.raises(SourceError, match=r"nothing executed.*state_dict"):
         _weights.read(tmp_path / "w.pt")
 
 
+@pytest.mark.fault(70)
 @pytest.mark.parametrize("damage", ["empty", "short", "header", "trailing", "torch"])
 def test_damage_is_an_error_with_the_path(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "w.safetensors"
@@ -67,6 +70,7 @@ def test_damage_is_an_error_with_the_path(tmp_path: Path, damage: str) -> None:
         _weights.read(file)
 
 
+@pytest.mark.fault(73)
 def test_nested_weights_and_prefixes_are_unwrapped_and_said(tmp_path: Path) -> None:
     state = {f"module.backbone.{k}": v for k, v in net().state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w.pt")
@@ -88,6 +92,7 @@ def test_a_fresh_tensor_in_the_backbone_is_an_error_unless_named() -> None:
     assert "0.bias" not in found.state
 
 
+@pytest.mark.fault(72)
 def test_a_head_of_another_size_is_left_out_and_another_shape_is_an_error() -> None:
     expected, state = net().state_dict(), net().state_dict()
     state["1.weight"], state["1.bias"] = torch.zeros(7, 4), torch.zeros(7)
@@ -99,6 +104,7 @@ def test_a_head_of_another_size_is_left_out_and_another_shape_is_an_error() -> N
         _weights.match(expected, state, where="w", head="1")
 
 
+@pytest.mark.fault(71)
 @pytest.mark.fault(27)
 def test_nothing_matched_and_values_not_finite_are_errors() -> None:
     with pytest.raises(SourceError, match="no tensor matches") as caught:
