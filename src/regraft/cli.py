@@ -344,9 +344,7 @@ def verify_resume(
     from .resume_check import verify
 
     chosen = make_plan(data, flags, settings, allow_code)
-    say: Callable[[str], None] = lambda line: None  # noqa: E731
-    if not quiet and not as_json:
-        say = functools.partial(typer.echo, err=True)
+    say = unless(quiet or as_json, functools.partial(typer.echo, err=True))
     found = verify(chosen, steps, allow_code=allow_code, say=say)
     typer.echo(json.dumps(asdict(found)) if as_json else str(found))
     if found.differ:
@@ -374,7 +372,7 @@ def curve(
 
     path = drawn(
         chosen, labels, allow_code=allow_code,
-        say=(lambda line: None) if quiet or as_json else typer.echo,
+        say=unless(quiet or as_json),
     )  # fmt: skip
     record = read_json(path / "curve.json")
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
@@ -399,9 +397,14 @@ def rates(
 
     found = of_plan(
         chosen, steps, allow_code=allow_code,
-        say=(lambda line: None) if quiet or as_json else typer.echo,
+        say=unless(quiet or as_json),
     )  # fmt: skip
     typer.echo(json.dumps(asdict(found)) if as_json else in_words(found))
+
+
+def unless(silent: bool, say: Callable[[str], None] = typer.echo) -> Callable[[str], None]:
+    """``say``, or nothing at all."""
+    return (lambda line: None) if silent else say
 
 
 def show_result(path: Path, as_json: bool) -> None:
@@ -577,7 +580,7 @@ def export(
 
     done = exported(
         run, to, out, calibrated=calibrated, int8=int8, rows=rows,
-        say=(lambda line: None) if quiet or as_json else typer.echo,
+        say=unless(quiet or as_json),
     )  # fmt: skip
     typer.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
 

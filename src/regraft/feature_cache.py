@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import torch
 
+from .locks import exists
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -198,7 +200,7 @@ class FeatureCache:
     def _sweep(self) -> None:
         """Remove what writers of this machine left that are no more."""
         for path in self.root.glob(f"tmp-{socket.gethostname()}-*"):
-            if not alive(int(path.name.rsplit("-", 2)[1])):
+            if not exists(int(path.name.rsplit("-", 2)[1])):
                 shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> int:
@@ -260,18 +262,6 @@ def checked(name: str) -> str:
 def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def sync(folder: Path) -> None:

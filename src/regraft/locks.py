@@ -102,6 +102,7 @@ def refuse(lock: Path) -> None:
 
 
 def exists(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     if os.name != "posix":  # elsewhere signal 0 is not a question
         return True
     try:

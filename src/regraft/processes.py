@@ -201,6 +201,11 @@ def spread(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
 # ---------------------------------------------------------------- starting them
 
 
+def shell_code(code: int) -> int:
+    """A process's exit code; where a signal ended it 128 + that, as a shell says it."""
+    return code if code >= 0 else 128 - code
+
+
 def launch(count: int, arguments: Sequence[str]) -> int:
     """``regraft`` with these arguments in so many processes of this machine; → its exit code."""
     import logging
@@ -221,8 +226,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "regraft", *arguments)
     except ChildFailedError as error:
-        code = int(error.get_first_failure()[1].exitcode)
-        return code if code >= 0 else 128 - code  # as a shell says that a signal ended it
+        return shell_code(int(error.get_first_failure()[1].exitcode))
     except SignalException as error:  # passed on to them, and they have saved and gone
         return 128 + int(error.sigval)
     return 0

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import processes
 from .errors import RegraftError, UsageError
 from .plan import Plan, write_plan
 from .runfiles import read_json, status_of
@@ -25,7 +26,7 @@ from .runfiles import read_json, status_of
 if TYPE_CHECKING:
     from .state import Saved
 
-KILLED, STOPPED = -9, 143
+KILLED, STOPPED = 137, 143  # as a shell says them
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ class Runs:
             "REGRAFT_STATE": str(self.tmp / "state"),
         }
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode not in (0, KILLED, STOPPED):
-            raise RegraftError(f"the run failed: {done.stderr.strip() or done.returncode}")
-        return done.returncode
+        ended = processes.shell_code(done.returncode)
+        if ended not in (0, KILLED, STOPPED):
+            raise RegraftError(f"the run failed: {done.stderr.strip() or ended}")
+        return ended
 
 
 def end_of(run: Path, step: int) -> Saved:

@@ -109,8 +109,11 @@ def run(
 
 
 def left_in(out: Path, *, resume: bool) -> str:
-    """ "new", "made" by a run that wrote no plan, "begun" or "finished". Raises UsageError or DiskError
-    where no run can be made there, or gone on with."""
+    """What a folder holds: nothing ("new"), a run that wrote no plan ("made"), one that did ("begun"),
+    or a "finished" one.
+
+    Raises UsageError or DiskError where no run can be made there, or gone on with.
+    """
     if not resume or not out.exists():
         check_new(out)
         return "new"

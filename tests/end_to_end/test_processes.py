@@ -125,3 +125,10 @@ def test_a_signal_to_the_launcher_saves_and_ends_all(pictures, weights, tmp_path
     assert launched.returncode == 143
     assert json.loads((out / "result.json").read_text())["status"] == "interrupted"
     assert list(out.glob("checkpoints/step-*")) and not (out / "lock").exists()
+
+
+def test_resume_is_exact_with_two_processes_too(pictures, weights):
+    command = [*COMMAND[:3], "verify-resume", *COMMAND[4:], str(pictures), "--weights", str(weights),
+               "--epochs", "2", "--nproc", "2", "--steps", "4"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0 and "resume is exact here" in done.stdout, done.stdout + done.stderr
