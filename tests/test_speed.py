@@ -122,11 +122,12 @@ def test_few_rows_are_not_measured(source, clock):
     assert "not measured" in why["run.precision"] and not asked
 
 
-def test_a_frozen_backbone_is_not_timed_in_training(source, clock):
-    asked = clock({(PLAIN, "float32"): 2e-3, (LAST, "float32"): 1e-3, (LAST, "bfloat16"): 1e-3}, {})
-    run, why = settle(source, trains=False)
-    assert asked == [False] and run.precision == "float32"
-    assert why["run.precision"] == "auto: the backbone does not train"
+@pytest.mark.parametrize(("asked_for", "taken"), [("auto", "bfloat16"), ("float32", "float32")])
+def test_a_frozen_backbones_steps_take_its_features_precision(source, clock, asked_for, taken):
+    asked = clock({(PLAIN, "float32"): 2e-3, (LAST, "float32"): 1e-3, (LAST, "bfloat16"): 5e-4}, {})
+    run, why = settle(source, RunPlan(feature_precision=asked_for), trains=False)
+    assert asked == [False] and run.precision == run.feature_precision == taken
+    assert why["run.precision"] == "auto: as the features: the backbone does not train"
 
 
 def test_what_is_asked_for_stays(source, clock):

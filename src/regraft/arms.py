@@ -184,9 +184,9 @@ def features_of_source(p: Prepared, say: Say = lambda line: None) -> dict[str, O
 
 def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
     """The linear probe on these features, its λ chosen on val, or over folds."""
-    return fit_probe(
-        features["train"], p.task, p.plan.probe.strengths, val=features.get("val"), folds=p.folds()
-    )
+    val = features.get("val")
+    folds = () if val is not None else p.folds()
+    return fit_probe(features["train"], p.task, p.plan.probe.strengths, val=val, folds=folds)
 
 
 def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:

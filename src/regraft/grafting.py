@@ -50,6 +50,7 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
     if some is not None:
         head.to(some.device)
     model = Model(backbone, head)
+    names = set(backbone.state_dict())
     came = {t.name for t in source.report if t.state in ("kept", "resized")}
     anchor = {
         f"backbone.{name}": p.detach().clone()
@@ -60,7 +61,7 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
         model=model,
         blocks=target_blocks(source.blocks, head),
         anchor=anchor,
-        report=(*(in_target(t, backbone) for t in source.report), *fresh(head)),
+        report=(*(in_target(t, names) for t in source.report), *fresh(head)),
         source=source,
         nothing_kept=source.nothing_kept,
     )
@@ -82,9 +83,9 @@ def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ..
     return (*under, Block("head", tensors, modules))
 
 
-def in_target(tensor: LoadedTensor, backbone: nn.Module) -> LoadedTensor:
+def in_target(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
     """A line of the source's loading report as the target sees it: only the backbone is kept."""
-    if tensor.state == "unused" or tensor.name in backbone.state_dict():
+    if tensor.state == "unused" or tensor.name in backbone:
         return tensor
     return LoadedTensor(tensor.name, "unused", tensor.shape, tensor.note or "the source's own head")
 

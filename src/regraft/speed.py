@@ -85,7 +85,11 @@ def settle(
             times = measured(run, source, preprocessor, examples, device, ways, train=True)
             chosen["precision"], why["precision"] = best_precision(times, str(layout), "a step")
         else:
-            chosen["precision"], why["precision"] = "float32", "the backbone does not train"
+            # one pass of features serves the probe and every step
+            chosen["precision"] = chosen["feature_precision"]
+            if run.feature_precision != "auto":
+                chosen["precision"] = run.feature_precision
+            why["precision"] = "as the features: the backbone does not train"
     update = {k: chosen[k] for k in open_keys}
     return run.model_copy(update=update), {f"run.{k}": f"auto: {why[k]}" for k in open_keys}
 
