@@ -87,3 +87,19 @@ def test_folds_are_shown_for_the_fit_and_the_probe():
 def test_two_seeds_say_nothing_about_the_method():
     said = summary(Path("runs/x"), result(seeds=result()["seeds"][:2]))
     assert "over scratch 0.510   +0.300 [+0.200, +0.400]   paired, about these 2 seeds only" in said
+
+
+def test_a_figure_that_is_not_defined_is_a_dash():
+    none = {"value": None, "low": None, "high": None, "n": 50}
+    mean = {"fit": {"accuracy": {"mean": None, "sd": None}}}
+    controls = {"linear probe": {"accuracy": none}}
+    changes = {"gain": {"linear probe": none}, "controls": controls, "mean": mean}
+    said = summary(
+        Path("runs/x"),
+        result(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes),
+    )
+    assert (
+        "accuracy –   macro_f1 0.700 [–, 0.800]" in said
+        and "over linear probe –   –   paired" in said
+    )
+    assert "accuracy – (sd –)" in said

@@ -38,7 +38,7 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
         seeds = len(r["seeds"])
         yield (
             "",
-            f"{name}, mean of {seeds} seeds   {r['primary']} {m['mean']:.3f} (sd {m['sd']:.3f})",
+            f"{name}, mean of {seeds} seeds   {r['primary']} {number(m['mean'])} (sd {number(m['sd'])})",
         )
     for name, metrics in r["controls"].items():
         value = metrics[r["primary"]]["value"]
@@ -78,11 +78,11 @@ def how_it_went(r: dict[str, Any]) -> str:
     return f"done in {time} · {how} · {which}"
 
 
-def over(r: dict[str, Any], name: str, value: float) -> str:
+def over(r: dict[str, Any], name: str, value: float | None) -> str:
     """A control and the paired gain over it; only scratch carries a verdict."""
     gain = r["gain"][name]
-    text = f"over {name} {value:.3f}   {signed(gain)}"
-    if name == "linear probe" and r["fit"]["fitted"]:
+    text = f"over {name} {number(value)}   {signed(gain)}"
+    if name == "linear probe" and r["fit"]["fitted"] and gain["low"] is not None:
         if gain["low"] > 0:
             return f"{text}   fine-tuning helps over the probe (these two models)"
         if gain["high"] < 0:
@@ -138,7 +138,7 @@ def retention(r: dict[str, Any]) -> str:
             lost, over = r["forgetting over seeds"], f" {over_seeds(r)}"
         claim = "" if r["claim"] else f"; under {r['claim from']} rows: no claim"
         return (
-            f"{r['metric']} {r['before']['value']:.3f} before, {r['after']['value']:.3f} after{kept}   "
+            f"{r['metric']} {number(r['before']['value'])} before, {number(r['after']['value'])} after{kept}   "
             f"forgetting {signed(lost)}{over}   n = {n} source rows{claim}"
         )
     if r["kind"] == "agreement on target inputs":
@@ -180,8 +180,18 @@ def verdict(r: dict[str, Any]) -> str:
 
 
 def estimate(e: dict[str, Any]) -> str:
-    return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
+    return interval(e, "")
 
 
 def signed(e: dict[str, Any]) -> str:
-    return f"{e['value']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}]"
+    return interval(e, "+")
+
+
+def interval(e: dict[str, Any], sign: str) -> str:
+    value, low, high = (number(e[part], sign) for part in ("value", "low", "high"))
+    return value if e["value"] is None else f"{value} [{low}, {high}]"
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """A dash for what is not defined: it is null in result.json."""
+    return "–" if value is None else f"{value:{sign}.3f}"
