@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from math import ceil
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, restore, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
-from .state import Saved, part
+from .state import Progress, Saved, part
 from .types import Adapting, Freezing, Source, Target
 
 if TYPE_CHECKING:
@@ -33,10 +34,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-Track = Callable[
-    [int, str], Callable[["Batches"], "Batches"]
-]  # (rows, label) → a bar around batches
 Figures = dict[str, float]  # the primary metric and "loss"
+
+
+class Track(Protocol):
+    """Shows how far fits are: ``(rows, label)`` gives what goes around a fit's batches."""
+
+    def __call__(self, rows: int, label: str) -> Callable[[Batches], Batches]: ...
+
+    def step(self, label: str, at: Progress, steps: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,14 @@ def fit_rows(
     strategy = everything if scratch else p.freezing
     val = p.batches("val") if p.splits.val and rows is None else None
     wrap = track(chosen.epochs * len(train), label) if track else lambda batches: batches
-    saving = {} if keeper is None else keeper.saving(label)
+    since = None if keeper is None else keeper.since(label)
+
+    def keep(at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        if track is not None:
+            track.step(label, at, ceil(at.batches / chosen.accumulate))
+        if keeper is not None:
+            keeper.keep(label, at, tensors)
+
     with adapted(strategy, target, seed) as fitted, keeper.fitting() if keeper else nullcontext():
         return fine_tune(
             fitted, train, val, p.task, p.metric, chosen,
@@ -248,7 +261,7 @@ def fit_rows(
                 p, fitted, train, val, chosen,
                 freezing=strategy, penalties=penalties, wrap=wrap, say=say,
             ),
-            say=say, **saving,
+            say=say, since=since, keep=keep,
         )  # fmt: skip
 
 

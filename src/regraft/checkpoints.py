@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +183,6 @@ class Keeper:
         for path in self.good:
             shutil.rmtree(path, ignore_errors=True)
         self.good.clear()
-
-    def saving(self, arm: str) -> dict[str, Any]:
-        """What the loop is handed to go on with an arm, and to save it."""
-        return {"since": self.since(arm), "keep": partial(self.keep, arm)}
 
     def since(self, arm: str) -> Saved | None:
         """The last good checkpoint of an arm."""

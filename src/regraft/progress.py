@@ -1,15 +1,21 @@
-"""What a person sees while it runs: a bar with ETA on a terminal, one plain line an epoch elsewhere."""
+"""What a person sees while it runs. On a terminal a bar with the time left, and below it the mean of each
+loss term over the epoch so far, the best epoch so far and the learning rates by block; elsewhere one plain
+line an epoch, which the run itself says."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+from .errors import printable
 
 if TYPE_CHECKING:
     from .arms import Say, Track
     from .batches import Batches
+    from .state import Progress as At
 
 
 @contextmanager
@@ -29,6 +35,17 @@ def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Shown(Progress):
+        """The bars, and a few lines below them."""
+
+        lines: tuple[str, ...] = ()
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            for line in self.lines:
+                yield Text(line, style="dim")
 
     console = Console(stderr=True)
     columns = (
@@ -37,13 +54,56 @@ def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Shown(*columns, console=console, transient=True) as progress:
 
-        def track(rows: int, label: str) -> Any:
-            bar = progress.add_task(label, total=rows)
-            return lambda batches: Tracked(batches, progress, bar)
+        def show(lines: tuple[str, ...]) -> None:
+            progress.lines = lines
 
-        yield (lambda line: console.print(line, markup=False, highlight=False)), track
+        yield (
+            (lambda line: console.print(line, markup=False, highlight=False)),
+            Bars(progress, show),
+        )
+
+
+class Bars:
+    """A bar a fit, and what the fit says of itself after each step."""
+
+    def __init__(self, progress: Any, show: Callable[[tuple[str, ...]], None]) -> None:
+        self.progress, self.show = progress, show
+        self.terms = ""
+
+    def __call__(self, rows: int, label: str) -> Callable[[Batches], Any]:
+        bar = self.progress.add_task(label, total=rows)
+        self.terms = ""
+        return lambda batches: Tracked(batches, self.progress, bar)
+
+    def step(self, label: str, at: At, steps: int) -> None:
+        """Told after each step where a fit stands: ``steps`` of the epoch are in its sums."""
+        if steps:
+            means = figures({name: total / steps for name, total in at.sums.items()})
+            self.terms = f"{label}, epoch {at.epoch}, step {at.step}   {means}"
+        self.show(tuple(line for line in (self.terms, best(at), rates(at.rates)) if line))
+
+
+def figures(values: Mapping[str, float]) -> str:
+    return "   ".join(f"{printable(name)} {value:.4g}" for name, value in values.items())
+
+
+def best(at: At) -> str:
+    """The best epoch so far; "" without val, where the last one stands."""
+    if not at.best:
+        return ""
+    which = f"epoch {at.best_epoch}" if at.best_epoch else "the starting point"
+    return f"best so far on val: {which}   {figures(at.best)}"
+
+
+def rates(by_block: Mapping[str, float]) -> str:
+    """Neighbouring blocks with one rate are named together."""
+    found = []
+    for text, group in groupby(by_block.items(), key=lambda item: f"{item[1]:.2g}"):
+        names = [printable(name) for name, _ in group]
+        found.append(f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} {text}")
+    return f"learning rates: {', '.join(found)}" if found else ""
 
 
 class Tracked:

@@ -334,9 +334,8 @@ def train(
 
     def note(seed: int, epoch: Epoch) -> None:
         folder.append("history.jsonl", {"seed": seed, **asdict(epoch)})
-        folder.log(in_words(epoch, chosen.epochs, seed))
-        if track is None:
-            say(in_words(epoch, chosen.epochs, seed))
+        line = in_words(epoch, chosen.epochs, seed)
+        (say if track is None else folder.log)(line)  # what is said is logged too
 
     later: list[tuple[int, Epoch]] = []  # where each process fits other seeds, the first notes all
     by_arms = processes.size() > 1 and p.plan.run.spread == "arms"

@@ -1,0 +1,66 @@
+"""What a person sees while it runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from regraft.progress import bars, best, rates
+from regraft.state import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Rows:
+    """Two batches of three rows an epoch."""
+
+    batch_size, share = 3, (0, 1)
+
+    def __len__(self):
+        return 6
+
+    def epoch(self, n, skip=0):
+        yield from (([0, 1, 2],) for _ in range(2 - skip))
+
+
+def test_a_terminal_shows_a_bar_the_mean_terms_the_best_and_the_rates(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    with bars(on=True) as (say, track):
+        assert len(list(track(6, "seed 7")(Rows()).epoch(1))) == 2
+        at = Progress(epoch=3, batches=2, step=12, sums={"task": 1.0, "<l2[/red]>": 0.5},
+                      rates={"stem": 1e-5, "middle": 1e-5, "head": 1e-3},
+                      best={"accuracy": 0.75, "loss": 0.5}, best_epoch=2)  # fmt: skip
+        track.step("seed 7", at, 2)
+        at.batches, at.sums = 0, {}  # the epoch's end: its means stay
+        track.step("seed 7", at, 0)
+        say("[b]a line[/b]")
+    said = sys.stderr.getvalue()
+    assert "seed 7" in said and "6/6" in said and "[b]a line[/b]" in said
+    assert "seed 7, epoch 3, step 12   task 0.5   <l2[/red]> 0.25" in said
+    assert "best so far on val: epoch 2   accuracy 0.75   loss 0.5" in said
+    assert "learning rates: stem to middle 1e-05, head 0.001" in said
+
+
+def test_elsewhere_there_is_no_bar_and_quiet_is_silent(capsys):
+    with bars(on=True) as (say, track):
+        say("a line")
+        assert track is None
+    with bars(on=False) as (say, track):
+        say("nothing")
+        assert track is None
+    assert capsys.readouterr().err == "a line\n"
+
+
+def test_what_is_not_known_is_not_shown():
+    assert best(Progress()) == "" and rates({}) == ""
+    assert (
+        best(Progress(best={"accuracy": 0.5}))
+        == "best so far on val: the starting point   accuracy 0.5"
+    )
