@@ -118,9 +118,26 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
     assert not imports(file, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "watching").glob("*.py")), ids=name_of)
+def test_the_pages_import_no_torch_and_nothing_that_trains(file):
+    found = imports(file)
+    assert "!torch" not in found
+    allowed = {"errors", "locks", "runfiles", "summary", "webpage", "watching", "report"}
+    assert {n.partition(".")[0] for n in found if not n.startswith("!")} <= allowed
+    assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
+
+
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
-    if file.parent.name in ("tasks", "freezing", "regularizers", "formats", "checks", "exports"):
+    if file.parent.name in (
+        "tasks",
+        "freezing",
+        "regularizers",
+        "formats",
+        "checks",
+        "exports",
+        "trackers",
+    ):
         assert "!torch" not in imports(file, late=False)
     if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
         assert "!torch" not in imports(file)

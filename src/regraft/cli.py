@@ -101,6 +101,8 @@ Controls = Annotated[list[Control], typer.Option(help="Also train from scratch, 
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
 Nproc = Annotated[int | None, typer.Option(help="Processes that share the work, on this machine.")]
 Workers = Annotated[int | None, typer.Option(help="Loader processes.")]
+Port = Annotated[int, typer.Option(help="The page's port on 127.0.0.1; 0 takes any that is free.")]
+NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address, open nothing.")]
 Out = Annotated[Path | None, typer.Option(help="The run folder to make.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Make no network call.")]
 
@@ -521,6 +523,37 @@ def report(
     typer.echo(str(write_report(runs, out)))
 
 
+@app.command(rich_help_panel=JUDGE)
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run folder; the run need not have begun.")],
+    port: Port = 0,
+    no_browser: NoBrowser = False,
+) -> None:
+    """A page of this machine that follows a running job: curves, rates, time left, resources, log."""
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is no folder: regraft watch RUN, which regraft fit writes")
+    from .watching.pages import watch_app
+    from .webpage import serve as answer
+
+    ready = f"following {run}" + ("" if run.exists() else ", which has not begun")
+    answer(watch_app(run), port, browser=not no_browser, say=typer.echo, ready=ready)
+
+
+@app.command(rich_help_panel=USE)
+def ui(
+    folder: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"),
+    port: Port = 0,
+    no_browser: NoBrowser = False,
+) -> None:
+    """All runs below a folder on one page of this machine: filter, sort, compare, open reports, watch."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: regraft ui FOLDER, where the runs are in")
+    from .watching.pages import ui_app
+    from .webpage import serve as answer
+
+    answer(ui_app(folder), port, browser=not no_browser, say=typer.echo, ready=f"runs of {folder}")
+
+
 @app.command(rich_help_panel=USE)
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -622,7 +655,8 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="sources, formats, tasks, freezing, regularizers, metrics, checks, exports, or a folder of runs."
+            help="sources, formats, tasks, freezing, regularizers, metrics, checks, exports, "
+            "or a folder of runs."
         ),
     ] = "all",
     as_json: AsJson = False,

@@ -1,0 +1,147 @@
+"""The two applications: one run that is followed, and the runs of a folder.
+
+A page is a file of static/ that never changes; what it shows it asks for as JSON and sets as text, so
+that no name of a class or a run is ever read as HTML.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RegraftError, UsageError
+from ..runfiles import dumps, plain
+from ..webpage import REPORT_CSP, need_extra
+from .following import look
+from .resources import Meter
+from .runs import Runs
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+STATIC = Path(__file__).parent / "static"
+FILES = {"page.css": "text/css", "watch.js": "text/javascript", "ui.js": "text/javascript"}
+MOST = 12  # runs that are compared at once
+
+
+def watch_app(run: Path) -> FastAPI:
+    """The page of one run, which need not have begun."""
+    app = _app("watch.html")
+    meter = Meter()
+    alone = Lock()
+
+    @app.get("/state")
+    def state(offset: int = 0, crc: int = 0) -> Any:
+        with alone:  # two pages would each see half of the processor's time
+            return as_json(look(run, meter, offset=offset, crc=crc))
+
+    return app
+
+
+def ui_app(folder: Path) -> FastAPI:
+    """The runs below a folder: their list, the page of each, reports and comparisons."""
+    from fastapi import Query
+
+    app = _app("ui.html")
+    runs = Runs(folder)
+    meters: dict[str, Meter] = {}
+    several = Query(max_length=MOST)
+    alone, drawing = Lock(), Lock()  # matplotlib draws one figure at a time
+
+    @app.get("/runs")
+    def listed() -> Any:
+        return as_json({"folder": str(folder), "runs": runs.all()})
+
+    @app.get("/watch")
+    def watch() -> Any:
+        return _file("watch.html", "text/html")
+
+    @app.get("/state")
+    def state(run: str, offset: int = 0, crc: int = 0) -> Any:
+        try:
+            path = runs.path(run)
+        except UsageError as error:
+            return as_json({"name": run, "state": "absent", "words": f"{error}."})
+        with alone:
+            return as_json(look(path, meters.setdefault(run, Meter()), offset=offset, crc=crc))
+
+    @app.get("/report")
+    def report(run: str) -> Any:
+        with drawing:
+            return as_report(lambda: report_of(runs.safe(run)))
+
+    @app.get("/compare")
+    def compare(run: list[str] = several) -> Any:
+        with drawing:
+            return as_report(lambda: comparison_of([runs.safe(name) for name in run]))
+
+    return app
+
+
+def _app(page: str) -> FastAPI:
+    need_extra()
+    from fastapi import FastAPI, HTTPException
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get("/")
+    def first() -> Any:
+        return _file(page, "text/html")
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Any:
+        if name not in FILES:
+            raise HTTPException(404)
+        return _file(name, FILES[name])
+
+    return app
+
+
+def _file(name: str, kind: str) -> Any:
+    from fastapi import Response
+
+    return Response((STATIC / name).read_bytes(), media_type=f"{kind}; charset=utf-8")
+
+
+def as_json(value: Any) -> Any:
+    from fastapi import Response
+
+    return Response(dumps(plain(value)), media_type="application/json")
+
+
+def as_report(made: Callable[[], str]) -> Any:
+    """A report, or the sentence that says why there is none."""
+    from fastapi import Response
+
+    try:
+        html = made()
+    except RegraftError as error:
+        return Response(f"{error}\n", 409, media_type="text/plain; charset=utf-8")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+        text = f"a run's files are damaged: {type(error).__name__} {error}\n"
+        return Response(text, 409, media_type="text/plain; charset=utf-8")
+    headers = {"content-security-policy": REPORT_CSP}
+    return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def report_of(run: Path) -> str:
+    """The run's report.html, made anew where there is none that is younger than the result."""
+    from ..report.render import report
+
+    target = run / "report.html"
+    if not target.is_file() or target.stat().st_mtime < (run / "result.json").stat().st_mtime:
+        report([run])
+    return target.read_text(encoding="utf-8")
+
+
+def comparison_of(runs: list[Path]) -> str:
+    """The comparison of runs; nothing of it is kept."""
+    from ..report.render import report
+
+    if len(runs) < 2:
+        raise UsageError("choose two runs or more to compare")
+    with tempfile.TemporaryDirectory() as folder:
+        return report(runs, Path(folder) / "comparison.html").read_text(encoding="utf-8")

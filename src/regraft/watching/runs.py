@@ -1,0 +1,137 @@
+"""The run folders below a folder, each with its state and, where it is finished, its headline.
+
+Links are not followed. What a run is called is its path below the folder; only names that a search
+found lead to a run, so no name that a request makes up leads anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ..errors import UsageError, printable
+from .files import NotReadError, links_out, read, read_lines
+from .following import ENDED, WRONG_SHAPE, primary, state_of
+
+MARKS = ("plan.toml", "result.json", "history.jsonl", "lock")  # a folder with one of these is a run
+NOT_A_RUN = ("curve.json",)  # regraft curve leaves a folder of its own kind
+DEPTH, FOLDERS = 6, 20_000
+
+
+class Runs:
+    """Searched at each question; what is read of a run is kept until its files change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.shown = folder
+        self.kept: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self.alone = Lock()  # requests come in threads
+
+    def all(self) -> list[dict[str, Any]]:
+        """A record a run, by name."""
+        with self.alone:
+            found = {name: self._record(name, path) for name, path in sorted(search(self.folder))}
+            self.kept = {name: self.kept[name] for name in found if name in self.kept}
+        return list(found.values())
+
+    def path(self, name: str) -> Path:
+        """Where a run is. Raises UsageError for a name that no search finds."""
+        for known, path in search(self.folder):
+            if known == name:
+                return path
+        raise UsageError(f'no run is called "{printable(name)}" below {self.shown}')
+
+    def safe(self, name: str) -> Path:
+        """Where a run is whose files all lie in it. Raises UsageError for links that lead elsewhere."""
+        path = self.path(name)
+        if outside := links_out(path):
+            raise UsageError(
+                f"{path} has links that lead out of it, which are not followed: {', '.join(outside)}"
+            )
+        return path
+
+    def _record(self, name: str, path: Path) -> dict[str, Any]:
+        now = signature(path)
+        before, record = self.kept.get(name, (None, {}))
+        if before != now or record["state"] not in ENDED:
+            record = summary(name, path)  # whether a process lives no file says
+            self.kept[name] = now, record
+        return record
+
+
+def search(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of every run, without entering one, or a link, or a hidden folder."""
+    seen, waiting = 0, [(folder, 0)]
+    while waiting and seen < FOLDERS:
+        here, depth = waiting.pop()
+        seen += 1
+        try:
+            entries = list(os.scandir(here))
+        except OSError:
+            continue
+        names = {e.name for e in entries}
+        if here != folder and names & set(MARKS) and not names & set(NOT_A_RUN):
+            yield here.relative_to(folder).as_posix(), here
+            continue
+        if depth < DEPTH:
+            waiting += [
+                (Path(e.path), depth + 1) for e in entries
+                if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+            ]  # fmt: skip
+
+
+def signature(path: Path) -> tuple[Any, ...]:
+    """What changes when one of the files does that a record is made of."""
+    found: list[Any] = []
+    for name in MARKS:
+        try:
+            about = (path / name).lstat()
+            found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def summary(name: str, path: Path) -> dict[str, Any]:
+    """A line of the list. A run that does not read is one too, with the reason."""
+    record: dict[str, Any] = {"name": name, "shown": printable(name), "changed": changed(path)}
+    try:
+        state, words, _, result = state_of(path)
+        record |= {"state": state, "words": words}
+        if state == "finished":
+            e = result["test"][result["primary"]]
+            record |= {
+                "metric": str(result["primary"]),
+                **{k: e[k] if e[k] is None else float(e[k]) for k in ("value", "low", "high")},
+                "n": int(e["n"]),
+                "task": str(result["task"]),
+                "source": printable(str(result["source"]["name"])),
+                "verdict": str(result["verdict"]["words"]),
+                "seeds": len(result["seeds"]),
+            }
+        elif state == "running":
+            lines = read_lines(read(path / "history.jsonl") or b"")[0]
+            metric = primary(lines, {})
+            vals = [line["val"][metric] for line in lines if line.get("best") and line.get("val")]
+            if vals:
+                record |= {"metric": f"{metric} on val, best so far", "value": float(vals[-1])}
+    except (NotReadError, OSError) as error:
+        record |= {"state": "broken", "words": f"{error}."}
+    except WRONG_SHAPE as error:
+        words = f"result.json is damaged: {type(error).__name__} {error}."
+        record |= {"state": "broken", "words": printable(words)}
+    return record
+
+
+def changed(path: Path) -> float:
+    """When the run last wrote; seconds since 1970."""
+    times = [path.lstat().st_mtime if path.exists() else 0.0]
+    for name in (*MARKS, "log.txt"):
+        try:
+            times.append((path / name).lstat().st_mtime)
+        except OSError:
+            continue
+    return max(times)
