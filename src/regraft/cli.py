@@ -539,6 +539,27 @@ def watch(
     answer(watch_app(run), port, browser=not no_browser, say=typer.echo, ready=ready)
 
 
+@app.command(rich_help_panel=JUDGE)
+def track(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder; a running one is followed to its end.")
+    ],
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, or for MLflow an address; default: RUN/tensorboard, or mlruns."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """The curves, and at the end the evidence, in TensorBoard or MLflow; from run files alone."""
+    from .tracking import track as tracked
+
+    say = unless(quiet, functools.partial(typer.echo, err=True))
+    typer.echo(tracked(run, to, out, say=say))
+
+
 @app.command(rich_help_panel=USE)
 def ui(
     folder: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"),
@@ -655,7 +676,7 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="sources, formats, tasks, freezing, regularizers, metrics, checks, exports, "
+            help="sources, formats, tasks, freezing, regularizers, metrics, checks, exports, trackers, "
             "or a folder of runs."
         ),
     ] = "all",

@@ -1,7 +1,7 @@
 """Plug-ins: a file in one of these folders is found by its name.
 
     sources/ formats/ metrics/                a module of functions
-    checks/ exports/                          likewise
+    checks/ exports/ trackers/                likewise
     tasks/ freezing/ regularizers/            a module with one public options dataclass
 
 An options dataclass carries ``__pydantic_config__ = CONFIG``: a plain one under pydantic drops a
@@ -25,6 +25,7 @@ from .errors import did_you_mean
 
 FOLDERS = (
     "sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks", "exports",
+    "trackers",
 )  # fmt: skip
 
 

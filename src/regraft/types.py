@@ -11,7 +11,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 from .errors import PlanError
 
@@ -627,4 +636,45 @@ class Export(Protocol):
         """Python that defines ``scores(batch)``: paths, texts or pairs → scores [B, C], as the task's
         ``scores`` gives them. It runs in the export's folder, is printed in the model card, and is
         what the export is checked by."""
+        ...
+
+
+# ---------------------------------------------------------------- trackers
+
+
+class EpochFigures(NamedTuple):
+    """A line of history.jsonl for a tracker: "loss/TERM", "val/METRIC", "source/METRIC", "rate/BLOCK"."""
+
+    seed: int
+    epoch: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """What became of a run, for a tracker."""
+
+    state: str  # finished, failed, interrupted, killed, left or broken
+    words: str
+    metrics: Mapping[str, float]  # "test/accuracy", "test/accuracy low", "gain/linear probe" …
+    tags: Mapping[str, str]  # the verdict, the source, digests
+    summary: str  # the block that ends a run; "" of one that is not finished
+    files: Sequence[Path]  # plan, result, report: what is worth keeping with it
+
+
+class Tracker(Protocol):
+    """A file of ``trackers/``: a module with these names."""
+
+    needs: tuple[str, ...]  # modules of the extra "track"
+
+    def track(
+        self,
+        name: str,
+        params: Mapping[str, str],
+        epochs: Iterable[EpochFigures],
+        end: Callable[[], RunEnd],
+        where: str,
+    ) -> str:
+        """Write ``epochs``, which may take as long as the run does, as they come, then ``end()``; →
+        what the user should know: where it is, and how to look at it."""
         ...
