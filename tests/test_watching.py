@@ -19,7 +19,7 @@ from regraft.locks import Holder
 from regraft.watching import following
 from regraft.watching.files import NotReadError, links_out, read, read_lines
 from regraft.watching.following import look, state_of, time_left
-from regraft.watching.resources import Meter
+from regraft.watching.resources import Meter, launcher
 from regraft.watching.runs import Runs
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "\"&'", "チューリップ", "\x1b[31m"]
@@ -226,6 +226,8 @@ def test_resources_are_those_of_the_process_and_all_below_it(tmp_path):
     now[0] = 104.1  # a second page asks at once: too short to count
     assert meter.look(10).cores == (2 + 4) / 4
     assert meter.look(13) is None
+    # of several processes that share the work, the one that started them is the root
+    assert launcher(11, tmp_path) == 10 and launcher(10, tmp_path) == 10
 
 
 def test_a_look_imports_no_torch(begun):
@@ -234,7 +236,7 @@ import sys
 from pathlib import Path
 from regraft.watching.pages import watch_app, ui_app
 from regraft.watching.following import look
-from regraft.watching.resources import Meter
+from regraft.watching.resources import Meter, launcher
 from regraft.watching.runs import Runs
 assert look(Path({str(begun)!r}), Meter())["state"] in ("running", "killed")
 assert Runs(Path({str(begun.parent)!r})).all()
@@ -270,10 +272,12 @@ def many(tmp_path):
     )
     make("live", lock=me(), history_jsonl=epoch(0, 1))
     make("curve", curve_json="{}", lock="{}")
-    make(".hidden", plan_toml="")
+    make("settings", plan_toml="")  # somebody's plan, and no run
+    make("begun", plan_toml="", environment_json="{}")
+    make(".hidden", result_json=json.dumps(finished()))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "plan.toml").write_text("")
+    (elsewhere / "result.json").write_text(json.dumps(finished()))
     (root / "link").symlink_to(elsewhere)
     (root / "loop").symlink_to(root)
     return root
@@ -281,7 +285,7 @@ def many(tmp_path):
 
 def test_every_run_is_listed_and_a_broken_one_with_the_reason(many):
     found = {r["name"]: r for r in Runs(many).all()}
-    assert set(found) == {"good", "deep/er/" + HOSTILE[0], "half", "odd", "poor", "live"}
+    assert set(found) == {"good", "deep/er/" + HOSTILE[0], "half", "odd", "poor", "live", "begun"}
     assert found["good"]["value"] == 0.7 and found["good"]["source"] == HOSTILE[0]
     assert found["half"]["state"] == "broken" and "damaged" in found["half"]["words"]
     assert found["odd"]["state"] == "broken" and "KeyError" in found["odd"]["words"]
@@ -296,7 +300,7 @@ def test_the_list_follows_what_happens(many):
     (many / "live" / "lock").unlink()
     (many / "good" / "result.json").unlink()
     states = {r["name"]: r["state"] for r in runs.all()}
-    assert states["live"] == "finished" and states["good"] == "left"
+    assert states["live"] == "finished" and "good" not in states  # a plan alone is no run
 
 
 def test_only_names_that_a_search_finds_lead_to_a_run(many):
@@ -315,7 +319,7 @@ def test_only_names_that_a_search_finds_lead_to_a_run(many):
     ):
         with pytest.raises(UsageError, match="no run is called"):
             runs.path(name)
-    (many / "good" / "manifest.jsonl").symlink_to(many.parent / "elsewhere" / "plan.toml")
+    (many / "good" / "manifest.jsonl").symlink_to(many.parent / "elsewhere" / "result.json")
     with pytest.raises(UsageError, match=r"links that lead out of it.*manifest\.jsonl"):
         runs.safe("good")
 
@@ -375,6 +379,7 @@ def test_a_page_and_its_files_ask_nothing_of_elsewhere(many):
             ):
                 assert word not in text
         for name in (
+            "static/watch.html",
             "static/../pages.py",
             "static/..%2Fpages.py",
             "static/%2e%2e/pages.py",
@@ -394,7 +399,11 @@ def test_a_request_under_another_name_or_from_another_page_is_refused(begun):
         assert answer.status_code == 421 and "content-security-policy" in answer.headers
     for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "LOCALHOST"):
         assert asks.get("/state", headers={"host": host}).status_code == 200
-    assert asks.get("/state", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    for site in ("cross-site", "same-site"):  # another port of this machine is of the same site
+        link = {"sec-fetch-site": site, "sec-fetch-dest": "document"}
+        assert asks.get("/state", headers=link).status_code == 403
+        assert asks.get("/", headers={"sec-fetch-site": site}).status_code == 403
+        assert asks.get("/", headers=link).status_code == 200
     assert asks.get("/state", headers={"sec-fetch-site": "same-origin"}).status_code == 200
     assert asks.post("/state").status_code == 405
     answer = asks.get("/state", headers={"origin": "http://evil.example"})

@@ -547,9 +547,7 @@ def track(
     to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
     out: Annotated[
         str | None,
-        typer.Option(
-            help="A folder, or for MLflow an address; default: RUN/tensorboard, or mlruns."
-        ),
+        typer.Option(help="A folder, or for MLflow an address; default: RUN/tensorboard, mlruns."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -7,6 +7,7 @@ figures.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import tomllib
@@ -72,7 +73,7 @@ def is_run(run: Path) -> bool:
 
 def place(run: Path, to: str) -> str:
     if to != "tensorboard":
-        return "mlruns"
+        return os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
     own = run / "tensorboard"
     if own.is_symlink():
         raise UsageError(f"{own} is a link, and is not written over: remove it, or choose --out")

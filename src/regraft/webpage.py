@@ -2,7 +2,8 @@
 
 They listen on 127.0.0.1 alone. A request must name this machine as its host, or a foreign page could
 reach it under a name of its own that it lets point here (DNS rebinding); and one that a foreign page
-caused is refused, as the browser says itself (Sec-Fetch-Site).
+caused is refused, as the browser says itself (Sec-Fetch-Site). A link to the first page may be followed
+from anywhere.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Guard:
         app = self.app
         if name_of(asked.get("host", "")) not in HOSTS:
             app = refusal(421, "This page answers under the name of this machine alone.")
-        elif asked.get("sec-fetch-site") == "cross-site":
-            app = refusal(403, "Another page asked for this one. Open it from the address bar.")
+        elif asked.get("sec-fetch-site", "none") not in ("none", "same-origin") and not (
+            scope["path"] == "/" and asked.get("sec-fetch-dest") == "document"
+        ):
+            app = refusal(403, "Another page asked for this one. Begin at the first page.")
         await app(scope, receive, with_headers)
 
 

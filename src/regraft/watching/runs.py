@@ -16,8 +16,7 @@ from ..errors import UsageError, printable
 from .files import NotReadError, links_out, read, read_lines
 from .following import ENDED, WRONG_SHAPE, primary, state_of
 
-MARKS = ("plan.toml", "result.json", "history.jsonl", "lock")  # a folder with one of these is a run
-NOT_A_RUN = ("curve.json",)  # regraft curve leaves a folder of its own kind
+MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
 DEPTH, FOLDERS = 6, 20_000
 
 
@@ -73,7 +72,7 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
         except OSError:
             continue
         names = {e.name for e in entries}
-        if here != folder and names & set(MARKS) and not names & set(NOT_A_RUN):
+        if here != folder and is_run(names):
             yield here.relative_to(folder).as_posix(), here
             continue
         if depth < DEPTH:
@@ -81,6 +80,16 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
                 (Path(e.path), depth + 1) for e in entries
                 if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
             ]  # fmt: skip
+
+
+def is_run(names: set[str]) -> bool:
+    """Whether a folder with these files is a run: a plan alone may be anybody's, and ``regraft curve``
+    leaves a folder of its own kind."""
+    if "curve.json" in names:
+        return False
+    return bool(names & {"result.json", "history.jsonl", "lock"}) or (
+        {"plan.toml", "environment.json"} <= names
+    )
 
 
 def signature(path: Path) -> tuple[Any, ...]:

@@ -117,7 +117,7 @@ function rows() {
   $("runs").tBodies[0].replaceChildren(...shown.map(line));
   if (focus && !document.activeElement.getAttribute("aria-label"))
     [...$("runs").querySelectorAll("[aria-label]")].find((n) => n.getAttribute("aria-label") === focus)?.focus();
-  const all = runs.length === 1 ? "1 run" : `${runs.length} runs`;
+  const all = runs.length === 0 ? "No runs here yet." : runs.length === 1 ? "1 run" : `${runs.length} runs`;
   say($("count"), shown.length === runs.length ? all : `${shown.length} of ${all}`);
 }
 
