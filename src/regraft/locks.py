@@ -43,9 +43,11 @@ class Holder:
 def holder(lock: Path) -> Holder | None:
     """Who a lock file names; None where there is none, or it does not read: nobody holds that."""
     try:
-        return Holder(**json.loads(lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Holder(**json.loads(lock.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    texts = isinstance(found.host, str) and isinstance(found.started, str)
+    return found if texts and type(found.pid) is int and 0 < found.pid < 2**31 else None
 
 
 def held(lock: Path) -> Holder | None:
