@@ -98,7 +98,7 @@ def test_a_run_whose_data_change_ends_with_3_and_names_the_file(tmp_path, shapes
         if line.startswith("linear probe"):
             replace_content(path)
 
-    with pytest.raises(DataError, match="b/3.png was changed after the data were read") as caught:
+    with pytest.raises(DataError, match=r"b/3\.png was changed after the data were read") as caught:
         regraft.fit(
             data, source="timm:test_resnet", out=tmp_path / "run", settings=settings, say=say
         )

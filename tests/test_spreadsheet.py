@@ -13,7 +13,8 @@ from regraft.inputs import write_predictions
 from regraft.spreadsheet import escaped, unescaped
 from regraft.types import Prediction
 
-FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "-1;-2", "=", "'=1"]  # fmt: skip
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "-1;-2",
+            "=", "'=1"]  # fmt: skip
 PLAIN = ["-1", "+3.5", "-1e-5", ".5", "-.5", "1=2", "tulip", "", "'", "'tulip", " =1", "007", "NA"]
 
 

@@ -119,8 +119,13 @@ def exists(pid: int) -> bool:
 def started(pid: int) -> str:
     """When a process began: the boot, and clock ticks since. "" where there is no /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        after_name = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except OSError:
         return ""
     return f"{boot} {after_name[19]}"  # field 22 of proc(5)
