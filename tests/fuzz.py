@@ -344,8 +344,9 @@ def read_a_picture(folder: Path) -> None:
 
 def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
     """A folder of pictures, with links, pipes, odd names and damaged files in it."""
-    names = [*(f"{i}.png" for i in range(5)), "train", "test", "val", "a", "b", "é.jpg", "-rf.gif", "n\nl.png",
-             "x" * 250, "A.PNG", "a.png", ".hidden.png", "train.csv", "x.tar", os.fsdecode(b"\xff.png"), " "]  # fmt: skip
+    names = [*(f"{i}.png" for i in range(5)), "train", "test", "val", "a", "é.jpg", "-rf.gif", "n\nl.png", "b",
+             "x" * 250, "A.PNG", "a.png", ".hidden.png", "train.csv", "x.tar",
+             os.fsdecode(b"\xff.png"), " "]  # fmt: skip
 
     def make(folder: Path, rng: random.Random) -> None:
         places = [folder / "data"]

@@ -133,10 +133,12 @@ class RunFolder:
             os.truncate(self.path / name, size)
 
     def lines(self, name: str) -> list[Any]:
-        """The records of a .jsonl file; none where there is no such file."""
+        """The records of a .jsonl file; none where there is no such file. Raises UsageError for one that
+        is damaged."""
         path = self.path / name
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        with reading(path):
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            return [json.loads(line) for line in text.splitlines()]
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

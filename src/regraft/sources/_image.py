@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, get_args, get_type_hints
 
 from ..errors import SourceError
 from ..types import ImageSpec
@@ -22,6 +23,12 @@ def from_recipe(values: dict[str, Any]) -> ImageSpec:
     sides = [*values["size"], *([resize] if isinstance(resize, int) else resize)]
     if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
         raise SourceError(f"pictures of {values['size']} from {resize} pixels are no picture size")
+    if values["interpolation"] not in get_args(get_type_hints(ImageSpec)["interpolation"]):
+        raise SourceError(f'there is no interpolation "{values["interpolation"]}"')
+    numbers = [*values["mean"], *values["std"]]
+    known = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    if not known or len(values["mean"]) != len(values["std"]) or not all(values["std"]):
+        raise SourceError(f"mean {values['mean']} and std {values['std']} normalise no picture")
     return ImageSpec(
         size=(values["size"][0], values["size"][1]),
         resize=resize if isinstance(resize, int) else (resize[0], resize[1]),
