@@ -4,8 +4,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := .venv/bin
 STAMP := .venv/installed
 OUT ?= runs/demo
+SECONDS ?= 120
+SEED ?= 0
 
-.PHONY: demo test slow faults lint docs bench clean
+.PHONY: demo test slow faults fuzz lint docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/regraft demo --out $(OUT)
@@ -18,6 +20,9 @@ slow: $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python tests/faults.py
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests

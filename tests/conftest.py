@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -22,17 +23,36 @@ settings.register_profile("shared machine", deadline=None)  # no test asserts a 
 settings.load_profile("shared machine")
 
 
+CALLS = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
+         "socket.gethostbyname", "socket.gethostbyaddr")  # fmt: skip
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+allowed: list[str] = []  # hosts that the test in progress may call
+
+
+def refuse_calls(event, args):
+    """An audit hook, which sees every call of this process, whoever makes it and however."""
+    if event not in CALLS:
+        return
+    if isinstance(args[0], socket.socket) and args[0].family == socket.AF_UNIX:
+        return
+    where = args[1] if event in CALLS[:3] else args[0]
+    host = where[0] if isinstance(where, tuple) else where
+    if host not in allowed:
+        raise AssertionError(f"a test called the network: {event} {where}")
+
+
+sys.addaudithook(refuse_calls)
+
+
+@pytest.fixture
+def loopback(monkeypatch):
+    """The test may talk to itself."""
+    monkeypatch.setattr(sys.modules[__name__], "allowed", list(LOOPBACK))
+
+
 @pytest.fixture(autouse=True)
 def alone(tmp_path_factory, monkeypatch):
-    """No socket leaves this machine, and the ledger of opened test sets is the test's own."""
-
-    def refuse(self, address):
-        if self.family != socket.AF_UNIX:
-            raise AssertionError(f"a test connected to {address}")
-        return connect(self, address)
-
-    connect = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    """The ledger of opened test sets and the caches are the test's own."""
     monkeypatch.setenv("REGRAFT_STATE", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 

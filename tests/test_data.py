@@ -147,7 +147,8 @@ def test_leaks_are_settled_only_where_the_plan_says_so(tmp_path, leaks, expected
     found = [(*r[:2], "train") for r in rows(60)] + [("text 0", "c1", "train")]
     found += [("text 0", "c1", "test"), ("text 5", "c0", "test"), ("only test", "c0", "test")]
     found += [("text 5", "c0", "val"), ("only val", "c1", "val")]
-    splits = load(tmp_path / "t.csv", found, "text,label,split", leaks=leaks)
+    limit = 1.0 if leaks == "keep" else 0.0  # which holds for those that nothing settles
+    splits = load(tmp_path / "t.csv", found, "text,label,split", leaks=leaks, leak_limit=limit)
     assert {s: len(getattr(splits, s)) for s in expected} == expected
     assert bool(splits.settled) == (said is not None)
     contents = {s: {e.inputs for e in getattr(splits, s)} for s in expected}
@@ -159,6 +160,41 @@ def test_leaks_are_settled_only_where_the_plan_says_so(tmp_path, leaks, expected
         assert any(f"{where} {what}".startswith(said) for where, what in splits.settled)
         assert any(f'leaks = "{leaks}": {len(splits.settled)} rows' in n for n in splits.notes)
         assert len({e.id for s in expected for e in getattr(splits, s)}) == sum(expected.values())
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize(
+    ("later", "earlier"), [("test", "train"), ("val", "train"), ("test", "val")]
+)
+def test_more_leaks_than_the_limit_stop_a_fit_and_name_rows(tmp_path, later, earlier):
+    found = [(*r[:2], "train") for r in rows(60)] + [(f"val {i}", "c0", "val") for i in range(4)]
+    found += [(f"test {i}", "c0", "test") for i in range(4)]
+    for count in range(5):
+        again = [("text", "val 0" if earlier == "val" else f"text {i}") for i in range(count)]
+        leaked = found + [(text, "c0", later) for _, text in again]
+        share = count / (4 + count)
+        for limit, stops in ((share, False), (share - 0.01, True)):
+            if count == 0:
+                continue
+
+            def read(limit=limit, leaked=leaked):
+                return load(tmp_path / "t.csv", leaked, "text,label,split", leak_limit=limit)
+
+            if not stops:
+                assert len(split_of(read())) == len(leaked)
+                continue
+            words = f"{count} of {4 + count} rows of {later} are in {earlier} too, more than data.leak_limit"
+            with pytest.raises(DataError, match=f"{words}.*t.csv row 70.*data.leaks") as caught:
+                read()
+            assert caught.value.exit_code == 3
+
+
+@pytest.mark.fault(40)
+def test_a_test_that_is_all_in_train_stops_a_fit_unless_it_is_allowed(tmp_path):
+    found = [(*r[:2], "train") for r in rows(60)] + [(*r[:2], "test") for r in rows(20)]
+    with pytest.raises(DataError, match="20 of 20 rows of test are in train too"):
+        load(tmp_path / "t.csv", found, "text,label,split")
+    assert len(load(tmp_path / "t.csv", found, "text,label,split", leak_limit=1.0).test) == 20
 
 
 @pytest.mark.fault(34)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from regraft.batches import Batches
-from regraft.errors import DivergedError
+from regraft.errors import DivergedError, PlanError
 from regraft.features import outputs
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
@@ -17,6 +17,7 @@ from regraft.grafting import graft
 from regraft.loop import Settings, fine_tune, improves
 from regraft.metrics import accuracy, mae
 from regraft.objective import divided
+from regraft.plan import check
 from regraft.preprocess import build
 from regraft.rates import SCHEDULES, block_rates, factor
 from regraft.regularizers.l1 import L1
@@ -267,7 +268,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source
 
 
 @pytest.mark.fault(25)
-def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("clip_norm", [1.0, 0.0])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_infinite_gradient_stops_too(numbers_source, number_rows, precision, clip_norm):
+    """Before the step that it would spoil. No precision has a scale to lower and try again with."""
+
     class Steep:
         pulls_to_source = shrinks_to_zero = False
 
@@ -277,8 +283,22 @@ def test_an_infinite_gradient_stops_too(numbers_source, number_rows):
             # sqrt has an infinite slope at 0, while its value is 0
             return Penalty(lambda b: (b.params["head.bias"] * 0).sum().sqrt())
 
+    source = numbers_source()
+    chosen = settings(clip_norm=clip_norm, precision=precision)
     with pytest.raises(DivergedError, match="gradient is not finite at step 0"):
-        fitted(numbers_source(), number_rows(16), settings(clip_norm=1.0), penalties={"s": Steep()})
+        fitted(source, number_rows(16), chosen, penalties={"s": Steep()})
+
+
+@pytest.mark.fault(26)
+def test_the_lower_precision_has_the_range_of_float32():
+    """So a gradient is infinite there only if it is in float32; float16, which would need a scale, is
+    no precision of a plan."""
+    widest, lower = torch.finfo(torch.float32), torch.finfo(torch.bfloat16)
+    assert lower.max > 0.99 * widest.max and lower.tiny == widest.tiny
+    assert torch.finfo(torch.float16).max < 1e5
+    base = {"source": {"ref": "timm:a"}, "data": {"path": "b"}}
+    with pytest.raises(PlanError, match=r"run\.precision"):
+        check({**base, "run": {"precision": "float16"}})
 
 
 def test_a_seed_repeats_and_another_differs(numbers_source, number_rows):

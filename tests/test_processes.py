@@ -86,10 +86,25 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
         assert code == 1 and "DivergedError: the loss is not finite at step" in message
 
 
+@pytest.mark.fault(88)
 def test_other_processes_than_asked_for_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(UsageError, match="asks for 4 processes and 1 were started"):
         processes.join(4, cpu=True)
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("met", [1, 2])
+def test_processes_that_were_started_and_have_not_met_are_refused(monkeypatch, met):
+    """Else each would train on all rows as if it were alone, and write what the others write."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: None)
+    if met > 1:  # once they met: before, none is asked
+        asked = iter([False, True, True])
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: next(asked))
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: met)
+    with pytest.raises(UsageError, match=f"3 processes were started and {met} have met"):
+        processes.join(None, cpu=True)
 
 
 def test_one_process_is_told_what_it_says():

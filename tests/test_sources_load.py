@@ -156,6 +156,78 @@ def test_a_random_pooler_is_an_error_unless_allowed(tmp_path: Path) -> None:
     assert sum(t.state == "fresh" for t in source.report) == 2
 
 
+def resnet(folder: Path) -> Path:
+    """Weights of timm's test_resnet, which timm says were trained with mean .5 and std .5."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+@pytest.mark.fault(77)
+def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and_say_so(
+    tmp_path: Path,
+) -> None:
+    options = SourceOptions(weights=resnet(tmp_path), image_size=32)
+    source = load_source("timm:test_resnet", options)
+    assert source.preprocess == ImageSpec((32, 32), 33, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    (note,) = (n for n in source.notes if "normalised" in n)
+    assert "w.safetensors does not say" in note and "(0.5, 0.5, 0.5)" in note
+    assert "timm's test_resnet" in note
+
+
+@pytest.mark.fault(77)
+def test_what_a_config_beside_the_weights_says_of_normalisation_holds_and_is_said(
+    tmp_path: Path,
+) -> None:
+    options = SourceOptions(weights=resnet(tmp_path), image_size=32)
+    theirs = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "architecture": "test_resnet"}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": theirs}))
+    source = load_source("timm:test_resnet", options)
+    spec = source.preprocess
+    assert isinstance(spec, ImageSpec)
+    assert (spec.mean, spec.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    assert any("unlike timm's own: mean (0.4, 0.5, 0.6) and not" in n for n in source.notes)
+    for wrong in ([0.5], [0.2, 0.2, 0.0], "grey", [0.1, None, 1]):
+        bad = {"pretrained_cfg": theirs | {"std": wrong}}
+        (tmp_path / "config.json").write_text(json.dumps(bad))
+        with pytest.raises(SourceError, match=r"config\.json: pretrained_cfg\.std is"):
+            load_source("timm:test_resnet", options)
+    same = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": same}))
+    source = load_source("timm:test_resnet", options)
+    assert not [n for n in source.notes if "normalised" in n]
+
+
+@pytest.mark.fault(77)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, "no preprocessor_config.json, so mean, std, size are unknown"),
+        ({"image_mean": None}, "image_mean None, and the model takes 3 channels"),
+        ({"image_mean": [0.5]}, r"image_mean \[0.5\], and the model takes 3 channels"),
+        ({"image_std": [1, 1, 0]}, r"image_std \[1, 1, 0\]"),
+        ({"size": {"height": 64, "width": 64}}, "pictures of 64 × 64 .*which the model refuses"),
+    ],
+    ids=["missing", "no mean", "other channels", "zero", "other size"],
+)
+def test_a_folder_whose_normalisation_is_missing_or_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, Any] | None, words: str
+) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(said))
+    spec = load_source(f"transformers:{tmp_path}", OFFLINE).preprocess
+    assert isinstance(spec, ImageSpec) and spec.size == (32, 32)
+    path.unlink() if change is None else path.write_text(json.dumps(said | change))
+    with pytest.raises(SourceError, match=words):
+        load_source(f"transformers:{tmp_path}", OFFLINE)
+
+
 @pytest.mark.fault(76)
 def test_code_in_a_config_is_refused(tmp_path: Path) -> None:
     folder = bert(tmp_path, auto_map={"AutoModel": "evil.Model"})

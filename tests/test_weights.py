@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,62 @@ def test_nothing_matched_and_values_not_finite_are_errors() -> None:
         _weights.match(net().state_dict(), state, where="w")
 
 
-def test_half_precision_becomes_float32() -> None:
-    state = {k: v.half() for k, v in net().state_dict().items()}
-    found = _weights.match(net().state_dict(), state, where="w")
-    assert {t.dtype for t in found.state.values()} == {torch.float32}
+@pytest.mark.fault(74)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str
+)
+def test_other_precisions_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {k: v.to(dtype) for k, v in net().state_dict().items()}
+    save_file(state, tmp_path / "w")
+    found = _weights.match(net().state_dict(), _weights.read(tmp_path / "w").tensors, where="w")
+    for name, value in found.state.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[name].float())
+
+
+@pytest.mark.fault(74)
+def test_a_number_beyond_float32_is_no_weight() -> None:
+    state = {k: v.double() for k, v in net().state_dict().items()}
+    state["0.bias"][1] = 1e300
+    with pytest.raises(SourceError, match=r"0\.bias holds NaN or infinity"):
+        _weights.match(net().state_dict(), state, where="w")
+
+
+@pytest.mark.fault(74)
+def test_tied_weights_are_both_there_and_stored_once(tmp_path: Path) -> None:
+    weight = torch.randn(4, 4)
+    state = {"a.weight": weight, "b.weight": weight, "c.weight": weight.t(), "d.bias": weight[0]}
+    torch.save(state, tmp_path / "w.pt")
+    read = _weights.read(tmp_path / "w.pt").tensors
+    assert all(torch.equal(read[n], t) for n, t in state.items())
+    assert len({t.untyped_storage().data_ptr() for t in read.values()}) == 1
+    found = _weights.match({n: t.clone() for n, t in state.items()}, read, where="w")
+    assert all(torch.equal(found.state[n], t) for n, t in state.items())
+
+
+@pytest.mark.fault(74)
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.empty(3, 4, device="meta"), "0.weight has a shape but no values"),
+        (torch.zeros(1).expand(10**9), "0.weight claims 1,000,000,000 values where .* holds 1;"),
+        (torch.zeros(3, 1, 1).expand(3, 10**5, 10**4), "0.weight claims 3,000,000,000 values"),
+        (torch.eye(3).to_sparse(), "0.weight is sparse_coo, which no source here has"),
+        (torch.zeros(3, dtype=torch.complex64), "0.weight is complex64"),
+    ],
+    ids=["meta", "expanded", "expanded in part", "sparse", "complex"],
+)
+def test_a_tensor_without_its_values_is_refused_by_name_in_bounded_memory(
+    tmp_path: Path, tensor: torch.Tensor, words: str
+) -> None:
+    torch.save({"0.weight": tensor, "0.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError, match=words):
+        _weights.read(tmp_path / "w.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.fault(74)
+def test_a_small_view_of_fewer_values_is_a_tensor_like_any_other(tmp_path: Path) -> None:
+    torch.save({"positions": torch.arange(5).expand(3, 5), "w": torch.ones(2)}, tmp_path / "w.pt")
+    assert _weights.read(tmp_path / "w.pt").tensors["positions"].shape == (3, 5)

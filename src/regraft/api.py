@@ -23,7 +23,7 @@ from .plan import Plan, place
 from .plugins import module
 from .preprocess import Preprocessor, build
 from .run import run as run_plan
-from .runfiles import finished, is_run, read_json, read_task
+from .runfiles import finished, is_run, read_json, read_task, reading
 from .sources import load_source
 from .summary import summary
 from .types import (
@@ -58,23 +58,28 @@ class Run:
 
     @property
     def test(self) -> dict[str, Estimate]:
-        return {k: Estimate(**v) for k, v in self.result["test"].items()}
+        return self._estimates("test")
 
     @property
     def val(self) -> dict[str, Estimate]:
-        return {k: Estimate(**v) for k, v in self.result["val"].items()}
+        return self._estimates("val")
 
     @property
     def gain(self) -> dict[str, Estimate]:
         """Over each control, on the primary metric, paired; positive is better."""
-        return {k: Estimate(**v) for k, v in self.result["gain"].items()}
+        return self._estimates("gain")
+
+    def _estimates(self, of: str) -> dict[str, Estimate]:
+        with reading(self.path):
+            return {k: Estimate(**v) for k, v in self.result[of].items()}
 
     @property
     def verdict(self) -> Verdict:
-        v = self.result["verdict"]
-        return Verdict(
-            v["words"], Estimate(**v["gain"]) if v["gain"] else None, v["seeds"], v["why"]
-        )
+        with reading(self.path):
+            v = self.result["verdict"]
+            return Verdict(
+                v["words"], Estimate(**v["gain"]) if v["gain"] else None, v["seeds"], v["why"]
+            )
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the run's report, one HTML file, in its folder or at ``out``; → its path."""
@@ -236,10 +241,15 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         raise UsageError(f"{run} holds no head: its model folder is damaged")
     model = Model(source.backbone, source.head).eval().to(device)
     result = folder / "result.json"  # a model folder alone is enough to predict with
-    calibration = (read_json(result) if result.is_file() else {}).get("calibration") or {}
+    with reading(result):
+        calibration = (read_json(result) if result.is_file() else {}).get("calibration") or {}
+        temperature = calibration.get("temperature")
+        temperature = None if temperature is None else float(temperature)
+        outputs_of_head = getattr(source.head, "out_features", task.outputs)
+        if task.outputs != outputs_of_head:
+            raise ValueError(f"{task.outputs} classes for {outputs_of_head} outputs")
     return Predictor(
-        model, task, build(source.preprocess), source.kind, torch.device(device),
-        calibration.get("temperature"),
+        model, task, build(source.preprocess), source.kind, torch.device(device), temperature,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import processes
-from .errors import DiskError
+from .errors import DiskError, UsageError
 from .feature_cache import digest_of, sync
 from .save import save_tensors
 from .state import Progress, Saved
@@ -92,17 +92,34 @@ def checked(place: Path) -> dict[str, Any]:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except DamagedError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"it does not read: {error}") from error
     return record
 
 
+def stands(record: Any) -> bool:
+    """Whether a record says of what it is: of a part that is finished, or of an arm and where it was."""
+    if not isinstance(record, dict) or type(record.get("count")) is not int:
+        return False
+    if not isinstance(record.get("about", {}), dict):
+        return False
+    if "part" in record:
+        return isinstance(record["part"], str)
+    at = record.get("at")
+    known = isinstance(at, dict) and all(type(at.get(k)) is int for k in ("step", "epoch"))
+    return known and isinstance(record.get("arm"), str)
+
+
 def read(place: Path) -> Saved:
-    """A checkpoint that was checked before."""
+    """A checkpoint that was checked before. Raises UsageError where its tensors do not read."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-    return Saved(record, load_file(place / TENSORS))
+    try:
+        return Saved(record, load_file(place / TENSORS))
+    except (SafetensorError, ValueError, OSError) as error:  # its sum is right: written so
+        raise UsageError(f"{place} does not read ({error}): remove it and resume again") from error
 
 
 def failpoint(name: str) -> bool:
@@ -155,9 +172,12 @@ class Keeper:
                 continue
             try:
                 record = checked(place)
-                found.append((int(record["count"]), record, place))
-            except (DamagedError, KeyError, TypeError) as error:
-                self.say(f"{place} is skipped: {error or 'no checkpoint'}")
+                if not stands(record):
+                    raise DamagedError(f"{RECORD} is no record of a checkpoint")
+            except DamagedError as error:
+                self.say(f"{place} is skipped: {error}")
+                continue
+            found.append((record["count"], record, place))
         found.sort(key=lambda f: f[0])
         for count, record, place in found:
             self.count, self.newest = count, record

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
+import io
 import json
 import os
 import sys
@@ -588,6 +590,12 @@ def predict(
     calibrated: Calibrated = False,
     device: Device = None,
     as_json: AsJson = False,
+    no_escape: Annotated[
+        bool,
+        typer.Option(
+            "--no-escape", help="CSV cells as they are, though a spreadsheet may run them."
+        ),
+    ] = False,
 ) -> None:
     """Predictions for files, folders, tables or lines, as CSV."""
     from .api import load
@@ -601,10 +609,10 @@ def predict(
     names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
     predictions = model.predict(values)
     if out is None:
-        write_predictions(sys.stdout, names, predictions, as_json)
+        write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
     else:
-        with out.open("w", encoding="utf-8", newline="") as file:
-            write_predictions(file, names, predictions, as_json)
+        with out.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            write_predictions(file, names, predictions, as_json, not no_escape)
 
 
 @app.command(rich_help_panel=USE)
@@ -704,8 +712,19 @@ def after_the_first() -> None:
         time.sleep(3)
 
 
+def any_text() -> None:
+    """What is printed may hold any character, and bytes of names that are none: no terminal's encoding
+    stops a run. ASCII (a locale "C" that Python was told to take at its word) becomes UTF-8."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
+            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
+            stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
+
+
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, no traceback."""
+    any_text()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

@@ -19,7 +19,7 @@ from .data import read_manifest
 from .errors import DataError, UsageError
 from .evaluation import Scored, at_threshold, gain
 from .plugins import module
-from .runfiles import finished, read_task
+from .runfiles import finished, read_task, reading
 from .types import Estimate, Metric
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
 def read_judgement(path: Path) -> Judgement:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
     result, task = finished(path), read_task(path)
-    try:
+    with reading(path, OSError, csv.Error):
         ids, scores = _scores(path / "predictions.csv")
         known = {r["id"]: r for r in read_manifest(path / "manifest.jsonl") if r["split"] == "test"}
         rows = [known[id_] for id_ in ids]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    truth = task.truth(task.encode([tuple(r["cells"]) for r in rows])).numpy()
-    groups = tuple(r.get("group") for r in rows)
+        if scores.shape != (len(ids), task.outputs):
+            raise ValueError(f"scores of {scores.shape} for {len(ids)} rows")
+        truth = task.truth(task.encode([tuple(r["cells"]) for r in rows])).numpy()
+        groups = tuple(r.get("group") for r in rows)
     return Judgement(
         path, result, task,
         Scored(ids, truth, scores, groups if any(g is not None for g in groups) else None),
@@ -132,7 +132,7 @@ def read_judgement(path: Path) -> Judgement:
 def _scores(path: Path) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
     """(ids [N], scores [N, C]) of predictions.csv."""
     with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = csv.reader(file)
+        header, *lines = [row for row in csv.reader(file, strict=True) if row] or [[]]
     if tuple(header[: len(LABELS)]) != LABELS:
         raise ValueError(f"{path.name} has the columns {', '.join(header)}")
     scores = np.array([[float(v) for v in line[len(LABELS) :]] for line in lines])

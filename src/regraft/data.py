@@ -76,6 +76,8 @@ def divide(
 ) -> tuple[Splits, Task]:
     """Rows → splits and their task; see ``load_data``."""
     raw, parts, notes = found.raw, found.by_split(), list(found.notes)
+    if options.leaks == "keep":
+        _limit(parts, options)
     settled = _settle(parts, options.leaks)
     if settled:
         places = [f"{where} {what}" for where, what in settled]
@@ -151,6 +153,7 @@ def _read_raw(options: DataOptions) -> RawData:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, beside)}" if 0 < len(beside) < 50 else ""
         raise DataError(f"{path} does not exist{hint}")
+    refuse_archive(path)
     if options.format == "auto":
         found = [n for n in names if plugins.module("formats", n).detects(path)]
         if len(found) > 1:
@@ -170,6 +173,28 @@ def _read_raw(options: DataOptions) -> RawData:
         )
     raw: RawData = plugins.module("formats", name).read(path, options)
     return raw
+
+
+ARCHIVES = {  # by their first bytes: the name of a file says nothing for sure
+    b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
+}  # fmt: skip
+
+
+def refuse_archive(path: Path) -> None:
+    """Raises DataError for an archive. None is opened: what unpacks to more than the disk holds, or to
+    places outside of its folder, is left to tools that are made for it, and to eyes that look."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(262)
+    kind = next((kind for magic, kind in ARCHIVES.items() if start.startswith(magic)), None)
+    kind = "tar" if start[257:262] == b"ustar" else kind
+    if kind is not None:
+        raise DataError(
+            f"{path} is an archive ({kind}), and archives are not opened: unpack it with a tool of your "
+            f"choice and give the folder, or the table, that comes out"
+        )
 
 
 def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example], str]:
@@ -275,6 +300,21 @@ def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None
 
 
 # ---------------------------------------------------------------- splits
+
+
+def _limit(parts: dict[str, list[Example]], options: DataOptions) -> None:
+    """Raises DataError where too large a share of a split is in an earlier one too: a figure on such a
+    test says nothing."""
+    for later, earlier in (("test", "train"), ("test", "val"), ("val", "train")):
+        known = {content(e) for e in parts[earlier]}
+        shared = [e.where for e in parts[later] if content(e) in known]
+        if len(shared) > options.leak_limit * len(parts[later]):
+            raise DataError(
+                f"{options.path}: {len(shared)} of {len(parts[later])} rows of {later} are in {earlier} "
+                f"too, more than data.leak_limit = {options.leak_limit:g} allows: "
+                f'{shorten(sorted(shared), 3)}; say what becomes of them with data.leaks = "drop" or '
+                f'"move", or bring other rows'
+            )
 
 
 def _settle(parts: dict[str, list[Example]], how: str) -> tuple[tuple[str, str], ...]:
@@ -411,7 +451,7 @@ def digest_of(parts: dict[str, list[Example]]) -> str:
 
 def write_manifest(splits: Splits, path: Path) -> None:
     """One JSON line a row: id, hash of the inputs, split, label cells, where it came from, group."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
                 file.write(dumps(manifest_row(split, example)) + "\n")

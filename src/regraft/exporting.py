@@ -340,7 +340,8 @@ def fresh(
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     ran = subprocess.run(
         [sys.executable, "-P", str(here / "fresh_check.py"), str(request), str(answer)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace",
+        check=False,
     )  # fmt: skip
     if ran.returncode:
         said = ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .api import plan_of
+from .data import refuse_archive
 from .errors import DataError
 from .formats import image_folder, table
 from .plan import data_options
+from .spreadsheet import escaped
 from .types import DataOptions, Prediction
 
 Value = str | tuple[str, str]
@@ -46,12 +48,13 @@ def named_inputs(
         if not path.exists():
             hint = "; to predict a text, pipe it in: echo … | regraft predict RUN -"
             raise DataError(f"{item} does not exist{hint if kind == 'text' else ''}")
+        refuse_archive(path)
         if path.suffix.lower() in table.READERS:
             rows = table.read(path, like_run(run, path, given), labelled=False).rows
             names += [r.where for r in rows]
             values += [r.inputs if len(r.inputs) == 2 else r.inputs[0] for r in rows]
         elif kind == "text":
-            lines = [t for t in path.read_text(encoding="utf-8").splitlines() if t.strip()]
+            lines = [t for t in text_of(path).splitlines() if t.strip()]
             names += [f"{path.name} line {i}" for i in range(1, len(lines) + 1)]
             values += lines
         else:
@@ -63,15 +66,35 @@ def named_inputs(
     return names, values
 
 
+def text_of(path: Path) -> str:
+    """Raises DataError for what is no file of UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; save it "
+            f"as UTF-8"
+        ) from error
+
+
 def write_predictions(
-    file: TextIO, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool
+    file: TextIO,
+    names: Sequence[str],
+    predictions: Iterable[Prediction],
+    as_json: bool,
+    escape: bool = True,
 ) -> None:
-    """CSV with a header, or one JSON object a line."""
+    """CSV with a header, or one JSON object a line. With ``escape`` no cell is a formula to a
+    spreadsheet."""
     writer = csv.writer(file, lineterminator="\n")
+    cell = escaped if escape else (lambda value: value)
     for i, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
         if as_json:
             file.write(json.dumps({"input": name, **asdict(prediction)}, ensure_ascii=False) + "\n")
             continue
         if i == 0:
-            writer.writerow(["input", "predicted", *prediction.scores])
-        writer.writerow([name, prediction.label, *(repr(v) for v in prediction.scores.values())])
+            writer.writerow(map(cell, ["input", "predicted", *prediction.scores]))
+        scores = [repr(v) for v in prediction.scores.values()]
+        writer.writerow([cell(name), cell(prediction.label), *scores])

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import plugins
 from .errors import UsageError, did_you_mean
-from .runfiles import read_json, runs_below
+from .runfiles import read_json, reading, runs_below
 
 
 def listing(what: str, as_json: bool) -> str:
@@ -61,9 +61,18 @@ def run_line(path: Path) -> dict[str, str]:
     result = path / "result.json"
     if not result.exists():
         return {"run": str(path), "status": "unfinished", "figures": ""}
-    r = read_json(result)
-    if r["status"] != "finished":
-        return {"run": str(path), "status": r["status"], "figures": r.get("error", "")}
-    e = r["test"][r["primary"]]
-    figures = f"{r['primary']} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] n = {e['n']}   "
-    return {"run": str(path), "status": "finished", "figures": figures + r["source"]["name"]}
+    try:
+        r = read_json(result)
+        with reading(path):
+            if r["status"] != "finished":
+                return {
+                    "run": str(path),
+                    "status": str(r["status"]),
+                    "figures": str(r.get("error", "")),
+                }
+            e = r["test"][r["primary"]]
+            interval = f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] n = {e['n']}"
+            figures = f"{r['primary']} {interval}   {r['source']['name']}"
+            return {"run": str(path), "status": "finished", "figures": figures}
+    except UsageError as error:  # one damaged run does not hide the others
+        return {"run": str(path), "status": "damaged", "figures": str(error)}

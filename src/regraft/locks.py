@@ -43,9 +43,11 @@ class Holder:
 def holder(lock: Path) -> Holder | None:
     """Who a lock file names; None where there is none, or it does not read: nobody holds that."""
     try:
-        return Holder(**json.loads(lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Holder(**json.loads(lock.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    texts = isinstance(found.host, str) and isinstance(found.started, str)
+    return found if texts and type(found.pid) is int and 0 < found.pid < 2**31 else None
 
 
 def held(lock: Path) -> Holder | None:
@@ -117,8 +119,13 @@ def exists(pid: int) -> bool:
 def started(pid: int) -> str:
     """When a process began: the boot, and clock ticks since. "" where there is no /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        after_name = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except OSError:
         return ""
     return f"{boot} {after_name[19]}"  # field 22 of proc(5)

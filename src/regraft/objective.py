@@ -56,13 +56,16 @@ class Objective:
         if self.settings.sharpness:
             with ascended(params.values(), self.settings.sharpness):
                 self.gradient(micro_batches, params, optimizer, epoch, step)
-        if self.settings.clip_norm:
-            gradients = [g for p in params.values() if (g := p.grad) is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if not torch.isfinite(norm):
-                raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
-            if norm > self.settings.clip_norm:  # else a pass over all weights would change nothing
-                torch.nn.utils.clip_grads_with_norm_(params.values(), self.settings.clip_norm, norm)
+        # No step is skipped: bfloat16 has the range of float32, so that nothing is scaled that could
+        # overflow, and a gradient that is not finite is a fault whatever the precision. Without clipping
+        # too, or the weights would be lost, and saved, before the next loss tells.
+        gradients = [g for p in params.values() if (g := p.grad) is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
+        clip = self.settings.clip_norm
+        if clip and norm > clip:  # else a pass over all weights would change nothing
+            torch.nn.utils.clip_grads_with_norm_(params.values(), clip, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for after in (p.after for p in self.penalties.values() if p.after):

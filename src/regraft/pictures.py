@@ -101,7 +101,8 @@ def reason(error: DataError) -> str:
 def _in_words(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is not a {', '.join(FORMATS)} file"
-    if isinstance(error, Image.DecompressionBombError):  # far beyond MAX_PIXELS: Pillow is first
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    if isinstance(error, bombs):  # far beyond MAX_PIXELS: Pillow is first
         return f"it claims more than {MAX_PIXELS // 10**6} megapixels"
     return str(error)
 

@@ -68,6 +68,11 @@ class DataPlan(Section):
         description="rows with equal content in two splits: said alone; drop: those of train left out; "
         "move: those of test and val join train",
     )
+    leak_limit: float = Field(
+        0.5, ge=0, le=1,
+        description="share of test (or val) rows that may also be in another split where leaks are kept; "
+        "beyond it a fit stops; 1: never",
+    )  # fmt: skip
     label_separator: str = Field(";", description="between the labels of one multi-label cell")
 
 
@@ -202,6 +207,10 @@ class RunPlan(Section):
         "10 min", description='steps, or minutes as "10 min"; an epoch\'s end is always saved'
     )
     cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
+    escape_csv: bool = Field(
+        True,
+        description="an apostrophe before a cell of predictions.csv that a spreadsheet would run",
+    )
 
 
 class Plan(Section):
@@ -241,6 +250,8 @@ def read_plan(path: Path | None, settings: Mapping[str, Any], *, allow_code: boo
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise PlanError([str(error)], str(path)) from error
+        except RecursionError as error:
+            raise PlanError(["its brackets are nested too deep to be a plan"], str(path)) from error
     for key, value in settings.items():
         place(tree, key.split("."), value)
     where = str(path) if path else "the plan"

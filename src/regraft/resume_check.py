@@ -98,7 +98,9 @@ class Runs:
             "REGRAFT_FAILPOINT": failpoint,
             "REGRAFT_STATE": str(self.tmp / "state"),
         }
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         ended = processes.shell_code(done.returncode)
         if ended not in (0, KILLED, STOPPED):
             raise RegraftError(f"the run failed: {done.stderr.strip() or ended}")

@@ -17,16 +17,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import locks
-from .errors import DiskError, UsageError
+from .errors import DiskError, RegraftError, UsageError
 from .plugins import module
+from .spreadsheet import escaped
 
 if TYPE_CHECKING:
     from .types import Task
@@ -131,21 +133,26 @@ class RunFolder:
             os.truncate(self.path / name, size)
 
     def lines(self, name: str) -> list[Any]:
-        """The records of a .jsonl file; none where there is no such file."""
+        """The records of a .jsonl file; none where there is no such file. Raises UsageError for one that
+        is damaged."""
         path = self.path / name
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        with reading(path):
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            return [json.loads(line) for line in text.splitlines()]
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def csv(
+        self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True
+    ) -> None:
+        """A table; with ``escape`` no cell of it is a formula to a spreadsheet."""
+        cell = escaped if escape else (lambda value: value)
         with (self.path / name).open(
             "w", encoding="utf-8", errors="backslashreplace", newline=""
         ) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows([cell(value) for value in row] for row in chain([header], rows))
 
 
 class Unwritten(RunFolder):
@@ -166,7 +173,9 @@ class Unwritten(RunFolder):
     def log(self, line: str) -> None:
         pass
 
-    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def csv(
+        self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True
+    ) -> None:
         pass
 
     def cut(self, name: str, size: int) -> None:
@@ -211,7 +220,7 @@ def status_of(run: Path) -> str:
     """What result.json says; "" where there is none that reads."""
     try:
         return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -238,6 +247,24 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@contextmanager
+def reading(run: Path, *more: type[Exception]) -> Iterator[None]:
+    """Around what reads the inside of a run's files, which anyone may have changed, and another version
+    may have written: what is missing there or of another kind is a UsageError. Of ``more`` exceptions
+    it is said too."""
+    try:
+        yield
+    except RegraftError:
+        raise
+    except (
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, *more,
+    ) as error:  # fmt: skip
+        raise UsageError(
+            f"{run} is damaged, or was made by another version of regraft ({type(error).__name__}: "
+            f"{error}): run it again from its plan, or see --debug for the place"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Raises UsageError where the file is missing or is no JSON."""
     try:
@@ -246,7 +273,7 @@ def read_json(path: Path) -> Any:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}; is this a run folder?"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: {error}") from error
 
 
@@ -258,6 +285,8 @@ def is_run(folder: Path) -> bool:
 def finished(run: Path) -> Any:
     """A run's result.json. Raises UsageError for a folder that is no finished run."""
     result = read_json(run / "result.json")
+    if not isinstance(result, dict):
+        raise UsageError(f"{run / 'result.json'} is damaged: it is no JSON object")
     if result.get("status") != "finished":
         why = result.get("error", "no reason was kept")
         raise UsageError(f"{run} is no finished run: its status is {result.get('status')} ({why})")
@@ -266,8 +295,10 @@ def finished(run: Path) -> Any:
 
 def read_task(run: Path) -> Task:
     """The task that a run learnt. Raises UsageError where its model folder is damaged."""
-    state = read_json(run / "model" / "labels.json")
-    task: Task = module("tasks", state["task"]).restore(state)
+    path = run / "model" / "labels.json"
+    state = read_json(path)
+    with reading(path):
+        task: Task = module("tasks", state["task"]).restore(state)
     return task
 
 

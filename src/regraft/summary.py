@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .runfiles import reading
+
 WORDS = {
     "transfer helps": "over training from scratch",
     "transfer hurts": "against training from scratch",
@@ -20,8 +22,12 @@ SHOWN = {
 
 
 def summary(path: Path, result: dict[str, Any]) -> str:
-    """The block that ends every run; ``regraft list`` and ``evaluate`` speak the same words."""
-    return "\n".join(f"{head:<8} {text}".rstrip() for head, text in lines(path, result))
+    """The block that ends every run; ``regraft list`` and ``evaluate`` speak the same words.
+
+    Raises UsageError for a result that is damaged.
+    """
+    with reading(path):
+        return "\n".join(f"{head:<8} {text}".rstrip() for head, text in lines(path, result))
 
 
 def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:

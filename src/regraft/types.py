@@ -124,6 +124,7 @@ class DataOptions:
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
     leaks: Literal["keep", "drop", "move"] = "keep"  # of train out, or of test and val into train
+    leak_limit: float = 0.5  # share of test or val rows that may be in train, where leaks are kept
     empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
     label_separator: str = ";"  # between the labels of one cell, where a row has several
 

@@ -165,6 +165,8 @@ def _text(value: Any, column: str, separator: str) -> str:
         raise ValueError(f'column "{column}" holds {type(value).__name__}, not text')
     if "\0" in (text := str(value)):
         raise ValueError(f'a NUL character in column "{column}"')
+    if any("\ud800" <= c <= "\udfff" for c in text):  # which JSON may escape, and UTF-8 has none
+        raise ValueError(f'half a character in column "{column}" (a lone surrogate)')
     return text
 
 
@@ -261,7 +263,7 @@ def _jsonl(path: Path) -> Table:
                 parse_float=str,
                 parse_constant=lambda word: None if word == "NaN" else word,
             )
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} row {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f'{path} row {number} is no JSON object, such as {{"label": "a"}}')
@@ -274,23 +276,31 @@ def _jsonl(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # a damaged file makes arrow raise ArrowException, OSError, OverflowError, UnicodeDecodeError, …
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        columns = list(file.schema_arrow.names)
+    except Exception as error:
         raise DataError(f"{path} is not a Parquet file: {error}") from error
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         number = 0
-        for batch in file.iter_batches(columns=list(dict.fromkeys(wanted))):
-            values = [batch.column(c).to_pylist() for c in wanted]
+        batches = file.iter_batches(columns=list(dict.fromkeys(wanted)))
+        while True:
+            try:
+                batch = next(batches, None)
+                values = [] if batch is None else [batch.column(c).to_pylist() for c in wanted]
+            except Exception as error:
+                raise DataError(f"{path} does not read after row {number}: {error}") from error
+            if batch is None:
+                return
             for record in zip(*values, strict=True):
                 number += 1
                 yield number, list(record)
 
-    return list(file.schema_arrow.names), rows
+    return columns, rows
 
 
 READERS: dict[str, Callable[[Path], Table]] = {

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import DiskError, UsageError
+from ..runfiles import reading
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
@@ -29,7 +30,10 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     if out is None and len(paths) > 1:
         raise UsageError("several runs go into one file: say which with --out comparison.html")
     files = [RunFiles.read(path) for path in paths]
-    html = page(files)
+    from jinja2 import TemplateError
+
+    with reading(paths[0] if len(paths) == 1 else Path(", ".join(map(str, paths))), TemplateError):
+        html = page(files)
     target = out or paths[0] / "report.html"
     part = target.with_name(f".{target.name}.part")
     try:

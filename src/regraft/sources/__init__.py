@@ -7,6 +7,8 @@ by the plug-ins of this folder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from regraft import plugins
@@ -24,6 +26,25 @@ def load_source(ref: str, options: SourceOptions) -> Source:
 
     Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
     """
+    with no_calls() if options.offline else nullcontext():
+        return _load_source(ref, options)
+
+
+@contextmanager
+def no_calls() -> Iterator[None]:
+    """Inside, the hub's library is offline. Told to look at local files alone it still asks the hub for
+    other things, such as a list of programs that may be using it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _load_source(ref: str, options: SourceOptions) -> Source:
     if (Path(ref) / "model" / "config.json").is_file():
         source: Source = plugins.module("sources", "run").load(ref, options)
         return source

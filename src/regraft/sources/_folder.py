@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
 
 
@@ -135,6 +135,16 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
     factor = p.get("rescale_factor", 1 / 255)
     if not p.get("do_rescale", True) or abs(factor - 1 / 255) > 1e-6:
         raise SourceError(f"{folder}: pictures rescaled otherwise than by 1/255")
+    channels = config.num_channels
+    if p.get("do_normalize", True):
+        for key in ("image_mean", "image_std"):
+            numbers = p.get(key)
+            ok = isinstance(numbers, list) and all(isinstance(v, int | float) for v in numbers)
+            if not ok or len(numbers) != channels or (key == "image_std" and min(numbers) <= 0):
+                raise SourceError(
+                    f"{folder}: preprocessor_config.json has {key} {numbers}, and the model takes "
+                    f"{channels} channels: it needs a number for each"
+                )
     side = config.image_size if isinstance(getattr(config, "image_size", None), int) else 224
     resize, shorter = sizes(p.get("size", side))
     crop = sizes(p["crop_size"])[0] if p.get("do_center_crop") and "crop_size" in p else None

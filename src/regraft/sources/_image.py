@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, get_args, get_type_hints
 
 from ..errors import SourceError
 from ..types import ImageSpec
@@ -13,8 +14,21 @@ def to_recipe(spec: ImageSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
+LARGEST = 4096  # pixels a side: a network for larger ones is proved on more memory than there is
+
+
 def from_recipe(values: dict[str, Any]) -> ImageSpec:
+    """Raises SourceError for sides that no network here takes."""
     resize = values["resize"]
+    sides = [*values["size"], *([resize] if isinstance(resize, int) else resize)]
+    if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        raise SourceError(f"pictures of {values['size']} from {resize} pixels are no picture size")
+    if values["interpolation"] not in get_args(get_type_hints(ImageSpec)["interpolation"]):
+        raise SourceError(f'there is no interpolation "{values["interpolation"]}"')
+    numbers = [*values["mean"], *values["std"]]
+    known = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    if not known or len(values["mean"]) != len(values["std"]) or not all(values["std"]):
+        raise SourceError(f"mean {values['mean']} and std {values['std']} normalise no picture")
     return ImageSpec(
         size=(values["size"][0], values["size"][1]),
         resize=resize if isinstance(resize, int) else (resize[0], resize[1]),

@@ -22,6 +22,7 @@ from ..errors import SourceError, shorten
 from ..types import LoadedTensor
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which trainers nest weights
+EXPANDED = 1_000_000  # values that a view may claim beyond what is stored
 PREFIXES = ("module.", "backbone.", "model.")  # what wrappers put before every name
 
 
@@ -56,10 +57,10 @@ def read(path: Path) -> Weights:
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":  # safetensors: 8 bytes of header length, then JSON
-        return Weights(read_safetensors(path), sha256(path))
+        return Weights(sound(read_safetensors(path), path), sha256(path))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         tensors, notes = unwrap(read_torch(path), path)
-        return Weights(tensors, sha256(path), notes)
+        return Weights(sound(tensors, path), sha256(path), notes)
     raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or cut short")
 
 
@@ -85,7 +86,7 @@ def read_torch(path: Path) -> Any:
             "module) or is damaged; remedy: where you trust it, load it in a sandbox and save its "
             "state_dict() with safetensors.torch.save_file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # as many kinds as there are ways for a file to be damaged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
 
@@ -107,6 +108,30 @@ def unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]
     if not tensors:
         raise SourceError(f"{path}: holds no tensors by name; expected a state_dict")
     return tensors, tuple(notes)
+
+
+def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, each with the values that its shape claims.
+
+    Raises SourceError naming one without values (meta), in a layout or of numbers that no network here
+    has, or with far more values than the file holds: a view of one value may claim a gigabyte, and
+    takes it as soon as it is copied. Tied weights are views of a storage that holds all of them.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            problem = "has a shape but no values"
+        elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            problem = f"is {str(kind).removeprefix('torch.')}, which no source here has"
+        else:
+            stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+            if tensor.numel() <= max(stored, EXPANDED):
+                continue
+            problem = f"claims {tensor.numel():,} values where the file holds {stored:,}"
+        raise SourceError(
+            f"{path}: {name} {problem}; save it again from a state_dict() of ordinary tensors"
+        )
+    return tensors
 
 
 def strip_prefixes(
@@ -200,6 +225,14 @@ def ready(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
     """
     if tensor.is_meta:
         raise SourceError(f"{where}: {name} has a shape but no values")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not like.is_floating_point():
+        kinds = " where the network has ".join(
+            str(t.dtype).removeprefix("torch.") for t in (tensor, like)
+        )
+        if not bool((tensor == tensor.to(like.dtype)).all()):
+            raise SourceError(f"{where}: {name} holds {kinds}")
+    # after the conversion: a number of 64 bits may be beyond 32, and 8 bits know no isfinite
+    values = tensor.to(like.dtype).contiguous()
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise SourceError(f"{where}: {name} holds NaN or infinity; the weights are damaged")
-    return tensor.to(like.dtype).contiguous()
+    return values

@@ -22,7 +22,16 @@ def load(name: str, options: SourceOptions) -> Source:
 
     folder = Path(name) / "model"
     config = read_config(folder)
-    source = build(config["recipe"], folder)
+    try:
+        source = build(config["recipe"], folder)
+        classes = tuple(str(c) for c in config["task"].get("classes", ()))
+    except SourceError:
+        raise
+    except Exception as error:  # a recipe is JSON that anyone may have changed
+        raise SourceError(
+            f"{folder / 'config.json'}: no network can be built from its recipe ({type(error).__name__}: "
+            f"{error}); the run is damaged"
+        ) from error
     weights = _weights.read(options.weights or folder / "model.safetensors")
     body = below(weights.tensors, "backbone.")
     head = below(weights.tensors, "head.")
@@ -32,7 +41,7 @@ def load(name: str, options: SourceOptions) -> Source:
     )
     source.backbone.load_state_dict(found.state, strict=False)
     source.head = None
-    if set(head) == {"weight", "bias"}:
+    if set(head) == {"weight", "bias"} and head["weight"].ndim == 2:
         outputs, features = head["weight"].shape  # [C, D]
         if features != source.features:
             raise SourceError(f"{where}: head takes {features} features, not {source.features}")
@@ -40,7 +49,7 @@ def load(name: str, options: SourceOptions) -> Source:
         fitted = _weights.match(source.head.state_dict(), head, where=where)
         source.head.load_state_dict(fitted.state)
     source.name = name
-    source.labels, source.words = tuple(config["task"].get("classes", ())) or None, None
+    source.labels, source.words = classes or None, None
     source.task = str(config["task"]["task"])
     source.digest = weights.digest
     source.report = (
@@ -75,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a run's model ({error})") from error
     if not isinstance(config, dict) or config.get("schema") != 1:
         raise SourceError(f"{path}: made by another version of regraft (schema 1 expected)")

@@ -26,7 +26,10 @@ def load(name: str, options: SourceOptions) -> Source:
     model = create(name, options)
     classifier_name(model, f"timm:{name}")  # a refusal comes before a download
     weights = _weights.read(options.weights) if options.weights else fetch(model, name, options)
-    return assemble(model, f"timm:{name}", weights, options)
+    notes = normalisation(model, options.weights) if options.weights else ()
+    source = assemble(model, f"timm:{name}", weights, options)
+    source.notes += notes
+    return source
 
 
 def assemble(model: nn.Module, reference: str, weights: Weights, options: SourceOptions) -> Source:
@@ -137,6 +140,44 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
     raise SourceError(
         f"timm:{name}: weights not in the cache and not fetched; {remedy}"
     ) from reason
+
+
+def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
+    """What pictures are normalised by under weights of one's own, in words: what a config.json beside
+    the file says (timm and the hub write one), else what timm says of the architecture.
+
+    Raises SourceError for a config.json whose numbers mean nothing.
+    """
+    from . import _folder
+
+    keys, mine = ("mean", "std"), model.pretrained_cfg
+    beside = weights.parent / "config.json"
+    found = _folder.read_json(beside)
+    config = found.get("pretrained_cfg") if isinstance(found, dict) else None
+    if not isinstance(config, dict) or not config.keys() & set(keys):
+        return (
+            f"{weights.name} does not say how its pictures were normalised: mean {mine['mean']} and std "
+            f"{mine['std']} are those of timm's {mine['architecture']}",
+        )
+    theirs = {k: config.get(k, mine[k]) for k in keys}
+    for key, value in theirs.items():
+        try:
+            numbers = tuple(float(v) for v in value)
+        except (TypeError, ValueError):
+            numbers = ()
+        finite = all(math.isfinite(v) and (v > 0 or key == "mean") for v in numbers)
+        if len(numbers) != len(mine[key]) or not finite:
+            raise SourceError(
+                f"{beside}: pretrained_cfg.{key} is {value}, not {len(mine[key])} numbers"
+            )
+        theirs[key] = numbers
+    other = [
+        f"{k} {theirs[k]} and not {tuple(mine[k])}" for k in keys if theirs[k] != tuple(mine[k])
+    ]
+    mine.update(theirs)
+    if not other:
+        return ()
+    return (f"pictures are normalised as {beside} says, unlike timm's own: {', '.join(other)}",)
 
 
 def in_timm_names(model: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,16 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     recipe["pooling"] = _folder.pooling(folder, options.pooling, image, class_token)
     recipe["head"] = found.head_kept
     recipe["licence"] = _folder.licence(folder)
-    source = split(net, recipe, preprocess, reference)
+    try:
+        source = split(net, recipe, preprocess, reference)
+    except (ValueError, RuntimeError) as error:
+        if not image:
+            raise
+        sides = " × ".join(map(str, preprocess.size))  # type: ignore[union-attr]
+        raise SourceError(
+            f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
+            f"refuses ({error}): mend the one or the other"
+        ) from error
     source.digest = weights.digest
     source.report = tuple(
         t if t.state == "unused" or t.name.startswith("classifier.")
@@ -118,6 +127,8 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
+    if recipe["auto"] not in ("AutoModel", *HEADED.values()) or "auto_map" in values:
+        raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
     auto = getattr(transformers, recipe["auto"])
     try:
         config = transformers.AutoConfig.for_model(kind, **values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 from ..reading import RunFiles
@@ -29,8 +30,10 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         return "There are none: every test row is right."
     errors = []
     for entry in run.gallery:
-        file = run.path / "gallery" / entry["picture"] if entry["picture"] else None
-        data = base64.b64encode(file.read_bytes()).decode() if file and file.is_file() else ""
+        # by name alone: a run from elsewhere must not put files of this machine into its report
+        file = run.path / "gallery" / Path(entry["picture"]).name if entry["picture"] else None
+        shown = file is not None and file.is_file() and not file.is_symlink()
+        data = base64.b64encode(file.read_bytes()).decode() if file is not None and shown else ""
         errors.append(entry | {"picture": f"data:image/jpeg;base64,{data}" if data else ""})
     kind = (
         "furthest from the label" if run.result["task"] == "regression" else "most sure, and wrong"
