@@ -17,7 +17,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -115,12 +115,23 @@ class FeatureCache:
         Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
         either nothing is left.
         """
+        self.put(key, lambda folder: self._stream(folder, rows))
+        entry = self.open(key)
+        if entry is None:
+            raise OSError(f"{self.root / key} could not be read back")
+        return entry
+
+    def put(self, key: str, fill: Callable[[Path], None]) -> None:
+        """An entry of the files that ``fill`` writes into the folder that it is given.
+
+        Raises OSError where the disk does not take it, and what ``fill`` raises; nothing is left then.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         name = f"tmp-{socket.gethostname()}-{os.getpid()}-"
         folder = Path(tempfile.mkdtemp(prefix=name, dir=self.root))
         try:
-            self._stream(folder, rows)
+            fill(folder)
             self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
             try:
                 folder.rename(self.root / key)
@@ -130,10 +141,6 @@ class FeatureCache:
             sync(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        entry = self.open(key)
-        if entry is None:
-            raise OSError(f"{self.root / key} could not be read back")
-        return entry
 
     def _stream(self, folder: Path, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
         ids: list[str] = []
