@@ -373,7 +373,8 @@ def test_a_step_asks_for_no_number_on_its_own(module_source, rows):
     objective = Objective(target, task, penalties, chosen, CPU, 0)
     params = dict(target.model.named_parameters())
     before = {n: p.detach().clone() for n, p in params.items()}
+    batches = list(train.epoch(1))
     with Asked() as asked:
-        values = objective.step(list(train.epoch(1)), params, optimizer, 1, 0)
+        values = objective.step(batches, params, optimizer, 1, 0)
     assert asked.count == 0 and set(values) == {"task", "l2_sp"}
     assert any(not torch.equal(before[n], p) for n, p in params.items())
