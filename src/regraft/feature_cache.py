@@ -68,6 +68,13 @@ class Entry:
             padded[name] = self._tensor(name, flat)
         return padded
 
+    def rows(self, ids: Sequence[str]) -> Inputs:
+        """As ``batch``; where these are all rows in order, mapped and not held: do not write to them."""
+        if self.ends is not None or set(self.arrays) != {SOLE} or list(self.place) != list(ids):
+            return self.batch(ids)
+        flat = torch.from_numpy(self.arrays[SOLE]).view(-1).view(self.dtypes[SOLE])
+        return flat.view(len(ids), *self.shapes[SOLE])
+
     def _tensor(self, name: str, values: NDArray[np.uint8]) -> Tensor:
         lead = values.shape[:-1]
         flat = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
@@ -104,7 +111,8 @@ class FeatureCache:
             width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
             if file.stat().st_size != count * width or digest_of(file) != tensor["sha256"]:
                 raise ValueError(f"{file} is damaged")
-            arrays[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=(count, width))
+            # "c": as torch takes it without a warning; a write would not reach the file
+            arrays[name] = np.memmap(file, dtype=np.uint8, mode="c", shape=(count, width))
         place = {id_: i for i, id_ in enumerate(index["ids"])}
         ends = None if lengths is None else np.cumsum([0, *lengths])
         return Entry(place, arrays, dtypes, shapes, ends)

@@ -134,7 +134,7 @@ def features(p: Prepared, split: str, precision: str, say: Say = lambda line: No
     if found is None:
         return outputs(backbone, batches, p.device, p.settings.layout, precision)
     ids = tuple(e.id for e in batches.examples)
-    values = found[0].batch(ids)
+    values = found[0].rows(ids)
     assert isinstance(values, torch.Tensor)
     return Outputs(ids, values.float(), batches.targets.clone())
 
