@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -196,3 +198,39 @@ def test_balanced_texts_are_padded_and_counted_like_others(tmp_path):
         lengths = inputs["attention_mask"].sum(1) if "attention_mask" in inputs else None
         assert lengths is None or lengths.tolist() == [int(n[1:-2]) for n in names]
         assert targets.tolist() == [int(n[1:-2]) - 1 for n in names]
+
+
+def whose(inputs):
+    return torch.tensor([float(os.getpid())])
+
+
+def test_loader_processes_stay_from_epoch_to_epoch():
+    batches = Batches(numbers(12), torch.arange(12), build(CallableSpec(whose)), 2, workers=2)
+    first, second = ({int(x) for _, xs, _ in batches.epoch(n) for x in xs} for n in (1, 2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+
+
+def test_two_passes_at_once_do_not_mix():
+    batches = Batches(numbers(13), torch.arange(13), build(NUMBER), 2, workers=1)
+    for (ids, x, y), (ids2, x2, y2) in zip(batches.epoch(1), batches.epoch(2), strict=True):
+        for names, inputs, targets in ((ids, x, y), (ids2, x2, y2)):
+            assert inputs[:, 0].tolist() == targets.tolist()
+            assert [n[2:-2] for n in names] == [str(int(t)) for t in targets]
+    for n in (3, 3):  # a pass that is left in the middle does no harm to the next
+        next(iter(batches.epoch(n)))
+    assert sorted(i for ids, _, _ in batches.epoch(3) for i in ids) == sorted(
+        e.id for e in batches.examples
+    )
+
+
+def test_pictures_travel_as_bytes_and_come_in_the_layout_asked_for(tmp_path):
+    rows = examples(tmp_path, 5)
+    p = build(SPEC)
+    stacked = p.stack([p.one(e.inputs) for e in rows])
+    assert stacked.dtype == torch.uint8
+    by_hand = stacked.float().div_(255).sub_(0.5).div_(0.5)
+    for layout in ("contiguous", "channels_last"):
+        ((_, inputs, _),) = Batches(rows, torch.arange(5), p, 5, layout=layout)
+        assert torch.equal(inputs, by_hand)
+        last = inputs.is_contiguous(memory_format=torch.channels_last)
+        assert last == (layout == "channels_last")

@@ -12,8 +12,9 @@ from PIL import Image
 
 from regraft import batches as module
 from regraft.batches import Batches
-from regraft.data import look
+from regraft.data import content, look
 from regraft.errors import DataError
+from regraft.picture_cache import pictures
 from regraft.preprocess import build
 from regraft.types import DataOptions, ImageSpec
 
@@ -29,6 +30,16 @@ def rows(tmp_path, shapes):
 def read(rows, workers=0, spec=SPEC):
     batches = Batches(rows, torch.zeros(len(rows)), build(spec), 2, workers=workers)
     return batches, torch.cat([x for _, x, _ in batches])
+
+
+@pytest.mark.fault(57)
+def test_other_pixels_are_not_kept_under_a_pictures_content(rows):
+    named = {content(e): e for e in rows}
+    assert len(list(pictures(build(SPEC), True, named, 2))) == 6
+    path = Path(rows[4].inputs[0])
+    replace_content(path)
+    with pytest.raises(DataError, match=f"{path} was changed after the data were read"):
+        list(pictures(build(SPEC), True, named, 2))
 
 
 def replace_content(path: Path, keep_times: bool = False) -> None:

@@ -47,6 +47,17 @@ def test_a_row_comes_back_by_its_id(tmp_path, dtype):
     assert again is not None and torch.equal(again.batch(["b"]), values[[1]])
 
 
+def test_all_rows_in_order_are_mapped_and_others_are_copied(tmp_path):
+    values = torch.randn(7, 3, 2)
+    entry = FeatureCache(tmp_path, BIG).write(A, [(list("abcdefg"), values)])
+    mapped, copied = entry.rows(list("abcdefg")), entry.rows(list("bacdefg"))
+    assert torch.equal(mapped, values) and torch.equal(copied, values[[1, 0, 2, 3, 4, 5, 6]])
+    assert mapped.data_ptr() == entry.arrays["output"].ctypes.data
+    mapped.zero_()  # which nobody should do
+    again = FeatureCache(tmp_path, BIG).open(A)
+    assert again is not None and torch.equal(again.batch(["b"]), values[[1]])
+
+
 def test_texts_lose_their_padding_and_get_that_of_their_batch(tmp_path):
     written = texts()
     entry = FeatureCache(tmp_path, BIG).write("t", written)

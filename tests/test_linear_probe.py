@@ -116,3 +116,15 @@ def test_the_path_ends_when_weaker_strengths_only_get_worse():
     heads = path(train, CLASSES, sorted(strengths, reverse=True))
     everything = [mean_loss(head, val, CLASSES) for head in heads]
     assert min(everything) == pytest.approx(probe.losses[probe.strength], rel=1e-3)
+
+
+def test_features_that_are_not_held_at_once_give_the_same_probe(monkeypatch):
+    x, y = rows()
+    x[:, 3] = 5.0  # constant
+    whole = fit_probe(outputs(x, y), CLASSES, [1e-3, 0.1, 3.0], val=outputs(*rows(seed=1)))
+    monkeypatch.setattr("regraft.linear_probe.HELD", 8 * 7 * 11)  # eleven rows
+    pieces = fit_probe(outputs(x, y), CLASSES, [1e-3, 0.1, 3.0], val=outputs(*rows(seed=1)))
+    assert pieces.strength == whole.strength
+    for strength, loss in whole.losses.items():
+        assert pieces.losses[strength] == pytest.approx(loss, rel=1e-4)
+    torch.testing.assert_close(pieces.weight, whole.weight, rtol=1e-2, atol=1e-3)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from regraft.batches import Batches
+from regraft.freeze import set_trainable
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
 from regraft.freezing.last_blocks import LastBlocks
@@ -344,3 +345,36 @@ def test_mixed_pictures_train_and_twice_the_same(mixed):
         found.append(state(target))
     assert all(torch.equal(t, found[1][n]) for n, t in found[0].items())
     assert any(not torch.equal(t, found[2][n]) for n, t in found[0].items())
+
+
+def test_a_step_asks_for_no_number_on_its_own(module_source, rows):
+    """Each such question makes the CPU wait for an accelerator."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from regraft.objective import Objective
+    from regraft.optimizers import build as built
+    from regraft.optimizers import groups
+
+    class Asked(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    train, _, _, task = rows(16, 8)
+    target = graft(module_source(Plain), 3, seed=0)
+    chosen = settings(target, clip_norm=0.01, optimizer="AdamW", accumulate=2)
+    set_trainable(target, ["low", "high", "head"], "frozen")
+    optimizer = built("AdamW", {}, groups(target, ["low", "high", "head"], chosen.rates, 0.0))
+    penalties = {"l2_sp": L2SP().prepare(target, None, None)}
+    objective = Objective(target, task, penalties, chosen, CPU, 0)
+    params = dict(target.model.named_parameters())
+    before = {n: p.detach().clone() for n, p in params.items()}
+    batches = list(train.epoch(1))
+    with Asked() as asked:
+        values = objective.step(batches, params, optimizer, 1, 0)
+    assert asked.count == 0 and set(values) == {"task", "l2_sp"}
+    assert any(not torch.equal(before[n], p) for n, p in params.items())

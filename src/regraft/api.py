@@ -204,7 +204,7 @@ class Predictor:
         if not examples:
             return []
         empty = torch.zeros(len(examples))
-        batches = Batches(examples, empty, self.preprocessor, batch_size=32)
+        batches = Batches(examples, empty, self.preprocessor, 32, device=self.device)
         rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
         return [self.as_prediction(row) for row in rows]
 
@@ -221,7 +221,7 @@ class Predictor:
         """
         examples, which = rows_of(data, self.task, self.kind)
         targets = self.task.encode([e.cells for e in examples])
-        batches = Batches(examples, targets, self.preprocessor, batch_size=32)
+        batches = Batches(examples, targets, self.preprocessor, 32, device=self.device)
         rows = scored(outputs(self.model, batches, self.device), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
         return estimates(self.task, metrics, rows), rows, which

@@ -12,6 +12,7 @@ import pickle
 import signal
 import stat
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,18 @@ import numpy as np
 import torch
 
 from .errors import DataError, RegraftError, UsageError, shorten
-from .preprocess import Preprocessor, TextPreprocessor, stable
+from .features import on
+from .preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor, stable
 from .types import Augment, Example
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from .picture_cache import Kept
     from .types import Inputs
 
+Index = tuple[int, int, Augment | None]  # draw, epoch, augmentation
 CHUNK = 1024  # texts tokenised at once
 HANGS = 900  # seconds that a batch of a loader process may take
 WINDOW = 16  # batches whose texts are sorted by length together
@@ -64,7 +68,11 @@ class Batches:
     ``epoch(n)``, n from 1, gives them in the order of epoch n, augmented. Each batch is
     (ids, inputs [B, …], targets [B] or [B, C]). With ``strata``, an epoch draws each equally often.
     ``share`` is this process's number and how many there are: an epoch gives its part of each batch.
-    ``tokens`` are those of the examples, where they were made before.
+    ``tokens`` are those of the examples, where they were made before. ``pictures``, which may be set
+    before the first epoch, are decoded ones that are taken instead of their files. Inputs come on the
+    ``device``, pictures in the memory ``layout``; targets on the CPU.
+
+    Loader processes stay from one pass to the next, for as long as the batches do.
     """
 
     def __init__(
@@ -79,6 +87,9 @@ class Batches:
         strata: Sequence[str] | None = None,
         share: tuple[int, int] = (0, 1),
         tokens: Tokens | None = None,
+        pictures: Kept | None = None,
+        device: torch.device | None = None,
+        layout: str = "contiguous",
     ) -> None:
         if len(examples) != len(targets):
             raise ValueError(f"{len(examples)} examples but {len(targets)} targets")
@@ -94,7 +105,11 @@ class Batches:
         self.share = share
         self.known = KnownFiles()
         self.tokens = None
+        self.pictures = pictures
+        self.device = device or torch.device("cpu")
+        self.layout = layout
         self.workers = workers
+        self._staying: _Staying | None = None
         if isinstance(preprocessor, TextPreprocessor):
             self.tokens = tokens or Tokens.of(preprocessor, [e.inputs for e in examples])
             self.workers = 0  # padding is all that is left to do
@@ -154,35 +169,40 @@ class Batches:
             window = sorted(rows[start : start + width], key=self.tokens.length)
             count = math.ceil(len(window) / self.batch_size)
             parts += [part.tolist() for part in np.array_split(window, count)]
-        return [parts[i] for i in order([self.name(p[0]) for p in parts], self.seed, epoch)]
-
-    def name(self, draw: int) -> str:
-        """A draw's key for what is random: the row's id, and how often it was drawn before."""
-        before, row = divmod(draw, len(self))
-        return f"{self.examples[row].id} {before}" if before else self.examples[row].id
+        return [
+            parts[i] for i in order([named(self.examples, p[0]) for p in parts], self.seed, epoch)
+        ]
 
     def _batches(
         self, batches: list[list[int]], augment: Augment | None, epoch: int
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         if not batches:
             return
-        loader: Any = torch.utils.data.DataLoader(
-            _Samples(self, augment, epoch),
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=self._collate,
-            # the loader draws a seed for its workers: not from the caller's generator
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_leave_interrupts,
-            timeout=HANGS if self.workers else 0,
-        )
+        todo = [[(d, epoch, augment) for d in batch] for batch in batches]
+        staying = self._staying
+        if staying is not None and (staying.busy or staying.pictures is not self.pictures):
+            staying = None
+        if staying is None:
+            staying = _Staying(self)
+            self._staying = staying if self.workers else None
         try:
-            loaded = iter(loader)
+            loaded = staying.begin(todo)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"loader processes cannot be sent your transform ({error}): define it at the top level of a "
                 f"file, or read without them, --workers 0"
             ) from error
+        try:
+            yield from self._given(loaded, batches)
+        except BaseException:
+            self._staying = None  # whatever state its processes are in
+            raise
+        finally:
+            staying.busy = False
+
+    def _given(
+        self, loaded: Iterator[Inputs | DataError], batches: list[list[int]]
+    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         for batch in batches:
             try:
                 inputs = next(loaded)
@@ -202,12 +222,42 @@ class Batches:
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
-            yield tuple(self.examples[i].id for i in rows), inputs, self.targets[rows]
+            ready = self.preprocessor.finish(on(inputs, self.device, self.layout))
+            yield tuple(self.examples[i].id for i in rows), ready, self.targets[rows]
 
-    def _collate(self, samples: list[Any]) -> Inputs | DataError:
-        """A batch, or the first failure: raised in a worker, its message would be a traceback."""
-        failed = [s for s in samples if isinstance(s, DataError)]
-        return failed[0] if failed else self.preprocessor.collate(samples)
+
+class _Staying:
+    """A loader whose processes stay from pass to pass. A sample's number says all that varies between
+    passes, since the processes have copies of the rest."""
+
+    def __init__(self, of: Batches) -> None:
+        self.pictures = of.pictures
+        self.busy = False
+        self.todo: list[list[Index]] = []
+        self.loader: Any = torch.utils.data.DataLoader(
+            _Samples(of),
+            batch_sampler=self.todo,
+            num_workers=of.workers,
+            persistent_workers=of.workers > 0,
+            pin_memory=of.device.type == "cuda",  # so that a copy to it need not be waited for
+            collate_fn=partial(_collated, of.preprocessor),
+            # the loader draws a seed for its workers: not from the caller's generator
+            generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_leave_interrupts,
+            timeout=HANGS if of.workers else 0,
+        )
+
+    def begin(self, todo: list[list[Index]]) -> Iterator[Inputs | DataError]:
+        self.todo[:] = todo
+        loaded: Iterator[Inputs | DataError] = iter(self.loader)
+        self.busy = True
+        return loaded
+
+
+def _collated(preprocessor: Preprocessor, samples: list[Any]) -> Inputs | DataError:
+    """A batch, or the first failure: raised in a worker, its message would be a traceback."""
+    failed = [s for s in samples if isinstance(s, DataError)]
+    return failed[0] if failed else preprocessor.stack(samples)
 
 
 def _leave_interrupts(worker: int) -> None:
@@ -216,23 +266,33 @@ def _leave_interrupts(worker: int) -> None:
 
 
 class _Samples(torch.utils.data.Dataset[Any]):
-    """One epoch's samples by position."""
+    """Samples by (draw, epoch, augmentation)."""
 
-    def __init__(self, batches: Batches, augment: Augment | None, epoch: int) -> None:
-        self.batches, self.augment, self.epoch = batches, augment, epoch
+    def __init__(self, of: Batches) -> None:
+        self.examples, self.preprocessor, self.seed = of.examples, of.preprocessor, of.seed
+        self.tokens, self.pictures, self.known = of.tokens, of.pictures, of.known
 
-    def __getitem__(self, i: int) -> Any:
-        from_ = self.batches
-        if from_.tokens is not None:
-            return from_.tokens[i]
-        example = from_.examples[i % len(from_)]
+    def __getitem__(self, index: Index) -> Any:
+        draw, epoch, augment = index
+        if self.tokens is not None:
+            return self.tokens[draw]
+        example = self.examples[draw % len(self.examples)]
+        key = (self.seed, epoch, named(self.examples, draw))
+        if self.pictures is not None and isinstance(self.preprocessor, ImagePreprocessor):
+            picture = self.pictures.get(example.id)
+            if picture is not None:
+                return self.preprocessor.varied(picture, augment, key)
         try:
-            from_.known.check(example)
-            return from_.preprocessor.one(
-                example.inputs, self.augment, (from_.seed, self.epoch, from_.name(i))
-            )
+            self.known.check(example)
+            return self.preprocessor.one(example.inputs, augment, key)
         except DataError as error:
             return error
+
+
+def named(examples: Sequence[Example], draw: int) -> str:
+    """A draw's key for what is random: the row's id, and how often it was drawn before."""
+    before, row = divmod(draw, len(examples))
+    return f"{examples[row].id} {before}" if before else examples[row].id
 
 
 class KnownFiles:

@@ -317,7 +317,8 @@ def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> n
 
 def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
     """The run's own scores [N, C]."""
-    batches = Batches(examples, torch.zeros(len(examples)), predictor.preprocessor, BATCH)
+    none = torch.zeros(len(examples))
+    batches = Batches(examples, none, predictor.preprocessor, BATCH, device=predictor.device)
     found = outputs(predictor.model, batches, predictor.device).values
     return cast("FloatArray", predictor.task.scores(found).numpy())
 

@@ -17,7 +17,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -68,6 +68,13 @@ class Entry:
             padded[name] = self._tensor(name, flat)
         return padded
 
+    def rows(self, ids: Sequence[str]) -> Inputs:
+        """As ``batch``; where these are all rows in order, mapped and not held: do not write to them."""
+        if self.ends is not None or set(self.arrays) != {SOLE} or list(self.place) != list(ids):
+            return self.batch(ids)
+        flat = torch.from_numpy(self.arrays[SOLE]).view(-1).view(self.dtypes[SOLE])
+        return flat.view(len(ids), *self.shapes[SOLE])
+
     def _tensor(self, name: str, values: NDArray[np.uint8]) -> Tensor:
         lead = values.shape[:-1]
         flat = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
@@ -104,7 +111,8 @@ class FeatureCache:
             width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
             if file.stat().st_size != count * width or digest_of(file) != tensor["sha256"]:
                 raise ValueError(f"{file} is damaged")
-            arrays[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=(count, width))
+            # "c": as torch takes it without a warning; a write would not reach the file
+            arrays[name] = np.memmap(file, dtype=np.uint8, mode="c", shape=(count, width))
         place = {id_: i for i, id_ in enumerate(index["ids"])}
         ends = None if lengths is None else np.cumsum([0, *lengths])
         return Entry(place, arrays, dtypes, shapes, ends)
@@ -115,12 +123,23 @@ class FeatureCache:
         Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
         either nothing is left.
         """
+        self.put(key, lambda folder: self._stream(folder, rows))
+        entry = self.open(key)
+        if entry is None:
+            raise OSError(f"{self.root / key} could not be read back")
+        return entry
+
+    def put(self, key: str, fill: Callable[[Path], None]) -> None:
+        """An entry of the files that ``fill`` writes into the folder that it is given.
+
+        Raises OSError where the disk does not take it, and what ``fill`` raises; nothing is left then.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         name = f"tmp-{socket.gethostname()}-{os.getpid()}-"
         folder = Path(tempfile.mkdtemp(prefix=name, dir=self.root))
         try:
-            self._stream(folder, rows)
+            fill(folder)
             self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
             try:
                 folder.rename(self.root / key)
@@ -130,10 +149,6 @@ class FeatureCache:
             sync(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        entry = self.open(key)
-        if entry is None:
-            raise OSError(f"{self.root / key} could not be read back")
-        return entry
 
     def _stream(self, folder: Path, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
         ids: list[str] = []

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 WORSE = 2  # λ in a row that end the path
+HELD = 32_000_000  # bytes of features that are held as float64
 
 
 @dataclass(frozen=True)
@@ -89,30 +90,68 @@ def fit_probe(
 
 def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """(W [C, D], b [C]) on raw features, float64, for each λ in turn."""
-    x = train.values.double()
-    mean = x.mean(0)
-    std = x.std(0, correction=0)
+    mean, std = moments(train.values)
     std = torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))  # constant features
-    z = (x - mean) / std  # [N, D]
-    flat = np.zeros((task.outputs, z.shape[1] + 1))  # W and b side by side, [C, D + 1]
+    pieces = piecewise(train.values)
+    flat = np.zeros((task.outputs, len(mean) + 1))  # W and b side by side, [C, D + 1]
+    if len(pieces) == 1:  # standardised once
+        z = (train.values.double() - mean) / std  # [N, D]
+        pieces, inside = (z,), None
+    else:  # more than is held in memory: z = (x − mean) ÷ std is put into W and b at each look
+        inside = (mean, std)
     for strength in strengths:
-        flat = solve(z, train.targets, task, strength, flat)
+        flat = solve(pieces, train.targets, task, strength, flat, inside)
         weight = torch.from_numpy(flat[:, :-1]) / std
         yield weight, torch.from_numpy(flat[:, -1]) - weight @ mean
 
 
+def piecewise(x: Tensor) -> tuple[Tensor, ...]:
+    """Rows in pieces of at most HELD bytes as float64. They may be mapped: no more is held at once."""
+    return torch.split(x, max(1, HELD // (8 * x.shape[1])))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] over the rows, float64."""
+    pieces = piecewise(x)
+    if len(pieces) == 1:
+        return x.double().mean(0), x.double().std(0, correction=0)
+    mean = torch.stack([p.double().sum(0) for p in pieces]).sum(0) / len(x)
+    squares = torch.stack([(p.double() - mean).square().sum(0) for p in pieces]).sum(0)
+    return mean, (squares / len(x)).sqrt()
+
+
 def solve(
-    z: Tensor, targets: Tensor, task: Task, strength: float, start: NDArray[np.float64]
+    pieces: Sequence[Tensor],
+    targets: Tensor,
+    task: Task,
+    strength: float,
+    start: NDArray[np.float64],
+    inside: tuple[Tensor, Tensor] | None = None,
 ) -> NDArray[np.float64]:
-    """The minimiser [C, D + 1] of the objective above, from ``start``."""
+    """The minimiser [C, D + 1] of the objective above, from ``start``, on rows z in pieces; with
+    ``inside``, their mean and deviation, on raw ones."""
     shape = start.shape
+    labels = torch.split(targets, [len(p) for p in pieces])
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         w = torch.from_numpy(flat.reshape(shape).copy()).requires_grad_()
-        logits = z @ w[:, :-1].T + w[:, -1]  # [N, C]
-        loss = task.loss(logits, targets).mean() + strength / 2 * w[:, :-1].square().sum()
-        (gradient,) = torch.autograd.grad(loss, w)
-        return float(loss.detach()), gradient.numpy().ravel()
+        weight, bias = w[:, :-1], w[:, -1]
+        decay = strength / 2 * weight.square().sum()
+        if inside is not None:
+            mean, std = inside
+            weight = weight / std
+            bias = bias - weight @ mean
+        head = [t.detach().requires_grad_() for t in (weight, bias)]
+        value, slopes = 0.0, [torch.zeros_like(t) for t in head]
+        for x, y in zip(pieces, labels, strict=True):
+            loss = task.loss(x.double() @ head[0].T + head[1], y).sum() / len(targets)
+            value += float(loss.detach())
+            for slope, more in zip(slopes, torch.autograd.grad(loss, head), strict=True):
+                slope += more
+        (gradient,) = torch.autograd.grad(
+            [decay, weight, bias], w, [torch.ones_like(decay), *slopes]
+        )
+        return value + float(decay.detach()), gradient.numpy().ravel()
 
     found = minimize(
         objective, start.ravel(), jac=True, method="L-BFGS-B",
@@ -123,7 +162,10 @@ def solve(
 
 def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
     weight, bias = head
-    return float(task.loss(rows.values.double() @ weight.T + bias, rows.targets).mean())
+    pieces = piecewise(rows.values)
+    labels = torch.split(rows.targets, [len(p) for p in pieces])
+    each = [task.loss(x.double() @ weight.T + bias, y) for x, y in zip(pieces, labels, strict=True)]
+    return float(torch.cat(each).mean())
 
 
 def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int) -> list[Fold]:

@@ -52,6 +52,7 @@ class Settings:
     batch_norm: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     layout: str = "contiguous"
+    compile: bool = False  # the model of a step, by torch.compile
     precision: str = "float32"  # of a step's forward pass; what is judged is judged in float32
 
 
@@ -173,7 +174,7 @@ def fine_tune(
             if feeds and lowest(blocks, wanted) != frozen:
                 frozen = lowest(blocks, wanted)
                 feed = feeds(frozen)
-                objective = replace(objective, cut=feed.cut)
+            objective = replace(objective, cut=feed.cut)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
         for micro_batches in together(feed.train.epoch(epoch, at.batches), settings.accumulate):

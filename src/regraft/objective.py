@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import processes
+from .compiling import compiled
 from .errors import DivergedError, shorten
 from .features import autocast, on
 from .preprocess import mix
@@ -32,6 +35,15 @@ class Pieces:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a micro-batch, or a piece of one, gave; on the device, where nobody waits for it."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]  # of the terms
+    terms: Tensor  # [T]
+
+
+@dataclass(frozen=True)
 class Objective:
     target: Target
     task: Task
@@ -43,6 +55,14 @@ class Objective:
     say: Callable[[str], None] = lambda line: None
     pieces: Pieces = field(default_factory=Pieces)
 
+    @cached_property
+    def forward(self) -> Callable[[Inputs], tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """Inputs → (each block's output where a penalty looks, features, logits); compiled anew by each
+        objective, of which there is one for every set of blocks that trains."""
+        mapped = any(penalty.maps for penalty in self.penalties.values())
+        whole = Whole(self.target, self.cut, mapped)
+        return compiled(whole) if self.settings.compile else whole
+
     def step(
         self,
         micro_batches: Sequence[LabelledBatch],
@@ -51,25 +71,32 @@ class Objective:
         epoch: int,
         step: int,
     ) -> dict[str, float]:
-        """One step of the optimiser; → each term's value, of all processes' rows. Raises DivergedError."""
-        values = self.gradient(micro_batches, params, optimizer, epoch, step)
+        """One step of the optimiser; → each term's value, of all processes' rows. Raises DivergedError.
+
+        Losses and the gradient's norm are asked for together, once a gradient and before the weights
+        move: an accelerator is waited for each time.
+        """
+        where = (step, epoch, optimizer)
+        parts = self.gradient(micro_batches, params, optimizer, epoch, step)
+        values: dict[str, float] = {}
         if self.settings.sharpness:
+            values, _ = checked(parts, None, *where)
             with ascended(params.values(), self.settings.sharpness):
-                self.gradient(micro_batches, params, optimizer, epoch, step)
+                parts = self.gradient(micro_batches, params, optimizer, epoch, step)
         # No step is skipped: bfloat16 has the range of float32, so that nothing is scaled that could
         # overflow, and a gradient that is not finite is a fault whatever the precision. Without clipping
         # too, or the weights would be lost, and saved, before the next loss tells.
         gradients = [g for p in params.values() if (g := p.grad) is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise diverged("gradient", step, epoch, micro_batches[0][0], optimizer)
+        now, length = checked(parts, norm, *where)
         clip = self.settings.clip_norm
-        if clip and norm > clip:  # else a pass over all weights would change nothing
+        if clip and length > clip:  # else a pass over all weights would change nothing
             torch.nn.utils.clip_grads_with_norm_(params.values(), clip, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for after in (p.after for p in self.penalties.values() if p.after):
             after(params, rates_of(optimizer, params))
+        values = values or now
         return dict(zip(values, processes.total(*values.values()), strict=True))
 
     def gradient(
@@ -79,18 +106,16 @@ class Objective:
         optimizer: torch.optim.Optimizer,
         epoch: int,
         step: int,
-    ) -> dict[str, float]:
-        """Add the gradient of a step's loss, of all processes' rows, to that of the parameters; → each
-        term's value, of this process's rows.
+    ) -> list[Part]:
+        """Add the gradient of a step's loss, of all processes' rows, to that of the parameters; → what
+        this process's parts of the batches gave.
 
         Where an accelerator's memory does not hold it, micro-batches are halved from then on, which
         changes no row of the step; batch norms that train see the halves.
-
-        Raises DivergedError, with the rates of ``optimizer``, for a loss that is not finite.
         """
         while True:
             try:
-                return self._gradient(micro_batches, params, optimizer, epoch, step)
+                return self._gradient(micro_batches, params, epoch, step)
             except torch.OutOfMemoryError:
                 rows = processes.told(max(len(ids) for ids, _, _ in micro_batches))
                 if rows < 4 * self.pieces.count:  # no piece is a single row
@@ -108,29 +133,17 @@ class Objective:
         self,
         micro_batches: Sequence[LabelledBatch],
         params: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
         epoch: int,
         step: int,
-    ) -> dict[str, float]:
-        backbone = self.target.model.get_submodule("backbone")
-        head = self.target.model.get_submodule("head")
-        blocks = [b.name for b in self.target.blocks]
-        mapped = any(penalty.maps for penalty in self.penalties.values())
+    ) -> list[Part]:
         (rows,) = processes.total(sum(len(ids) for ids, _, _ in micro_batches))
-        values: dict[str, float] = {}
-        spoilt: tuple[str, ...] = ()  # rows whose loss is not finite
+        found: list[Part] = []
         full = ""  # what an accelerator said whose memory did not hold a part
         try:
             for part, (ids, inputs, targets) in enumerate(self._mixed(micro_batches, epoch, step)):
                 with autocast(self.device, self.settings.precision):
-                    maps = block_outputs(self.target, backbone, inputs) if mapped else {}
-                    if mapped:
-                        features = maps[blocks[-2]]  # [B, D]
-                    elif self.cut:
-                        features = from_cut(self.target, inputs, self.cut)
-                    else:
-                        features = backbone(inputs)
-                    features, logits = features.float(), head(features).float()  # [B, D], [B, C]
+                    maps, features, logits = self.forward(inputs)
+                    features, logits = features.float(), logits.float()  # [B, D], [B, C]
                 batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
                 # a row without an id does not count: this process had none left, and runs for the others
                 terms = {"task": self.task.loss(logits, targets)[: len(ids)].sum() / rows}
@@ -143,23 +156,16 @@ class Objective:
                         terms[name] = term * (len(ids) / rows)
                     elif part == 0:  # a penalty on θ counts once a step
                         terms[name] = penalty.term(batch) / processes.size()
-                loss = torch.stack(list(terms.values())).sum()
-                if not torch.isfinite(loss):
-                    spoilt = ids
-                    break
-                loss.backward()  # type: ignore[no-untyped-call]
-                for name, term in terms.items():
-                    values[name] = values.get(name, 0.0) + float(term.detach())
+                stacked = torch.stack(list(terms.values()))
+                stacked.sum().backward()  # type: ignore[no-untyped-call]
+                found.append(Part(ids, tuple(terms), stacked.detach()))
         except torch.OutOfMemoryError as error:
             full = str(error) or "out of memory"
         # where one process cannot go on, none does
-        bad, short = processes.total(float(bool(spoilt)), float(bool(full)))
-        if short:
+        if processes.any_of(bool(full)):
             raise torch.OutOfMemoryError(full or "out of memory in another process")
-        if bad:
-            raise diverged("loss", step, epoch, tuple(processes.gathered(list(spoilt))), optimizer)
         processes.sum_gradients(params.values())
-        return values
+        return found
 
     def _mixed(
         self, micro_batches: Sequence[LabelledBatch], epoch: int, step: int
@@ -178,10 +184,60 @@ class Objective:
                 yield ids[rows], on(x, self.device, layout), targets[rows].to(self.device)
 
 
+def checked(
+    parts: Sequence[Part],
+    norm: Tensor | None,
+    step: int,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, float], float]:
+    """Each term's sum over the parts, and the gradient's norm, or 0.
+
+    Raises DivergedError, with the rates of ``optimizer``, where a loss, of any process, or the norm is
+    not finite.
+    """
+    losses = [part.terms.sum(0, keepdim=True) for part in parts]
+    flat = torch.cat([p.terms for p in parts] + losses + ([] if norm is None else [norm.view(1)]))
+    numbers: list[float] = flat.tolist()  # here the device is waited for
+    values: dict[str, float] = {}
+    given = iter(numbers)
+    for part in parts:
+        for name in part.names:
+            values[name] = values.get(name, 0.0) + next(given)
+    spoilt = [part for part in parts if not isfinite(next(given))]
+    if processes.any_of(bool(spoilt)):
+        rows = processes.gathered([i for part in spoilt for i in part.ids])
+        raise diverged("loss", step, epoch, tuple(rows), optimizer)
+    length = next(given, 0.0)
+    if not isfinite(length):
+        raise diverged("gradient", step, epoch, parts[0].ids, optimizer)
+    return values, length
+
+
 def divided(rows: int, pieces: int) -> list[slice]:
     """``rows`` in about equal pieces, none of a single row."""
     pieces = min(pieces, max(1, rows // 2))
     return [slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)]
+
+
+class Whole(torch.nn.Module):
+    """The target's model as penalties see it."""
+
+    def __init__(self, target: Target, cut: int, mapped: bool) -> None:
+        super().__init__()
+        self.model = target.model
+        self.target, self.cut, self.mapped = target, cut, mapped
+
+    def forward(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        backbone, maps = self.model.get_submodule("backbone"), dict[str, Any]()
+        if self.mapped:
+            maps = block_outputs(self.target, backbone, inputs)
+            features = maps[self.target.blocks[-2].name]
+        elif self.cut:
+            features = from_cut(self.target, inputs, self.cut)
+        else:
+            features = backbone(inputs)
+        return maps, features, self.model.get_submodule("head")(features)
 
 
 class Above(torch.nn.Module):

@@ -143,6 +143,9 @@ class FitPlan(Section):
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.99; 0: off"
     )
+    compile: bool = Field(
+        False, description="steps by torch.compile, which takes a minute at first and at each thaw"
+    )
     patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
     start: Literal["probe", "random"] = Field("probe", description="where the head starts")
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(

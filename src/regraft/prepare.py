@@ -13,6 +13,7 @@ import torch
 from . import controls, optimizers, plugins, processes, speed
 from . import plan as plans
 from .batches import Batches, Tokens
+from .compiling import check_compiler
 from .data import load_data
 from .doctor import check_torchvision
 from .errors import DataError, PlanError
@@ -22,8 +23,9 @@ from .freeze import has_batch_norm
 from .grafting import graft
 from .linear_probe import Fold, folds_of
 from .loop import Settings
+from .picture_cache import PICTURES
 from .plan import Plan
-from .preprocess import Preprocessor, TextPreprocessor, build
+from .preprocess import Preprocessor, TextPreprocessor, build, whole_for
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
 from .source_data import SourceData, load_source_data
 from .sources import load_source
@@ -102,6 +104,9 @@ class Prepared:
             if train and self.plan.fit.sampling == "balanced" else None,
             share=(processes.rank(), processes.size()) if train else (0, 1),
             tokens=self._tokens(split, rows),
+            pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
+            device=self.device,
+            layout=self.settings.layout,
         )  # fmt: skip
 
     def _tokens(self, split: str, rows: Sequence[int] | None) -> Tokens | None:
@@ -159,6 +164,8 @@ def prepare(
     freezing = plans.freezing(plan, allow_code=allow_code)
     regularizers = plans.regularizers(plan, allow_code=allow_code)
     device, _ = choose_device(plan.run.device)
+    if plan.fit.compile:
+        check_compiler(device)
     options = replace(
         plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
     )

@@ -1,7 +1,7 @@
 """From a spec to what the network sees: pictures, texts, or a function of one's own.
 
 A picture becomes an uint8 tensor sample by sample; scaling to [0, 1] and normalisation work on the
-batch. Without augmentation the steps are timm's evaluation transform, bit for bit.
+batch, on its device. Without augmentation the steps are timm's evaluation transform, bit for bit.
 
 What is random is keyed: a sample's augmentation is a function of (seed, epoch, id), drawn under a
 forked generator, and the mixing of a batch is one of (seed, epoch, step).
@@ -23,6 +23,8 @@ from .errors import SourceError
 from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from .types import Inputs
@@ -42,7 +44,15 @@ class Preprocessor(Protocol):
         ...
 
     def collate(self, samples: Sequence[Any]) -> Inputs:
-        """Samples → a batch [B, …], or a dict of such."""
+        """Samples → a batch [B, …], or a dict of such: ``finish(stack(samples))``."""
+        ...
+
+    def stack(self, samples: Sequence[Any]) -> Inputs:
+        """Samples → a batch as it travels: pictures as uint8."""
+        ...
+
+    def finish(self, batch: Any) -> Inputs:
+        """A batch that has travelled → the network's inputs, on the device where it lies."""
         ...
 
 
@@ -80,6 +90,9 @@ def drawing(key: Key) -> Iterator[None]:
 
 
 class ImagePreprocessor:
+    """A picture is decoded and, for evaluation, resized and cropped by Pillow; what is random works on
+    the tensor that this gives, sample by sample."""
+
     def __init__(self, spec: ImageSpec) -> None:
         from torchvision.transforms import InterpolationMode, v2
 
@@ -97,44 +110,76 @@ class ImagePreprocessor:
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
     ) -> Tensor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
+        return self.varied(self.certain(inputs, whole_for(augment)), augment, key)
+
+    def certain(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
+        """What nothing random decides, uint8: the picture as it is decoded [C, H, W], or as evaluation
+        sees it [C, height, width]. Raises DataError, naming the file, if it does not read."""
+        import torch
+        from PIL import Image
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        picture = self._read(inputs[0])
+        pixels = self._read(inputs[0])  # [H, W, C]
+        if whole:
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+        picture = Image.fromarray(pixels[..., 0] if self.spec.channels == 1 else pixels)
+        return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+
+    def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
+        """What ``certain`` gave, augmented: [C, height, width], uint8."""
         if augment is None:
-            return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+            return picture
         with drawing(key):
-            return pil_to_tensor(self._augmenting(augment)(picture))  # type: ignore[no-any-return]
+            return self._augmenting(augment)(picture)  # type: ignore[no-any-return]
 
-    def _read(self, path: str) -> Any:
-        """The decoded picture. The first ones that fit into DECODED bytes stay decoded."""
-        from .pictures import read_picture
-
+    def _read(self, path: str) -> NDArray[np.uint8]:
+        """The decoded picture [H, W, C]. The first ones that fit into DECODED bytes stay decoded."""
         try:
             stat = Path(path).stat()
         except OSError:
-            return read_picture(path, self.spec.channels)  # which says what is wrong
+            return self._pixels(path)  # which says what is wrong
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key in self._decoded:
-            return self._decoded[key]
-        picture = read_picture(path, self.spec.channels)
-        size = picture.width * picture.height * self.spec.channels
-        if size <= self._room:
-            self._room -= size
-            self._decoded[key] = picture
-        return picture
+            return self._decoded[key]  # type: ignore[no-any-return]
+        pixels = self._pixels(path)
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._decoded[key] = pixels
+        return pixels
+
+    def _pixels(self, path: str) -> NDArray[np.uint8]:
+        import numpy as np
+
+        from .pictures import read_picture
+
+        pixels = np.array(read_picture(path, self.spec.channels))  # a copy, which may be written to
+        return pixels.reshape(*pixels.shape[:2], self.spec.channels)
 
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
         """[B, C, H, W], float32, normalised."""
+        return self.finish(self.stack(samples))
+
+    def stack(self, samples: Sequence[Tensor]) -> Tensor:
+        """[B, C, H, W], uint8."""
         import torch
 
+        return torch.stack(list(samples))
+
+    def finish(self, pictures: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] → float32, normalised, where they lie: the same bits on every device."""
+        import torch
+
+        def lies(values: object) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=pictures.device)
+
         shape = (1, self.spec.channels, 1, 1)
-        mean = torch.tensor(self.spec.mean).view(shape)
-        std = torch.tensor(self.spec.std).view(shape)
-        return torch.stack(list(samples)).float().div_(255).sub_(mean).div_(std)
+        mean, std = lies(self.spec.mean).view(shape), lies(self.spec.std).view(shape)
+        # by a plain number CUDA would not divide, but multiply by its rounded inverse
+        return pictures.float().div_(lies(255)).sub_(mean).div_(std)
 
     def _augmenting(self, augment: Augment) -> Any:
-        """PIL → PIL of the network's size, drawing from torch's global generator."""
-        from torchvision.transforms import v2
+        """uint8 → uint8 of the network's size, drawing from torch's global generator."""
+        from torchvision.transforms import InterpolationMode, v2
 
         if augment not in self._varied:
             crop = v2.RandomResizedCrop(
@@ -144,11 +189,21 @@ class ImagePreprocessor:
                 self.interpolation,
                 antialias=True,
             )
-            steps = [crop if augment.random_resized_crop else self._plain]
+            by_pillow = self.interpolation == InterpolationMode.LANCZOS  # tensors have none
+            steps: list[Any] = []
+            if augment.random_resized_crop:
+                steps = [v2.ToPILImage(), crop, v2.PILToTensor()] if by_pillow else [crop]
             steps += [v2.RandomHorizontalFlip()] if augment.flip else []
-            steps += [v2.RandAugment(2, augment.randaugment)] if augment.randaugment else []
-            self._varied[augment] = v2.Compose(steps)
+            if augment.randaugment:  # 0.5 ms a picture by Pillow, 2 on tensors
+                varied = v2.RandAugment(2, augment.randaugment)
+                steps += [v2.ToPILImage(), varied, v2.PILToTensor()]
+            self._varied[augment] = v2.Compose(steps or [v2.Identity()])
         return self._varied[augment]
+
+
+def whole_for(augment: Augment | None) -> bool:
+    """Whether augmentation begins with the whole picture, not with what evaluation sees of it."""
+    return augment is not None and augment.random_resized_crop
 
 
 def mix(
@@ -226,6 +281,12 @@ class TextPreprocessor:
         """[B, T] each, int64, padded to the longest of the batch."""
         return dict(self.tokenizer.pad(list(samples), return_tensors="pt"))
 
+    stack = collate
+
+    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Texts travel as they are."""
+        return batch
+
     def lengths(self, inputs: Sequence[tuple[str, ...]]) -> list[int]:
         """Tokens of each row before anything is cut."""
         found: list[int] = []
@@ -268,6 +329,12 @@ class CallablePreprocessor:
         import torch
 
         return torch.stack(list(samples))
+
+    stack = collate
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """What the function gave travels as it is."""
+        return batch
 
 
 # ---------------------------------------------------------------- JSON

@@ -188,6 +188,7 @@ def settings(plan: Plan, target: Target) -> Settings:
         augment=plan.augment if target.source.kind == "image" else NO_MIX,
         layout=cast(str, plan.run.layout),
         precision=cast(str, plan.run.precision),
+        compile=fit.compile,
     )
 
 

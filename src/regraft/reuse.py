@@ -31,7 +31,9 @@ from .feature_cache import (
 )
 from .features import Outputs, autocast, on, outputs
 from .freeze import evaluating
+from .frontier import ALPHAS
 from .loop import Feed, lowest
+from .picture_cache import keep
 from .preprocess import to_json
 from .types import Adapting, CallableSpec
 
@@ -132,7 +134,7 @@ def features(p: Prepared, split: str, precision: str, say: Say = lambda line: No
     if found is None:
         return outputs(backbone, batches, p.device, p.settings.layout, precision)
     ids = tuple(e.id for e in batches.examples)
-    values = found[0].batch(ids)
+    values = found[0].rows(ids)
     assert isinstance(values, torch.Tensor)
     return Outputs(ids, values.float(), batches.targets.clone())
 
@@ -153,8 +155,20 @@ def feeds(
     live = wrap(train)
     names = [b.name for b in target.blocks]
     cuts = [lowest(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
+    cache, scratch = cache_of(p), p.scratch
+    scratches = scratch.epochs * (len(scratch.rates) + len(p.seeds) - 1) if scratch else 0
 
     def feed(frozen: int) -> Feed:
+        found = fed(frozen)
+        if found.train is live:
+            passes = chosen.epochs * len(p.seeds) + scratches
+            keep(train, "train", p.splits.train, cache, passes, p.kept, say)
+        if val is not None and found.val is val:
+            passes = (chosen.epochs + len(ALPHAS)) * len(p.seeds) + scratches
+            keep(val, "val", p.splits.val, cache, passes, p.kept, say)
+        return found
+
+    def fed(frozen: int) -> Feed:
         inside = frozen < len(p.source.blocks)
         if (
             not frozen

@@ -28,10 +28,11 @@ def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
     gradients = [p.grad for p in moved if p.grad is not None]
     here = [p.detach().clone() for p in moved]
     norm = torch.nn.utils.get_total_norm(gradients)
+    reach = float(rho / norm)  # asked once: an accelerator is waited for
     with torch.no_grad():
         for p, g in zip(moved, gradients, strict=True):
-            if torch.isfinite(norm) and norm > 0:
-                p.add_(g, alpha=float(rho / norm))
+            if 0 < reach < float("inf"):
+                p.add_(g, alpha=reach)
             p.grad = None
     try:
         yield

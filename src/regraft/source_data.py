@@ -92,7 +92,14 @@ class SourceData:
         rows = self.parts[part]
         targets = self.task.encode([e.cells for e in rows])
         return Batches(
-            rows, targets, self.preprocessor, self.batch_size, augment=augment, seed=self.seed
+            rows,
+            targets,
+            self.preprocessor,
+            self.batch_size,
+            augment=augment,
+            seed=self.seed,
+            device=self.device,
+            layout=self.layout,
         )
 
 
