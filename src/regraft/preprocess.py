@@ -97,13 +97,20 @@ class ImagePreprocessor:
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
     ) -> Tensor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
         picture = self._read(inputs[0])
         if augment is None:
-            return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+            return self.sized(picture)
         with drawing(key):
-            return pil_to_tensor(self._augmenting(augment)(picture))  # type: ignore[no-any-return]
+            return self._tensor(self._augmenting(augment)(picture))
+
+    def sized(self, picture: Any) -> Tensor:
+        """A decoded picture as the network is to see it: [C, H, W], uint8."""
+        return self._tensor(self._plain(picture))
+
+    def _tensor(self, picture: Any) -> Tensor:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        return pil_to_tensor(picture)  # type: ignore[no-any-return]
 
     def _read(self, path: str) -> Any:
         """The decoded picture. The first ones that fit into DECODED bytes stay decoded."""
