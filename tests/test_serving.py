@@ -139,9 +139,9 @@ def test_an_explanation_of_a_text_is_what_each_word_adds(words):
     found = words.post("/explain", json={"text": "the good  bad film"}).json()
     pieces = {p["text"].strip(): p["importance"] for p in found["pieces"]}
     assert "".join(p["text"] for p in found["pieces"]) == "the good  bad film"
-    without = 1 / (1 + np.exp(1))  # of the two words that count, the other is left
-    assert pieces[found["label"]] == pytest.approx(found["score"] - without, abs=1e-6)
-    assert pieces["the"] == pieces["film"] == 0
+    assert found["label"] == "bad" and found["score"] == pytest.approx(0.5)
+    # the log-odds of "bad" are how often it stands there, less how often "good" does
+    assert pieces == pytest.approx({"the": 0, "good": -1, "bad": 1, "film": 0}, abs=1e-6)
 
 
 def test_the_cost_of_an_explanation_does_not_grow_with_the_text(tmp_path):

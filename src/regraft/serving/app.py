@@ -82,12 +82,13 @@ class Predicted(BaseModel):
 
 class PieceOut(BaseModel):
     text: str
-    importance: float = Field(description="score with everything − score without this piece")
+    importance: float = Field(description="evidence with everything − evidence without this piece")
     second: bool = Field(description="of the second text of a pair")
 
 
 class Explained(BaseModel):
-    """Importance of a part: the score with everything − the score with that part covered."""
+    """Importance of a part: the evidence with everything − that with the part covered. Evidence is the
+    log-odds of a class or label, or the number itself."""
 
     label: str
     score: float

@@ -1,6 +1,9 @@
 """What an answer rests on: parts of the input are covered in turn, and the answer is taken again.
 
-    importance of a part = score with everything − score with that part covered
+    importance of a part = evidence with everything − evidence with that part covered
+
+Evidence is the log-odds of a class or label, log p ÷ (1 − p), which still moves where probabilities stand
+at 100 %: 0.7 more is twice the odds. Of a number it is the number, in its own units.
 
 Occlusion: Zeiler and Fergus 2014, 1311.2901, section 4.2; computed by captum. A picture is covered by
 a square of its mean colour, on a coarse grid; a text word by word, by the tokenizer's mask. The number of
@@ -35,7 +38,7 @@ AT_ONCE = 16  # covered inputs in a forward pass
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text and what it adds to the score."""
+    """A stretch of a text and what it adds to the evidence."""
 
     text: str
     importance: float
@@ -159,11 +162,16 @@ def _spans(
 
 
 def _score(served: Served, output: int) -> Any:
-    """inputs → [B], one output's score: a probability, or a number in its own units."""
+    """inputs → [B], the evidence for one output."""
     p = served.predictor
+    others = [i for i in range(p.task.outputs) if i != output]
 
     def score(inputs: Any) -> Tensor:
         logits = p.model(on(inputs, p.device, "contiguous")).float().cpu()
-        return p.task.scores(logits)[:, output]
+        if p.task.name == "classification":
+            return logits[:, output] - logits[:, others].logsumexp(1)
+        return (
+            logits[:, output] if p.task.name == "multilabel" else p.task.scores(logits)[:, output]
+        )
 
     return score

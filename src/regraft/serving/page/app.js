@@ -4,7 +4,7 @@
 
 const SHOWN = 10; // answers before "Show all"
 const $ = (id) => document.getElementById(id);
-const percent = (p) => (100 * p).toFixed(1) + " %";
+const percent = (p) => (p > 0.9995 && p < 1 ? "> 99.9 %" : p < 0.0005 && p > 0 ? "< 0.1 %" : (100 * p).toFixed(1) + " %");
 const number = (v) => Number(v.toPrecision(4)).toString();
 
 let about = null;
@@ -176,7 +176,7 @@ function answer(found) {
   const head = [element("th", numbers ? "Number" : about.task === "multilabel" ? "Label" : "Class")];
   if (!numbers) head.push(element("td"));
   if (calibrated) head.push(element("th", "Calibrated", "num"));
-  head.push(element("th", numbers ? "Value" : "As given", "num"));
+  head.push(element("th", numbers ? "Value" : calibrated ? "As given" : "Probability", calibrated ? "num given" : "num"));
   head.forEach((cell) => { if (cell.tagName === "TH") cell.scope = "col"; });
   $("scores-head").replaceChildren(...head);
   rows(found.scores, numbers, calibrated, SHOWN);
@@ -203,7 +203,7 @@ function rows(scores, numbers, calibrated, most) {
       row.append(track);
     }
     if (calibrated) row.append(element("td", percent(score.calibrated), "num"));
-    row.append(element("td", numbers ? number(score.value) : percent(score.value), "num"));
+    row.append(element("td", numbers ? number(score.value) : percent(score.value), calibrated ? "num given" : "num"));
     return row;
   }));
 }
@@ -230,7 +230,8 @@ async function explain() {
 
 function explained(found) {
   const numbers = about.task === "regression";
-  const amount = (v) => (numbers ? number(v) : (100 * v).toFixed(1) + " points");
+  const factor = (v) => "odds \u00d7 " + number(Math.exp(v)); // of log-odds
+  const amount = (v) => (numbers ? number(v) : factor(v));
   const score = numbers ? number(found.score) : percent(found.score);
   if (found.cells) {
     const size = found.cells.length;
@@ -239,8 +240,8 @@ function explained(found) {
     const third = (i) => Math.min(2, Math.floor((3 * i) / (size - 1 || 1)));
     const where = ["top", "middle", "bottom"][third(best.y)] + " " + ["left", "centre", "right"][third(best.x)];
     const text = best.value > 0
-      ? "\u201c" + found.label + "\u201d has " + score + "; covering the " + where + " takes most from it, "
-        + amount(best.value) + "."
+      ? "\u201c" + found.label + "\u201d has " + score + "; covering the " + where + " costs it most"
+        + (numbers ? ", " + number(best.value) + "." : ": the odds for it fall to 1 \u00f7 " + number(Math.exp(best.value)) + ".")
       : "\u201c" + found.label + "\u201d has " + score + ", and no covered part takes anything from it.";
     $("explained").textContent = text + " Orange speaks for it, blue against it.";
     $("heat-picture").src = found.picture;
@@ -249,7 +250,7 @@ function explained(found) {
   } else {
     const most = Math.max(...found.pieces.map((p) => Math.abs(p.importance)), 1e-12);
     $("explained").textContent = "\u201c" + found.label + "\u201d has " + score
-      + ". What each word adds to it: orange speaks for it, blue against it.";
+      + ". What each word adds: orange speaks for it, blue against it.";
     const shown = [];
     found.pieces.forEach((piece, i) => {
       if (piece.second && (i === 0 || !found.pieces[i - 1].second)) shown.push(element("br"));
