@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Security
@@ -347,13 +347,15 @@ def create_app(
         return found
 
     if explains(served):
+        which: Any = Query(
+            None, description="which answer to explain; default: the run's own",
+            json_schema_extra={"enum": list(served.classes)},
+        )  # fmt: skip
 
         @app.post("/explain", responses=MANY, openapi_extra=body, dependencies=secured)
         async def explain(
             request: Request,
-            label: Annotated[
-                str | None, Query(description="which answer to explain; default: the run's own")
-            ] = None,
+            label: str | None = which,
         ) -> Explained:
             """What the answer rests on: parts of the input are covered in turn. It costs some fifty
             predictions."""
