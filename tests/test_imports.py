@@ -127,6 +127,16 @@ def test_the_pages_import_no_torch_and_nothing_that_trains(file):
     assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
 
 
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=name_of)
+def test_only_the_command_line_and_itself_import_the_server(file):
+    top = file.relative_to(ROOT).parts[0]
+    found = {n.partition(".")[0] for n in imports(file)}
+    assert "serving" not in found or top in ("cli.py", "serving")
+    assert top == "serving" or not found & {"!prometheus_client", "!captum"}
+    web = {"!fastapi", "!starlette", "!uvicorn"}
+    assert top in ("serving", "watching", "webpage.py") or not found & web
+
+
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
 def test_a_plug_in_of_a_plan_imports_torch_late(file):
     if file.parent.name in (

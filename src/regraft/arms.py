@@ -298,6 +298,14 @@ def logits_of(
         return replace(features, values=head(features.values.to(p.device)).float().cpu())
 
 
+def features_of(p: Prepared, target: Target, split: str, rows: Sequence[int]) -> Outputs:
+    """What the target's backbone makes of some rows of a split."""
+    if unmoved(p, target):
+        return source_features(p, split).take(rows)
+    backbone = target.model.get_submodule("backbone")
+    return outputs(backbone, p.batches(split, rows), p.device, p.settings.layout)
+
+
 def source_features(
     p: Prepared, split: str, precision: str = "float32", say: Say = lambda line: None
 ) -> Outputs:

@@ -645,6 +645,47 @@ def export(
     typer.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
 
 
+@app.command(rich_help_panel=USE)
+def serve(
+    run: Annotated[Path, typer.Argument(help="A run folder, or an export of it as a bundle.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine a token is asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    token: Annotated[
+        str | None, typer.Option(help="Instead of a drawn one; better in REGRAFT_TOKEN.")
+    ] = None,
+    allow_host: Annotated[
+        list[str], typer.Option(help="Another name that requests may come by, as behind a proxy.")
+    ] = [],  # noqa: B006
+    batch: Annotated[int, typer.Option(help="Requests that share a forward pass, at most.")] = 32,
+    wait_ms: Annotated[float, typer.Option(help="For requests that are being read.")] = 5.0,
+    queue: Annotated[int, typer.Option(help="Requests inside, at most; more get 429.")] = 256,
+    seconds: Annotated[float, typer.Option(help="For an answer; else 504.")] = 30.0,
+    megabytes: Annotated[float, typer.Option(help="Of a request, at most; more get 413.")] = 20.0,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A page to try the model on, and POST /predict for programs; on 127.0.0.1 unless told otherwise."""
+    try:
+        from .serving.limits import Limits
+        from .serving.server import serve as served
+    except ModuleNotFoundError as error:
+        text = f'regraft serve needs {error.name}: pip install "regraft[serve]"'
+        raise UsageError(text) from error
+    try:
+        limits = Limits(
+            batch=batch, wait_ms=wait_ms, queue=queue, seconds=seconds, megabytes=megabytes
+        )
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
+    served(
+        run, host=host, port=port, token=token, allow_host=allow_host, limits=limits,
+        device=device or "cpu", say=typer.echo, complain=functools.partial(typer.echo, err=True),
+        as_json=as_json,
+    )  # fmt: skip
+
+
 @app.command(rich_help_panel=HELP)
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,

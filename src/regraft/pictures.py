@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a gigabyte
+UNREADABLE = "cannot be read as a picture: "
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOVING = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
 FLAT = 2.0  # grey levels of standard deviation: below, a picture has no perceptual hash
@@ -40,6 +42,14 @@ def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
     if channels not in MODES:
         raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}")
     return _read(path, channels)[0]
+
+
+def picture_of(content: bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same of a file's content. Raises DataError, TooManyPixelsError where its header claims more
+    than ``max_pixels``: nothing is decoded then."""
+    if not content:
+        raise DataError(f"the upload {UNREADABLE}it is empty")
+    return _decode(BytesIO(content), "the upload", channels, max_pixels)[0]
 
 
 def facts_of(path: str | Path) -> PictureFacts:
@@ -74,10 +84,16 @@ def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]
     """The picture, and what its header says. Raises DataError for what does not decode whole."""
     problem = _problem(Path(path))
     if problem:
-        raise DataError(f"{path} cannot be read as a picture: {problem}")
+        raise DataError(f"{path} {UNREADABLE}{problem}")
+    return _decode(Path(path), str(path), channels, MAX_PIXELS)
+
+
+def _decode(
+    content: Path | BytesIO, name: str, channels: int, max_pixels: int
+) -> tuple[Image.Image, dict[str, Any]]:
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            _check_size(file)
+        with Image.open(content, formats=FORMATS) as file:
+            _check_size(file, max_pixels)
             raw = str(file.tile[0][3]) if file.tile else ""  # Pillow reads 16-bit colour as 8 bits
             header = {
                 "format": str(file.format),
@@ -89,13 +105,15 @@ def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]
             }
             file.load()
             return _convert(_upright(file), channels), header
+    except (TooManyPixelsError, Image.DecompressionBombError) as error:
+        raise TooManyPixelsError(f"{name} {UNREADABLE}{_in_words(error)}") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
-        raise DataError(f"{path} cannot be read as a picture: {_in_words(error)}") from error
+        raise DataError(f"{name} {UNREADABLE}{_in_words(error)}") from error
 
 
 def reason(error: DataError) -> str:
     """Why a picture cannot be read, without its path."""
-    return str(error).partition("cannot be read as a picture: ")[2]
+    return str(error).partition(UNREADABLE)[2]
 
 
 def _in_words(error: Exception) -> str:
@@ -120,11 +138,15 @@ def _problem(path: Path) -> str | None:
     return None if found.st_size else "it is empty"
 
 
-def _check_size(file: Image.Image) -> None:
+class TooManyPixelsError(DataError):
+    """A picture that is not decoded because of its size."""
+
+
+def _check_size(file: Image.Image, max_pixels: int) -> None:
     width, height = file.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{width} × {height} pixels are more than {MAX_PIXELS // 1_000_000} megapixels"
+    if width * height > max_pixels:
+        raise TooManyPixelsError(
+            f"{width} × {height} pixels are more than {max_pixels / 1_000_000:g} megapixels"
         )
 
 

@@ -112,18 +112,23 @@ class ImagePreprocessor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
         return self.varied(self.certain(inputs, whole_for(augment)), augment, key)
 
+    def sized(self, picture: Any) -> Tensor:
+        """A decoded picture, Pillow's, as evaluation sees it: [C, height, width], uint8."""
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+
     def certain(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
         """What nothing random decides, uint8: the picture as it is decoded [C, H, W], or as evaluation
         sees it [C, height, width]. Raises DataError, naming the file, if it does not read."""
         import torch
         from PIL import Image
-        from torchvision.transforms.v2.functional import pil_to_tensor
 
         pixels = self._read(inputs[0])  # [H, W, C]
         if whole:
             return torch.from_numpy(pixels).permute(2, 0, 1)
         picture = Image.fromarray(pixels[..., 0] if self.spec.channels == 1 else pixels)
-        return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
+        return self.sized(picture)
 
     def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
         """What ``certain`` gave, augmented: [C, height, width], uint8."""

@@ -28,6 +28,7 @@ from .arms import (
     begin,
     cross_validate,
     each_arm,
+    features_of,
     features_of_source,
     fit_arm,
     fit_scratch,
@@ -47,6 +48,7 @@ from .gallery import write_gallery
 from .linear_probe import Probe
 from .locks import refuse
 from .loop import Epoch, snapshot
+from .novelty import FEWEST, ROWS, Novelty, fit_novelty
 from .plan import Plan, checkpoint_every, write_plan
 from .prepare import Prepared, prepare
 from .resolve import choose_device
@@ -65,10 +67,10 @@ from .runfiles import (
     read_json,
     status_of,
 )
-from .save import save_ends, save_model
+from .save import save_ends, save_model, save_novelty
 from .source_data import Part
 from .stopping import Interrupted, stopping
-from .types import Source
+from .types import Source, Target
 
 
 def run(
@@ -275,6 +277,10 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
     if arm.points and processes.first():
         start = begin(p, p.source, p.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
+    with clock("novelty"):
+        novelty = novelty_of(p, arm.target)
+    if novelty is not None and processes.first():
+        save_novelty(folder, novelty)
     with clock("evaluate"):
         where = str(folder.path.resolve())
         opened = source_opened = 0
@@ -294,6 +300,24 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
         "status": "finished",
     }
     folder.json("result.json", result)
+
+
+def novelty_of(p: Prepared, target: Target) -> Novelty | None:
+    """What tells rows that are unlike train; None where val has too few rows for a threshold."""
+    if len(p.splits.val) < FEWEST:
+        return None
+
+    def some(
+        split: str, most: int
+    ) -> list[int]:  # by content: the order of the data does not matter
+        ids = [e.id for e in getattr(p.splits, split)]
+        return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
+
+    enough = max(ROWS, 10 * p.task.outputs)  # of each class a few
+    train = features_of(p, target, "train", some("train", enough))
+    val = features_of(p, target, "val", some("val", ROWS))
+    classes = train.targets.tolist() if p.task.name == "classification" else [0] * len(train.ids)
+    return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
 
 def train(

@@ -3,7 +3,7 @@
 plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv
 result.json (written last, and whole or not at all)  log.txt
 gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
-model/ {model.safetensors, config.json, preprocess.json, labels.json}
+model/ {model.safetensors, config.json, preprocess.json, labels.json, novelty.safetensors}
 checkpoints/, resumes.jsonl, lock   while it is not finished; see checkpoints.py and locks.py
 """
 

@@ -2,6 +2,7 @@
 
 model.safetensors   "backbone.…" and "head.…"      preprocess.json   resize, mean, tokenizer …
 config.json         recipe of the architecture     labels.json       task, classes, scaling
+novelty.safetensors what training rows are like, where val has rows enough; see novelty.py
 
 Beside it frontier/{start,end}.safetensors, the ends of the line that the model was chosen on; the one
 that the model itself is has no file.
@@ -24,6 +25,7 @@ from .types import TextSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .novelty import Novelty
     from .types import Target, Task
 
 
@@ -57,14 +59,16 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """A safetensors file, synced. Raises DiskError with the bytes that it takes and that there are."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     values = storable(tensors)
     try:
-        save_file(values, path)
+        save_file(values, path, metadata)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
@@ -74,6 +78,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise DiskError(
             f"{path} cannot be written: it takes {size:,} bytes and {free:,} are free ({error})"
         ) from error
+
+
+def save_novelty(folder: RunFolder, novelty: Novelty) -> None:
+    """Write ``model/novelty.safetensors``, bound to the weights beside it."""
+    from .novelty import FILE, SCHEMA, digest, tensors_of
+
+    where = folder.path / "model"
+    about = {"schema": str(SCHEMA), "weights": digest(where)}
+    save_tensors(tensors_of(novelty), where / FILE, about)
 
 
 def save_ends(

@@ -1,0 +1,177 @@
+"""What an answer rests on: parts of the input are covered in turn, and the answer is taken again.
+
+    importance of a part = evidence with everything − evidence with that part covered
+
+Evidence is the log-odds of a class or label, log p ÷ (1 − p), which still moves where probabilities stand
+at 100 %: 0.7 more is twice the odds. Of a number it is the number, in its own units.
+
+Occlusion: Zeiler and Fergus 2014, 1311.2901, section 4.2; computed by captum. A picture is covered by
+a square of its mean colour, on a coarse grid; a text word by word, by the tokenizer's mask. The number of
+covered inputs is bounded, whatever is sent: (GRID − 1)² of a picture, WORDS of a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..features import on
+from ..preprocess import TextPreprocessor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..types import FloatArray
+    from .model import Served
+
+GRID = 8  # a picture's cells by side; a square of 2 × 2 of them is covered at a time
+WORDS = (
+    64  # parts of a text that are covered, at most; neighbours share a part where there are more
+)
+AT_ONCE = 16  # covered inputs in a forward pass
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a text and what it adds to the evidence."""
+
+    text: str
+    importance: float
+    second: bool  # of the second text of a pair
+
+
+def picture_cells(served: Served, sample: Tensor, output: int) -> FloatArray:
+    """Importance by cell [GRID, GRID] for a sample [C, H, W]: the mean over the squares that cover it."""
+    from captum.attr import Occlusion
+
+    inputs = served.predictor.preprocessor.collate([sample])
+    assert isinstance(inputs, torch.Tensor)
+    channels, height, width = sample.shape
+    down, across = max(1, height // GRID), max(1, width // GRID)
+    with torch.inference_mode():
+        found = Occlusion(_score(served, output)).attribute(
+            inputs,
+            sliding_window_shapes=(channels, 2 * down, 2 * across),
+            strides=(channels, down, across),
+            baselines=0.0,  # after normalisation: the mean colour
+            perturbations_per_eval=AT_ONCE,
+        )
+    heat = found[0].float().mean(0)  # [H, W]
+    cells = torch.nn.functional.adaptive_avg_pool2d(heat[None, None], GRID)[0, 0]
+    return np.asarray(cells.numpy(), np.float64)
+
+
+def drawn(sample: Tensor, cells: FloatArray) -> bytes:
+    """A PNG: the picture as the network sees it, orange where it speaks for the answer, blue against."""
+    pixels = sample.permute(1, 2, 0).numpy()  # [H, W, C]
+    flat = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
+    picture = Image.fromarray(np.ascontiguousarray(flat)).convert("L").convert("RGB")
+    strength = float(np.abs(cells).max())
+    scaled = (cells / (strength or 1.0)).astype(np.float32)
+    heat = Image.fromarray(scaled).resize(picture.size, Image.Resampling.BICUBIC)
+    values = np.clip(np.asarray(heat), -1, 1)[..., None]  # [H, W, 1]
+    colour = np.where(values > 0, (235.0, 110.0, 0.0), (20.0, 90.0, 220.0))
+    share = 0.75 * np.abs(values)
+    mixed = (1 - share) * np.asarray(picture, np.float32) + share * colour
+    file = BytesIO()
+    Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def text_pieces(served: Served, texts: tuple[str, ...], output: int) -> list[Piece]:
+    """The texts in pieces, each with its importance; what the model did not read is not among them."""
+    from captum.attr import FeatureAblation
+
+    p = served.predictor.preprocessor
+    assert isinstance(p, TextPreprocessor)
+    sample, spans = _spans(served, p, texts)
+    if not spans:
+        return []
+    inputs = p.collate([sample])
+    names = [name for name in inputs if name != "input_ids"]
+    ids = inputs["input_ids"]  # [1, T]
+    special = len(spans)  # one more part: the tokenizer's own tokens
+    mask = torch.full_like(ids, special)
+    for part, (tokens, _, _, _) in enumerate(spans):
+        mask[0, tokens] = part
+    cover = next(
+        t for t in (p.tokenizer.mask_token_id, p.tokenizer.unk_token_id, p.tokenizer.pad_token_id)
+        if t is not None
+    )  # fmt: skip
+    score = _score(served, output)
+
+    def of(ids: Tensor, *others: Tensor) -> Any:
+        return score({"input_ids": ids, **dict(zip(names, others, strict=True))})
+
+    with torch.inference_mode():
+        found = FeatureAblation(of).attribute(
+            ids, baselines=cover, feature_mask=mask, perturbations_per_eval=AT_ONCE,
+            additional_forward_args=tuple(inputs[n] for n in names),
+        )  # fmt: skip
+    return [
+        Piece(texts[which][start:end], float(found[0, tokens[0]]), which == 1)
+        for tokens, which, start, end in spans
+    ]
+
+
+Span = tuple[
+    list[int], int, int, int
+]  # tokens, which text, its first letter, the one after its last
+
+
+def _spans(
+    served: Served, p: TextPreprocessor, texts: tuple[str, ...]
+) -> tuple[dict[str, list[int]], list[Span]]:
+    """The sample, and the stretches of the texts with their tokens: words, WORDS at most."""
+    how = {"truncation": True, "max_length": p.spec.max_length}
+    with served.tokenizing:
+        encoded = p.tokenizer(
+            texts[0], texts[1] if len(texts) == 2 else None, return_offsets_mapping=True, **how
+        )
+    offsets = encoded.pop("offset_mapping")
+    words, which = encoded.word_ids(), encoded.sequence_ids()
+    found: list[Span] = []
+    last: tuple[int, int] | None = None
+    for token, (word, text) in enumerate(zip(words, which, strict=True)):
+        if text is None or word is None:
+            last = None
+            continue
+        start, end = offsets[token]
+        if last == (text, word):
+            tokens, _, first, _ = found[-1]
+            found[-1] = ([*tokens, token], text, first, end)
+        else:
+            found.append(([token], text, start, end))
+        last = (text, word)
+    size = -(-len(found) // WORDS)
+    joined: list[Span] = []
+    for text in (0, 1):
+        own = [s for s in found if s[1] == text]
+        for i in range(0, len(own), size or 1):
+            group = own[i : i + size]
+            begin = (
+                joined[-1][3] if joined and joined[-1][1] == text else 0
+            )  # with the space before
+            joined.append(([t for s in group for t in s[0]], text, begin, group[-1][3]))
+    return dict(encoded), joined
+
+
+def _score(served: Served, output: int) -> Any:
+    """inputs → [B], the evidence for one output."""
+    p = served.predictor
+    others = [i for i in range(p.task.outputs) if i != output]
+
+    def score(inputs: Any) -> Tensor:
+        logits = p.model(on(inputs, p.device, "contiguous")).float().cpu()
+        if p.task.name == "classification":
+            return logits[:, output] - logits[:, others].logsumexp(1)
+        return (
+            logits[:, output] if p.task.name == "multilabel" else p.task.scores(logits)[:, output]
+        )
+
+    return score

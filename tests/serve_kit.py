@@ -1,0 +1,160 @@
+"""Small models to serve, without a run folder, and a server in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import uvicorn
+from PIL import Image
+from torch import nn
+
+from regraft.api import Predictor
+from regraft.grafting import Model
+from regraft.novelty import fit_novelty
+from regraft.preprocess import build
+from regraft.serving.app import create_app
+from regraft.serving.guard import Door
+from regraft.serving.limits import Limits
+from regraft.serving.model import Served
+from regraft.serving.server import bind, patient
+from regraft.tasks.classification import Classification
+from regraft.tasks.regression import Regression
+from regraft.types import ImageSpec
+
+HERE = Door(frozenset({"localhost"}))
+HOSTILE = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$bad_{$ 雪")
+
+
+class Colour(nn.Module):
+    """Pictures [B, 3, 8, 8] → the mean of each channel [B, 3]."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def pictures(
+    *, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True
+):
+    """A model that says which colour a picture has, or how red it is."""
+    head = nn.Linear(3, 3 if task == "classification" else 1)
+    with torch.no_grad():
+        head.weight.copy_(
+            torch.eye(3).flip(0) * 4 if task == "classification" else torch.eye(3)[:1]
+        )
+        head.bias.zero_()
+    if task == "classification":
+        assert list(names) == sorted(names)
+        of = Classification().make([(n,) for n in names], ("label",))
+    else:
+        of, temperature = Regression().make([("0",), ("1",), ("2",)], ("redness",)), None
+    spec = ImageSpec((8, 8), 8)
+    model = Model(Colour(), head).eval()
+    predictor = Predictor(model, of, build(spec), "image", torch.device("cpu"), temperature)
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(40, 3)) * 0.05 + np.eye(3)[c] for c in range(3)]
+    near = fit_novelty(np.vstack(rows), np.repeat(range(3), 40), np.vstack([r[::2] for r in rows]))
+    return Served(
+        "colours", predictor, False, predictor.calibrated() if temperature else None,
+        near if novelty else None,
+    )  # fmt: skip
+
+
+class Words(nn.Module):
+    """Token ids [B, T] → [how many are "good", how many "bad"]."""
+
+    def forward(self, inputs):
+        ids, here = inputs["input_ids"], inputs["attention_mask"]
+        return torch.stack([((ids == t) * here).sum(1).float() for t in (5, 6)], 1)
+
+
+def texts(folder, *, pairs=False):
+    """A model that counts two words; its tokenizer is made in ``folder``."""
+    from transformers import BertTokenizerFast
+
+    from regraft.types import TextSpec
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "the", "film"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "tokenizer")
+    head = nn.Linear(2, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        head.bias.zero_()
+    of = Classification().make([("bad",), ("good",)], ("label",))
+    prep = build(TextSpec(str(folder / "tokenizer"), 32))
+    predictor = Predictor(Model(Words(), head).eval(), of, prep, "text", torch.device("cpu"))
+    return Served("words", predictor, pairs)
+
+
+def file(colour, size=(16, 16), kind="PNG", **how):
+    """The content of a picture file of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, kind, **how)
+    return out.getvalue()
+
+
+@contextmanager
+def running(served, limits=None, door=HERE, complain=lambda line: None):
+    """A real server on a free port of 127.0.0.1; → the port."""
+    listening = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    limits = limits or Limits()
+    app = create_app(served, door, limits, started=ready.set, complain=complain)
+    server = uvicorn.Server(uvicorn.Config(
+        app, http=patient(limits.body_seconds), ws="none", loop="asyncio", log_config=None,
+        access_log=False, server_header=False, timeout_graceful_shutdown=5,
+    ))  # fmt: skip
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+        assert not thread.is_alive()
+
+
+def request(port, method="GET", path="/", body=b"", **headers):
+    """The bytes of a request."""
+    said = {"host": f"127.0.0.1:{port}", "content-length": str(len(body))}
+    said |= {k.replace("_", "-"): v for k, v in headers.items()}
+    lines = "".join(f"{k}: {v}\r\n" for k, v in said.items() if v is not None)
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+def connected(port, timeout=30):
+    return socket.create_connection(("127.0.0.1", port), timeout=timeout)
+
+
+def received(sock):
+    """All that comes until the answer is whole or the connection ends: (status, headers, body)."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = sock.recv(65536)
+        if not part:
+            break
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    while len(body) < int(headers.get("content-length", 0)):
+        part = sock.recv(65536)
+        if not part:
+            break
+        body += part
+    return int(first.split()[1]) if first else 0, headers, body
+
+
+def sent(port, data):
+    """One request on a connection of its own."""
+    with connected(port) as sock:
+        sock.sendall(data)
+        return received(sock)
