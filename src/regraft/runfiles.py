@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import locks
-from .errors import DiskError, RegraftError, UsageError
+from .errors import DiskError, UsageError
 from .plugins import module
 from .spreadsheet import escaped
 
@@ -252,13 +252,12 @@ def reading(run: Path, *more: type[Exception]) -> Iterator[None]:
     """Around what reads the inside of a run's files, which anyone may have changed, and another version
     may have written: what is missing there or of another kind is a UsageError. Of ``more`` exceptions
     it is said too."""
+    kinds: tuple[type[Exception], ...] = (
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, *more,
+    )  # fmt: skip
     try:
         yield
-    except RegraftError:
-        raise
-    except (
-        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, *more,
-    ) as error:  # fmt: skip
+    except kinds as error:
         raise UsageError(
             f"{run} is damaged, or was made by another version of regraft ({type(error).__name__}: "
             f"{error}): run it again from its plan, or see --debug for the place"
