@@ -16,6 +16,7 @@ import torch
 
 from regraft import checkpoints, locks
 from regraft.checkpoints import Keeper
+from regraft.data import read_manifest
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
 from regraft.plan import read_plan
@@ -153,6 +154,15 @@ def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
         assert locks.held(tmp_path / "lock") is None
     (tmp_path / "lock").write_text(DEEP)
     assert locks.held(tmp_path / "lock") is None
+
+
+@pytest.mark.parametrize("data", [b'{"id": 1', b"\xff\n", DEEP.encode(), None])
+def test_a_manifest_that_does_not_read_is_said(tmp_path, data):
+    path = tmp_path / "manifest.jsonl"
+    if data is not None:
+        path.write_bytes(b'{"id": "a"}\n' + data)
+    with pytest.raises(UsageError, match=r"manifest\.jsonl is damaged, or was made by another"):
+        list(read_manifest(path))
 
 
 def test_a_result_that_is_no_record_and_lines_that_are_none(tmp_path):

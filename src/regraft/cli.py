@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -760,7 +761,8 @@ def any_text() -> None:
         if isinstance(stream, io.TextIOWrapper):
             ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
             errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
+            with suppress(io.UnsupportedOperation):  # of input that someone has begun to read
+                stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
 
 
 def main() -> None:

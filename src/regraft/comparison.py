@@ -69,8 +69,9 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
     if len({p.resolve() for p in paths}) < len(paths):
         raise UsageError("the same run is named twice: give each run once")
     first, *others = [read_judgement(path) for path in paths]
-    metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
-    return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
+    with reading(Path(", ".join(map(str, paths)))):
+        metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
+        return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
 
 
 def in_words(lines: Sequence[Compared]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from . import plugins
 from .errors import DataError, did_you_mean, shorten
 from .pictures import facts_of, reason
-from .runfiles import dumps
+from .runfiles import dumps, reading
 from .types import DataOptions, Example, Kind, PictureFacts, RawData, Row, Splits, Task
 
 Cells = tuple[str, ...]
@@ -469,7 +469,7 @@ def manifest_row(split: str, example: Example) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a manifest, one at a time."""
-    with path.open(encoding="utf-8") as file:
+    """The rows of a manifest, one at a time. Raises UsageError for one that is missing or damaged."""
+    with reading(path, OSError), path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)

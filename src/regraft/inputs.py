@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from .api import plan_of
 from .data import refuse_archive
-from .errors import DataError
+from .errors import DataError, shorten
 from .formats import image_folder, table
 from .plan import data_options
 from .spreadsheet import escaped
@@ -41,6 +41,10 @@ def named_inputs(
         if item == "-":
             lines = [line.rstrip("\r\n") for line in stdin]
             lines = [line for line in lines if line.strip()]
+            bad = [i for i, line in enumerate(lines, 1) if not is_text(line)]
+            if bad and kind == "text":
+                where = shorten([f"line {i}" for i in bad])
+                raise DataError(f"{len(bad)} lines of input are not UTF-8 text: {where}")
             names += [f"line {i}" for i in range(1, len(lines) + 1)] if kind == "text" else lines
             values += lines
             continue
@@ -64,6 +68,15 @@ def named_inputs(
     if not values:
         raise DataError(f"there is nothing to predict in {', '.join(inputs)}")
     return names, values
+
+
+def is_text(line: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that could not be read as such come as surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of(path: Path) -> str:

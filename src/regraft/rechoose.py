@@ -16,7 +16,7 @@ from .evaluation import at_threshold
 from .frontier import Point, choose
 from .plugins import module
 from .retention import Retained
-from .runfiles import RunFolder, check_new, finished, read_json, read_task
+from .runfiles import RunFolder, check_new, finished, read_json, read_task, reading
 from .types import Metric
 
 
@@ -39,15 +39,16 @@ def rechoose(run: Path, retain: float | None) -> Rechosen:
         raise UsageError(
             f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
         )
-    if front["seed"] not in (None, saved := result["seeds"][0]["seed"]):
-        raise UsageError(
-            f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
-            f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
-        )
-    points = [point_of(p) for p in front["points"]]
-    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
-    chosen = choose(points, metric, retain)
-    return Rechosen(points, chosen, result["primary"], front["chosen_by"])
+    with reading(run):
+        if front["seed"] not in (None, saved := result["seeds"][0]["seed"]):
+            raise UsageError(
+                f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
+                f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
+            )
+        points = [point_of(p) for p in front["points"]]
+        metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
+        chosen = choose(points, metric, retain)
+        return Rechosen(points, chosen, result["primary"], str(front["chosen_by"]))
 
 
 def point_of(record: dict[str, Any]) -> Point:

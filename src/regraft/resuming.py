@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, SourceError, UsageError, shorten
 from .plan import Plan, check, read_plan
-from .runfiles import read_json
+from .runfiles import read_json, reading
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -108,10 +108,13 @@ def refuse_changes(before: Earlier, p: Prepared, *, accept_changes: bool) -> Ear
     Raises DataError or SourceError, saying what is different, where they were not.
     """
     was = read_json(before.run / "environment.json")
+    if not isinstance(was, dict):
+        raise UsageError(f"{before.run / 'environment.json'} is damaged: it is no JSON object")
     changes = list(before.changes)
     accept = "put it back, or go on with --accept-changes, which records it"
     if was.get("data_digest") != p.splits.digest:
-        rows = data_changes(before.run, p.splits)
+        with reading(before.run):
+            rows = data_changes(before.run, p.splits)
         if not accept_changes:
             raise DataError(
                 f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}"

@@ -3,7 +3,7 @@
 plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv
 result.json (written last, and whole or not at all)  log.txt
 gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
-model/ {model.safetensors, config.json, preprocess.json, labels.json, novelty.safetensors}
+model/ {model.safetensors, config.json, preprocess.json, labels.json}
 checkpoints/, resumes.jsonl, lock   while it is not finished; see checkpoints.py and locks.py
 """
 
@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import locks
-from .errors import DiskError, RegraftError, UsageError
+from .errors import DiskError, UsageError
 from .plugins import module
 from .spreadsheet import escaped
 
@@ -252,14 +252,12 @@ def reading(run: Path, *more: type[Exception]) -> Iterator[None]:
     """Around what reads the inside of a run's files, which anyone may have changed, and another version
     may have written: what is missing there or of another kind is a UsageError. Of ``more`` exceptions
     it is said too."""
-    damaged: tuple[type[Exception], ...] = (
+    kinds: tuple[type[Exception], ...] = (
         ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, *more,
     )  # fmt: skip
     try:
         yield
-    except RegraftError:
-        raise
-    except damaged as error:
+    except kinds as error:
         raise UsageError(
             f"{run} is damaged, or was made by another version of regraft ({type(error).__name__}: "
             f"{error}): run it again from its plan, or see --debug for the place"

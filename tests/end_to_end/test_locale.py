@@ -65,7 +65,7 @@ def test_a_run_is_the_same_in_any_locale(texts, bert, tmp_path):
         run = tmp_path / name
         args = ["--source", f"transformers:{bert}", "--epochs", 1, "--set", "run.threads=1"]
         code, out, err = regraft(tmp_path, environment, "fit", texts, *args, "--out", run)
-        assert code == 0 and "α" in err and "TARGET" in out, err
+        assert code == 0 and "λ" in err and "TARGET" in out, err
         for more in (["predict", run, texts], ["report", run], ["list", tmp_path]):
             code, out, err = regraft(tmp_path, environment, *more)
             assert code == 0, err
@@ -81,6 +81,21 @@ def test_a_run_is_the_same_in_any_locale(texts, bert, tmp_path):
     ):
         one, two = ((run / file).read_bytes() for run in runs)
         assert one == two, file
+
+
+@pytest.mark.slow
+@pytest.mark.fault(62)
+def test_lines_of_input_that_are_no_text_are_named(texts, bert, tmp_path):
+    run = tmp_path / "run"
+    args = ["--source", f"transformers:{bert}", "--epochs", 1, "--set", "run.threads=1"]
+    assert regraft(tmp_path, {}, "fit", texts, *args, "--out", run)[0] == 0
+    command = [sys.executable, "-m", "regraft", "predict", run, "-"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, input=b"the film\n\xff\xfe\n", env=env, capture_output=True)
+    assert done.returncode == 3 and b"1 lines of input are not UTF-8 text: line 2" in done.stderr
+    (tmp_path / "t.txt").write_bytes(b"the film\n\xff\n")
+    done = subprocess.run([*command[:-1], tmp_path / "t.txt"], env=env, capture_output=True)
+    assert done.returncode == 3 and b"t.txt is not UTF-8 text: byte 9 is 0xff" in done.stderr
 
 
 @pytest.mark.fault(89)
