@@ -7,7 +7,7 @@ OUT ?= runs/demo
 SECONDS ?= 120
 SEED ?= 0
 
-.PHONY: demo test slow faults fuzz lint docs bench clean
+.PHONY: demo test slow faults fuzz lint docs dist bench clean
 
 demo: $(STAMP)
 	$(BIN)/regraft demo --out $(OUT)
@@ -31,6 +31,12 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_notebooks.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Without isolation: the build tools are in .venv, so that nothing is downloaded.
+dist: $(STAMP)
+	$(BIN)/python -m build --no-isolation
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/layout.py
@@ -39,7 +45,7 @@ bench: $(STAMP)
 	@echo "Lightning and fastai take part where they are installed: pip install -c constraints.txt -e '.[bench]'"
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Installed once, and again only when what is to be installed has changed.
 $(STAMP): pyproject.toml constraints.txt

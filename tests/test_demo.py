@@ -4,7 +4,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from regraft import demo
-from regraft.runfiles import read_json
 
 
 def pictures(folder):
@@ -73,20 +72,3 @@ def test_which_digits_are_labelled_is_a_function_of_the_seed(tmp_path):
         demo.write_digits(tmp_path / name, 3, seed)
     a, b, c = (pictures(tmp_path / name) for name in "abc")
     assert same(a, b) and a.keys() != c.keys()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_demo_shows_that_transfer_helps(tmp_path, monkeypatch):
-    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path / "state"))  # the ledger is no user's
-    said = []
-    text = demo.demo(tmp_path / "demo", said.append)
-    result = read_json(tmp_path / "demo" / "transfer" / "result.json")
-    assert result["verdict"]["words"] == "transfer helps"
-    assert "transfer helps" in text.lower()
-    kept = result["retention"]  # of the letters
-    assert kept["kind"] == "source data" and kept["claim"] and kept["before"]["n"] == 228
-    assert "FRONTIER" in text and "forgetting" in text
-    for run in ("source", "transfer"):
-        files = {p.name for p in (tmp_path / "demo" / run).iterdir()}
-        assert {"plan.toml", "result.json", "predictions.csv", "history.jsonl", "model"} <= files

@@ -167,11 +167,10 @@ def _score(served: Served, output: int) -> Any:
     others = [i for i in range(p.task.outputs) if i != output]
 
     def score(inputs: Any) -> Tensor:
-        logits = p.model(on(inputs, p.device, "contiguous")).float().cpu()
+        logits: Tensor = p.model(on(inputs, p.device, "contiguous")).float().cpu()
         if p.task.name == "classification":
             return logits[:, output] - logits[:, others].logsumexp(1)
-        return (
-            logits[:, output] if p.task.name == "multilabel" else p.task.scores(logits)[:, output]
-        )
+        scores = logits if p.task.name == "multilabel" else p.task.scores(logits)
+        return scores[:, output]
 
     return score
