@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import threading
 import time
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from regraft.serving.batching import Batcher
 from regraft.serving.guard import Door
 from regraft.serving.limits import Limits
 from regraft.serving.server import bind, chosen_token, names, url
+
+pytestmark = pytest.mark.usefixtures("loopback")
 
 PNG = {"content-type": "image/png"}
 
@@ -398,15 +402,19 @@ def test_beyond_loopback_literal_addresses_are_names_of_the_server_and_others_ar
     assert not Door(names("127.0.0.1", [])).knows("192.168.1.5")
 
 
-def test_a_port_that_is_taken_is_one_sentence_with_the_remedy():
+def test_a_port_that_is_taken_is_one_sentence_with_the_remedy(monkeypatch):
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(UsageError, match=rf"port {port} on 127.0.0.1 is taken.*--port 0"):
             bind("127.0.0.1", port)
-    for host, port, words in [("127.0.0.1", 70000, "--port"), ("192.0.2.1", 0, "no address"),
-                              ("no such host", 0, "no such host")]:  # fmt: skip
+    for host, port, words in [("127.0.0.1", 70000, "--port"), ("192.0.2.1", 0, "no address")]:
         with pytest.raises(UsageError, match=words):
             bind(host, port)
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with monkeypatch.context() as resolver:
+        resolver.setattr(socket, "getaddrinfo", Mock(side_effect=unknown))
+        with pytest.raises(UsageError, match="no such host"):
+            bind("no such host", 0)
     assert url("127.0.0.1", 8) == "http://127.0.0.1:8/" and url("::1", 8) == "http://[::1]:8/"
 
 

@@ -159,7 +159,7 @@ def test_odd_requests_are_refused_and_the_server_goes_on(port, data, status):
 
 
 @pytest.fixture(scope="module")
-def port():
+def port(loopback):
     with kit.running(kit.pictures()) as port:
         yield port
 

@@ -138,7 +138,8 @@ class RunFolder:
         path = self.path / name
         with reading(path):
             text = path.read_text(encoding="utf-8") if path.exists() else ""
-            return [json.loads(line) for line in text.splitlines()]
+            # by newlines alone: names may hold other signs that splitlines() takes for ends
+            return [json.loads(line) for line in text.removesuffix("\n").split("\n") if text]
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
