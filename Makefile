@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2
 
 faults: $(STAMP)
 	$(BIN)/python tests/faults.py
