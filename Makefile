@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
 
 faults: $(STAMP)
 	$(BIN)/python tests/faults.py

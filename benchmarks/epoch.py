@@ -39,7 +39,7 @@ def regraft(lane: Lane) -> dict[str, Any]:
         "fit.batch_size": peers.BATCH, "fit.epochs": EPOCHS, "fit.alpha": 1.0,
     })  # fmt: skip
     clock = race.Batched()
-    run(plan, track=lambda rows, label: clock.around)
+    run(plan, track=clock)
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
 
 

@@ -144,7 +144,7 @@ def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
     from regraft.plan import read_plan
     from regraft.run import run
 
-    clock, count = Batched(), [0]
+    clock = Batched()
     with tempfile.TemporaryDirectory() as out:
         plan = read_plan(None, {
             "data.path": str(data), "source.ref": f"timm:{ARCH}", "source.weights": str(weights),
@@ -153,12 +153,8 @@ def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
             "run.precision": "bfloat16" if half else "float32", "run.device": "cuda",
         })  # fmt: skip
 
-        def track(rows: int, label: str) -> Any:
-            count[0] = rows // EPOCHS
-            return clock.around
-
-        run(plan, track=track)
-    return count[0] / clock.train[-1]
+        run(plan, track=clock)
+    return clock.rows / EPOCHS / clock.train[-1]
 
 
 def main() -> None:

@@ -93,7 +93,15 @@ class Batched:
 
     def __init__(self) -> None:
         self.train: list[float] = []
+        self.rows = 0
         self.ended = 0.0  # by the clock on the wall, to be compared with a file's
+
+    def __call__(self, rows: int, label: str) -> Callable[[Any], Any]:
+        self.rows = rows  # of all epochs
+        return self.around
+
+    def step(self, label: str, at: Any, steps: int) -> None:
+        """Nothing is shown."""
 
     def around(self, batches: Any) -> Any:
         clock = self

@@ -38,7 +38,7 @@ def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
         "fit.lr": LR, "fit.head_lr": LR, **settings,
     })  # fmt: skip
     clock = race.Batched()
-    run(plan, track=lambda rows, label: clock.around)
+    run(plan, track=clock)
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
 
 

@@ -656,7 +656,9 @@ def keep(out: Path, name: str, what: str, count: int, folder: Path, text: str) -
         words = "".join(c if c.isalnum() else "-" for c in f"{name}-{what}-{count}")
         place = out / "crashes" / words
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(folder, place, symlinks=True, ignore=pipes)
+        if folder.is_dir():  # not where it was stopped before it had an input
+            shutil.copytree(folder, place, symlinks=True, ignore=pipes)
+        place.mkdir(parents=True, exist_ok=True)
         (place / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
