@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from regraft.errors import UsageError
 from regraft.report.reading import RunFiles, brief
 from regraft.report.render import report, sections
+from regraft.report.sections import curves
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -292,3 +294,15 @@ def test_run_files_read_what_is_there(make_run):
     run = RunFiles.read(make_run())
     assert run.name == "run" and run.manifest["train"]["ant"] == 1 and len(run.history) == 3
     assert re.match(r"\[data\]", run.plan)
+
+
+def test_a_single_epoch_shows_in_the_curves():
+    line = {"seed": 0, "epoch": 1, "terms": {"task": 0.5}, "val": {}, "best": True, "rates": {}}
+
+    def marks(history):
+        found = curves.context(SimpleNamespace(history=history, primary="accuracy", name="r"))
+        inside = re.findall(r'<g clip-path="[^"]*">.*?</g>', found["plot"], re.DOTALL)
+        return sum(part.count("<use ") for part in inside)
+
+    assert marks([line]) == 1
+    assert marks([line, line | {"epoch": 2}]) == 2

@@ -31,7 +31,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
                 left.plot(
                     [line["epoch"] for line in at], [line["terms"][term] for line in at],
                     color=plots.COLORS[i % len(plots.COLORS)], alpha=1 if s == 0 else 0.35,
-                    label=term if s == 0 else None,
+                    label=term if s == 0 else None, marker=".",  # which one epoch alone has
                 )  # fmt: skip
             if right is not None:
                 at = [line for line in lines if line["val"]]
