@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,11 @@ if __name__ == "__main__":
     # what a launcher sets, so that the test needs none
     if "RANK" in os.environ:
         os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    code = 0
+    try:
+        main(json.loads(Path(sys.argv[1]).read_text()))
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
-    os._exit(0)  # as regraft/__main__.py, and for its reason
+    os._exit(code)  # as regraft/__main__.py, and for its reason
