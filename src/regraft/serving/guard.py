@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..webpage import name_of, security_headers
 from .figures import Figures
 from .limits import Limits
 
@@ -31,16 +32,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/", "/app.js", "/style.css", "/health"})  # these hold nothing of the run
 LINGER = 2.0  # seconds in which the rest of a refused body is read and dropped
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
+HEADERS = security_headers(images="blob: data:")  # pictures that are dropped, and heat maps
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Door:
 
     def knows(self, host: str) -> bool:
         """Whether a Host header, without its port, is one of this server's names."""
-        name = _name(host)
+        name = name_of(host)
         if name in self.hosts:
             return True
         try:
@@ -69,14 +61,6 @@ class Door:
         scheme, _, given = authorization.partition(" ")
         same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode())
         return scheme.lower() == "bearer" and same
-
-
-def _name(host: str) -> str:
-    """A Host header without its port, in lower case."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].rstrip(".")
 
 
 class Refused(Exception):  # noqa: N818
