@@ -222,3 +222,15 @@ def test_reading_mapped_pictures_takes_no_memory_of_ones_own(tmp_path):
         check=True,
     )  # fmt: skip
     assert float(said.stdout) < 20  # MB, of 79 that were read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_are_kept_after_a_pass_are_taken_in_the_next(rows, tmp_path, workers):
+    kept = Kept.open(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
+    given = batches(rows, workers=workers)
+    before = list(given.epoch(1))
+    given.pictures = kept
+    for row in rows:
+        Path(row.inputs[0]).unlink()
+    for (ids, inputs, _), (others, expected, _) in zip(given.epoch(1), before, strict=True):
+        assert ids == others and torch.equal(inputs, expected)
