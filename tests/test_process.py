@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -26,9 +27,19 @@ def kill_at_five(inputs):
     return torch.tensor([float(inputs[0])])
 
 
+def number(inputs):
+    return torch.tensor([float(inputs[0])])
+
+
 def hang_at_five(inputs):
     if inputs[0] == "5":
         signal.pause()
+    return torch.tensor([float(inputs[0])])
+
+
+def slow_at_five(inputs):
+    if inputs[0] == "5":
+        time.sleep(3 * module.LOOKS)
     return torch.tensor([float(inputs[0])])
 
 
@@ -37,10 +48,39 @@ def rows_of(one):
     return Batches(rows, torch.zeros(8), build(CallableSpec(one)), 2, workers=1)
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(module, "LOOKS", 0.5)
+
+
 @pytest.mark.fault(21)
 def test_a_loader_process_that_is_killed_names_the_rows():
     with pytest.raises(RegraftError, match=r"was killed where these rows .*: row .*--resume"):
         list(rows_of(kill_at_five))
+
+
+@pytest.mark.fault(21)
+def test_a_loader_process_killed_while_the_main_one_is_busy_names_the_rows_when_they_are_asked_for():
+    """Not the step that happens to run then."""
+    rows = iter(rows_of(kill_at_five))
+    next(rows)
+    (child,) = multiprocessing.active_children()
+    while child.exitcode is None:  # torch's answer to SIGCHLD would be raised here
+        time.sleep(0.01)
+    with pytest.raises(RegraftError, match=r"was killed where these rows .*: row .*--resume"):
+        list(rows)
+
+
+@pytest.mark.fault(21)
+def test_a_loader_process_killed_between_two_passes_is_begun_anew():
+    rows = rows_of(number)
+    first = [x for _, inputs, _ in rows for x in inputs.flatten().tolist()]
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert [x for _, inputs, _ in rows for x in inputs.flatten().tolist()] == first
+    (other,) = multiprocessing.active_children()
+    assert other.pid != child.pid
 
 
 def test_what_a_transform_throws_in_a_loader_process_is_not_taken_for_a_kill():
@@ -58,6 +98,11 @@ def test_a_loader_process_that_hangs_names_the_rows(monkeypatch):
     monkeypatch.setattr(module, "HANGS", 2)
     with pytest.raises(RegraftError, match=r"hangs where these rows .*: row 4, row 5"):
         list(rows_of(hang_at_five))
+
+
+def test_a_loader_process_that_is_slow_is_waited_for():
+    rows = [x for _, inputs, _ in rows_of(slow_at_five) for x in inputs.flatten().tolist()]
+    assert rows == [float(i) for i in range(8)]
 
 
 @pytest.mark.fault(23)

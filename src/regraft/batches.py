@@ -11,6 +11,7 @@ import math
 import pickle
 import signal
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Index = tuple[int, int, Augment | None]  # draw, epoch, augmentation
 CHUNK = 1024  # texts tokenised at once
 HANGS = 900  # seconds that a batch of a loader process may take
+LOOKS = 5  # seconds between two looks at whether the loader processes live
 WINDOW = 16  # batches whose texts are sorted by length together
 
 
@@ -187,6 +189,11 @@ class Batches:
             self._staying = staying if self.workers else None
         try:
             loaded = staying.begin(todo)
+        except RuntimeError as error:  # one that stayed was killed between two passes
+            if not _own(error):
+                raise
+            staying = self._staying = _Staying(self)
+            loaded = staying.begin(todo)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UsageError(
                 f"loader processes cannot be sent your transform ({error}): define it at the top level of a "
@@ -204,26 +211,38 @@ class Batches:
         self, loaded: Iterator[Inputs | DataError], batches: list[list[int]]
     ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         for batch in batches:
-            try:
-                inputs = next(loaded)
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                own = str(error).startswith(
-                    "DataLoader"
-                )  # torch's words; a transform's come as "Caught …"
-                cut = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
-                if not self.workers or not (own or cut):
-                    raise
-                where = shorten([self.examples[d % len(self)].where for d in batch])
-                raise RegraftError(
-                    f"a loader process {'hangs' if 'timed out' in str(error) else 'was killed'} where these "
-                    f"rows were to be read: {where}; go on with --resume, and with --workers 0 if it "
-                    f"comes again (it may be out of memory)"
-                ) from error
+            inputs = self._next(loaded, batch) if self.workers else next(loaded)
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
             ready = self.preprocessor.finish(on(inputs, self.device, self.layout))
             yield tuple(self.examples[i].id for i in rows), ready, self.targets[rows]
+
+    def _next(self, loaded: Iterator[Inputs | DataError], batch: list[int]) -> Inputs | DataError:
+        """What loader processes make of ``batch``; of a dead or hanging one, its rows are named."""
+        began = time.monotonic()
+        while True:
+            try:
+                return next(loaded)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                late = _own(error) and "timed out" in str(error)
+                if late and time.monotonic() - began < HANGS:
+                    continue
+                # the connection to a killed one may break first; a transform's come as "Caught …"
+                cut = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
+                if not (_own(error) or cut):
+                    raise
+                where = shorten([self.examples[d % len(self)].where for d in batch])
+                raise RegraftError(
+                    f"a loader process {'hangs' if late else 'was killed'} where these "
+                    f"rows were to be read: {where}; go on with --resume, and with --workers 0 if it "
+                    f"comes again (it may be out of memory)"
+                ) from error
+
+
+def _own(error: Exception) -> bool:
+    """Whether it says in torch's words that a loader process is dead or late."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader")
 
 
 class _Staying:
@@ -244,14 +263,20 @@ class _Staying:
             # the loader draws a seed for its workers: not from the caller's generator
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_leave_interrupts,
-            timeout=HANGS if of.workers else 0,
+            timeout=LOOKS if of.workers else 0,
         )
 
     def begin(self, todo: list[list[Index]]) -> Iterator[Inputs | DataError]:
         self.todo[:] = todo
-        loaded: Iterator[Inputs | DataError] = iter(self.loader)
+        loaded: Any = iter(self.loader)
+        if getattr(loaded, "_worker_pids_set", False):
+            # Torch answers the death of a process it knows by an error in whatever runs then: a training
+            # step, or a destructor, which prints and drops it. The next look finds it out in its place.
+            torch._C._remove_worker_pids(id(loaded))
+            loaded._worker_pids_set = False
         self.busy = True
-        return loaded
+        given: Iterator[Inputs | DataError] = loaded
+        return given
 
 
 def _collated(preprocessor: Preprocessor, samples: list[Any]) -> Inputs | DataError:
