@@ -139,6 +139,29 @@ def test_a_frozen_block_is_not_penalised(numbers_source, name):
     assert float(penalty.term(batch(target)).detach()) < everything
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_terms_are_computed_where_the_model_lies(numbers_source, name):
+    """As in a fit: the source's backbone and inputs on a device (here one without values, where a tensor
+    that lies elsewhere is refused likewise), the source's head and labels on the CPU."""
+    source = numbers_source()
+    source.backbone.to("meta")
+    target = graft(source, 3)
+    target.model.to("meta")
+    rows, train = Rows(source), Train()
+    rows.x, train.x = rows.x.to("meta"), train.x.to("meta")
+    if name == "replay":
+        rows.y = rows.y.to("meta")  # draws have their labels with them
+    options = {"labels": "true"} if name == "ewc" else {}
+    penalty = options_class("regularizers", name)(**options).prepare(target, rows, train)
+    x = torch.empty(5, 4, device="meta")
+    features, params = target.model.backbone(x), dict(target.model.named_parameters())
+    maps = block_outputs(target, target.model.backbone, x)
+    labels = torch.zeros(5).long()
+    of = Batch(0, tuple("abcde"), params, x, features, target.model.head(features), labels, maps)
+    value = penalty.term(of)
+    assert value.device.type == "meta" and value.ndim == 0
+
+
 def test_values_by_hand(numbers_source):
     target, l2_sp = setting(numbers_source(), "l2_sp", alpha=0.4, beta=0.06)
     params = dict(target.model.named_parameters())

@@ -74,13 +74,15 @@ class EWC(Regularizer):
 def fisher(
     backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC
 ) -> dict[str, Tensor]:
-    """F of every parameter of the backbone, by name, over the first ``examples`` fit rows."""
+    """F of every parameter of the backbone, by name, over the first ``examples`` fit rows; computed
+    where the backbone lies, and the rows' inputs with it."""
     import copy
 
     import torch
     from torch.func import functional_call, grad, vmap
 
-    body, head = copy.deepcopy(backbone).cpu().eval(), copy.deepcopy(head).cpu().eval()
+    device = next(backbone.parameters()).device
+    body, head = copy.deepcopy(backbone).eval(), copy.deepcopy(head).to(device).eval()
     params = {n: p.detach() for n, p in body.named_parameters()}
     fixed = {n: p.detach() for n, p in head.named_parameters()}
     generator = torch.Generator().manual_seed(0)
@@ -112,8 +114,9 @@ def fisher(
         inputs, labels = cut(inputs, slice(0, left)), labels[:left]
         if options.labels == "sampled":
             with torch.no_grad():
-                p = logits(params, inputs).double().softmax(1)
+                p = logits(params, inputs).double().softmax(1).cpu()  # drawn alike everywhere
             labels = torch.multinomial(p, 1, generator=generator)[:, 0]
+        labels = labels.to(device)
         for start in range(0, len(labels), options.chunk):
             part = slice(start, start + options.chunk)
             for name, g in per_sample(cut(inputs, part), labels[part]).items():
