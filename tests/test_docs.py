@@ -1,6 +1,6 @@
 """The documentation does what it says: every block of code runs, or says why it does not.
 
-Tutorials run as notebooks, with the sources that they show. The other pages run here, in order,
+Tutorials run as notebooks, with the sources that they show. The other pages and the README run here, in order,
 on small data that carry the names of the page; behind the name of EfficientNet-Lite0 stands a network of
 the same kind that is far smaller, so that dozens of commands take seconds.
 """
@@ -27,7 +27,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 LOG = DOCS / "log.md"  # its commands record experiments on data that are not here
 RUN = ("python", "bash", "")  # the README's commands have no language

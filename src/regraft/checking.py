@@ -6,30 +6,22 @@ probe says of each row, lengths in tokens, rows of the source task.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from . import plan as plans
-from .arms import joined
-from .data import as_brought, content, divide, look, rows_and_splits
+from .arms import joined, probe_on
+from .data import as_brought, divide, look, rows_and_splits
 from .errors import DataError
 from .findings import Checked, in_order, run_checks, seen_of
-from .linear_probe import fit_probe, folds_of
 from .plan import Plan
 from .prepare import Prepared, prepare
 from .preprocess import TextPreprocessor
 from .reuse import features
 from .source_data import load_source_data
 from .sources import load_source
+from .suspects import out_of_fold
 from .types import DataOptions, Example, Finding, Seen, Source, Splits, Task
-
-if TYPE_CHECKING:
-    from .features import Outputs
-    from .types import FloatArray
-
-FOLDS = 5
 
 
 def check(
@@ -123,35 +115,10 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
     if seen.task != "classification":
         return seen
-    found = out_of_fold(p, every, parts)
+    # λ is chosen on train (and val) as in a fit
+    chosen = probe_on(p, parts)
+    found = out_of_fold(p, every, chosen.strength)
     return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
-
-
-def out_of_fold(
-    p: Prepared, every: Outputs, parts: Mapping[str, Outputs]
-) -> dict[str, FloatArray] | None:
-    """Row → probabilities [C] by a linear probe that saw neither it, nor its group, nor equal content.
-
-    λ is chosen on train (and val) as in a fit; the folds are over all rows, so that test is judged
-    too: for its labels, by models that are thrown away. None where a class has a single row.
-    """
-    examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
-    rows = [examples[i] for i in every.ids]
-    copies = Counter(content(e) for e in rows)
-    groups = [e.group or (content(e) if copies[content(e)] > 1 else None) for e in rows]
-    folds = folds_of([";".join(e.cells) for e in rows], groups, FOLDS)
-    if not folds:
-        return None
-    chosen = fit_probe(
-        parts["train"], p.task, p.plan.probe.strengths, val=parts.get("val"), folds=p.folds()
-    )
-    found: dict[str, FloatArray] = {}
-    for fit, judge in folds:
-        probe = fit_probe(every.take(fit), p.task, [chosen.strength])
-        judged = every.take(judge)
-        scores = p.task.scores(probe.logits(judged.values)).numpy()
-        found |= dict(zip(judged.ids, scores, strict=True))
-    return found
 
 
 def named_source_rows(plan: Plan, splits: Splits) -> tuple[Example, ...] | None:

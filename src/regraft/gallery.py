@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .evaluation import Scored
     from .runfiles import RunFolder
-    from .types import FloatArray, Splits, Task
+    from .types import Example, FloatArray, Kind, Splits, Task
 
 COUNT, SIDE, LETTERS = 24, 128, 300  # errors, pixels of a thumbnail, letters of a text
 
@@ -29,22 +29,27 @@ def write_gallery(folder: RunFolder, task: Task, splits: Splits, rows: Scored) -
     order = np.argsort(-worst, kind="stable")[:COUNT]
     entries: list[dict[str, Any]] = []
     for i in (int(i) for i in order if worst[i] > 0):
-        example, name = splits.test[i], f"{len(entries)}.jpg"
-        picture = splits.kind == "image"
-        if picture:
-            thumbnail(example.inputs[0], folder.path / "gallery" / name)
-        label = task.label(rows.scores[i])
         classes = task.name == "classification"
         entries.append({
-            "id": example.id,
-            "where": example.where,
-            "truth": ";".join(example.cells),
-            "predicted": label,
+            "truth": ";".join(splits.test[i].cells),
+            "predicted": task.label(rows.scores[i]),
             "probability": float(rows.scores[i].max()) if classes else None,
-            "picture": name if picture else None,
-            "text": None if picture else " ⏎ ".join(t[:LETTERS] for t in example.inputs),
+            **shown(folder, splits.test[i], splits.kind, f"{len(entries)}.jpg"),
         })  # fmt: skip
     folder.json("gallery/gallery.json", entries)
+
+
+def shown(folder: RunFolder, example: Example, kind: Kind, name: str) -> dict[str, Any]:
+    """What an entry shows of a row; a picture's thumbnail is written to gallery/``name``."""
+    picture = kind == "image"
+    if picture:
+        thumbnail(example.inputs[0], folder.path / "gallery" / name)
+    return {
+        "id": example.id,
+        "where": example.where,
+        "picture": name if picture else None,
+        "text": None if picture else " ⏎ ".join(t[:LETTERS] for t in example.inputs),
+    }
 
 
 def wrongness(task: Task, rows: Scored) -> FloatArray:

@@ -70,6 +70,7 @@ from .runfiles import (
 from .save import save_ends, save_model, save_novelty
 from .source_data import Part
 from .stopping import Interrupted, stopping
+from .suspects import write_suspects
 from .types import Source, Target
 
 
@@ -292,6 +293,8 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
     folder.csv("predictions.csv", header, lines, escape=p.plan.run.escape_csv)
     if processes.first():
         write_gallery(folder, p.task, p.splits, judged.predictions)
+    with clock("suspects"):
+        write_suspects(folder, p, trained.probe)
     result = {
         "schema": SCHEMA,
         **judged.result,

@@ -2,7 +2,8 @@
 
 plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv
 result.json (written last, and whole or not at all)  log.txt
-gallery/ {gallery.json, N.jpg}  the worst errors on test; report.html, where it was asked for
+gallery/ {gallery.json, suspects.json, *.jpg}  the worst errors on test, labels that are probably wrong
+report.html, where it was asked for
 model/ {model.safetensors, config.json, preprocess.json, labels.json}
 checkpoints/, resumes.jsonl, lock   while it is not finished; see checkpoints.py and locks.py
 """

@@ -85,6 +85,7 @@ def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
         "plan.toml", "check.json", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
         "result.json", "predictions.csv", "log.txt", "model/model.safetensors",
         "model/config.json", "model/preprocess.json", "model/labels.json", "gallery/gallery.json",
+        "gallery/suspects.json",
     }  # fmt: skip
     assert "auto" not in [line.split("=")[1].split("#")[0].strip(' "')
                           for line in (photo_run / "plan.toml").read_text().splitlines()

@@ -73,6 +73,8 @@ def test_one_damaged_run_does_not_hide_the_others(run, made, cli):
     [
         ("check.json", {}, ()), ("check.json", ["x"], ("findings",)), ("environment.json", 3, ()),
         ("gallery/gallery.json", ["x"], ()), ("gallery/gallery.json", [{"picture": 7}], ()),
+        ("gallery/suspects.json", [], ()), ("gallery/suspects.json", {"why not": ""}, ()),
+        ("gallery/suspects.json", {"why not": "", "count": 1, "of": 2, "rows": [{"picture": 7}]}, ()),
         ("loading.json", {"a": 1}, ()),
     ],
 )  # fmt: skip

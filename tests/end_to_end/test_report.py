@@ -58,6 +58,74 @@ def test_the_gallery_is_of_the_surest_wrong_answers(run: Path, cli: Any) -> None
     assert str(run.parent) not in html
 
 
+@pytest.fixture
+def fit(weights: Path, make_pictures: Any, tmp_path: Path) -> Any:
+    """A fit of pictures by colour, one of train and one of test under a wrong name."""
+
+    def call(**more: Any) -> Any:
+        data = make_pictures(tmp_path / "data")
+        for split in ("train", "test"):
+            (data / split / "amber" / "000.png").rename(data / split / "navy" / "wrong.png")
+        plan = {
+            "source.weights": str(weights),
+            "source.image_size": 32,
+            "run.threads": 1,
+            "fit.epochs": 1,
+        }
+        return regraft.fit(
+            data, source="timm:test_resnet", out=tmp_path / "run", settings=plan | more
+        )
+
+    return call
+
+
+def test_labels_that_are_probably_wrong_are_shown(fit: Any) -> None:
+    run = fit()
+    found = read_json(run.path / "gallery" / "suspects.json")
+    assert found["why not"] == "" and found["count"] == len(found["rows"]) >= 2
+    assert found["of"] == sum(run.result["rows"].values())
+    first = {r["where"]: r for r in found["rows"][:2]}
+    assert sorted(first) == ["test/navy/wrong.png", "train/navy/wrong.png"]
+    for where, row in first.items():
+        assert (row["truth"], row["predicted"]) == ("navy", "amber")
+        assert row["probability of truth"] < 0.5 < row["probability"]
+        assert row["split"] in ("val" if where.startswith("train") else "", where.split("/")[0])
+    words = section(run.report().read_text(encoding="utf-8"), "suspects")
+    assert f"{found['count']} of {found['of']} rows" in words
+    assert "train/navy/wrong.png" in words and words.count("data:image/jpeg") == found["count"]
+
+
+def test_the_probe_that_judges_a_row_did_not_see_it(fit: Any, monkeypatch: Any) -> None:
+    """Nor one of equal content; every row is judged once, at the run's own strength."""
+    from regraft import suspects
+
+    parts: list[tuple[set[str], set[str]]] = []
+    fit_probe = suspects.fit_probe
+
+    def watched(rows: Any, task: Any, strengths: Any) -> Any:
+        probe = fit_probe(rows, task, strengths)
+        parts.append((set(rows.ids), set(strengths)))
+        return probe
+
+    monkeypatch.setattr(suspects, "fit_probe", watched)
+    run = fit()
+    with (run.path / "manifest.jsonl").open(encoding="utf-8") as file:
+        every = {json.loads(line)["id"] for line in file}
+    left = [every - ids for ids, _ in parts]
+    assert len(parts) == 5 and all(left) and sorted(i for p in left for i in p) == sorted(every)
+    assert {s for _, used in parts for s in used} == {run.result["probe"]["strength"]}
+
+
+def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: Any) -> None:
+    from regraft import suspects
+
+    monkeypatch.setattr(suspects, "MOST", 10)
+    run = fit()
+    assert "more than the 10 that a fit looks at" in section(
+        run.report().read_text(encoding="utf-8"), "suspects"
+    )
+
+
 def test_blocks_tell_how_far_they_moved(run: Path) -> None:
     import torch
     from safetensors.torch import load_file

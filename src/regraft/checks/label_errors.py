@@ -7,23 +7,56 @@ Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..types import Finding, Need, Seen
+from ..types import Example, Finding, Need, Seen
 from ._rows import located, place
+
+if TYPE_CHECKING:
+    from ..types import FloatArray
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
 
 
+@dataclass(frozen=True)
+class Suspect:
+    split: str
+    example: Example
+    given: str  # its label
+    of_given: float  # the label's probability
+    likelier: str
+    of_likelier: float
+
+
 def check(seen: Seen) -> Iterator[Finding]:
+    assert seen.probabilities is not None
+    suspects = ranked(seen, seen.probabilities, seen.classes)
+    if suspects:
+        examples = tuple(
+            f"{place(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
+            f"{s.likelier} ({s.of_likelier:.2f})"
+            for s in suspects
+        )
+        yield Finding("caution", "labels are probably wrong, the most suspicious first", len(suspects),
+                      len(seen.probabilities), examples,
+                      "look at each; mend what is wrong and keep what is merely hard, in test above all: "
+                      "without its hard rows figures come out too good")  # fmt: skip
+
+
+def ranked(
+    seen: Seen, probabilities: Mapping[str, FloatArray], classes: Sequence[str]
+) -> list[Suspect]:
+    """The rows whose label is probably wrong, the surest first, by probabilities [C] of models that
+    did not see them."""
     import numpy as np
     from cleanlab.filter import find_label_issues
 
-    assert seen.probabilities is not None
-    number = {name: i for i, name in enumerate(seen.classes)}
-    rows = [(s, e) for s, e in located(seen) if e.id in seen.probabilities]
+    number = {name: i for i, name in enumerate(classes)}
+    rows = [(s, e) for s, e in located(seen) if e.id in probabilities]
     given = np.array([number[seen.names(e)[0]] for _, e in rows])  # [N]
-    said = np.stack([seen.probabilities[e.id] for _, e in rows])  # [N, C]
+    said = np.stack([probabilities[e.id] for _, e in rows])  # [N, C]
     # By class and joint, cleanlab's default, finds fewer of flipped labels: see docs/decisions/009.
     worst = find_label_issues(
         given,
@@ -32,13 +65,14 @@ def check(seen: Seen) -> Iterator[Finding]:
         return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )  # the surest first
-    if len(worst):
-        examples = tuple(
-            f"{place(*rows[i])}: labelled {seen.classes[given[i]]} ({said[i, given[i]]:.2f}), looks like "
-            f"{seen.classes[said[i].argmax()]} ({said[i].max():.2f})"
-            for i in worst
+    return [
+        Suspect(
+            split=rows[i][0],
+            example=rows[i][1],
+            given=classes[given[i]],
+            of_given=float(said[i, given[i]]),
+            likelier=classes[said[i].argmax()],
+            of_likelier=float(said[i].max()),
         )
-        yield Finding("caution", "labels are probably wrong, the most suspicious first", len(worst),
-                      len(rows), examples,
-                      "look at each; mend what is wrong and keep what is merely hard, in test above all: "
-                      "without its hard rows figures come out too good")  # fmt: skip
+        for i in worst
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import Counter
@@ -71,6 +72,23 @@ class RunFiles:
     def gallery(self) -> list[dict[str, Any]]:
         path = self.path / "gallery" / "gallery.json"
         return list(read_json(path)) if path.is_file() else []
+
+    @cached_property
+    def suspects(self) -> dict[str, Any] | None:
+        """Labels that are probably wrong; None of runs that did not look for them."""
+        path = self.path / "gallery" / "suspects.json"
+        return dict(read_json(path)) if path.is_file() else None
+
+
+def picture_of(run: RunFiles, name: str | None) -> str:
+    """A thumbnail of the gallery as an address that holds it; "" of what is none.
+
+    By name alone: a run from elsewhere must not put files of this machine into its report.
+    """
+    file = run.path / "gallery" / Path(name).name if name else None
+    if file is None or not file.is_file() or file.is_symlink():
+        return ""
+    return f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def brief(text: str) -> str:

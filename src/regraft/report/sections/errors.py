@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-from pathlib import Path
 from typing import Any
 
-from ..reading import RunFiles
+from ..reading import RunFiles, picture_of
 
 ORDER, TITLE = 80, "The worst errors on test"
 TEMPLATE = """
@@ -28,13 +26,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         return "This run keeps no gallery: it was made before there were any."
     if not run.gallery:
         return "There are none: every test row is right."
-    errors = []
-    for entry in run.gallery:
-        # by name alone: a run from elsewhere must not put files of this machine into its report
-        file = run.path / "gallery" / Path(entry["picture"]).name if entry["picture"] else None
-        shown = file is not None and file.is_file() and not file.is_symlink()
-        data = base64.b64encode(file.read_bytes()).decode() if file is not None and shown else ""
-        errors.append(entry | {"picture": f"data:image/jpeg;base64,{data}" if data else ""})
+    errors = [e | {"picture": picture_of(run, e["picture"])} for e in run.gallery]
     kind = (
         "furthest from the label" if run.result["task"] == "regression" else "most sure, and wrong"
     )

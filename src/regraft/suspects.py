@@ -1,0 +1,87 @@
+"""Labels that are probably wrong, named after a fit and kept for its report.
+
+The cross-validated linear probe of ``regraft check`` judges every row, test too, when everything else
+is done: by models that are thrown away, so that no choice and no figure of the run depends on it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from . import processes
+from .arms import features_of_source, joined, source_features
+from .checks.label_errors import ranked
+from .data import content
+from .findings import seen_of
+from .gallery import COUNT, shown
+from .linear_probe import fit_probe, folds_of
+
+if TYPE_CHECKING:
+    from .features import Outputs
+    from .linear_probe import Probe
+    from .prepare import Prepared
+    from .runfiles import RunFolder
+    from .types import FloatArray
+
+FOLDS = 5
+MOST = 20_000  # rows whose features are copied for it
+
+
+def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, FloatArray] | None:
+    """Row → probabilities [C] by a linear probe that saw neither it, nor its group, nor equal content.
+
+    The folds are over all rows, so that test is judged too: for its labels, by models that are thrown
+    away. None where a class has a single row.
+    """
+    examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
+    rows = [examples[i] for i in every.ids]
+    copies = Counter(content(e) for e in rows)
+    groups = [e.group or (content(e) if copies[content(e)] > 1 else None) for e in rows]
+    folds = folds_of([";".join(e.cells) for e in rows], groups, FOLDS)
+    if not folds:
+        return None
+    found: dict[str, FloatArray] = {}
+    for fit, judge in folds:
+        probe = fit_probe(every.take(fit), p.task, [strength])
+        judged = every.take(judge)
+        scores = p.task.scores(probe.logits(judged.values)).numpy()
+        found |= dict(zip(judged.ids, scores, strict=True))
+    return found
+
+
+def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
+    """gallery/suspects.json: why nobody looked, or how many of how many rows, and the surest COUNT."""
+    said: dict[str, FloatArray] | None = None
+    why = why_not(p, probe)
+    if not why and probe is not None:
+        every = joined([*features_of_source(p).values(), source_features(p, "test")])
+        if not processes.first():  # they were wanted for the features alone
+            return
+        said = out_of_fold(p, every, probe.strength)
+        why = "" if said else "A class has a single row, which no other row can judge."
+    suspects = ranked(seen_of(p.splits, p.task.name, p.task), said, p.task.classes) if said else []
+    if processes.first():
+        folder.json("gallery/suspects.json", {
+            "why not": why,
+            "of": len(said or ()),
+            "count": len(suspects),
+            "rows": [{
+                "split": s.split, "truth": s.given, "probability of truth": s.of_given,
+                "predicted": s.likelier, "probability": s.of_likelier,
+                **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
+            } for i, s in enumerate(suspects[:COUNT])],
+        })  # fmt: skip
+
+
+def why_not(p: Prepared, probe: Probe | None) -> str:
+    if p.task.name != "classification":
+        return f"Only labels of a classification task are judged, and this is {p.task.name}."
+    if probe is None:
+        return "They are found by the source's features, and random weights have none."
+    if (count := sum(len(labels) for labels in p.targets.values())) > MOST:
+        return (
+            f"{count:,} rows are more than the {MOST:,} that a fit looks at: `regraft check` with "
+            f"--source names them."
+        )
+    return ""
