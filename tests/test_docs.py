@@ -31,8 +31,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 LOG = DOCS / "log.md"  # its commands record experiments on data that are not here
 RUN = ("python", "bash", "")  # the README's commands have no language
-ELSEWHERE = {  # commands that start processes, which would load the real network
+ELSEWHERE = {  # commands that start processes, which would load the real network, or wait to be stopped
     "verify-resume": "tests/end_to_end/test_resume.py runs it",
+    "watch": "tests/end_to_end/test_pages.py opens its page in a browser",
+    "ui": "so it does with this one's",
+    "serve": "tests/end_to_end/test_serve.py runs it",
 }
 NOT_CODE = ("text", "toml", "json")
 LIKE_LINTERS = {"check": (0, 3), "doctor": (0, 1)}  # exit codes that are findings, not failures
@@ -209,11 +212,11 @@ COLOURS = {"iris": (90, 60, 200), "rose": (210, 40, 60), "tulip": (220, 180, 40)
 
 def pictures(folder: Path, splits: dict[str, int], names: Any = COLOURS, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
+    colours = {name: np.array(COLOURS.get(name, rng.integers(30, 226, 3))) for name in names}
     for split, n in splits.items():
-        for name in names:
+        for name, colour in colours.items():
             where = folder / split / name
             where.mkdir(parents=True)
-            colour = np.array(COLOURS.get(name, rng.integers(30, 226, 3)))
             for i in range(n):
                 pixels = (colour + rng.integers(-50, 51, (48, 48, 3))).clip(0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(where / f"{i}.png")
