@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import processes
 from .arms import features_of_source, joined, source_features
-from .checks.label_errors import ranked
+from .checks.label_errors import Suspect, ranked
 from .data import content
 from .findings import seen_of
 from .gallery import COUNT, shown
@@ -53,14 +53,20 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
 def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
     """gallery/suspects.json: why nobody looked, or how many of how many rows, and the surest COUNT."""
     said: dict[str, FloatArray] | None = None
+    suspects: list[Suspect] = []
     why = why_not(p, probe)
     if not why and probe is not None:
         every = joined([*features_of_source(p).values(), source_features(p, "test")])
         if not processes.first():  # they were wanted for the features alone
             return
-        said = out_of_fold(p, every, probe.strength)
-        why = "" if said else "A class has a single row, which no other row can judge."
-    suspects = ranked(seen_of(p.splits, p.task.name, p.task), said, p.task.classes) if said else []
+        try:
+            said = out_of_fold(p, every, probe.strength)
+            if said:
+                suspects = ranked(seen_of(p.splits, p.task.name, p.task), said, p.task.classes)
+            else:
+                why = "A class has a single row, which no other row can judge."
+        except Exception as error:  # all else is done and must not be lost by it
+            why = f"They could not be judged ({type(error).__name__}: {error})."
     if processes.first():
         folder.json("gallery/suspects.json", {
             "why not": why,

@@ -126,6 +126,19 @@ def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: A
     )
 
 
+def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypatch: Any) -> None:
+    from regraft import suspects
+
+    def fails(*_: Any) -> None:
+        raise ValueError("a class is missing")
+
+    monkeypatch.setattr(suspects, "ranked", fails)
+    run = fit()
+    assert run.result["status"] == "finished"
+    words = section(run.report().read_text(encoding="utf-8"), "suspects")
+    assert "could not be judged (ValueError: a class is missing)" in words
+
+
 def test_blocks_tell_how_far_they_moved(run: Path) -> None:
     import torch
     from safetensors.torch import load_file
