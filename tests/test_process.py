@@ -55,7 +55,7 @@ def soon(monkeypatch):
 
 @pytest.mark.fault(21)
 def test_a_loader_process_that_is_killed_names_the_rows():
-    with pytest.raises(RegraftError, match=r"was killed where these rows .*: row .*--resume"):
+    with pytest.raises(RegraftError, match=r"was killed; these rows .*: row .*--resume"):
         list(rows_of(kill_at_five))
 
 
@@ -67,7 +67,7 @@ def test_a_loader_process_killed_while_the_main_one_is_busy_names_the_rows_when_
     (child,) = multiprocessing.active_children()
     while child.exitcode is None:  # torch's answer to SIGCHLD would be raised here
         time.sleep(0.01)
-    with pytest.raises(RegraftError, match=r"was killed where these rows .*: row .*--resume"):
+    with pytest.raises(RegraftError, match=r"was killed; these rows .*: row .*--resume"):
         list(rows)
 
 
@@ -96,7 +96,7 @@ def test_what_a_transform_throws_in_a_loader_process_is_not_taken_for_a_kill():
 @pytest.mark.fault(22)
 def test_a_loader_process_that_hangs_names_the_rows(monkeypatch):
     monkeypatch.setattr(module, "HANGS", 2)
-    with pytest.raises(RegraftError, match=r"hangs where these rows .*: row 4, row 5"):
+    with pytest.raises(RegraftError, match=r"hangs; these rows .*: row 4, row 5"):
         list(rows_of(hang_at_five))
 
 

@@ -234,8 +234,8 @@ class Batches:
                     raise
                 where = shorten([self.examples[d % len(self)].where for d in batch])
                 raise RegraftError(
-                    f"a loader process {'hangs' if late else 'was killed'} where these "
-                    f"rows were to be read: {where}; go on with --resume, and with --workers 0 if it "
+                    f"a loader process {'hangs' if late else 'was killed'}; these "
+                    f"rows were waited for: {where}; go on with --resume, and with --workers 0 if it "
                     f"comes again (it may be out of memory)"
                 ) from error
 

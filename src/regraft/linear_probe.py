@@ -169,7 +169,7 @@ def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
 
 
 def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int) -> list[Fold]:
-    """Stratified folds, groups whole; none where a stratum has a single row.
+    """Stratified folds, groups whole; none where a stratum has a single row or there is one group.
 
     ``strata`` are class names, or bins of a number. Rows come in a fixed order from the caller, so
     no seed is needed.
@@ -177,12 +177,12 @@ def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int) -> 
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = min(np.unique(list(strata), return_counts=True)[1])
-    k = min(most, int(smallest))
+    names = [g if g is not None else f"row {i}" for i, g in enumerate(groups)]
+    k = min(most, int(smallest), len(set(names)))
     if k < 2:
         return []
     rows = np.zeros(len(strata))
     if any(g is not None for g in groups):
-        names = [g if g is not None else f"row {i}" for i, g in enumerate(groups)]
         splits = StratifiedGroupKFold(k).split(rows, list(strata), names)
     else:
         splits = StratifiedKFold(k).split(rows, list(strata))

@@ -7,7 +7,7 @@ is done: by models that are thrown away, so that no choice and no figure of the 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import processes
 from .arms import features_of_source, joined, source_features
@@ -32,19 +32,24 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
     """Row → probabilities [C] by a linear probe that saw neither it, nor its group, nor equal content.
 
     The folds are over all rows, so that test is judged too: for its labels, by models that are thrown
-    away. None where a class has a single row.
+    away. None where a class has a single row or all rows are one group. A row whose class has no
+    other row, group or content to learn it from is not judged: its own label could only look wrong.
     """
     examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
     rows = [examples[i] for i in every.ids]
     copies = Counter(content(e) for e in rows)
     groups = [e.group or (content(e) if copies[content(e)] > 1 else None) for e in rows]
-    folds = folds_of([";".join(e.cells) for e in rows], groups, FOLDS)
+    classes = [";".join(e.cells) for e in rows]
+    folds = folds_of(classes, groups, FOLDS)
     if not folds:
         return None
     found: dict[str, FloatArray] = {}
     for fit, judge in folds:
         probe = fit_probe(every.take(fit), p.task, [strength])
-        judged = every.take(judge)
+        learnt = {classes[i] for i in fit}
+        judged = every.take([i for i in judge if classes[i] in learnt])
+        if not judged.ids:
+            continue
         scores = p.task.scores(probe.logits(judged.values)).numpy()
         found |= dict(zip(judged.ids, scores, strict=True))
     return found
@@ -54,6 +59,7 @@ def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
     """gallery/suspects.json: why nobody looked, or how many of how many rows, and the surest COUNT."""
     said: dict[str, FloatArray] | None = None
     suspects: list[Suspect] = []
+    rows: list[dict[str, Any]] = []
     why = why_not(p, probe)
     if not why and probe is not None:
         every = joined([*features_of_source(p).values(), source_features(p, "test")])
@@ -64,19 +70,23 @@ def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
             if said:
                 suspects = ranked(seen_of(p.splits, p.task.name, p.task), said, p.task.classes)
             else:
-                why = "A class has a single row, which no other row can judge."
+                why = (
+                    "A class has a single row, or all rows are one group: no other can judge them."
+                )
+            rows = [{
+                "split": s.split, "truth": s.given, "probability of truth": s.of_given,
+                "predicted": s.likelier, "probability": s.of_likelier,
+                **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
+            } for i, s in enumerate(suspects[:COUNT])]  # fmt: skip
         except Exception as error:  # all else is done and must not be lost by it
+            said, suspects, rows = None, [], []
             why = f"They could not be judged ({type(error).__name__}: {error})."
     if processes.first():
         folder.json("gallery/suspects.json", {
             "why not": why,
             "of": len(said or ()),
             "count": len(suspects),
-            "rows": [{
-                "split": s.split, "truth": s.given, "probability of truth": s.of_given,
-                "predicted": s.likelier, "probability": s.of_likelier,
-                **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
-            } for i, s in enumerate(suspects[:COUNT])],
+            "rows": rows,
         })  # fmt: skip
 
 

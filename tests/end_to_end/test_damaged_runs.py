@@ -109,7 +109,7 @@ def test_labels_that_are_none_are_refused(run, pictures, cli, value, keys):
     assert code == 2 and "is damaged" in err, err
 
 
-@pytest.mark.parametrize("how", ["absolute", "above", "link"])
+@pytest.mark.parametrize("how", ["absolute", "above", "link", "link to a folder", "long"])
 def test_a_run_from_elsewhere_puts_no_file_of_this_machine_into_its_report(run, cli, tmp_path, how):
     import base64
 
@@ -117,7 +117,14 @@ def test_a_run_from_elsewhere_puts_no_file_of_this_machine_into_its_report(run, 
     secret.write_bytes(b"not for others" * 9)
     gallery = json.loads((run / "gallery/gallery.json").read_text(encoding="utf-8"))
     entry = gallery[0]
-    if how == "link":
+    if how == "link to a folder":
+        shutil.move(run / "gallery", tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / entry["picture"]).write_bytes(secret.read_bytes())
+        (run / "gallery").symlink_to(tmp_path / "elsewhere")
+    elif how == "long":
+        entry["picture"] = "x" * 300
+        (run / "gallery/gallery.json").write_text(json.dumps(gallery), encoding="utf-8")
+    elif how == "link":
         (run / "gallery" / entry["picture"]).unlink()
         (run / "gallery" / entry["picture"]).symlink_to(secret)
     else:

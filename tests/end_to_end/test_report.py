@@ -126,17 +126,54 @@ def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: A
     )
 
 
-def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("where", ["ranked", "shown"])
+def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(
+    fit: Any, monkeypatch: Any, where: str
+) -> None:
     from regraft import suspects
 
     def fails(*_: Any) -> None:
         raise ValueError("a class is missing")
 
-    monkeypatch.setattr(suspects, "ranked", fails)
+    monkeypatch.setattr(suspects, where, fails)
     run = fit()
+    found = read_json(run.path / "gallery" / "suspects.json")
+    assert (found["count"], found["of"], found["rows"]) == (0, 0, [])
     assert run.result["status"] == "finished"
     words = section(run.report().read_text(encoding="utf-8"), "suspects")
     assert "could not be judged (ValueError: a class is missing)" in words
+
+
+def test_a_class_that_is_one_group_is_not_taken_for_mislabelled() -> None:
+    """The fold that judges it has nothing to learn it from."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from regraft.features import Outputs
+    from regraft.suspects import out_of_fold
+    from regraft.tasks.classification import Classification
+    from regraft.types import Example
+
+    names = [c for c in "abc" for _ in range(20)]
+    rows = [Example(f"{i:016x}-0", (f"{i}",), (c,), f"row {i}", group="one" if c == "a" else f"g{i}")
+            for i, c in enumerate(names)]  # fmt: skip
+    task = Classification().make([(c,) for c in names], ("label",))
+    noise = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) / 10
+    values = torch.eye(3).repeat_interleave(20, 0) @ torch.eye(3, 5) + noise
+    every = Outputs(tuple(e.id for e in rows), values, task.encode([e.cells for e in rows]))
+    p: Any = SimpleNamespace(task=task, splits=SimpleNamespace(train=rows, val=(), test=()))
+    found = out_of_fold(p, every, 1e-3)
+    assert found is not None and set(found) == {e.id for e in rows if e.cells != ("a",)}
+    label = {e.id: task.classes.index(e.cells[0]) for e in rows}
+    assert all(said[label[name]] > 0.5 for name, said in found.items())
+    rows[:] = [Example(e.id, e.inputs, e.cells, e.where, group="all") for e in rows]
+    assert out_of_fold(p, every, 1e-3) is None
+    rows[:] = [
+        Example(e.id, e.inputs, e.cells, e.where, group=f"site {i % 3}") for i, e in enumerate(rows)
+    ]
+    found = out_of_fold(p, every, 1e-3)  # three folds, not five
+    assert found is not None and len(found) == 60
 
 
 def test_blocks_tell_how_far_they_moved(run: Path) -> None:

@@ -85,10 +85,14 @@ def picture_of(run: RunFiles, name: str | None) -> str:
 
     By name alone: a run from elsewhere must not put files of this machine into its report.
     """
-    file = run.path / "gallery" / Path(name).name if name else None
-    if file is None or not file.is_file() or file.is_symlink():
+    gallery = run.path / "gallery"
+    file = gallery / Path(name).name if name else None
+    try:
+        if file is None or not file.is_file() or file.is_symlink() or gallery.is_symlink():
+            return ""
+        return f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    except OSError:  # a name that is none, or nothing that may be read
         return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def brief(text: str) -> str:
