@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -275,8 +275,7 @@ class _Staying:
             torch._C._remove_worker_pids(id(loaded))
             loaded._worker_pids_set = False
         self.busy = True
-        given: Iterator[Inputs | DataError] = loaded
-        return given
+        return cast("Iterator[Inputs | DataError]", loaded)
 
 
 def _collated(preprocessor: Preprocessor, samples: list[Any]) -> Inputs | DataError:

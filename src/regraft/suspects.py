@@ -7,11 +7,12 @@ is done: by models that are thrown away, so that no choice and no figure of the 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import processes
 from .arms import features_of_source, joined, source_features
-from .checks.label_errors import Suspect, ranked
+from .checks.label_errors import ranked
 from .data import content
 from .findings import seen_of
 from .gallery import COUNT, shown
@@ -57,37 +58,36 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
 
 def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
     """gallery/suspects.json: why nobody looked, or how many of how many rows, and the surest COUNT."""
-    said: dict[str, FloatArray] | None = None
-    suspects: list[Suspect] = []
-    rows: list[dict[str, Any]] = []
-    why = why_not(p, probe)
-    if not why and probe is not None:
+    record: dict[str, Any] = {"why not": why_not(p, probe), "of": 0, "count": 0, "rows": []}
+    every = None
+    if not record["why not"]:  # each process has a part in these
         every = joined([*features_of_source(p).values(), source_features(p, "test")])
-        if not processes.first():  # they were wanted for the features alone
-            return
+    if not processes.first():
+        return
+    if every is not None and probe is not None:
         try:
-            said = out_of_fold(p, every, probe.strength)
-            if said:
-                suspects = ranked(seen_of(p.splits, p.task.name, p.task), said, p.task.classes)
-            else:
-                why = (
-                    "A class has a single row, or all rows are one group: no other can judge them."
-                )
-            rows = [{
-                "split": s.split, "truth": s.given, "probability of truth": s.of_given,
-                "predicted": s.likelier, "probability": s.of_likelier,
-                **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
-            } for i, s in enumerate(suspects[:COUNT])]  # fmt: skip
+            record |= found_by(folder, p, every, probe.strength)
         except Exception as error:  # all else is done and must not be lost by it
-            said, suspects, rows = None, [], []
-            why = f"They could not be judged ({type(error).__name__}: {error})."
-    if processes.first():
-        folder.json("gallery/suspects.json", {
-            "why not": why,
-            "of": len(said or ()),
-            "count": len(suspects),
-            "rows": rows,
-        })  # fmt: skip
+            record["why not"] = f"They could not be judged ({type(error).__name__}: {error})."
+            folder.log(f"suspected label errors: {record['why not']}")
+    folder.json("gallery/suspects.json", record)
+
+
+def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) -> dict[str, Any]:
+    said = out_of_fold(p, every, strength)
+    if not said:
+        why = "A class has a single row, or all rows are one group: no other can judge them."
+        return {"why not": why}
+    seen = replace(
+        seen_of(p.splits, p.task.name, p.task), probabilities=said, classes=p.task.classes
+    )
+    suspects = ranked(seen)
+    rows = [{
+        "split": s.split, "truth": s.given, "probability of truth": s.of_given,
+        "predicted": s.likelier, "probability": s.of_likelier,
+        **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
+    } for i, s in enumerate(suspects[:COUNT])]  # fmt: skip
+    return {"of": len(said), "count": len(suspects), "rows": rows}
 
 
 def why_not(p: Prepared, probe: Probe | None) -> str:

@@ -7,15 +7,11 @@ Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..types import Example, Finding, Need, Seen
 from ._rows import located, place
-
-if TYPE_CHECKING:
-    from ..types import FloatArray
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
 
@@ -31,28 +27,25 @@ class Suspect:
 
 
 def check(seen: Seen) -> Iterator[Finding]:
-    assert seen.probabilities is not None
-    suspects = ranked(seen, seen.probabilities, seen.classes)
-    if suspects:
+    if suspects := ranked(seen):
         examples = tuple(
             f"{place(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
             f"{s.likelier} ({s.of_likelier:.2f})"
             for s in suspects
         )
         yield Finding("caution", "labels are probably wrong, the most suspicious first", len(suspects),
-                      len(seen.probabilities), examples,
+                      len(seen.probabilities or ()), examples,
                       "look at each; mend what is wrong and keep what is merely hard, in test above all: "
                       "without its hard rows figures come out too good")  # fmt: skip
 
 
-def ranked(
-    seen: Seen, probabilities: Mapping[str, FloatArray], classes: Sequence[str]
-) -> list[Suspect]:
-    """The rows whose label is probably wrong, the surest first, by probabilities [C] of models that
-    did not see them."""
+def ranked(seen: Seen) -> list[Suspect]:
+    """The rows whose label is probably wrong, the surest first, of those that have probabilities."""
     import numpy as np
     from cleanlab.filter import find_label_issues
 
+    assert seen.probabilities is not None
+    classes, probabilities = seen.classes, seen.probabilities
     number = {name: i for i, name in enumerate(classes)}
     rows = [(s, e) for s, e in located(seen) if e.id in probabilities]
     given = np.array([number[seen.names(e)[0]] for _, e in rows])  # [N]

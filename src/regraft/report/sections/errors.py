@@ -9,15 +9,10 @@ from ..reading import RunFiles, picture_of
 ORDER, TITLE = 80, "The worst errors on test"
 TEMPLATE = """
 <p class="note">{{ words }}</p>
-<ul class="gallery{{ " texts" if texts }}">
-{% for e in errors %}
-<li>
-{% if e.picture %}<img src="{{ e.picture }}" alt="a test picture of {{ e.truth }}">
-{% elif e.text %}<blockquote>{{ e.text }}</blockquote>{% endif %}
+{% call(e) m.gallery(errors) %}
 <b>{{ e.predicted }}</b>{{ " (%.2f)" | format(e.probability) if e.probability is not none }}, labelled
-<b>{{ e.truth }}</b><br><span class="note">{{ brief(e.where) }}</span></li>
-{% endfor %}
-</ul>
+<b>{{ e.truth }}</b><br><span class="note">{{ brief(e.where) }}</span>
+{% endcall %}
 """
 
 
@@ -32,6 +27,5 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     )
     return {
         "errors": errors,
-        "texts": not any(e["picture"] for e in errors),
         "words": f"Of the saved model, {kind} first. A label may be what is wrong: look before you blame the model.",
     }

@@ -9,16 +9,11 @@ from ..reading import RunFiles, picture_of
 ORDER, TITLE = 85, "Suspected label errors"
 TEMPLATE = """
 <p class="note">{{ words }}</p>
-<ul class="gallery{{ " texts" if texts }}">
-{% for e in rows %}
-<li>
-{% if e.picture %}<img src="{{ e.picture }}" alt="a picture labelled {{ e.truth }}">
-{% elif e.text %}<blockquote>{{ e.text }}</blockquote>{% endif %}
+{% call(e) m.gallery(rows) %}
 labelled <b>{{ e.truth }}</b>{{ " (%.2f)" | format(e["probability of truth"]) }}, looks like
 <b>{{ e.predicted }}</b>{{ " (%.2f)" | format(e.probability) }}<br>
-<span class="note">{{ brief(e.where) }} ({{ e.split }})</span></li>
-{% endfor %}
-</ul>
+<span class="note">{{ brief(e.where) }} ({{ e.split }})</span>
+{% endcall %}
 """
 
 
@@ -34,7 +29,6 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     few = f" The surest {len(rows)} are shown." if len(rows) < found["count"] else ""
     return {
         "rows": rows,
-        "texts": not any(e["picture"] for e in rows),
         "words": f"{found['count']:,} of {found['of']:,} rows of train, val and test, by a linear probe on the "
         f"source's features that saw none of the rows it judges (five folds).{few} A suspicion: what is rare "
         f"and right is among them. Mend what is wrong, and keep what is merely hard.",
