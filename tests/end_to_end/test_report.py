@@ -140,6 +140,7 @@ def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(
     found = read_json(run.path / "gallery" / "suspects.json")
     assert (found["count"], found["of"], found["rows"]) == (0, 0, [])
     assert run.result["status"] == "finished"
+    assert "a class is missing" in (run.path / "log.txt").read_text(encoding="utf-8")
     words = section(run.report().read_text(encoding="utf-8"), "suspects")
     assert "could not be judged (ValueError: a class is missing)" in words
 
@@ -174,6 +175,13 @@ def test_a_class_that_is_one_group_is_not_taken_for_mislabelled() -> None:
     ]
     found = out_of_fold(p, every, 1e-3)  # three folds, not five
     assert found is not None and len(found) == 60
+    for i, e in enumerate(rows):  # one content twenty times over, as one group is
+        rows[i] = Example(
+            f"{0:016x}-{i}" if e.cells == ("a",) else e.id, e.inputs, e.cells, e.where
+        )
+    every = Outputs(tuple(e.id for e in rows), values, every.targets)
+    found = out_of_fold(p, every, 1e-3)
+    assert found is not None and set(found) == {e.id for e in rows if e.cells != ("a",)}
 
 
 def test_blocks_tell_how_far_they_moved(run: Path) -> None:
