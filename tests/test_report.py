@@ -239,6 +239,17 @@ def test_what_was_not_measured_is_said(make_run):
     assert "only a proxy" in page.words["caution"]
 
 
+def test_rows_whose_label_nobody_could_judge_are_counted(make_run):
+    run = make_run()
+    rows = sum(json.loads((run / "result.json").read_text())["rows"].values())
+    found = {"why not": "", "of": rows - 7, "count": 0, "rows": []}
+    (run / "gallery" / "suspects.json").write_text(json.dumps(found))
+    words = page_of(run)[1].words["suspects"]
+    assert f"None among {rows - 7} rows" in words and "Not judged: 7," in words
+    (run / "gallery" / "suspects.json").write_text(json.dumps(found | {"of": rows}))
+    assert "Not judged" not in page_of(run)[1].words["suspects"]
+
+
 def test_a_figure_that_is_not_defined_is_a_dash(make_run):
     none = {"value": None, "low": None, "high": None, "n": 60}
     changes = {"test": {"accuracy": none}, "gain": {"majority": none, "linear probe": none}}
