@@ -25,8 +25,8 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py
 	$(BIN)/mypy
 
 docs: $(STAMP)
@@ -42,6 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/layout.py
 	@echo "The others need data, a GPU or an hour; each says so at its head. Against other tools, half an hour:"
 	@echo "  $(BIN)/python benchmarks/epoch.py ants_bees WEIGHTS --out results.jsonl"
+	@echo "  $(BIN)/python benchmarks/rows.py --out results.jsonl"
 	@echo "Lightning and fastai take part where they are installed: pip install -c constraints.txt -e '.[bench]'"
 
 clean:

@@ -39,11 +39,15 @@ def main(photos: Path, out: Path, source: str) -> None:
     planted = make(photos, out)
     begin = time.monotonic()
     found = regraft.check(out, source=source)
-    print(f"check of {out.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s")
+    print(
+        f"check of {out.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s"
+    )
     score(planted, found)
     begin = time.monotonic()
     found = regraft.check(photos, source=source)
-    print(f"\ncheck of {photos.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s")
+    print(
+        f"\ncheck of {photos.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s"
+    )
     for f in found.findings:
         print(f"  {f.severity} {f.check}: {f.count} of {f.of} {f.what}")
         for example in f.examples if f.check == "near_duplicates" else f.examples[:3]:
@@ -113,7 +117,12 @@ def broken(photo: Path) -> Iterator[tuple[str, str, str, object]]:
     frames = [image.rotate(a) for a in (5, 10)]
     looped = "a link that leads nowhere"
     yield "empty.jpg", "unreadable", "empty", lambda p: p.touch()
-    yield "truncated.jpg", "unreadable", "truncated", lambda p: p.write_bytes(data[: len(data) // 2])
+    yield (
+        "truncated.jpg",
+        "unreadable",
+        "truncated",
+        lambda p: p.write_bytes(data[: len(data) // 2]),
+    )
     yield "text.jpg", "unreadable", "not a JPEG", lambda p: p.write_text("<html>not found</html>")
     yield "bomb.ppm", "unreadable", "megapixels", lambda p: p.write_bytes(b"P6 60000 60000 255\n")
     yield "cmyk.jpg", "picture_kinds", "CMYK", lambda p: image.rotate(180).convert("CMYK").save(p)
@@ -125,7 +134,12 @@ def broken(photo: Path) -> Iterator[tuple[str, str, str, object]]:
     yield "folder.jpg", "left_out", "a folder named like a picture", lambda p: p.mkdir()
     yield "pipe.jpg", "left_out", "not a regular file", os.mkfifo
     yield "loop.jpg", "left_out", looped, lambda p: p.symlink_to(p.name)
-    yield "outside.jpg", "left_out", "out of the data folder", lambda p: p.symlink_to(photo.resolve())
+    yield (
+        "outside.jpg",
+        "left_out",
+        "out of the data folder",
+        lambda p: p.symlink_to(photo.resolve()),
+    )
 
 
 def copy(path: Path, to: Path) -> None:
@@ -142,7 +156,9 @@ def place(path: Path) -> str:
 
 def score(planted: Planted, found: Checked) -> None:
     def hits(names: list[str], check: str, words: str = "") -> list[str]:
-        texts = [e for f in found.findings if f.check == check and words in f.what for e in f.examples]
+        texts = [
+            e for f in found.findings if f.check == check and words in f.what for e in f.examples
+        ]
         return [n for n in names if any(n in text for text in texts)]
 
     for what, names, check, words in (
@@ -156,7 +172,11 @@ def score(planted: Planted, found: Checked) -> None:
         print(f"  {what}: {len(got)} of {len(names)}" + (f" (missed: {missed})" if missed else ""))
     for f in found.findings:
         if f.check in ("near_duplicates", "label_errors"):
-            others = [e for e in f.examples if not any(n in e for n in vars(planted)["near"] + planted.flips)]
+            others = [
+                e
+                for e in f.examples
+                if not any(n in e for n in vars(planted)["near"] + planted.flips)
+            ]
             print(f"  {f.check}: {f.count} {f.what}; not planted there: {len(others)}")
             for example in others[:12]:
                 print(f"    {example}")

@@ -54,7 +54,9 @@ def main(photos: str, draws: int) -> None:
                 suspects = find_label_issues(given, said, filter_by=way, n_jobs=1)
             hits[way].append(int(suspects[flipped].sum()))
             named[way].append(int(suspects.sum()))
-    print(f"{FLIPS} flips among {ROWS}, {draws} draws: found (mean, least, draws with 7 or more), suspects (mean)")
+    print(
+        f"{FLIPS} flips among {ROWS}, {draws} draws: found (mean, least, draws with 7 or more), suspects (mean)"
+    )
     for way in WAYS:
         found = np.array(hits[way])
         print(f"| `{way}` | {found.mean():.1f} | {found.min()} | {(found >= 7).sum()} of {draws} "

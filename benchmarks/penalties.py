@@ -6,8 +6,9 @@ FLOWERS is cut to 20 training, 12 val and 48 test pictures a class, at 128 pixel
 fine-tuning at three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then
 the one with the best source select rows, of those within two points of plain on val (the best on val where there
 is none), on three seeds. Then seven seeds more of plain 3e-4 and of the two penalties with the best val over the
-three, since three seeds carry t = 4.3 and ten 2.3. Figures are on test and on the source's report rows, at α = 1 and at the α
-chosen on val. A run that is there already is read, not made again, so the script can be stopped and started.
+three, since three seeds carry t = 4.3 and ten 2.3. Figures are on test and on the source's report rows, at α = 1
+and at the α chosen on val. A run that is there already is read, not made again, so the script can be stopped and
+started.
 """
 
 import sys

@@ -44,7 +44,9 @@ def round_of(port: int, contents: list[bytes], kind: str, requests: int, connect
         while (i := next(numbers)) < requests:
             begin = time.perf_counter()
             try:
-                link.request("POST", "/predict", contents[i % len(contents)], {"Content-Type": kind})
+                link.request(
+                    "POST", "/predict", contents[i % len(contents)], {"Content-Type": kind}
+                )
                 reply = link.getresponse()
                 reply.read()
                 status = str(reply.status)
@@ -111,7 +113,11 @@ def main() -> None:
         link = http.client.HTTPConnection("127.0.0.1", port)
         link.request("GET", "/metrics")
         lines = link.getresponse().read().decode().splitlines()
-        of = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("regraft_batch_rows_")}
+        of = {
+            line.split()[0]: float(line.split()[1])
+            for line in lines
+            if line.startswith("regraft_batch_rows_")
+        }
         mean = of["regraft_batch_rows_sum"] / of["regraft_batch_rows_count"]
         print(json.dumps({"mean_rows_of_a_pass": round(mean, 2)}))
     finally:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from regraft import processes
 from regraft.batches import Batches
 from regraft.features import outputs
 from regraft.freezing.everything import Everything
+from regraft.freezing.gradual import Gradual
 from regraft.grafting import graft
 from regraft.loop import Settings, fine_tune
 from regraft.metrics import accuracy
 from regraft.preprocess import build
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
+from regraft.sharding import sharded
 from regraft.tasks.classification import Classification
 from regraft.types import Augment, CallableSpec, Example, Source
 
@@ -86,13 +89,22 @@ def main(options):
         "l2_sp": L2SP(alpha=0.1).prepare(target, None, None),
         "lwf": LwF(strength=0.5).prepare(target, None, None),
     }
+    if options.get("free"):  # of penalties
+        penalties = {}
     if options.get("poison") and processes.rank() == options["poison"] - 1:
         train.examples[0] = replace(train.examples[0], inputs=("nan nan nan nan nan",))
     history = []
-    fit = fine_tune(
-        target, train, val, task, accuracy, settings, freezing=Everything(), penalties=penalties,
-        device=CPU, seed=0, log=history.append,
-    )  # fmt: skip
+    freezing = Gradual() if options.get("gradual") else Everything()
+    with sharded(target, CPU) if options.get("shard") else nullcontext(target) as fitted:
+        shares = (
+            sum(p.to_local().numel() for p in fitted.model.parameters())
+            if options.get("shard")
+            else 0
+        )
+        fit = fine_tune(
+            fitted, train, val, task, accuracy, settings, freezing=freezing, penalties=penalties,
+            device=CPU, seed=0, log=history.append,
+        )  # fmt: skip
     given = processes.gathered([train.seen])
     logits = outputs(target.model, val, CPU)
     if processes.first():
@@ -101,6 +113,7 @@ def main(options):
         record = {
             "history": [[e.terms, e.val] for e in history], "best": fit.best_epoch, "given": given,
             "ids": logits.ids, "logits": logits.values.tolist(), "size": processes.size(),
+            "shares": shares, "weights": sum(p.numel() for p in target.model.parameters()),
         }  # fmt: skip
         (out / "record.json").write_text(json.dumps(record))
     processes.leave()

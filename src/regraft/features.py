@@ -44,9 +44,16 @@ def on(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
 
 def placed(model: nn.Module, device: torch.device, layout: str) -> nn.Module:
     """The model on a device, its convolutions' weights in the memory layout asked for: a layout rounds
-    in its own way, so a model that is judged must lie as it did when it was fitted."""
+    in its own way, so a model that is judged must lie as it did when it was fitted. One whose weights are
+    divided stays as it is."""
+    if divided(model):
+        return model
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if layout == "channels_last" else model
+
+
+def divided(module: nn.Module) -> bool:
+    return any(processes.divided(p) for p in module.parameters())
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -76,7 +83,9 @@ def outputs(
         with autocast(device, precision):
             return ids, module(on(inputs, device, layout)).float().cpu(), labels
 
-    with evaluating(module), torch.inference_mode():
+    # what inference mode fetches of divided weights could not be used in training again
+    quiet = torch.no_grad() if divided(module) else torch.inference_mode()
+    with evaluating(module), quiet:
         for names, given, labels in processes.in_turn(batches, compute):
             ids += names
             values.append(given)

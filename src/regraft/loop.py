@@ -17,11 +17,12 @@ import torch
 
 from . import optimizers, processes
 from .averaging import average_of, averaged
-from .features import outputs, placed
+from .features import divided, outputs, placed
 from .freeze import set_trainable
 from .objective import Above, Objective
 from .preprocess import stable
 from .rates import SCHEDULES, factor
+from .sharding import put_whole, whole
 from .state import Progress, Saved, put_back, put_random_back, tensors_of
 from .types import Augment
 
@@ -237,11 +238,14 @@ def judge(
     """The primary metric and the mean loss on val; nothing where there is no val."""
     if val is None:
         return {}
-    rows = outputs(Above(target, cut) if cut else target.model, val, device, layout)
+    # of divided weights no process computes anything without the others: each judges all rows
+    with processes.alone(divided(target.model)):
+        rows = outputs(Above(target, cut) if cut else target.model, val, device, layout)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
     value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()
-    return {task.primary: float(value), "loss": float(loss)}
+    found = {task.primary: float(value), "loss": float(loss)}
+    return processes.told(found) if divided(target.model) else found  # all choose alike
 
 
 def improves(new: dict[str, float], old: dict[str, float], metric: Metric) -> bool:
@@ -260,8 +264,8 @@ def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[Labe
 
 
 def snapshot(target: Target) -> dict[str, Tensor]:
-    return {n: t.detach().cpu().clone() for n, t in target.model.state_dict().items()}
+    return {n: whole(t.detach()).cpu().clone() for n, t in target.model.state_dict().items()}
 
 
 def restore(target: Target, state: Mapping[str, Tensor]) -> None:
-    target.model.load_state_dict(dict(state))
+    put_whole(target.model, state)

@@ -14,7 +14,9 @@ from . import processes
 from .compiling import compiled
 from .errors import DivergedError, shorten
 from .features import autocast, on
+from .features import divided as is_divided
 from .preprocess import mix
+from .sharding import whole
 from .sharpness import ascended
 from .types import Batch
 
@@ -87,7 +89,7 @@ class Objective:
         # overflow, and a gradient that is not finite is a fault whatever the precision. Without clipping
         # too, or the weights would be lost, and saved, before the next loss tells.
         gradients = [g for p in params.values() if (g := p.grad) is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         now, length = checked(parts, norm, *where)
         clip = self.settings.clip_norm
         if clip and length > clip:  # else a pass over all weights would change nothing
@@ -118,7 +120,8 @@ class Objective:
                 return self._gradient(micro_batches, params, epoch, step)
             except torch.OutOfMemoryError:
                 rows = processes.told(max(len(ids) for ids, _, _ in micro_batches))
-                if rows < 4 * self.pieces.count:  # no piece is a single row
+                # no piece is a single row; where weights are divided, others wait for this process
+                if rows < 4 * self.pieces.count or is_divided(self.target.model):
                     raise
             optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":

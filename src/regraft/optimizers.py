@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import PlanError, did_you_mean
+from .processes import divided
 
 if TYPE_CHECKING:
     from .types import Target
@@ -64,6 +65,7 @@ def build(
         "fused" in signature(cls).parameters
         and not {"fused", "foreach", "differentiable"} & set(values)
         and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        and not any(divided(p) for p in parameters)  # torch knows not every fused step of those
     ):
         values["fused"] = True
     try:

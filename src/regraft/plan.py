@@ -196,6 +196,11 @@ class RunPlan(Section):
         description="what processes share: rows of each batch, or arms: whole seeds, folds and rates of "
         "scratch, each by one process",
     )
+    shard: bool = Field(
+        False,
+        description="divide weights, gradients and optimiser among the processes while they train, for a "
+        "source that one device cannot train",
+    )
     precision: Literal["float32", "bfloat16"] | Auto = Field(
         "auto", description="of training steps; auto measures; what is judged is judged in float32"
     )

@@ -27,6 +27,7 @@ from .picture_cache import PICTURES
 from .plan import Plan
 from .preprocess import Preprocessor, TextPreprocessor, build, whole_for
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
+from .sharding import check_shard
 from .source_data import SourceData, load_source_data
 from .sources import load_source
 from .types import (
@@ -266,8 +267,12 @@ def prepare(
         },
         findings=cheap(splits, task) if data is None else (),
     )
-    for regularizer in regularizers.values():
-        regularizer.prepare(target, data_of_source, p.train_rows())  # refused here
+    penalties = {  # refused here
+        name: (r, r.prepare(target, data_of_source, p.train_rows()))
+        for name, r in regularizers.items()
+    }
+    if plan.run.shard:
+        check_shard(plan, freezing, penalties)
     return p
 
 

@@ -81,13 +81,15 @@ def first() -> bool:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process is the only one."""
-    _alone.append(True)
+def alone(so: bool = True) -> Iterator[None]:
+    """Inside, this process is the only one, if ``so``."""
+    if so:
+        _alone.append(True)
     try:
         yield
     finally:
-        _alone.pop()
+        if so:
+            _alone.pop()
 
 
 # ---------------------------------------------------------------- what they tell one another
@@ -131,12 +133,18 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     if size() == 1:
         return
     bucket: list[Tensor] = []
-    for gradient in [p.grad for p in parameters if p.grad is not None]:
+    # those of divided weights are sums already
+    for gradient in [p.grad for p in parameters if p.grad is not None and not divided(p)]:
         if bucket and sum(g.numel() for g in bucket) + gradient.numel() > BUCKET:
             _sum(bucket)
             bucket = []
         bucket.append(gradient)
     _sum(bucket)
+
+
+def divided(tensor: Tensor) -> bool:
+    """Whether this process holds a share of it (see :mod:`regraft.sharding`)."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _sum(tensors: Sequence[Tensor]) -> None:
@@ -149,9 +157,9 @@ def _sum(tensors: Sequence[Tensor]) -> None:
 
 
 def same(model: nn.Module) -> None:
-    """The model's tensors are those of the first process."""
+    """The model's tensors are those of the first process; divided ones are of one model anyway."""
     if size() > 1:
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in [t for t in (*model.parameters(), *model.buffers()) if not divided(t)]:
             torch.distributed.broadcast(tensor.data, 0)
 
 

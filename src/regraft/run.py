@@ -174,7 +174,7 @@ def together(
         own_arms = plan.run.spread == "arms" and processes.size() > 1
         keeper = Keeper(
             folder.path / "checkpoints", *checkpoint_every(plan), about=about, say=tell,
-            writes=processes.first() and not own_arms, signals=signals,
+            writes=processes.first() and not own_arms, divided=plan.run.shard, signals=signals,
         )  # fmt: skip
         if before is None or before.changes:
             describe(p, folder, tell)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .sharding import whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,7 +29,7 @@ def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
     moved = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in moved if p.grad is not None]
     here = [p.detach().clone() for p in moved]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     reach = float(rho / norm)  # asked once: an accelerator is waited for
     with torch.no_grad():
         for p, g in zip(moved, gradients, strict=True):

@@ -65,11 +65,15 @@ def settle(
     )
     chosen: dict[str, str] = {}
     why: dict[str, str] = {}
-    if len(examples) * passes < FEWEST or source.kind == "tensor":
+    if len(examples) * passes < FEWEST or source.kind == "tensor" or run.shard:
         usual = "channels_last" if conv else "contiguous"
         chosen = {"layout": usual, "precision": "float32", "feature_precision": "float32"}
         few = f"fewer than {FEWEST} rows to compute: not measured"
-        why = dict.fromkeys(chosen, few if source.kind != "tensor" else "rows of one's own")
+        if source.kind == "tensor":
+            few = "rows of one's own"
+        elif run.shard:
+            few = "weights are divided: not measured"
+        why = dict.fromkeys(chosen, few)
     else:
         layouts = [run.layout] if run.layout != "auto" else ["contiguous", "channels_last"]
         ways = [(x, "float32") for x in (layouts if conv else layouts[:1])]

@@ -19,6 +19,8 @@ from . import optimizers
 from .averaging import put
 from .errors import UsageError
 from .freeze import set_trainable
+from .processes import divided
+from .sharding import put_whole, share, together
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,8 +62,9 @@ def tensors_of(
     best: Mapping[str, Tensor],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Everything but the plain numbers; of the model itself no copies."""
-    found = {f"model/{n}": t for n, t in model.state_dict().items()}
+    """Everything but the plain numbers; of the model itself no copies, unless its weights are divided:
+    then all processes must ask, and are given whole tensors on the CPU."""
+    found = {f"model/{n}": together(t) for n, t in model.state_dict().items()}
     found |= {f"best/{n}": t for n, t in best.items()}
     if average is not None:
         found |= {f"average/{n}": p for n, p in average.module.named_parameters()}
@@ -70,7 +73,7 @@ def tensors_of(
         for name, p in model.named_parameters():
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, torch.Tensor):
-                    found[f"optimizer/{name}/{key}"] = value
+                    found[f"optimizer/{name}/{key}"] = together(value)
                 elif value is not None:  # torch's own keep tensors
                     found[f"optimizer numbers/{name}/{key}"] = torch.tensor(value)
     found["random/cpu"] = torch.get_rng_state()
@@ -95,7 +98,7 @@ def put_back(
     model, tensors = target.model, saved.tensors
     at = Progress(**saved.record["at"])
     try:
-        model.load_state_dict(part(tensors, "model"))
+        put_whole(model, part(tensors, "model"))
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise UsageError(f"the checkpoint is of another model than the plan's: {first}") from error
@@ -131,6 +134,8 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     take for granted."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
+    if divided(parameter):
+        return share(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 

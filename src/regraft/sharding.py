@@ -1,0 +1,142 @@
+"""Weights divided among the processes while they train: torch's FSDP2.
+
+Each process holds its share of the weights, of their gradients and of the optimiser's state; the rest
+of a block is fetched for as long as the block computes. Every process takes part in every forward pass.
+
+What is left of a fit, from the frontier on, has the whole weights on each device again, but neither
+gradients nor an optimiser.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import processes
+from .errors import PlanError
+from .features import divided, placed
+from .types import Adapting
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .plan import Plan
+    from .types import Block, Freezing, Penalty, Regularizer, Target
+
+
+def check_shard(
+    plan: Plan, freezing: Freezing, penalties: Mapping[str, tuple[Regularizer, Penalty]]
+) -> None:
+    """Raises PlanError for what does not go with divided weights."""
+    problems = [
+        f"run.shard: {what}"
+        for wrong, what in (
+            (processes.size() == 1, "one process has nobody to divide weights with: --nproc N"),
+            (plan.run.spread == "arms", 'arms hold whole models: set run.spread to "rows"'),
+            (plan.fit.compile, "divided weights are not compiled: set fit.compile to false"),
+            (plan.fit.average > 0, "an average would hold the whole weights: set fit.average to 0"),
+            (plan.fit.views > 0, "every step runs from the first block on: set fit.views to 0"),
+            (
+                plan.source_data.each_epoch,
+                "source_data.each_epoch takes the whole weights: unset it",
+            ),
+            (isinstance(freezing, Adapting), "adapters are small enough: choose another freezing"),
+        )
+        if wrong
+    ]
+    problems += [
+        f"run.shard: regularizer {name} takes whole weights, of the source or of a sample: remove it"
+        for name, (options, penalty) in penalties.items()
+        if options.uses_source
+        or options.needs_source_data
+        or penalty.per == "step"
+        or penalty.maps
+        or penalty.after
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+@contextmanager
+def sharded(target: Target, device: torch.device, layout: str = "contiguous") -> Iterator[Target]:
+    """A copy of the target, divided among the processes, to be fitted in its place; afterwards the
+    target has the copy's weights, on the device in this memory layout. Meanwhile it lies on the CPU,
+    and divided weights are contiguous."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    processes.same(target.model.to(device))
+    model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
+    # a block is fetched as a whole, so each of its outermost modules is divided, then what is left over
+    mesh = init_device_mesh(device.type, (processes.size(),))
+    parts = [m for block in target.blocks[:-1] for m in outermost(model, block)]
+    parts += [model.get_submodule("backbone"), model.get_submodule("head")]
+    for part in dict.fromkeys(parts):
+        if not any(True for _ in part.parameters()):
+            continue
+        # fetched parts are parameters while they last: after any pass the shares are again, which the
+        # optimiser and the gradient's norm know
+        made: Any = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        # a loss is divided by the rows of all processes, so gradients are summed
+        made.set_force_sum_reduction_for_comms(True)
+        made.set_gradient_divide_factor(1.0)
+    yield replace(target, model=model)
+    # not after an error, which may be that of one process alone
+    target.model.load_state_dict({n: together(t) for n, t in model.state_dict().items()})
+    placed(target.model, device, layout)
+
+
+def outermost(model: nn.Module, block: Block) -> list[nn.Module]:
+    """A block's modules that lie in no other of it, and can be called."""
+    from torch.nn import ModuleDict, ModuleList
+
+    names = [
+        n for n in block.modules if not isinstance(model.get_submodule(n), ModuleList | ModuleDict)
+    ]
+    return [model.get_submodule(n) for n in names if not any(n.startswith(f"{m}.") for m in names)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A divided tensor put together, for which all processes must ask; another one as it is."""
+    held: Any = tensor
+    together: Tensor = held.full_tensor() if processes.divided(tensor) else tensor
+    return together
+
+
+def together(tensor: Tensor) -> Tensor:
+    """A divided tensor put together on the CPU, so that a device holds one at a time; another as it is."""
+    return whole(tensor.detach()).cpu() if processes.divided(tensor) else tensor
+
+
+def share(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, equal in all processes, divided as ``like`` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    held: Any = like
+    divided_: Tensor = distribute_tensor(
+        value.to(held.device), held.device_mesh, held.placements, src_data_rank=None
+    )
+    return divided_
+
+
+def put_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Whole tensors, equal in all processes, into a model that may be divided.
+
+    Raises RuntimeError where they are of another model.
+    """
+    if not divided(model):
+        model.load_state_dict(dict(state))
+        return
+    own = model.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            raise RuntimeError(f"{name} is not the same tensor in both")
+    with torch.no_grad():
+        for name, held in own.items():
+            value = state[name]
+            held.copy_(share(value, held) if processes.divided(held) else value)
