@@ -1,4 +1,4 @@
-"""Peak anonymous memory and time against the number of rows.
+"""Peak anonymous memory and time against the number of rows, and time against the number of processes.
 
     python benchmarks/rows.py --out results.jsonl
 
@@ -8,13 +8,17 @@
 - features_1000 … _100000: generated features [1280] through regraft.feature_cache: written, mapped, read
   back in batches of 256, and a linear probe of ten classes fitted on them. Needs 0.6 GB of disk.
 - table_1000, _100000: a table of texts read, identified and split, and its manifest written.
+- batches_1, batches_2: two epochs of all blocks on 1,000 of the pictures, by one process and by two that share
+  each batch; seeds_1, seeds_2: the same with two seeds, by one process and by two that take one each. Seconds
+  of the fit alone, from result.json.
 
 Anonymous memory is RssAnon of all processes of a measurement together; mapped files are the kernel's. A
-child that only starts another counts about 10 MB. With 5 repeats on two quiet cores: 15 min.
+child that only starts another counts about 10 MB. With 5 repeats on two quiet cores: 30 min.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -45,7 +49,7 @@ def write_pictures(shared: Path) -> None:
             picture.save(folder / f"{i}.jpg", quality=90)
 
 
-def pictures(lane: Lane, count: int) -> dict[str, Any]:
+def fit(lane: Lane, count: int, *more: str) -> None:
     settings = [
         "augment.random_resized_crop=false",
         "augment.flip=false",
@@ -53,10 +57,20 @@ def pictures(lane: Lane, count: int) -> dict[str, Any]:
         f"source.image_size={SIDE}",
     ]
     command = [sys.executable, "-m", "regraft", "fit", str(lane.shared / f"{count}"), "--source",
-               "bundled:efficientnet-lite0", "--freezing", "head_only", "--epochs", "1", "--quiet",
-               "--out", str(lane.out / "run"), *(x for s in settings for x in ("--set", s))]  # fmt: skip
+               "bundled:efficientnet-lite0", "--quiet", "--out", str(lane.out / "run"), *more,
+               *(x for s in settings for x in ("--set", s))]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def pictures(lane: Lane, count: int) -> dict[str, Any]:
+    fit(lane, count, "--freezing", "head_only", "--epochs", "1")
     return {"rows": count, "seconds": since_start()}
+
+
+def processes(lane: Lane, count: int, *more: str) -> dict[str, Any]:
+    fit(lane, PICTURES[0], "--epochs", "2", "--nproc", str(count), *more)
+    result = json.loads((lane.out / "run" / "result.json").read_text())
+    return {"rows": PICTURES[0], "seconds": result["timing"]["fit"]}
 
 
 def features(lane: Lane, count: int) -> dict[str, Any]:
@@ -127,12 +141,17 @@ def names(part: range) -> list[str]:
 PEERS = {f"pictures_{n}": partial(pictures, count=n) for n in PICTURES}
 PEERS |= {f"features_{n}": partial(features, count=n) for n in FEATURES}
 PEERS |= {f"table_{n}": partial(table, count=n) for n in TABLES}
+PEERS |= {f"batches_{n}": lambda lane, n=n: processes(lane, n) for n in (1, 2)}
+SEEDS = ("--seeds", "2", "--set", "run.spread=arms")
+PEERS |= {f"seeds_{n}": lambda lane, n=n: processes(lane, n, *SEEDS) for n in (1, 2)}
 RATIOS = [
     Ratio("pictures_2000", ["pictures_1000"], 2),
     Ratio("pictures_4000", ["pictures_1000"], 4),
     Ratio("pictures_4000", ["pictures_1000"], 1.1, figure="peak MB"),
     Ratio("features_100000", ["features_1000"], 110),
     Ratio("features_100000", ["features_1000"], 1.4, figure="peak MB"),
+    Ratio("batches_2", ["batches_1"], 1.0),
+    Ratio("seeds_2", ["seeds_1"], 1.0),
 ]
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def main(options):
         epochs=3, rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
         optimizer=options.get("optimizer", "AdamW"), weight_decay=0.01, warmup=0.1,
         accumulate=options.get("accumulate", 1), sharpness=options.get("sharpness", 0.0),
-        average=options.get("average", 0.0), augment=Augment(random_resized_crop=False, flip=False),
+        clip_norm=options.get("clip", 1.0), average=options.get("average", 0.0),
+        augment=Augment(random_resized_crop=False, flip=False),
     )  # fmt: skip
     penalties = {
         "l2_sp": L2SP(alpha=0.1).prepare(target, None, None),

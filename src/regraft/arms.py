@@ -221,8 +221,12 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
 
 
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
-    """The target before fitting, α = 0."""
+    """The target before fitting, α = 0. Where weights are to be divided it lies on the CPU."""
+    if p.plan.run.shard:
+        source.backbone.cpu()
     target = graft(source, p.task.outputs, seed=seed)
+    if p.plan.run.shard:
+        source.backbone.to(p.device)
     if start is not None:
         start.write_to(target.model.get_submodule("head"))
     return target
@@ -282,8 +286,7 @@ def fitted_as(
 ) -> AbstractContextManager[Target]:
     """What is fitted in place of the target: where weights are divided, a copy that is."""
     if p.plan.run.shard and processes.size() > 1:
-        p.source.backbone.cpu()  # θs, which is asked for again when the fit is done
-        return sharded(target, p.device, p.settings.layout)
+        return sharded(target, p.device, aside=p.source.backbone)
     return adapted(strategy, target, seed)
 
 

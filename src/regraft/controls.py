@@ -76,7 +76,7 @@ def untrained(source: Source, seed: int) -> Source:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.recipe.get("source") == "module":
-            backbone = reset(copy.deepcopy(source.backbone))
+            backbone = reset(copy.deepcopy(source.backbone).cpu())  # where any device draws alike
         else:
             build = module("sources", source.recipe["source"]).build
             backbone = build(source.recipe, Path(source.recipe.get("folder", "."))).backbone

@@ -119,9 +119,10 @@ class Objective:
             try:
                 return self._gradient(micro_batches, params, epoch, step)
             except torch.OutOfMemoryError:
+                if is_divided(self.target.model):
+                    raise
                 rows = processes.told(max(len(ids) for ids, _, _ in micro_batches))
-                # no piece is a single row; where weights are divided, others wait for this process
-                if rows < 4 * self.pieces.count or is_divided(self.target.model):
+                if rows < 4 * self.pieces.count:  # no piece is a single row
                     raise
             optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
@@ -163,6 +164,10 @@ class Objective:
                 stacked.sum().backward()  # type: ignore[no-untyped-call]
                 found.append(Part(ids, tuple(terms), stacked.detach()))
         except torch.OutOfMemoryError as error:
+            if is_divided(
+                self.target.model
+            ):  # the others wait for weights of this process, not for its word
+                raise
             full = str(error) or "out of memory"
         # where one process cannot go on, none does
         if processes.any_of(bool(full)):

@@ -216,8 +216,10 @@ def prepare(
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     reasons |= why_fast
     torch.set_num_threads(cast(int, plan.run.threads))
-    source.backbone.to(device)  # every target is a copy of it, and lies there too
+    if not plan.run.shard:
+        source.backbone.to(device)  # every target is a copy of it, and lies there too
     target = graft(source, task.outputs, seed=plan.run.seed)
+    source.backbone.to(device)
     chosen = settings(plan, target)
     if data_of_source is not None:
         batch_size = cast(int, plan.fit.batch_size)
@@ -272,7 +274,7 @@ def prepare(
         for name, r in regularizers.items()
     }
     if plan.run.shard:
-        check_shard(plan, freezing, penalties)
+        check_shard(plan, freezing, penalties, target)
     return p
 
 

@@ -29,7 +29,7 @@ from .feature_cache import (
     place_of,
     taken_apart,
 )
-from .features import Outputs, autocast, divided, on, outputs
+from .features import Outputs, autocast, on, outputs
 from .freeze import evaluating
 from .frontier import ALPHAS
 from .loop import Feed, lowest
@@ -172,7 +172,7 @@ def feeds(
         inside = frozen < len(p.source.blocks)
         if (
             not frozen
-            or divided(target.model)  # whose blocks compute inside the backbone alone
+            or p.plan.run.shard  # divided blocks compute inside the backbone alone
             or isinstance(freezing, Adapting)
             or (inside and any(b.run is None for b in p.source.blocks))
         ):

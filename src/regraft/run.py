@@ -142,6 +142,12 @@ def together(
 ) -> Path:
     """The run, by one process or by each of several that have met."""
     out, before = Path(str(plan.run.out)), None
+    if plan.run.shard and processes.size() == 1:
+        raise PlanError(
+            [
+                "run.shard: one process has nobody to divide weights with: --nproc N, or run.shard=false"
+            ]
+        )
     clock = Clock()
     with clock("prepare"):
         if begun:

@@ -10,6 +10,7 @@ gradients nor an optimiser.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,34 +19,58 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import processes
-from .errors import PlanError
-from .features import divided, placed
+from .errors import PlanError, shorten
+from .features import divided
 from .types import Adapting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .plan import Plan
-    from .types import Block, Freezing, Penalty, Regularizer, Target
+    from .types import Freezing, Penalty, Regularizer, Target
+
+
+# steps that look at each weight alone, so that a share of a tensor is stepped as the whole is
+ELEMENTWISE = (
+    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop",
+)  # fmt: skip
 
 
 def check_shard(
-    plan: Plan, freezing: Freezing, penalties: Mapping[str, tuple[Regularizer, Penalty]]
+    plan: Plan,
+    freezing: Freezing,
+    penalties: Mapping[str, tuple[Regularizer, Penalty]],
+    target: Target,
 ) -> None:
     """Raises PlanError for what does not go with divided weights."""
+    seen: dict[int, str] = {}
+    tied: list[str] = []
+    for name, p in target.model.named_parameters(remove_duplicate=False):
+        if seen.setdefault(id(p), name) != name:
+            tied.append(f"{seen[id(p)]} = {name}")
+    single = [name for name, p in target.model.named_parameters() if p.ndim == 0]
     problems = [
         f"run.shard: {what}"
         for wrong, what in (
-            (processes.size() == 1, "one process has nobody to divide weights with: --nproc N"),
             (plan.run.spread == "arms", 'arms hold whole models: set run.spread to "rows"'),
+            (
+                plan.run.layout == "channels_last",
+                'divided weights are contiguous: set run.layout to "contiguous"',
+            ),
             (plan.fit.compile, "divided weights are not compiled: set fit.compile to false"),
             (plan.fit.average > 0, "an average would hold the whole weights: set fit.average to 0"),
             (plan.fit.views > 0, "every step runs from the first block on: set fit.views to 0"),
+            (
+                plan.fit.optimizer not in ELEMENTWISE,
+                f"{plan.fit.optimizer} may look at whole tensors: choose of {', '.join(ELEMENTWISE)}",
+            ),
             (
                 plan.source_data.each_epoch,
                 "source_data.each_epoch takes the whole weights: unset it",
             ),
             (isinstance(freezing, Adapting), "adapters are small enough: choose another freezing"),
+            (bool(tied), f"tied weights cannot be divided ({shorten(tied, 3)}): set it to false"),
+            (bool(single), f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false"),
         )
         if wrong
     ]
@@ -63,18 +88,22 @@ def check_shard(
 
 
 @contextmanager
-def sharded(target: Target, device: torch.device, layout: str = "contiguous") -> Iterator[Target]:
+def sharded(
+    target: Target, device: torch.device, aside: nn.Module | None = None
+) -> Iterator[Target]:
     """A copy of the target, divided among the processes, to be fitted in its place; afterwards the
-    target has the copy's weights, on the device in this memory layout. Meanwhile it lies on the CPU,
-    and divided weights are contiguous."""
+    target has the copy's weights and lies on the device. Meanwhile it lies on the CPU, and so does a
+    module that is put ``aside``."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if aside is not None:
+        aside.cpu()
     processes.same(target.model.to(device))
     model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
-    # a block is fetched as a whole, so each of its outermost modules is divided, then what is left over
     mesh = init_device_mesh(device.type, (processes.size(),))
-    parts = [m for block in target.blocks[:-1] for m in outermost(model, block)]
+    # a block is fetched as a whole, so each of its outermost modules is divided, then what is left over
+    parts = [m for block in outermost(target) for m in map(model.get_submodule, block)]
     parts += [model.get_submodule("backbone"), model.get_submodule("head")]
     for part in dict.fromkeys(parts):
         if not any(True for _ in part.parameters()):
@@ -88,17 +117,29 @@ def sharded(target: Target, device: torch.device, layout: str = "contiguous") ->
     yield replace(target, model=model)
     # not after an error, which may be that of one process alone
     target.model.load_state_dict({n: together(t) for n, t in model.state_dict().items()})
-    placed(target.model, device, layout)
+    del model, parts, part, made
+    gc.collect()  # divided modules and what divides them hold one another
+    target.model.to(device)
+    if aside is not None:
+        aside.to(device)
 
 
-def outermost(model: nn.Module, block: Block) -> list[nn.Module]:
-    """A block's modules that lie in no other of it, and can be called."""
+def outermost(target: Target) -> list[list[str]]:
+    """Each backbone block's modules that lie in no other of it, hold nothing of another block, and can
+    be called."""
     from torch.nn import ModuleDict, ModuleList
 
-    names = [
-        n for n in block.modules if not isinstance(model.get_submodule(n), ModuleList | ModuleDict)
-    ]
-    return [model.get_submodule(n) for n in names if not any(n.startswith(f"{m}.") for m in names)]
+    found = []
+    for block in target.blocks[:-1]:
+        others = [m for b in target.blocks if b.name != block.name for m in b.modules]
+        own = [
+            name
+            for name in block.modules
+            if not isinstance(target.model.get_submodule(name), ModuleList | ModuleDict)
+            and not any(other.startswith(f"{name}.") for other in others)
+        ]
+        found.append([n for n in own if not any(n.startswith(f"{m}.") for m in own)])
+    return found
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -111,6 +152,14 @@ def whole(tensor: Tensor) -> Tensor:
 def together(tensor: Tensor) -> Tensor:
     """A divided tensor put together on the CPU, so that a device holds one at a time; another as it is."""
     return whole(tensor.detach()).cpu() if processes.divided(tensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """As :func:`together` in the first process; the others help and keep their share."""
+    if not processes.divided(tensor) or processes.first():
+        return together(tensor)
+    whole(tensor.detach())
+    return tensor
 
 
 def share(value: Tensor, like: Tensor) -> Tensor:

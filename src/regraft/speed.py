@@ -66,7 +66,7 @@ def settle(
     chosen: dict[str, str] = {}
     why: dict[str, str] = {}
     if len(examples) * passes < FEWEST or source.kind == "tensor" or run.shard:
-        usual = "channels_last" if conv else "contiguous"
+        usual = "channels_last" if conv and not run.shard else "contiguous"
         chosen = {"layout": usual, "precision": "float32", "feature_precision": "float32"}
         few = f"fewer than {FEWEST} rows to compute: not measured"
         if source.kind == "tensor":

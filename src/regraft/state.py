@@ -20,7 +20,7 @@ from .averaging import put
 from .errors import UsageError
 from .freeze import set_trainable
 from .processes import divided
-from .sharding import put_whole, share, together
+from .sharding import gathered, put_whole, share
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,8 +63,8 @@ def tensors_of(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Everything but the plain numbers; of the model itself no copies, unless its weights are divided:
-    then all processes must ask, and are given whole tensors on the CPU."""
-    found = {f"model/{n}": together(t) for n, t in model.state_dict().items()}
+    then all processes must ask, and the first is given whole tensors on the CPU."""
+    found = {f"model/{n}": gathered(t) for n, t in model.state_dict().items()}
     found |= {f"best/{n}": t for n, t in best.items()}
     if average is not None:
         found |= {f"average/{n}": p for n, p in average.module.named_parameters()}
@@ -73,7 +73,7 @@ def tensors_of(
         for name, p in model.named_parameters():
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, torch.Tensor):
-                    found[f"optimizer/{name}/{key}"] = together(value)
+                    found[f"optimizer/{name}/{key}"] = gathered(value)
                 elif value is not None:  # torch's own keep tensors
                     found[f"optimizer numbers/{name}/{key}"] = torch.tensor(value)
     found["random/cpu"] = torch.get_rng_state()

@@ -109,27 +109,36 @@ def test_two_processes_that_are_killed_go_on_as_two_or_as_one(pictures, weights,
             assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
 
 
-def test_divided_weights_make_the_run_of_one_after_a_kill_too(pictures, weights, tmp_path):
-    more = ["--set", "run.checkpoint_every=2", "--set", "run.precision=float32"]
-    fit(pictures, weights, tmp_path / "one", *more)
-    out = tmp_path / "divided"
-    shard = ["--nproc", "2", "--set", "run.shard=true"]
+def test_divided_weights_make_the_run_of_whole_ones_after_a_kill_too(pictures, weights, tmp_path):
+    """Of the scratch control too, whose batch norms train: so of two processes both times."""
+    more = ["--nproc", "2", "--set", "run.checkpoint_every=2", "--set", "run.precision=float32",
+            "--set", "run.layout=contiguous", "--controls", "scratch", "--set",
+            "evaluate.scratch_budget=1"]  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "divided"
+    fit(pictures, weights, whole, *more)
     kill = {"REGRAFT_FAILPOINT": "kill written step-00000010"}  # of the first process, as it saves
-    fit(pictures, weights, out, *shard, *more, code=128 + signal.SIGKILL, env=kill)
+    shard = ["--set", "run.shard=true"]
+    fit(pictures, weights, out, *more, *shard, code=128 + signal.SIGKILL, env=kill)
     command = [*COMMAND[:4], "--resume", str(out), "--nproc", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "goes on from step" in (out / "log.txt").read_text()
-    whole = load_file(tmp_path / "one/model/model.safetensors")
+    others = load_file(whole / "model/model.safetensors")
     for name, value in load_file(out / "model/model.safetensors").items():
-        torch.testing.assert_close(value, whole[name], rtol=0, atol=2e-5)
-    histories = [lines(folder / "history.jsonl") for folder in (tmp_path / "one", out)]
+        torch.testing.assert_close(value, others[name], rtol=0, atol=2e-5)
+    histories = [lines(folder / "history.jsonl") for folder in (whole, out)]
     assert histories[1][-1]["best"]  # so what is compared was trained
     for a, b in zip(*histories, strict=True):
         assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
         assert b["val"] == pytest.approx(a["val"], abs=1e-4)
-    one, two = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "one", out))
-    assert one["test"]["accuracy"] == two["test"]["accuracy"]
+    one, two = (json.loads((f / "result.json").read_text()) for f in (whole, out))
+    assert one["test"]["accuracy"] == two["test"]["accuracy"] and one["gain"] == two["gain"]
+
+
+def test_one_process_has_nobody_to_divide_weights_with(pictures, weights, tmp_path):
+    done = fit(pictures, weights, tmp_path / "no", "--set", "run.shard=true", code=2)
+    assert "run.shard" in done.stderr and "--nproc" in done.stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_what_one_process_came_to_know_alone_is_not_waited_for(pictures, weights, tmp_path):
