@@ -85,4 +85,7 @@ def test_weights_that_cannot_be_divided_are_named():
 
 def test_each_block_is_divided_by_itself_the_last_one_too():
     found = outermost(target_of(network()))
-    assert found == [["backbone.low"], ["backbone.high", "backbone.fc"]]  # where the source's head was
+    assert found == [
+        ["backbone.low"],
+        ["backbone.high", "backbone.fc"],
+    ]  # where the source's head was

@@ -148,9 +148,7 @@ class Keeper:
     about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
     say: Callable[[str], None] = lambda line: None
     writes: bool = True  # of several processes the first one; none where each fits arms of its own
-    divided: bool = (
-        False  # weights are, among processes: all put them together, when the first says so
-    )
+    divided: bool = False  # weights are: all processes put them together, when the first says so
     signals: Stopping = field(default_factory=Stopping)
     parts: dict[str, Path] = field(default_factory=dict)  # that are finished
     good: list[Path] = field(

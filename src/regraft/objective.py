@@ -119,7 +119,7 @@ class Objective:
             try:
                 return self._gradient(micro_batches, params, epoch, step)
             except torch.OutOfMemoryError:
-                if is_divided(self.target.model):
+                if is_divided(self.target.model):  # and here too
                     raise
                 rows = processes.told(max(len(ids) for ids, _, _ in micro_batches))
                 if rows < 4 * self.pieces.count:  # no piece is a single row
@@ -164,9 +164,7 @@ class Objective:
                 stacked.sum().backward()  # type: ignore[no-untyped-call]
                 found.append(Part(ids, tuple(terms), stacked.detach()))
         except torch.OutOfMemoryError as error:
-            if is_divided(
-                self.target.model
-            ):  # the others wait for weights of this process, not for its word
+            if is_divided(self.target.model):  # the others wait for weights, not for a word
                 raise
             full = str(error) or "out of memory"
         # where one process cannot go on, none does

@@ -143,11 +143,8 @@ def together(
     """The run, by one process or by each of several that have met."""
     out, before = Path(str(plan.run.out)), None
     if plan.run.shard and processes.size() == 1:
-        raise PlanError(
-            [
-                "run.shard: one process has nobody to divide weights with: --nproc N, or run.shard=false"
-            ]
-        )
+        text = "run.shard: one process has nobody to divide weights with: --nproc N, or run.shard=false"
+        raise PlanError([text])
     clock = Clock()
     with clock("prepare"):
         if begun:

@@ -10,7 +10,6 @@ gradients nor an optimiser.
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -70,7 +69,10 @@ def check_shard(
             ),
             (isinstance(freezing, Adapting), "adapters are small enough: choose another freezing"),
             (bool(tied), f"tied weights cannot be divided ({shorten(tied, 3)}): set it to false"),
-            (bool(single), f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false"),
+            (
+                bool(single),
+                f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false",
+            ),
         )
         if wrong
     ]
@@ -117,8 +119,6 @@ def sharded(
     yield replace(target, model=model)
     # not after an error, which may be that of one process alone
     target.model.load_state_dict({n: together(t) for n, t in model.state_dict().items()})
-    del model, parts, part, made
-    gc.collect()  # divided modules and what divides them hold one another
     target.model.to(device)
     if aside is not None:
         aside.to(device)
