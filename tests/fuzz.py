@@ -676,6 +676,8 @@ def work_through(out: Path, work: Path, all_of: dict[str, Reader], seed: int, en
     """In a child: inputs until the end, counts written as they come."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, alarm)
+    import matplotlib.font_manager  # noqa: F401  (where no list of fonts is kept it makes one, by fc-list)
+
     used = (
         int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         * resource.getpagesize()
