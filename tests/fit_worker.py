@@ -1,4 +1,4 @@
-"""A fit by one process or by several, for tests/test_processes.py: python fit_worker.py OPTIONS.json.
+"""Fits by one process or by several, for tests/test_processes.py: python fit_worker.py OPTIONS.json.
 
 Each process notes the ids that it was given; the first one writes weights, losses and figures.
 """
@@ -65,6 +65,12 @@ class Noting(Batches):
 def main(options):
     torch.set_num_threads(1)
     processes.join(options.get("processes"), cpu=True)
+    for one in options.get("cases", [options]):
+        fit(one)
+    processes.leave()
+
+
+def fit(options):
     torch.manual_seed(0)
     net = nn.Sequential()
     net.low = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh())
@@ -117,7 +123,6 @@ def main(options):
             "shares": shares, "weights": sum(p.numel() for p in target.model.parameters()),
         }  # fmt: skip
         (out / "record.json").write_text(json.dumps(record))
-    processes.leave()
 
 
 if __name__ == "__main__":

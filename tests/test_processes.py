@@ -44,57 +44,69 @@ def fit(folder: Path, count: int, check: bool = True, **options):
     return json.loads((folder / "record.json").read_text()), load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n": 37, "batch_size": 8},
-        {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
-        {"n": 33, "batch_size": 8, "accumulate": 2, "average": 0.9},
-        {"n": 5, "batch_size": 1},  # the second process has no row in any batch
-    ],
-    ids=lambda o: "-".join(f"{k}{v}" for k, v in o.items()),
-)
-def test_two_processes_fit_as_one(tmp_path, options):
-    one, weights = fit(tmp_path / "one", 1, **options)
-    two, others = fit(tmp_path / "two", 2, processes=2, **options)
-    assert (one["size"], two["size"]) == (1, 2)
-    (whole,), (first, second) = one["given"], two["given"]
-    for batch, a, b in zip(whole, first, second, strict=True):
-        assert sorted(batch) == sorted(a + b) and not set(a) & set(b)  # each row once, no padding
-        assert batch[::2] == a and batch[1::2] == b  # and in the same order
-    assert weights.keys() == others.keys()
-    for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5)
-    for (terms, val), (their_terms, their_val) in zip(one["history"], two["history"], strict=True):
-        assert their_terms == pytest.approx(terms, abs=1e-5)
-        assert their_val == pytest.approx(val, abs=1e-5)
-    assert one["best"] == two["best"] and one["ids"] == two["ids"]
-    torch.testing.assert_close(
-        torch.tensor(two["logits"]), torch.tensor(one["logits"]), rtol=0, atol=1e-5
-    )
+def fits(folder: Path, count: int, cases, **options):
+    """The worker's fits of all cases, one after another → [(record, weights)]."""
+    folders = [folder / f"case-{i}" for i in range(len(cases))]
+    each = [{"out": str(f), **case, **options} for f, case in zip(folders, cases, strict=True)]
+    for place in folders:
+        place.mkdir(parents=True)
+    run = {"processes": count} if count > 1 else {}
+    ends = fit(folder / "all", count, check=False, cases=each, **run)
+    assert [code for _, code in ends] == [0] * count, ends
+    return [
+        (json.loads((f / "record.json").read_text()), load_file(f / "model.safetensors"))
+        for f in folders
+    ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n": 37, "batch_size": 8, "accumulate": 2, "clip": 0.05},
-        {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
-        {"n": 5, "batch_size": 1, "gradual": True},  # the second process has no row in any batch
-    ],
-    ids=["accumulate", "sharpness", "gradual"],
-)
-def test_divided_weights_are_those_of_one_process(tmp_path, options):
-    one, weights = fit(tmp_path / "one", 1, free=True, **options)
-    two, others = fit(tmp_path / "two", 2, processes=2, free=True, shard=True, **options)
-    assert two["weights"] == one["weights"] and two["shares"] <= 0.6 * two["weights"]
+CASES = [
+    {"n": 37, "batch_size": 8},
+    {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
+    {"n": 33, "batch_size": 8, "accumulate": 2, "average": 0.9},
+    {"n": 5, "batch_size": 1},  # the second process has no row in any batch
+]
+
+
+def test_two_processes_fit_as_one(tmp_path):
+    alone, both = fits(tmp_path / "one", 1, CASES), fits(tmp_path / "two", 2, CASES)
+    for case, (one, weights), (two, others) in zip(CASES, alone, both, strict=True):
+        assert (one["size"], two["size"]) == (1, 2)
+        (whole,), (first, second) = one["given"], two["given"]
+        for batch, a, b in zip(whole, first, second, strict=True):
+            assert sorted(batch) == sorted(a + b) and not set(a) & set(b), (
+                case
+            )  # each row once, no padding
+            assert batch[::2] == a and batch[1::2] == b, case  # and in the same order
+        same(one, weights, two, others, case)
+        torch.testing.assert_close(
+            torch.tensor(two["logits"]), torch.tensor(one["logits"]), rtol=0, atol=1e-5
+        )
+
+
+DIVIDED = [
+    {"n": 37, "batch_size": 8, "accumulate": 2, "clip": 0.05},
+    {"n": 33, "batch_size": 8, "optimizer": "SGD", "sharpness": 0.05},
+    {"n": 5, "batch_size": 1, "gradual": True},  # the second process has no row in any batch
+]
+
+
+def test_divided_weights_are_those_of_one_process(tmp_path):
+    alone = fits(tmp_path / "one", 1, DIVIDED, free=True)
+    both = fits(tmp_path / "two", 2, DIVIDED, free=True, shard=True)
+    for case, (one, weights), (two, others) in zip(DIVIDED, alone, both, strict=True):
+        assert two["weights"] == one["weights"] and two["shares"] <= 0.6 * two["weights"]
+        same(one, weights, two, others, case)
+
+
+def same(one, weights, two, others, case):
+    """Weights, losses and figures to rounding, and the best epoch."""
     assert weights.keys() == others.keys()
     for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(others[name], value, rtol=0, atol=1e-5, msg=f"{case}: {name}")
     for (terms, val), (their_terms, their_val) in zip(one["history"], two["history"], strict=True):
-        assert their_terms == pytest.approx(terms, abs=1e-5)
-        assert their_val == pytest.approx(val, abs=1e-5)
-    assert one["best"] == two["best"] and one["ids"] == two["ids"]
+        assert their_terms == pytest.approx(terms, abs=1e-5), case
+        assert their_val == pytest.approx(val, abs=1e-5), case
+    assert one["best"] == two["best"] and one["ids"] == two["ids"], case
 
 
 def test_weights_are_not_those_of_half_the_rows(tmp_path):  # the test above can fail
