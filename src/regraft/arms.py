@@ -23,7 +23,7 @@ from .linear_probe import Probe, fit_probe
 from .loop import Epoch, Fit, Settings, fine_tune, improves, restore, snapshot
 from .prepare import Prepared
 from .retention import Retained, retained
-from .sharding import sharded
+from .sharding import aside, sharded
 from .state import Progress, Saved, part
 from .types import Adapting, Freezing, Source, Target
 
@@ -222,11 +222,8 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
 
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
     """The target before fitting, α = 0. Where weights are to be divided it lies on the CPU."""
-    if p.plan.run.shard:
-        source.backbone.cpu()
-    target = graft(source, p.task.outputs, seed=seed)
-    if p.plan.run.shard:
-        source.backbone.to(p.device)
+    with aside(source.backbone, p.plan.run.shard):
+        target = graft(source, p.task.outputs, seed=seed)
     if start is not None:
         start.write_to(target.model.get_submodule("head"))
     return target
@@ -269,7 +266,8 @@ def fit_rows(
             keeper.keep(label, at, tensors)
 
     fitting = keeper.fitting() if keeper else nullcontext()
-    with fitted_as(p, target, strategy, seed) as fitted, fitting:
+    alone = aside(p.source.backbone, p.plan.run.shard)  # θs has no place beside the shares
+    with alone, fitted_as(p, target, strategy, seed) as fitted, fitting:
         return fine_tune(
             fitted, train, val, p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
@@ -286,7 +284,7 @@ def fitted_as(
 ) -> AbstractContextManager[Target]:
     """What is fitted in place of the target: where weights are divided, a copy that is."""
     if p.plan.run.shard and processes.size() > 1:
-        return sharded(target, p.device, aside=p.source.backbone)
+        return sharded(target, p.device)
     return adapted(strategy, target, seed)
 
 

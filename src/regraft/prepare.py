@@ -27,7 +27,7 @@ from .picture_cache import PICTURES
 from .plan import Plan
 from .preprocess import Preprocessor, TextPreprocessor, build, whole_for
 from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
-from .sharding import check_shard
+from .sharding import aside, check_shard
 from .source_data import SourceData, load_source_data
 from .sources import load_source
 from .types import (
@@ -216,10 +216,9 @@ def prepare(
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     reasons |= why_fast
     torch.set_num_threads(cast(int, plan.run.threads))
-    if not plan.run.shard:
-        source.backbone.to(device)  # every target is a copy of it, and lies there too
-    target = graft(source, task.outputs, seed=plan.run.seed)
-    source.backbone.to(device)
+    source.backbone.to(device)  # every target is a copy of it, and lies there too
+    with aside(source.backbone, plan.run.shard):
+        target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
     if data_of_source is not None:
         batch_size = cast(int, plan.fit.batch_size)

@@ -90,17 +90,24 @@ def check_shard(
 
 
 @contextmanager
-def sharded(
-    target: Target, device: torch.device, aside: nn.Module | None = None
-) -> Iterator[Target]:
+def aside(module: nn.Module, so: bool = True) -> Iterator[None]:
+    """On the CPU inside, if ``so``, and where it was afterwards."""
+    some = next(module.parameters(), None)
+    where = torch.device("cpu") if some is None else some.device
+    if so:
+        module.cpu()
+    yield
+    if so:
+        module.to(where)
+
+
+@contextmanager
+def sharded(target: Target, device: torch.device) -> Iterator[Target]:
     """A copy of the target, divided among the processes, to be fitted in its place; afterwards the
-    target has the copy's weights and lies on the device. Meanwhile it lies on the CPU, and so does a
-    module that is put ``aside``."""
+    target has the copy's weights and lies on the device. Meanwhile it lies on the CPU."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if aside is not None:
-        aside.cpu()
     processes.same(target.model.to(device))
     model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (processes.size(),))
@@ -120,8 +127,6 @@ def sharded(
     # not after an error, which may be that of one process alone
     target.model.load_state_dict({n: together(t) for n, t in model.state_dict().items()})
     target.model.to(device)
-    if aside is not None:
-        aside.to(device)
 
 
 def outermost(target: Target) -> list[list[str]]:

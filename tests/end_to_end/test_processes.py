@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,13 +120,16 @@ def test_divided_weights_make_the_run_of_whole_ones_after_a_kill_too(pictures, w
     kill = {"REGRAFT_FAILPOINT": "kill written step-00000010"}  # of the first process, as it saves
     shard = ["--set", "run.shard=true"]
     fit(pictures, weights, out, *more, *shard, code=128 + signal.SIGKILL, env=kill)
-    command = [*COMMAND[:4], "--resume", str(out), "--nproc", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "goes on from step" in (out / "log.txt").read_text()
+    undivided = tmp_path / "undivided"
+    shutil.copytree(out, undivided, ignore=shutil.ignore_patterns("lock"))
     others = load_file(whole / "model/model.safetensors")
-    for name, value in load_file(out / "model/model.safetensors").items():
-        torch.testing.assert_close(value, others[name], rtol=0, atol=2e-5)
+    for folder, settings in ((out, []), (undivided, ["--set", "run.shard=false"])):
+        command = [*COMMAND[:4], "--resume", str(folder), "--nproc", "2", *settings]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "goes on from step" in (folder / "log.txt").read_text()
+        for name, value in load_file(folder / "model/model.safetensors").items():
+            torch.testing.assert_close(value, others[name], rtol=0, atol=2e-5)
     histories = [lines(folder / "history.jsonl") for folder in (whole, out)]
     assert histories[1][-1]["best"]  # so what is compared was trained
     for a, b in zip(*histories, strict=True):
