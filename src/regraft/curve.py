@@ -25,6 +25,7 @@ from .arms import begin, figures_of, fit_rows, logits_of
 from .batches import order
 from .errors import DataError, PlanError, UsageError
 from .features import Outputs, outputs
+from .heap import freed_memory_kept
 from .linear_probe import fit_probe
 from .plan import Plan
 from .prepare import Prepared, prepare
@@ -49,6 +50,7 @@ class CurvePoint:
     folds: tuple[float, ...]
 
 
+@freed_memory_kept()
 def curve(
     plan: Plan,
     labels: Sequence[int],

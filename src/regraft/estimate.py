@@ -16,6 +16,7 @@ from .features import outputs
 from .findings import one_line
 from .frontier import ALPHAS
 from .grafting import graft
+from .heap import freed_memory_kept
 from .loop import fine_tune
 from .plan import Plan
 from .prepare import Prepared, prepare
@@ -77,6 +78,7 @@ def block_table(p: Prepared) -> str:
     return out.getvalue().rstrip("\n")
 
 
+@freed_memory_kept()
 def cost(p: Prepared) -> str:
     """Time and memory of the whole run, from two steps on one batch each."""
     size = min(cast(int, p.plan.fit.batch_size), len(p.splits.train))

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
 
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 WORSE = 2  # λ in a row that end the path
-# Bytes of features that are held as float64. Above 32 MiB, from where glibc gives what is freed back at once: below,
-# pieces of 100,000 rows left a gigabyte of holes.
-HELD = 40_000_000
+HELD = 16_000_000  # bytes of features that are held as float64
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,24 @@ def piecewise(x: Tensor) -> tuple[Tensor, ...]:
     return torch.split(x, max(1, HELD // (8 * x.shape[1])))
 
 
+def doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Each piece as float64, in one buffer, which the next one overwrites: buffers that come and go
+    leave holes among what lives longer, with 100,000 rows a gigabyte of them."""
+    if len(pieces) == 1:
+        yield pieces[0].double()
+        return
+    buffer = torch.empty(pieces[0].shape, dtype=torch.float64)
+    for piece in pieces:
+        yield buffer[: len(piece)].copy_(piece)
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [D] over the rows, float64."""
     pieces = piecewise(x)
     if len(pieces) == 1:
         return x.double().mean(0), x.double().std(0, correction=0)
-    mean = torch.stack([p.double().sum(0) for p in pieces]).sum(0) / len(x)
-    squares = torch.stack([(p.double() - mean).square().sum(0) for p in pieces]).sum(0)
+    mean = torch.stack([p.sum(0) for p in doubles(pieces)]).sum(0) / len(x)
+    squares = torch.stack([p.sub_(mean).square_().sum(0) for p in doubles(pieces)]).sum(0)
     return mean, (squares / len(x)).sqrt()
 
 
@@ -145,8 +156,8 @@ def solve(
             bias = bias - weight @ mean
         head = [t.detach().requires_grad_() for t in (weight, bias)]
         value, slopes = 0.0, [torch.zeros_like(t) for t in head]
-        for x, y in zip(pieces, labels, strict=True):
-            loss = task.loss(x.double() @ head[0].T + head[1], y).sum() / len(targets)
+        for x, y in zip(doubles(pieces), labels, strict=True):
+            loss = task.loss(x @ head[0].T + head[1], y).sum() / len(targets)
             value += float(loss.detach())
             for slope, more in zip(slopes, torch.autograd.grad(loss, head), strict=True):
                 slope += more
@@ -155,18 +166,26 @@ def solve(
         )
         return value + float(decay.detach()), gradient.numpy().ravel()
 
-    found = minimize(
-        objective, start.ravel(), jac=True, method="L-BFGS-B",
-        options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8},
-    )  # fmt: skip
+    with blas().limit(limits=1):
+        found = minimize(
+            objective, start.ravel(), jac=True, method="L-BFGS-B",
+            options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8},
+        )  # fmt: skip
     return np.asarray(found.x, dtype=np.float64).reshape(shape)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    """scipy's and numpy's own matrix library. Beside torch's threads, which wait for work as busily, its
+    threads took two to ten times as long over a step of L-BFGS as one of them does."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
     weight, bias = head
     pieces = piecewise(rows.values)
     labels = torch.split(rows.targets, [len(p) for p in pieces])
-    each = [task.loss(x.double() @ weight.T + bias, y) for x, y in zip(pieces, labels, strict=True)]
+    each = [task.loss(x @ weight.T + bias, y) for x, y in zip(doubles(pieces), labels, strict=True)]
     return float(torch.cat(each).mean())
 
 

@@ -45,6 +45,7 @@ from .features import Outputs
 from .findings import one_line, records
 from .frontier import Point, choose
 from .gallery import write_gallery
+from .heap import freed_memory_kept
 from .linear_probe import Probe
 from .locks import refuse
 from .loop import Epoch, snapshot
@@ -129,6 +130,7 @@ def left_in(out: Path, *, resume: bool) -> str:
     return "begun" if (out / "plan.toml").exists() else "made"
 
 
+@freed_memory_kept()
 def together(
     plan: Plan,
     allow_code: bool,
