@@ -27,6 +27,7 @@ from regraft import optimizers, reuse
 from regraft.arms import begin
 from regraft.batches import Batches
 from regraft.freeze import set_trainable
+from regraft.heap import freed_memory_kept
 from regraft.objective import Objective
 from regraft.plan import read_plan
 from regraft.prepare import prepare
@@ -49,6 +50,7 @@ def ratio(name: str, over: list[float], under: list[float]) -> None:
     )
 
 
+@freed_memory_kept()  # as in a run
 def steps(data: Path, out: Path) -> None:
     half = 4
     plan = read_plan(None, {

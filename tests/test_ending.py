@@ -23,6 +23,7 @@ command()
 TORCH = "import torch"
 THREAD = "import torch; threading.Thread(target=lambda: (time.sleep(0.5), print('thread ended'))).start()"
 DAEMON = "import torch; threading.Thread(target=lambda: time.sleep(60), daemon=True).start()"
+NOWHERE = ["fit", "nowhere", "--source", "none", "--out", "x"]
 PROFILE = "import torch; sys.setprofile(lambda *of: None)"
 
 
@@ -40,7 +41,7 @@ def ended(
 @pytest.mark.parametrize("before", [TORCH, DAEMON])
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["--version"], 0), (["fit", "nowhere", "--source", "none", "--out", "x"], 3)],
+    [(["--version"], 0), (NOWHERE, 3)],
 )
 def test_with_torch_it_ends_at_once_with_its_status_and_all_it_printed(before, arguments, status):
     run = ended(before, arguments)
@@ -67,13 +68,16 @@ def test_one_of_several_processes_runs_no_handlers():
 
 
 def test_a_reader_that_has_gone_is_no_complaint():
-    code = CODE.format(
-        before=TORCH, arguments=["--version"], handler="print('for nobody', end='')"
-    )  # fmt: skip
+    handler = 'atexit.register(print, "for nobody")'
+    code = CODE.format(before=TORCH, arguments=NOWHERE, handler=handler)
     reader, writer = os.pipe()
     os.close(reader)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # printed last
     run = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
-    )
+        [sys.executable, "-c", code],
+        stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False,
+    )  # fmt: skip
     os.close(writer)
-    assert run.stderr == ""
+    assert run.returncode == 3, run.stderr
+    assert "nowhere" in run.stderr
+    assert "BrokenPipe" not in run.stderr
