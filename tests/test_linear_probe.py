@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from regraft.features import Outputs
-from regraft.linear_probe import fit_probe, folds_of, mean_loss, path
+from regraft.linear_probe import blas, fit_probe, folds_of, mean_loss, path
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
 from regraft.tasks.regression import Regression
@@ -128,3 +130,22 @@ def test_features_that_are_not_held_at_once_give_the_same_probe(monkeypatch):
     for strength, loss in whole.losses.items():
         assert pieces.losses[strength] == pytest.approx(loss, rel=1e-4)
     torch.testing.assert_close(pieces.weight, whole.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_scipys_own_threads_do_not_wait_beside_torchs(monkeypatch):
+    def threads():
+        return [x["num_threads"] for x in threadpool_info() if x["internal_api"] == "openblas"]
+
+    found = []
+
+    def watched(*given, **options):
+        found.append(threads())
+        return minimize(*given, **options)
+
+    monkeypatch.setattr("regraft.linear_probe.minimize", watched)
+    blas.cache_clear()
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        list(path(outputs(*rows()), CLASSES, [0.1]))
+        assert threads() == before
+    assert found == [[1] * len(before)]
