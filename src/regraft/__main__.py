@@ -29,10 +29,9 @@ def leave(end: SystemExit) -> None:
     code = end.code if isinstance(end.code, int) else int(end.code is not None)
     if "WORLD_SIZE" not in os.environ:
         others = [t for t in threading.enumerate() if t is not threading.main_thread()]
-        watched = (
-            sys.gettrace() is not None or sys.getprofile() is not None
-        )  # they write at the end
-        if "torch" not in sys.modules or watched or any(not t.daemon for t in others):
+        waited_for = any(not t.daemon for t in others)
+        watched = sys.gettrace() or sys.getprofile()  # by what writes its findings at the end
+        if "torch" not in sys.modules or waited_for or watched:
             return
         atexit._run_exitfuncs()  # loader processes, temporary folders
     for stream in (sys.stdout, sys.stderr):

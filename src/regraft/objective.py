@@ -119,10 +119,8 @@ class Objective:
             try:
                 return self._gradient(micro_batches, params, epoch, step)
             except torch.OutOfMemoryError:
-                if is_divided(
-                    self.target.model
-                ):  # what follows asks the others, who wait for weights
-                    raise
+                if is_divided(self.target.model):
+                    raise  # what follows asks the others, who wait for weights
                 rows = processes.told(max(len(ids) for ids, _, _ in micro_batches))
                 if rows < 4 * self.pieces.count:  # no piece is a single row
                     raise

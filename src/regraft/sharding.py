@@ -91,7 +91,7 @@ def check_shard(
 
 @contextmanager
 def aside(module: nn.Module, so: bool = True) -> Iterator[None]:
-    """On the CPU inside, if ``so``, and where it was afterwards."""
+    """On the CPU inside, if ``so``, and where it was afterwards; not after an error, which ends the run."""
     some = next(module.parameters(), None)
     where = torch.device("cpu") if some is None else some.device
     if so:
