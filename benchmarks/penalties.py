@@ -1,6 +1,6 @@
 """Penalties against plain fine-tuning: what the target gains and what the source keeps.
 
-    python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER
+    python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER [EPOCHS]
 
 FLOWERS is cut to 20 training, 12 val and 48 test pictures a class, at 128 pixels, from EfficientNet-Lite0. Plain
 fine-tuning at three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then
@@ -43,12 +43,9 @@ TOLERATED = 0.02  # of val accuracy under plain, when a strength is chosen
 
 
 class Bench:
-    def __init__(self, flowers: Path, source_data: Path, out: Path) -> None:
-        self.flowers, self.source_data, self.out = (
-            wide_cut(flowers, out / "flowers", TRAIN, VAL),
-            source_data,
-            out,
-        )
+    def __init__(self, flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto") -> None:
+        self.flowers = wide_cut(flowers, out / "flowers", TRAIN, VAL)
+        self.source_data, self.out, self.epochs = source_data, out, epochs
         self.prepared: Prepared | None = None
         self.before: Scored | None = None
 
@@ -59,7 +56,9 @@ class Bench:
                 "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
                 "data": {"path": str(self.flowers)},
                 "source_data": {"path": str(self.source_data)},
-                "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True},
+                "fit": {
+                    "lr": rate, "head_lr": rate, "allow_large_lr": True, "epochs": self.epochs,
+                },
                 "regularizers": penalties,
                 "run": {"out": str(path), "seed": seed},
             }))  # fmt: skip
@@ -112,8 +111,8 @@ def spread(values: list[float]) -> str:
 Rows = list[tuple[Scored, Scored]]
 
 
-def main(flowers: Path, source_data: Path, out: Path) -> None:
-    bench = Bench(flowers, source_data, out)
+def main(flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto") -> None:
+    bench = Bench(flowers, source_data, out, epochs)
 
     def add(found: dict[str, Rows], name: str, paths: list[Path]) -> None:
         for label, alpha in ((f"{name}, α = 1", 1.0), (f"{name}, α chosen", None)):
@@ -168,4 +167,4 @@ def compare(bench: Bench, found: dict[str, Rows]) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(a) for a in sys.argv[1:4]))
+    main(*(Path(a) for a in sys.argv[1:4]), *map(int, sys.argv[4:]))

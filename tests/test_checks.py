@@ -13,6 +13,7 @@ from PIL import Image
 
 from regraft import plugins
 from regraft.checks import class_names, source_classes
+from regraft.checks.label_errors import ranked
 from regraft.data import as_brought, load_data, look
 from regraft.errors import DataError
 from regraft.findings import Checked, cheap, in_words, run_checks, seen_of
@@ -411,6 +412,25 @@ def test_flipped_labels_are_suspected_the_surest_first():
     assert named == {e.where for e in rows if e.id in flipped} and found.count == 10
     given = [float(e.partition("labelled b (")[2][:4]) for e in found.examples]
     assert given == sorted(given)
+
+
+def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_classes():
+    """Counting by confident learning, choosing over classes: ten of a and five of b are surely the other
+    class, but five more of b are less probable than any of those ten."""
+    rng = np.random.default_rng(1)
+    seen = seen_of_texts(300, classes=("a", "b"))
+    of_own = np.empty((150, 2))  # the probability of the row's own label, of rows of a and of b
+    of_own[:, 0] = [*rng.uniform(0.25, 0.3, 10), *rng.uniform(0.9, 1.0, 140)]
+    of_own[:, 1] = [
+        *rng.uniform(0.0, 0.02, 5), *rng.uniform(0.18, 0.22, 5), *rng.uniform(0.55, 0.8, 140)
+    ]  # fmt: skip
+    said = {
+        e.id: np.array([p, 1 - p] if i % 2 == 0 else [1 - p, p])
+        for i, (e, p) in enumerate(zip(seen.rows, of_own.ravel(), strict=True))
+    }
+    suspects = ranked(replace(seen, probabilities=said))
+    assert len(suspects) == 15
+    assert [s.of_given for s in suspects] == pytest.approx(np.sort(of_own.ravel())[:15])
 
 
 # ---------------------------------------------------------------- the source
