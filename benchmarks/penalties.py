@@ -43,7 +43,9 @@ TOLERATED = 0.02  # of val accuracy under plain, when a strength is chosen
 
 
 class Bench:
-    def __init__(self, flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto") -> None:
+    def __init__(
+        self, flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto"
+    ) -> None:
         self.flowers = wide_cut(flowers, out / "flowers", TRAIN, VAL)
         self.source_data, self.out, self.epochs = source_data, out, epochs
         self.prepared: Prepared | None = None
