@@ -42,10 +42,11 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 import regraft
-from regraft import checkpoints, locks, runfiles
+from regraft import checkpoints, locks, picture_cache, runfiles
 from regraft.comparison import read_judgement
 from regraft.data import load_data
 from regraft.errors import RegraftError
+from regraft.feature_cache import FeatureCache
 from regraft.formats import image_folder
 from regraft.pictures import facts_of, read_picture
 from regraft.plan import check, read_plan, toml_value, write_plan
@@ -553,8 +554,48 @@ def read_checkpoints(folder: Path) -> None:
     keeper.done("probe")
 
 
+CACHED = {f"{i:064x}": torch.full((2, 3), float(i)) for i in range(6)}  # content → rows of features
+SHOWN = {name: torch.full((3, 4, 5 + i), i, dtype=torch.uint8) for i, name in enumerate(CACHED)}
+ENTRIES: dict[str, bytes] = {}  # file → its bytes, of an entry of each kind
+
+
+def make_entries(work: Path) -> None:
+    cache = FeatureCache(work / "cache", 10**9)
+    cache.write("features", [([name], rows[None]) for name, rows in CACHED.items()])
+    picture_cache.write(cache, "pictures", iter(SHOWN.items()))
+    for path in sorted(cache.root.rglob("*.*")):
+        ENTRIES[path.relative_to(cache.root).as_posix()] = path.read_bytes()
+
+
+def a_cache(folder: Path, rng: random.Random) -> None:
+    """Entries of the cache with a file or two damaged or gone."""
+    broken = set(rng.sample(list(ENTRIES), rng.choice((1, 1, 2))))
+    for name, data in ENTRIES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name not in broken:
+            path.write_bytes(data)
+        elif rng.random() < 0.95:
+            path.write_bytes(damaged(data, name, rng))
+
+
+def read_a_cache(folder: Path) -> None:
+    """What is there is what was written, or it is not there."""
+    entry = FeatureCache(folder, 10**9).open("features")
+    for name, rows in CACHED.items() if entry else ():
+        assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
+    try:
+        kept = picture_cache.Kept.open(folder / "pictures")
+    except (OSError, ValueError):
+        return
+    for name, picture in SHOWN.items():
+        found = kept.get(name)
+        assert found is None or torch.equal(found, picture), "another picture"
+
+
 def readers(work: Path) -> dict[str, Reader]:
     make_run(work)
+    make_entries(work)
     pictures = picture_seeds()
     plan = tomllib.loads(PLAN)
     plans = [PLAN.encode(), write_plan(check(plan)).encode()]
@@ -585,6 +626,7 @@ def readers(work: Path) -> dict[str, Reader]:
         ),
         "run model": Reader(a_run(lambda n: n.startswith("model/")), read_a_model),
         "checkpoints": Reader(a_run(lambda n: n.startswith("checkpoints/")), read_checkpoints),
+        "cache": Reader(a_cache, read_a_cache),
     }  # fmt: skip
 
 

@@ -11,7 +11,14 @@ import sys
 import pytest
 import torch
 
-from regraft.feature_cache import FeatureCache, NotStorableError, key_of, place_of
+from regraft.feature_cache import (
+    SUM,
+    FeatureCache,
+    NotStorableError,
+    key_of,
+    place_of,
+    write_index,
+)
 from regraft.types import Block
 
 BIG = 10**9
@@ -75,7 +82,9 @@ def test_a_missing_entry_is_none(tmp_path):
     assert FeatureCache(tmp_path / "nowhere", BIG).open(A) is None
 
 
-@pytest.mark.parametrize("harm", ["bit", "short", "index", "gone", "no json", "outside"])
+@pytest.mark.parametrize(
+    "harm", ["bit", "short", "index", "gone", "no json", "outside", "names", "no sum"]
+)
 def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
     cache = FeatureCache(tmp_path / "cache", BIG)
     cache.write(A, rows(9))
@@ -87,12 +96,20 @@ def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
     elif harm == "short":
         data.write_bytes(bytes(raw[:-1]))
     elif harm == "index":
-        index.write_text(json.dumps({"ids": ["r0"]}))
+        write_index(index.parent, {"ids": ["r0"]})
     elif harm == "no json":
         index.write_text("{")
-    elif harm == "outside":
+    elif harm == "outside":  # by somebody who knows how to
         (tmp_path / "other.bin").write_bytes(raw)
-        index.write_text(index.read_text().replace('"output"', '"../../other"'))
+        write_index(
+            index.parent, json.loads(index.read_text().replace('"output"', '"../../other"'))
+        )
+    elif harm == "names":  # nothing but the sum could tell
+        index.write_text(
+            index.read_text().replace('"r0"', '"x"').replace('"r1"', '"r0"').replace('"x"', '"r1"')
+        )
+    elif harm == "no sum":
+        (index.parent / SUM).unlink()
     else:
         data.unlink()
     assert cache.open(A) is None

@@ -16,7 +16,7 @@ from PIL import Image
 from regraft import picture_cache
 from regraft.batches import Batches
 from regraft.errors import DataError
-from regraft.feature_cache import FeatureCache
+from regraft.feature_cache import FeatureCache, write_index
 from regraft.picture_cache import Kept, keep, key_of, write
 from regraft.preprocess import build
 from regraft.types import Augment, Example, ImageSpec
@@ -107,7 +107,7 @@ def test_a_damaged_picture_is_read_from_its_file(rows, tmp_path):
     )
 
 
-@pytest.mark.parametrize("harm", ["short", "gone", "no json", "other rows", "schema"])
+@pytest.mark.parametrize("harm", ["short", "gone", "no json", "other rows", "schema", "sides"])
 def test_what_is_no_entry_is_not_taken(rows, tmp_path, harm):
     path = entry(rows, FeatureCache(tmp_path / "cache", 10**9))
     pixels, index = path / "pixels.bin", path / "index.json"
@@ -117,10 +117,13 @@ def test_what_is_no_entry_is_not_taken(rows, tmp_path, harm):
         pixels.unlink()
     elif harm == "no json":
         index.write_text("{")
+    elif harm == "sides":  # the pixels' checksums would not tell
+        values = json.loads(index.read_text())
+        values["shapes"] = [[w, h, c] for h, w, c in values["shapes"]]
+        index.write_text(json.dumps(values))
     else:
         values = json.loads(index.read_text())
-        values |= {"rows": ["a"]} if harm == "other rows" else {"schema": 0}
-        index.write_text(json.dumps(values))
+        write_index(path, values | ({"rows": ["a"]} if harm == "other rows" else {"schema": 0}))
     with pytest.raises((OSError, ValueError)):
         Kept.open(path)
 

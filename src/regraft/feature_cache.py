@@ -1,6 +1,7 @@
 """Outputs of frozen blocks, kept on disk: one folder an entry, mapped when it is read.
 
 ROOT/<key>/index.json     ids, shapes, lengths and the sha256 of each file
+ROOT/<key>/index.sha256   of index.json: a row under another's id would be no error, but a wrong figure
 ROOT/<key>/<tensor>.bin   the rows end to end; of texts, the tokens without padding
 
 A key is the sha256 of all that an entry depends on (see :func:`key_of`). An entry is written beside
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
     from .types import Block, Inputs
 
-SCHEMA = 1
+SCHEMA = 2
+INDEX, SUM = "index.json", "index.sha256"
 MASK = "attention_mask"  # [B, T]: where it is among the tensors, rows are as long as it says
 SOLE = "output"  # the name of a tensor that comes alone
 
@@ -92,8 +94,7 @@ class FeatureCache:
         """The entry, every file checked against its sha256; a damaged one is removed: → None."""
         path = self.root / key
         try:
-            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
-            entry = self._read(path, index)
+            entry = self._read(path, index_of(path))
             os.utime(path)  # used just now
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             shutil.rmtree(path, ignore_errors=True)
@@ -182,12 +183,7 @@ class FeatureCache:
                 file.close()
         for name, about in tensors.items():
             about["sha256"] = hashes[name].hexdigest()
-        index = {"schema": SCHEMA, "ids": ids, "lengths": lengths, "tensors": tensors}
-        with (folder / "index.json").open("w", encoding="utf-8") as text:
-            json.dump(index, text)
-            text.flush()
-            os.fsync(text.fileno())
-        sync(folder)
+        write_index(folder, {"schema": SCHEMA, "ids": ids, "lengths": lengths, "tensors": tensors})
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """(folder, bytes, when it was last used) of every entry, the longest unused first."""
@@ -272,6 +268,25 @@ def checked(name: str) -> str:
     if not re.fullmatch(r"\w+", name):
         raise NotStorableError(f'"{name}" is no name for a file')
     return name
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """The last that is written of an entry: what is in its files, with a sum of its own; all synced."""
+    text = json.dumps(index).encode()
+    for name, data in ((INDEX, text), (SUM, hashlib.sha256(text).hexdigest().encode())):
+        with (folder / name).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync(folder)
+
+
+def index_of(path: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where there is none that is as it was written."""
+    text = (path / INDEX).read_bytes()
+    if hashlib.sha256(text).hexdigest() != (path / SUM).read_text(encoding="ascii"):
+        raise ValueError(f"{path / INDEX} is damaged")
+    return cast(dict[str, Any], json.loads(text))
 
 
 def digest_of(file: Path) -> str:

@@ -1,12 +1,12 @@
 """Decoded pictures, kept on disk and mapped: a picture is read, decoded and resized once.
 
-ROOT/<key>/index.json     each picture's content hash, shape and checksum
+ROOT/<key>/index.json     each picture's content hash, shape and checksum; its sha256 beside it
 ROOT/<key>/pixels.bin     uint8 [H, W, C], one picture after another
 
 What is kept is what nothing random decides: the whole picture where training crops it at random, else
 what evaluation sees of it. The pixels are those of the file to the bit, so no result depends on whether
 they were kept. An entry lies among those of the feature cache, is made as they are, and shares their
-limit. It is not synced: a picture whose checksum is wrong is read from its file again.
+limit. The pixels are not synced: a picture whose checksum is wrong is read from its file again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 from . import processes
 from .batches import KnownFiles
 from .data import content
+from .feature_cache import index_of, write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .feature_cache import FeatureCache
     from .types import Example
 
-SCHEMA = 1
+SCHEMA = 2
 TIMED = 8  # pictures that the estimate decodes
 COPIED = 2e9  # bytes a second that are checked and written, or read while the system holds them
 READ = 500e6  # that come from the disk
@@ -64,7 +65,7 @@ class Kept:
     @classmethod
     def open(cls, path: Path) -> Kept:
         """Raises OSError, ValueError or KeyError for what is no entry."""
-        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+        index = index_of(path)
         if index["schema"] != SCHEMA:
             raise ValueError(f"{path} has schema {index['schema']}")
         shapes = [(int(h), int(w), int(c)) for h, w, c in index["shapes"]]
@@ -135,7 +136,7 @@ def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]])
                 index["rows"].append(name)
                 index["shapes"].append(pixels.shape)
                 index["checks"].append(zlib.crc32(pixels))
-        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        write_index(folder, index)
 
     cache.put(key, fill)
 
