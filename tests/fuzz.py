@@ -50,9 +50,9 @@ from regraft.feature_cache import FeatureCache
 from regraft.formats import image_folder
 from regraft.pictures import facts_of, read_picture
 from regraft.plan import check, read_plan, toml_value, write_plan
-from regraft.sources import _weights
+from regraft.sources import _weights, load_source
 from regraft.tasks.classification import Classification
-from regraft.types import DataOptions
+from regraft.types import DataOptions, SourceOptions
 
 HANG = 20  # seconds that one input may take
 DEAD = 90  # seconds after which a process that does not even notice the alarm is ended
@@ -593,9 +593,51 @@ def read_a_cache(folder: Path) -> None:
         assert found is None or torch.equal(found, picture), "another picture"
 
 
+FOLDERS: dict[str, dict[str, bytes]] = {}  # "bert", "vit" → file → its bytes
+
+
+def make_folders(work: Path) -> None:
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day"]
+    sides: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+                             "intermediate_size": 8}  # fmt: skip
+    text = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **sides)
+    transformers.BertForSequenceClassification(text).save_pretrained(work / "bert")
+    (work / "bert" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": 16}
+    (work / "bert" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **sides)
+    ).save_pretrained(work / "vit")
+    settings = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+                "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255}  # fmt: skip
+    (work / "vit" / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for name in ("bert", "vit"):
+        files = sorted((work / name).iterdir())
+        FOLDERS[name] = {f.name: f.read_bytes() for f in files}
+
+
+def a_transformers_folder(folder: Path, rng: random.Random) -> None:
+    files = FOLDERS[rng.choice(("bert", "vit"))]
+    broken = set(rng.sample([n for n in files if n != "model.safetensors"], rng.choice((1, 1, 2))))
+    for name, data in files.items():
+        if name not in broken:
+            (folder / name).write_bytes(data)
+        elif rng.random() < 0.95:
+            (folder / name).write_bytes(damaged(data, name, rng))
+
+
+def read_a_transformers_folder(folder: Path) -> None:
+    load_source(f"transformers:{folder}", SourceOptions(offline=True))
+
+
 def readers(work: Path) -> dict[str, Reader]:
     make_run(work)
     make_entries(work)
+    make_folders(work)
     pictures = picture_seeds()
     plan = tomllib.loads(PLAN)
     plans = [PLAN.encode(), write_plan(check(plan)).encode()]
@@ -627,6 +669,7 @@ def readers(work: Path) -> dict[str, Reader]:
         "run model": Reader(a_run(lambda n: n.startswith("model/")), read_a_model),
         "checkpoints": Reader(a_run(lambda n: n.startswith("checkpoints/")), read_checkpoints),
         "cache": Reader(a_cache, read_a_cache),
+        "transformers": Reader(a_transformers_folder, read_a_transformers_folder),
     }  # fmt: skip
 
 

@@ -245,6 +245,30 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
         load_source(f"transformers:{folder}", OFFLINE)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": [7]}, r"architectures \[7\], not a list of names"),
+        ({"num_hidden_layers": 2_000_000}, "cannot be built .*2000000 layers"),
+        ({"num_attention_heads": 0}, "cannot be built .*zero"),
+        ({"hidden_size": "16"}, "cannot be built .*hidden_size"),
+        ({"pad_token_id": -900}, "cannot be"),
+        ("[1]", "config.json: damaged, a dict expected"),
+        (("tokenizer.json", '{"version": 1}'), "its tokenizer cannot be loaded"),
+        (("modules.json", "{}"), "modules.json: damaged, a list expected"),
+        (("sentence_bert_config.json", '{"max_seq_length": "a"}'), "cannot be loaded .*fetch"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_words(tmp_path: Path, change: Any, words: str) -> None:
+    folder = bert(tmp_path, **change if isinstance(change, dict) else {})
+    if not isinstance(change, dict):
+        name, text = ("config.json", change) if isinstance(change, str) else change
+        (folder / name).write_text(text)
+    with pytest.raises(SourceError, match=words) as caught:
+        load_source(f"transformers:{folder}", OFFLINE)
+    assert str(folder) in str(caught.value)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -34,14 +34,18 @@ RESAMPLE: dict[int, Literal["nearest", "bilinear", "bicubic", "lanczos"]] = {
 }  # Pillow's numbers
 
 
-def read_json(path: Path) -> Any:
-    """Its value, or {} where there is no such file. Raises SourceError for one that is damaged."""
+def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
+    """The object (or list) in it, or an empty one where there is no such file. Raises SourceError for
+    one that is damaged."""
     if not path.is_file():
-        return {}
+        return kind()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise SourceError(f"{path}: damaged, a {kind.__name__} expected, it holds {value!r:.40}")
+    return value
 
 
 def find(name: str, offline: bool) -> Path:
@@ -86,7 +90,7 @@ def pooling(folder: Path, wanted: str, image: bool, class_token: bool) -> str:
     """ "mean" or "cls": the plan's, else the sentence-transformers folder's, else the usual one."""
     if wanted != "auto":
         return wanted
-    if read_json(folder / "modules.json"):
+    if read_json(folder / "modules.json", list):
         modes = read_json(folder / "1_Pooling" / "config.json")
         on = [k for k, v in modes.items() if k.startswith("pooling_mode_") and v]
         known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -104,7 +108,7 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # the libraries raise all kinds, Exception itself too
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
     rows = net.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:

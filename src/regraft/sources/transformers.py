@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError
+from ..errors import RegraftError, SourceError
 from ..types import LoadedTensor, Preprocess, Source, SourceOptions, TextSpec
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ._weights import Match, Weights
 
+DEEPEST = 1_000  # layers; more are a damaged number, and building them would take for ever
 HEADED = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForImageClassification": "AutoModelForImageClassification",
@@ -30,7 +31,18 @@ def load(name: str, options: SourceOptions) -> Source:
     """The model of a folder or of the hub. Raises SourceError where it cannot be had or split."""
     from . import _folder
 
-    return from_folder(_folder.find(name, options.offline), f"transformers:{name}", options)
+    folder = _folder.find(name, options.offline)
+    try:
+        return from_folder(folder, f"transformers:{name}", options)
+    except RegraftError:
+        raise
+    except (
+        Exception
+    ) as error:  # the library raises as many kinds as a folder can be damaged in ways
+        raise SourceError(
+            f"{folder}: cannot be loaded ({type(error).__name__}: {error}); one of its JSON files may be "
+            "damaged: fetch the folder anew, or write it anew with save_pretrained"
+        ) from error
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
@@ -78,7 +90,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     )  # fmt: skip
     source.notes = (*weights.notes, *notes, *more)
     if (folder / "2_Normalize").is_dir() or "Normalize" in str(
-        _folder.read_json(folder / "modules.json")
+        _folder.read_json(folder / "modules.json", list)
     ):
         source.notes += ("features are not normalised to unit length, unlike the folder's own",)
     return source
@@ -108,7 +120,12 @@ def save_files(source: Source, folder: Path) -> None:
 
 def auto_class(values: dict[str, Any], reference: str) -> str:
     """The library's automatic class for config.json. Raises SourceError for two heads in one."""
-    architecture = (values.get("architectures") or [""])[0]
+    named = values.get("architectures") or [""]
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise SourceError(
+            f"{reference}: config.json has architectures {named}, not a list of names"
+        )
+    architecture = named[0]
     if architecture.endswith("WithTeacher"):
         raise SourceError(f"{reference}: refused, {architecture} has several heads")
     if values.get("is_encoder_decoder"):
@@ -132,6 +149,8 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
     auto = getattr(transformers, recipe["auto"])
     try:
         config = transformers.AutoConfig.for_model(kind, **values)
+        if (layers := getattr(config, "num_hidden_layers", None) or 0) > DEEPEST:
+            raise ValueError(f"it would have {layers} layers")
         config.dtype = torch.float32
         with torch.device("meta" if meta else "cpu"):
             try:
@@ -139,7 +158,7 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
             except TypeError:  # a class without add_pooling_layer
                 recipe["plain"] = True
                 net = auto.from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # as many kinds as there are configurations
         raise SourceError(f'{reference}: "{kind}" cannot be built ({error})') from error
     heads = [n for n, _ in net.named_children() if "classifier" in n and n != "pre_classifier"]
     if recipe["auto"] != "AutoModel" and heads != ["classifier"]:
