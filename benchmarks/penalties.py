@@ -8,7 +8,7 @@ the one with the best source select rows, of those within two points of plain on
 is none), on three seeds. Then seven seeds more of plain 3e-4 and of the two penalties with the best val over the
 three, since three seeds carry t = 4.3 and ten 2.3. Figures are on test and on the source's report rows, at α = 1
 and at the α chosen on val. A run that is there already is read, not made again, so the script can be stopped and
-started.
+started. EPOCHS are those of every fit, where not the default plan's.
 """
 
 import sys
