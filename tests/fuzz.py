@@ -495,16 +495,21 @@ def damaged(data: bytes, name: str, rng: random.Random) -> bytes:
     return flipped(data, rng, list(RUN.values()))
 
 
+def put(folder: Path, files: dict[str, bytes], broken: set[str], rng: random.Random) -> None:
+    """The files, the broken ones damaged or, one time in twenty, left out."""
+    for name, data in files.items():
+        path = folder / name
+        if name in broken and rng.random() < 0.05:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(damaged(data, name, rng) if name in broken else data)
+
+
 def a_run(wanted: Callable[[str], bool]) -> Callable[[Path, random.Random], None]:
     def make(folder: Path, rng: random.Random) -> None:
         names = [n for n in RUN if wanted(n)]
         broken = set(rng.sample(names, rng.choice((1, 1, 1, 2))))
-        for name, data in RUN.items():
-            path = folder / "run" / name
-            if name in broken and rng.random() < 0.05:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(damaged(data, name, rng) if name in broken else data)
+        put(folder / "run", RUN, broken, rng)
         places = {Path(n).parent for n in broken if "checkpoints" in n}
         if rng.random() < 0.7:  # the sums are right, and yet it is not what a run wrote
             for place in places:
@@ -570,13 +575,7 @@ def make_entries(work: Path) -> None:
 def a_cache(folder: Path, rng: random.Random) -> None:
     """Entries of the cache with a file or two damaged or gone."""
     broken = set(rng.sample(list(ENTRIES), rng.choice((1, 1, 2))))
-    for name, data in ENTRIES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name not in broken:
-            path.write_bytes(data)
-        elif rng.random() < 0.95:
-            path.write_bytes(damaged(data, name, rng))
+    put(folder, ENTRIES, broken, rng)
 
 
 def read_a_cache(folder: Path) -> None:
@@ -623,11 +622,7 @@ def make_folders(work: Path) -> None:
 def a_transformers_folder(folder: Path, rng: random.Random) -> None:
     files = FOLDERS[rng.choice(("bert", "vit"))]
     broken = set(rng.sample([n for n in files if n != "model.safetensors"], rng.choice((1, 1, 2))))
-    for name, data in files.items():
-        if name not in broken:
-            (folder / name).write_bytes(data)
-        elif rng.random() < 0.95:
-            (folder / name).write_bytes(damaged(data, name, rng))
+    put(folder, files, broken, rng)
 
 
 def read_a_transformers_folder(folder: Path) -> None:

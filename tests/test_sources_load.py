@@ -253,7 +253,7 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
         ({"num_attention_heads": 0}, "cannot be built .*zero"),
         ({"hidden_size": "16"}, "cannot be built .*hidden_size"),
         ({"pad_token_id": -900}, "cannot be"),
-        ("[1]", "config.json: damaged, a dict expected"),
+        ("[1]", "config.json: damaged, an object expected"),
         (("tokenizer.json", '{"version": 1}'), "its tokenizer cannot be loaded"),
         (("modules.json", "{}"), "modules.json: damaged, a list expected"),
         (("sentence_bert_config.json", '{"max_seq_length": "a"}'), "cannot be loaded .*fetch"),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import processes
 from .errors import DiskError, UsageError
-from .feature_cache import digest_of, sync
+from .feature_cache import digest_of, sync, synced
 from .save import save_tensors
 from .state import Progress, Saved
 from .stopping import Interrupted, Stopping
@@ -65,13 +65,6 @@ def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor])
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     failpoint(f"renamed {place.name}")
-
-
-def synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def checked(place: Path) -> dict[str, Any]:

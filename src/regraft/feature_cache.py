@@ -272,12 +272,8 @@ def checked(name: str) -> str:
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """The last that is written of an entry: what is in its files, with a sum of its own; all synced."""
-    text = json.dumps(index).encode()
-    for name, data in ((INDEX, text), (SUM, hashlib.sha256(text).hexdigest().encode())):
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    synced(folder / INDEX, json.dumps(index))
+    synced(folder / SUM, digest_of(folder / INDEX))
     sync(folder)
 
 
@@ -292,6 +288,13 @@ def index_of(path: Path) -> dict[str, Any]:
 def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(folder: Path) -> None:

@@ -44,7 +44,8 @@ def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, kind):
-        raise SourceError(f"{path}: damaged, a {kind.__name__} expected, it holds {value!r:.40}")
+        wanted = "an object" if kind is dict else "a list"
+        raise SourceError(f"{path}: damaged, {wanted} expected, it holds {value!r:.40}")
     return value
 
 

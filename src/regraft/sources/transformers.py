@@ -36,9 +36,7 @@ def load(name: str, options: SourceOptions) -> Source:
         return from_folder(folder, f"transformers:{name}", options)
     except RegraftError:
         raise
-    except (
-        Exception
-    ) as error:  # the library raises as many kinds as a folder can be damaged in ways
+    except Exception as error:  # the library's, as many kinds as there are ways to be damaged
         raise SourceError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {error}); one of its JSON files may be "
             "damaged: fetch the folder anew, or write it anew with save_pretrained"
