@@ -255,6 +255,13 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
         ({"pad_token_id": -900}, "cannot be"),
         ("[1]", "config.json: damaged, an object expected"),
         (("tokenizer.json", '{"version": 1}'), "its tokenizer cannot be loaded"),
+        (
+            (
+                "tokenizer.json",
+                '{"version": "1.0", "model": {"type": "WordPiece"}, "added_tokens": []}',
+            ),
+            "its tokenizer cannot be loaded .*missing field",
+        ),
         (("modules.json", "{}"), "modules.json: damaged, a list expected"),
         (("sentence_bert_config.json", '{"max_seq_length": "a"}'), "cannot be loaded .*fetch"),
     ],
