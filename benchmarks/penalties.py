@@ -1,6 +1,6 @@
 """Penalties against plain fine-tuning: what the target gains and what the source keeps.
 
-    python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER [EPOCHS]
+    python benchmarks/penalties.py FLOWERS SOURCE_DATA FOLDER [--epochs N] [--average DECAY]
 
 FLOWERS is cut to 20 training, 12 val and 48 test pictures a class, at 128 pixels, from EfficientNet-Lite0. Plain
 fine-tuning at three rates, three seeds each; every penalty at 3e-4 with three strengths on the first seed, then
@@ -8,10 +8,11 @@ the one with the best source select rows, of those within two points of plain on
 is none), on three seeds. Then seven seeds more of plain 3e-4 and of the two penalties with the best val over the
 three, since three seeds carry t = 4.3 and ten 2.3. Figures are on test and on the source's report rows, at α = 1
 and at the α chosen on val. A run that is there already is read, not made again, so the script can be stopped and
-started. EPOCHS are those of every fit, where not the default plan's.
+started. --epochs and --average (the decay of a moving average of the weights) are those of every fit, plain or
+not, where not the default plan's; choose them by the val figures of plain, which are printed first.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,9 @@ TOLERATED = 0.02  # of val accuracy under plain, when a strength is chosen
 
 
 class Bench:
-    def __init__(
-        self, flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto"
-    ) -> None:
+    def __init__(self, flowers: Path, source_data: Path, out: Path, options: dict) -> None:
         self.flowers = wide_cut(flowers, out / "flowers", TRAIN, VAL)
-        self.source_data, self.out, self.epochs = source_data, out, epochs
+        self.source_data, self.out, self.options = source_data, out, options  # of [fit]
         self.prepared: Prepared | None = None
         self.before: Scored | None = None
 
@@ -58,22 +57,24 @@ class Bench:
                 "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
                 "data": {"path": str(self.flowers)},
                 "source_data": {"path": str(self.source_data)},
-                "fit": {
-                    "lr": rate, "head_lr": rate, "allow_large_lr": True, "epochs": self.epochs,
-                },
+                "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True} | self.options,
                 "regularizers": penalties,
                 "run": {"out": str(path), "seed": seed},
             }))  # fmt: skip
         return path
 
-    def rows(self, path: Path, alpha: float | None) -> tuple[Scored, Scored]:
-        """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
+    def ready(self, path: Path) -> Prepared:
+        """The rows and models that all runs share, by the plan of any of them."""
         if self.prepared is None:
             tree = plans.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
             tree["regularizers"] = {}
             self.prepared = prepare(plans.check(tree))
             self.before = self.report(self.prepared.source.backbone)
-        p = self.prepared
+        return self.prepared
+
+    def rows(self, path: Path, alpha: float | None) -> tuple[Scored, Scored]:
+        """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
+        p = self.ready(path)
         if alpha is None or not walked(path):
             state = load_file(path / "model" / "model.safetensors")
         else:
@@ -86,8 +87,8 @@ class Bench:
         """(val accuracy, source accuracy on select) of α = 1."""
         if points := walked(path):
             return points[-1]["figures"]["accuracy"], points[-1]["source"]["after"]
-        p = self.prepared
-        assert p is not None and p.source_data is not None
+        p = self.ready(path)
+        assert p.source_data is not None
         select = p.source_data.scored(p.source.backbone, "select")
         return read_json(path / "result.json")["val"]["accuracy"]["value"], accuracy(select)
 
@@ -113,8 +114,8 @@ def spread(values: list[float]) -> str:
 Rows = list[tuple[Scored, Scored]]
 
 
-def main(flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto") -> None:
-    bench = Bench(flowers, source_data, out, epochs)
+def main(flowers: Path, source_data: Path, out: Path, options: dict) -> None:
+    bench = Bench(flowers, source_data, out, options)
 
     def add(found: dict[str, Rows], name: str, paths: list[Path]) -> None:
         for label, alpha in ((f"{name}, α = 1", 1.0), (f"{name}, α chosen", None)):
@@ -123,6 +124,8 @@ def main(flowers: Path, source_data: Path, out: Path, epochs: int | str = "auto"
             print(f"{label:<28} target {spread(target)}   source {spread(source)}", flush=True)
 
     few: dict[str, Rows] = {}
+    ends = [bench.end_point(bench.fit(f"plain-{RATE:g}", s, RATE, {})) for s in SEEDS]
+    print(f"plain {RATE:g} at α = 1: val {np.mean([v for v, _ in ends]):.3f} {ends}", flush=True)
     for rate in RATES:
         add(few, f"plain {rate:g}", [bench.fit(f"plain-{rate:g}", s, rate, {}) for s in SEEDS])
     print(f"source before: {accuracy(bench.before):.3f}, n = {len(bench.before)}", flush=True)
@@ -169,4 +172,10 @@ def compare(bench: Bench, found: dict[str, Rows]) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(a) for a in sys.argv[1:4]), *map(int, sys.argv[4:]))
+    parser = argparse.ArgumentParser()
+    for name in ("flowers", "source_data", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--epochs", type=int, default="auto")
+    parser.add_argument("--average", type=float, default=0.0)
+    asked = vars(parser.parse_args())
+    main(*(asked.pop(n) for n in ("flowers", "source_data", "out")), asked)
