@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -10,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import fuzz
+from fuzz_damage import altered, as_csv, flipped
 from regraft.errors import DataError
-
-FUZZ = Path(__file__).with_name("fuzz.py")
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # its records look themselves up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz"]
 
 
 def endless():
@@ -48,7 +37,7 @@ def broken():
      (endless, "crash", "Hang")],
 )  # fmt: skip
 def test_a_result_and_a_refusal_are_fine_and_the_rest_is_a_crash(
-    fuzz, tmp_path, monkeypatch, what, outcome, words
+    tmp_path, monkeypatch, what, outcome, words
 ):
     import signal
 
@@ -62,16 +51,16 @@ def test_a_result_and_a_refusal_are_fine_and_the_rest_is_a_crash(
     assert found == outcome and said.startswith(words) and bool(text) == (outcome == "crash")
 
 
-def test_the_same_seed_gives_the_same_inputs_and_another_others(fuzz):
+def test_the_same_seed_gives_the_same_inputs_and_another_others():
     tree = {"a": [1, 2, {"b": "c"}], "d": 0.5}
 
     def inputs(seed):
         rng = random.Random(seed)
         return [
             (
-                fuzz.flipped(b"some bytes", rng, [b"other"]),
-                repr(fuzz.altered(tree, rng)),
-                fuzz.as_csv([["a", "b"]], rng),
+                flipped(b"some bytes", rng, [b"other"]),
+                repr(altered(tree, rng)),
+                as_csv([["a", "b"]], rng),
             )
             for _ in range(30)
         ]
@@ -94,7 +83,7 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path, code):
     (tmp_path / "work").mkdir()
     lines = [
         "import sys; from pathlib import Path",
-        f"sys.path.insert(0, {str(FUZZ.parent)!r})",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
         f"import fuzz; out = Path({str(tmp_path / 'work')!r}); fuzz.guard(out)",
         "open(out / 'inside.txt', 'w').close(); open('/etc/hostname').close()",
         f"try: {code}",
