@@ -194,16 +194,18 @@ def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(mo
     optimizer = torch.optim.SGD(
         [{"params": model.get_submodule(n).parameters(), "lr": r} for n, r in rates.items()]
     )
-    shadow: dict[str, torch.Tensor] = {}
+    steps: list[dict[str, torch.Tensor]] = []
     for epoch in (1, 2, 3):
         for _, inputs, targets in train.epoch(epoch):
             F.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
             optimizer.zero_grad()
-            shadow = {
-                n: 0.8 * shadow[n] + 0.2 * p.detach() if shadow else p.detach().clone()
-                for n, p in model.named_parameters()
-            }
+            steps.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    shares = [0.8**i for i in reversed(range(len(steps)))]
+    shadow = {
+        n: sum(share * at[n] for share, at in zip(shares, steps, strict=True)) / sum(shares)
+        for n in steps[0]
+    }
     kept = dict(target.model.named_parameters())
     assert seen[-1].best  # so the last epoch's average is what is kept
     for name, value in shadow.items():

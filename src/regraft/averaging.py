@@ -1,7 +1,10 @@
 """Exponential moving average of the weights (Polyak and Juditsky 1992; torch.optim.swa_utils).
 
-    θ̄ ← d · θ̄ + (1 − d) · θ   after every step, from the first step's θ on
+    θ̄_t = Σ_{i≤t} d^{t−i} θ_i ÷ Σ_{i≤t} d^{t−i}   over the weights after each of the t steps so far
 
+The division corrects the bias (as in Kingma and Ba 2015, section 3): without it the first step's
+weights would count as all that came before them, which in a short fit is nearly everything (94 % of
+an average with d = 0.999 after 66 steps). As d approaches 1, θ̄ is the plain mean of all steps.
 The average is what is judged and kept; training goes on from θ. Buffers are those of θ.
 """
 
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,8 +23,14 @@ if TYPE_CHECKING:
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel | None:
     """An average that ``update_parameters(model)`` moves; none for a decay of 0."""
-    rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=rule) if decay else None
+
+    def move(
+        averages: Any, weights: Any, steps: torch.Tensor | int
+    ) -> None:  # steps before this one
+        share = (1 - decay) / (1 - decay ** (int(steps) + 1))
+        get_ema_multi_avg_fn(1 - share)(averages, weights, steps)  # type: ignore[no-untyped-call]
+
+    return AveragedModel(model, multi_avg_fn=move) if decay else None
 
 
 @contextmanager
