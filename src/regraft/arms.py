@@ -458,9 +458,8 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> l
     assert budget is not None
     say(str(budget))
 
-    def fitted(rate: float, seed: int, label: str) -> Arm:
+    def fitted(chosen: Settings, seed: int, label: str) -> Arm:
         source = controls.untrained(p.source, seed)
-        chosen = controls.scratch_settings(p.settings, budget, rate)
         return once(
             keeper, label, p, source, seed,
             lambda: fit_arm(
@@ -469,39 +468,41 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> l
         )  # fmt: skip
 
     first = controls.untrained(p.source, p.seeds[0])
-    figures: dict[float, Figures] = {}
-    arms: dict[float, Arm] = {}
-    if p.splits.val:
+    arms: dict[str, Arm] = {}
+
+    def by_val(every: dict[str, Settings]) -> dict[str, Figures]:
         found = each_arm(
             p,
-            budget.rates,
-            lambda rate: fitted(rate, p.seeds[0], f"scratch {rate:g}"),
+            list(every),
+            lambda name: fitted(every[name], p.seeds[0], f"scratch {name}"),
             lambda _: begin(p, first, p.seeds[0], None),
         )
-        arms = dict(zip(budget.rates, found, strict=True))
-        figures = {rate: arm.fit.best for rate, arm in arms.items()}
-    elif p.folds():
-        for rate in budget.rates:
-            chosen = controls.scratch_settings(p.settings, budget, rate)
-            label = f"scratch {rate:g} fold"
+        arms.update(zip(every, found, strict=True))
+        return {name: arms[name].fit.best for name in every}
+
+    def by_folds(every: dict[str, Settings]) -> dict[str, Figures]:
+        found = {}
+        for name, chosen in every.items():
+            label = f"scratch {name} fold"
             (point,) = cross_validate(p, first, chosen, None, keeper, label).points
-            figures[rate] = point.figures
-    rate = best_rate(p, figures) if figures else budget.rates[len(budget.rates) // 2]
-    by = "val" if p.splits.val else "cross-validation" if figures else "nothing: too few rows"
-    say(f"scratch: rate {rate:g}, chosen by {by}")
-    done = [arms[rate]] if rate in arms else []  # of the first seed
+            found[name] = point.figures
+        return found
+
+    if p.splits.val or p.folds():
+        by = "val" if p.splits.val else "cross-validation"
+        tried = by_val if p.splits.val else by_folds
+        name, chosen, _ = controls.search(
+            p.settings, budget, tried, lambda a, b: improves(a, b, p.metric)
+        )
+    else:
+        rate = budget.rates[len(budget.rates) // 2]
+        chosen = controls.scratch_settings(p.settings, budget, rate)
+        name, by = f"{rate:g}", "nothing: too few rows"
+    say(f"scratch: rate {name}, chosen by {by}")
+    done = [arms[name]] if name in arms else []  # of the first seed
     return done + each_arm(
         p,
         p.seeds[len(done) :],
-        lambda seed: fitted(rate, seed, f"scratch, seed {seed}"),
+        lambda seed: fitted(chosen, seed, f"scratch, seed {seed}"),
         lambda seed: begin(p, controls.untrained(p.source, seed), seed, None),
     )
-
-
-def best_rate(p: Prepared, figures: dict[float, Figures]) -> float:
-    """The rate with the best figures; of equal ones the first."""
-    best, *others = figures
-    for rate in others:
-        if improves(figures[rate], figures[best], p.metric):
-            best = rate
-    return best

@@ -5,17 +5,19 @@
     scratch              the same architecture without the source's weights
 
 The scratch control is no straw man: five times the fit's epochs by default, with early stopping on
-val, every block at the head's rate, batch norms training, and the best of three rates on val.
+val, every block at the head's rate, batch norms training, and the best of three rates on val. A
+moving average and sharpness-aware steps of the fit it has only where it is better with them: in an
+average that spans a whole fit, weights that start at random stay random.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +29,9 @@ from .plugins import module
 if TYPE_CHECKING:
     from .types import Source
 
+MORE = ("average", "sharpness")  # settings of a fit that can be too much for weights at random
+Found = TypeVar("Found")
+
 
 @dataclass(frozen=True)
 class ScratchBudget:
@@ -36,14 +41,25 @@ class ScratchBudget:
     patience: int  # 0 without val
     rates: tuple[float, ...]
     fit_epochs: int
+    more: Mapping[str, float] = field(default_factory=dict)  # of the fit's settings, tried last
+
+    @property
+    def tries(self) -> int:
+        """Fits of the first seed, of which the best one stands."""
+        return len(self.rates) + bool(self.more)
 
     def __str__(self) -> str:
         stop = f", stopping after {self.patience} without gain on val" if self.patience else ""
         rates = ", ".join(f"{r:g}" for r in self.rates)
+        more = f", alone or with the fit's {self.named}" if self.more else ""
         return (
             f"scratch: {self.epochs} epochs against the fit's {self.fit_epochs}{stop}; "
-            f"the best rate of {rates}"
+            f"the best rate of {rates}{more}"
         )
+
+    @property
+    def named(self) -> str:
+        return " and ".join(f"{name} {value:g}" for name, value in self.more.items())
 
 
 def scratch_budget(
@@ -54,18 +70,51 @@ def scratch_budget(
         patience=max(5, settings.epochs) if has_val else 0,
         rates=tuple(scratch_lr * f for f in factors),
         fit_epochs=settings.epochs,
+        more={name: value for name in MORE if (value := getattr(settings, name))},
     )
 
 
 def scratch_settings(settings: Settings, budget: ScratchBudget, rate: float) -> Settings:
-    """The fit's settings without what only makes sense for weights that were kept."""
+    """The fit's settings without what was meant for weights that were kept."""
+    off: dict[str, Any] = dict.fromkeys(MORE, 0.0)
     return replace(
         settings,
         epochs=budget.epochs,
         patience=budget.patience,
         rates=dict.fromkeys(settings.rates, rate),
         batch_norm="train",
+        **off,
     )
+
+
+def search(
+    settings: Settings,
+    budget: ScratchBudget,
+    tried: Callable[[dict[str, Settings]], Mapping[str, Found]],
+    better: Callable[[Found, Found], bool],
+) -> tuple[str, Settings, Found]:
+    """What scratch is best with, by name: every rate, then the best of them with ``budget.more``.
+
+    ``tried`` gives what was found with settings by name; of equal ones the first stands.
+    """
+    every = {f"{rate:g}": scratch_settings(settings, budget, rate) for rate in budget.rates}
+    found = dict(tried(every))
+    best = best_of(found, better)
+    if budget.more:
+        name = f"{best} with {budget.named}"
+        more: dict[str, Any] = dict(budget.more)
+        every[name] = replace(every[best], **more)
+        found |= tried({name: every[name]})
+        best = best_of({n: found[n] for n in (best, name)}, better)
+    return best, every[best], found[best]
+
+
+def best_of(found: Mapping[str, Found], better: Callable[[Found, Found], bool]) -> str:
+    best, *others = found
+    for name in others:
+        if better(found[name], found[best]):
+            best = name
+    return best
 
 
 def untrained(source: Source, seed: int) -> Source:

@@ -137,12 +137,13 @@ def at(
             p.scratch, patience=0, fit_epochs=q.settings.epochs,
             epochs=round(q.settings.epochs * plan.evaluate.scratch_budget),
         )  # fmt: skip
-        by_rate = {
-            rate: from_scratch(q, controls.scratch_settings(q.settings, budget, rate), parts)
-            for rate in budget.rates
-        }
         sign = 1 if p.metric.higher_is_better else -1
-        found["scratch"] = max(by_rate.values(), key=lambda v: sign * float(np.mean(v)))
+        _, _, found["scratch"] = controls.search(
+            q.settings,
+            budget,
+            lambda every: {n: from_scratch(q, chosen, parts) for n, chosen in every.items()},
+            lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)),
+        )
     return [point(arm, n, rows, values) for arm, values in found.items()]
 
 

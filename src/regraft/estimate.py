@@ -114,7 +114,7 @@ def cost(p: Prepared) -> str:
     if not n["val"]:
         text += " and about as much for each fold of cross-validation"
     if p.scratch is not None:
-        arms = seeds - 1 + len(p.scratch.rates)
+        arms = seeds - 1 + p.scratch.tries
         text += f", scratch at most {minutes(fits / seeds * arms * p.scratch.epochs / epochs)}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
     return f"{text}\nmemory  {memory(p.device)}"

@@ -141,7 +141,10 @@ class FitPlan(Section):
         "auto", description="radius ρ of sharpness-aware minimisation; two gradients a step; 0: off"
     )
     average: float = Field(
-        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.99; 0: off"
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, as 0.95 (of about 20 steps); 0: off",
     )
     compile: bool = Field(
         False, description="steps by torch.compile, which takes a minute at first and at each thaw"

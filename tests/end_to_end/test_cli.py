@@ -533,3 +533,18 @@ def test_a_closed_pipe_gives_no_traceback():
         )
         assert done.stderr == ""
         assert done.stdout.strip() in ("0", "1", "141")
+
+
+def test_an_average_over_the_whole_fit_does_not_hold_scratch_back(
+    make_pictures, weights, cli, tmp_path
+):
+    data = make_pictures(tmp_path / "few", train=3, test=6)
+    args = [*tiny(weights), *quick(), "--seeds", 3, "--controls", "scratch",
+            "--set", "evaluate.scratch_rates=[3.0]", "--set", "evaluate.scratch_budget=30"]  # fmt: skip
+    found = {}
+    for decay in (0, 0.999):
+        out = tmp_path / str(decay)
+        code, _, err = cli("fit", data, *args, "--set", f"fit.average={decay}", "--out", out)
+        assert code == 0, err
+        found[decay] = result(out)["mean"]["scratch"]
+    assert found[0.999] == found[0] and found[0]["accuracy"]["mean"] > 0.6

@@ -1,0 +1,57 @@
+"""The scratch control is no straw man: nothing meant for kept weights holds it back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from regraft.controls import scratch_budget, scratch_settings, search
+from regraft.loop import Settings
+
+FITS = Settings(epochs=4, rates={"a": 1e-4, "head": 1e-3}, average=0.999, sharpness=0.1)
+
+
+def found(settings, score):
+    """What ``search`` ends with, and every name and settings that it tried, in order."""
+    budget = scratch_budget(settings, 1e-3, [0.3, 1.0, 3.0], 5.0, has_val=True)
+    tried = []
+
+    def judged(every):
+        tried.extend(every.items())
+        assert len(tried) <= budget.tries
+        return {name: score(chosen) for name, chosen in every.items()}
+
+    return search(settings, budget, judged, lambda a, b: a > b), tried, budget
+
+
+def test_every_rate_is_tried_bare_and_the_best_one_with_what_the_fit_has_too():
+    def score(s):
+        return s.rates["head"] - 10 * s.average  # worse with an average
+
+    (name, chosen, best), tried, budget = found(FITS, score)
+    assert [n for n, _ in tried] == [
+        "0.0003", "0.001", "0.003", "0.003 with average 0.999 and sharpness 0.1"
+    ]  # fmt: skip
+    assert all(s.average == s.sharpness == 0 for _, s in tried[:3])
+    with_both = tried[3][1]
+    assert (with_both.average, with_both.sharpness) == (0.999, 0.1)
+    assert with_both == replace(scratch_settings(FITS, budget, 0.003), average=0.999, sharpness=0.1)
+    assert (name, chosen, best) == ("0.003", scratch_settings(FITS, budget, 0.003), 0.003)
+    assert set(chosen.rates.values()) == {0.003} and chosen.batch_norm == "train"
+    assert "alone or with the fit's average 0.999 and sharpness 0.1" in str(budget)
+
+
+def test_where_scratch_is_better_with_it_it_has_it():
+    (name, chosen, _), _, _ = found(FITS, lambda s: s.average - s.rates["head"])
+    assert name == "0.0003 with average 0.999 and sharpness 0.1"
+    assert chosen.average == 0.999 and set(chosen.rates.values()) == {0.0003}
+
+
+def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stands():
+    (name, _, _), tried, budget = found(replace(FITS, average=0.0, sharpness=0.0), lambda s: 1.0)
+    assert name == "0.0003" and len(tried) == budget.tries == 3
+    assert str(budget).endswith("the best rate of 0.0003, 0.001, 0.003")
+
+
+def test_of_equal_ones_the_bare_stands():
+    (name, chosen, _), _, _ = found(FITS, lambda s: 1.0)
+    assert name == "0.0003" and chosen.average == 0
