@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import nn
+
+from regraft import controls
 from regraft.controls import scratch_budget, scratch_settings, search
 from regraft.loop import Settings
 
@@ -29,13 +33,13 @@ def test_every_rate_is_tried_bare_and_the_best_one_with_what_the_fit_has_too():
 
     (name, chosen, best), tried, budget = found(FITS, score)
     assert [n for n, _ in tried] == [
-        "0.0003", "0.001", "0.003", "0.003 with average 0.999 and sharpness 0.1"
+        "0.0003 alone", "0.001 alone", "0.003 alone", "0.003 with average 0.999 and sharpness 0.1"
     ]  # fmt: skip
     assert all(s.average == s.sharpness == 0 for _, s in tried[:3])
     with_both = tried[3][1]
     assert (with_both.average, with_both.sharpness) == (0.999, 0.1)
     assert with_both == replace(scratch_settings(FITS, budget, 0.003), average=0.999, sharpness=0.1)
-    assert (name, chosen, best) == ("0.003", scratch_settings(FITS, budget, 0.003), 0.003)
+    assert (name, chosen, best) == ("0.003 alone", scratch_settings(FITS, budget, 0.003), 0.003)
     assert set(chosen.rates.values()) == {0.003} and chosen.batch_norm == "train"
     assert "alone or with the fit's average 0.999 and sharpness 0.1" in str(budget)
 
@@ -54,4 +58,25 @@ def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stand
 
 def test_of_equal_ones_the_bare_stands():
     (name, chosen, _), _, _ = found(FITS, lambda s: 1.0)
-    assert name == "0.0003" and chosen.average == 0
+    assert name == "0.0003 alone" and chosen.average == 0
+
+
+def test_what_a_module_says_of_its_parts_holds_in_the_scratch_control():
+    """A parent's reset_parameters may set its children otherwise than they would."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+            self.reset_parameters()
+
+        def reset_parameters(self):
+            nn.init.zeros_(self.inner.weight)
+
+    net = nn.Sequential(nn.Linear(3, 3), Gated())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    controls.reset(net)
+    assert not net[1].inner.weight.any()
+    assert all((p != 7.0).all() for p in net.parameters())

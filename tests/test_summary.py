@@ -28,6 +28,8 @@ def test_scratch_is_shown_as_the_mean_that_its_gain_is_over():
     text = summary(Path("runs/x"), result())
     assert "over scratch 0.510   +0.300 [+0.200, +0.400]   over 3 seeds" in text
     assert "0.710" not in text
+    how = "rate 0.003 alone, chosen by val"
+    assert f"over 3 seeds   {how}\n" in summary(Path("runs/x"), result(scratch={"chosen": how}))
 
 
 def test_a_verdict_needs_scratch_and_says_how_often_test_was_opened():

@@ -451,9 +451,11 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
 # ---------------------------------------------------------------- the scratch control
 
 
-def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> list[Arm]:
-    """The scratch control for every seed. Its rate is the best for the first seed: on val, or by
-    folds where there is no val."""
+def fit_scratch(
+    p: Prepared, say: Say, track: Track | None, keeper: Keeper
+) -> tuple[list[Arm], str]:
+    """The scratch control for every seed, and how it was chosen. Its rate is the best for the first
+    seed: on val, or by folds where there is no val."""
     budget = p.scratch
     assert budget is not None
     say(str(budget))
@@ -498,11 +500,13 @@ def fit_scratch(p: Prepared, say: Say, track: Track | None, keeper: Keeper) -> l
         rate = budget.rates[len(budget.rates) // 2]
         chosen = controls.scratch_settings(p.settings, budget, rate)
         name, by = f"{rate:g}", "nothing: too few rows"
-    say(f"scratch: rate {name}, chosen by {by}")
+    how = f"rate {name}, chosen by {by}"
+    say(f"scratch: {how}")
     done = [arms[name]] if name in arms else []  # of the first seed
-    return done + each_arm(
+    others = each_arm(
         p,
         p.seeds[len(done) :],
-        lambda seed: fitted(chosen, seed, f"scratch, seed {seed}"),
+        lambda seed: fitted(chosen, seed, f"scratch {name}, seed {seed}"),
         lambda seed: begin(p, controls.untrained(p.source, seed), seed, None),
     )
+    return done + others, how

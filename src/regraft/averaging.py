@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 def average_of(model: nn.Module, decay: float) -> AveragedModel | None:
     """An average that ``update_parameters(model)`` moves; none for a decay of 0."""
 
-    def move(
-        averages: Any, weights: Any, steps: torch.Tensor | int
-    ) -> None:  # steps before this one
-        share = (1 - decay) / (1 - decay ** (int(steps) + 1))
+    if not decay:
+        return None
+
+    def move(averages: Any, weights: Any, steps: Any) -> None:
+        before = int(average.n_averaged)  # on the CPU, unlike ``steps``, which would be waited for
+        share = (1 - decay) / (1 - decay ** (before + 1))
         get_ema_multi_avg_fn(1 - share)(averages, weights, steps)  # type: ignore[no-untyped-call]
 
-    return AveragedModel(model, multi_avg_fn=move) if decay else None
+    average = AveragedModel(model, multi_avg_fn=move)
+    return average
 
 
 @contextmanager

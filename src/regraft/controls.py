@@ -97,11 +97,12 @@ def search(
 
     ``tried`` gives what was found with settings by name; of equal ones the first stands.
     """
-    every = {f"{rate:g}": scratch_settings(settings, budget, rate) for rate in budget.rates}
+    alone = " alone" if budget.more else ""
+    every = {f"{r:g}{alone}": scratch_settings(settings, budget, r) for r in budget.rates}
     found = dict(tried(every))
     best = best_of(found, better)
     if budget.more:
-        name = f"{best} with {budget.named}"
+        name = f"{best.removesuffix(alone)} with {budget.named}"
         more: dict[str, Any] = dict(budget.more)
         every[name] = replace(every[best], **more)
         found |= tried({name: every[name]})
@@ -137,7 +138,7 @@ def untrained(source: Source, seed: int) -> Source:
 
 def reset(net: nn.Module) -> nn.Module:
     """Every module of one's own drawn anew by its reset_parameters."""
-    for name, child in net.named_modules():
+    for name, child in reversed(list(net.named_modules())):  # a parent's has the last word
         own = list(child.parameters(recurse=False))
         draw: Callable[[], None] | None = getattr(child, "reset_parameters", None)
         if draw is not None:

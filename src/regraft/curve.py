@@ -8,13 +8,14 @@ are not looked at.
 The band is mean ± t · sd ÷ √k over k folds, t with k − 1 degrees of freedom. Folds share training rows,
 so it is too narrow as an interval for new data (Bengio and Grandvalet 2004); it shows the scatter.
 Fits are taken at α = 1: there are no rows left to choose by. Scratch's rate is the best over the folds
-at each n, which is kind to scratch.
+at each n, and so is whether it has the fit's moving average and sharpness, which is kind to scratch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def at(
     if p.scratch is not None:
         budget = replace(
             p.scratch, patience=0, fit_epochs=q.settings.epochs,
-            epochs=round(q.settings.epochs * plan.evaluate.scratch_budget),
+            epochs=max(q.settings.epochs, ceil(q.settings.epochs * plan.evaluate.scratch_budget)),
         )  # fmt: skip
         sign = 1 if p.metric.higher_is_better else -1
         _, _, found["scratch"] = controls.search(

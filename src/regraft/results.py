@@ -32,6 +32,7 @@ class Trained:
     probe: Probe | None
     cross: Folded  # the frontier by folds, where there is no val
     fitted: bool  # False: by cross-validation the probe was better, and stands
+    scratch_how: str = ""  # its rate, and by what that was chosen
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
-        "scratch": {"budget": str(p.scratch), "steps": [a.fit.steps for a in t.scratch]}
+        "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
+                    "steps": [a.fit.steps for a in t.scratch],
+                    "best_epochs": [a.fit.best_epoch for a in t.scratch]}
         if t.scratch else None,
         "confusion": confusion(first, task.outputs).tolist()
         if task.name == "classification" else None,

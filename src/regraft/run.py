@@ -397,8 +397,8 @@ def train(
     for seed, epoch in sorted(processes.gathered(later), key=lambda e: e[0]):
         note(seed, epoch)
     with clock("scratch"):
-        scratch = fit_scratch(p, say, track, keeper) if p.scratch is not None else []
-    return Trained(arms, scratch, probe, crossed, fitted=chosen.epochs > 0)
+        scratch, how = fit_scratch(p, say, track, keeper) if p.scratch is not None else ([], "")
+    return Trained(arms, scratch, probe, crossed, fitted=chosen.epochs > 0, scratch_how=how)
 
 
 def source_of(p: Prepared, seed: int) -> Source:

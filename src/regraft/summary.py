@@ -94,7 +94,10 @@ def over(r: dict[str, Any], name: str, value: float | None) -> str:
         if gain["high"] < 0:
             return f"{text}   fine-tuning hurts over the probe (these two models)"
         return f"{text}   paired"
-    return f"{text}   {over_seeds(r) if name == 'scratch' else 'paired'}"
+    if name != "scratch":
+        return f"{text}   paired"
+    how = (r.get("scratch") or {}).get("chosen")
+    return f"{text}   {over_seeds(r)}" + (f"   {how}" if how else "")
 
 
 def over_seeds(r: dict[str, Any]) -> str:

@@ -258,6 +258,8 @@ def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(
     gains = [s["test"]["accuracy"] - s["scratch"]["accuracy"] for s in r["seeds"]]
     assert r["verdict"]["gain"]["value"] == pytest.approx(sum(gains) / 3)
     assert r["verdict"]["words"] in printed
+    assert r["scratch"]["chosen"] == "rate 0.001, chosen by cross-validation"
+    assert r["scratch"]["chosen"] in printed and len(r["scratch"]["best_epochs"]) == 3
     if not r["fit"]["fitted"]:  # the probe stands, and is what was saved
         assert r["fit"]["epochs"] == 0
         assert r["gain"]["linear probe"]["value"] == 0
