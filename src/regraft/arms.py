@@ -15,6 +15,7 @@ import torch
 
 from . import controls, plugins, processes, reuse
 from .checkpoints import Keeper
+from .errors import DivergedError
 from .features import Outputs, outputs, placed
 from .freeze import evaluating, set_trainable
 from .frontier import ALPHAS, Point, choose, move, walk
@@ -471,12 +472,22 @@ def fit_scratch(
 
     first = controls.untrained(p.source, p.seeds[0])
     arms: dict[str, Arm] = {}
+    worst = -np.inf if p.metric.higher_is_better else np.inf
+    lost = {p.task.primary: worst, "loss": np.inf}  # figures of a try that diverged
+
+    def survived(name: str, chosen: Settings) -> Arm:
+        try:
+            return fitted(chosen, p.seeds[0], f"scratch {name}")
+        except DivergedError as error:
+            say(f"scratch {name} is out: {error}")
+            nothing = Fit(0, 0, 0, lost, lost, "diverged")
+            return Arm(begin(p, first, p.seeds[0], None), nothing)
 
     def by_val(every: dict[str, Settings]) -> dict[str, Figures]:
         found = each_arm(
             p,
             list(every),
-            lambda name: fitted(every[name], p.seeds[0], f"scratch {name}"),
+            lambda name: survived(name, every[name]),
             lambda _: begin(p, first, p.seeds[0], None),
         )
         arms.update(zip(every, found, strict=True))
@@ -486,16 +497,25 @@ def fit_scratch(
         found = {}
         for name, chosen in every.items():
             label = f"scratch {name} fold"
-            (point,) = cross_validate(p, first, chosen, None, keeper, label).points
-            found[name] = point.figures
+            try:
+                (point,) = cross_validate(p, first, chosen, None, keeper, label).points
+                found[name] = point.figures
+            except DivergedError as error:
+                say(f"scratch {name} is out: {error}")
+                found[name] = lost
         return found
 
     if p.splits.val or p.folds():
         by = "val" if p.splits.val else "cross-validation"
         tried = by_val if p.splits.val else by_folds
-        name, chosen, _ = controls.search(
+        name, chosen, best = controls.search(
             p.settings, budget, tried, lambda a, b: improves(a, b, p.metric)
         )
+        if best == lost:
+            raise DivergedError(
+                f"from scratch every rate diverged ({', '.join(f'{r:g}' for r in budget.rates)}): lower "
+                "evaluate.scratch_rates, or leave out the scratch control"
+            )
     else:
         rate = budget.rates[len(budget.rates) // 2]
         chosen = controls.scratch_settings(p.settings, budget, rate)

@@ -550,3 +550,28 @@ def test_an_average_over_the_whole_fit_does_not_hold_scratch_back(
         assert code == 0, err
         found[decay] = result(out)["mean"]["scratch"]
     assert found[0.999] == found[0] and found[0]["accuracy"]["mean"] > 0.6
+
+
+@pytest.mark.parametrize("train", [3, 8])  # by folds, and on val
+def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(
+    make_pictures, weights, cli, tmp_path, train
+):
+    data = make_pictures(tmp_path / "few", train=train, test=6)
+    args = [*tiny(weights), *quick(2), "--controls", "scratch", "--seeds", 1]
+    found = {}
+    for rates in ("[1.0]", "[1e30, 1.0]"):
+        out = tmp_path / rates
+        code, _, err = cli(
+            "fit", data, *args, "--set", f"evaluate.scratch_rates={rates}", "--out", out
+        )
+        assert code == 0, err
+        found[rates] = result(out)["seeds"][0]["scratch"]
+    assert found["[1e30, 1.0]"] == found["[1.0]"]
+    assert "scratch 1e+27 is out: the " in (tmp_path / "[1e30, 1.0]" / "log.txt").read_text()
+    all_out = ["--set", "evaluate.scratch_rates=[1e29, 1e30]", "--out", tmp_path / "none"]
+    code, _, err = cli("fit", data, *args, *all_out)
+    assert (
+        code == 5
+        and "every rate diverged (1e+26, 1e+27): lower evaluate.scratch_rates"
+        in " ".join(err.split())
+    )
