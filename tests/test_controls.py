@@ -56,6 +56,11 @@ def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stand
     assert str(budget).endswith("the best rate of 0.0003, 0.001, 0.003")
 
 
+def test_the_budget_is_never_less_than_the_fit_has():
+    budgets = [scratch_budget(FITS, 1e-3, [1.0], share, has_val=False) for share in (0.1, 1.1, 5.0)]
+    assert [b.epochs for b in budgets] == [4, 5, 20] and budgets[0].patience == 0
+
+
 def test_of_equal_ones_the_bare_stands():
     (name, chosen, _), _, _ = found(FITS, lambda s: 1.0)
     assert name == "0.0003 alone" and chosen.average == 0

@@ -93,7 +93,7 @@ def test_nothing_below_imports_run_api_or_cli(file):
         "run": {"api", "cli", "demo", "rechoose"}, "cli": {"__main__"},
         "api": {"cli", "inputs", "exporting", "__init__"},
         "checking": {"api", "cli"},
-        "prepare": {"run", "arms", "reuse", "results", "resuming", "estimate", "rechoose", "curve",
+        "prepare": {"run", "arms", "scratch", "reuse", "results", "resuming", "estimate", "rechoose", "curve",
                         "range_test", "checking", "suspects"},
     }  # fmt: skip
     for module, users in above.items():

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -134,9 +133,9 @@ def at(
         fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
         found["fit"].append(value(q, target, judged))
     if p.scratch is not None:
-        budget = replace(
-            p.scratch, patience=0, fit_epochs=q.settings.epochs,
-            epochs=max(q.settings.epochs, ceil(q.settings.epochs * plan.evaluate.scratch_budget)),
+        budget = controls.scratch_budget(
+            q.settings, cast(float, resolved.fit.scratch_lr), resolved.evaluate.scratch_rates,
+            resolved.evaluate.scratch_budget, has_val=False,
         )  # fmt: skip
         sign = 1 if p.metric.higher_is_better else -1
         _, _, found["scratch"] = controls.search(

@@ -31,7 +31,6 @@ from .arms import (
     features_of,
     features_of_source,
     fit_arm,
-    fit_scratch,
     once,
     probe_on,
     probe_once,
@@ -69,6 +68,7 @@ from .runfiles import (
     status_of,
 )
 from .save import save_ends, save_model, save_novelty
+from .scratch import fit_scratch
 from .source_data import Part
 from .stopping import Interrupted, stopping
 from .suspects import write_suspects

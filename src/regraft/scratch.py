@@ -1,0 +1,92 @@
+"""The scratch control: the same architecture from random weights, as good as its budget lets it be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import controls
+from .arms import Arm, Figures, Say, Track, begin, cross_validate, each_arm, fit_arm, once
+from .checkpoints import Keeper
+from .errors import DivergedError
+from .loop import Fit, Settings, improves
+from .prepare import Prepared
+
+
+def fit_scratch(
+    p: Prepared, say: Say, track: Track | None, keeper: Keeper
+) -> tuple[list[Arm], str]:
+    """The scratch control for every seed, and how it was chosen. Its rate is the best for the first
+    seed: on val, or by folds where there is no val."""
+    budget = p.scratch
+    assert budget is not None
+    say(str(budget))
+
+    def fitted(chosen: Settings, seed: int, label: str) -> Arm:
+        source = controls.untrained(p.source, seed)
+        return once(
+            keeper, label, p, source, seed,
+            lambda: fit_arm(
+                p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper
+            ),
+        )  # fmt: skip
+
+    first = controls.untrained(p.source, p.seeds[0])
+    arms: dict[str, Arm] = {}
+    worst = -np.inf if p.metric.higher_is_better else np.inf
+    lost = {p.task.primary: worst, "loss": np.inf}  # figures of a try that diverged
+
+    def survived(name: str, chosen: Settings) -> Arm:
+        try:
+            return fitted(chosen, p.seeds[0], f"scratch {name}")
+        except DivergedError as error:
+            say(f"scratch {name} is out: {error}")
+            nothing = Fit(0, 0, 0, lost, lost, "diverged")
+            return Arm(begin(p, first, p.seeds[0], None), nothing)
+
+    def by_val(every: dict[str, Settings]) -> dict[str, Figures]:
+        found = each_arm(
+            p,
+            list(every),
+            lambda name: survived(name, every[name]),
+            lambda _: begin(p, first, p.seeds[0], None),
+        )
+        arms.update(zip(every, found, strict=True))
+        return {name: arms[name].fit.best for name in every}
+
+    def by_folds(every: dict[str, Settings]) -> dict[str, Figures]:
+        found = {}
+        for name, chosen in every.items():
+            label = f"scratch {name} fold"
+            try:
+                (point,) = cross_validate(p, first, chosen, None, keeper, label).points
+                found[name] = point.figures
+            except DivergedError as error:
+                say(f"scratch {name} is out: {error}")
+                found[name] = lost
+        return found
+
+    if p.splits.val or p.folds():
+        by = "val" if p.splits.val else "cross-validation"
+        tried = by_val if p.splits.val else by_folds
+        name, chosen, best = controls.search(
+            p.settings, budget, tried, lambda a, b: improves(a, b, p.metric)
+        )
+        if best == lost:
+            raise DivergedError(
+                f"from scratch every rate diverged ({', '.join(f'{r:g}' for r in budget.rates)}): lower "
+                "evaluate.scratch_rates, or leave out the scratch control"
+            )
+    else:
+        rate = budget.rates[len(budget.rates) // 2]
+        chosen = controls.scratch_settings(p.settings, budget, rate)
+        name, by = f"{rate:g}", "nothing: too few rows"
+    how = f"rate {name}, chosen by {by}"
+    say(f"scratch: {how}")
+    done = [arms[name]] if name in arms else []  # of the first seed
+    others = each_arm(
+        p,
+        p.seeds[len(done) :],
+        lambda seed: fitted(chosen, seed, f"scratch {name}, seed {seed}"),
+        lambda seed: begin(p, controls.untrained(p.source, seed), seed, None),
+    )
+    return done + others, how
