@@ -258,14 +258,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with Image.open(tmp_path / "other" / "test" / name / "0.png") as image:
             image.save(tmp_path / "new" / f"{i}.jpg")
             image.save(tmp_path / "new.jpg")
-    from regraft.sources.timm import imagenet_labels
+    from regraft.sources.timm import imagenet_classes
 
     sample = {
         "train": 3,
         "val": 27,
         "test": 5,
     }  # 300 rows to choose by can prove a retention of 0.99
-    pictures(tmp_path / "imagenet-sample", sample, imagenet_labels()[:12], seed=3)
+    pictures(tmp_path / "imagenet-sample", sample, imagenet_classes()[0][:12], seed=3)
     words = {"joy": ["good", "fine", "glad"], "anger": ["bad", "awful", "vile"]}
     for split, n in (("train", 24), ("val", 10), ("test", 10)):
         rows = [(f"{words[e][i % 3]} day {split} {i}", e) for e in words for i in range(n)]

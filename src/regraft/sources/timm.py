@@ -7,6 +7,7 @@ hub (or its cache) and pass the same gate as any file. The classifier becomes th
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +234,7 @@ def split(model: Any, reference: str, head: str | None, classifier: str | None) 
     blocks = _blocks.partition(model, groups, runs)
     features, blocks = _blocks.prove(model, taken, blocks, x, expected, reference)
     classes = expected.shape[1] if head else 0
+    labels, words = imagenet_classes() if classes == 1000 else (None, None)
     config = model.pretrained_cfg
     return Source(
         name=reference,
@@ -241,8 +243,8 @@ def split(model: Any, reference: str, head: str | None, classifier: str | None) 
         blocks=blocks,
         preprocess=spec,
         features=features,
-        labels=imagenet_labels() if classes == 1000 else None,
-        words=imagenet_words() if classes == 1000 else None,
+        labels=labels,
+        words=words,
         licence=config.get("license") or "unknown",
         recipe={
             "source": "timm",
@@ -289,17 +291,12 @@ def channels(model: Any) -> int:
     return first.in_channels if first is not None else 3
 
 
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 WordNet ids of ImageNet in output order; unlike the words they are unique."""
+@cache
+def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The 1000 WordNet ids of ImageNet in output order, which unlike the words are unique, and what
+    they stand for, synonyms separated by commas."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
-    return tuple(info.index_to_label_name(i) for i in range(1000))
-
-
-def imagenet_words() -> tuple[str, ...]:
-    """What these ids stand for, synonyms separated by commas."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    return tuple(info.index_to_description(i) for i in range(1000))
+    ids = tuple(info.index_to_label_name(i) for i in range(1000))
+    return ids, tuple(info.index_to_description(i) for i in range(1000))
