@@ -12,8 +12,9 @@ SEED ?= 0
 demo: $(STAMP)
 	$(BIN)/regraft demo --out $(OUT)
 
+# One thread a process: there are two already, and some tests start more.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal

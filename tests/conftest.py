@@ -6,8 +6,10 @@ import ipaddress
 import os
 import socket
 import sys
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
@@ -66,8 +68,11 @@ def loopback():
 @pytest.fixture(autouse=True)
 def alone(tmp_path_factory, monkeypatch):
     """The ledger of opened test sets and the caches are the test's own."""
-    monkeypatch.setenv("REGRAFT_STATE", str(tmp_path_factory.mktemp("state")))
-    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # not mktemp, which reads the whole folder for its next number: seconds of a suite of thousands
+    own = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    for name in ("state", "cache"):
+        (own / name).mkdir()
+        monkeypatch.setenv(f"REGRAFT_{name.upper()}", str(own / name))
 
 
 class Net(nn.Module):
