@@ -250,7 +250,7 @@ def fit_rows(
     penalties = {
         name: r.prepare(target, rows_of_source, p.train_rows(rows))
         for name, r in p.regularizers.items()
-        if not (scratch and r.uses_source)  # there is nothing to hold on to
+        if chosen.penalties and not (scratch and r.uses_source)  # there is nothing to hold on to
     }
     train = p.batches("train", rows, seed=seed, train=True)
     everything = plugins.options_class("freezing", "everything")()

@@ -8,7 +8,7 @@ are not looked at.
 The band is mean ± t · sd ÷ √k over k folds, t with k − 1 degrees of freedom. Folds share training rows,
 so it is too narrow as an interval for new data (Bengio and Grandvalet 2004); it shows the scatter.
 Fits are taken at α = 1: there are no rows left to choose by. Scratch's rate is the best over the folds
-at each n, and so is whether it has the fit's moving average and sharpness, which is kind to scratch.
+at each n, and so is whether it has the fit's moving average and the like, which is kind to scratch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from .heap import freed_memory_kept
 from .linear_probe import fit_probe
 from .plan import Plan
 from .prepare import Prepared, prepare
-from .resolve import resolve, settings
+from .resolve import resolve, scratch_budget, settings
 from .runfiles import RunFolder, check_new
 from .types import Source
 
@@ -133,10 +133,7 @@ def at(
         fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
         found["fit"].append(value(q, target, judged))
     if p.scratch is not None:
-        budget = controls.scratch_budget(
-            q.settings, cast(float, resolved.fit.scratch_lr), resolved.evaluate.scratch_rates,
-            resolved.evaluate.scratch_budget, has_val=False,
-        )  # fmt: skip
+        budget = scratch_budget(resolved, q.settings, q.regularizers, has_val=False)
         sign = 1 if p.metric.higher_is_better else -1
         _, _, found["scratch"] = controls.search(
             q.settings,

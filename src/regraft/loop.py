@@ -50,6 +50,7 @@ class Settings:
     sharpness: float = 0.0  # radius ρ of sharpness-aware minimisation; 0: off
     average: float = 0.0  # decay of the weights' moving average; 0: off
     patience: int = 0  # epochs; 0: off
+    penalties: bool = True  # those of the plan; the scratch control is tried without them
     batch_norm: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     layout: str = "contiguous"

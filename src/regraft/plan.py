@@ -174,7 +174,9 @@ class EvaluatePlan(Section):
     )
     scratch_budget: Positive = Field(5.0, description="the scratch control's epochs ÷ the fit's")
     scratch_rates: list[Positive] = Field(
-        [0.3, 1.0, 3.0], min_length=1, description="times scratch_lr; the best on val is taken"
+        [0.3, 1.0, 3.0],
+        min_length=1,
+        description="times scratch_lr; the best on val is taken, or one beyond",
     )
 
 

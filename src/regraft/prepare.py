@@ -26,7 +26,7 @@ from .loop import Settings
 from .picture_cache import PICTURES
 from .plan import Plan
 from .preprocess import Preprocessor, TextPreprocessor, build, whole_for
-from .resolve import BlockRow, Reasons, choose_device, resolve, settings, table
+from .resolve import BlockRow, Reasons, choose_device, resolve, scratch_budget, settings, table
 from .sharding import aside, check_shard
 from .source_data import SourceData, load_source_data
 from .sources import load_source
@@ -238,10 +238,7 @@ def prepare(
     check_rows_of_a_batch(plan, target, len(splits.train))
     scratch = None
     if "scratch" in plan.evaluate.controls:
-        scratch = controls.scratch_budget(
-            chosen, cast(float, plan.fit.scratch_lr), plan.evaluate.scratch_rates,
-            plan.evaluate.scratch_budget, bool(splits.val),
-        )  # fmt: skip
+        scratch = scratch_budget(plan, chosen, regularizers, has_val=bool(splits.val))
         controls.untrained(source, plan.run.seed)  # refused here, not after an hour of training
     p = Prepared(
         plan=plan,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from . import processes
+from . import controls, processes
 from .errors import PlanError, UsageError
 from .loop import Settings
 from .optimizers import optimizer_class
@@ -22,7 +22,7 @@ from .rates import block_rates
 from .types import Augment
 
 if TYPE_CHECKING:
-    from .types import Freezing, Source, Target
+    from .types import Freezing, Regularizer, Source, Target
 
 Reasons = dict[str, str]  # dotted key → why
 
@@ -189,6 +189,21 @@ def settings(plan: Plan, target: Target) -> Settings:
         layout=cast(str, plan.run.layout),
         precision=cast(str, plan.run.precision),
         compile=fit.compile,
+    )
+
+
+def scratch_budget(
+    plan: Plan, chosen: Settings, regularizers: Mapping[str, Regularizer], *, has_val: bool
+) -> controls.ScratchBudget:
+    """What the scratch control of a resolved plan may spend and try."""
+    return controls.scratch_budget(
+        chosen,
+        cast(float, plan.fit.scratch_lr),
+        plan.evaluate.scratch_rates,
+        plan.evaluate.scratch_budget,
+        has_val=has_val,
+        weight_decay=default_decay(plan.fit.optimizer)[0],
+        penalties=[name for name, r in regularizers.items() if not r.uses_source],
     )
 
 

@@ -15,8 +15,8 @@ from .prepare import Prepared
 def fit_scratch(
     p: Prepared, say: Say, track: Track | None, keeper: Keeper
 ) -> tuple[list[Arm], str]:
-    """The scratch control for every seed, and how it was chosen. Its rate is the best for the first
-    seed: on val, or by folds where there is no val."""
+    """The scratch control for every seed, and how it was chosen: what is best for the first seed on
+    val, or by folds where there is no val."""
     budget = p.scratch
     assert budget is not None
     say(str(budget))
@@ -72,9 +72,10 @@ def fit_scratch(
             p.settings, budget, tried, lambda a, b: improves(a, b, p.metric)
         )
         if best == lost:
+            rates = ", ".join(f"{r:g}" for r in budget.rates)
             raise DivergedError(
-                f"from scratch every rate diverged ({', '.join(f'{r:g}' for r in budget.rates)}): lower "
-                "evaluate.scratch_rates, or leave out the scratch control"
+                f"from scratch every rate diverged ({rates}{' and lower ones' * (len(budget.rates) > 1)}): "
+                "lower evaluate.scratch_rates, or leave out the scratch control"
             )
     else:
         rate = budget.rates[len(budget.rates) // 2]

@@ -1,0 +1,101 @@
+"""The scratch control in a whole run: what holds it back is left out, and a rate that diverges too."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import regraft
+from regraft.errors import DivergedError
+from regraft.types import CallableSpec, Source
+
+CLASSES, SIDE = 3, 8
+
+
+def numbers(inputs):
+    return torch.tensor([float(v) for v in inputs[0].split()])
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low = nn.Sequential(nn.Linear(SIDE, 16), nn.Tanh())
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.low(x))
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """Fit ``rows`` training rows, whose class is the largest of three numbers; the run's folder."""
+
+    def write(name, n):
+        x = np.random.default_rng(n).normal(size=(n, SIDE)).round(3)
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows([" ".join(map(str, r)), f"c{r[:CLASSES].argmax()}"] for r in x)
+
+    def run(rows, **settings):
+        write("train", rows)
+        write("test", 90)
+        torch.manual_seed(0)
+        source = Source.from_module(
+            Net(), head="head", preprocess=CallableSpec(numbers, kind="text"),
+            example=torch.zeros(2, SIDE), name="net",
+        )  # fmt: skip
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        given = {
+            "data.text": ["text"], "data.label": ["label"], "evaluate.controls": ["scratch"],
+            "evaluate.scratch_rates": [3.0], "fit.epochs": 2, "fit.batch_size": 16, "fit.lr": 5e-4,
+            "fit.head_lr": 5e-4, "fit.scratch_lr": 1e-2, "fit.sharpness": 0.0, "run.threads": 1,
+            "probe.strengths": [0.01],
+        } | {name.replace("__", "."): value for name, value in settings.items()}  # fmt: skip
+        regraft.fit(tmp_path, source=source, out=out, settings=given)
+        return out
+
+    return run
+
+
+def scratch(out):
+    return json.loads((out / "result.json").read_text())["seeds"][0]["scratch"]
+
+
+MUCH = [
+    {"fit__average": 0.999},
+    {"fit__weight_decay": 50.0},
+    {"regularizers__l2__strength": 50.0},
+]
+
+
+@pytest.mark.parametrize("much", MUCH, ids=lambda m: next(iter(m)))
+def test_what_was_set_for_kept_weights_does_not_hold_scratch_back(fit, much):
+    """An average over the whole fit, and a decay and a penalty that its rate cannot bear."""
+    plain, held = (fit(120, evaluate__scratch_budget=15.0, **more) for more in ({}, much))
+    assert scratch(held) == scratch(plain) and scratch(plain)["accuracy"] > 0.6
+    result = json.loads((held / "result.json").read_text())
+    assert result["scratch"]["chosen"] == "rate 0.03 alone, chosen by val"
+
+
+@pytest.mark.parametrize("rows", [40, 120])  # by folds, and on val
+def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(fit, rows):
+    some, one = (fit(rows, evaluate__scratch_rates=rates) for rates in ([1e30, 1.0], [1.0]))
+    assert scratch(some) == scratch(one)
+    assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
+    with pytest.raises(
+        DivergedError,
+        match=r"every rate diverged \(1e\+27, 1e\+28 and lower ones\): lower evaluate.scratch_rates",
+    ):
+        fit(rows, evaluate__scratch_rates=[1e29, 1e30])
+
+
+def test_where_the_best_rate_is_the_outermost_one_beyond_is_tried(fit):
+    out = fit(120, evaluate__scratch_rates=[0.001, 0.003], evaluate__scratch_budget=5.0)
+    result = json.loads((out / "result.json").read_text())
+    assert result["scratch"]["chosen"] == "rate 0.00027, chosen by val"
