@@ -71,6 +71,16 @@ def test_the_last_two_of_an_arm_stay_and_a_finished_part_takes_their_place(tmp_p
     assert again.since("seed 1") is None
 
 
+def test_an_arm_that_came_to_nothing_leaves_its_steps_to_the_next(tmp_path):
+    """An arm of the same steps would else take the other's checkpoint for its own."""
+    k = saved(tmp_path, arm="scratch 0.3")
+    k.forget()
+    assert names(tmp_path) == []
+    k.keep("scratch 0.1", at(3), lambda: TENSORS)
+    found = keeper(tmp_path).since("scratch 0.1")
+    assert found is not None and found.record["at"]["step"] == 3
+
+
 def test_steps_minutes_and_epochs_decide_when(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

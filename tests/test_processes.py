@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from regraft import processes
-from regraft.errors import UsageError
+from regraft.arms import spread
+from regraft.errors import DivergedError, UsageError
 
 WORKER = Path(__file__).with_name("fit_worker.py")
 
@@ -147,3 +150,26 @@ def test_one_process_is_told_what_it_says():
     assert processes.gathered(["a"]) == ["a"] and processes.told("b") == "b"
     assert processes.spread(range(3), lambda i: i * i) == [0, 1, 4]
     assert (processes.rank(), processes.size(), processes.first()) == (0, 1, True)
+
+
+def test_a_fit_that_diverges_is_raised_once_every_process_has_told_its_own(monkeypatch):
+    """Else the others would wait, or take what is told next for what they wait for."""
+    told = []
+
+    def all_tell(items, compute):
+        told.extend(compute(item) for item in items)
+        return list(told)
+
+    def fitted(item):
+        if item == 1:
+            raise DivergedError("the loss is not finite")
+        return item
+
+    monkeypatch.setattr(processes, "spread", all_tell)
+    p = SimpleNamespace(kept={})
+    with pytest.raises(DivergedError, match="the loss is not finite"):
+        spread(p, [0, 1, 2], fitted)
+    assert [value for value, _ in told] == [0, None, 2]
+    assert isinstance(pickle.loads(pickle.dumps(told[1][1])), DivergedError)  # it is sent
+    told.clear()
+    assert spread(p, [0, 2], fitted) == [0, 2]

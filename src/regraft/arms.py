@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 
 from . import plugins, processes, reuse
 from .checkpoints import Keeper
+from .errors import DivergedError
 from .features import Outputs, outputs, placed
 from .freeze import evaluating, set_trainable
 from .frontier import ALPHAS, Point, choose, move, walk
@@ -133,13 +134,25 @@ def each_arm(
 
 def spread(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
     """``processes.spread``. What one process alone came to keep it forgets afterwards: the others would
-    wait for it where they compute that together."""
+    wait for it where they compute that together. A fit of one that diverged is raised in all of them,
+    once each has told the others of its own: they go on, or end, together."""
+
+    def told(item: T) -> tuple[R | None, DivergedError | None]:
+        try:
+            return compute(item), None
+        except DivergedError as error:
+            return None, error
+
     before = dict(p.kept)
     try:
-        return processes.spread(items, compute)
+        found = processes.spread(items, told)
     finally:
         p.kept.clear()
         p.kept.update(before)
+    for _, error in found:
+        if error is not None:
+            raise error
+    return [cast(R, value) for value, _ in found]
 
 
 def once(

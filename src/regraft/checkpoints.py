@@ -198,6 +198,13 @@ class Keeper:
                 shutil.rmtree(path, ignore_errors=True)
         self.good.clear()
 
+    def forget(self) -> None:
+        """Drop the checkpoints of an arm that came to nothing: the next one's have the same names."""
+        if self.writes:
+            for path in self.good:
+                shutil.rmtree(path, ignore_errors=True)
+        self.good.clear()
+
     def since(self, arm: str) -> Saved | None:
         """The last good checkpoint of an arm."""
         for place in reversed(self.good):

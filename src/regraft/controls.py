@@ -9,7 +9,7 @@ val, every block at the head's rate, batch norms training, and the best of three
 of further ones while the best is the outermost. What was set for weights that were kept (a moving
 average, sharpness-aware steps, a weight decay of one's own, penalties) it has only where it is
 better with it: in an average that spans a whole fit, weights that start at random stay random, and
-a penalty that a small rate hardly feels rules where the rate is a hundred times as large.
+a penalty that a small rate hardly feels rules where the rate is many times as large.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from .errors import SourceError
+from .errors import DivergedError, SourceError
 from .loop import Settings
 from .plugins import module
 
@@ -146,6 +146,14 @@ def search(
         name = f"{best.removesuffix(alone)} with {budget.named}"
         best = best_with({name: replace(every[best], **more)})
     return best, every[best], found[best]
+
+
+def all_diverged(budget: ScratchBudget) -> DivergedError:
+    rates = ", ".join(f"{r:g}" for r in budget.rates)
+    return DivergedError(
+        f"from scratch every rate diverged ({rates}{' and one below' * (len(budget.rates) > 1)}): lower "
+        "evaluate.scratch_rates, or leave out the scratch control"
+    )
 
 
 def best_of(found: Mapping[str, Found], better: Callable[[Found, Found], bool]) -> str:

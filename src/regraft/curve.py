@@ -23,7 +23,7 @@ import numpy as np
 from . import controls
 from .arms import begin, figures_of, fit_rows, logits_of
 from .batches import order
-from .errors import DataError, PlanError, UsageError
+from .errors import DataError, DivergedError, PlanError, UsageError
 from .features import Outputs, outputs
 from .heap import freed_memory_kept
 from .linear_probe import fit_probe
@@ -86,7 +86,7 @@ def curve(
         points: list[CurvePoint] = []
         for n in counts:
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
-            points += at(p, plan, n, parts, features)
+            points += at(p, plan, n, parts, features, say)
             say(f"{n} labels: {len(folds)} folds done")
         unit = "labels a class" if p.task.name == "classification" else "labelled rows"
         record = {"primary": p.task.primary, "unit": unit, "folds": len(folds), "points": points,
@@ -115,7 +115,12 @@ def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
 
 
 def at(
-    p: Prepared, plan: Plan, n: int, parts: Sequence[tuple[list[int], list[int]]], features: Outputs
+    p: Prepared,
+    plan: Plan,
+    n: int,
+    parts: Sequence[tuple[list[int], list[int]]],
+    features: Outputs,
+    say: Callable[[str], None],
 ) -> list[CurvePoint]:
     """Every arm at one number of labels, with the settings that a fit on so many rows would have."""
     rows = round(float(np.mean([len(fit) for fit, _ in parts])))
@@ -135,12 +140,24 @@ def at(
     if p.scratch is not None:
         budget = scratch_budget(resolved, q.settings, q.regularizers, has_val=False)
         sign = 1 if p.metric.higher_is_better else -1
+        lost = [-sign * np.inf] * len(parts)
+
+        def tried(every: dict[str, Settings]) -> dict[str, list[float]]:
+            fitted = {}
+            for name, chosen in every.items():
+                try:
+                    fitted[name] = from_scratch(q, chosen, parts)
+                except DivergedError as error:
+                    say(f"scratch {name} is out at {n} labels: {error}")
+                    fitted[name] = lost
+            return fitted
+
         _, _, found["scratch"] = controls.search(
-            q.settings,
-            budget,
-            lambda every: {n: from_scratch(q, chosen, parts) for n, chosen in every.items()},
+            q.settings, budget, tried,
             lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)),
-        )
+        )  # fmt: skip
+        if found["scratch"] == lost:
+            raise controls.all_diverged(budget)
     return [point(arm, n, rows, values) for arm, values in found.items()]
 
 

@@ -92,7 +92,7 @@ def target_plan(source: Path, digits: Path, out: Path) -> Plan:
         "source": {"ref": str(source)},
         "data": {"path": str(digits)},
         "augment": {"scale": [0.7, 1.0], "flip": False},
-        # The control tries 0.3, 1 and 3 times scratch_lr, the rate that taught it letters.
+        # The control tries 0.3, 1 and 3 times scratch_lr (and beyond), the rate that taught it letters.
         "fit": {
             "epochs": 20, "batch_size": 15, "lr": 2e-3, "head_lr": 2e-3, "layer_decay": 0.7,
             "scratch_lr": 3e-3,

@@ -176,7 +176,7 @@ class EvaluatePlan(Section):
     scratch_rates: list[Positive] = Field(
         [0.3, 1.0, 3.0],
         min_length=1,
-        description="times scratch_lr; the best on val is taken, or one beyond",
+        description="times scratch_lr; the best on val is taken, or one beyond where there are several",
     )
 
 

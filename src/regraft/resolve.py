@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -196,13 +196,16 @@ def scratch_budget(
     plan: Plan, chosen: Settings, regularizers: Mapping[str, Regularizer], *, has_val: bool
 ) -> controls.ScratchBudget:
     """What the scratch control of a resolved plan may spend and try."""
+    usual = default_decay(plan.fit.optimizer)[0]
+    if any(pulls(plan, name) for name in plan.regularizers):
+        chosen = replace(chosen, weight_decay=usual)  # the fit has none for the pull's sake alone
     return controls.scratch_budget(
         chosen,
         cast(float, plan.fit.scratch_lr),
         plan.evaluate.scratch_rates,
         plan.evaluate.scratch_budget,
         has_val=has_val,
-        weight_decay=default_decay(plan.fit.optimizer)[0],
+        weight_decay=usual,
         penalties=[name for name, r in regularizers.items() if not r.uses_source],
     )
 

@@ -30,16 +30,32 @@ def fit_scratch(
             ),
         )  # fmt: skip
 
+    def again(seed: int) -> Arm:
+        try:
+            return fitted(chosen, seed, f"scratch {name}, seed {seed}")
+        except DivergedError as error:
+            raise DivergedError(
+                f"scratch, {how}, diverged with seed {seed}: give evaluate.scratch_rates one lower "
+                f"rate, or leave out the scratch control ({error})"
+            ) from error
+
     first = controls.untrained(p.source, p.seeds[0])
-    arms: dict[str, Arm] = {}
+    arms: dict[str, Arm] = {}  # the best try of the first seed
     worst = -np.inf if p.metric.higher_is_better else np.inf
     lost = {p.task.primary: worst, "loss": np.inf}  # figures of a try that diverged
+
+    def better(a: Figures, b: Figures) -> bool:
+        return improves(a, b, p.metric)
+
+    def out(name: str, error: DivergedError) -> None:
+        say(f"scratch {name} is out: {error}")
+        keeper.forget()
 
     def survived(name: str, chosen: Settings) -> Arm:
         try:
             return fitted(chosen, p.seeds[0], f"scratch {name}")
         except DivergedError as error:
-            say(f"scratch {name} is out: {error}")
+            out(name, error)
             nothing = Fit(0, 0, 0, lost, lost, "diverged")
             return Arm(begin(p, first, p.seeds[0], None), nothing)
 
@@ -51,7 +67,10 @@ def fit_scratch(
             lambda _: begin(p, first, p.seeds[0], None),
         )
         arms.update(zip(every, found, strict=True))
-        return {name: arms[name].fit.best for name in every}
+        best = controls.best_of({name: arm.fit.best for name, arm in arms.items()}, better)
+        for name in arms.keys() - {best}:  # models on the device
+            del arms[name]
+        return {name: arm.fit.best for name, arm in zip(every, found, strict=True)}
 
     def by_folds(every: dict[str, Settings]) -> dict[str, Figures]:
         found = {}
@@ -61,22 +80,16 @@ def fit_scratch(
                 (point,) = cross_validate(p, first, chosen, None, keeper, label).points
                 found[name] = point.figures
             except DivergedError as error:
-                say(f"scratch {name} is out: {error}")
+                out(name, error)
                 found[name] = lost
         return found
 
     if p.splits.val or p.folds():
         by = "val" if p.splits.val else "cross-validation"
         tried = by_val if p.splits.val else by_folds
-        name, chosen, best = controls.search(
-            p.settings, budget, tried, lambda a, b: improves(a, b, p.metric)
-        )
+        name, chosen, best = controls.search(p.settings, budget, tried, better)
         if best == lost:
-            rates = ", ".join(f"{r:g}" for r in budget.rates)
-            raise DivergedError(
-                f"from scratch every rate diverged ({rates}{' and lower ones' * (len(budget.rates) > 1)}): "
-                "lower evaluate.scratch_rates, or leave out the scratch control"
-            )
+            raise controls.all_diverged(budget)
     else:
         rate = budget.rates[len(budget.rates) // 2]
         chosen = controls.scratch_settings(p.settings, budget, rate)
@@ -87,7 +100,7 @@ def fit_scratch(
     others = each_arm(
         p,
         p.seeds[len(done) :],
-        lambda seed: fitted(chosen, seed, f"scratch {name}, seed {seed}"),
+        again,
         lambda seed: begin(p, controls.untrained(p.source, seed), seed, None),
     )
     return done + others, how

@@ -23,9 +23,10 @@ def made(cli: Cli, pictures: Path, weights: Path, tmp_path: Path) -> tuple[dict[
         "curve", pictures, "--source", "timm:test_resnet", "--weights", weights, "--out",
         tmp_path / "curve", "--labels", 4, "--labels", 2, "--controls", "scratch", "--epochs", 1,
         "--set", "source.image_size=32", "--set", "run.threads=1", "--set", "fit.batch_size=8",
-        "--set", "evaluate.scratch_budget=1.0", "--set", "evaluate.scratch_rates=[1.0]",
+        "--set", "evaluate.scratch_budget=1.0", "--set", "evaluate.scratch_rates=[1.0, 1e30]",
     )  # fmt: skip
     assert code == 0, err
+    assert "scratch 1e+27 is out at 4 labels: the " in " ".join(out.split())
     record: dict[str, Any] = json.loads((tmp_path / "curve" / "curve.json").read_text())
     assert (tmp_path / "curve" / "curve.png").stat().st_size > 1000
     return record, out

@@ -146,19 +146,19 @@ def test_what_was_computed_live_stays_live(resumed, pictures, weights, monkeypat
 
 @pytest.mark.fault(13)
 def test_finished_seeds_and_rates_of_scratch_are_not_trained_again(resumed, pictures, weights):
-    how = ("--seeds", 2, "--controls", "scratch", "--set", "evaluate.scratch_rates=[1.0, 27.0, 729.0]",
+    how = ("--seeds", 2, "--controls", "scratch", "--set", "evaluate.scratch_rates=[1.0, 3.0]",
            "--set", "evaluate.scratch_budget=1")  # fmt: skip
     points = [
         "seed 0 step 4",
         "seed 1 step 5",
-        "scratch 0.027 step 3",
+        "scratch 0.009 step 3",  # beyond the two, the best of which is the outermost
         "scratch 0.027, seed 1 step 2",
     ]
     out, alone = resumed(points, pictures, *tiny(weights), *QUICK, *how)
     is_the_same(out, alone)
     lines = result(out)["resumed"]
     assert lines[1]["done"] == ["probe", "seed 0"]
-    rates = ["scratch 0.001", "scratch 0.027", "scratch 0.729"]
+    rates = ["scratch 0.001", "scratch 0.003", "scratch 0.009", "scratch 0.027"]
     assert lines[3]["done"] == ["probe", "seed 0", "seed 1", *rates]
 
 

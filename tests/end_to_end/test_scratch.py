@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import regraft
+from regraft import scratch as scratch_control
 from regraft.errors import DivergedError
 from regraft.types import CallableSpec, Source
 
@@ -85,14 +87,42 @@ def test_what_was_set_for_kept_weights_does_not_hold_scratch_back(fit, much):
 
 @pytest.mark.parametrize("rows", [40, 120])  # by folds, and on val
 def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(fit, rows):
-    some, one = (fit(rows, evaluate__scratch_rates=rates) for rates in ([1e30, 1.0], [1.0]))
-    assert scratch(some) == scratch(one)
-    assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
+    one = fit(rows, evaluate__scratch_rates=[1.0])
+    for rates in ([1e30, 1.0], [1e-30, 1.0]):  # itself, and the one beyond
+        some = fit(rows, evaluate__scratch_rates=rates)
+        assert scratch(some) == scratch(one)
+        assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
     with pytest.raises(
         DivergedError,
-        match=r"every rate diverged \(1e\+27, 1e\+28 and lower ones\): lower evaluate.scratch_rates",
+        match=r"every rate diverged \(1e\+27, 1e\+28 and one below\): lower evaluate.scratch_rates",
     ):
         fit(rows, evaluate__scratch_rates=[1e29, 1e30])
+
+
+def test_a_rate_that_diverges_with_a_later_seed_is_named(fit, monkeypatch):
+    once = scratch_control.fit_arm
+
+    def diverges(*args, label, **more):
+        if label == "scratch 0.03, seed 1":
+            raise DivergedError("the loss is not finite at step 7")
+        return once(*args, label=label, **more)
+
+    monkeypatch.setattr(scratch_control, "fit_arm", diverges)
+    with pytest.raises(
+        DivergedError,
+        match=r"scratch, rate 0.03, chosen by val, diverged with seed 1: give evaluate.scratch_rates one "
+        r"lower rate, or leave out the scratch control \(the loss is not finite at step 7",
+    ):
+        fit(120, run__seeds=2)
+
+
+def test_beside_a_pull_to_the_source_scratch_has_the_usual_decay_and_no_further_try(fit):
+    out = fit(120, regularizers__l2_sp__alpha=0.1)
+    assert tomllib.loads((out / "plan.toml").read_text())["fit"]["weight_decay"] == 0
+    assert scratch(out) == scratch(fit(120))
+    assert json.loads((out / "result.json").read_text())["scratch"]["chosen"].startswith(
+        "rate 0.03,"
+    )
 
 
 def test_where_the_best_rate_is_the_outermost_one_beyond_is_tried(fit):
