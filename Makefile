@@ -49,9 +49,11 @@ bench: $(STAMP)
 clean:
 	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Installed once, and again only when what is to be installed has changed.
+# Installed once, and again only when what is to be installed has changed. pip would compile on one core; some
+# packages bring files that are no Python to compile, as pip does not mind either.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "regraft needs Python 3.11 or newer on the PATH (or PYTHON=...)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all]'
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 	@touch $(STAMP)
