@@ -115,7 +115,7 @@ def test_divided_weights_make_the_run_of_whole_ones_after_a_kill_too(pictures, w
     """Of the scratch control too, whose batch norms train: so of two processes both times."""
     more = ["--nproc", "2", "--set", "run.checkpoint_every=2", "--set", "run.precision=float32",
             "--set", "run.layout=contiguous", "--controls", "scratch", "--set",
-            "evaluate.scratch_budget=1"]  # fmt: skip
+            "evaluate.scratch_budget=1", "--set", "evaluate.scratch_rates=[1.0]"]  # fmt: skip
     whole, out = tmp_path / "whole", tmp_path / "divided"
     fit(pictures, weights, whole, *more)
     kill = {"REGRAFT_FAILPOINT": "kill written step-00000010"}  # of the first process, as it saves
