@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
+from math import inf, log
 
+import pytest
 import torch
 from torch import nn
 
 from regraft import controls
 from regraft.controls import scratch_budget, scratch_settings, search
+from regraft.errors import DivergedError
 from regraft.loop import Settings
 
 BARE = Settings(epochs=4, rates={"a": 1e-4, "head": 1e-3}, weight_decay=0.01)
@@ -28,7 +30,7 @@ def found(settings, score, factors=(0.3, 1.0, 3.0), penalties=()):
         assert len(tried) <= budget.tries
         return {name: score(chosen) for name, chosen in every.items()}
 
-    return search(settings, budget, judged, lambda a, b: a > b), tried, budget
+    return search(settings, budget, judged, lambda a, b: a > b, -inf), tried, budget
 
 
 def test_every_rate_is_tried_bare_and_the_best_one_with_what_the_fit_has_too():
@@ -96,6 +98,17 @@ def test_a_decay_and_penalties_scratch_has_only_where_it_is_better_with_them():
     assert str(budget).endswith(", alone or with the fit's weight decay 0.3 and l2")
     (name, chosen, _), _, _ = found(given, lambda s: s.penalties + score(s), penalties=["l2"])
     assert (name, chosen.weight_decay, chosen.penalties) == (tried[-1][0], 0.3, True)
+
+
+def test_all_that_diverged_are_named_and_fits_are_counted():
+    with pytest.raises(
+        DivergedError, match=r"every rate diverged \(9e-05, 0.0003, 0.001, 0.003\):"
+    ):
+        found(BARE, lambda s: -inf)
+    budget = scratch_budget(BARE, 1e-3, [0.3, 1.0, 3.0], 5.0, has_val=True, weight_decay=0.01)
+    assert budget.tries == 5
+    assert budget.fits(seeds=3, folds=0) == 5 + 2  # of the first seed, and of the others
+    assert budget.fits(seeds=3, folds=5) == 5 * 5 * 4 / 5 + 3
 
 
 def test_the_budget_is_never_less_than_the_fit_has():

@@ -194,12 +194,10 @@ class Keeper:
             place = self.folder / f"done-{slug(part)}"
             self._write(place, {"part": part, **record}, tensors)
             self.parts[part] = place
-            for path in self.good:
-                shutil.rmtree(path, ignore_errors=True)
-        self.good.clear()
+        self.forget()
 
     def forget(self) -> None:
-        """Drop the checkpoints of an arm that came to nothing: the next one's have the same names."""
+        """Drop the checkpoints of an arm that is done or came to nothing: the next one's have their names."""
         if self.writes:
             for path in self.good:
                 shutil.rmtree(path, ignore_errors=True)

@@ -53,6 +53,11 @@ class ScratchBudget:
         further = FURTHER if len(self.rates) > 1 else 0
         return len(self.rates) + further + bool(self.named)
 
+    def fits(self, seeds: int, folds: int) -> int:
+        """Whole fits, at most: on val a try is that of the first seed; by ``folds`` it is one of each
+        fold on the others, and of no seed."""
+        return seeds + self.tries * (folds - 1) if folds else seeds - 1 + self.tries
+
     def __str__(self) -> str:
         stop = f", stopping after {self.patience} without gain on val" if self.patience else ""
         rates = ", ".join(f"{r:g}" for r in self.rates)
@@ -112,11 +117,13 @@ def search(
     budget: ScratchBudget,
     tried: Callable[[dict[str, Settings]], Mapping[str, Found]],
     better: Callable[[Found, Found], bool],
+    lost: Found,
 ) -> tuple[str, Settings, Found]:
     """What scratch is best with, by name: every rate, further ones while the best is the outermost,
     and the best of them with what else the fit has.
 
-    ``tried`` gives what was found with settings by name; of equal ones the first stands.
+    ``tried`` gives what was found with settings by name, ``lost`` where that diverged; of equal ones
+    the first stands. Raises DivergedError where all of them did.
     """
     alone = " alone" if budget.named else ""
     every, found = dict[str, Settings](), dict[str, Found]()
@@ -145,15 +152,12 @@ def search(
         more: dict[str, Any] = {**budget.more, "penalties": True}
         name = f"{best.removesuffix(alone)} with {budget.named}"
         best = best_with({name: replace(every[best], **more)})
+    if found[best] == lost:
+        raise DivergedError(
+            f"from scratch every rate diverged ({', '.join(f'{r:g}' for r in rates)}): lower "
+            "evaluate.scratch_rates, or leave out the scratch control"
+        )
     return best, every[best], found[best]
-
-
-def all_diverged(budget: ScratchBudget) -> DivergedError:
-    rates = ", ".join(f"{r:g}" for r in budget.rates)
-    return DivergedError(
-        f"from scratch every rate diverged ({rates}{' and one below' * (len(budget.rates) > 1)}): lower "
-        "evaluate.scratch_rates, or leave out the scratch control"
-    )
 
 
 def best_of(found: Mapping[str, Found], better: Callable[[Found, Found], bool]) -> str:

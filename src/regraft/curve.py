@@ -154,10 +154,8 @@ def at(
 
         _, _, found["scratch"] = controls.search(
             q.settings, budget, tried,
-            lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)),
+            lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)), lost,
         )  # fmt: skip
-        if found["scratch"] == lost:
-            raise controls.all_diverged(budget)
     return [point(arm, n, rows, values) for arm, values in found.items()]
 
 

@@ -114,9 +114,7 @@ def cost(p: Prepared) -> str:
     if not n["val"]:
         text += " and about as much for each fold of cross-validation"
     if p.scratch is not None:
-        arms = seeds - 1 + p.scratch.tries
-        if not n["val"]:  # a try is a fit of each fold on the others, and none of a seed
-            arms = seeds + p.scratch.tries * max(0, len(p.folds()) - 1)
+        arms = p.scratch.fits(seeds, 0 if n["val"] else len(p.folds()))
         text += f", scratch at most {minutes(fits / seeds * arms * p.scratch.epochs / epochs)}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
     return f"{text}\nmemory  {memory(p.device)}"

@@ -156,7 +156,8 @@ def feeds(
     names = [b.name for b in target.blocks]
     cuts = [lowest(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
     cache, scratch = cache_of(p), p.scratch
-    scratches = scratch.epochs * (scratch.tries + len(p.seeds) - 1) if scratch else 0
+    folds = 0 if p.splits.val else len(p.folds())
+    scratches = scratch.epochs * scratch.fits(len(p.seeds), folds) if scratch else 0
 
     def feed(frozen: int) -> Feed:
         found = fed(frozen)

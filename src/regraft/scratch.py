@@ -87,9 +87,7 @@ def fit_scratch(
     if p.splits.val or p.folds():
         by = "val" if p.splits.val else "cross-validation"
         tried = by_val if p.splits.val else by_folds
-        name, chosen, best = controls.search(p.settings, budget, tried, better)
-        if best == lost:
-            raise controls.all_diverged(budget)
+        name, chosen, _ = controls.search(p.settings, budget, tried, better, lost)
     else:
         rate = budget.rates[len(budget.rates) // 2]
         chosen = controls.scratch_settings(p.settings, budget, rate)

@@ -94,7 +94,7 @@ def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(fit, rows)
         assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
     with pytest.raises(
         DivergedError,
-        match=r"every rate diverged \(1e\+27, 1e\+28 and one below\): lower evaluate.scratch_rates",
+        match=r"every rate diverged \(1e\+26, 1e\+27, 1e\+28\): lower evaluate.scratch_rates",
     ):
         fit(rows, evaluate__scratch_rates=[1e29, 1e30])
 
