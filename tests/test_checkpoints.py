@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from regraft import checkpoints
 from regraft.checkpoints import DamagedError, Keeper, checked, read, write
 from regraft.errors import DiskError
 from regraft.state import Progress
+from regraft.stopping import Interrupted
 
 TENSORS = {
     "model/w": torch.arange(6.0).view(2, 3),
@@ -100,6 +102,67 @@ def test_steps_minutes_and_epochs_decide_when(tmp_path, monkeypatch):
     assert there() == {"step-00000002", "step-00000003-epoch-0"}
 
 
+def slowly(monkeypatch, cost: float) -> list[float]:
+    """A clock that only a checkpoint moves, by ``cost`` seconds: [now]."""
+    now, written = [0.0], checkpoints.write
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def write_slowly(*args) -> None:
+        written(*args)
+        now[0] += cost
+
+    monkeypatch.setattr(checkpoints, "write", write_slowly)
+    return now
+
+
+def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
+    now = slowly(monkeypatch, cost=1.0)
+    k = Keeper(tmp_path, seconds=600)
+    saved_at = []
+    with k.fitting():
+        for epoch in range(1, 200):
+            now[0] += 0.5
+            count, before = k.count, now[0]
+            k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+            if k.count > count:
+                saved_at.append(before)
+                assert not k.signals.patient  # all is saved
+            else:
+                assert k.signals.patient  # a signal is saved for at the next step's end
+    assert saved_at[:3] == [0.5, 10.5, 20.5]  # a second, and nine of training
+    assert k.count == pytest.approx(0.1 * now[0], abs=1)
+
+
+def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, monkeypatch):
+    now = slowly(monkeypatch, cost=1.0)
+    k = Keeper(tmp_path, seconds=600, last=0.0)
+    for epoch in range(1, 5):
+        now[0] += 9.0
+        k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+    assert k.count == 4
+
+
+def test_with_a_number_of_steps_every_epochs_end_is_saved(tmp_path, monkeypatch):
+    slowly(monkeypatch, cost=1.0)
+    k = Keeper(tmp_path, steps=100)
+    for epoch in range(1, 5):
+        k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+    assert k.count == 4
+
+
+def test_a_signal_after_the_last_epoch_is_not_forgotten(tmp_path, monkeypatch):
+    """The last epoch's end was not worth saving, so the signal waited for a step that never came."""
+    now = slowly(monkeypatch, cost=1.0)
+    k = Keeper(tmp_path, seconds=600)
+    with pytest.raises(Interrupted) as stop, k.fitting():
+        for step in (1, 2):
+            now[0] += 0.5
+            k.keep("a", Progress(step=step, epoch=step + 1), lambda: TENSORS)
+        k.signals.on_signal(signal.SIGTERM, None)
+    assert k.count == 1 and stop.value.exit_code == 143
+    assert not k.signals.patient
+
+
 @pytest.mark.fault(18)
 def test_a_clock_that_jumps_does_not_choose_the_checkpoint(tmp_path, monkeypatch):
     saved(tmp_path, 3)
@@ -167,6 +230,7 @@ import sys, torch
 from pathlib import Path
 from regraft.checkpoints import Keeper
 from regraft.state import Progress
+from regraft.stopping import Interrupted
 k = Keeper(Path(sys.argv[1]), steps=1)
 k.look()
 for step in range(1, 5):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MANIFEST, TENSORS, RECORD = "MANIFEST.sha256", "tensors.safetensors", "record.json"
 KEPT = 2  # of the arm that is being fitted
+SHARE = 0.1  # of the time of a fit, that saving epochs' ends may take
 
 
 class DamagedError(ValueError):
@@ -137,7 +138,7 @@ class Keeper:
 
     folder: Path  # RUN/checkpoints
     steps: int = 0  # between two checkpoints; 0: by time alone
-    seconds: float = 0.0  # likewise; 0: by steps alone. An epoch's end is always saved
+    seconds: float = 0.0  # likewise; 0: by steps alone, and at every epoch's end
     about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
     say: Callable[[str], None] = lambda line: None
     writes: bool = True  # of several processes the first one; none where each fits arms of its own
@@ -150,6 +151,7 @@ class Keeper:
     newest: dict[str, Any] | None = None  # the record of what was saved last
     count: int = 0
     last: float = field(default_factory=time.monotonic)
+    cost: float = 0.0  # seconds that the last one took
 
     def look(self) -> None:
         """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
@@ -219,8 +221,10 @@ class Keeper:
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
         if processes.any_of(bool(stop)):  # else one would wait for another that is gone
             stop = stop or signal.SIGTERM
-        due = bool(stop) or at.batches == 0 or self._due(at.step)
-        if not (processes.told(due) if self.divided else due):
+        due = bool(stop) or self._due(at)
+        if self.divided or not at.batches:  # what a signal waits for is the same in all
+            due = processes.told(due)
+        if not due:
             self.signals.patient = True
             return
         end = "" if at.batches else f"-epoch-{at.epoch - 1}"  # it may follow on a step's own
@@ -240,25 +244,32 @@ class Keeper:
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Around the loop that calls ``keep``."""
+        """Around the loop that calls ``keep``. Raises Interrupted where a signal came after its last call."""
         self.last = time.monotonic()
         try:
             yield
         finally:
             self.signals.patient = False
+        if self.signals.asked:
+            raise Interrupted(self.signals.asked)
 
     def clear(self) -> None:
         """Remove all of it: the run is finished, and its model is saved."""
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _due(self, step: int) -> bool:
-        if self.steps and step % self.steps == 0:
+    def _due(self, at: Progress) -> bool:
+        if self.steps:
+            return at.batches == 0 or at.step % self.steps == 0
+        since = time.monotonic() - self.last
+        if at.batches == 0 and self.cost <= SHARE * (since + self.cost):
             return True
-        return bool(self.seconds) and time.monotonic() - self.last >= self.seconds
+        return bool(self.seconds) and since >= self.seconds
 
     def _write(self, place: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.count += 1
         self.newest = {"count": self.count, **record, "about": self.about()}
+        began = time.monotonic()
         write(place, self.newest, tensors)
         self.last = time.monotonic()
+        self.cost = self.last - began

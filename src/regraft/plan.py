@@ -217,7 +217,9 @@ class RunPlan(Section):
         description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',
     )
     checkpoint_every: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)? min$")] = Field(
-        "10 min", description='steps, or minutes as "10 min"; an epoch\'s end is always saved'
+        "10 min",
+        description='steps, and the end of every epoch; or minutes as "10 min", and ends of epochs while that takes '
+        "a tenth of the time at most",
     )
     cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
     escape_csv: bool = Field(

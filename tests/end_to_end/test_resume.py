@@ -17,7 +17,9 @@ import pytest
 
 import regraft
 from regraft import reuse
+from regraft.checkpoints import Keeper
 from regraft.locks import Holder
+from regraft.objective import Objective
 
 QUICK = (
     "--epochs",
@@ -413,6 +415,29 @@ def test_a_signal_finishes_the_step_and_saves(
     assert cli("fit", "--resume", tmp_path / "run")[0] == 0
     assert cli(*args, "--out", tmp_path / "alone")[0] == 0
     assert files(tmp_path / "run") == files(tmp_path / "alone")
+
+
+@pytest.mark.fault(13)
+def test_an_epoch_whose_end_was_not_worth_saving_is_trained_again(
+    cli, pictures, weights, tmp_path, monkeypatch
+):
+    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--set", "fit.average=0.9")
+    out, step = tmp_path / "run", Objective.step
+
+    def dies(self, batches, params, optimizer, epoch, number):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, params, optimizer, epoch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "_due", lambda self, at: (at.batches, at.epoch) == (0, 2))
+        patch.setattr(Objective, "step", dies)
+        assert cli(*args, "--out", out)[0] == 130
+    assert [p.name for p in (out / "checkpoints").glob("step-*")] == ["step-00000003-epoch-1"]
+    assert len((out / "history.jsonl").read_text().splitlines()) == 3  # of the second epoch too
+    assert cli("fit", "--resume", out)[0] == 0
+    assert cli(*args, "--out", tmp_path / "alone")[0] == 0
+    is_the_same(out, tmp_path / "alone")
 
 
 @pytest.mark.fault(10)
