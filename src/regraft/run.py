@@ -280,7 +280,7 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
     arm = trained.arms[0]
     if processes.first():
         save_model(folder, arm.target, p.task)
-    if arm.points and processes.first():
+    if (arm.points or trained.cross.points[1:]) and processes.first():
         start = begin(p, p.source, p.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("novelty"):
@@ -380,11 +380,13 @@ def train(
                 note(seed, epoch)
 
         source, label = source_of(p, seed), f"seed {seed}"
+        # where α is chosen by folds, the first seed's points still say what the source keeps
+        tells = walks and select is not None and seed == p.seeds[0]
         arm = once(
             keeper, label, p, source, seed,
             lambda: fit_arm(
-                p, source, chosen, seed, start=start, alpha=alpha, select=select, points=crossed.points,
-                log=log, track=track, label=label, say=say, keeper=keeper,
+                p, source, chosen, seed, start=start, alpha=None if tells else alpha, select=select,
+                points=crossed.points, log=log, track=track, label=label, say=say, keeper=keeper,
             ),
         )  # fmt: skip
         if alpha is None and arm.points:

@@ -197,6 +197,51 @@ def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cl
     assert a["frontier"]["alpha"] == b["frontier"]["alpha"]
 
 
+FOLDED = SETTINGS | {
+    "data.folds": 2,
+    "fit.epochs": 4,
+    "fit.lr": 0.003,
+    "fit.head_lr": 0.003,
+    "fit.allow_large_lr": True,
+}
+
+
+def test_over_folds_the_points_say_what_the_source_keeps_too(
+    source: Path, pictures: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run, new, again = (tmp_path / name for name in ("run", "new", "again"))
+    regraft.fit(pictures, source=str(source), out=run, settings=FOLDED)
+    r = result(run)
+    points = r["frontier"]["points"]
+    assert r["frontier"]["chosen_by"] == "cross-validation" and len(points) == 11
+    assert points[0]["source"]["ratio"] == 1  # the start's backbone is the source's
+    assert len({p["source"]["after"] for p in points}) > 1
+    best = min(points, key=lambda p: (-p["figures"]["accuracy"], p["figures"]["loss"], p["alpha"]))
+    assert best["alpha"] == r["frontier"]["alpha"]  # without a floor the source chooses nothing
+
+    floor = round(max(p["source"]["low"] for p in points[1:]) - 0.001, 3)
+    code, _, err = cli("frontier", run, "--retain", floor, "--out", new)
+    assert code == 0, err
+    chosen = points[round(10 * result(new)["frontier"]["alpha"])]
+    assert chosen["source"]["low"] >= floor
+    assert cli("fit", new / "plan.toml", "--out", again, "--quiet")[0] == 0
+    one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (new, again))
+    assert one == other
+
+
+def test_over_folds_a_point_is_written_without_source_data_too(
+    source: Path, pictures: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run, new = tmp_path / "run", tmp_path / "new"
+    none = {"source_data.path": "none"}
+    regraft.fit(pictures, source=str(source), out=run, settings=FOLDED | none)
+    assert all(p["source"] is None for p in result(run)["frontier"]["points"])
+    code, _, err = cli("frontier", run, "--out", new)
+    assert code == 0, err
+    one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (run, new))
+    assert one == other  # the same point of the same line
+
+
 def test_a_run_without_a_frontier_says_so(source: Path, pictures: Path, cli: Cli) -> None:
     run = source.parent / "fixed"
     regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS | {"fit.alpha": 1.0})
