@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -77,6 +79,43 @@ def test_inside_freed_memory_stays_and_afterwards_it_goes_back(fails):
 )
 def test_who_has_set_it_is_left_alone(name, value, left):
     assert (seen(**{name: value})["inside"] < 20) == left
+
+
+class Counting:
+    """A libc that was told to keep, and then to trim."""
+
+    def __init__(self):
+        self.told = []
+
+    def mallopt(self, parameter, size):
+        self.told.append((parameter, size))
+
+    def malloc_trim(self, pad):
+        self.told.append("trim")
+
+
+def test_of_several_callers_the_last_one_gives_it_back(monkeypatch):
+    from regraft import heap
+
+    libc = Counting()
+    monkeypatch.setattr(heap, "glibc", lambda: libc)
+    monkeypatch.setattr(heap, "set_by", lambda environment: False)
+    with ThreadPoolExecutor(1) as elsewhere, heap.freed_memory_kept():
+        entered, left = Event(), Event()
+
+        def another():
+            with heap.freed_memory_kept():
+                entered.set()
+                left.wait()
+
+        end = elsewhere.submit(another)
+        entered.wait()
+        with heap.freed_memory_kept():
+            pass
+        left.set()
+        end.result()
+        assert set(libc.told) == set(heap.KEPT.items())
+    assert libc.told[-3:] == [*heap.USUAL.items(), "trim"]
 
 
 def test_without_glibc_nothing_is_set(monkeypatch):

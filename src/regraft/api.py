@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from .evaluation import Scored, estimates, scored
 from .features import outputs
 from .findings import Checked
 from .grafting import Model
+from .heap import freed_memory_kept
 from .plan import Plan, place
 from .plugins import module
 from .preprocess import Preprocessor, build
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .exporting import Exported
+
+BATCH = 32  # rows at once of what is only judged
 
 
 @dataclass(frozen=True)
@@ -203,9 +207,12 @@ class Predictor:
         ]
         if not examples:
             return []
-        empty = torch.zeros(len(examples))
-        batches = Batches(examples, empty, self.preprocessor, 32, device=self.device)
-        rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
+        batches = Batches(
+            examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device
+        )
+        # a single batch would only hand its memory back more slowly
+        with freed_memory_kept() if len(examples) > BATCH else nullcontext():
+            rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
         return [self.as_prediction(row) for row in rows]
 
     def as_prediction(self, row: Any) -> Prediction:
@@ -214,6 +221,7 @@ class Predictor:
         return Prediction(label, scores.get(label) if self.task.name == "classification" else None,
                           scores)  # fmt: skip
 
+    @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Scored, str]:
         """Metrics with intervals on new labelled data; also the scores and which rows they are of.
 
@@ -221,7 +229,7 @@ class Predictor:
         """
         examples, which = rows_of(data, self.task, self.kind)
         targets = self.task.encode([e.cells for e in examples])
-        batches = Batches(examples, targets, self.preprocessor, 32, device=self.device)
+        batches = Batches(examples, targets, self.preprocessor, BATCH, device=self.device)
         rows = scored(outputs(self.model, batches, self.device), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
         return estimates(self.task, metrics, rows), rows, which

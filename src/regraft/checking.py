@@ -14,6 +14,7 @@ from .arms import joined, probe_on
 from .data import as_brought, divide, look, rows_and_splits
 from .errors import DataError
 from .findings import Checked, in_order, run_checks, seen_of
+from .heap import freed_memory_kept
 from .plan import Plan
 from .prepare import Prepared, prepare
 from .preprocess import TextPreprocessor
@@ -24,6 +25,7 @@ from .suspects import out_of_fold
 from .types import DataOptions, Example, Finding, Seen, Source, Splits, Task
 
 
+@freed_memory_kept()
 def check(
     plan: Plan,
     *,

@@ -24,6 +24,7 @@ from .arms import adapted, begin, features_of_source, probe_on
 from .errors import DivergedError, UsageError
 from .features import placed
 from .freeze import set_trainable
+from .heap import freed_memory_kept
 from .loop import Settings, restore, snapshot, together
 from .objective import Objective
 from .prepare import Prepared, prepare
@@ -130,6 +131,7 @@ def range_test(
     return RangeTest(tried, least, broke, settings.rates["head"] / settings.rates[backbone])
 
 
+@freed_memory_kept()
 def of_plan(
     plan: Plan,
     steps: int,

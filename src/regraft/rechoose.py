@@ -14,6 +14,7 @@ from typing import Any, cast
 from .errors import DataError, SourceError, UsageError
 from .evaluation import at_threshold
 from .frontier import Point, choose
+from .heap import freed_memory_kept
 from .plugins import module
 from .retention import Retained
 from .runfiles import RunFolder, check_new, finished, read_json, read_task, reading
@@ -56,6 +57,7 @@ def point_of(record: dict[str, Any]) -> Point:
     return Point(record["alpha"], record["figures"], Retained(**source) if source else None)
 
 
+@freed_memory_kept()
 def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
     """The chosen point as a run folder of its own, of the first seed.
 

@@ -1,10 +1,14 @@
-"""While steps are made the memory that they free is kept; afterwards it is not."""
+"""While batches are computed the memory that they free is kept; afterwards it is not."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from regraft import features
 from regraft.heap import KEPT, USUAL
 from regraft.objective import Objective
 
@@ -14,6 +18,7 @@ class Libc:
 
     def __init__(self) -> None:
         self.now, self.trims = dict(USUAL), 0
+        self.kept: list[bool] = []  # whether it was, at each batch
 
     def mallopt(self, parameter: int, size: int) -> int:
         self.now[parameter] = size
@@ -24,28 +29,69 @@ class Libc:
         return 1
 
 
+@pytest.fixture
+def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
+    found = Libc()
+
+    def watched(known: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            found.kept.append(found.now == KEPT)
+            return known(*given, **options)
+
+        return call
+
+    monkeypatch.setattr("regraft.heap.glibc", lambda: found)
+    monkeypatch.setattr("regraft.heap.set_by", lambda environment: False)
+    monkeypatch.setattr(Objective, "step", watched(Objective.step))
+    monkeypatch.setattr(features, "on", watched(features.on))  # of what is judged
+    return found
+
+
+def tiny(weights: Path) -> list[object]:
+    return ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32",
+            "--set", "run.threads=1", "--set", "run.cache=off"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("command", "more"),
-    [("fit", ["--out"]), ("plan", []), ("curve", ["--labels", 2, "--out"])],
+    [
+        ("fit", ["--epochs", 1, "--out", "run"]),
+        ("plan", ["--epochs", 1]),
+        ("curve", ["--epochs", 1, "--labels", 2, "--out", "curve"]),
+        ("rates", ["--steps", 4]),
+        ("check", []),
+    ],
 )
-def test_what_a_step_frees_is_kept_for_the_next(
-    command: str, more: list[object], pictures: Path, weights: Path, cli: Any,
+def test_what_a_batch_frees_is_kept_for_the_next(
+    command: str, more: list[object], pictures: Path, weights: Path, cli: Any, libc: Libc,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    libc, kept, step = Libc(), [], Objective.step
-
-    def watched(*given: Any, **options: Any) -> Any:
-        kept.append(libc.now == KEPT)
-        return step(*given, **options)
-
-    monkeypatch.setattr("regraft.heap.glibc", lambda: libc)
-    monkeypatch.setattr("regraft.heap.set_by", lambda environment: False)
-    monkeypatch.setattr(Objective, "step", watched)
-    out = [tmp_path / "out"] if more else []
-    code, _, err = cli(
-        command, pictures, "--source", "timm:test_resnet", "--weights", weights, "--epochs", 1,
-        "--set", "source.image_size=32", "--set", "run.threads=1", *more, *out,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli(command, pictures, *tiny(weights), *more)
     assert code == 0, err
-    assert kept and all(kept)
+    assert libc.kept and all(libc.kept)
     assert libc.now == USUAL and libc.trims == 1
+
+
+def test_so_it_is_when_a_run_is_used(
+    pictures: Path, weights: Path, cli: Any, libc: Libc, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    folds = ("--set", "data.folds=2")  # the last epoch stands, so that there is a frontier
+    assert cli("fit", pictures, *tiny(weights), *folds, "--epochs", 1, "--out", run)[0] == 0
+    picture = next(pictures.rglob("*.png"))
+    for command, *more in (
+        ("evaluate", run, pictures / "test"),
+        ("predict", run, *[picture] * 33),
+        ("frontier", run, "--out", tmp_path / "chosen"),
+    ):
+        libc.kept.clear()
+        libc.trims = 0
+        code, _, err = cli(command, *more)
+        assert code == 0, err
+        assert libc.kept and all(libc.kept), command
+        assert libc.now == USUAL and libc.trims == 1, command
+    libc.kept.clear()
+    libc.trims = 0
+    assert cli("predict", run, picture)[0] == 0
+    assert libc.kept and not any(libc.kept) and not libc.trims  # there is no next batch
