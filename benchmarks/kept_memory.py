@@ -1,10 +1,11 @@
-"""A training step with the memory that it frees handed back to the system, and kept.
+"""A batch with the memory that it frees handed back to the system, and kept.
 
     python benchmarks/kept_memory.py --out results.jsonl
 
 - pictures_usual, pictures_kept: EfficientNet-Lite0, random weights, 32 pictures of 224 px, channels-last.
 - texts_usual, texts_kept: MiniLM's size (6 layers of 384), random weights, 16 texts of 24 to 64 tokens, another
   length each step.
+- judged_usual, judged_kept: the pictures without gradients and contiguous, as `regraft evaluate` computes them.
 
 AdamW, float32, regraft.heap around the kept ones. The median of ten steps after two; page faults and the
 system's own time a step. With 5 repeats on two quiet cores: 5 min.
@@ -59,6 +60,16 @@ def pictures() -> Callable[[int], None]:
     return stepping(model, lambda i: model(batch), 32)
 
 
+def judged() -> Callable[[int], None]:
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=CLASSES).eval()
+    batch = torch.randn(32, 3, 224, 224)
+    return torch.inference_mode()(lambda i: model(batch))
+
+
 def texts() -> Callable[[int], None]:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
@@ -89,7 +100,7 @@ def stepping(model: Any, logits: Callable[[int], Any], rows: int) -> Callable[[i
     return step
 
 
-MADE = {"pictures": pictures, "texts": texts}
+MADE = {"pictures": pictures, "texts": texts, "judged": judged}
 PEERS = {
     f"{kind}_{way}": partial(measured, made=made, kept=way == "kept")
     for kind, made in MADE.items()
