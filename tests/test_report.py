@@ -129,6 +129,13 @@ def page_of(*runs, out=None):
     return html, Page(html)
 
 
+def test_what_the_summary_sets_apart_by_blanks_a_browser_shows_apart(make_run):
+    _, page = page_of(make_run())
+    said = page.words["source"]
+    assert "90.0% kept; forgetting" in said and "n = 50 source rows; under 200 rows" in said
+    assert "chosen by val; +0.010" in said
+
+
 def test_every_section_is_there_and_says_what_the_run_says(make_run):
     run = make_run()
     html, page = page_of(run)

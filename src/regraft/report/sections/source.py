@@ -24,6 +24,11 @@ TEMPLATE = """
 """
 
 
+def prose(line: str) -> str:
+    """A line of the summary, whose parts stand three blanks apart; a browser would draw one."""
+    return line.replace("   ", "; ")
+
+
 def context(run: RunFiles) -> dict[str, Any] | str:
     from ..render import number
 
@@ -32,7 +37,9 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         return "Nothing was kept of a source, so there is nothing to forget."
     kept, f = r["retention"], r["frontier"]
     found: dict[str, Any] = {
-        "words": retention_words(kept) if kept else "What the source task lost was not looked at.",
+        "words": prose(retention_words(kept))
+        if kept
+        else "What the source task lost was not looked at.",
         "forgotten": [
             (c["class"], c["rows"], number(c["before"]), number(c["after"]))
             for c in (kept or {}).get("most forgotten", [])[:10]
@@ -62,7 +69,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
 
     header = ["α", run.primary, "loss"] + (["source", "kept", "at least"] if has_source else [])
     return found | {
-        "line": frontier_words(r),
+        "line": prose(frontier_words(r)),
         "plot": plots.figure(draw, 2 if has_source else 1, salt=f"{run.name} frontier"),
         "text": "Points between start and fit in weight space; dotted: the one that was chosen.",
         "header": header,
