@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from regraft import checkpoints
 from regraft.checkpoints import DamagedError, Keeper, checked, read, write
-from regraft.errors import DiskError
+from regraft.errors import DiskError, DivergedError
 from regraft.state import Progress
 from regraft.stopping import Interrupted
 
@@ -133,6 +133,29 @@ def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
     assert k.count == pytest.approx(0.1 * now[0], abs=1)
 
 
+def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epochs(
+    tmp_path, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    k = Keeper(tmp_path, seconds=600, last=0.0)
+    saving = 0
+
+    def gather() -> dict[str, torch.Tensor]:  # of divided weights: the writing is the least of it
+        nonlocal saving
+        now[0] += 1.0
+        saving += 1
+        return TENSORS
+
+    for fold in range(20):
+        with k.fitting():
+            for epoch in range(1, 5):
+                now[0] += 0.25
+                k.keep(f"fold {fold}", Progress(step=epoch, epoch=epoch + 1), gather)
+        k.finish(f"fold {fold}", {}, {"logits": torch.zeros(3)})  # at once
+    assert saving == 1  # of 20 seconds: an arm of one second is sooner trained again
+
+
 def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, monkeypatch):
     now = slowly(monkeypatch, cost=1.0)
     k = Keeper(tmp_path, seconds=600, last=0.0)
@@ -154,13 +177,27 @@ def test_a_signal_after_the_last_epoch_is_not_forgotten(tmp_path, monkeypatch):
     """The last epoch's end was not worth saving, so the signal waited for a step that never came."""
     now = slowly(monkeypatch, cost=1.0)
     k = Keeper(tmp_path, seconds=600)
-    with pytest.raises(Interrupted) as stop, k.fitting():
+    with pytest.raises(Interrupted, match="which is not saved") as stop, k.fitting():
         for step in (1, 2):
             now[0] += 0.5
             k.keep("a", Progress(step=step, epoch=step + 1), lambda: TENSORS)
         k.signals.on_signal(signal.SIGTERM, None)
     assert k.count == 1 and stop.value.exit_code == 143
     assert not k.signals.patient
+
+
+def test_a_signal_in_a_step_that_diverges_is_not_forgotten(tmp_path):
+    """A rate of scratch that diverges is out, and the run goes on."""
+    k = keeper(tmp_path)
+    with pytest.raises(DivergedError), k.fitting():
+        raise DivergedError("nan")
+    with pytest.raises(Interrupted) as stop, k.fitting():
+        k.keep("a", at(1), lambda: TENSORS)
+        k.signals.on_signal(signal.SIGINT, None)
+        raise DivergedError("nan")
+    assert stop.value.exit_code == 130
+    with pytest.raises(DiskError), k.fitting():  # any other error says itself
+        raise DiskError("full")
 
 
 @pytest.mark.fault(18)
@@ -230,7 +267,6 @@ import sys, torch
 from pathlib import Path
 from regraft.checkpoints import Keeper
 from regraft.state import Progress
-from regraft.stopping import Interrupted
 k = Keeper(Path(sys.argv[1]), steps=1)
 k.look()
 for step in range(1, 5):

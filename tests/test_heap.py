@@ -106,14 +106,14 @@ def test_of_several_callers_the_last_one_gives_it_back(monkeypatch):
         def another():
             with heap.freed_memory_kept():
                 entered.set()
-                left.wait()
+                left.wait(60)
 
         end = elsewhere.submit(another)
-        entered.wait()
+        assert entered.wait(60)
         with heap.freed_memory_kept():
             pass
         left.set()
-        end.result()
+        end.result(60)
         assert set(libc.told) == set(heap.KEPT.items())
     assert libc.told[-3:] == [*heap.USUAL.items(), "trim"]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import processes
-from .errors import DiskError, UsageError
+from .errors import DiskError, DivergedError, UsageError
 from .feature_cache import digest_of, sync, synced
 from .save import save_tensors
 from .state import Progress, Saved
@@ -137,8 +137,8 @@ class Keeper:
     """What a run has saved, and when it saves again."""
 
     folder: Path  # RUN/checkpoints
-    steps: int = 0  # between two checkpoints; 0: by time alone
-    seconds: float = 0.0  # likewise; 0: by steps alone, and at every epoch's end
+    steps: int = 0  # between two checkpoints, with every epoch's end; 0: by time
+    seconds: float = 0.0  # likewise, with ends of epochs while that takes SHARE; 0: these alone
     about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
     say: Callable[[str], None] = lambda line: None
     writes: bool = True  # of several processes the first one; none where each fits arms of its own
@@ -151,7 +151,7 @@ class Keeper:
     newest: dict[str, Any] | None = None  # the record of what was saved last
     count: int = 0
     last: float = field(default_factory=time.monotonic)
-    cost: float = 0.0  # seconds that the last one took
+    cost: float = 0.0  # seconds that the last one of an arm took
 
     def look(self) -> None:
         """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
@@ -230,9 +230,11 @@ class Keeper:
         end = "" if at.batches else f"-epoch-{at.epoch - 1}"  # it may follow on a step's own
         place = self.folder / f"step-{at.step:08d}{end}"
         if (self.writes or self.divided) and place not in self.good:
+            began = time.monotonic()
             state = tensors()
             if self.writes:
                 self._write(place, {"arm": arm, "at": asdict(at)}, state)
+                self.cost = self.last - began
                 for path in [*self.good, place][:-KEPT]:
                     shutil.rmtree(path, ignore_errors=True)
             self.good = [*self.good, place][-KEPT:]
@@ -245,13 +247,18 @@ class Keeper:
     @contextmanager
     def fitting(self) -> Iterator[None]:
         """Around the loop that calls ``keep``. Raises Interrupted where a signal came after its last call."""
-        self.last = time.monotonic()
+        self.last, stop = time.monotonic(), self.signals
+        text = "stopped after an arm's last step, which is not saved"
         try:
             yield
+        except DivergedError:  # which may end this arm alone
+            if stop.asked:
+                raise Interrupted(stop.asked, text) from None
+            raise
         finally:
-            self.signals.patient = False
-        if self.signals.asked:
-            raise Interrupted(self.signals.asked)
+            stop.patient = False
+        if stop.asked:
+            raise Interrupted(stop.asked, text)
 
     def clear(self) -> None:
         """Remove all of it: the run is finished, and its model is saved."""
@@ -269,7 +276,5 @@ class Keeper:
     def _write(self, place: Path, record: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.count += 1
         self.newest = {"count": self.count, **record, "about": self.about()}
-        began = time.monotonic()
         write(place, self.newest, tensors)
         self.last = time.monotonic()
-        self.cost = self.last - began

@@ -73,6 +73,11 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from .save import read_ends
 
     check_new(out)
+    if not finished(run)["fit"]["fitted"]:
+        raise UsageError(
+            f"{run} is the start itself (α = 0): nothing was fitted on all of train, so no other point can be "
+            f"written: fit with fit.alpha = 0.5, or another"
+        )
     start, end = read_ends(run)
     tree = plans.read_plan(run / "plan.toml", {}).model_dump(exclude_none=True)
     tree["fit"].pop("retain", None)

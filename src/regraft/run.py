@@ -280,7 +280,8 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
     arm = trained.arms[0]
     if processes.first():
         save_model(folder, arm.target, p.task)
-    if (arm.points or trained.cross.points[1:]) and processes.first():
+    # over folds without a floor, only a run with source data walked the line of its own fit
+    if (arm.points or (trained.fitted and trained.cross.points[1:])) and processes.first():
         start = begin(p, p.source, p.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("novelty"):

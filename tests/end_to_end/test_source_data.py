@@ -197,29 +197,25 @@ def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cl
     assert a["frontier"]["alpha"] == b["frontier"]["alpha"]
 
 
-FOLDED = SETTINGS | {
-    "data.folds": 2,
-    "fit.epochs": 4,
-    "fit.lr": 0.003,
-    "fit.head_lr": 0.003,
-    "fit.allow_large_lr": True,
-}
+FOLDED = SETTINGS | {"data.folds": 2, "fit.epochs": 4, "fit.lr": 0.003, "fit.head_lr": 0.003,
+                     "fit.allow_large_lr": True}  # fmt: skip
 
 
 def test_over_folds_the_points_say_what_the_source_keeps_too(
-    source: Path, pictures: Path, tmp_path: Path, cli: Cli
+    source: Path, make_pictures: Any, tmp_path: Path, cli: Cli
 ) -> None:
     run, new, again = (tmp_path / name for name in ("run", "new", "again"))
-    regraft.fit(pictures, source=str(source), out=run, settings=FOLDED)
-    r = result(run)
-    points = r["frontier"]["points"]
-    assert r["frontier"]["chosen_by"] == "cross-validation" and len(points) == 11
+    noisy = make_pictures(tmp_path / "noisy", noise=150)
+    regraft.fit(noisy, source=str(source), out=run, settings=FOLDED)
+    front = result(run)["frontier"]
+    points = front["points"]
+    assert front["chosen_by"] == "cross-validation" and len(points) == 11
     assert points[0]["source"]["ratio"] == 1  # the start's backbone is the source's
-    assert len({p["source"]["after"] for p in points}) > 1
     best = min(points, key=lambda p: (-p["figures"]["accuracy"], p["figures"]["loss"], p["alpha"]))
-    assert best["alpha"] == r["frontier"]["alpha"]  # without a floor the source chooses nothing
+    assert best["alpha"] == front["alpha"]  # without a floor the source chooses nothing
 
     floor = round(max(p["source"]["low"] for p in points[1:]) - 0.001, 3)
+    assert best["source"]["low"] < floor
     code, _, err = cli("frontier", run, "--retain", floor, "--out", new)
     assert code == 0, err
     chosen = points[round(10 * result(new)["frontier"]["alpha"])]
@@ -240,6 +236,16 @@ def test_over_folds_a_point_is_written_without_source_data_too(
     assert code == 0, err
     one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (run, new))
     assert one == other  # the same point of the same line
+
+
+def test_over_folds_a_run_that_stayed_at_its_start_has_no_other_point_to_write(
+    source: Path, pictures: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run, new = tmp_path / "run", tmp_path / "new"
+    regraft.fit(pictures, source=str(source), out=run, settings=FOLDED | {"fit.alpha": 0.0})
+    code, _, err = cli("frontier", run, "--out", new)
+    assert code == 2 and "nothing was fitted on all of train" in err
+    assert not new.exists() and not (run / "frontier").exists()
 
 
 def test_a_run_without_a_frontier_says_so(source: Path, pictures: Path, cli: Cli) -> None:

@@ -44,7 +44,8 @@ def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
                 [x for x, _ in chosen], [y for _, y in chosen], "o", color=color, markersize=8
             )
         axis.set_xlabel("source, select rows")
-        axis.set_ylabel(f"target, {lines[0].primary} on val")
+        chosen_by = sorted({run.result["frontier"]["chosen_by"] for run in walked})
+        axis.set_ylabel(f"target, {lines[0].primary} by {' or '.join(chosen_by)}")
         plots.legend(axis)
 
     return {
