@@ -57,7 +57,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         left.plot(
             alphas, [p["figures"][run.primary] for p in points], marker=".", color=plots.COLORS[0]
         )
-        left.set_title(f"target: {run.primary} on {f['chosen_by']}")
+        left.set_title(f"target: {run.primary} by {f['chosen_by']}")
         if right is not None:
             right.plot(
                 alphas, [p["source"]["after"] for p in points], marker=".", color=plots.COLORS[1]
