@@ -165,6 +165,22 @@ def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, m
     assert k.count == 4
 
 
+def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp_path, monkeypatch):
+    """The others, which never write, would think each end worth it, and stop at a signal that the first waits for."""
+    asked = []
+
+    def told(due: bool) -> bool:
+        asked.append(due)
+        return False
+
+    monkeypatch.setattr(checkpoints.processes, "told", told)
+    other = Keeper(tmp_path, seconds=600, writes=False)
+    other.keep("a", at(1), lambda: TENSORS)
+    assert asked == []  # within an epoch nobody waits for anybody
+    other.keep("a", at(2, batches=0), lambda: TENSORS)
+    assert asked == [True] and other.signals.patient and other.good == []
+
+
 def test_with_a_number_of_steps_every_epochs_end_is_saved(tmp_path, monkeypatch):
     slowly(monkeypatch, cost=1.0)
     k = Keeper(tmp_path, steps=100)

@@ -2,8 +2,8 @@
 
 By default glibc hands every block above 32 MiB back to the system when it is freed, and the end of the
 heap above 64 MiB. A step frees gigabytes of activations and the next one asks for as many: half a million
-page faults, for each of which the system clears a page, took half of a training step on two cores, and half
-of a batch that is only judged. See docs/decisions/019-memory-is-kept.md.
+page faults, for each of which the system clears a page, took half of a training step on two cores, and more of
+a batch that is only judged. See docs/decisions/019-memory-is-kept.md.
 """
 
 from __future__ import annotations

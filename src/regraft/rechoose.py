@@ -61,7 +61,8 @@ def point_of(record: dict[str, Any]) -> Point:
 def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
     """The chosen point as a run folder of its own, of the first seed.
 
-    Raises UsageError where ``out`` exists, DataError or SourceError where the run's data or source have changed.
+    Raises UsageError where ``out`` exists or nothing was fitted, DataError or SourceError where the run's data
+    or source have changed.
     """
     from . import plan as plans
     from .arms import Arm, Folded, mover
@@ -73,7 +74,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from .save import read_ends
 
     check_new(out)
-    if not finished(run)["fit"]["fitted"]:
+    result = finished(run)
+    if not result["fit"]["fitted"]:
         raise UsageError(
             f"{run} is the start itself (α = 0): nothing was fitted on all of train, so no other point can be "
             f"written: fit with fit.alpha = 0.5, or another"
@@ -89,7 +91,6 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
         p = prepare(plans.check(tree))
     if p.splits.digest != read_json(run / "environment.json")["data_digest"]:
         raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
-    result = read_json(run / "result.json")
     if p.source.digest != result["source"]["digest"]:
         raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
     mover(p, p.target, start, end)(found.chosen.alpha)
