@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RegraftError, UsageError
+from . import streams
+from .errors import DiskError, RegraftError, UsageError, of_the_system
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -578,6 +579,7 @@ def ui(
 
 @app.command(rich_help_panel=USE)
 def predict(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")
@@ -607,13 +609,17 @@ def predict(
     model = load(run, device=device or "cpu")
     model = model.calibrated() if calibrated else model
     given = {"image_root": image_root, "image": image, "text": text}
-    names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
+    names, values = named_inputs(run, model.kind, inputs, given, context.obj)
     predictions = model.predict(values)
     if out is None:
         write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
     else:
-        with out.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            write_predictions(file, names, predictions, as_json, not no_escape)
+        try:
+            with out.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                write_predictions(file, names, predictions, as_json, not no_escape)
+        except OSError as error:
+            out.unlink(missing_ok=True)  # a part of it would look like all of it
+            raise DiskError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 @app.command(rich_help_panel=USE)
@@ -765,32 +771,56 @@ def any_text() -> None:
                 stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
 
 
+def call(arguments: list[str]) -> None:
+    """Run a command, and print all that it said."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        raise UsageError("standard output is closed: run it again with > /dev/null, or to a file")
+    with streams.own_input() as own:
+        try:
+            app(args=arguments, prog_name="regraft", obj=own)
+        finally:
+            sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Print to standard error, where that can be."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
+
+
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, no traceback."""
+    streams.open_closed()
     any_text()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments, prog_name="regraft")
+        call(arguments)
     except RegraftError as error:
         if debug:
             raise
         after_the_first()
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        complain(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.mute_output()  # the reader has gone (`| head`)
         sys.exit(0)
-    except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
+    except Exception as error:
         if debug:
             raise
         after_the_first()
-        what = f"{type(error).__name__}: {error}"
-        typer.echo(f"unexpected {what}\nrun it again with --debug for the traceback", err=True)
+        known = of_the_system(error) if isinstance(error, OSError) else None
+        if known is not None:
+            if error.filename is None:  # type: ignore[attr-defined]
+                streams.mute_output()
+            complain(f"{type(known).__name__}: {known}")
+            sys.exit(known.exit_code)
+        what = f"{type(error).__name__}: {error}"  # a fault of ours: still one sentence
+        complain(f"unexpected {what}\nrun it again with --debug for the traceback")
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        complain("interrupted")
         sys.exit(130)
 
 

@@ -258,14 +258,10 @@ def mix(
 
 class TextPreprocessor:
     def __init__(self, spec: TextSpec) -> None:
-        from transformers import AutoTokenizer
+        from .sources._foreign_code import tokenizer_of
 
         self.spec = spec
-        local = Path(spec.tokenizer).is_dir()
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, local_files_only=local)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"the tokenizer {spec.tokenizer} does not load: {error}") from error
+        self.tokenizer = tokenizer_of(spec.tokenizer)
         if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides what is padded
             self.tokenizer.pad_token = self.tokenizer.eos_token
         # `many` tokenises once and `collate` pads later, on purpose
