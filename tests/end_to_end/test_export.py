@@ -19,7 +19,6 @@ import regraft
 from regraft import exporting, plugins
 from regraft.errors import ExportError, UsageError
 from regraft.exporting import folded
-from regraft.model_card import code_of
 from regraft.types import Estimate
 
 QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
@@ -150,6 +149,13 @@ WAYS = [  # every format once; the rest at length
 ]  # fmt: skip
 
 
+def code_in(card: Path) -> list[str]:
+    """Every block of code of a card, as a reader of Markdown sees them."""
+    from markdown_it import MarkdownIt
+
+    return [t.content for t in MarkdownIt().parse(card.read_text()) if t.type == "fence"]
+
+
 def written(run: Path) -> dict[str, np.ndarray]:
     with (run / "predictions.csv").open(newline="") as file:
         return {r[0]: np.array(r[4:], dtype=float) for r in list(csv.reader(file))[1:]}
@@ -187,7 +193,7 @@ def test_an_export_is_the_run(runs, exported, run, to):
     # independent of what was compared inside: the run's own file
     assert done.parity.from_file is not None
     assert done.parity.from_file < 1e-4
-    assert code_of((done.path / "README.md").read_text())
+    assert code_in(done.path / "README.md") == [done.code.strip() + "\n"]
     assert [p.name for p in done.path.parent.iterdir()] == ["out"]  # nothing beside it
     for path in done.path.rglob("*"):  # no folder above a file is told
         if path.suffix in (".md", ".json", ".toml"):
