@@ -211,7 +211,7 @@ def rows_for(
     try:
         options = replace(given, on_bad="skip", empty_labels=True)
         examples, _, _ = rows_and_splits(options, predictor.kind)
-    except DataError:
+    except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
     known = {row["id"]: row for row in read_manifest(files.path / "manifest.jsonl")}
     for name in ("test", "train"):

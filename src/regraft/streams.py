@@ -5,6 +5,7 @@ A library that asks a person on standard input finds it empty: an answer there w
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,31 @@ def mute_output() -> None:
     """Send standard output nowhere, so that what it could not take is no complaint at shutdown."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shown(text: str) -> str:
+    """Escape, as JSON does, each character that is neither printable nor the end of a line: a string of a
+    file may hold commands to a terminal."""
+    return "\n".join(
+        line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n")
+    )
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable() or letter == "\t":
+        return letter
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]
+
+
+def echo(text: str) -> None:
+    """Print to standard output, at once."""
+    print(shown(text), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print to standard error, where that can be: what is said there is no reason to stop."""
+    with suppress(OSError):
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 @contextmanager

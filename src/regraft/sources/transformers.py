@@ -143,8 +143,13 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
-    if recipe["auto"] not in ("AutoModel", *HEADED.values()) or hook(values):
+    if recipe["auto"] not in ("AutoModel", *HEADED.values()):
         raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
+    if key := hook(values):
+        raise SourceError(
+            f'{reference}: refused, nothing executed: its recipe\'s "{key}" names Python code; remedy: '
+            "fit again from a source without it"
+        )
     auto = getattr(transformers, recipe["auto"])
     try:
         config = transformers.AutoConfig.for_model(kind, **values)
