@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import regraft
+from regraft import foreign_code
 from regraft.errors import SourceError
-from regraft.sources import _foreign_code, load_source
+from regraft.sources import load_source
 from regraft.sources.transformers import skeleton
 from regraft.types import SourceOptions
 
@@ -97,7 +98,7 @@ def test_a_hook_for_code_is_refused_by_file_and_key(tmp_path, file, hook, key):
     with pytest.raises(
         SourceError, match=rf'{file}: refused, nothing executed: its "{key}".*remedy'
     ) as e:
-        _foreign_code.refuse(tmp_path)
+        foreign_code.refuse(tmp_path)
     assert str(e.value).count("\n") == 0
     (tmp_path / "config.json").touch()
     with pytest.raises(SourceError):
@@ -110,11 +111,11 @@ def test_modules_of_another_package_are_refused(tmp_path):
         with pytest.raises(
             SourceError, match=r'modules\.json: refused, nothing executed: its "type"'
         ):
-            _foreign_code.refuse(tmp_path)
+            foreign_code.refuse(tmp_path)
     (tmp_path / "modules.json").write_text(
         json.dumps([{"type": "sentence_transformers.models.Pooling"}])
     )
-    _foreign_code.refuse(tmp_path)
+    foreign_code.refuse(tmp_path)
 
 
 def test_names_of_classes_are_no_hooks(tmp_path):
@@ -128,7 +129,7 @@ def test_names_of_classes_are_no_hooks(tmp_path):
         "TokenizersBackend",
     ):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
-        _foreign_code.refuse(tmp_path)
+        foreign_code.refuse(tmp_path)
 
 
 def test_a_recipe_that_names_code_deep_inside_is_refused():

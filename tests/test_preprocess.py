@@ -177,7 +177,7 @@ def test_a_pair_of_texts_is_one_row(tokenizer):
 
 def test_a_tokenizer_that_does_not_load_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(SourceError, match="nothing does not load"):
+    with pytest.raises(SourceError, match="nothing: its tokenizer cannot be loaded"):
         build(TextSpec(str(tmp_path / "nothing"), 8))
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import summary
-from .api import plan_of
 from .errors import printable
 from .report.reading import RunFiles, brief
 from .report.sections.caution import cautions
@@ -56,7 +56,7 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
     r = files.result
     pipeline = PIPELINES.get((package.source.kind, package.task.name))
     kind = pipeline or f"{package.source.kind}-{package.task.name}"
-    data = data_name(files)
+    data = data_name(package)
     results = [
         EvalResult(
             task_type=kind,
@@ -119,7 +119,7 @@ def sections(
     yield "## Data"
     n = r["rows"]
     yield (
-        f"{as_code(data_name(files))}: {n['train']:d} rows to train, {n['val']:d} of val, "
+        f"{as_code(data_name(package))}: {n['train']:d} rows to train, {n['val']:d} of val, "
         f"{n['test']:d} of test; sha256 of ids, splits and labels "
         f"{as_code(files.environment['data_digest'])}. The data are not part of this export."
     )
@@ -214,9 +214,9 @@ def limits(files: RunFiles) -> list[str]:
     ]
 
 
-def data_name(files: RunFiles) -> str:
+def data_name(package: Package) -> str:
     """The last part of the data's path."""
-    path = str(plan_of(files.path).data.path)
+    path = tomllib.loads(package.plain["plan.toml"])["data"]["path"]
     return one_line(Path(path.replace("\\", "/")).name) or "data"
 
 

@@ -258,7 +258,7 @@ def mix(
 
 class TextPreprocessor:
     def __init__(self, spec: TextSpec) -> None:
-        from .sources._foreign_code import tokenizer_of
+        from .foreign_code import tokenizer_of
 
         self.spec = spec
         self.tokenizer = tokenizer_of(spec.tokenizer)

@@ -26,7 +26,7 @@ def image_spec(package: Package) -> ImageSpec:
 
 def save_tokenizer(package: Package, folder: Path) -> None:
     """The tokenizer as the run uses it: with a token to pad with, and the run's length as its limit."""
-    from ..sources._foreign_code import tokenizer_of
+    from ..foreign_code import tokenizer_of
 
     spec = package.source.preprocess
     assert isinstance(spec, TextSpec)

@@ -105,7 +105,7 @@ def pooling(folder: Path, wanted: str, image: bool, class_token: bool) -> str:
 
 def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec, tuple[str, ...]]:
     """Tokenizer and length. Raises SourceError for no tokenizer or one with too many tokens."""
-    from ._foreign_code import tokenizer_of
+    from ..foreign_code import tokenizer_of
 
     tokenizer = tokenizer_of(str(folder))
     rows = net.get_input_embeddings().num_embeddings

@@ -44,12 +44,13 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
-    from . import _folder, _foreign_code, _weights
+    from .. import foreign_code
+    from . import _folder, _weights
 
     values = _folder.read_json(folder / "config.json")
     if not values:
         raise SourceError(f"{folder}: no config.json; it is not a transformers model")
-    _foreign_code.refuse(folder)
+    foreign_code.refuse(folder)
     recipe = {"source": "transformers", "auto": auto_class(values, reference), "config": values}
     net = skeleton(recipe, reference)
     weights = _weights.read(options.weights) if options.weights else _folder.weights(folder)
@@ -139,7 +140,7 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
     import torch
     import transformers
 
-    from ._foreign_code import hook
+    from ..foreign_code import hook
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")

@@ -6,12 +6,12 @@ nothing, it asks on standard input. regraft neither allows it nor lets it ask.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError, printable
-from ._folder import read_json
+from .errors import SourceError, printable
 
 HOOKS = ("auto_map", "custom_pipelines")  # keys that name code
 NAMES = ("label2id",)  # keys whose value has names for keys, which may be any
@@ -36,7 +36,7 @@ def hook(tree: Any) -> str | None:
 def refuse(folder: Path) -> None:
     """Check a folder's configurations. Raises SourceError for one that asks for code of its own."""
     for path in sorted(folder.glob("*config.json")):
-        values = read_json(path)
+        values = read(path, dict)
         if key := hook(values):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "{key}" names Python code; remedy: use a folder '
@@ -49,13 +49,26 @@ def refuse(folder: Path) -> None:
                 f"tokenizer of transformers; remedy: name one, as PreTrainedTokenizerFast"
             )
     path = folder / "modules.json"
-    for part in read_json(path, list):
+    for part in read(path, list) if path.is_file() else ():
         named = part.get("type") if isinstance(part, dict) else part
         if not isinstance(named, str) or not named.startswith(MODULES):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "type" is {shown(named)}, which is no module of '
                 f"sentence-transformers; remedy: use a folder without it"
             )
+
+
+def read(path: Path, kind: type[Any]) -> Any:
+    """Read a configuration. Raises SourceError for one that is damaged: what cannot be looked at may name
+    code."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise SourceError(f"{path}: damaged, {wanted} expected, it holds {shown(values)}")
+    return values
 
 
 def shown(value: Any) -> str:
@@ -77,7 +90,8 @@ def tokenizer_of(folder: str) -> Any:
             folder, local_files_only=local, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise all kinds, Exception itself too
-        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+        why = " ".join(str(error).split())
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({why})") from error
     if not isinstance(found, PreTrainedTokenizerBase):
         raise SourceError(f"{folder}: it has a {type(found).__name__} where a tokenizer belongs")
     return found
