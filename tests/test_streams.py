@@ -12,7 +12,7 @@ import pytest
 
 from regraft import streams
 from regraft.cli import main
-from regraft.commands import command
+from regraft.commands import command, python
 from regraft.errors import DiskError, UsageError, of_the_system
 
 LONG = "a" * 300
@@ -138,3 +138,13 @@ def test_errors_of_the_system_have_the_code_of_their_kind():
         found = of_the_system(OSError(number, "why", "name\n\x1b"))
         assert found is None if kind is None else isinstance(found, kind)
         assert found is None or "name\\n\\x1b" in str(found)
+
+
+def test_a_started_process_looks_where_this_one_does(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("print('a file of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    for here, expected in ((False, ""), (True, "a file of the working folder\n")):
+        monkeypatch.setattr(sys, "path", [*sys.path, *([str(tmp_path)] if here else [])])
+        line = [*python(), "-c", "import importlib.util as u; s = u.find_spec('torch'); "
+                f"s and s.origin == {str(tmp_path / 'torch.py')!r} and __import__('torch')"]  # fmt: skip
+        assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == expected
