@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 
@@ -136,3 +137,25 @@ def test_a_recipe_that_names_code_deep_inside_is_refused():
     config = {"model_type": "bert", "vision_config": {"auto_map": {"AutoModel": "evil.Evil"}}}
     with pytest.raises(SourceError, match='recipe\'s "auto_map" names Python code'):
         skeleton({"auto": "AutoModel", "config": config}, "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "config.json", "vocab.txt", "modules.json"]
+)
+def test_a_pipe_or_a_device_in_a_folder_is_not_read(tmp_path, name):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / name)
+        with pytest.raises(SourceError, match=f"{name}: refused, it is no regular file"):
+            foreign_code.refuse(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(SourceError):
+        foreign_code.tokenizer_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "modules.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "7", '"auto_map"', "\ud800"])
+def test_what_cannot_be_looked_at_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(SourceError, match=rf"{name}: (cannot be read|damaged)"):
+        foreign_code.refuse(tmp_path)

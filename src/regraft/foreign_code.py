@@ -34,7 +34,11 @@ def hook(tree: Any) -> str | None:
 
 
 def refuse(folder: Path) -> None:
-    """Check a folder's configurations. Raises SourceError for one that asks for code of its own."""
+    """Check a folder's configurations. Raises SourceError for one that asks for code of its own, and for
+    what is neither a file nor a folder: to read a pipe never ends."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SourceError(f"{path}: refused, it is no regular file")
     for path in sorted(folder.glob("*config.json")):
         values = read(path, dict)
         if key := hook(values):
