@@ -5,9 +5,9 @@ python tests/fuzz.py --replay plan FILE      one kept input again, with its trac
 
 Valid files are damaged, by bits and by structure, and read. What comes of it is a result or one of
 regraft's own errors. Anything else is a crash: another exception, a hang, a dead process, more than
-MEMORY bytes, a file written outside of the work folder, a process or a connection begun. Crashes are
-kept with their input in FOLDER/crashes, counts in FOLDER/counts.json, which is rewritten all the time.
-The same seed gives the same inputs, reader by reader.
+MEMORY bytes, a file written outside of the work folder, a process or a connection begun, a person asked,
+a file of the input run or imported. Crashes are kept with their input in FOLDER/crashes, counts in
+FOLDER/counts.json, which is rewritten all the time. The same seed gives the same inputs, reader by reader.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from fuzz_foreign import foreign_readers
 from fuzz_readers import Passing, Reader, readers
 from regraft.errors import RegraftError
 
@@ -45,7 +46,13 @@ class Hang(BaseException):
 
 
 class Escape(BaseException):
-    """The input reached beyond the work folder."""
+    """The input reached beyond the work folder, or was run."""
+
+
+escapes: list[str] = []  # of the input that is being read: a library may swallow what is raised
+BEGUN = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen",
+         "pty.spawn", "socket.bind", "socket.connect", "socket.sendto", "socket.getaddrinfo",
+         "socket.gethostbyname", "builtins.input", "ctypes.dlopen")  # fmt: skip
 
 
 @dataclass
@@ -58,29 +65,29 @@ class Count:
 
 
 def guard(work: Path) -> None:
-    """From here on nothing is written outside of ``work``, no process is begun and nobody called."""
+    """From here on nothing is written outside of ``work``, no process is begun, nobody called or asked, and
+    no file in ``work`` is run or imported."""
     sys.dont_write_bytecode = True
     inside = str(work.resolve())
     allowed = (inside, "/dev/null")
 
+    def escape(what: str) -> None:
+        escapes.append(what)
+        raise Escape(what)
+
     def look(event: str, args: tuple[Any, ...]) -> None:
-        if (
-            event == "open"
-            and isinstance(args[2], int)
-            and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ):
-            path = os.path.abspath(os.fsdecode(args[0])) if not isinstance(args[0], int) else inside  # noqa: PTH100
-            if not path.startswith(allowed):
-                raise Escape(f"{path} opened to be written")
-        elif event in (
-            "os.system",
-            "subprocess.Popen",
-            "os.exec",
-            "os.posix_spawn",
-            "socket.connect",
-            "socket.getaddrinfo",
-        ):
-            raise Escape(f"{event} {args}")
+        if event == "open" and isinstance(args[2], int):
+            if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not isinstance(args[0], int):
+                path = os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100
+                if not path.startswith(allowed):
+                    escape(f"{path} opened to be written")
+        elif event in BEGUN:
+            if event != "ctypes.dlopen" or str(args[0]).startswith(inside):
+                escape(f"{event} {args}")
+        elif event in ("exec", "compile", "import"):
+            file = args[1] if event != "exec" else getattr(args[0], "co_filename", None)
+            if isinstance(file, str | bytes) and os.fsdecode(file).startswith(inside):
+                escape(f"{event} of {os.fsdecode(file)}")
 
     sys.addaudithook(look)
 
@@ -91,12 +98,17 @@ def alarm(*_: Any) -> None:
 
 def one(reader: Reader, folder: Path) -> tuple[str, str, str]:
     """("result" | "refused" | "crash", what and where, traceback)"""
+    escapes.clear()
     signal.setitimer(signal.ITIMER_REAL, HANG)
     try:
-        reader.read(folder)
-        return "result", "", ""
-    except RegraftError as error:
-        return "refused", type(error).__name__, ""
+        outcome, what = "result", ""
+        try:
+            reader.read(folder)
+        except RegraftError as error:
+            outcome, what = "refused", type(error).__name__
+        if escapes:  # and a library went on
+            raise Escape(escapes[0])
+        return outcome, what, ""
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -268,7 +280,7 @@ def main() -> int:
             os.environ[f"REGRAFT_{name}"] = str(work / name.lower())
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        all_of = readers(work)
+        all_of = readers(work) | foreign_readers(work)
         if given.replay:
             with Passing():
                 all_of[given.replay[0]].read(Path(given.replay[1]))

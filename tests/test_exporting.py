@@ -8,7 +8,7 @@ import pytest
 from regraft import plugins
 from regraft.errors import DiskError, ExportError, UsageError
 from regraft.exporting import TOLERANCE, check, compared, published
-from regraft.model_card import code_of, plain_text, without_folders
+from regraft.model_card import plain_text, without_folders
 from regraft.types import Example
 
 
@@ -113,7 +113,3 @@ def test_folders_above_files_are_not_told():
         assert "me" not in without_folders(text).replace("transformers:", ""), text
     assert without_folders("https://arxiv.org/abs/1801.02483") == "https://arxiv.org/abs/1801.02483"
     assert without_folders("random:timm/resnet18") == "random:timm/resnet18"
-
-
-def test_the_code_of_a_card_is_its_first_block():
-    assert code_of("# x\n\n```python\na = 1\n```\n\n```python\nb = 2\n```\n") == "a = 1\n"

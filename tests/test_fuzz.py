@@ -94,3 +94,90 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path, code):
     )  # fmt: skip
     assert done.stdout == "stopped\n", done.stderr
     assert (tmp_path / "work/inside.txt").exists() and not (tmp_path / "outside.txt").exists()
+
+
+PLANTED = """
+import random, shutil, sys, warnings
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+warnings.simplefilter("ignore")
+import signal, torch, transformers
+torch.set_num_threads(1)
+import fuzz, fuzz_foreign, fuzz_readers
+from regraft import foreign_code, model_card, preprocess
+from regraft.sources import transformers as source
+
+work = Path({work!r})
+fuzz_readers.make_run(work)
+fuzz_readers.make_folders(work)
+readers = fuzz_foreign.foreign_readers(work)
+signal.signal(signal.SIGALRM, fuzz.alarm)
+import matplotlib.font_manager
+fuzz.guard(work)
+
+def outcome(name, prepare):
+    folder = fuzz.emptied(work / "input")
+    prepare(folder)
+    found, what, text = fuzz.one(readers[name], folder)
+    print(name, "|", found, "|", text.strip().splitlines()[-1] if text else "")
+
+def a_run(folder):
+    for name in ("good", "bad"):
+        fuzz_readers.put(folder / "runs" / name, fuzz_readers.RUN, set(), random.Random(0))
+        (folder / "runs" / name / "lock").unlink()
+    tree = fuzz_foreign.json.loads(fuzz_readers.RUN["environment.json"])
+    (folder / "runs/bad/environment.json").write_text(
+        fuzz_foreign.json.dumps(tree | {{"regraft": fuzz_foreign.MARKED}}))
+
+def a_recipe(folder):
+    fuzz_readers.put(folder, fuzz_readers.FOLDERS["bert"], set(), random.Random(0))
+
+def a_tokenizer(folder):
+    fuzz_readers.put(folder, fuzz_foreign.TOKENIZER, set(), random.Random(0))
+    (folder / "evil.py").write_text("x = 1")
+
+for name, prepare in (("run folder", a_run), ("recipe", a_recipe), ("tokenizer", a_tokenizer)):
+    outcome(name, prepare)
+
+model_card.plain_text = str  # a string of a run is no longer escaped
+outcome("run folder", a_run)
+
+whole = source.skeleton
+def calling(recipe, reference, meta=True):
+    try:
+        __import__("socket").getaddrinfo("example.org", 80)
+    except BaseException:  # a library that swallows what the trap raises
+        pass
+    return whole(recipe, reference, meta)
+source.skeleton = calling
+outcome("recipe", a_recipe)
+
+loaded = preprocess.__dict__.get("tokenizer_of") or foreign_code.tokenizer_of
+def running(folder):
+    exec(compile("x = 1", str(Path(folder) / "evil.py"), "exec"))
+    return loaded(folder)
+foreign_code.tokenizer_of = running
+outcome("tokenizer", a_tokenizer)
+foreign_code.tokenizer_of = lambda folder: input("run the custom code? [y/N] ")
+outcome("tokenizer", a_tokenizer)
+"""
+
+
+@pytest.mark.slow
+def test_each_reader_of_foreign_folders_sees_a_planted_fault(tmp_path):
+    code = PLANTED.format(tests=str(Path(__file__).parent), work=str(tmp_path / "work"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], input="yes\n" * 9, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+    lines = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
+    assert [line[:2] for line in lines[:3]] == [
+        ["run folder", "result"], ["recipe", "result"], ["tokenizer", "result"]
+    ], done.stdout + done.stderr  # fmt: skip
+    words = [
+        "AssertionError: another block",
+        "fuzz.Escape: socket.getaddrinfo",
+        "fuzz.Escape: compile",
+        "fuzz.Escape: builtins.input",
+    ]
+    for (_, outcome, said), expected in zip(lines[3:], words, strict=True):
+        assert outcome == "crash" and said.startswith(expected), (said, expected)

@@ -19,6 +19,9 @@ SHARED = {
     "sources/run": {"plugins"},  # a run names the source file that builds its architecture
     "sources/bundled": {"sources"},  # it fetches the file and lets timm or transformers load it
     "sources/random": {"sources"},  # timm's architecture without weights
+    "sources/_folder": {"foreign_code"},  # tokenizers load in one place, which refuses code
+    "sources/transformers": {"foreign_code"},
+    "exports/_shared": {"foreign_code"},
     "formats/image_folder": {"pictures"},  # which suffixes are pictures
     "formats/table": {"pictures"},
     "formats/_unpacked": {"places"},  # where pictures from a table's cells become files

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,8 +178,23 @@ def test_a_pair_of_texts_is_one_row(tokenizer):
 
 def test_a_tokenizer_that_does_not_load_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(SourceError, match="nothing does not load"):
+    with pytest.raises(SourceError, match="nothing: its tokenizer cannot be loaded"):
         build(TextSpec(str(tmp_path / "nothing"), 8))
+
+
+@pytest.mark.parametrize(
+    ("file", "alter", "words"),
+    [("tokenizer.json", lambda t: t["model"]["vocab"].pop("[UNK]"), "its tokenizer fails on a text"),
+     ("tokenizer_config.json", lambda t: t.update(model_max_length="x"), "its tokenizer fails on a text"),
+     ("tokenizer_config.json", lambda t: t.pop("pad_token"), "no token to pad with")],
+)  # fmt: skip
+def test_a_tokenizer_that_fails_on_a_text_is_named(tokenizer, file, alter, words):
+    path = Path(tokenizer.tokenizer) / file
+    tree = json.loads(path.read_text())
+    alter(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(SourceError, match=f"tok: .*{words}"):
+        build(tokenizer).lengths([("unheard",)])
 
 
 def test_a_function_of_ones_own_is_called_with_the_inputs():

@@ -35,7 +35,9 @@ def leave(end: SystemExit) -> None:
             return
         atexit._run_exitfuncs()  # loader processes, temporary folders
     for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):  # the reader has gone
+        with suppress(
+            OSError, AttributeError
+        ):  # the reader has gone, the disk is full, it is closed
             stream.flush()
     os._exit(code)
 

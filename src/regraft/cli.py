@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RegraftError, UsageError, printable
+from . import streams
+from .commands import command
+from .errors import DiskError, RegraftError, UsageError, of_the_system, printable
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -223,7 +225,7 @@ def init(
              "label": label, "out": run}  # fmt: skip
     text_of_plan = write_plan(make_plan(data, flags, [], False))
     out.write_text(text_of_plan, encoding="utf-8")
-    typer.echo(f"{out} written; next: regraft plan {out}   ·   regraft fit {out}")
+    streams.echo(f"{out} written; next: {command('plan', out)}   ·   {command('fit', out)}")
 
 
 TRAINING = ("epochs", "batch_size", "lr", "head_lr", "optimizer", "freezing", "retain", "controls",
@@ -255,13 +257,13 @@ def check(
 
     def say(line: str) -> None:
         if not as_json:
-            typer.echo(line, err=True)
+            streams.complain(line)
 
     found = looked(chosen, allow_code=allow_code, say=say)
     record = dumps(found.record(), indent=2)
     if out is not None:
         out.write_text(record + "\n", encoding="utf-8")
-    typer.echo(record if as_json else in_words(found))
+    streams.echo(record if as_json else in_words(found))
     if found.problems:
         raise typer.Exit(3)
 
@@ -277,7 +279,7 @@ def plan(
     """Print the table of blocks, learning rates, time and memory; train nothing."""
     from .estimate import show
 
-    typer.echo(show(make_plan(data, flags, settings, allow_code), allow_code=allow_code))
+    streams.echo(show(make_plan(data, flags, settings, allow_code), allow_code=allow_code))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -311,7 +313,7 @@ def fit(
     first = os.environ.get("RANK", "0") == "0"
     if resume and out.exists() and status_of(out) == "finished":
         if first:
-            typer.echo(f"{out} is finished: nothing is left to do", err=True)
+            streams.complain(f"{out} is finished: nothing is left to do")
             show_result(out, as_json)
         return
     if first and not (resume and out.exists()):
@@ -331,7 +333,7 @@ def fit(
             )  # fmt: skip
     except Interrupted as stop:
         if first:
-            typer.echo(str(stop), err=True)
+            streams.complain(str(stop))
         raise typer.Exit(stop.exit_code) from None
     if first:
         show_result(path, as_json)
@@ -354,9 +356,9 @@ def verify_resume(
     from .resume_check import verify
 
     chosen = make_plan(data, flags, settings, allow_code)
-    say = unless(quiet or as_json, functools.partial(typer.echo, err=True))
+    say = unless(quiet or as_json, streams.complain)
     found = verify(chosen, steps, allow_code=allow_code, say=say)
-    typer.echo(json.dumps(asdict(found)) if as_json else str(found))
+    streams.echo(json.dumps(asdict(found)) if as_json else str(found))
     if found.differ:
         raise typer.Exit(1)
 
@@ -385,7 +387,7 @@ def curve(
         say=unless(quiet or as_json),
     )  # fmt: skip
     record = read_json(path / "curve.json")
-    typer.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
+    streams.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -409,10 +411,10 @@ def rates(
         chosen, steps, allow_code=allow_code,
         say=unless(quiet or as_json),
     )  # fmt: skip
-    typer.echo(json.dumps(asdict(found)) if as_json else in_words(found))
+    streams.echo(json.dumps(asdict(found)) if as_json else in_words(found))
 
 
-def unless(silent: bool, say: Callable[[str], None] = typer.echo) -> Callable[[str], None]:
+def unless(silent: bool, say: Callable[[str], None] = streams.echo) -> Callable[[str], None]:
     """``say``, or nothing at all."""
     return (lambda line: None) if silent else say
 
@@ -422,7 +424,7 @@ def show_result(path: Path, as_json: bool) -> None:
     from .summary import summary
 
     result = read_json(path / "result.json")
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(path, result))
+    streams.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(path, result))
 
 
 @app.command(rich_help_panel=START)
@@ -438,7 +440,7 @@ def demo(
 
     with bars(on=not quiet) as (say, track):
         text = walk(out, say, track)
-    typer.echo(text)
+    streams.echo(text)
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -468,11 +470,11 @@ def evaluate(
     figures, rows, which = model.evaluate(like_run(run, data, given))
     if as_json:
         record = {"n": len(rows), "rows": which} | {k: asdict(v) for k, v in figures.items()}
-        typer.echo(json.dumps(record))
+        streams.echo(json.dumps(record))
         return
-    typer.echo(f"{run} on {which} of {data}, n = {len(rows)}")
+    streams.echo(f"{run} on {which} of {data}, n = {len(rows)}")
     for name, estimate in figures.items():
-        typer.echo(f"  {name:<18} {estimate}")
+        streams.echo(f"  {name:<18} {estimate}")
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -487,7 +489,7 @@ def compare(
     from .comparison import in_words
 
     lines = compared(runs)
-    typer.echo(json.dumps([asdict(line) for line in lines]) if as_json else in_words(lines))
+    streams.echo(json.dumps([asdict(line) for line in lines]) if as_json else in_words(lines))
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -509,9 +511,9 @@ def frontier(
         write_chosen(run, found, retain, out)
     if as_json:
         record = {"chosen": found.chosen.alpha, "chosen_by": found.chosen_by}
-        typer.echo(json.dumps(record | {"points": [asdict(p) for p in found.points]}))
+        streams.echo(json.dumps(record | {"points": [asdict(p) for p in found.points]}))
         return
-    typer.echo(in_words(found, retain))
+    streams.echo(in_words(found, retain))
     if out is not None:
         show_result(out, as_json)
 
@@ -528,7 +530,7 @@ def report(
     """One HTML file: the verdict, the data, curves, errors, what the source lost; no network."""
     from .report.render import report as write_report
 
-    typer.echo(str(write_report(runs, out)))
+    streams.echo(str(write_report(runs, out)))
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -544,7 +546,7 @@ def watch(
     from .webpage import serve as answer
 
     ready = f"following {run}" + ("" if run.exists() else ", which has not begun")
-    answer(watch_app(run), port, browser=not no_browser, say=typer.echo, ready=ready)
+    answer(watch_app(run), port, browser=not no_browser, say=streams.echo, ready=ready)
 
 
 @app.command(rich_help_panel=JUDGE)
@@ -562,8 +564,8 @@ def track(
     """The curves, and at the end the evidence, in TensorBoard or MLflow; from run files alone."""
     from .tracking import track as tracked
 
-    say = unless(quiet, functools.partial(typer.echo, err=True))
-    typer.echo(tracked(run, to, out, say=say))
+    say = unless(quiet, streams.complain)
+    streams.echo(tracked(run, to, out, say=say))
 
 
 @app.command(rich_help_panel=USE)
@@ -578,11 +580,14 @@ def ui(
     from .watching.pages import ui_app
     from .webpage import serve as answer
 
-    answer(ui_app(folder), port, browser=not no_browser, say=typer.echo, ready=f"runs of {folder}")
+    answer(
+        ui_app(folder), port, browser=not no_browser, say=streams.echo, ready=f"runs of {folder}"
+    )
 
 
 @app.command(rich_help_panel=USE)
 def predict(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")
@@ -613,17 +618,21 @@ def predict(
     model = load(run, device=device or "cpu")
     model = model.calibrated() if calibrated else model
     given = {"image_root": image_root, "image": image, "text": text}
-    names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
+    names, values = named_inputs(run, model.kind, inputs, given, context.obj)
     if model.kind == "image":
         names, values, bad = readable(names, values, (on_bad or OnBadRows.fail).value)
         for line in bad:
-            typer.echo(f"no prediction for {printable(line)}", err=True)
+            streams.echo(f"no prediction for {printable(line)}", err=True)
     predictions = model.predict(values)
     if out is None:
         write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
     else:
-        with out.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            write_predictions(file, names, predictions, as_json, not no_escape)
+        try:
+            with out.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                write_predictions(file, names, predictions, as_json, not no_escape)
+        except OSError as error:
+            out.unlink(missing_ok=True)  # a part of it would look like all of it
+            raise DiskError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 @app.command(rich_help_panel=USE)
@@ -653,7 +662,7 @@ def export(
         run, to, out, calibrated=calibrated, int8=int8, rows=rows,
         say=unless(quiet or as_json),
     )  # fmt: skip
-    typer.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
+    streams.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
 
 
 @app.command(rich_help_panel=USE)
@@ -692,7 +701,7 @@ def serve(
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
     served(
         run, host=host, port=port, token=token, allow_host=allow_host, limits=limits,
-        device=device or "cpu", say=typer.echo, complain=functools.partial(typer.echo, err=True),
+        device=device or "cpu", say=streams.echo, complain=streams.complain,
         as_json=as_json,
     )  # fmt: skip
 
@@ -710,16 +719,16 @@ def cache(
     if clear:
         for path in pictures:
             path.unlink(missing_ok=True)
-        typer.echo(f"{kept.clear()} entries removed from {kept.root}")
-        typer.echo(f"{len(pictures)} pictures of tables removed from {cache_root() / 'pictures'}")
+        streams.echo(f"{kept.clear()} entries removed from {kept.root}")
+        streams.echo(f"{len(pictures)} pictures of tables removed from {cache_root() / 'pictures'}")
         return
     entries = kept.entries()
     size = sum(size for _, size, _ in entries)
-    typer.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
+    streams.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
     if pictures:
         size = sum(path.stat().st_size for path in pictures)
         folder = cache_root() / "pictures"
-        typer.echo(f"{folder}: {len(pictures)} pictures of tables, {size / 1e6:,.1f} MB")
+        streams.echo(f"{folder}: {len(pictures)} pictures of tables, {size / 1e6:,.1f} MB")
 
 
 @app.command(rich_help_panel=HELP)
@@ -733,7 +742,7 @@ def doctor(
     from .doctor import examine, in_words
 
     found = examine(runs)
-    typer.echo(json.dumps([asdict(f) for f in found]) if as_json else in_words(found))
+    streams.echo(json.dumps([asdict(f) for f in found]) if as_json else in_words(found))
     if any(f.remedy for f in found):
         raise typer.Exit(1)
 
@@ -752,7 +761,7 @@ def list_(
     """What there is: plug-ins with their options, or the runs in a folder."""
     from .listing import listing
 
-    typer.echo(listing(what, as_json))
+    streams.echo(listing(what, as_json))
 
 
 @app.callback(invoke_without_command=True)
@@ -762,7 +771,7 @@ def root(
     if version:
         from . import __version__
 
-        typer.echo(f"regraft {__version__}")
+        streams.echo(f"regraft {__version__}")
         raise typer.Exit
 
 
@@ -784,32 +793,50 @@ def any_text() -> None:
                 stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
 
 
+def call(arguments: list[str]) -> None:
+    """Run a command, and print all that it said."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        raise UsageError("standard output is closed: run it again with > /dev/null, or to a file")
+    with streams.own_input() as own:
+        try:
+            app(args=arguments, prog_name="regraft", obj=own)
+        finally:
+            sys.stdout.flush()
+
+
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, no traceback."""
+    streams.open_closed()
     any_text()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments, prog_name="regraft")
+        call(arguments)
     except RegraftError as error:
         if debug:
             raise
         after_the_first()
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        streams.complain(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.mute_output()  # the reader has gone (`| head`)
         sys.exit(0)
-    except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
+    except Exception as error:
         if debug:
             raise
         after_the_first()
-        what = f"{type(error).__name__}: {error}"
-        typer.echo(f"unexpected {what}\nrun it again with --debug for the traceback", err=True)
+        known = of_the_system(error) if isinstance(error, OSError) else None
+        if known is not None:
+            if error.filename is None:  # type: ignore[attr-defined]
+                streams.mute_output()
+            streams.complain(f"{type(known).__name__}: {known}")
+            sys.exit(known.exit_code)
+        what = f"{type(error).__name__}: {error}"  # a fault of ours: still one sentence
+        streams.complain(f"unexpected {what}\nrun it again with --debug for the traceback")
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        streams.complain("interrupted")
         sys.exit(130)
 
 

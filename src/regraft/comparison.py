@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .data import read_manifest
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, printable
 from .evaluation import Scored, at_threshold, gain
 from .plugins import module
 from .runfiles import finished, read_task, reading
@@ -83,7 +83,7 @@ def in_words(lines: Sequence[Compared]) -> str:
         if line.gain is not None:
             g = line.gain
             text += f"   {g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
-        out.append(f"{text}   {line.source}")
+        out.append(printable(f"{text}   {line.source}"))
     out.append(
         f"Differences are to {lines[0].run}, paired on the same rows; positive is better. They are "
         f"about these models, not the methods."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -15,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from . import __version__, locks
-from .errors import UsageError
+from .commands import command
+from .errors import UsageError, printable
 from .plan import RunPlan
 from .runfiles import LOCK, can_go_on, ledger_path, status_of
 
@@ -43,7 +45,7 @@ def examine(runs: Path) -> list[Finding]:
 def in_words(found: list[Finding]) -> str:
     lines = []
     for f in found:
-        lines.append(f"{'!' if f.remedy else ' '} {f.what:<14} {f.says}")
+        lines.append(f"{'!' if f.remedy else ' '} {f.what:<14} {printable(f.says)}")
         lines += [f"{'':<17}→ {f.remedy}"] if f.remedy else []
     wrong = sum(bool(f.remedy) for f in found)
     end = "nothing is wrong" if not wrong else f"{wrong} of {len(found)} need attention"
@@ -152,7 +154,7 @@ def caches() -> Iterator[Finding]:
     ]
     if left:
         yield Finding("feature cache", f"{len(left)} unfinished entries of processes that are gone",
-                      f"rm -r {' '.join(map(str, left))}")  # fmt: skip
+                      shlex.join(["rm", "-r", *map(str, left)]))  # fmt: skip
     ledger = ledger_path()
     yield Finding("ledger", f"{ledger}, of opened test sets", cannot_write(ledger, "REGRAFT_STATE"))
 
@@ -191,11 +193,14 @@ def locks_in(runs: Path) -> Iterator[Finding]:
         if (who := locks.held(lock)) is not None:
             busy += 1
             here = who.host == socket.gethostname()
-            remedy = "" if here else f"if that machine's run is gone: rm {lock}"
+            remedy = (
+                "" if here else f"if that machine's run is gone: {shlex.join(['rm', str(lock)])}"
+            )
             yield Finding("lock", f"{run} is being written by {who}", remedy)
         elif lock.exists():
             who = locks.holder(lock)
-            go_on = f"regraft fit --resume {run}" if can_go_on(run) else f"rm {lock}"
+            remove = shlex.join(["rm", str(lock)])
+            go_on = command("fit", "--resume", run) if can_go_on(run) else remove
             yield Finding("lock", f"{run} is locked by {who or 'nobody'}, which is gone", go_on)
         elif can_go_on(run):
             left += 1

@@ -14,6 +14,8 @@ A message is one sentence: what, where (file and row), how many, the remedy.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -75,3 +77,20 @@ def shorten(items: Sequence[str], limit: int = 5) -> str:
 def printable(text: str) -> str:
     """Names of files may hold anything: line breaks, escape sequences, bytes that are no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+NAMES = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
+         errno.EMFILE, errno.ENFILE)  # fmt: skip
+
+
+def of_the_system(error: OSError) -> RegraftError | None:
+    """Return a UsageError for a name that the system refuses, a DiskError for what cannot be written or
+    read, and None for any other fault."""
+    why, named = error.strerror or str(error), error.filename
+    if error.errno in NAMES and named is not None:
+        return UsageError(f"{printable(os.fsdecode(named))}: {why}; give another name")
+    if error.errno in DISKS:
+        where = "standard output or a file" if named is None else printable(os.fsdecode(named))
+        return DiskError(f"{where} cannot be written or read: {why}")
+    return None

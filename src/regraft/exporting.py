@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -47,11 +48,12 @@ from .errors import (
 from .evaluation import at_threshold, estimates, gain, scored
 from .features import Outputs, outputs
 from .grafting import Model
-from .model_card import card, code_of, without_folders
-from .plan import data_options
+from .model_card import card, without_folders
+from .plan import check as check_plan
+from .plan import data_options, write_plan
 from .preprocess import to_json
 from .report.reading import RunFiles
-from .runfiles import plain
+from .runfiles import dumps, plain
 from .sources import load_source
 from .types import Example, Export, ImageSpec, Package, SourceOptions, Task
 
@@ -132,8 +134,9 @@ def export(
         with published(place) as part:
             say(f"writing {name}")
             notes = tuple(wrote(format, name, package, part))
-            text = card(files, package, name, format.snippet(package), notes)
-            code = code_of(text)
+            code = format.snippet(
+                package
+            )  # never cut out of the card, which has strings of the run
             say("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
             found = fresh(part, code, format.with_regraft, inputs, Path(scratch))
@@ -156,7 +159,7 @@ def export(
                       "versions": files.environment["versions"], "notes": notes}  # fmt: skip
             text = json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n"
             (part / "export.json").write_text(text, encoding="utf-8")
-            text = card(files, package, name, format.snippet(package), notes, record)
+            text = card(files, package, name, code, notes, record)
             (part / "README.md").write_text(text, encoding="utf-8")
     return Exported(place, name, parity, cost, notes, code)
 
@@ -208,7 +211,7 @@ def rows_for(
     try:
         options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
         examples, _, _ = rows_and_splits(options, predictor.kind)
-    except DataError:
+    except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
     known = {row["id"]: row for row in read_manifest(files.path / "manifest.jsonl")}
     for name in ("test", "train"):
@@ -274,7 +277,8 @@ def packed(
         "result.json": files.result,
         "model/config.json": config,
     }
-    as_json = {k: json.dumps(v, indent=2, ensure_ascii=False) + "\n" for k, v in texts.items()}
+    as_json = {k: dumps(brief_values(v), indent=2) + "\n" for k, v in texts.items()}
+    plan = tomllib.loads(write_plan(plan_of(files.path)))
     return Package(
         run=files.path,
         name=files.name,
@@ -283,8 +287,20 @@ def packed(
         task=task,
         inputs=predictor.preprocessor.collate(rows),
         pairs=len(examples[0].inputs) == 2,
-        plain={k: without_folders(v) for k, v in (as_json | {"plan.toml": files.plan}).items()},
+        plain=as_json | {"plan.toml": write_plan(check_plan(brief_values(plan)))},
     )
+
+
+def brief_values(tree: Any) -> Any:
+    """Return JSON values without the folders above files; names of classes stay as they are.
+
+    Value by value: in the text of a file, a path would be cut in the middle of an escape sequence.
+    """
+    if isinstance(tree, dict):
+        return {k: v if k == "classes" else brief_values(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [brief_values(value) for value in tree]
+    return without_folders(tree) if isinstance(tree, str) else tree
 
 
 def labels(task: Task) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plugins
-from .errors import UsageError, did_you_mean
+from .errors import UsageError, did_you_mean, printable
 from .runfiles import read_json, reading, runs_below
 
 
@@ -28,7 +28,7 @@ def listing(what: str, as_json: bool) -> str:
     runs = [run_line(path) for path in runs_below(Path(what))]
     if as_json:
         return json.dumps(runs)
-    lines = [f"{r['run']:<28} {r['status']:<12} {r['figures']}" for r in runs]
+    lines = [printable(f"{r['run']:<28} {r['status']:<12} {r['figures']}") for r in runs]
     return "\n".join(lines) or f"no runs in {what}"
 
 

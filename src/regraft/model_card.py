@@ -1,20 +1,24 @@
-"""The model card of an export: README.md by huggingface_hub, filled with the run's evidence.
+"""The model card of an export: README.md, filled with the run's evidence; its head by huggingface_hub.
 
-What it says of data is counts and digests; no folder above a file is named. The first code block loads
-the export: it is what the export was checked by.
+What it says of data is counts and digests; no folder above a file is named. The only code block loads
+the export: the export was checked by it. Anyone may have written the run's files, so a string of theirs
+is escaped for its place, and a value of another type than the card prints is a damaged run.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import summary
+from .errors import printable
 from .report.reading import RunFiles, brief
 from .report.sections.caution import cautions
+from .runfiles import reading
 from .types import ImageSpec, Package
 
 SHOWN = 50  # classes that are listed; the export's files name all of them
@@ -36,22 +40,13 @@ def card(
     format: str,
     snippet: str,
     notes: Sequence[str],
-    record: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any],
 ) -> str:
-    """The whole of README.md. ``record`` is export.json, once the export was checked."""
-    from huggingface_hub import ModelCard
-
-    head = metadata(files, package, format)
-    body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
-    return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}\n"))
-
-
-def code_of(text: str) -> str:
-    """The card's Python."""
-    found = re.search(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    if found is None:
-        raise ValueError("the card has no Python")
-    return found.group(1)
+    """Return the whole of README.md; ``record`` is export.json. Raises UsageError for a damaged run."""
+    with reading(files.path):
+        head = metadata(files, package, format).to_yaml()
+        body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
+    return f"---\n{head}\n---\n\n{body}\n"
 
 
 def metadata(files: RunFiles, package: Package, format: str) -> Any:
@@ -59,8 +54,8 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     r = files.result
-    pipeline = PIPELINES.get((package.source.kind, r["task"]))
-    kind = pipeline or f"{package.source.kind}-{r['task']}"
+    pipeline = PIPELINES.get((package.source.kind, package.task.name))
+    kind = pipeline or f"{package.source.kind}-{package.task.name}"
     data = data_name(package)
     results = [
         EvalResult(
@@ -68,10 +63,10 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
             dataset_type=slug(data),
             dataset_name=data,
             dataset_split="test",
-            dataset_revision=files.environment["test_digest"][:16],
-            metric_type=name,
-            metric_value=e["value"],
-            metric_name=f"{name} {summary.estimate(e)}, n = {e['n']}",
+            dataset_revision=one_line(files.environment["test_digest"])[:16],
+            metric_type=one_line(name),
+            metric_value=float(e["value"]),
+            metric_name=f"{one_line(name)} {summary.estimate(e)}, n = {e['n']:d}",
         )
         for name, e in r["test"].items()
         if None not in (e["value"], e["low"], e["high"])
@@ -83,7 +78,7 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
         library_name=LIBRARIES.get(format, format),
         pipeline_tag=pipeline,
         tags=["regraft", "transfer-learning"],
-        model_name=package.name,
+        model_name=one_line(package.name),
         eval_results=results or None,
     )
 
@@ -93,13 +88,14 @@ def sections(
     package: Package,
     snippet: str,
     notes: Sequence[str],
-    record: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
 ) -> Iterator[str]:
     r = files.result
     source = without_folders(r["source"]["name"])
     yield f"# {plain_text(package.name)}"
     yield (
-        f"{plain_text(source)}, fine-tuned for {r['task']} by regraft {files.environment['regraft']}. "
+        f"{plain_text(source)}, fine-tuned for {package.task.name} by regraft "
+        f"{plain_text(files.environment['regraft'])}. "
         f"{outputs(package)}"
     )
     yield "## Load it"
@@ -111,7 +107,7 @@ def sections(
     yield figures(r)
     if r.get("calibration"):
         temperature = r["calibration"]["temperature"]
-        divided = record is not None and record["calibrated"]
+        divided = record["calibrated"]
         yield plain_text(summary.calibration(r["calibration"])) + (
             f". **This export's outputs are divided by {temperature:.4g}.**" if divided else "."
         )
@@ -123,18 +119,18 @@ def sections(
     yield "## Data"
     n = r["rows"]
     yield (
-        f"`{data_name(package)}`: {n['train']} rows to train, {n['val']} of val, {n['test']} of test; "
-        f"sha256 of ids, splits and labels `{files.environment['data_digest']}`. The data are not part of "
-        "this export."
+        f"{as_code(data_name(package))}: {n['train']:d} rows to train, {n['val']:d} of val, "
+        f"{n['test']:d} of test; sha256 of ids, splits and labels "
+        f"{as_code(files.environment['data_digest'])}. The data are not part of this export."
     )
-    yield class_table(files, r)
+    yield class_table(package)
     yield "## Preprocessing"
     yield preprocessing(package)
     yield "## Licence"
     yield (
         f"The source's weights: **{plain_text(package.source.licence)}** (sha256 "
-        f"`{r['source']['digest'] or 'none'}`). What was learnt from them, and from the data, is bound by "
-        "the terms of both."
+        f"{as_code(r['source']['digest'] or 'none')}). What was learnt from them, and from the data, is "
+        "bound by the terms of both."
     )
     yield "## Limits"
     yield "\n".join(f"- {plain_text(line)}" for line in limits(files))
@@ -147,9 +143,7 @@ def outputs(package: Package) -> str:
     return f"It gives logits; `scores` below takes their {state['activation']}."
 
 
-def how_checked(record: Mapping[str, Any] | None) -> str:
-    if record is None:
-        return ""
+def how_checked(record: Mapping[str, Any]) -> str:
     p = record["parity"]
     unit = "of a standard deviation" if record["numbers"] else "of a probability"
     text = (
@@ -161,19 +155,26 @@ def how_checked(record: Mapping[str, Any] | None) -> str:
     if record["int8"]:
         from .exporting import int8_in_words
 
-        text += (
-            f"\n\n`{record['int8']['file']}` has 8-bit weights: {int8_in_words(record['int8'])}."
-        )
+        text += f"\n\n{as_code(record['int8']['file'])} has 8-bit weights: {int8_in_words(record['int8'])}."
     return text
 
 
 def figures(r: Mapping[str, Any]) -> str:
     """Test with intervals, and the controls on the same rows."""
-    lines = [f"Test, n = {r['rows']['test']}; intervals are 95 %.", "", "| | value |", "|---|---|"]
-    lines += [f"| {m} | {number(e)} |" for m, e in r["test"].items()]
-    lines += ["", f"| control | {r['primary']} | gain over it, paired |", "|---|---|---|"]
+    lines = [
+        f"Test, n = {r['rows']['test']:d}; intervals are 95 %.",
+        "",
+        "| | value |",
+        "|---|---|",
+    ]
+    lines += [f"| {plain_text(m)} | {number(e)} |" for m, e in r["test"].items()]
     lines += [
-        f"| {name} | {number(m[r['primary']])} | {number(r['gain'][name], signed=True)} |"
+        "",
+        f"| control | {plain_text(r['primary'])} | gain over it, paired |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {plain_text(name)} | {number(m[r['primary']])} | {number(r['gain'][name], signed=True)} |"
         for name, m in r["controls"].items()
     ]
     return "\n".join(lines)
@@ -185,10 +186,10 @@ def number(e: Mapping[str, Any], signed: bool = False) -> str:
     return summary.signed(dict(e)) if signed else summary.estimate(dict(e))
 
 
-def class_table(files: RunFiles, r: Mapping[str, Any]) -> str:
-    if r["task"] == "regression":
-        return "Numbers: " + ", ".join(plain_text(c) for c in r["classes"]) + "."
-    names = [plain_text(c) for c in r["classes"]]
+def class_table(package: Package) -> str:
+    names = [plain_text(c) for c in package.task.classes]
+    if package.task.name == "regression":
+        return f"Numbers: {', '.join(names)}."
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} classes, in output order: {', '.join(names[:SHOWN])}{more}."
 
@@ -202,7 +203,7 @@ def preprocessing(package: Package) -> str:
             f"[0, 1], mean {s.mean}, std {s.std}."
         )
     spec = json.loads(package.plain["preprocess.json"])
-    return f"The source's own tokenizer, cut to {spec['max_length']} tokens."
+    return f"The source's own tokenizer, cut to {spec['max_length']:d} tokens."
 
 
 def limits(files: RunFiles) -> list[str]:
@@ -215,10 +216,8 @@ def limits(files: RunFiles) -> list[str]:
 
 def data_name(package: Package) -> str:
     """The last part of the data's path."""
-    import tomllib
-
     path = tomllib.loads(package.plain["plan.toml"])["data"]["path"]
-    return Path(path.replace("\\", "/")).name.replace("`", "") or "data"
+    return one_line(Path(path.replace("\\", "/")).name) or "data"
 
 
 def slug(text: str) -> str:
@@ -230,7 +229,19 @@ def without_folders(text: str) -> str:
     return brief(re.sub(r'\b([a-z]+:)/(?:[^\s"/]+/)+(?=[^\s"/])', r"\1…/", text))
 
 
+def one_line(text: str) -> str:
+    """A string without line breaks and control characters. Raises TypeError for a value of another type."""
+    if not isinstance(text, str):
+        raise TypeError(f"a string is expected, not {type(text).__name__}")
+    return printable(" ".join(text.split()))
+
+
 def plain_text(text: str) -> str:
-    """Text that Markdown leaves as it is: class names are anything."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """A string as Markdown's plain text: class names are anything."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#$~{}])", r"\\\1", text)
+
+
+def as_code(text: str) -> str:
+    """A string as a span of code in Markdown, in which nothing but a backtick has a meaning."""
+    return f"`{one_line(text).replace('`', '’')}`"

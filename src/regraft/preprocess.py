@@ -258,16 +258,16 @@ def mix(
 
 class TextPreprocessor:
     def __init__(self, spec: TextSpec) -> None:
-        from transformers import AutoTokenizer
+        from .foreign_code import tokenizer_of
 
         self.spec = spec
-        local = Path(spec.tokenizer).is_dir()
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, local_files_only=local)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"the tokenizer {spec.tokenizer} does not load: {error}") from error
+        self.tokenizer = tokenizer_of(spec.tokenizer)
         if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides what is padded
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer.pad_token is None:
+            raise SourceError(
+                f"{spec.tokenizer}: its tokenizer has no token to pad with: give it a pad_token"
+            )
         # `many` tokenises once and `collate` pads later, on purpose
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
 
@@ -307,7 +307,15 @@ class TextPreprocessor:
     def _encode(self, inputs: Sequence[tuple[str, ...]], **how: Any) -> dict[str, Any]:
         first = [row[0] for row in inputs]
         second = [row[1] for row in inputs] if inputs and len(inputs[0]) == 2 else None
-        return dict(self.tokenizer(first, second, **how)) if inputs else {"input_ids": []}
+        if not inputs:
+            return {"input_ids": []}
+        try:
+            return dict(self.tokenizer(first, second, **how))
+        except Exception as error:  # the libraries raise all kinds, Exception itself too
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise SourceError(
+                f"{self.spec.tokenizer}: its tokenizer fails on a text, one of its files is damaged ({why})"
+            ) from error
 
 
 def save_tokenizer(spec: TextSpec, folder: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from .errors import printable
+from .streams import complain, shown
 
 if TYPE_CHECKING:
     from .arms import Say, Track
@@ -25,7 +26,7 @@ def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
         yield (lambda line: None), None
         return
     if not sys.stderr.isatty():
-        yield (lambda line: print(line, file=sys.stderr, flush=True)), None
+        yield complain, None
         return
     from rich.console import Console
     from rich.progress import (
@@ -60,7 +61,7 @@ def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
             progress.lines = lines
 
         yield (
-            (lambda line: console.print(line, markup=False, highlight=False)),
+            (lambda line: console.print(shown(line), markup=False, highlight=False)),
             Bars(progress, show),
         )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import processes
+from .commands import python
 from .errors import RegraftError, UsageError
 from .plan import Plan, write_plan
 from .runfiles import read_json, status_of
@@ -92,7 +92,7 @@ class Runs:
         file = self.tmp / "plan.toml"
         file.write_text(write_plan(self.plan.model_copy(update={"run": run})), encoding="utf-8")
         code = ["--allow-code"] if self.allow_code else []
-        command = [sys.executable, "-m", "regraft", "fit", str(file), "--out",
+        command = [*python(), "-m", "regraft", "fit", str(file), "--out",
                    str(self.tmp / name), "-q", *more, *code]  # fmt: skip
         env = os.environ | {
             "REGRAFT_FAILPOINT": failpoint,

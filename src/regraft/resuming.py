@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .commands import command
 from .errors import DataError, SourceError, UsageError, shorten
 from .plan import Plan, check, read_plan
 from .runfiles import read_json, reading
@@ -60,8 +61,8 @@ def earlier(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -
     if changes and not accept_changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise UsageError(
-            f"{run} was begun with another plan:\n{listed}\ngo on as it was with regraft fit --resume "
-            f"{run}, or with these changes, which are recorded, with --accept-changes"
+            f"{run} was begun with another plan:\n{listed}\ngo on as it was with "
+            f"{command('fit', '--resume', run)}, or with these changes, which are recorded, with --accept-changes"
         )
     return Earlier(run, plan, tuple(changes))
 

@@ -36,6 +36,7 @@ from .arms import (
     probe_once,
 )  # fmt: skip
 from .checkpoints import Keeper
+from .commands import command
 from .controls import untrained
 from .data import write_manifest
 from .errors import DivergedError, PlanError, RegraftError, UsageError, shorten
@@ -191,7 +192,7 @@ def together(
         except (MemoryError, RuntimeError) as error:
             if str(error).startswith("DataLoader worker"):  # torch sees it in the middle of a step
                 raise RegraftError(
-                    f"a loader process was killed ({error}): go on with regraft fit --resume {out}, and with "
+                    f"a loader process was killed ({error}): go on with {command('fit', '--resume', out)}, and with "
                     f"--workers 0 if it comes again (it may be out of memory)"
                 ) from error
             known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -199,7 +200,7 @@ def together(
                 raise
             raise RegraftError(
                 f"there is not enough memory ({str(error).splitlines()[0] if str(error) else 'host'}): go on "
-                f"with regraft fit --resume {out} --accept-changes --batch-size {half(p.plan)} --set "
+                f"with {command('fit', '--resume', out)} --accept-changes --batch-size {half(p.plan)} --set "
                 f"fit.accumulate={2 * p.plan.fit.accumulate}, which keeps the rows of a step, or fewer "
                 f"--workers"
             ) from error
@@ -207,7 +208,7 @@ def together(
             last = f"; the last good checkpoint is {keeper.good[-1]}" if keeper.good else ""
             raise DivergedError(f"{error}{last}") from error
         except Interrupted as stop:
-            text = f"{stop}; go on with: regraft fit --resume {out}"
+            text = f"{stop}; go on with: {command('fit', '--resume', out)}"
             raise Interrupted(stop.signum, text) from None
         keeper.clear()
     return folder.path

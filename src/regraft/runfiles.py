@@ -14,6 +14,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from . import locks
+from .commands import command
 from .errors import DiskError, UsageError
 from .plugins import module
 from .spreadsheet import escaped
@@ -193,11 +195,11 @@ def check_new(path: Path) -> None:
     if path.exists() or path.is_symlink():
         locks.refuse(path / LOCK)
         other = path.with_name(f"{path.name}-2")
-        go_on = f"go on with `regraft fit --resume {path}`"
-        look = f"look at it with `regraft list {path.parent}`"
+        go_on = f"go on with `{command('fit', '--resume', path)}`"
+        look = f"look at it with `{command('list', path.parent)}`"
         raise UsageError(
             f"{path} exists and is never overwritten: {go_on if can_go_on(path) else look}, or write "
-            f"elsewhere with --out {other}"
+            f"elsewhere with --out {shlex.quote(str(other))}"
         )
     check_writable(next(d for d in path.absolute().parents if d.exists()))
 

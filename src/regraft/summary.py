@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .commands import command
+from .errors import printable
 from .runfiles import reading
 
 WORDS = {
@@ -27,7 +29,9 @@ def summary(path: Path, result: dict[str, Any]) -> str:
     Raises UsageError for a result that is damaged.
     """
     with reading(path):
-        return "\n".join(f"{head:<8} {text}".rstrip() for head, text in lines(path, result))
+        return "\n".join(
+            f"{head:<8} {printable(text)}".rstrip() for head, text in lines(path, result)
+        )
 
 
 def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -63,7 +67,8 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "VERDICT", verdict(r)
     yield (
         "NEXT",
-        f"regraft report {path}   ·   regraft predict {path} FILE …   ·   regraft evaluate {path} DATA",
+        f"{command('report', path)}   ·   {command('predict', path)} FILE …   ·   "
+        f"{command('evaluate', path)} DATA",
     )
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
-from functools import cache
+import subprocess
+import sys
+import tomllib
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +24,9 @@ import regraft
 from regraft import exporting, plugins
 from regraft.errors import ExportError, UsageError
 from regraft.exporting import folded
-from regraft.model_card import code_of
+from regraft.model_card import card
+from regraft.plan import check, write_plan
+from regraft.report.reading import RunFiles
 from regraft.types import Estimate
 
 QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
@@ -150,6 +157,13 @@ WAYS = [  # every format once; the rest at length
 ]  # fmt: skip
 
 
+def code_in(card: Path) -> list[str]:
+    """Every block of code of a card, as a reader of Markdown sees them."""
+    from markdown_it import MarkdownIt
+
+    return [t.content for t in MarkdownIt().parse(card.read_text()) if t.type == "fence"]
+
+
 def written(run: Path) -> dict[str, np.ndarray]:
     with (run / "predictions.csv").open(newline="") as file:
         return {r[0]: np.array(r[4:], dtype=float) for r in list(csv.reader(file))[1:]}
@@ -187,7 +201,7 @@ def test_an_export_is_the_run(runs, exported, run, to):
     # independent of what was compared inside: the run's own file
     assert done.parity.from_file is not None
     assert done.parity.from_file < 1e-4
-    assert code_of((done.path / "README.md").read_text())
+    assert code_in(done.path / "README.md") == [done.code.strip() + "\n"]
     assert [p.name for p in done.path.parent.iterdir()] == ["out"]  # nothing beside it
     for path in done.path.rglob("*"):  # no folder above a file is told
         if path.suffix in (".md", ".json", ".toml"):
@@ -337,3 +351,188 @@ def test_folding_is_the_affine_map(head):
     with torch.no_grad():
         wanted = head(x) * torch.tensor(scale) + torch.tensor(shift)
         torch.testing.assert_close(folded(head, scale, shift)(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- a run that means harm
+
+
+def marked(sentinel: Path, what: str) -> str:
+    """A string that is code, YAML, Markdown, HTML or a command wherever it is not escaped."""
+    code = f"open({str(sentinel)!r}, 'w').close()"
+    return (
+        f"{what} \"'`\n\n```python\n{code}\n```\n---\nlicense: mit\n---\n# head | cell [a](b) <script>"
+        f"\r\u2028$(touch {sentinel})\x1b[2J\x00\u202e"
+    )
+
+
+@pytest.fixture
+def hostile(runs, tmp_path) -> Path:
+    """The photo run, with such a string wherever its files may hold one."""
+    run = tmp_path / "run `x` \n```python"
+    shutil.copytree(runs["photo"], run, ignore=shutil.ignore_patterns("exports"))
+    evil = partial(marked, tmp_path / "sentinel")
+
+    def change(name: str, alter) -> None:
+        tree = json.loads((run / name).read_text())
+        alter(tree)
+        (run / name).write_text(json.dumps(tree))
+
+    def of_result(r) -> None:
+        r["classes"] = [evil(c) for c in r["classes"]]
+        r["test"][evil("metric")] = r["test"]["accuracy"]
+        r["controls"][evil("control")] = r["controls"]["majority"]
+        r["gain"][evil("control")] = r["gain"]["majority"]
+        r["source"] |= {"name": evil("source"), "digest": evil("digest")}
+        r["notes"] = [evil("note")]
+        r["verdict"]["why"] = evil("why")
+
+    def of_config(c) -> None:
+        c["task"]["classes"] = [evil(n) for n in c["task"]["classes"]]
+        c["recipe"]["licence"] = evil("licence")
+
+    change("result.json", of_result)
+    change("environment.json", lambda e: e.update(
+        regraft=evil("version"), data_digest=evil("data"), test_digest=evil("test"),
+        versions={evil("a"): evil("b")}))  # fmt: skip
+    change("model/labels.json", lambda t: t.update(classes=[evil(c) for c in t["classes"]]))
+    change("model/config.json", of_config)
+    plan = tomllib.loads((run / "plan.toml").read_text())
+    plan["data"]["path"] = str(tmp_path / "da`ta\n\n```python\n1 / 0\n```\n")
+    (run / "plan.toml").write_text(write_plan(check(plan)))
+    return run
+
+
+def test_nothing_of_a_run_is_run_by_its_export(hostile, tmp_path, runs, exported):
+    import yaml
+
+    done = regraft.export(hostile, "timm", tmp_path / "out")
+    assert not (tmp_path / "sentinel").exists()
+    assert done.code == exported("photo", "timm").code
+    card = done.path / "README.md"
+    assert code_in(card) == [done.code.strip() + "\n"]
+    whole = card.read_text()
+    body = whole.split("---\n", 2)[2]
+    found, usual = (
+        yaml.safe_load(t.read_text().split("---\n", 2)[1])
+        for t in (card, exported("photo", "timm").path / "README.md")
+    )
+    assert found.keys() == usual.keys()
+    assert found["license"] == "other"
+    assert all(c.isprintable() or c == "\n" for c in whole)
+    kinds = [t.type for t in markdown(body)]
+    assert not {"html_block", "html_inline", "link_open", "hr"} & set(kinds)
+    usual_kinds = [
+        t.type
+        for t in markdown(
+            (exported("photo", "timm").path / "README.md").read_text().split("---\n", 2)[2]
+        )
+    ]
+    assert kinds.count("heading_open") == usual_kinds.count("heading_open")
+    assert str(tmp_path) + "/run" not in whole
+
+
+def markdown(text: str) -> list[Any]:
+    """The tokens of a text, inner ones too."""
+    from markdown_it import MarkdownIt
+
+    found = MarkdownIt().enable("table").parse(text)
+    return [inner for token in found for inner in [token, *(token.children or [])]]
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [("result.json", ["rows", "test"], {"a": 1}), ("result.json", ["test", "accuracy", "n"], "```"),
+     ("environment.json", ["regraft"], {"a": ["```"]}), ("environment.json", ["data_digest"], 3),
+     ("result.json", ["test", "accuracy", "value"], {}), ("result.json", ["source", "name"], None)],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_a_damaged_run(runs, tmp_path, file, keys, value):
+    run = tmp_path / "run"
+    shutil.copytree(runs["photo"], run, ignore=shutil.ignore_patterns("exports"))
+    tree = json.loads((run / file).read_text())
+    node = tree
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    (run / file).write_text(json.dumps(tree))
+    files = RunFiles.read(run)
+    predictor = regraft.load(run)
+    package = exporting.packed(
+        files, predictor, exporting.rows_for(files, predictor, 2, tmp_path)[0], timm_format()
+    )
+    with pytest.raises(UsageError, match="damaged"):
+        card(files, package, "timm", "pass", (), {"calibrated": False, "numbers": False, "int8": None,
+             "parity": {"n": 1, "rows": "x", "difference": 0.0, "same": 1, "ties": 0}})  # fmt: skip
+
+
+def timm_format() -> Any:
+    return plugins.module("exports", "timm")
+
+
+def test_class_names_and_escapes_survive_where_paths_are_cut():
+    values = {
+        "classes": ["/a\nb/c"],
+        "note": "read /home/me/data/x\n/b",
+        "n": [1, None, "/home/me/y"],
+    }
+    found = exporting.brief_values(values)
+    assert found["classes"] == ["/a\nb/c"]
+    assert "me" not in json.dumps(found) and found["n"][:2] == [1, None]
+
+
+@pytest.fixture
+def asking(runs, tmp_path) -> Path:
+    """The plain text run, whose tokenizer asks for code that leaves a trace."""
+    run = tmp_path / "asking"
+    shutil.copytree(runs["plain"], run, ignore=shutil.ignore_patterns("exports"))
+    tokenizer = run / "model" / "tokenizer"
+    (tokenizer / "evil.py").write_text(f"open({str(tmp_path / 'sentinel')!r}, 'w').close()\n")
+    (tokenizer / "config.json").write_text('{"model_type": "unknown"}')
+    asks = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(asks))
+    return run
+
+
+def test_a_tokenizer_that_asks_for_code_is_refused(asking, runs, tmp_path, cli, monkeypatch):
+    """By every command; standard input, which says yes, is left as it is."""
+    lines = tmp_path / "lines.txt"
+    lines.write_text("yes\n" * 50)
+    table = runs["plain"].parent / "texts.csv"
+    commands = [
+        ("predict", asking, lines), ("evaluate", asking, table), ("serve", asking, "--port", 0),
+        ("export", asking, "--to", "bundle", "--out", tmp_path / "out"),
+        ("fit", table, "--source", asking, "--out", tmp_path / "new"),
+        ("plan", table, "--source", asking), ("check", table, "--source", asking),
+    ]  # fmt: skip
+    with lines.open() as answers:
+        monkeypatch.setattr(sys, "stdin", answers)
+        for command in commands:
+            code, _, said = cli(*command)
+            assert code == 4, (command, said)
+            assert 'tokenizer_config.json: refused, nothing executed: its "auto_map"' in said, (
+                command
+            )
+        assert answers.buffer.raw.tell() == 0
+    with lines.open() as answers:
+        done = subprocess.run(
+            [sys.executable, "-m", "regraft", "predict", asking, "-"],
+            stdin=answers, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert os.lseek(answers.fileno(), 0, os.SEEK_CUR) == 0, "lines were read"
+    assert done.returncode == 4 and "[y/N]" not in done.stdout + done.stderr
+    assert not (tmp_path / "sentinel").exists()
+    assert not list(tmp_path.rglob("__pycache__")) and not (tmp_path / "new").exists()
+
+
+def test_lines_of_standard_input_are_predicted_each(runs, cli, tmp_path, monkeypatch):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("yes\ngood day\nbad film\n")
+    with lines.open() as given:
+        monkeypatch.setattr(sys, "stdin", given)
+        code, out, said = cli("predict", runs["plain"], "-")
+    assert code == 0, said
+    assert [line.split(",")[0] for line in out.splitlines()] == [
+        "input",
+        "line 1",
+        "line 2",
+        "line 3",
+    ]

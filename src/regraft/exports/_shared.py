@@ -26,11 +26,11 @@ def image_spec(package: Package) -> ImageSpec:
 
 def save_tokenizer(package: Package, folder: Path) -> None:
     """The tokenizer as the run uses it: with a token to pad with, and the run's length as its limit."""
-    from transformers import AutoTokenizer
+    from ..foreign_code import tokenizer_of
 
     spec = package.source.preprocess
     assert isinstance(spec, TextSpec)
-    tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer, local_files_only=True)
+    tokenizer = tokenizer_of(spec.tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = spec.max_length

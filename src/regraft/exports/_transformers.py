@@ -77,8 +77,8 @@ def pictures(package: Package, auto: str) -> str:
         more = "from torchvision.transforms import v2\n"
         resize = s.resize if isinstance(s.resize, int) else list(s.resize)
         line = (
-            f'crop = v2.Compose([v2.Resize({resize}, v2.InterpolationMode("{s.interpolation}")), '
-            f"v2.CenterCrop({list(s.size)})])\n"
+            f"crop = v2.Compose([v2.Resize({resize!r}, v2.InterpolationMode({s.interpolation!r})), "
+            f"v2.CenterCrop({list(s.size)!r})])\n"
         )
         how = ", do_resize=False, do_center_crop=False"
     one = "crop(read(path))" if crop else "read(path)"
@@ -86,8 +86,8 @@ def pictures(package: Package, auto: str) -> str:
 from PIL import Image, ImageOps
 {more}from transformers import AutoImageProcessor, {auto}
 
-processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder
-model = {auto}.from_pretrained(".").eval()
+processor = AutoImageProcessor.from_pretrained(".", backend="pil", trust_remote_code=False)  # this folder
+model = {auto}.from_pretrained(".", trust_remote_code=False).eval()
 {line}{_shared.reading(package)}
 def prepared(batch):
     return processor([{one} for path in batch], return_tensors="pt"{how})

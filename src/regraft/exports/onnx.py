@@ -87,7 +87,7 @@ def snippet(package: Package) -> str:
         return f"""import numpy as np, onnxruntime
 from transformers import AutoTokenizer
 
-{head}tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+{head}tokenizer = AutoTokenizer.from_pretrained("tokenizer", trust_remote_code=False)
 
 def scores(batch):
     tokens = {_shared.tokens(package, "np")}

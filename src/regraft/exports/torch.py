@@ -56,7 +56,7 @@ def scores(batch):
 from transformers import AutoTokenizer
 
 model = torch.export.load("{FILE}").module()  # in this folder
-tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+tokenizer = AutoTokenizer.from_pretrained("tokenizer", trust_remote_code=False)
 
 @torch.inference_mode()
 def scores(batch):
@@ -69,7 +69,7 @@ def transform(s: ImageSpec) -> str:
     """``transform``: PIL → [C, H, W]."""
     resize = s.resize if isinstance(s.resize, int) else list(s.resize)
     return f"""transform = v2.Compose([
-    v2.Resize({resize}, v2.InterpolationMode("{s.interpolation}")), v2.CenterCrop({list(s.size)}),
-    v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize({list(s.mean)}, {list(s.std)}),
+    v2.Resize({resize!r}, v2.InterpolationMode({s.interpolation!r})), v2.CenterCrop({list(s.size)!r}),
+    v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize({list(s.mean)!r}, {list(s.std)!r}),
 ])
 """

@@ -55,7 +55,7 @@ def assembled(package: Package) -> tuple[Any, str | None]:
     config.problem_type = PROBLEMS[package.task.name]
     auto = getattr(transformers, auto_class(package))
     try:
-        model = auto.from_config(config).float().eval()
+        model = auto.from_config(config, trust_remote_code=False).float().eval()
     except ValueError:
         return None, f"transformers has no {auto_class(package)} of {config.model_type}"
     own = type(model).__name__
@@ -104,8 +104,8 @@ def scores(batch):
     return f"""import torch
 from transformers import AutoTokenizer, {auto}
 
-tokenizer = AutoTokenizer.from_pretrained(".")  # this folder
-model = {auto}.from_pretrained(".").eval()
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=False)  # this folder
+model = {auto}.from_pretrained(".", trust_remote_code=False).eval()
 
 @torch.inference_mode()
 def scores(batch):

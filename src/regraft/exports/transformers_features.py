@@ -91,8 +91,8 @@ def scores(batch):
 """
     extra = ", add_pooling_layer=False" if unpooled(package) else ""
     return f"""import safetensors.torch, torch, transformers
-tokenizer = transformers.AutoTokenizer.from_pretrained(".")  # this folder
-model = transformers.AutoModel.from_pretrained("."{extra}).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(".", trust_remote_code=False)  # this folder
+model = transformers.AutoModel.from_pretrained(".", trust_remote_code=False{extra}).eval()
 head = safetensors.torch.load_file("head.safetensors")
 @torch.inference_mode()
 def scores(batch):

@@ -105,12 +105,9 @@ def pooling(folder: Path, wanted: str, image: bool, class_token: bool) -> str:
 
 def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec, tuple[str, ...]]:
     """Tokenizer and length. Raises SourceError for no tokenizer or one with too many tokens."""
-    from transformers import AutoTokenizer
+    from ..foreign_code import tokenizer_of
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the libraries raise all kinds, Exception itself too
-        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+    tokenizer = tokenizer_of(str(folder))
     rows = net.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")

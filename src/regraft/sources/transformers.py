@@ -44,13 +44,13 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
+    from .. import foreign_code
     from . import _folder, _weights
 
     values = _folder.read_json(folder / "config.json")
     if not values:
         raise SourceError(f"{folder}: no config.json; it is not a transformers model")
-    if "auto_map" in values:
-        raise SourceError(f"{folder}: refused, its config asks for code of its own (auto_map)")
+    foreign_code.refuse(folder)
     recipe = {"source": "transformers", "auto": auto_class(values, reference), "config": values}
     net = skeleton(recipe, reference)
     weights = _weights.read(options.weights) if options.weights else _folder.weights(folder)
@@ -140,10 +140,17 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
     import torch
     import transformers
 
+    from ..foreign_code import hook
+
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
-    if recipe["auto"] not in ("AutoModel", *HEADED.values()) or "auto_map" in values:
+    if recipe["auto"] not in ("AutoModel", *HEADED.values()):
         raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
+    if key := hook(values):
+        raise SourceError(
+            f'{reference}: refused, nothing executed: its recipe\'s "{key}" names Python code; remedy: '
+            "fit again from a source without it"
+        )
     auto = getattr(transformers, recipe["auto"])
     try:
         config = transformers.AutoConfig.for_model(kind, **values)
@@ -152,10 +159,10 @@ def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
         config.dtype = torch.float32
         with torch.device("meta" if meta else "cpu"):
             try:
-                net = auto.from_config(config, **extra(recipe))
+                net = auto.from_config(config, trust_remote_code=False, **extra(recipe))
             except TypeError:  # a class without add_pooling_layer
                 recipe["plain"] = True
-                net = auto.from_config(config)
+                net = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # as many kinds as there are configurations
         raise SourceError(f'{reference}: "{kind}" cannot be built ({error})') from error
     heads = [n for n, _ in net.named_children() if "classifier" in n and n != "pre_classifier"]
@@ -195,6 +202,7 @@ def fill(
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
             **extra(recipe),
         )
     finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -65,7 +66,7 @@ def track(
     except MlflowException as error:
         raise RegraftError(f"MLflow at {where} refuses: {str(error).splitlines()[0]}") from error
     how = (
-        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {uri}"
+        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {shlex.quote(uri)}"
         if local
         else "mlflow ui"
     )

@@ -6,6 +6,7 @@ OUT/end/…      test/accuracy, test/accuracy low …; the summary and the plan 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,9 @@ def track(
     finally:
         for each in writers.values():
             each.close()
-    return f"{name} is in {out}; look at it with: tensorboard --logdir {out}"
+    return (
+        f"{name} is in {out}; look at it with: {shlex.join(['tensorboard', '--logdir', str(out)])}"
+    )
 
 
 def as_code(text: str) -> str:
