@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import asdict
 
 import pytest
 
-from regraft import doctor
+from regraft import doctor, locks
 from regraft.doctor import examine, in_words, misfit, remedy_for_torch
 from regraft.errors import UsageError
-from regraft.locks import Holder
 
 
 @pytest.mark.fault(86)
@@ -42,17 +40,18 @@ def test_older_and_newer_torch_is_said(version, words):
 
 
 def test_locks_of_a_folder_of_runs(tmp_path):
-    for name, pid, host in (("stale", 2**22 + 1, socket.gethostname()), ("far", 1, "elsewhere")):
+    for name, changes in (("stale", {"pid": 2**22 + 1}), ("far", {"pid": 1, "host": "elsewhere"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.toml").write_text("")
-        (tmp_path / name / "lock").write_text(json.dumps(asdict(Holder(pid, host, "", "now"))))
+        record = asdict(locks.myself(False)) | changes
+        (tmp_path / name / "lock").write_text(json.dumps(record))
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / "plan.toml").write_text("")
     found = {f.says: f.remedy for f in doctor.locks_in(tmp_path)}
     stale = next(r for s, r in found.items() if "which is gone" in s)
     assert stale == f"regraft fit --resume {tmp_path / 'stale'}"
     far = next(r for s, r in found.items() if "process 1 on elsewhere" in s)
-    assert far.startswith("if that machine's run is gone: rm")
+    assert far.startswith("if that run is gone: rm")
     assert "1 unfinished" in list(found)[-1]
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -190,8 +189,7 @@ def locks_in(runs: Path) -> Iterator[Finding]:
         lock = run / LOCK
         if (who := locks.held(lock)) is not None:
             busy += 1
-            here = who.host == socket.gethostname()
-            remedy = "" if here else f"if that machine's run is gone: rm {lock}"
+            remedy = "" if who.here() else f"if that run is gone: rm {lock}"
             yield Finding("lock", f"{run} is being written by {who}", remedy)
         elif lock.exists():
             who = locks.holder(lock)

@@ -76,7 +76,7 @@ class RunFolder:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DiskError):  # the error on its way says more
                 self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
-        (self.path / LOCK).unlink(missing_ok=True)
+        locks.release(self.path / LOCK)
 
     def finished(self) -> bool:
         return status_of(self.path) == "finished"
