@@ -692,9 +692,9 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,
 ) -> None:
     """Where features are kept for the next run, how much they take, and --clear."""
-    from .feature_cache import FeatureCache, place_of
+    from .feature_cache import cache_in
 
-    kept = FeatureCache(place_of("shared"), 0)
+    kept = cache_in("shared")
     if clear:
         typer.echo(f"{kept.clear()} entries removed from {kept.root}")
         return

@@ -135,30 +135,17 @@ def devices() -> Iterator[Finding]:
 
 def caches() -> Iterator[Finding]:
     try:
-        from .feature_cache import FeatureCache, place_of
+        from .feature_cache import cache_in
     except ImportError:  # torch is broken, which is said already
         return
-    kept = FeatureCache(place_of("shared"), 0)
+    kept = cache_in("shared")
     entries = kept.entries()
     size, limit = sum(n for _, n, _ in entries), RunPlan.model_fields["cache_gb"].default * 1e9
     says = f"{kept.root}: {len(entries)} entries, {size / 1e9:.2f} of {limit / 1e9:.0f} GB"
     remedy = "" if size <= limit else "regraft cache --clear"
     yield Finding("feature cache", says, remedy or cannot_write(kept.root, "REGRAFT_CACHE"))
-    left = [
-        p
-        for p in kept.root.glob("tmp-*")
-        if (pid := pid_of(p)) is not None and not locks.exists(pid)
-    ]
-    if left:
-        yield Finding("feature cache", f"{len(left)} unfinished entries of processes that are gone",
-                      f"rm -r {' '.join(map(str, left))}")  # fmt: skip
     ledger = ledger_path()
     yield Finding("ledger", f"{ledger}, of opened test sets", cannot_write(ledger, "REGRAFT_STATE"))
-
-
-def pid_of(path: Path) -> int | None:
-    parts = path.name.rsplit("-", 2)
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
 
 
 def cannot_write(path: Path, variable: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from . import processes
 from .errors import RegraftError, UsageError
 from .plan import Plan, write_plan
 from .runfiles import read_json, status_of
+from .workfolders import temporary_folder
 
 if TYPE_CHECKING:
     from .state import Saved
@@ -56,8 +56,7 @@ def verify(
     """Raises UsageError for fewer than 2 steps, RegraftError where a run fails."""
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
-    with tempfile.TemporaryDirectory(prefix="regraft-verify-") as folder:
-        tmp = Path(folder)
+    with temporary_folder("regraft-verify") as tmp:
         say("a run that is left alone …")
         alone = Runs(plan, tmp, steps, allow_code)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:

@@ -14,11 +14,13 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import locks
+from .errors import DiskError
 
 OWNER, CONTENT = "owner", "content"
 NAME = re.compile(r".+\.[0-9a-f]{16}\.part")
@@ -28,18 +30,32 @@ NAME = re.compile(r".+\.[0-9a-f]{16}\.part")
 def work_folder(parent: Path, name: str, mode: int = 0o755) -> Iterator[Path]:
     """Make an empty folder for this process to write to; it is removed afterwards, unless it was renamed.
 
-    Sweeps ``parent`` first. Raises DiskError or OSError where the disk does not take it.
+    Sweeps ``parent`` first. Raises DiskError where the disk does not take it.
     """
     sweep(parent)
     outer = parent / f"{name}.{secrets.token_hex(8)}.part"
-    outer.mkdir(mode)
     try:
-        locks.take(outer / OWNER)
-        (outer / CONTENT).mkdir(mode)
+        try:
+            outer.mkdir(mode)
+            locks.take(outer / OWNER)
+            (outer / CONTENT).mkdir(mode)
+        except OSError as error:
+            raise DiskError(f"{parent} cannot be written: {error.strerror}") from error
         yield outer / CONTENT
     finally:
         locks.release(outer / OWNER)
         shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Make a folder that this user alone may read, among the system's temporary files, as ``work_folder``."""
+    try:
+        parent = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise DiskError(f"no temporary folder can be written ({error}): set TMPDIR") from error
+    with work_folder(parent, name, mode=0o700) as folder:
+        yield folder
 
 
 def sweep(parent: Path) -> list[Path]:
