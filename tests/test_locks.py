@@ -90,7 +90,9 @@ def test_a_pid_that_another_process_has_by_now_holds_nothing(tmp_path):
 def test_a_holder_of_which_nothing_is_proven_holds(tmp_path, apart):
     """The pid is unused here, which says nothing of another machine, container or boot."""
     write(tmp_path / "lock", pid=2**22 + 1, **apart)
-    with pytest.raises(UsageError, match=r"process 4194305 on .*if that run is gone, remove .*lock"):
+    with pytest.raises(
+        UsageError, match=r"process 4194305 on .*if that run is gone, remove .*lock"
+    ):
         take(tmp_path / "lock")
 
 
@@ -128,7 +130,9 @@ def test_a_holder_in_another_container_of_this_host_is_refused_until_it_ends(tmp
 
 def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path):
     code = HOLD.replace("print(", "import os\nif not os.fork(): time.sleep(60)\nprint(")
-    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
+    )
     assert child.stdout.readline() == b"held\n"
     (worker,) = psutil.Process(child.pid).children()
     child.kill()

@@ -159,9 +159,7 @@ def test_mlflow_says_of_a_run_that_was_killed_that_it_was(run, tmp_path, mlflow_
     from mlflow.tracking import MlflowClient
 
     (run / "result.json").unlink()
-    (run / "lock").write_text(
-        json.dumps(asdict(locks.myself(False)) | {"pid": 2**22 + 1})
-    )
+    (run / "lock").write_text(json.dumps(asdict(locks.myself(False)) | {"pid": 2**22 + 1}))
     track(run, "mlflow", str(tmp_path / "store"))
     client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("regraft").experiment_id])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RegraftError, UsageError
+from .errors import RankError, RegraftError, UsageError
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -312,9 +312,9 @@ def fit(
     if first and not (resume and out.exists()):
         check_new(out)  # before torch is imported
     if chosen.run.processes not in ("auto", 1) and not launched:
-        from .processes import launch
+        from .launching import launch
 
-        raise SystemExit(launch(int(chosen.run.processes), sys.argv[1:]))
+        raise SystemExit(launch(int(chosen.run.processes), sys.argv[1:], out))
     from .progress import bars
     from .run import run
 
@@ -747,11 +747,17 @@ def root(
         raise typer.Exit
 
 
-def after_the_first() -> None:
-    """What all of several processes see, or that the first one is gone, it or the launcher says: the
-    launcher ends the others meanwhile."""
+def after_the_first(error: Exception, what: str) -> bool:
+    """Return whether this process says what went wrong. What all of several ranks see rank 0 says: the
+    launcher ends the others meanwhile. It names the rank that is lost, too."""
+    from .launching import launched, report
+
+    if launched() and isinstance(error, RankError):
+        return False
+    report(what)
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
+    return True
 
 
 def any_text() -> None:
@@ -775,8 +781,8 @@ def main() -> None:
     except RegraftError as error:
         if debug:
             raise
-        after_the_first()
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        if after_the_first(error, str(error)):
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
@@ -785,9 +791,9 @@ def main() -> None:
     except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
         if debug:
             raise
-        after_the_first()
-        what = f"{type(error).__name__}: {error}"
-        typer.echo(f"unexpected {what}\nrun it again with --debug for the traceback", err=True)
+        what = f"unexpected {type(error).__name__}: {error}"
+        if after_the_first(error, what):
+            typer.echo(f"{what}\nrun it again with --debug for the traceback", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

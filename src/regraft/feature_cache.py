@@ -197,9 +197,7 @@ class FeatureCache:
         except DiskError as error:
             raise OSError(str(error)) from error
 
-    def _stream(
-        self, folder: Path, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]
-    ) -> None:
+    def _stream(self, folder: Path, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
         ids: list[str] = []
         lengths: list[int] | None = None
         files: dict[str, BinaryIO] = {}

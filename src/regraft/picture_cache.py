@@ -123,7 +123,13 @@ def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]])
     """
 
     def fill(folder: Path) -> None:
-        index: dict[str, Any] = {"schema": SCHEMA, "key": key, "rows": [], "shapes": [], "checks": []}
+        index: dict[str, Any] = {
+            "schema": SCHEMA,
+            "key": key,
+            "rows": [],
+            "shapes": [],
+            "checks": [],
+        }
         size = 0
         with (folder / "pixels.bin").open("wb") as file:
             for name, picture in pictures:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import processes
 from .errors import RegraftError, UsageError
+from .launching import shell_code
 from .plan import Plan, write_plan
 from .runfiles import read_json, status_of
 from .workfolders import temporary_folder
@@ -100,7 +100,7 @@ class Runs:
         done = subprocess.run(
             command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
-        ended = processes.shell_code(done.returncode)
+        ended = shell_code(done.returncode)
         if ended not in (0, KILLED, STOPPED):
             raise RegraftError(f"the run failed: {done.stderr.strip() or ended}")
         return ended
