@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from dataclasses import asdict
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from regraft import doctor, locks
 from regraft.doctor import examine, in_words, misfit, remedy_for_torch
 from regraft.errors import UsageError
+from regraft.feature_cache import cache_in
 
 
 @pytest.mark.fault(86)
@@ -72,3 +75,37 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path):
     assert doctor.cannot_write(file, "X") == ""
     assert doctor.cannot_write(tmp_path, "X") == ""
     assert doctor.cannot_write(file.parent / "new" / "deeper", "X") == ""
+
+
+def test_what_killed_processes_left_is_removed_and_listed(tmp_path, monkeypatch):
+    temporary, runs = tmp_path / "tmp", tmp_path / "runs"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(temporary.parent)
+    cache = cache_in("shared").root
+    places = {
+        "ranks": temporary / "regraft-ranks.0123456789abcdef.part",
+        "export": runs / "one" / "exports" / ".export.0123456789abcdef.part",
+        "entry": cache / "entry.0123456789abcdef.part",
+        "far": cache / "entry.fedcba9876543210.part",
+    }
+    for name, place in places.items():
+        (place / "content").mkdir(parents=True)
+        (place / "content" / "half").write_bytes(b"x" * 500_000)
+        record = asdict(locks.myself(False)) | {"pid": 2**22 + 1}
+        record |= {"host": "elsewhere"} if name == "far" else {}
+        (place / "owner").write_text(json.dumps(record))
+    os.utime(places["far"] / "content", (0, 0))
+    (runs / "one" / "plan.toml").write_text("")
+    old, new = (runs / "one" / f".{n}.json.part" for n in ("result", "check"))
+    other = tmp_path / "mine" / ".x.part"
+    other.parent.mkdir()
+    for file in (old, new, other):
+        file.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    gone, far = doctor.leftovers(runs)
+    assert gone.says.startswith("4 left by killed processes, 1.5 MB, removed: ") and not gone.remedy
+    assert far.remedy == f"if that process is gone: rm -r {places['far']}"
+    assert [p.exists() for p in places.values()] == [False, False, False, True]
+    assert not old.exists() and new.exists() and other.exists()
+    assert [f.says for f in doctor.leftovers(runs)] == [far.says]

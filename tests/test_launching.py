@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -114,6 +113,12 @@ sys.exit(3)""")
     assert capfd.readouterr().err == ""
     result = json.loads((out / "result.json").read_text())
     assert result["error"] == "row 7 of rank 1 does not read"
+
+
+def test_a_rank_that_ends_without_a_word_is_named(ranks, capfd):
+    out = ranks("sys.exit(1) if rank == 0 else None")
+    assert launch(2, [], out) == 1
+    assert "rank 0 of 2 ended with exit code 1 and gave no reason" in capfd.readouterr().err
 
 
 @pytest.mark.fault(24)

@@ -9,14 +9,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from . import __version__, locks
-from .errors import UsageError
+from .errors import UsageError, shorten
 from .plan import RunPlan
 from .runfiles import LOCK, can_go_on, ledger_path, status_of
+from .workfolders import OWNER, abandoned, is_old, sweep, unproven
 
 OLDEST, NEWEST = (2, 10), (2, 15)  # of torch; older ones load weights unsafely
 LIBRARIES = ("torchvision", "timm", "transformers", "accelerate", "peft", "safetensors", "numpy",
@@ -34,8 +36,9 @@ class Finding:
 def examine(runs: Path) -> list[Finding]:
     """Everything that is looked at, in the order that it is shown in."""
     found: list[Finding] = []
-    for look in (versions, devices, caches, disk, lambda: locks_in(runs), surroundings):
+    for look in (versions, devices, caches, disk):
         found += look()
+    found += [*locks_in(runs), *leftovers(runs), *surroundings()]
     return found
 
 
@@ -187,6 +190,48 @@ def locks_in(runs: Path) -> Iterator[Finding]:
     finished = sum(status_of(run) == "finished" for run in folders)
     more = f", {left} unfinished (regraft fit --resume)" if left else ""
     yield Finding("runs", f"{runs}: {finished} finished, {busy} running{more}")
+
+
+def leftovers(runs: Path) -> Iterator[Finding]:
+    """Remove what killed processes left, and name what may be left by processes of another machine."""
+    places = {Path(tempfile.gettempdir()), Path.cwd(), runs, *runs.glob("*/exports")}
+    with suppress(ImportError):  # torch is broken, which is said already
+        from .feature_cache import cache_in
+
+        places |= {cache_in("shared").root, cache_in("shared").root.parent}
+    unique = sorted({place.resolve() for place in places})
+    size = sum(bytes_in(folder) for place in unique for folder in abandoned(place))
+    gone = [folder for place in unique for folder in sweep(place)]
+    gone += [
+        file for run in sorted(runs.glob("*")) for file in unfinished_files(run) if removed(file)
+    ]
+    if gone:
+        says = f"{len(gone)} left by killed processes, {size / 1e6:.1f} MB, removed: "
+        yield Finding("left behind", says + shorten([str(path) for path in gone]))
+    for folder in (f for place in unique for f in unproven(place)):
+        who = locks.holder(folder / OWNER)
+        yield Finding("left behind", f"{folder} is a day old, of {who}",
+                      f"if that process is gone: rm -r {folder}")  # fmt: skip
+
+
+def unfinished_files(run: Path) -> list[Path]:
+    """Return files that a killed process had begun to write beside their place, in a run that nobody
+    writes."""
+    if not (run / "plan.toml").is_file() or locks.held(run / LOCK):
+        return []
+    found = [p for folder in (run, *run.glob("*/")) for p in folder.glob(".*.part")]
+    return [p for p in found if p.is_file() and not p.is_symlink() and is_old(p)]
+
+
+def removed(file: Path) -> bool:
+    with suppress(OSError):
+        file.unlink()
+        return True
+    return False
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_symlink())
 
 
 def surroundings() -> Iterator[Finding]:

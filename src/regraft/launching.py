@@ -140,6 +140,7 @@ class Launcher:
         since the others exit at once when it is gone."""
         codes = self.codes()
         killed = [i for i, code in enumerate(codes) if code is not None and code < 0]
+        killed.sort(key=lambda i: codes[i] != -signal.SIGKILL)  # others may abort when it is gone
         exited = [i for i, code in enumerate(codes) if code is not None and code > 0]
         return next(iter([*killed, *self.stopped(), *exited]), None)
 
@@ -157,41 +158,42 @@ class Launcher:
     def end(self, failed: int) -> int:
         """Name the rank that failed and end the others; → the exit code."""
         code = self.ranks[failed].poll()
-        if (
-            self.asked and code is not None and code != -signal.SIGKILL
-        ):  # it ended as it was asked to
+        if self.asked and code not in (None, -signal.SIGKILL):  # it ended since it was asked to
             self.wait(SAVING_S, PATIENCE_S)
             return 128 + self.asked
-        if code in (
-            128 + signal.SIGINT,
-            128 + signal.SIGTERM,
-        ):  # it was asked to, and told the others
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # likewise, and it told the others
             self.wait(PATIENCE_S, SAVING_S)
             return code
         sentence = self.sentence(failed, code)
-        if code is None or code < 0:
+        said = self.said(failed) if code is not None and code > 0 else ""
+        if not said:
             print(f"{RankError.__name__}: {sentence}", file=sys.stderr, flush=True)
         if code is None:
             self.ranks[failed].kill()  # it would not see another signal
         self.wait(PATIENCE_S, PATIENCE_S)
+        sentence = said or sentence
         if failed > 0 or code is None or code < 0:  # else rank 0 has written it
             self.note(sentence)
         return shell_code(-signal.SIGSTOP if code is None else code)
 
     def sentence(self, failed: int, code: int | None) -> str:
         name = f"rank {failed} of {len(self.ranks)}"
+        again = f"go on with `regraft fit --resume {self.out}`"
+        again = again if (self.out / "plan.toml").is_file() else "start it again"
         if code is not None and code > 0:
-            said = ""
-            with suppress(OSError):
-                said = error_file(self.folder, failed).read_text(encoding="utf-8")
-            return said or f"{name} ended with exit code {code}"
+            return f"{name} ended with exit code {code} and gave no reason: {again}"
         number = signal.SIGSTOP if code is None else -code
         what = f"{name} was {'stopped' if code is None else 'killed'} (signal {int(number)}"
         with suppress(ValueError):
             what += f", {signal.Signals(number).name}"
         what += "; perhaps out of memory)" if number == signal.SIGKILL else ")"
-        again = f"go on with `regraft fit --resume {self.out}`"
-        return f"{what}: {again if (self.out / 'plan.toml').is_file() else 'start it again'}"
+        return f"{what}: {again}"
+
+    def said(self, rank: int) -> str:
+        """Return the error that a rank has told, or ""."""
+        with suppress(OSError):
+            return error_file(self.folder, rank).read_text(encoding="utf-8", errors="replace")
+        return ""
 
     def wait(self, *seconds: float) -> None:
         """Wait for all ranks; those that do not end in time get SIGTERM, and then SIGKILL."""

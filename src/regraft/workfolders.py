@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from . import locks
 from .errors import DiskError
 
 OWNER, CONTENT = "owner", "content"
+OLD_S = 86_400.0  # a day
 NAME = re.compile(r".+\.[0-9a-f]{16}\.part")
 
 
@@ -68,21 +70,38 @@ def sweep(parent: Path) -> list[Path]:
 
 def abandoned(parent: Path) -> list[Path]:
     """Return the work folders in a folder whose writers are proven to be gone."""
-    found = []
+    return [folder for folder in work_folders(parent) if locks.held(folder / OWNER) is None]
+
+
+def unproven(parent: Path) -> list[Path]:
+    """Return the work folders in a folder of which nothing is proven, and which are old."""
+    return [
+        folder
+        for folder in work_folders(parent)
+        if (who := locks.held(folder / OWNER)) and not who.here() and is_old(folder / CONTENT)
+    ]
+
+
+def work_folders(parent: Path) -> list[Path]:
+    """Return this user's work folders in a folder."""
+    named: list[Path] = []
     with suppress(OSError):  # no such folder, or one that may not be read
-        found = [p for p in parent.iterdir() if NAME.fullmatch(p.name) and is_abandoned(p)]
-    return sorted(found)
+        named = sorted(p for p in parent.iterdir() if NAME.fullmatch(p.name))
+    return [p for p in named if is_own_folder(p) and locks.holder(p / OWNER) is not None]
 
 
-def is_abandoned(folder: Path) -> bool:
-    try:
-        about = folder.lstat()
-    except OSError:
-        return False
-    if not stat.S_ISDIR(about.st_mode) or not is_own(about):
-        return False
-    lock = folder / OWNER
-    return locks.holder(lock) is not None and locks.held(lock) is None
+def is_own_folder(path: Path) -> bool:
+    with suppress(OSError):  # it has gone meanwhile
+        about = path.lstat()
+        return stat.S_ISDIR(about.st_mode) and is_own(about)
+    return False
+
+
+def is_old(path: Path) -> bool:
+    """Return whether nothing was written to a file, or made in a folder, for OLD_S."""
+    with suppress(OSError):
+        return time.time() - path.lstat().st_mtime > OLD_S
+    return False
 
 
 def is_own(about: os.stat_result) -> bool:
