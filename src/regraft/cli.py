@@ -779,9 +779,10 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="regraft")
     except RegraftError as error:
+        speaks = after_the_first(error, str(error))
         if debug:
             raise
-        if after_the_first(error, str(error)):
+        if speaks:
             typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -789,10 +790,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
+        what = f"unexpected {type(error).__name__}: {error}"
+        speaks = after_the_first(error, what)
         if debug:
             raise
-        what = f"unexpected {type(error).__name__}: {error}"
-        if after_the_first(error, what):
+        if speaks:
             typer.echo(f"{what}\nrun it again with --debug for the traceback", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
