@@ -103,16 +103,28 @@ def test_a_rank_that_is_stopped_for_a_moment_goes_on(ranks, monkeypatch):
 
 
 def test_why_one_rank_alone_failed_is_what_the_run_says(ranks, capfd):
-    """The rank says it itself, so the launcher does not."""
+    """The launcher says it, since rank 0 knows of a lost connection at most."""
     out = ranks(f"""
 if rank == 0: {WAIT}
-launching.report("row 7 of rank 1 does not read")
+launching.report("DataError: row 7 does not read", "row 7 does not read")
 sys.exit(3)""")
     (out / "result.json").write_text('{"status": "failed", "error": "third_party/gloo GLHF!"}')
     assert launch(2, [], out) == 3
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "DataError: row 7 does not read\n"
     result = json.loads((out / "result.json").read_text())
-    assert result["error"] == "row 7 of rank 1 does not read"
+    assert result["error"] == "row 7 does not read"
+
+
+def test_what_all_ranks_see_rank_0_alone_says(ranks, capfd):
+    out = ranks("""
+launching.report("PlanError: no", "no")
+if rank == 0:
+    time.sleep(0.5)
+    print("PlanError: no", file=sys.stderr)
+sys.exit(2 + rank)""")
+    assert launch(2, [], out) == 2
+    assert capfd.readouterr().err == "PlanError: no\n"
+    assert not (out / "result.json").exists()  # it is rank 0 that writes it
 
 
 def test_a_rank_that_ends_without_a_word_is_named(ranks, capfd):

@@ -747,15 +747,18 @@ def root(
         raise typer.Exit
 
 
-def after_the_first(error: Exception, what: str) -> bool:
-    """Return whether this process says what went wrong. What all of several ranks see rank 0 says: the
-    launcher ends the others meanwhile. It names the rank that is lost, too."""
+def speaks(error: Exception, what: str) -> bool:
+    """Return whether this process says what went wrong. What all of several ranks see rank 0 says; what
+    one alone sees, and that one is lost, the launcher says, and torchrun ends the others meanwhile."""
     from .launching import launched, report
 
-    if launched() and isinstance(error, RankError):
-        return False
-    report(what)
-    if os.environ.get("RANK", "0") != "0":
+    first = os.environ.get("RANK", "0") == "0"
+    if launched():
+        lost = isinstance(error, RankError)
+        if not lost:
+            report(what, str(error))
+        return first and not lost
+    if not first:
         time.sleep(3)
     return True
 
@@ -779,11 +782,12 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="regraft")
     except RegraftError as error:
-        speaks = after_the_first(error, str(error))
+        what = f"{type(error).__name__}: {error}"
+        says = speaks(error, what)
         if debug:
             raise
-        if speaks:
-            typer.echo(f"{type(error).__name__}: {error}", err=True)
+        if says:
+            typer.echo(what, err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # the reader has gone (`| head`): nothing more to say, and no complaint at shutdown either
@@ -791,10 +795,10 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:  # a fault of ours: still one sentence, and how to see the rest
         what = f"unexpected {type(error).__name__}: {error}"
-        speaks = after_the_first(error, what)
+        says = speaks(error, what)
         if debug:
             raise
-        if speaks:
+        if says:
             typer.echo(f"{what}\nrun it again with --debug for the traceback", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

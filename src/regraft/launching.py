@@ -10,6 +10,7 @@ launcher is gone sees the end of a pipe, and saves and ends as at a signal.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -84,6 +85,10 @@ def loopback_name() -> str:
         if any(a.address == "127.0.0.1" for a in addresses)
     )
     return next(found, "lo")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Launcher:
@@ -164,17 +169,27 @@ class Launcher:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # likewise, and it told the others
             self.wait(PATIENCE_S, SAVING_S)
             return code
+        if code is not None and code > 0:
+            return self.end_as(failed, code)
         sentence = self.sentence(failed, code)
-        said = self.said(failed) if code is not None and code > 0 else ""
-        if not said:
-            print(f"{RankError.__name__}: {sentence}", file=sys.stderr, flush=True)
+        say(f"{RankError.__name__}: {sentence}")
         if code is None:
             self.ranks[failed].kill()  # it would not see another signal
         self.wait(PATIENCE_S, PATIENCE_S)
-        sentence = said or sentence
-        if failed > 0 or code is None or code < 0:  # else rank 0 has written it
-            self.note(sentence)
+        self.note(sentence)
         return shell_code(-signal.SIGSTOP if code is None else code)
+
+    def end_as(self, failed: int, code: int) -> int:
+        """End the ranks after one that failed by itself; say its error, unless rank 0 has said its own."""
+        self.wait(PATIENCE_S, PATIENCE_S)
+        first = self.ranks[0].poll() or 0
+        if first > 0 and self.told(0):
+            return first
+        sentence = self.sentence(failed, code)
+        what, why = self.told(failed) or (f"{RankError.__name__}: {sentence}", sentence)
+        say(what)
+        self.note(why)
+        return code
 
     def sentence(self, failed: int, code: int | None) -> str:
         name = f"rank {failed} of {len(self.ranks)}"
@@ -189,11 +204,12 @@ class Launcher:
         what += "; perhaps out of memory)" if number == signal.SIGKILL else ")"
         return f"{what}: {again}"
 
-    def said(self, rank: int) -> str:
-        """Return the error that a rank has told, or ""."""
-        with suppress(OSError):
-            return error_file(self.folder, rank).read_text(encoding="utf-8", errors="replace")
-        return ""
+    def told(self, rank: int) -> tuple[str, str] | None:
+        """Return (what to print, the error alone) of a rank that has told why it fails."""
+        with suppress(OSError, ValueError):
+            what, why = json.loads(error_file(self.folder, rank).read_text(encoding="utf-8"))
+            return what, why
+        return None
 
     def wait(self, *seconds: float) -> None:
         """Wait for all ranks; those that do not end in time get SIGTERM, and then SIGKILL."""
@@ -232,13 +248,11 @@ def error_file(folder: Path, rank: int) -> Path:
     return folder / f"error-{rank}"
 
 
-def report(sentence: str) -> None:
-    """Tell the launcher why this rank fails."""
-    if launched():
-        with suppress(OSError):
-            rank = int(os.environ["RANK"])
-            file = error_file(Path(os.environ[FOLDER]), rank)
-            file.write_text(sentence, encoding="utf-8", errors="backslashreplace")
+def report(what: str, why: str) -> None:
+    """Tell the launcher why this rank fails: what to print, and the error alone."""
+    with suppress(OSError):
+        file = error_file(Path(os.environ[FOLDER]), int(os.environ["RANK"]))
+        file.write_text(json.dumps([what, why]), encoding="utf-8")
 
 
 def end_with_launcher() -> None:
