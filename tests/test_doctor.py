@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import tempfile
 from dataclasses import asdict
 
 import pytest
 
-from regraft import doctor
+from regraft import doctor, locks
 from regraft.doctor import examine, in_words, misfit, remedy_for_torch
 from regraft.errors import UsageError
-from regraft.locks import Holder
+from regraft.feature_cache import cache_in
 
 
 @pytest.mark.fault(86)
@@ -42,17 +43,18 @@ def test_older_and_newer_torch_is_said(version, words):
 
 
 def test_locks_of_a_folder_of_runs(tmp_path):
-    for name, pid, host in (("stale", 2**22 + 1, socket.gethostname()), ("far", 1, "elsewhere")):
+    for name, changes in (("stale", {"pid": 2**22 + 1}), ("far", {"pid": 1, "host": "elsewhere"})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "plan.toml").write_text("")
-        (tmp_path / name / "lock").write_text(json.dumps(asdict(Holder(pid, host, "", "now"))))
+        record = asdict(locks.myself(False)) | changes
+        (tmp_path / name / "lock").write_text(json.dumps(record))
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / "plan.toml").write_text("")
     found = {f.says: f.remedy for f in doctor.locks_in(tmp_path)}
     stale = next(r for s, r in found.items() if "which is gone" in s)
     assert stale == f"regraft fit --resume {tmp_path / 'stale'}"
     far = next(r for s, r in found.items() if "process 1 on elsewhere" in s)
-    assert far.startswith("if that machine's run is gone: rm")
+    assert far.startswith("if that run is gone: rm")
     assert "1 unfinished" in list(found)[-1]
 
 
@@ -73,3 +75,37 @@ def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path):
     assert doctor.cannot_write(file, "X") == ""
     assert doctor.cannot_write(tmp_path, "X") == ""
     assert doctor.cannot_write(file.parent / "new" / "deeper", "X") == ""
+
+
+def test_what_killed_processes_left_is_removed_and_listed(tmp_path, monkeypatch):
+    temporary, runs = tmp_path / "tmp", tmp_path / "runs"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(temporary.parent)
+    cache = cache_in("shared").root
+    places = {
+        "ranks": temporary / "regraft-ranks.0123456789abcdef.part",
+        "export": runs / "one" / "exports" / ".export.0123456789abcdef.part",
+        "entry": cache / "entry.0123456789abcdef.part",
+        "far": cache / "entry.fedcba9876543210.part",
+    }
+    for name, place in places.items():
+        (place / "content").mkdir(parents=True)
+        (place / "content" / "half").write_bytes(b"x" * 500_000)
+        record = asdict(locks.myself(False)) | {"pid": 2**22 + 1}
+        record |= {"host": "elsewhere"} if name == "far" else {}
+        (place / "owner").write_text(json.dumps(record))
+    os.utime(places["far"] / "content", (0, 0))
+    (runs / "one" / "plan.toml").write_text("")
+    old, new = (runs / "one" / f".{n}.json.part" for n in ("result", "check"))
+    other = tmp_path / "mine" / ".x.part"
+    other.parent.mkdir()
+    for file in (old, new, other):
+        file.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    gone, far = doctor.leftovers(runs)
+    assert gone.says.startswith("4 left by killed processes, 1.5 MB, removed: ") and not gone.remedy
+    assert far.remedy == f"if that process is gone: rm -r {places['far']}"
+    assert [p.exists() for p in places.values()] == [False, False, False, True]
+    assert not old.exists() and new.exists() and other.exists()
+    assert [f.says for f in doctor.leftovers(runs)] == [far.says]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
-from regraft import plugins
+from regraft import locks, plugins
 from regraft.errors import DiskError, ExportError, UsageError
 from regraft.exporting import TOLERANCE, check, compared, published
 from regraft.model_card import plain_text, without_folders
@@ -85,6 +88,15 @@ def test_all_files_appear_at_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     mode, graph = ((tmp_path / "out" / f).stat().st_mode for f in ("model.onnx.data", "model.onnx"))
     assert mode == graph  # whoever may read one may read all
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path):
+    left = tmp_path / ".export.0123456789abcdef.part"
+    (left / "content").mkdir(parents=True)
+    (left / "owner").write_text(json.dumps(asdict(locks.myself(False)) | {"pid": 2**22 + 1}))
+    with published(tmp_path / "out") as part:
+        (part / "model.onnx").write_text("graph")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_that_came_meanwhile_stays(tmp_path):

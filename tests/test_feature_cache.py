@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import socket
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from regraft.feature_cache import (
     SUM,
     FeatureCache,
     NotStorableError,
+    cache_in,
     key_of,
     place_of,
     write_index,
@@ -155,12 +160,75 @@ def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -9
     (left,) = tmp_path.iterdir()
-    alive = tmp_path / f"tmp-{socket.gethostname()}-{os.getppid()}-x"
-    alive.mkdir()
+    others = [f"tmp-{socket.gethostname()}-x-y", f"tmp-{socket.gethostname()}-1-999999-x"]
+    for name in others:  # not ours
+        (tmp_path / name).mkdir()
     cache = FeatureCache(tmp_path, BIG)
     assert cache.open("k") is None
-    cache.write(B, rows(4))
-    assert {p.name for p in tmp_path.iterdir()} == {B, alive.name} and not left.exists()
+
+    def slower():
+        yield rows(4)[0]
+        cache.write(B, rows(4))  # another one, which sweeps: this one lives
+
+    cache.write(C, slower())
+    assert {p.name for p in tmp_path.iterdir()} == {B, C, *others} and not left.exists()
+
+
+def test_an_entry_of_another_user_is_used_if_the_plan_says_so(tmp_path, monkeypatch):
+    FeatureCache(tmp_path, BIG).write(A, rows(9))
+    monkeypatch.setattr("regraft.feature_cache.is_own", lambda about: False)
+    own = FeatureCache(tmp_path, BIG)
+    with pytest.raises(OSError, match=r"another user's .run\.cache_users = .all. would use it"):
+        own.open(A)
+    assert own.clear() == 0 and own.entries()  # and it is not removed
+    assert FeatureCache(tmp_path, BIG, users="all").open(A) is not None
+    assert cache_in(str(tmp_path)).root == tmp_path / f"uid-{os.geteuid()}"
+    assert cache_in(str(tmp_path), "all").root == tmp_path
+
+
+def test_others_may_read_what_the_umask_lets_them_and_write_nothing(tmp_path):
+    for mask, folder, file in ((0o002, 0o755, 0o644), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)):
+        before = os.umask(mask)
+        try:
+            FeatureCache(tmp_path, BIG).write(A, rows(4))
+        finally:
+            os.umask(before)
+        modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / A).iterdir()}
+        assert modes == {file} and stat.S_IMODE((tmp_path / A).stat().st_mode) == folder
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ESTALE, errno.EIO])
+def test_an_entry_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch, number):
+    cache = FeatureCache(tmp_path, BIG)
+    cache.write(A, rows(9))
+    real = Path.open
+
+    def failing(self, *args, **how):
+        if self.suffix == ".bin":
+            raise OSError(number, os.strerror(number))
+        return real(self, *args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            cache.open(A)
+    assert cache.open(A) is not None
+
+
+def test_an_entry_under_another_ones_key_is_not_taken(tmp_path):
+    cache = FeatureCache(tmp_path, BIG)
+    cache.write(A, rows(9))
+    (tmp_path / A).rename(tmp_path / B)
+    assert cache.open(B) is None
+
+
+def test_an_entry_with_a_pipe_in_it_is_not_waited_for(tmp_path):
+    cache = FeatureCache(tmp_path, BIG, users="all")
+    cache.write(A, rows(9))
+    (tmp_path / A / "output.bin").unlink()
+    os.mkfifo(tmp_path / A / "output.bin")
+    with pytest.raises(OSError, match="no regular file"):
+        cache.open(A)
 
 
 def test_the_longest_unused_goes_first(tmp_path):

@@ -87,6 +87,10 @@ def test_a_second_run_takes_the_first_ones_pictures_and_some_rows_take_those_of_
     assert len(said) == 2  # settled once
 
 
+def opened(path):
+    return FeatureCache(path.parent, 10**9).read(path.name, Kept.of)
+
+
 def entry(rows, cache):
     p, key = build(SPEC), "a" * 64
     named = {e.id.partition("-")[0]: e for e in rows}
@@ -99,7 +103,7 @@ def test_a_damaged_picture_is_read_from_its_file(rows, tmp_path):
     raw = bytearray((path / "pixels.bin").read_bytes())
     raw[24 * 30 * 3 + 5] ^= 1  # the second picture
     (path / "pixels.bin").write_bytes(raw)
-    kept = Kept.open(path)
+    kept = opened(path)
     assert [kept.get(e.id) is None for e in rows] == [i == 1 for i in range(12)]
     given, expected = batches(rows, pictures=kept), batches(rows)
     assert all(
@@ -124,20 +128,45 @@ def test_what_is_no_entry_is_not_taken(rows, tmp_path, harm):
     else:
         values = json.loads(index.read_text())
         write_index(path, values | ({"rows": ["a"]} if harm == "other rows" else {"schema": 0}))
-    with pytest.raises((OSError, ValueError)):
-        Kept.open(path)
+    assert opened(path) is None
+    entry(rows, FeatureCache(tmp_path / "cache", 10**9))  # takes its place
+    assert opened(path).get(rows[3].id) is not None
+
+
+def test_pictures_that_differ_from_their_files_are_not_taken(rows, tmp_path, always):
+    """By one who wrote sums that fit: every picture is that of its neighbour."""
+    cache, said = FeatureCache(tmp_path / "cache", 10**9), []
+    keep(batches(rows), "train", rows, cache, 3, {}, said.append)
+    (path,) = cache.root.iterdir()
+    index = json.loads((path / "index.json").read_text())
+    write_index(path, index | {"rows": [*index["rows"][1:], index["rows"][0]]})
+    again = batches(rows)
+    keep(again, "train", rows, cache, 3, {}, said.append)
+    assert again.pictures is None and "differs from the pictures" in said[1]
+    assert path.is_dir()  # by another rule: its sums are right
+
+
+def test_an_entry_that_cannot_be_used_is_said_and_stays(rows, tmp_path, always, monkeypatch):
+    cache, said = FeatureCache(tmp_path / "cache", 10**9), []
+    keep(batches(rows), "train", rows, cache, 3, {}, said.append)
+    (path,) = cache.root.iterdir()
+    monkeypatch.setattr("regraft.feature_cache.is_own", lambda about: False)
+    foreign = batches(rows)
+    keep(foreign, "train", rows, cache, 3, {}, said.append)
+    assert foreign.pictures is None and "another user's" in said[1] and len(said) == 2
+    assert (path / "pixels.bin").exists()
 
 
 def test_augmenting_leaves_what_is_kept_as_it_is(rows, tmp_path):
     path = entry(rows, FeatureCache(tmp_path / "cache", 10**9))
     before = (path / "pixels.bin").read_bytes()
-    list(batches(rows, Augment(randaugment=20), pictures=Kept.open(path)).epoch(1))
+    list(batches(rows, Augment(randaugment=20), pictures=opened(path)).epoch(1))
     assert (path / "pixels.bin").read_bytes() == before
 
 
 def test_another_process_maps_the_pictures_anew_and_goes_on_without(rows, tmp_path):
     path = entry(rows, FeatureCache(tmp_path / "cache", 10**9))
-    kept = Kept.open(path)
+    kept = opened(path)
     sent = pickle.dumps(kept)
     assert len(sent) < 5_000  # not the pixels
     assert torch.equal(pickle.loads(sent).get(rows[3].id), kept.get(rows[3].id))
@@ -211,7 +240,8 @@ def anonymous():
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 write(FeatureCache(root, 10**10), "a" * 64,
       ((f"{i:016x}", torch.full((3, 256, 256), i % 251, dtype=torch.uint8)) for i in range(count)))
-kept, before = Kept.open(root / ("a" * 64)), anonymous()
+kept = FeatureCache(root, 10**10).read("a" * 64, Kept.of)
+before = anonymous()
 for i in range(count):
     assert int(kept.get(f"{i:016x}-0").sum()) == (i % 251) * 3 * 256 * 256
 print(anonymous() - before)
@@ -229,7 +259,7 @@ def test_reading_mapped_pictures_takes_no_memory_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pictures_that_are_kept_after_a_pass_are_taken_in_the_next(rows, tmp_path, workers):
-    kept = Kept.open(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
+    kept = opened(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
     given = batches(rows, workers=workers)
     before = list(given.epoch(1))
     given.pictures = kept

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from regraft import processes
 from regraft.arms import spread
-from regraft.errors import DivergedError, UsageError
+from regraft.errors import DivergedError, RankError, UsageError
 
 WORKER = Path(__file__).with_name("fit_worker.py")
 
@@ -143,6 +143,18 @@ def test_processes_that_were_started_and_have_not_met_are_refused(monkeypatch, m
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: met)
     with pytest.raises(UsageError, match=f"3 processes were started and {met} have met"):
         processes.join(None, cpu=True)
+
+
+def test_a_lost_rank_is_named_in_place_of_what_gloo_says(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    text = "[/third_party/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+    for error in (RuntimeError(text), torch.distributed.DistBackendError("NCCL error")):
+        named = pytest.raises(RankError, match=r"another rank has ended.*--resume runs/x")
+        with named as caught, processes.naming_a_lost_rank("runs/x"):
+            raise error
+        assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    with pytest.raises(RuntimeError, match="shapes"), processes.naming_a_lost_rank("runs/x"):
+        raise RuntimeError("shapes differ")
 
 
 def test_one_process_is_told_what_it_says():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 
@@ -11,7 +10,6 @@ import pytest
 
 from regraft import locks, tracking
 from regraft.errors import UsageError
-from regraft.locks import Holder
 from regraft.tracking import epochs, track
 
 
@@ -161,9 +159,7 @@ def test_mlflow_says_of_a_run_that_was_killed_that_it_was(run, tmp_path, mlflow_
     from mlflow.tracking import MlflowClient
 
     (run / "result.json").unlink()
-    (run / "lock").write_text(
-        json.dumps(asdict(Holder(2**22 + 1, locks.socket.gethostname(), "", "now")))
-    )
+    (run / "lock").write_text(json.dumps(asdict(locks.myself(False)) | {"pid": 2**22 + 1}))
     track(run, "mlflow", str(tmp_path / "store"))
     client = MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("regraft").experiment_id])
@@ -182,8 +178,7 @@ def test_a_database_without_its_package_is_one_sentence(run, tmp_path, mlflow_en
 def test_a_running_run_is_followed_and_each_epoch_is_sent_once(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    me = Holder(os.getpid(), locks.socket.gethostname(), locks.started(os.getpid()), "now")
-    (run / "lock").write_text(json.dumps(asdict(me)))
+    (run / "lock").write_text(json.dumps(asdict(locks.myself(False))))
     path = run / "history.jsonl"
     whole = [json.dumps(line(0, n)) + "\n" for n in range(4)]
     path.write_text("".join(whole[:2]) + whole[2][:30])

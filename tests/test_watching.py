@@ -15,7 +15,6 @@ import pytest
 
 from regraft import locks
 from regraft.errors import UsageError
-from regraft.locks import Holder
 from regraft.watching import following
 from regraft.watching.files import NotReadError, links_out, read, read_lines
 from regraft.watching.following import look, state_of, time_left
@@ -26,8 +25,7 @@ HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "\"&'", "チューリ
 
 
 def me(**changes):
-    now = Holder(os.getpid(), locks.socket.gethostname(), locks.started(os.getpid()), "now")
-    return json.dumps(asdict(now) | changes)
+    return json.dumps(asdict(locks.myself(False)) | changes)
 
 
 def epoch(seed, n, **more):
@@ -81,8 +79,10 @@ def test_the_state_is_what_lock_and_result_say(tmp_path, begun):
     gone.wait()
     (begun / "lock").write_text(me(pid=gone.pid))
     assert state_of(begun)[0] == "killed" and "--resume" in state_of(begun)[1]
-    (begun / "lock").write_text(me(started="another boot 1"))  # the pid is someone else's now
+    (begun / "lock").write_text(me(started=f"{locks.boot()} 1"))  # the pid is someone else's now
     assert state_of(begun)[0] == ("killed" if locks.started(os.getpid()) else "running")
+    (begun / "lock").write_text(me(namespace="pid:[1]", pid=gone.pid))
+    assert state_of(begun)[0] == "running"  # for all that is known
     (begun / "lock").unlink()
     assert state_of(begun)[0] == "left"
 

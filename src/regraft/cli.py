@@ -20,7 +20,7 @@ import typer
 
 from . import streams
 from .commands import command
-from .errors import DiskError, RegraftError, UsageError, of_the_system, printable
+from .errors import DiskError, RankError, RegraftError, UsageError, of_the_system
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -319,9 +319,9 @@ def fit(
     if first and not (resume and out.exists()):
         check_new(out)  # before torch is imported
     if chosen.run.processes not in ("auto", 1) and not launched:
-        from .processes import launch
+        from .launching import launch
 
-        raise SystemExit(launch(int(chosen.run.processes), sys.argv[1:]))
+        raise SystemExit(launch(int(chosen.run.processes), sys.argv[1:], out))
     from .progress import bars
     from .run import run
 
@@ -622,7 +622,7 @@ def predict(
     if model.kind == "image":
         names, values, bad = readable(names, values, (on_bad or OnBadRows.fail).value)
         for line in bad:
-            streams.echo(f"no prediction for {printable(line)}", err=True)
+            streams.complain(f"no prediction for {line}")
     predictions = model.predict(values)
     if out is None:
         write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
@@ -711,10 +711,10 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,
 ) -> None:
     """Where features are kept for the next run, how much they take, and --clear."""
-    from .feature_cache import FeatureCache, place_of
+    from .feature_cache import cache_in
     from .places import cache_root, unpacked_pictures
 
-    kept = FeatureCache(place_of("shared"), 0)
+    kept = cache_in("shared")
     pictures = unpacked_pictures()
     if clear:
         for path in pictures:
@@ -775,11 +775,20 @@ def root(
         raise typer.Exit
 
 
-def after_the_first() -> None:
-    """What all of several processes see, or that the first one is gone, it or the launcher says: the
-    launcher ends the others meanwhile."""
-    if os.environ.get("RANK", "0") != "0":
+def speaks(error: Exception, what: str) -> bool:
+    """Return whether this process says what went wrong. What all of several ranks see rank 0 says; what
+    one alone sees, and that one is lost, the launcher says, and torchrun ends the others meanwhile."""
+    from .launching import launched, report
+
+    first = os.environ.get("RANK", "0") == "0"
+    if launched():
+        lost = isinstance(error, RankError)
+        if not lost:
+            report(what, str(error))
+        return first and not lost
+    if not first:
         time.sleep(3)
+    return True
 
 
 def any_text() -> None:
@@ -814,26 +823,32 @@ def main() -> None:
     try:
         call(arguments)
     except RegraftError as error:
+        what = f"{type(error).__name__}: {error}"
+        says = speaks(error, what)
         if debug:
             raise
-        after_the_first()
-        streams.complain(f"{type(error).__name__}: {error}")
+        if says:
+            streams.complain(what)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         streams.mute_output()  # the reader has gone (`| head`)
         sys.exit(0)
     except Exception as error:
+        known = of_the_system(error) if isinstance(error, OSError) else None
+        what = f"unexpected {type(error).__name__}: {error}"  # a fault of ours: still one sentence
+        if known is not None:
+            what = f"{type(known).__name__}: {known}"
+        says = speaks(error, what)
         if debug:
             raise
-        after_the_first()
-        known = of_the_system(error) if isinstance(error, OSError) else None
         if known is not None:
             if error.filename is None:  # type: ignore[attr-defined]
                 streams.mute_output()
-            streams.complain(f"{type(known).__name__}: {known}")
+            if says:
+                streams.complain(what)
             sys.exit(known.exit_code)
-        what = f"{type(error).__name__}: {error}"  # a fault of ours: still one sentence
-        streams.complain(f"unexpected {what}\nrun it again with --debug for the traceback")
+        if says:
+            streams.complain(f"{what}\nrun it again with --debug for the traceback")
         sys.exit(1)
     except KeyboardInterrupt:
         streams.complain("interrupted")

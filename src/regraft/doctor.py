@@ -7,19 +7,20 @@ import platform
 import re
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from . import __version__, locks
 from .commands import command
-from .errors import UsageError, printable
+from .errors import UsageError, printable, shorten
 from .plan import RunPlan
 from .runfiles import LOCK, can_go_on, ledger_path, status_of
+from .workfolders import OWNER, abandoned, is_old, sweep, unproven
 
 OLDEST, NEWEST = (2, 10), (2, 15)  # of torch; older ones load weights unsafely
 LIBRARIES = ("torchvision", "timm", "transformers", "accelerate", "peft", "safetensors", "numpy",
@@ -37,8 +38,9 @@ class Finding:
 def examine(runs: Path) -> list[Finding]:
     """Everything that is looked at, in the order that it is shown in."""
     found: list[Finding] = []
-    for look in (versions, devices, caches, disk, lambda: locks_in(runs), surroundings):
+    for look in (versions, devices, caches, disk):
         found += look()
+    found += [*locks_in(runs), *leftovers(runs), *surroundings()]
     return found
 
 
@@ -138,30 +140,17 @@ def devices() -> Iterator[Finding]:
 
 def caches() -> Iterator[Finding]:
     try:
-        from .feature_cache import FeatureCache, place_of
+        from .feature_cache import cache_in
     except ImportError:  # torch is broken, which is said already
         return
-    kept = FeatureCache(place_of("shared"), 0)
+    kept = cache_in("shared")
     entries = kept.entries()
     size, limit = sum(n for _, n, _ in entries), RunPlan.model_fields["cache_gb"].default * 1e9
     says = f"{kept.root}: {len(entries)} entries, {size / 1e9:.2f} of {limit / 1e9:.0f} GB"
     remedy = "" if size <= limit else "regraft cache --clear"
     yield Finding("feature cache", says, remedy or cannot_write(kept.root, "REGRAFT_CACHE"))
-    left = [
-        p
-        for p in kept.root.glob("tmp-*")
-        if (pid := pid_of(p)) is not None and not locks.exists(pid)
-    ]
-    if left:
-        yield Finding("feature cache", f"{len(left)} unfinished entries of processes that are gone",
-                      shlex.join(["rm", "-r", *map(str, left)]))  # fmt: skip
     ledger = ledger_path()
     yield Finding("ledger", f"{ledger}, of opened test sets", cannot_write(ledger, "REGRAFT_STATE"))
-
-
-def pid_of(path: Path) -> int | None:
-    parts = path.name.rsplit("-", 2)
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
 
 
 def cannot_write(path: Path, variable: str) -> str:
@@ -192,10 +181,8 @@ def locks_in(runs: Path) -> Iterator[Finding]:
         lock = run / LOCK
         if (who := locks.held(lock)) is not None:
             busy += 1
-            here = who.host == socket.gethostname()
-            remedy = (
-                "" if here else f"if that machine's run is gone: {shlex.join(['rm', str(lock)])}"
-            )
+            gone = shlex.join(["rm", str(lock)])
+            remedy = "" if who.here() else f"if that run is gone: {gone}"
             yield Finding("lock", f"{run} is being written by {who}", remedy)
         elif lock.exists():
             who = locks.holder(lock)
@@ -207,6 +194,48 @@ def locks_in(runs: Path) -> Iterator[Finding]:
     finished = sum(status_of(run) == "finished" for run in folders)
     more = f", {left} unfinished (regraft fit --resume)" if left else ""
     yield Finding("runs", f"{runs}: {finished} finished, {busy} running{more}")
+
+
+def leftovers(runs: Path) -> Iterator[Finding]:
+    """Remove what killed processes left, and name what may be left by processes of another machine."""
+    places = {Path(tempfile.gettempdir()), Path.cwd(), runs, *runs.glob("*/exports")}
+    with suppress(ImportError):  # torch is broken, which is said already
+        from .feature_cache import cache_in
+
+        places |= {cache_in("shared").root, cache_in("shared").root.parent}
+    unique = sorted({place.resolve() for place in places})
+    size = sum(bytes_in(folder) for place in unique for folder in abandoned(place))
+    gone = [folder for place in unique for folder in sweep(place)]
+    gone += [
+        file for run in sorted(runs.glob("*")) for file in unfinished_files(run) if removed(file)
+    ]
+    if gone:
+        says = f"{len(gone)} left by killed processes, {size / 1e6:.1f} MB, removed: "
+        yield Finding("left behind", says + shorten([str(path) for path in gone]))
+    for folder in (f for place in unique for f in unproven(place)):
+        who = locks.holder(folder / OWNER)
+        yield Finding("left behind", f"{folder} is a day old, of {who}",
+                      f"if that process is gone: rm -r {folder}")  # fmt: skip
+
+
+def unfinished_files(run: Path) -> list[Path]:
+    """Return files that a killed process had begun to write beside their place, in a run that nobody
+    writes."""
+    if not (run / "plan.toml").is_file() or locks.held(run / LOCK):
+        return []
+    found = [p for folder in (run, *run.glob("*/")) for p in folder.glob(".*.part")]
+    return [p for p in found if p.is_file() and not p.is_symlink() and is_old(p)]
+
+
+def removed(file: Path) -> bool:
+    with suppress(OSError):
+        file.unlink()
+        return True
+    return False
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_symlink())
 
 
 def surroundings() -> Iterator[Finding]:

@@ -7,7 +7,8 @@
     ├── SourceError           4   the source model or its weights
     ├── DivergedError         5   a loss that is not finite
     ├── DiskError             6   the disk is full or not writable
-    └── ExportError           7   an export that does not give the run's own predictions
+    ├── ExportError           7   an export that does not give the run's own predictions
+    └── RankError             1   a rank that was killed, stopped or lost
 
 A message is one sentence: what, where (file and row), how many, the remedy.
 """
@@ -57,6 +58,10 @@ class DiskError(RegraftError):
 
 class ExportError(RegraftError):
     exit_code = 7
+
+
+class RankError(RegraftError):
+    """A rank that was killed or stopped, or one without which the others cannot go on."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,6 +54,7 @@ from .report.reading import RunFiles
 from .runfiles import dumps, plain
 from .sources import load_source
 from .types import Example, Export, ImageSpec, Package, SourceOptions, Task
+from .workfolders import temporary_folder, work_folder
 
 if TYPE_CHECKING:
     from .types import FloatArray
@@ -123,8 +122,8 @@ def export(
         )
     predictor = load(run)
     predictor = predictor.calibrated() if calibrated else predictor
-    with tempfile.TemporaryDirectory(prefix="regraft-export-") as scratch:
-        examples, what = rows_for(files, predictor, rows, Path(scratch))
+    with temporary_folder("regraft-export") as scratch:
+        examples, what = rows_for(files, predictor, rows, scratch)
         lost = "; the run's rows are not where they were" if what == "generated inputs" else ""
         say(f"comparing on {len(examples)} {what}{lost}")
         package = packed(files, predictor, examples, format)
@@ -139,7 +138,7 @@ def export(
             )  # never cut out of the card, which has strings of the run
             say("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
-            found = fresh(part, code, format.with_regraft, inputs, Path(scratch))
+            found = fresh(part, code, format.with_regraft, inputs, scratch)
             parity = compared(predictor.task, expected, found, what)
             check(parity, predictor.task, examples, expected, found)
             apart = against_file(files, predictor, examples, found, what, calibrated)
@@ -148,7 +147,7 @@ def export(
             if int8:
                 say("quantising, and measuring what it costs")
                 file = cast(Any, format).int8(part)
-                small = fresh(part, code.replace("model.onnx", file), False, inputs, Path(scratch))
+                small = fresh(part, code.replace("model.onnx", file), False, inputs, scratch)
                 cost = cost_of(predictor.task, examples, found, small, what) | {
                     "file": file,
                     "bytes": [(part / f).stat().st_size for f in ("model.onnx", file)],
@@ -495,25 +494,24 @@ def published(place: Path) -> Iterator[Path]:
 
     Raises DiskError where it cannot be written, UsageError where another took the name meanwhile.
     """
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     new_parent = not place.parent.exists()
     try:
-        part.mkdir(parents=True)
-        yield part
-        for path in part.rglob("*"):
-            if path.is_file():
-                path.chmod(
-                    part.stat().st_mode & 0o666
-                )  # safetensors makes files for one user alone
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if place.exists() or place.is_symlink():
-            raise UsageError(f"{place} was made by another export just now; this one is gone")
-        part.rename(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(place.parent, ".export", mode=0o777) as part:
+            yield part
+            for path in part.rglob("*"):
+                if path.is_file():
+                    path.chmod(
+                        part.stat().st_mode & 0o666
+                    )  # safetensors makes files for one user alone
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            if place.exists() or place.is_symlink():
+                raise UsageError(f"{place} was made by another export just now; this one is gone")
+            part.rename(place)
     except OSError as error:
         raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
         if new_parent and place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()
 

@@ -1,32 +1,40 @@
 """Outputs of frozen blocks, kept on disk: one folder an entry, mapped when it is read.
 
-ROOT/<key>/index.json     ids, shapes, lengths and the sha256 of each file
+ROOT/<key>/index.json     its key, ids, shapes, lengths and the sha256 of each file
 ROOT/<key>/index.sha256   of index.json: a row under another's id would be no error, but a wrong figure
 ROOT/<key>/<tensor>.bin   the rows end to end; of texts, the tokens without padding
 
 A key is the sha256 of all that an entry depends on (see :func:`key_of`). An entry is written beside
 its place, synced and renamed: of several writers one wins, and a kill leaves only a folder that the
-next writer removes. Entries are not changed afterwards. Over the limit the longest unused ones go.
+next writer removes (see :mod:`regraft.workfolders`). Entries are not changed afterwards. Over the limit
+the longest unused ones go.
+
+Sums that lie beside the data prove nothing against a person who wrote both. So an entry that another
+user wrote is not used, unless ``run.cache_users = "all"``, and no other user may write to an entry: the
+umask decides who may read it. Where the folder is another user's, one's own entries are in ``uid-N``.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
-import tempfile
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
 
-from .locks import exists
+from .errors import DiskError
+from .places import cache_root
+from .workfolders import is_own, work_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,10 +42,15 @@ if TYPE_CHECKING:
 
     from .types import Block, Inputs
 
-SCHEMA = 2
+T = TypeVar("T")
+SCHEMA = 3
 INDEX, SUM = "index.json", "index.sha256"
 MASK = "attention_mask"  # [B, T]: where it is among the tensors, rows are as long as it says
 SOLE = "output"  # the name of a tensor that comes alone
+
+
+class DamagedError(ValueError):
+    """An entry that is not as it was written; whatever else may keep one from being read is an OSError."""
 
 
 class NotStorableError(ValueError):
@@ -88,18 +101,45 @@ class FeatureCache:
     """Entries under one folder, which several processes may share."""
 
     root: Path
-    limit: int  # bytes
+    limit: int  # bytes of this user's entries
+    users: str = "own"  # or "all": whose entries are used
 
     def open(self, key: str) -> Entry | None:
-        """The entry, every file checked against its sha256; a damaged one is removed: → None."""
+        """Return the entry, every file checked against its sha256; None where there is none.
+
+        Removes one that is proven to be damaged. Raises OSError where one is there and may not be used:
+        it cannot be read, or it is another user's.
+        """
+        return self.read(key, self._read)
+
+    def read(self, key: str, reader: Callable[[Path, Mapping[str, Any]], T]) -> T | None:
+        """Return what ``reader`` makes of an entry's folder and index, as ``open`` does."""
         path = self.root / key
-        try:
-            entry = self._read(path, index_of(path))
-            os.utime(path)  # used just now
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            shutil.rmtree(path, ignore_errors=True)
+        if not path.is_dir():
             return None
-        return entry
+        self.check_owner(path)
+        try:
+            found = reader(path, index_of(path, key))
+        except DamagedError:
+            remove(path)
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None  # its sums are right: another version wrote it, and the next writer replaces it
+        except FileNotFoundError:  # evicted meanwhile, or incomplete: the next writer replaces it
+            return None
+        with suppress(OSError):  # of another user, or on a disk that is read alone
+            os.utime(path)  # used just now
+        return found
+
+    def check_owner(self, path: Path) -> None:
+        """Raises OSError where an entry, or a file in it, is not of those whose entries are used."""
+        folder, files = path.lstat(), [f.lstat() for f in path.iterdir()]
+        if not all(stat.S_ISREG(f.st_mode) for f in files):
+            raise OSError(errno.EINVAL, f"{path} holds something that is no regular file")
+        if self.users == "own" and not all(is_own(a) for a in (folder, *files)):
+            raise PermissionError(
+                errno.EPERM, f'{path} is another user\'s (run.cache_users = "all" would use it)'
+            )
 
     def _read(self, path: Path, index: Mapping[str, Any]) -> Entry:
         arrays, dtypes, shapes = {}, {}, {}
@@ -110,10 +150,13 @@ class FeatureCache:
             dtypes[name] = getattr(torch, tensor["dtype"])
             shapes[name] = tuple(tensor["shape"])
             width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
-            if file.stat().st_size != count * width or digest_of(file) != tensor["sha256"]:
-                raise ValueError(f"{file} is damaged")
-            # "c": as torch takes it without a warning; a write would not reach the file
-            arrays[name] = np.memmap(file, dtype=np.uint8, mode="c", shape=(count, width))
+            with file.open("rb") as stream:  # what is mapped is what was checked
+                size = os.fstat(stream.fileno()).st_size
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if size != count * width or digest != tensor["sha256"]:
+                    raise DamagedError(f"{file} is damaged")
+                # "c": as torch takes it without a warning; a write would not reach the file
+                arrays[name] = np.memmap(stream, dtype=np.uint8, mode="c", shape=(count, width))
         place = {id_: i for i, id_ in enumerate(index["ids"])}
         ends = None if lengths is None else np.cumsum([0, *lengths])
         return Entry(place, arrays, dtypes, shapes, ends)
@@ -124,7 +167,7 @@ class FeatureCache:
         Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
         either nothing is left.
         """
-        self.put(key, lambda folder: self._stream(folder, rows))
+        self.put(key, lambda folder: self._stream(folder, key, rows))
         entry = self.open(key)
         if entry is None:
             raise OSError(f"{self.root / key} could not be read back")
@@ -136,22 +179,26 @@ class FeatureCache:
         Raises OSError where the disk does not take it, and what ``fill`` raises; nothing is left then.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        name = f"tmp-{socket.gethostname()}-{os.getpid()}-"
-        folder = Path(tempfile.mkdtemp(prefix=name, dir=self.root))
         try:
-            fill(folder)
-            self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
-            try:
-                folder.rename(self.root / key)
-            except OSError:  # somebody else was sooner: theirs is the same
-                if not (self.root / key).is_dir():
-                    raise
-            sync(self.root)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with work_folder(self.root, "entry") as folder:
+                fill(folder)
+                for file in folder.iterdir():
+                    file.chmod(file.stat().st_mode & 0o755)
+                self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
+                place = self.root / key
+                with suppress(OSError):  # there is none
+                    if is_own(place.lstat()):  # one that could not be used, or another writer's
+                        place.rename(folder.parent / "before")
+                try:
+                    folder.rename(place)
+                except OSError:  # another writer was sooner: its entry is the same
+                    if not place.is_dir():
+                        raise
+                sync(self.root)
+        except DiskError as error:
+            raise OSError(str(error)) from error
 
-    def _stream(self, folder: Path, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
+    def _stream(self, folder: Path, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
         ids: list[str] = []
         lengths: list[int] | None = None
         files: dict[str, BinaryIO] = {}
@@ -183,7 +230,8 @@ class FeatureCache:
                 file.close()
         for name, about in tensors.items():
             about["sha256"] = hashes[name].hexdigest()
-        write_index(folder, {"schema": SCHEMA, "ids": ids, "lengths": lengths, "tensors": tensors})
+        index = {"schema": SCHEMA, "key": key, "ids": ids, "lengths": lengths, "tensors": tensors}
+        write_index(folder, index)
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """(folder, bytes, when it was last used) of every entry, the longest unused first."""
@@ -200,34 +248,43 @@ class FeatureCache:
 
     def _evict(self, keep: int) -> None:
         """Room for ``keep`` bytes more; who has an evicted entry mapped goes on reading it."""
-        entries = self.entries()
+        entries = [e for e in self.entries() if is_own(e[0].lstat())]
         total = sum(size for _, size, _ in entries) + keep
         for path, size, _ in entries:
             if total <= self.limit:
                 return
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             total -= size
 
-    def _sweep(self) -> None:
-        """Remove what writers of this machine left that are no more."""
-        for path in self.root.glob(f"tmp-{socket.gethostname()}-*"):
-            if not exists(int(path.name.rsplit("-", 2)[1])):
-                shutil.rmtree(path, ignore_errors=True)
-
     def clear(self) -> int:
-        """Remove every entry; → how many."""
-        entries = self.entries()
-        for path, _, _ in entries:
+        """Remove every entry of this user; → how many."""
+        return sum(remove(path) for path, _, _ in self.entries())
+
+
+def remove(path: Path) -> bool:
+    """Remove an entry, if it is this user's; → whether it went."""
+    with suppress(OSError):
+        if is_own(path.lstat()):
             shutil.rmtree(path, ignore_errors=True)
-        return len(entries)
+            return not path.exists()
+    return False
 
 
 def place_of(setting: str) -> Path:
     """The folder that a plan's ``run.cache`` means: "shared" is REGRAFT_CACHE, or the user's own."""
     if setting != "shared":
         return Path(setting)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REGRAFT_CACHE") or Path(home) / "regraft") / "features"
+    return cache_root() / "features"
+
+
+def cache_in(setting: str, users: str = "own", limit: int = 0) -> FeatureCache:
+    """Return the cache that a plan means. Two users who share a folder, and not entries, would find each
+    other's entry in each place, so there each has a folder of its own."""
+    root = place_of(setting)
+    with suppress(OSError):
+        if users == "own" and not is_own(root.stat()):
+            root = root / f"uid-{os.geteuid()}"
+    return FeatureCache(root, limit, users)
 
 
 def key_of(backbone: nn.Module, blocks: Sequence[Block], what: Mapping[str, Any]) -> str:
@@ -277,12 +334,15 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     sync(folder)
 
 
-def index_of(path: Path) -> dict[str, Any]:
-    """Raises OSError or ValueError where there is none that is as it was written."""
+def index_of(path: Path, key: str) -> dict[str, Any]:
+    """Raises OSError where there is none that reads, DamagedError for one that is not as it was written."""
     text = (path / INDEX).read_bytes()
-    if hashlib.sha256(text).hexdigest() != (path / SUM).read_text(encoding="ascii"):
-        raise ValueError(f"{path / INDEX} is damaged")
-    return cast(dict[str, Any], json.loads(text))
+    if hashlib.sha256(text).hexdigest().encode() != (path / SUM).read_bytes():
+        raise DamagedError(f"{path / INDEX} is damaged")
+    index = cast(dict[str, Any], json.loads(text))
+    if index.get("key") != key:  # an entry that was renamed
+        raise DamagedError(f"{path} has another name than its index")
+    return index
 
 
 def digest_of(file: Path) -> str:

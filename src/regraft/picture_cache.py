@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import random
 import re
 import shutil
 import time
@@ -31,7 +31,7 @@ import torch
 from . import processes
 from .batches import KnownFiles
 from .data import content
-from .feature_cache import index_of, write_index
+from .feature_cache import write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ if TYPE_CHECKING:
     from .feature_cache import FeatureCache
     from .types import Example
 
-SCHEMA = 2
+SCHEMA = 3
 TIMED = 8  # pictures that the estimate decodes
 COPIED = 2e9  # bytes a second that are checked and written, or read while the system holds them
 READ = 500e6  # that come from the disk
 WORTH = 0.5  # seconds that must be saved
 AT_ONCE = 64  # pictures that are decoded before they are written
+PICK = random.SystemRandom()  # of the pictures that are checked: no seed of a run is drawn from
 PICTURES = "pictures"  # (PICTURES, split, whole) in Prepared.kept → Kept, or None
 
 
@@ -63,9 +64,8 @@ class Kept:
     pixels: NDArray[np.uint8] | None
 
     @classmethod
-    def open(cls, path: Path) -> Kept:
-        """Raises OSError, ValueError or KeyError for what is no entry."""
-        index = index_of(path)
+    def of(cls, path: Path, index: Mapping[str, Any]) -> Kept:
+        """Map the pixels of an entry. Raises ValueError or KeyError for what is none of pictures."""
         if index["schema"] != SCHEMA:
             raise ValueError(f"{path} has schema {index['schema']}")
         shapes = [(int(h), int(w), int(c)) for h, w, c in index["shapes"]]
@@ -74,7 +74,6 @@ class Kept:
         place = {name: i for i, name in enumerate(index["rows"])}
         if pixels is None or not len(place) == len(shapes) == len(index["checks"]):
             raise ValueError(f"{path} is damaged")
-        os.utime(path)  # used just now
         return cls(path, shapes, index["checks"], place, starts, pixels)
 
     def get(self, id_: str) -> Tensor | None:
@@ -124,7 +123,13 @@ def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]])
     """
 
     def fill(folder: Path) -> None:
-        index: dict[str, Any] = {"schema": SCHEMA, "rows": [], "shapes": [], "checks": []}
+        index: dict[str, Any] = {
+            "schema": SCHEMA,
+            "key": key,
+            "rows": [],
+            "shapes": [],
+            "checks": [],
+        }
         size = 0
         with (folder / "pixels.bin").open("wb") as file:
             for name, picture in pictures:
@@ -180,34 +185,53 @@ def entry(
     """The entry of these pictures, from the cache or put there by the first process; None where that is
     not worth it."""
     key, what = key_of(preprocessor, whole, list(named)), f"decoded pictures of {split}"
-    there = not processes.any_of(not (cache.root / key).is_dir())
-    some = list(named.values())[:TIMED]
+    kept, failed = opened(cache, key)
+    there = not processes.any_of(kept is None)
+    # at random, since they are also what is checked of an entry
+    some = PICK.sample(list(named.values()), min(TIMED, len(named)))
     began = time.perf_counter()
     decoded = [preprocessor.certain(e.inputs, whole) for e in some]
     seconds = (time.perf_counter() - began) * len(named) / len(some)
     size = sum(x.numel() for x in decoded) * len(named) // len(some)
+    if failed := next(filter(None, processes.gathered([failed])), ""):
+        say(f"{what}: not kept, the cache cannot be used: {failed}")
+        return None
     why = processes.told(no_gain(cache, seconds / threads, size, passes, threads, there))
     if why:
         if passes * seconds / threads >= WORTH:  # else nothing was at stake
             say(f"{what}: not kept, {why}")
         return None
-    failed, kept = "", None
     if not there and processes.rank() == 0:
         try:
             write(cache, key, pictures(preprocessor, whole, named, threads))
         except OSError as error:
             failed = str(error)
     failed = processes.told(failed)
-    try:
-        kept = None if failed else Kept.open(cache.root / key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        failed = str(error)
-        shutil.rmtree(cache.root / key, ignore_errors=True)
+    if not there and not failed:
+        kept, failed = opened(cache, key)
+    if kept is not None and not all(
+        shows(kept, e, picture) for e, picture in zip(some, decoded, strict=True)
+    ):
+        kept, failed = None, "what it holds differs from the pictures"
     if kept is None:
         say(f"{what}: not kept, the cache cannot hold them: {failed}")
         return None
     say(f"{what}: {len(named)} {'from' if there else 'kept in'} the cache ({size / 1e6:.1f} MB)")
     return kept
+
+
+def opened(cache: FeatureCache, key: str) -> tuple[Kept | None, str]:
+    """(the entry, or None; why one that is there cannot be used, or "")."""
+    try:
+        return cache.read(key, Kept.of), ""
+    except OSError as error:
+        return None, str(error)
+
+
+def shows(kept: Kept, example: Example, picture: Tensor) -> bool:
+    """Return whether an entry has this picture, or none of this row: that one is read from its file."""
+    found = kept.get(example.id)
+    return found is None or torch.equal(found, picture)
 
 
 def pictures(

@@ -222,6 +222,11 @@ class RunPlan(Section):
         "shared",
         description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',
     )
+    cache_users: Literal["own", "all"] = Field(
+        "own",
+        description="whose entries of a shared cache folder are used; all: every user's who can write "
+        "there, and who can change results by it",
+    )
     checkpoint_every: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)? min$")] = Field(
         "10 min",
         description='steps, and the end of every epoch; or minutes as "10 min", and ends of epochs while that takes '

@@ -1,7 +1,8 @@
 """Many processes: who computes which rows, and what they tell one another.
 
 One process is the ordinary case, in which nothing here does anything. More are started by
-``regraft fit --nproc N`` or torchrun and joined through accelerate; each holds the whole model.
+``regraft fit --nproc N`` (see :mod:`regraft.launching`) or torchrun and joined through accelerate; each
+holds the whole model.
 
 training     each batch's rows are divided; gradients are summed, so that a step is that of one process
 evaluation   whole batches in turn, so that a batch, and every bit of it, is that of one process
@@ -12,15 +13,17 @@ writing      the first process alone
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .errors import UsageError
+from .commands import command
+from .errors import RankError, UsageError
+from .launching import end_with_launcher, launched, store_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .types import Inputs
 
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # for a rank that is slow to come
 BUCKET = 25_000_000  # numbers that are summed in one message
 _alone: list[bool] = []  # inside of ``alone``: what this process does, it does by itself
 
@@ -48,10 +52,37 @@ def join(wanted: int | None, *, cpu: bool) -> None:
     if started() > 1 and not torch.distributed.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=cpu)
+        PartialState(cpu=cpu, **meeting_place())
         found = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if found != started():
             raise UsageError(f"{started()} processes were started and {found} have met")
+
+
+def meeting_place() -> dict[str, Any]:
+    """Return where ranks meet, as ``init_process_group`` takes it: a file, if ``regraft fit --nproc``
+    started them; else the environment says it, as torchrun does."""
+    if not launched():
+        return {}
+    end_with_launcher()
+    store = torch.distributed.FileStore(store_file(), started())  # type: ignore[attr-defined]
+    store.set_timeout(PATIENCE)
+    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": started()}
+
+
+@contextmanager
+def naming_a_lost_rank(out: str) -> Iterator[None]:
+    """Raise RankError inside the block where a collective failed since another rank has ended: what
+    torch says of it names no rank, no signal and no remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_a_collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if not torch.distributed.is_initialized() or not of_a_collective:
+            raise
+        raise RankError(
+            "another rank has ended, and this one cannot go on alone: go on with "
+            f"`{command('fit', '--resume', out)}`"
+        ) from None
 
 
 def leave() -> None:
@@ -204,37 +235,3 @@ def spread(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
         own = [compute(item) for item in items[me::n]]
     by_process = gathered([own])
     return [by_process[i % n][i // n] for i in range(len(items))]
-
-
-# ---------------------------------------------------------------- starting them
-
-
-def shell_code(code: int) -> int:
-    """A process's exit code; where a signal ended it 128 + that, as a shell says it."""
-    return code if code >= 0 else 128 - code
-
-
-def launch(count: int, arguments: Sequence[str]) -> int:
-    """``regraft`` with these arguments in so many processes of this machine; → its exit code."""
-    import logging
-    import uuid
-
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # they speak themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
-    )  # fmt: skip
-    try:
-        elastic_launch(config, sys.executable)("-m", "regraft", *arguments)
-    except ChildFailedError as error:
-        return shell_code(int(error.get_first_failure()[1].exitcode))
-    except SignalException as error:  # passed on to them, and they have saved and gone
-        return 128 + int(error.sigval)
-    return 0

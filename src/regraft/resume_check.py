@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import processes
 from .commands import python
 from .errors import RegraftError, UsageError
+from .launching import shell_code
 from .plan import Plan, write_plan
 from .runfiles import read_json, status_of
+from .workfolders import temporary_folder
 
 if TYPE_CHECKING:
     from .state import Saved
@@ -56,8 +56,7 @@ def verify(
     """Raises UsageError for fewer than 2 steps, RegraftError where a run fails."""
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
-    with tempfile.TemporaryDirectory(prefix="regraft-verify-") as folder:
-        tmp = Path(folder)
+    with temporary_folder("regraft-verify") as tmp:
         say("a run that is left alone …")
         alone = Runs(plan, tmp, steps, allow_code)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
@@ -101,7 +100,7 @@ class Runs:
         done = subprocess.run(
             command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
-        ended = processes.shell_code(done.returncode)
+        ended = shell_code(done.returncode)
         if ended not in (0, KILLED, STOPPED):
             raise RegraftError(f"the run failed: {done.stderr.strip() or ended}")
         return ended

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .types import Splits
 
 FREE = {
-    "run.out", "run.workers", "run.processes", "run.cache", "run.cache_gb", "run.checkpoint_every",
+    "run.out", "run.workers", "run.processes", "run.cache", "run.cache_users", "run.cache_gb", "run.checkpoint_every",
     "run.escape_csv", "run.shard",
 }  # fmt: skip
 

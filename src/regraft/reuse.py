@@ -1,6 +1,6 @@
 """Nothing is computed twice: what lies below the lowest trainable block comes from the feature cache.
 
-Every use is guarded: the first batch is computed live too, and where the two differ, live is used
+Every use is guarded: a random batch is computed live too, and where the two differ, live is used
 and said.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ from .feature_cache import (
     Entry,
     FeatureCache,
     NotStorableError,
+    cache_in,
     key_of,
-    place_of,
     taken_apart,
 )
 from .features import Outputs, autocast, on, outputs
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 READ = 500e6  # bytes a second that a mapped file is taken to give
 PARTS = ("torch", "torchvision", "Pillow", "timm", "transformers")  # what outputs depend on
+PICK = random.SystemRandom()  # of the batch that is checked: no seed of a run is drawn from
 HOW = "how"  # (HOW, key) in Prepared.kept → "live" or "kept"
 Wrap = Callable[[Batches], Batches]
 
@@ -123,7 +125,8 @@ def cache_of(p: Prepared) -> FeatureCache | None:
     """None where the plan switches it off, or preprocessing is a function, which has no digest."""
     if p.plan.run.cache == "off" or isinstance(p.source.preprocess, CallableSpec):
         return None
-    return FeatureCache(place_of(p.plan.run.cache), int(p.plan.run.cache_gb * 1e9))
+    run = p.plan.run
+    return cache_in(run.cache, run.cache_users, int(run.cache_gb * 1e9))
 
 
 def features(p: Prepared, split: str, precision: str, say: Say = lambda line: None) -> Outputs:
@@ -248,15 +251,25 @@ def entries(
     how = (HOW, keys[0])
     if p.kept.get(how) == "live":
         return None
-    found = {key: cache.open(key) for key in keys}
+    found, unusable = {}, ""
+    try:
+        found = {key: cache.open(key) for key in keys}
+    except OSError as error:
+        unusable = str(error)
+    # as one: what one process cannot use the others would wait to write
+    if unusable := next(filter(None, processes.gathered([unusable])), ""):
+        p.kept[how] = "live"
+        say(f"{what}: computed live, the feature cache cannot be used: {unusable}")
+        return None
+    tried = PICK.randrange(len(views))
     began = time.perf_counter()
-    ids, inputs, _ = next(batches.dealt(0, 1, views[0]))
-    first = below(inputs)
+    ids, inputs, _ = next(batches.dealt(PICK.randrange(batches.count), batches.count, views[tried]))
+    live = below(inputs)
     seconds = (time.perf_counter() - began) * len(batches) / len(ids)
     absent = processes.total(*(float(found[key] is None) for key in keys))
     missing = [view for view, n in zip(views, absent, strict=True) if n]
     try:
-        parts, _ = taken_apart(first, len(ids))
+        parts, _ = taken_apart(live, len(ids))
         size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
         undecided = missing and how not in p.kept
         why = no_gain(cache, seconds, size, len(missing), passes) if undecided else ""
@@ -266,14 +279,16 @@ def entries(
             return None
         for view, key in zip(views, keys, strict=True):
             if view in missing:
-                known = {ids: first} if view == views[0] else {}
+                known = {ids: live} if view == views[tried] else {}
                 found[key] = written(cache, key, below, batches, view, known)
     except (OSError, NotStorableError) as error:
         p.kept[how] = "live"
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")
         return None
     taken = [entry for key in keys if (entry := found[key]) is not None]
-    if processes.any_of(not close(taken[0].batch(ids), first)):
+    if processes.any_of(not all(holds(e, batches) for e in taken)) or processes.any_of(
+        not close(taken[tried].batch(ids), live)
+    ):
         p.kept[how] = "live"
         say(f"{what}: computed live, what the feature cache holds differs from it")
         return None
@@ -333,6 +348,11 @@ def no_gain(
     if passes is not None and passes * (seconds - reading) <= missing * (seconds + reading):
         return f"since to keep it takes {missing} passes and saves {passes}"
     return ""
+
+
+def holds(entry: Entry, batches: Batches) -> bool:
+    """Return whether an entry has every row of the batches."""
+    return all(e.id in entry.place for e in batches.examples)
 
 
 def close(kept: Inputs, live: Inputs) -> bool:

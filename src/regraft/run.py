@@ -99,16 +99,17 @@ def run(
     wanted = None if plan.run.processes == "auto" else plan.run.processes
     processes.join(wanted, cpu=choose_device(plan.run.device)[0].type == "cpu")
     try:
-        if not processes.first():
-            say, track = (lambda line: None), None
-        left = left_in(Path(plan.run.out), resume=resume) if processes.first() else ""
-        left = processes.told(left)
-        if left == "finished":
-            return Path(plan.run.out)
-        return together(
-            plan, allow_code, say, track, source,
-            begun=left == "begun", resume=resume, accept_changes=accept_changes,
-        )  # fmt: skip
+        with processes.naming_a_lost_rank(str(plan.run.out)):
+            if not processes.first():
+                say, track = (lambda line: None), None
+            left = left_in(Path(plan.run.out), resume=resume) if processes.first() else ""
+            left = processes.told(left)
+            if left == "finished":
+                return Path(plan.run.out)
+            return together(
+                plan, allow_code, say, track, source,
+                begun=left == "begun", resume=resume, accept_changes=accept_changes,
+            )  # fmt: skip
     finally:
         processes.leave()
 
@@ -158,7 +159,8 @@ def together(
             before = refuse_changes(before, p, accept_changes=accept_changes)
         processes.total(0.0)  # all have read what the first now writes
     mine = RunFolder(out, resume=resume) if processes.first() else Unwritten(out)
-    with mine as folder, stopping() as signals:
+    # inside the folder's block, which writes down why a run failed
+    with mine as folder, processes.naming_a_lost_rank(str(out)), stopping() as signals:
 
         def tell(line: str) -> None:
             folder.log(line)

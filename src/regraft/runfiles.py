@@ -78,7 +78,7 @@ class RunFolder:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DiskError):  # the error on its way says more
                 self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
-        (self.path / LOCK).unlink(missing_ok=True)
+        locks.release(self.path / LOCK)
 
     def finished(self) -> bool:
         return status_of(self.path) == "finished"
@@ -328,9 +328,11 @@ def open_test(digest: str, run: str) -> int:
     line = json.dumps({"test": digest, "run": run, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        entries = path.read_text(encoding="utf-8").splitlines()
+        handle = locks.open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(handle, "r+b") as file:
+            file.write((line + "\n").encode())
+            file.seek(0)
+            entries = file.read().split(b"\n")  # others may have written anything
     except OSError:
         return 0
-    return sum(1 for entry in entries if f'"{digest}"' in entry)
+    return sum(1 for entry in entries if f'"{digest}"'.encode() in entry)

@@ -17,16 +17,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import processes
+from .errors import DiskError
 from .feature_cache import place_of
 from .features import autocast, on
 from .freeze import evaluating
+from .locks import open_regular
 from .preprocess import to_json
 from .types import ImageSpec
+from .workfolders import is_own, work_folder
 
 if TYPE_CHECKING:
     from .plan import RunPlan
@@ -131,13 +134,13 @@ def measured(
     some = sorted(examples, key=lambda e: e.id)[:ROWS]
     inputs = preprocessor.collate([preprocessor.one(e.inputs) for e in some])
     key = key_of(run, source, inputs, device, train)
-    kept = processes.told(recall(run, key))
+    kept: Mapping[str, float | None] = processes.told(recall(run, key))
     names = {way: "/".join(way) for way in ways}
     if not all(n in kept for n in names.values()):
         found = processes.told(timed(source, inputs, device, ways, len(some), train))
         kept = {names[w]: s for w, s in found.items()}
         remember(run, key, kept)
-    return {way: float(kept[n]) for way, n in names.items() if kept.get(n) is not None}
+    return {way: s for way, n in names.items() if (s := kept.get(n)) is not None}
 
 
 def timed(
@@ -222,11 +225,25 @@ def place(run: RunPlan) -> Path | None:
     return None if run.cache == "off" else place_of(run.cache).parent / "speed.json"
 
 
-def recall(run: RunPlan, key: str) -> dict[str, Any]:
+def known_of(run: RunPlan, path: Path) -> dict[str, dict[str, float | None]]:
+    """Return all that was measured. Raises OSError for a file that is another user's, or does not read."""
+    if run.cache_users == "own" and not is_own(path.lstat()):
+        raise PermissionError(f"{path} is another user's")
+    handle = open_regular(path, os.O_RDONLY)
+    with os.fdopen(handle, encoding="utf-8") as file:
+        try:
+            found = json.load(file)
+            return {str(key): {str(k): s if s is None else float(s) for k, s in times.items()}
+                    for key, times in found.items()}  # fmt: skip
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return {}  # damaged: it is written anew
+
+
+def recall(run: RunPlan, key: str) -> dict[str, float | None]:
     path = place(run)
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError):
         if path is not None:
-            return dict(json.loads(path.read_text(encoding="utf-8")).get(key, {}))
+            return known_of(run, path).get(key, {})
     return {}
 
 
@@ -235,11 +252,12 @@ def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
     path = place(run)
     if path is None or not processes.first():
         return
-    with suppress(OSError, ValueError):
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with suppress(OSError, DiskError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".speed-{os.getpid()}.part")
-        part.write_text(
-            json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8"
-        )
-        part.replace(path)
+        known = known_of(run, path) if path.exists() else {}
+        with work_folder(path.parent, "speed") as folder:
+            part = folder / path.name
+            part.write_text(
+                json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8"
+            )
+            part.replace(path)

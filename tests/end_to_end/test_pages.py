@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from listeners import on_loopback_alone
+
 pytestmark = pytest.mark.slow
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -37,6 +39,7 @@ def page_of(*args: object) -> Iterator[str]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
+        on_loopback_alone(process.pid)
         yield line.split(": ", 1)[1].split()[0]
     finally:
         process.send_signal(2)  # as Ctrl-C

@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from listeners import on_loopback_alone
 
 pytestmark = pytest.mark.slow  # each run imports torch in three processes
 
@@ -157,22 +161,57 @@ def test_what_one_process_came_to_know_alone_is_not_waited_for(pictures, weights
     assert done.returncode == 0, done.stderr
 
 
+@contextmanager
+def training(command, out):
+    """A command that has saved a checkpoint."""
+    before = set(out.glob("checkpoints/step-*"))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launched:
+        until = time.monotonic() + 120
+        try:
+            while not set(out.glob("checkpoints/step-*")) - before:
+                assert launched.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+            yield launched
+        finally:
+            launched.terminate()
+
+
 @pytest.mark.fault(11)
 @pytest.mark.fault(24)
-def test_a_signal_to_the_launcher_saves_and_ends_all(pictures, weights, tmp_path):
+def test_a_signal_to_launcher_or_rank_ends_all_and_is_named(pictures, weights, tmp_path):
     out = tmp_path / "stopped"
     command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--nproc", "2",
-               "--epochs", "200"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launched:
-        until = time.monotonic() + 120
-        while not list(out.glob("checkpoints/step-*")):
-            assert launched.poll() is None and time.monotonic() < until
-            time.sleep(0.1)
+               "--epochs", "200", "--workers", "1"]  # fmt: skip
+    with training(command, out) as launched:
+        assert on_loopback_alone(launched.pid) >= 5  # ranks, and a loader worker of each
         launched.send_signal(signal.SIGTERM)
         launched.communicate(timeout=120)
     assert launched.returncode == 143
     assert json.loads((out / "result.json").read_text())["status"] == "interrupted"
     assert list(out.glob("checkpoints/step-*")) and not (out / "lock").exists()
+
+    for number, words in (
+        (signal.SIGKILL, "SIGKILL; perhaps out of memory"),
+        (signal.SIGSTOP, "SIGSTOP"),
+    ):
+        command = [*COMMAND[:4], "--resume", str(out), "--nproc", "2"]
+        with training(command, out) as launched:
+            rank = next(
+                p for p in psutil.Process(launched.pid).children() if p.environ()["RANK"] == "1"
+            )
+            rank.send_signal(number)
+            _, said = launched.communicate(timeout=60)
+        assert launched.returncode == 128 + number
+        how = "killed" if number == signal.SIGKILL else "stopped"
+        sentence = f"rank 1 of 2 was {how} (signal {int(number)}, {words})"
+        sentence += f": go on with `regraft fit --resume {out}`"
+        error = json.loads((out / "result.json").read_text())["error"]
+        assert error == sentence and said.count(sentence) == 1
+        for text in (said, (out / "log.txt").read_text()):
+            assert "gloo" not in text
+        assert "Traceback" not in said
 
 
 def test_resume_is_exact_with_two_processes_too(pictures, weights):

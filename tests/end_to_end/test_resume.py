@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 import regraft
-from regraft import reuse
+from regraft import locks, reuse
 from regraft.checkpoints import Keeper
-from regraft.locks import Holder
 from regraft.objective import Objective
 
 QUICK = (
@@ -346,7 +345,7 @@ def test_what_cannot_be_resumed_says_so(left, cli, pictures, weights, tmp_path):
 @pytest.mark.fault(12)
 def test_a_run_that_is_being_written_names_its_writer(left, cli):
     run, args = left
-    me = Holder(os.getpid(), os.uname().nodename, "", "2026-01-01 00:00:00")
+    me = locks.myself(False)
     (run / "lock").write_text(json.dumps(me.__dict__))
     for how in (("--resume",), ()):
         code, _, err = cli("fit", *args, "--out", run, *how)

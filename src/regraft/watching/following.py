@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import printable
-from ..locks import Holder, holder
+from ..locks import Holder, held, holder
 from ..runfiles import LOCK
 from ..summary import lines as summary_lines
 from .files import NotReadError, read, read_lines, read_record
@@ -42,8 +42,7 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
     if not run.is_dir():
         return "absent", "There is no such folder (yet).", None, {}
     lock = run / LOCK
-    who = holder(lock) if lock.is_file() and not lock.is_symlink() else None
-    alive = who if who is not None and who.alive() else None
+    who, alive = holder(lock), held(lock)
     try:
         result = read_record(run / "result.json") or {}
     except NotReadError as error:
@@ -219,8 +218,10 @@ def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, 
 
 def use_of(run: Path, who: Holder, meter: Meter) -> dict[str, Any]:
     """What the job's processes use; words alone where that is not known."""
-    if who.host != socket.gethostname():
-        return {"words": f"not known here: it runs on {who.host}"}
+    if not who.here():
+        apart = who.host != socket.gethostname()
+        where = who.host if apart else "this machine, in another container"
+        return {"words": f"not known here: it runs on {where}"}
     if not (meter.proc / "self").exists() and meter.proc == PROC:
         return {"words": "not known here: this system has no /proc"}
     try:

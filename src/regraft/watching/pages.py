@@ -6,7 +6,6 @@ that no name of a class or a run is ever read as HTML.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RegraftError, UsageError
 from ..runfiles import dumps, plain
 from ..webpage import REPORT_CSP, need_extra
+from ..workfolders import temporary_folder
 from .following import look
 from .resources import Meter
 from .runs import Runs
@@ -143,5 +143,5 @@ def comparison_of(runs: list[Path]) -> str:
 
     if len(runs) < 2:
         raise UsageError("choose two runs or more to compare")
-    with tempfile.TemporaryDirectory() as folder:
-        return report(runs, Path(folder) / "comparison.html").read_text(encoding="utf-8")
+    with temporary_folder("regraft-compare") as folder:
+        return report(runs, folder / "comparison.html").read_text(encoding="utf-8")
