@@ -19,8 +19,8 @@ from regraft.types import SourceOptions
 
 PACKAGE = Path(regraft.__file__).parent
 LOADS = {"from_pretrained", "from_config"}  # calls of transformers that look for a folder's code
-NEVER = {"input", "eval", "pipeline", "transformers.pipeline", "os.system", "os.popen", "pickle.load",
-         "pickle.loads", "yaml.load", "torch.hub.load"}  # fmt: skip
+NEVER = {"input", "eval", "exec", "__import__", "pipeline", "transformers.pipeline", "os.system", "os.popen",
+         "pickle.load", "pickle.loads", "yaml.load", "torch.hub.load"}  # fmt: skip
 SHOWN = re.compile(r"from_pretrained\(")
 
 
@@ -57,7 +57,8 @@ def strings(tree: ast.AST) -> list[str]:
 def test_every_load_says_that_no_code_is_run(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     wrong = [f"line {c.lineno}: {name}" for name, c in calls(tree) if not allowed(name, c)]
-    assert wrong == []
+    own = ["exec"] if path.name == "fresh_check.py" else []  # the text of an export's format
+    assert [w.rpartition(" ")[2] for w in wrong] == own, wrong
     for text in strings(tree):  # the lines that an export prints
         if "``" not in text:  # no docstring
             assert len(SHOWN.findall(text)) == text.count("trust_remote_code=False"), text
