@@ -19,8 +19,8 @@ from regraft.types import SourceOptions
 
 PACKAGE = Path(regraft.__file__).parent
 LOADS = {"from_pretrained", "from_config"}  # calls of transformers that look for a folder's code
-NEVER = {"input", "eval", "pipeline", "transformers.pipeline", "os.system", "os.popen", "pickle.load",
-         "pickle.loads", "yaml.load", "torch.hub.load"}  # fmt: skip
+NEVER = {"input", "eval", "exec", "__import__", "pipeline", "transformers.pipeline", "os.system", "os.popen",
+         "pickle.load", "pickle.loads", "yaml.load", "torch.hub.load"}  # fmt: skip
 SHOWN = re.compile(r"from_pretrained\(")
 
 
@@ -57,7 +57,8 @@ def strings(tree: ast.AST) -> list[str]:
 def test_every_load_says_that_no_code_is_run(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     wrong = [f"line {c.lineno}: {name}" for name, c in calls(tree) if not allowed(name, c)]
-    assert wrong == []
+    own = ["exec"] if path.name == "fresh_check.py" else []  # the text of an export's format
+    assert [w.rpartition(" ")[2] for w in wrong] == own, wrong
     for text in strings(tree):  # the lines that an export prints
         if "``" not in text:  # no docstring
             assert len(SHOWN.findall(text)) == text.count("trust_remote_code=False"), text
@@ -87,6 +88,7 @@ HOOKS = [
     ("tokenizer_config.json", {"tokenizer_class": "evil.Evil"}, "tokenizer_class"),
     ("tokenizer_config.json", {"tokenizer_class": "AutoModel"}, "tokenizer_class"),
     ("tokenizer_config.json", {"tokenizer_class": "AutoTokenizer"}, "tokenizer_class"),
+    ("config.4.0.0.json", {"auto_map": {"AutoConfig": "evil.Evil"}}, "auto_map"),
     ("config.json", {"tokenizer_class": ["BertTokenizer"]}, "tokenizer_class"),
     ("config.json", {"tokenizer_class": "Trainer"}, "tokenizer_class"),
 ]
@@ -122,6 +124,7 @@ def test_modules_of_another_package_are_refused(tmp_path):
 def test_names_of_classes_are_no_hooks(tmp_path):
     values = {"label2id": {"auto_map": 0, "b": 1}, "auto_map": {}, "tokenizer_class": None}
     (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "data_config.json").write_text('[{"name": "auto_map"}]')
     (tmp_path / "vocab.json").write_text(json.dumps({"auto_map": 7}))
     for named in (
         "BertTokenizer",
@@ -154,8 +157,8 @@ def test_a_pipe_or_a_device_in_a_folder_is_not_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "modules.json"])
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "7", '"auto_map"', "\ud800"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "\ud800"])
 def test_what_cannot_be_looked_at_is_refused(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(SourceError, match=rf"{name}: (cannot be read|damaged)"):
+    with pytest.raises(SourceError, match=rf"{name}: cannot be read as JSON"):
         foreign_code.refuse(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft import streams
+from regraft import cli, streams
 from regraft.cli import main
 from regraft.commands import command, python
 from regraft.errors import DiskError, UsageError, of_the_system
@@ -78,7 +79,7 @@ def test_a_closed_stream_is_opened_before_a_file_takes_its_number(tmp_path):
 def test_input_is_for_regraft_alone_and_libraries_get_none(tmp_path):
     code = """
 import subprocess, sys
-from regraft import streams
+from regraft import cli, streams
 with streams.own_input() as own:
     try:
         print(input("run the custom code? [y/N] "))
@@ -125,6 +126,15 @@ def test_a_command_to_paste_names_the_folder(tmp_path, name):
     done = shell(line, tmp_path)
     assert done.stdout == f"fit|--resume|runs/{name}|"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_prints_through_streams():
+    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    found = {ast.unparse(n.func) for n in calls}
+    found |= {ast.unparse(k.value) for n in calls for k in n.keywords}
+    assert not {"print", "typer.echo", "sys.stdout.write"} & found
+    assert "streams.echo" in found
 
 
 def test_errors_of_the_system_have_the_code_of_their_kind():

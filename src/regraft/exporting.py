@@ -156,7 +156,7 @@ def export(
                       "numbers": predictor.task.name == "regression",
                       "parity": asdict(parity), "int8": cost,
                       "versions": files.environment["versions"], "notes": notes}  # fmt: skip
-            text = json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n"
+            text = dumps(plain(record), indent=2) + "\n"
             (part / "export.json").write_text(text, encoding="utf-8")
             text = card(files, package, name, code, notes, record)
             (part / "README.md").write_text(text, encoding="utf-8")

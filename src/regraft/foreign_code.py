@@ -39,21 +39,22 @@ def refuse(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise SourceError(f"{path}: refused, it is no regular file")
-    for path in sorted(folder.glob("*config.json")):
-        values = read(path, dict)
+    for path in sorted({*folder.glob("*config.json"), *folder.glob("config.*.json")}):
+        values = read(path)
         if key := hook(values):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "{key}" names Python code; remedy: use a folder '
                 f"without it, or take the key out where the library's own class does"
             )
-        named = values.get("tokenizer_class")
+        named = values.get("tokenizer_class") if isinstance(values, dict) else None
         if named is not None and not (isinstance(named, str) and TOKENIZER.fullmatch(named)):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "tokenizer_class" is {shown(named)}, which is no '
                 f"tokenizer of transformers; remedy: name one, as PreTrainedTokenizerFast"
             )
     path = folder / "modules.json"
-    for part in read(path, list) if path.is_file() else ():
+    parts = read(path) if path.is_file() else []
+    for part in parts if isinstance(parts, list) else []:
         named = part.get("type") if isinstance(part, dict) else part
         if not isinstance(named, str) or not named.startswith(MODULES):
             raise SourceError(
@@ -62,17 +63,13 @@ def refuse(folder: Path) -> None:
             )
 
 
-def read(path: Path, kind: type[Any]) -> Any:
+def read(path: Path) -> Any:
     """Read a configuration. Raises SourceError for one that is damaged: what cannot be looked at may name
     code."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, kind):
-        wanted = "an object" if kind is dict else "a list"
-        raise SourceError(f"{path}: damaged, {wanted} expected, it holds {shown(values)}")
-    return values
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from functools import cache, partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +431,22 @@ def test_nothing_of_a_run_is_run_by_its_export(hostile, tmp_path, runs, exported
     ]
     assert kinds.count("heading_open") == usual_kinds.count("heading_open")
     assert str(tmp_path) + "/run" not in whole
+
+
+def test_strings_of_a_run_are_no_markup_in_its_report(hostile, runs, tmp_path):
+    def tags(run: Path) -> Counter[str]:
+        found: Counter[str] = Counter()
+        parser = HTMLParser()
+        parser.handle_starttag = lambda tag, attributes: found.update(  # type: ignore[method-assign]
+            [tag, *(name for name, _ in attributes if name.startswith("on"))]
+        )
+        parser.feed(regraft.Run.read(run).report(tmp_path / f"{len(run.name)}.html").read_text())
+        return found
+
+    mine, usual = tags(hostile), tags(runs["photo"])
+    assert mine.keys() <= usual.keys()
+    assert (mine["script"], mine["a"]) == (usual["script"], usual["a"])
+    assert not (tmp_path / "sentinel").exists()
 
 
 def markdown(text: str) -> list[Any]:
