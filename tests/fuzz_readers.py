@@ -406,14 +406,19 @@ def a_cache(folder: Path, rng: random.Random) -> None:
 
 def read_a_cache(folder: Path) -> None:
     """What is there is what was written, or it is not there."""
-    entry = FeatureCache(folder, 10**9).open("features")
+    cache = FeatureCache(folder, 10**9)
+    try:
+        entry = cache.open("features")
+    except OSError:  # something that is no regular file
+        entry = None
     for name, rows in CACHED.items() if entry else ():
         assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
     try:
-        kept = picture_cache.Kept.open(folder / "pictures")
-    except (OSError, ValueError):
-        return
-    for name, picture in SHOWN.items():
+        kept = cache.read("pictures", picture_cache.Kept.of)
+    except OSError:
+        kept = None
+    for name, picture in SHOWN.items() if kept else ():
+        assert kept is not None
         found = kept.get(name)
         assert found is None or torch.equal(found, picture), "another picture"
 
