@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import guarded
 from .errors import DiskError, UsageError
 
 
@@ -43,8 +44,8 @@ class Holder:
 def holder(lock: Path) -> Holder | None:
     """Who a lock file names; None where there is none, or it does not read: nobody holds that."""
     try:
-        found = Holder(**json.loads(lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        found = Holder(**guarded.read_json(lock.parent, lock.name))
+    except (guarded.NotReadError, TypeError):
         return None
     texts = isinstance(found.host, str) and isinstance(found.started, str)
     return found if texts and type(found.pid) is int and 0 < found.pid < 2**31 else None
