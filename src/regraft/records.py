@@ -17,19 +17,39 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    InstanceOf,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from . import guarded, plugins
+from .errors import printable
 from .types import Estimate
 
+
+
+def short(most: int) -> AfterValidator:
+    """Return the check of a text's length; pydantic's own refuses names of files that are no UTF-8."""
+
+    def check(text: str) -> str:
+        need(len(text) <= most, f"it has {len(text):,} characters, and at most {most:,} belong there")
+        return text
+
+    return AfterValidator(check)
+
+
+def need(condition: object, words: str) -> None:
+    """Raise ValueError, which becomes a problem of the record that is being checked."""
+    if not condition:
+        raise ValueError(printable(words))
+
+
+Text = Annotated[InstanceOf[str], short(1_000_000)]
+Name = Annotated[InstanceOf[str], short(10_000)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Text = Annotated[str, Field(max_length=1_000_000)]
-Name = Annotated[str, Field(max_length=10_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Figures = Annotated[dict[Name, Number | None], Field(max_length=1_000)]
 ROWS = 10_000  # entries of a list that a report shows
@@ -41,14 +61,12 @@ SHOWN = {
 
 
 def known_metric(name: str) -> str:
-    if name not in plugins.names("metrics"):
-        raise ValueError(f'there is no metric "{name[:40]}"')
+    need(name in plugins.names("metrics"), f'there is no metric "{name[:40]}"')
     return name
 
 
 def numeral(text: str) -> str:
-    if not math.isfinite(float(text[:40])):
-        raise ValueError("it is not finite")
+    need(math.isfinite(float(text[:40])), "it is not finite")
     return text
 
 
@@ -58,12 +76,6 @@ Numeral = Annotated[str, AfterValidator(numeral)]
 
 class Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
-
-
-def need(condition: object, words: str) -> None:
-    """Raise ValueError, which becomes a problem of the record that is being checked."""
-    if not condition:
-        raise ValueError(words)
 
 
 # ---------------------------------------------------------------- result.json
