@@ -212,17 +212,18 @@ TOO_DEEP = f"its brackets are nested too deep, beyond {DEPTH} levels"
 def check_values(tree: Any) -> None:
     """Raise ValueError for objects and lists nested deeper than DEPTH, where no stack is as deep as they may
     be, and for whole numbers too long to be written again."""
-    layer = [tree]
+    layer: list[Any] = [tree]
     for _ in range(DEPTH + 1):
+        if any(isinstance(node, int) and node.bit_length() > BITS for node in layer):
+            raise ValueError(f"a whole number has more than {DIGITS} digits")
+        inner = [node for node in layer if isinstance(node, dict | list)]
+        if not inner:
+            return
         layer = [
-            child for node in layer if isinstance(node, dict | list)
+            child for node in inner
             for child in (node.values() if isinstance(node, dict) else node)
             if isinstance(child, dict | list | int)
         ]  # fmt: skip
-        if any(isinstance(leaf, int) and leaf.bit_length() > BITS for leaf in layer):
-            raise ValueError(f"a whole number has more than {DIGITS} digits")
-        if not layer:
-            return
     raise ValueError(TOO_DEEP)
 
 

@@ -28,12 +28,13 @@ from .errors import printable
 from .types import Estimate
 
 
-
 def short(most: int) -> AfterValidator:
     """Return the check of a text's length; pydantic's own refuses names of files that are no UTF-8."""
 
     def check(text: str) -> str:
-        need(len(text) <= most, f"it has {len(text):,} characters, and at most {most:,} belong there")
+        need(
+            len(text) <= most, f"it has {len(text):,} characters, and at most {most:,} belong there"
+        )
         return text
 
     return AfterValidator(check)

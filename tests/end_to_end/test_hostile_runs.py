@@ -324,7 +324,7 @@ def test_a_list_and_other_pages_survive_any_run(commands, run, made, cli):
     for name in broken:
         assert look(runs.path(name), Meter())["state"] == "broken"
     with pytest.raises(
-        UsageError, match=r"environment\.json"
+        UsageError, match=r"manifest\.jsonl is missing"
     ):  # a report of the folder named by bytes
         report_of(runs.safe(r"bytes \udcff\udcfe"))
 
