@@ -131,7 +131,7 @@ def test_a_line_without_end_is_refused(run, monkeypatch):
     ("text", "words"),
     [
         ("[" * 100_000, "nested too deep"), ("[" * 65 + "]" * 65, "nested too deep"),
-        ('{"a":' * 65 + "1" + "}" * 65, "nested too deep"), ("9" * 5000, "5,000 digits"),
+        ('{"a":' * 65 + "1" + "}" * 65, "nested too deep"), ("9" * 5000, "5000 digits"),
         ("-" + "9" * 30, "digits"), ("1e400", "not finite"), ("9" * 400 + ".0", "not finite"), ("NaN", "not finite"),
         ("[Infinity]", "not finite"), ("-Infinity", "not finite"), ("{", "Expecting"), ("", "Expecting"),
     ],

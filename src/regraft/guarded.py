@@ -187,12 +187,11 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     does not hold; with ``finite`` for infinities and NaN too.
     """
     value = text.decode("utf-8") if isinstance(text, bytes) else text
-    number = _finite if finite else float
     try:
-        found = json.loads(value, parse_int=_whole, parse_float=number, parse_constant=number)
+        found = json.loads(value)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    check_values(found)
+    check_values(found, finite=finite)
     return found
 
 
@@ -209,35 +208,24 @@ def parse_toml(text: str) -> dict[str, Any]:
 TOO_DEEP = f"its brackets are nested too deep, beyond {DEPTH} levels"
 
 
-def check_values(tree: Any) -> None:
-    """Raise ValueError for objects and lists nested deeper than DEPTH, where no stack is as deep as they may
-    be, and for whole numbers too long to be written again."""
-    layer: list[Any] = [tree]
+def check_values(tree: Any, *, finite: bool = False) -> None:
+    """Raise ValueError for objects and lists nested deeper than DEPTH, since no stack is as deep as they may
+    be, for whole numbers too long to be written again, and with ``finite`` for infinities and NaN."""
+    layer: list[Any] = [[tree]]
     for _ in range(DEPTH + 1):
-        if any(isinstance(node, int) and node.bit_length() > BITS for node in layer):
-            raise ValueError(f"a whole number has more than {DIGITS} digits")
-        inner = [node for node in layer if isinstance(node, dict | list)]
+        inner = []
+        for node in layer:
+            for child in node.values() if isinstance(node, dict) else node:
+                if isinstance(child, dict | list):
+                    inner.append(child)
+                elif isinstance(child, int) and child.bit_length() > BITS:
+                    raise ValueError(f"a whole number has more than {DIGITS} digits")
+                elif finite and isinstance(child, float) and not math.isfinite(child):
+                    raise ValueError("a number is not finite")
         if not inner:
             return
-        layer = [
-            child for node in inner
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list | int)
-        ]  # fmt: skip
+        layer = inner
     raise ValueError(TOO_DEEP)
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > DIGITS:
-        raise ValueError(f"a whole number has {len(digits):,} digits, and {DIGITS} are allowed")
-    return int(digits)
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {number[:20]} is not finite")
-    return value
 
 
 # ---------------------------------------------------------------- whole folders
