@@ -34,7 +34,7 @@ def test_brackets_deeper_than_any_stack(tmp_path):
         read_plan(path, {})
     path.write_text(DEEP)
     with pytest.raises(UsageError, match="damaged"):
-        read_json(path)
+        read_json(tmp_path, "deep")
     (tmp_path / "result.json").write_text(DEEP)
     assert status_of(tmp_path) == ""
     rows = tmp_path / "t.jsonl"
@@ -121,9 +121,11 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path,
     keeper = Keeper(tmp_path, say=said.append)
     keeper.look()
     assert keeper.good == [tmp_path / "step-00000001"] and keeper.count == 1
-    assert said == [
-        f"{tmp_path / 'step-00000002'} is skipped: record.json is no record of a checkpoint"
-    ]
+    why = "record.json is no record of a checkpoint"
+    if record is None:
+        why = f"it does not read: {tmp_path / 'step-00000002/record.json'} is damaged, or was made by "
+        why += "another version of regraft: it holds nothing"
+    assert said == [f"{tmp_path / 'step-00000002'} is skipped: {why}"]
     assert keeper.since("seed 0").record["at"]["step"] == 1
 
 
@@ -156,12 +158,16 @@ def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
     assert locks.held(tmp_path / "lock") is None
 
 
-@pytest.mark.parametrize("data", [b'{"id": 1', b"\xff\n", DEEP.encode(), None])
+@pytest.mark.parametrize("data", [b'{"id": 1', b"\xff\n", DEEP.encode()])
 def test_a_manifest_that_does_not_read_is_said(tmp_path, data):
     path = tmp_path / "manifest.jsonl"
-    if data is not None:
-        path.write_bytes(b'{"id": "a"}\n' + data)
-    with pytest.raises(UsageError, match=r"manifest\.jsonl is damaged, or was made by another"):
+    good = b'{"id": "a", "split": "test", "cells": ["x"], "where": "row 1"}\n'
+    path.write_bytes(good + data)
+    words = r"manifest\.jsonl is damaged, or was made by another version of regraft: line 2: "
+    with pytest.raises(UsageError, match=words):
+        list(read_manifest(path))
+    path.unlink()
+    with pytest.raises(UsageError, match=r"manifest\.jsonl is missing"):
         list(read_manifest(path))
 
 

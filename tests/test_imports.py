@@ -16,7 +16,12 @@ ROOT = Path(regraft.__file__).parent
 # What is allowed beyond the rule, each with its reason.
 SHARED = {
     "sources/__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
-    "sources/run": {"plugins"},  # a run names the source file that builds its architecture
+    "sources/run": {
+        "plugins",
+        "guarded",
+        "records",
+    },  # a run names the source file that builds its architecture
+    "exports/bundle": {"guarded"},  # it copies a run's files by name
     "sources/bundled": {"sources"},  # it fetches the file and lets timm or transformers load it
     "sources/random": {"sources"},  # timm's architecture without weights
     "sources/_folder": {"foreign_code"},  # tokenizers load in one place, which refuses code
@@ -105,7 +110,7 @@ def test_nothing_below_imports_run_api_or_cli(file):
 
 
 LIGHT = ["__init__", "__main__", "cli", "errors", "types", "plan", "plugins", "runfiles", "summary",
-         "listing", "progress"]  # fmt: skip
+         "listing", "progress", "guarded", "records"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -118,7 +123,17 @@ def test_what_help_and_summary_need_is_light(name):
 def test_the_report_imports_no_torch_and_nothing_that_trains(file):
     found = {n.partition(".")[0] for n in imports(file)}
     assert "!torch" not in found
-    allowed = {"errors", "types", "runfiles", "summary", "intervals", "comparison", "report"}
+    allowed = {
+        "errors",
+        "types",
+        "runfiles",
+        "summary",
+        "intervals",
+        "comparison",
+        "report",
+        "guarded",
+        "records",
+    }
     assert {n for n in found if not n.startswith("!")} <= allowed
     assert not imports(file, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
 
@@ -127,7 +142,18 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
 def test_the_pages_import_no_torch_and_nothing_that_trains(file):
     found = imports(file)
     assert "!torch" not in found
-    allowed = {"errors", "locks", "runfiles", "summary", "webpage", "watching", "report"}
+    allowed = {
+        "errors",
+        "locks",
+        "runfiles",
+        "summary",
+        "webpage",
+        "watching",
+        "report",
+        "guarded",
+        "records",
+        "workfolders",
+    }
     assert {n.partition(".")[0] for n in found if not n.startswith("!")} <= allowed
     assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
 

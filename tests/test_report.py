@@ -259,7 +259,10 @@ def test_rows_whose_label_nobody_could_judge_are_counted(make_run):
 
 def test_a_figure_that_is_not_defined_is_a_dash(make_run):
     none = {"value": None, "low": None, "high": None, "n": 60}
-    changes = {"test": {"accuracy": none}, "gain": {"majority": none, "linear probe": none}}
+    changes = {
+        "test": {"accuracy": none, "macro_f1": none},
+        "gain": {"majority": none, "linear probe": none},
+    }
     _, page = page_of(make_run(**changes))
     assert "fine-tuned, the saved model –" in " ".join(page.words["verdict"].split())
 
@@ -274,7 +277,7 @@ def test_several_runs_need_a_place_and_an_unfinished_one_is_refused(make_run, tm
     with pytest.raises(UsageError, match="is no finished run: its status is failed"):
         report([two])
     (one / "manifest.jsonl").write_text('{"id": "a", "split"')
-    with pytest.raises(UsageError, match=r"manifest\.jsonl cannot be read"):
+    with pytest.raises(UsageError, match=r"manifest\.jsonl is damaged.* line 1: "):
         report([one])
     with pytest.raises(UsageError, match="is this a run folder"):
         report([tmp_path / "nowhere"])

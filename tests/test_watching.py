@@ -15,9 +15,9 @@ import pytest
 
 from regraft import locks
 from regraft.errors import UsageError
+from regraft.guarded import NotReadError, check_folder, read
 from regraft.watching import following
-from regraft.watching.files import NotReadError, links_out, read, read_lines
-from regraft.watching.following import look, state_of, time_left
+from regraft.watching.following import look, read_lines, state_of, time_left
 from regraft.watching.resources import Meter, launcher
 from regraft.watching.runs import Runs
 
@@ -152,11 +152,12 @@ def test_links_and_pipes_are_not_opened(begun, tmp_path):
     assert "key" not in json.dumps(found)
     os.mkfifo(begun / "pipe")
     with pytest.raises(NotReadError, match="no plain file"):
-        read(begun / "pipe")
+        read(begun, "pipe")
     (begun / "result.json").symlink_to(secret)
     (begun / "lock").unlink()
     assert state_of(begun)[0] == "broken"
-    assert links_out(begun) == ["log.txt", "result.json"]
+    with pytest.raises(NotReadError, match=r"links .*: log.txt, pipe, result.json;"):
+        check_folder(begun)
 
 
 # ---------------------------------------------------------------- what is said of a running one
@@ -267,7 +268,11 @@ def many(tmp_path):
     make(
         "poor",
         result_json=json.dumps(
-            finished(test={"accuracy": {"value": None, "low": None, "high": None, "n": 0}})
+            finished(
+                test=dict.fromkeys(
+                    ("accuracy", "macro_f1"), dict.fromkeys(("value", "low", "high")) | {"n": 0}
+                )
+            )
         ),
     )
     make("live", lock=me(), history_jsonl=epoch(0, 1))
@@ -288,7 +293,7 @@ def test_every_run_is_listed_and_a_broken_one_with_the_reason(many):
     assert set(found) == {"good", "deep/er/" + HOSTILE[0], "half", "odd", "poor", "live", "begun"}
     assert found["good"]["value"] == 0.7 and found["good"]["source"] == HOSTILE[0]
     assert found["half"]["state"] == "broken" and "damaged" in found["half"]["words"]
-    assert found["odd"]["state"] == "broken" and "KeyError" in found["odd"]["words"]
+    assert found["odd"]["state"] == "broken" and ": task: Field required" in found["odd"]["words"]
     assert found["poor"]["state"] == "finished" and found["poor"]["value"] is None
     assert found["live"]["state"] == "running" and found["live"]["value"] == 0.51
 
@@ -320,7 +325,7 @@ def test_only_names_that_a_search_finds_lead_to_a_run(many):
         with pytest.raises(UsageError, match="no run is called"):
             runs.path(name)
     (many / "good" / "manifest.jsonl").symlink_to(many.parent / "elsewhere" / "result.json")
-    with pytest.raises(UsageError, match=r"links that lead out of it.*manifest\.jsonl"):
+    with pytest.raises(UsageError, match=r"links .*manifest\.jsonl"):
         runs.safe("good")
 
 
@@ -415,13 +420,14 @@ def test_a_request_under_another_name_or_from_another_page_is_refused(begun):
 def test_hostile_names_come_as_data(begun):
     from regraft.watching.pages import watch_app
 
-    terms = dict.fromkeys(HOSTILE, 0.5) | {"nan": float("nan")}
     with (begun / "history.jsonl").open("a") as file:
-        file.write(epoch(0, 3, terms=terms))
+        file.write(epoch(0, 3, terms=dict.fromkeys(HOSTILE, 0.5) | {"none": None}))
+        file.write(epoch(0, 4, terms={"nan": float("nan")}))
     answer = client(watch_app(begun)).get("/state")
     assert answer.headers["content-type"] == "application/json"
     lines = answer.json()["history"]["lines"]
-    assert list(lines[-1]["terms"])[:5] == HOSTILE and lines[-1]["terms"]["nan"] is None
+    assert list(lines[-1]["terms"])[:5] == HOSTILE and lines[-1]["terms"]["none"] is None
+    assert any(note.startswith("1 lines of history.jsonl") for note in answer.json()["notes"])
 
 
 def test_a_report_is_made_on_demand_and_kept_and_a_comparison_is_not(many, monkeypatch):

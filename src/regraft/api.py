@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import guarded, records
 from . import plan as plans
 from .batches import Batches
 from .checking import check as looked
@@ -24,8 +25,9 @@ from .heap import freed_memory_kept
 from .plan import Plan, place
 from .plugins import module
 from .preprocess import Preprocessor, build
+from .records import estimate_of
 from .run import run as run_plan
-from .runfiles import finished, is_run, read_json, read_task, reading
+from .runfiles import finished, is_run, read_task
 from .sources import load_source
 from .summary import summary
 from .types import (
@@ -74,16 +76,13 @@ class Run:
         return self._estimates("gain")
 
     def _estimates(self, of: str) -> dict[str, Estimate]:
-        with reading(self.path):
-            return {k: Estimate(**v) for k, v in self.result[of].items()}
+        return {k: estimate_of(v) for k, v in self.result.get(of, {}).items()}
 
     @property
     def verdict(self) -> Verdict:
-        with reading(self.path):
-            v = self.result["verdict"]
-            return Verdict(
-                v["words"], Estimate(**v["gain"]) if v["gain"] else None, v["seeds"], v["why"]
-            )
+        v = self.result["verdict"]
+        gain = estimate_of(v["gain"]) if v["gain"] else None
+        return Verdict(v["words"], gain, v.get("seeds", 0), v["why"])
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the run's report, one HTML file, in its folder or at ``out``; → its path."""
@@ -241,6 +240,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     Raises SourceError or UsageError for a folder that is no run or a damaged one.
     """
     folder = Path(run)
+    guarded.check_folder(folder, "model")  # libraries open its files by their paths
     if not is_run(folder):
         raise UsageError(f"{run} holds no model: give the folder of a finished run")
     source = load_source(str(folder), SourceOptions(offline=True))
@@ -248,14 +248,13 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     if source.head is None:
         raise UsageError(f"{run} holds no head: its model folder is damaged")
     model = Model(source.backbone, source.head).eval().to(device)
-    result = folder / "result.json"  # a model folder alone is enough to predict with
-    with reading(result):
-        calibration = (read_json(result) if result.is_file() else {}).get("calibration") or {}
-        temperature = calibration.get("temperature")
-        temperature = None if temperature is None else float(temperature)
-        outputs_of_head = getattr(source.head, "out_features", task.outputs)
-        if task.outputs != outputs_of_head:
-            raise ValueError(f"{task.outputs} classes for {outputs_of_head} outputs")
+    # a model folder alone is enough to predict with
+    result = records.read(folder, "result.json", records.Calibrated) or {}
+    temperature = (result.get("calibration") or {}).get("temperature")
+    outputs_of_head = getattr(source.head, "out_features", task.outputs)
+    if task.outputs != outputs_of_head:
+        why = f"{task.outputs} classes for {outputs_of_head} outputs"
+        raise guarded.damaged(folder, "model/labels.json", why)
     return Predictor(
         model, task, build(source.preprocess), source.kind, torch.device(device), temperature,
     )  # fmt: skip
@@ -263,4 +262,4 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
 
 def plan_of(run: str | Path) -> Plan:
     """The plan that a run was made from; code that it names is not run."""
-    return plans.read_plan(Path(run) / "plan.toml", {})
+    return plans.read_run_plan(Path(run))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 import numpy as np
 import torch
 
-from . import plugins, processes, reuse
+from . import plugins, processes, records, reuse
 from .checkpoints import Keeper
-from .errors import DivergedError
+from .errors import DivergedError, UsageError
 from .features import Outputs, outputs, placed
 from .freeze import evaluating, set_trainable
 from .frontier import ALPHAS, Point, choose, move, walk
@@ -174,6 +174,8 @@ def once(
 def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     """An arm from what it left."""
     target, record = begin(p, source, seed, None), left.record
+    if why := records.problem(records.ArmRecord, record):
+        raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
     placed(target.model, p.device, p.settings.layout)
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
@@ -229,6 +231,8 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
+    if why := records.problem(records.ProbeRecord, r):
+        raise UsageError(f"the probe's checkpoint is damaged ({why}): remove it and resume again")
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
     return Probe(values["weight"], values["bias"], r["strength"], losses, r["chosen_by"])
 

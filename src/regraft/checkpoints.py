@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import processes
+from . import guarded, processes, records
 from .errors import DiskError, DivergedError, UsageError
 from .feature_cache import digest_of, sync, synced
 from .save import save_tensors
@@ -74,35 +74,28 @@ def checked(place: Path) -> dict[str, Any]:
     Raises DamagedError, saying what is wrong.
     """
     try:
+        guarded.check_folder(place.parent, place.name)
         # not splitlines(), which takes a newline with a flipped bit for one
-        *lines, _ = (place / MANIFEST).read_text(encoding="utf-8").split("\n")
+        *lines, _ = (guarded.text(place, MANIFEST) or "").split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         if set(expected) != {TENSORS, RECORD}:
             raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")
         for name, digest in expected.items():
             if digest_of(place / name) != digest:
                 raise DamagedError(f"{name} is not what {MANIFEST} says")
-        record: dict[str, Any] = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        record: dict[str, Any] = guarded.read_json(place, RECORD, finite=False)
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except DamagedError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (guarded.NotReadError, OSError, ValueError) as error:
         raise DamagedError(f"it does not read: {error}") from error
     return record
 
 
 def stands(record: Any) -> bool:
     """Whether a record says of what it is: of a part that is finished, or of an arm and where it was."""
-    if not isinstance(record, dict) or type(record.get("count")) is not int:
-        return False
-    if not isinstance(record.get("about", {}), dict):
-        return False
-    if "part" in record:
-        return isinstance(record["part"], str)
-    at = record.get("at")
-    known = isinstance(at, dict) and all(type(at.get(k)) is int for k in ("step", "epoch"))
-    return known and isinstance(record.get("arm"), str)
+    return records.problem(records.CheckpointRecord, record) is None
 
 
 def read(place: Path) -> Saved:
@@ -110,7 +103,7 @@ def read(place: Path) -> Saved:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    record = guarded.read_json(place, RECORD, finite=False)
     try:
         return Saved(record, load_file(place / TENSORS))
     except (SafetensorError, ValueError, OSError) as error:  # its sum is right: written so

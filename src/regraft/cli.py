@@ -295,13 +295,15 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
-    from .runfiles import check_new, status_of
+    from .guarded import check_folder
+    from .runfiles import MADE_LATER, check_new, status_of
     from .stopping import Interrupted
 
     if accept_changes and not resume:
         raise UsageError("--accept-changes goes with --resume")
     if resume and flags["source"] is None and Path(data).suffix != ".toml":  # a run folder
         flags["out"] = Path(data)
+        check_folder(flags["out"], leave=MADE_LATER)
         data = str(Path(data) / "plan.toml")
         if not Path(data).is_file():
             raise UsageError(f"{data} does not exist, so nothing says how to go on: give the plan")
@@ -386,7 +388,7 @@ def curve(
         chosen, labels, allow_code=allow_code,
         say=unless(quiet or as_json),
     )  # fmt: skip
-    record = read_json(path / "curve.json")
+    record = read_json(path, "curve.json")
     streams.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
 
@@ -420,10 +422,10 @@ def unless(silent: bool, say: Callable[[str], None] = streams.echo) -> Callable[
 
 
 def show_result(path: Path, as_json: bool) -> None:
-    from .runfiles import read_json
+    from .runfiles import finished
     from .summary import summary
 
-    result = read_json(path / "result.json")
+    result = finished(path)
     streams.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(path, result))
 
 

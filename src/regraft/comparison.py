@@ -8,23 +8,27 @@ verdict, which has seeds.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from . import guarded, records
 from .data import read_manifest
 from .errors import DataError, UsageError, printable
 from .evaluation import Scored, at_threshold, gain
 from .plugins import module
-from .runfiles import finished, read_task, reading
+from .runfiles import finished, read_task
 from .types import Estimate, Metric
 
 if TYPE_CHECKING:
     from .types import Task
 
+SCORES = "predictions.csv"
 LABELS = ("id", "where", "label", "predicted")  # the columns of predictions.csv before the scores
 
 
@@ -69,9 +73,8 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
     if len({p.resolve() for p in paths}) < len(paths):
         raise UsageError("the same run is named twice: give each run once")
     first, *others = [read_judgement(path) for path in paths]
-    with reading(Path(", ".join(map(str, paths)))):
-        metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
-        return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
+    metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
+    return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
 
 
 def in_words(lines: Sequence[Compared]) -> str:
@@ -93,7 +96,7 @@ def in_words(lines: Sequence[Compared]) -> str:
 
 def _line(run: Judgement, gained: Estimate | None) -> Compared:
     primary = run.result["primary"]
-    test = Estimate(**run.result["test"][primary])
+    test = records.estimate_of(run.result["test"][primary])
     return Compared(str(run.path), run.result["source"]["name"], primary, test, gained)
 
 
@@ -116,25 +119,69 @@ def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
 def read_judgement(path: Path) -> Judgement:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
     result, task = finished(path), read_task(path)
-    with reading(path, OSError, csv.Error):
-        ids, scores = _scores(path / "predictions.csv")
-        known = {r["id"]: r for r in read_manifest(path / "manifest.jsonl") if r["split"] == "test"}
-        rows = [known[id_] for id_ in ids]
-        if scores.shape != (len(ids), task.outputs):
-            raise ValueError(f"scores of {scores.shape} for {len(ids)} rows")
-        truth = task.truth(task.encode([tuple(r["cells"]) for r in rows])).numpy()
-        groups = tuple(r.get("group") for r in rows)
+    for what, said, kept in (
+        ("task", result["task"], task.name),
+        ("classes", result["classes"], list(task.classes)),
+        ("primary", result["primary"], task.primary),
+    ):
+        if said != kept:
+            raise guarded.damaged(
+                path, "result.json", f"its {what} is not that of model/labels.json"
+            )
+    ids, scores = read_scores(path, task.outputs)
+    rows = read_manifest(path / "manifest.jsonl")
+    known = {row["id"]: row for row in rows if row["split"] == "test"}
+    if unknown := [id_ for id_ in ids if id_ not in known]:
+        why = f"{len(unknown)} of {len(ids)} rows are no test rows of manifest.jsonl"
+        raise guarded.damaged(path, SCORES, why)
+    try:
+        cells = [tuple(known[id_]["cells"]) for id_ in ids]
+        truth = task.truth(task.encode(cells)).numpy()
+    except DataError as error:
+        raise guarded.damaged(path, "manifest.jsonl", error) from error
+    groups = tuple(known[id_].get("group") for id_ in ids)
     return Judgement(
         path, result, task,
         Scored(ids, truth, scores, groups if any(g is not None for g in groups) else None),
     )  # fmt: skip
 
 
-def _scores(path: Path) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
-    """(ids [N], scores [N, C]) of predictions.csv."""
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = [row for row in csv.reader(file, strict=True) if row] or [[]]
-    if tuple(header[: len(LABELS)]) != LABELS:
-        raise ValueError(f"{path.name} has the columns {', '.join(header)}")
-    scores = np.array([[float(v) for v in line[len(LABELS) :]] for line in lines])
-    return tuple(line[0] for line in lines), scores
+def read_scores(
+    run: Path, outputs: int
+) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv. Raises UsageError for another table."""
+    ids: list[str] = []
+    scores: list[list[float]] = []
+    rows = table_of(run)
+    if next(rows, [])[: len(LABELS)] != list(LABELS):
+        raise guarded.damaged(run, SCORES, f"its first columns are not {', '.join(LABELS)}")
+    for row in rows:
+        where = f"row {len(ids) + 1}"
+        if len(row) != len(LABELS) + outputs:
+            why = f"{where} has {len(row)} cells, and {len(LABELS) + outputs} belong there"
+            raise guarded.damaged(run, SCORES, why)
+        try:
+            numbers = [float(cell) for cell in row[len(LABELS) :]]
+        except ValueError as error:
+            raise guarded.damaged(run, SCORES, f"{where}: {error}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise guarded.damaged(run, SCORES, f"{where} has a score that is not finite")
+        ids.append(row[0])
+        scores.append(numbers)
+    if not ids:
+        raise guarded.damaged(run, SCORES, "it has no rows")
+    if len(set(ids)) < len(ids):
+        raise guarded.damaged(run, SCORES, "an id stands in it twice")
+    return tuple(ids), np.array(scores)
+
+
+def table_of(run: Path) -> Iterator[list[str]]:
+    """Yield the rows of predictions.csv that hold something. Raises UsageError where there is no table."""
+    with guarded.opened(run, SCORES) as file:
+        if file is None:
+            raise UsageError(f"{guarded.shown(run, SCORES)} is missing; is this a run folder?")
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        try:
+            yield from (row for row in csv.reader(text, strict=True) if row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise guarded.damaged(run, SCORES, error) from error

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import plugins
+from . import guarded, plugins, records
 from .errors import DataError, did_you_mean, shorten
 from .pictures import facts_of, reason
-from .runfiles import dumps, reading
+from .runfiles import dumps
 from .types import DataOptions, Example, Kind, PictureFacts, RawData, Row, Splits, Task
 
 Cells = tuple[str, ...]
@@ -480,6 +480,5 @@ def manifest_row(split: str, example: Example) -> dict[str, Any]:
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a manifest, one at a time. Raises UsageError for one that is missing or damaged."""
-    with reading(path, OSError), path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    for number, line in guarded.lines(path.parent, path.name):
+        yield records.line_of(path.parent, path.name, number, line, records.ManifestRow)

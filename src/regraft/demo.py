@@ -19,7 +19,7 @@ import numpy as np
 from .plan import Plan, check
 from .report.render import report
 from .run import run
-from .runfiles import check_new, read_json
+from .runfiles import check_new, finished
 from .summary import summary
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def demo(out: Path, say: Say, track: Track | None = None) -> str:
         f"network from scratch"
     )
     target = run(target_plan(source, out / "digits", out / "transfer"), say=say, track=track)
-    result = read_json(target / "result.json")
+    result = finished(target)
     shown = report([target])
     mean = result["mean"]
     return "\n".join(

@@ -13,7 +13,6 @@ W' = sW, b' = sb + m.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -30,10 +29,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import plugins
+from . import guarded, plugins
 from .api import Predictor, load, plan_of
 from .batches import Batches
 from .calibration import cooled
+from .comparison import SCORES, read_scores
 from .data import read_manifest, rows_and_splits
 from .errors import (
     DataError,
@@ -50,8 +50,9 @@ from .model_card import card, without_folders
 from .plan import check as check_plan
 from .plan import data_options, write_plan
 from .preprocess import to_json
+from .records import ModelConfig
 from .report.reading import RunFiles
-from .runfiles import dumps, plain
+from .runfiles import dumps, plain, read_json
 from .sources import load_source
 from .types import Example, Export, ImageSpec, Package, SourceOptions, Task
 from .workfolders import temporary_folder, work_folder
@@ -111,6 +112,8 @@ def export(
     place = Path(out) if out is not None else Path(run) / "exports" / name.replace("_", "-")
     if place.exists() or place.is_symlink():
         raise UsageError(f"{place} exists and is never overwritten: choose another --out")
+    if out is None and place.parent.is_symlink():
+        raise UsageError(f"{place.parent} is a link, and is not written into: choose --out")
     if rows < 1:
         raise UsageError(f"--rows takes a number of rows, not {rows}")
     if int8 and not hasattr(format, "int8"):
@@ -269,7 +272,7 @@ def packed(
         head = folded(head, state["std"], state["mean"])
     longest = sorted(examples, key=lambda e: -len(" ".join(e.inputs)))[:2]
     rows = [predictor.preprocessor.one(e.inputs) for e in (longest * 2)[:2]]
-    config = json.loads((files.path / "model" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(files.path, "model/config.json", ModelConfig)
     texts = {
         "preprocess.json": to_json(source.preprocess),
         "labels.json": labels(task),
@@ -444,15 +447,13 @@ def against_file(
     calibrated: bool,
 ) -> float | None:
     """The largest difference to predictions.csv, which the run wrote, perhaps on another device."""
-    path = files.path / "predictions.csv"
-    if what != "test rows" or not path.is_file():
+    if what != "test rows" or not guarded.is_file(files.path, SCORES):
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = {row[0]: row[4:] for row in csv.reader(file)}
-    try:
-        kept = np.array([[float(v) for v in rows[e.id]] for e in examples])
-    except (KeyError, ValueError):
+    ids, scores = read_scores(files.path, predictor.task.outputs)
+    place = {id_: i for i, id_ in enumerate(ids)}
+    if not all(e.id in place for e in examples):
         return None
+    kept = scores[[place[e.id] for e in examples]]
     if calibrated:
         assert files.result["calibration"] is not None
         kept = cooled(kept, files.result["calibration"]["temperature"])

@@ -8,9 +8,10 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from . import plugins
+from . import guarded, plugins, records
 from .errors import UsageError, did_you_mean, printable
-from .runfiles import read_json, reading, runs_below
+from .runfiles import finished, runs_below
+from .summary import estimate
 
 
 def listing(what: str, as_json: bool) -> str:
@@ -58,21 +59,17 @@ def in_words(folder: str, found: list[dict[str, Any]]) -> str:
 
 
 def run_line(path: Path) -> dict[str, str]:
-    result = path / "result.json"
-    if not result.exists():
-        return {"run": str(path), "status": "unfinished", "figures": ""}
+    """Return a line of the list. A run that does not read is one too, with the reason."""
     try:
-        r = read_json(result)
-        with reading(path):
-            if r["status"] != "finished":
-                return {
-                    "run": str(path),
-                    "status": str(r["status"]),
-                    "figures": str(r.get("error", "")),
-                }
-            e = r["test"][r["primary"]]
-            interval = f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] n = {e['n']}"
-            figures = f"{r['primary']} {interval}   {r['source']['name']}"
-            return {"run": str(path), "status": "finished", "figures": figures}
+        r = guarded.read_json(path, "result.json")
+        if r is None:
+            return {"run": str(path), "status": "unfinished", "figures": ""}
+        if records.problem(records.Unfinished, r) is None:
+            why = printable(records.text_in(r, "error"))
+            return {"run": str(path), "status": r["status"], "figures": why}
+        r = finished(path)
     except UsageError as error:  # one damaged run does not hide the others
         return {"run": str(path), "status": "damaged", "figures": str(error)}
+    e = r["test"][r["primary"]]
+    figures = f"{r['primary']} {estimate(e)} n = {e['n']}   {printable(r['source']['name'])}"
+    return {"run": str(path), "status": "finished", "figures": figures}

@@ -18,7 +18,6 @@ from . import summary
 from .errors import printable
 from .report.reading import RunFiles, brief
 from .report.sections.caution import cautions
-from .runfiles import reading
 from .types import ImageSpec, Package
 
 SHOWN = 50  # classes that are listed; the export's files name all of them
@@ -43,9 +42,8 @@ def card(
     record: Mapping[str, Any],
 ) -> str:
     """Return the whole of README.md; ``record`` is export.json. Raises UsageError for a damaged run."""
-    with reading(files.path):
-        head = metadata(files, package, format).to_yaml()
-        body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
+    head = metadata(files, package, format).to_yaml()
+    body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
     return f"---\n{head}\n---\n\n{body}\n"
 
 

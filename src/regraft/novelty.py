@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import guarded
 from .errors import SourceError
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ def read_novelty(model: Path) -> Novelty | None:
     from safetensors import SafetensorError, safe_open
 
     path = model / FILE
+    try:
+        guarded.check_folder(model.parent, model.name)
+    except guarded.NotReadError as error:
+        raise SourceError(str(error)) from error
     if not path.is_file():
         return None
     try:

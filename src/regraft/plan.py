@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import plugins
-from .errors import PlanError, UsageError
+from . import guarded, plugins
+from .errors import PlanError, UsageError, printable
 from .types import Augment, DataOptions, Regularizer, SourceOptions
 
 Auto = Literal["auto"]
@@ -264,7 +263,7 @@ def read_plan(path: Path | None, settings: Mapping[str, Any], *, allow_code: boo
 
     Raises PlanError with every problem at once, UsageError where there is no such file.
     """
-    text, tree = "", {}
+    text = ""
     if path is not None:
         try:
             text = path.read_text(encoding="utf-8")
@@ -272,15 +271,28 @@ def read_plan(path: Path | None, settings: Mapping[str, Any], *, allow_code: boo
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise PlanError([f"not UTF-8 at byte {error.start}"], str(path)) from error
-        try:
-            tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise PlanError([str(error)], str(path)) from error
-        except RecursionError as error:
-            raise PlanError(["its brackets are nested too deep to be a plan"], str(path)) from error
+    return plan_in(text, str(path) if path else "the plan", settings, allow_code=allow_code)
+
+
+def read_run_plan(run: Path, *, allow_code: bool = False) -> Plan:
+    """Return the plan that a run was made from; of a run from elsewhere too, whose files may be anything.
+
+    Raises PlanError with every problem at once, UsageError where there is no such file.
+    """
+    text = guarded.text(run, "plan.toml")
+    if text is None:
+        raise UsageError(f"{guarded.shown(run, 'plan.toml')} is missing; is this a run folder?")
+    return plan_in(text, guarded.shown(run, "plan.toml"), {}, allow_code=allow_code)
+
+
+def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: bool) -> Plan:
+    """Return the plan of a text and of settings by dotted key. Raises PlanError with all problems."""
+    try:
+        tree = guarded.parse_toml(text)
+    except ValueError as error:  # tomllib's own error, and what int() says of too many digits
+        raise PlanError([printable(str(error))], where) from error
     for key, value in settings.items():
         place(tree, key.split("."), value)
-    where = str(path) if path else "the plan"
     return check(tree, where=where, lines=key_lines(text), allow_code=allow_code)
 
 
@@ -293,6 +305,10 @@ def check(
 ) -> Plan:
     """A plan from plain values. Raises PlanError with all problems, each with its line."""
     problems: list[tuple[str, str]] = []  # (dotted key, text)
+    try:
+        guarded.check_values(tree)
+    except ValueError as error:
+        raise PlanError([str(error)], where) from error
     plan: Plan | None = None
     try:
         plan = Plan.model_validate_json(json.dumps(tree, default=str))
@@ -426,8 +442,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f'--set takes section.key=value, not "{text}"')
     try:
-        return key.strip(), tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), guarded.parse_toml(f"x = {value}")["x"]
+    except (ValueError, KeyError):
         return key.strip(), value
 
 

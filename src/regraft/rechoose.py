@@ -11,13 +11,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+from . import guarded
 from .errors import DataError, SourceError, UsageError
 from .evaluation import at_threshold
 from .frontier import Point, choose
 from .heap import freed_memory_kept
 from .plugins import module
+from .records import Environment, Rewritable, number_of
 from .retention import Retained
-from .runfiles import RunFolder, check_new, finished, read_json, read_task, reading
+from .runfiles import RunFolder, check_new, finished, read_json, read_task
 from .types import Metric
 
 
@@ -40,21 +42,24 @@ def rechoose(run: Path, retain: float | None) -> Rechosen:
         raise UsageError(
             f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
         )
-    with reading(run):
-        if front["seed"] not in (None, saved := result["seeds"][0]["seed"]):
-            raise UsageError(
-                f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
-                f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
-            )
-        points = [point_of(p) for p in front["points"]]
-        metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
-        chosen = choose(points, metric, retain)
-        return Rechosen(points, chosen, result["primary"], str(front["chosen_by"]))
+    if front.get("seed") not in (None, saved := result["seeds"][0]["seed"]):
+        raise UsageError(
+            f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
+            f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
+        )
+    if not front["points"]:
+        raise guarded.damaged(run, "result.json", "frontier.points are none")
+    points = [point_of(p) for p in front["points"]]
+    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
+    chosen = choose(points, metric, retain)
+    return Rechosen(points, chosen, result["primary"], front["chosen_by"])
 
 
 def point_of(record: dict[str, Any]) -> Point:
+    figures = {name: number_of(value) for name, value in record["figures"].items()}
     source = record.get("source")
-    return Point(record["alpha"], record["figures"], Retained(**source) if source else None)
+    known = {f.name: source[f.name] for f in fields(Retained)} if source else None
+    return Point(record["alpha"], figures, Retained(**known) if known else None)
 
 
 @freed_memory_kept()
@@ -74,14 +79,14 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from .save import read_ends
 
     check_new(out)
-    result = finished(run)
+    result = finished(run, Rewritable)
     if not result["fit"]["fitted"]:
         raise UsageError(
             f"{run} is the start itself (α = 0): nothing was fitted on all of train, so no other point can be "
             f"written: fit with fit.alpha = 0.5, or another"
         )
     start, end = read_ends(run)
-    tree = plans.read_plan(run / "plan.toml", {}).model_dump(exclude_none=True)
+    tree = plans.read_run_plan(run).model_dump(exclude_none=True)
     tree["fit"].pop("retain", None)
     tree["fit"] |= {"alpha": "chosen"} | ({} if retain is None else {"retain": retain})
     tree["evaluate"]["controls"] = []
@@ -89,15 +94,15 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     clock = Clock()
     with clock("prepare"):
         p = prepare(plans.check(tree))
-    if p.splits.digest != read_json(run / "environment.json")["data_digest"]:
+    if p.splits.digest != read_json(run, "environment.json", Environment)["data_digest"]:
         raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
     if p.source.digest != result["source"]["digest"]:
         raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
     mover(p, p.target, start, end)(found.chosen.alpha)
-    record = result["probe"] | {
-        "losses": {float(k): v for k, v in result["probe"]["losses"].items()}
-    }
-    probe = Probe(start["head.weight"], start["head.bias"], **record)
+    solver = result["probe"]
+    losses = {float(k): number_of(v) for k, v in solver["losses"].items()}
+    head = start["head.weight"], start["head.bias"]
+    probe = Probe(*head, solver["strength"], losses, solver["chosen_by"])
     fit = Fit(**{f.name: result["fit"][f.name] for f in fields(Fit)})
     arm = Arm(
         p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end

@@ -20,7 +20,8 @@ from .commands import python
 from .errors import RegraftError, UsageError
 from .launching import shell_code
 from .plan import Plan, write_plan
-from .runfiles import read_json, status_of
+from .records import Rewritable
+from .runfiles import finished, status_of
 from .workfolders import temporary_folder
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def verify(
         say("a run that is left alone …")
         alone = Runs(plan, tmp, steps, allow_code)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
-            steps = int(read_json(tmp / "alone" / "result.json")["fit"]["steps"]) // 2
+            steps = int(finished(tmp / "alone", Rewritable)["fit"]["steps"]) // 2
             if steps < 1:
                 raise UsageError("this fit has no two steps, so nothing can be compared")
         runs = Runs(plan, tmp, steps, allow_code)

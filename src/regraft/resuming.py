@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from .commands import command
 from .errors import DataError, SourceError, UsageError, shorten
-from .plan import Plan, check, read_plan
-from .runfiles import read_json, reading
+from .plan import Plan, check, read_run_plan
+from .records import Environment
+from .runfiles import read_json
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -50,7 +51,7 @@ class Earlier:
 
 def earlier(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> Earlier:
     """The plan to go on with. Raises UsageError with every difference that was not accepted."""
-    before = read_plan(run / "plan.toml", {}, allow_code=allow_code)
+    before = read_run_plan(run, allow_code=allow_code)
     tree = given.model_dump(exclude_none=True)
     for section in ("fit", "run"):
         for key, value in tree[section].items():
@@ -108,14 +109,11 @@ def refuse_changes(before: Earlier, p: Prepared, *, accept_changes: bool) -> Ear
 
     Raises DataError or SourceError, saying what is different, where they were not.
     """
-    was = read_json(before.run / "environment.json")
-    if not isinstance(was, dict):
-        raise UsageError(f"{before.run / 'environment.json'} is damaged: it is no JSON object")
+    was = read_json(before.run, "environment.json", Environment)
     changes = list(before.changes)
     accept = "put it back, or go on with --accept-changes, which records it"
     if was.get("data_digest") != p.splits.digest:
-        with reading(before.run):
-            rows = data_changes(before.run, p.splits)
+        rows = data_changes(before.run, p.splits)
         if not accept_changes:
             raise DataError(
                 f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}"
@@ -140,7 +138,7 @@ def data_changes(run: Path, splits: Splits) -> str:
     from .data import manifest_row, read_manifest
 
     def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return row["hash"], tuple(row["cells"])
+        return row.get("hash", ""), tuple(row["cells"])
 
     old = list(read_manifest(run / "manifest.jsonl"))
     new = [manifest_row(s, e) for s in ("train", "val", "test") for e in getattr(splits, s)]
@@ -182,5 +180,5 @@ def edit(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What of a row is different."""
     a, b = ";".join(old["cells"]), ";".join(new["cells"])
     told = [f"label {a} → {b}"] if a != b else []
-    told += ["content"] if old["hash"] != new["hash"] else []
+    told += ["content"] if old.get("hash") != new["hash"] else []
     return f"{where}: {', '.join(told)}"

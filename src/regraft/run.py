@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, processes
+from . import __version__, guarded, processes
 from .arms import (
     Arm,
     Folded,
@@ -52,6 +52,7 @@ from .loop import Epoch, snapshot
 from .novelty import FEWEST, ROWS, Novelty, fit_novelty
 from .plan import Plan, checkpoint_every, write_plan
 from .prepare import Prepared, prepare
+from .records import Environment
 from .resolve import choose_device
 from .results import Trained, evaluate_all, prediction_rows
 from .resuming import Earlier, digest_of_plan, earlier, refuse_changes
@@ -59,6 +60,7 @@ from .retention import retained
 from .reuse import HOW
 from .runfiles import (
     LOCK,
+    MADE_LATER,
     SCHEMA,
     RunFolder,
     Unwritten,
@@ -123,6 +125,7 @@ def left_in(out: Path, *, resume: bool) -> str:
     if not resume or not out.exists():
         check_new(out)
         return "new"
+    guarded.check_folder(out, leave=MADE_LATER)  # it is written into: no link may lead elsewhere
     if status_of(out) == "finished":
         return "finished"
     refuse(out / LOCK)
@@ -245,7 +248,7 @@ def go_on(
     say(f"{folder.path} is resumed; done before: {done}")
     for change in before.changes:
         say(f"accepted: {change}")
-    was, now = read_json(folder.path / "environment.json"), environment(p)
+    was, now = read_json(folder.path, "environment.json", Environment), environment(p)
     other = [
         f"{name} {was['versions'].get(name)} → {version}"
         for name, version in now["versions"].items()

@@ -19,17 +19,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import locks
+from . import guarded, locks, records
 from .commands import command
-from .errors import DiskError, UsageError
+from .errors import DiskError, UsageError, printable
 from .plugins import module
 from .spreadsheet import escaped
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .types import Task
 
 SCHEMA = 1
+MADE_LATER = ("exports", "tensorboard", "mlruns")  # folders in a run that other commands make
 LOCK = "lock"
 
 
@@ -138,11 +139,7 @@ class RunFolder:
     def lines(self, name: str) -> list[Any]:
         """The records of a .jsonl file; none where there is no such file. Raises UsageError for one that
         is damaged."""
-        path = self.path / name
-        with reading(path):
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            # by newlines alone: names may hold other signs that splitlines() takes for ends
-            return [json.loads(line) for line in text.removesuffix("\n").split("\n") if text]
+        return records.read_lines(self.path, name, records.Resumed)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -217,15 +214,16 @@ def check_writable(folder: Path) -> None:
 
 def can_go_on(path: Path) -> bool:
     """Whether a folder is a run that was left unfinished."""
-    return (path / "plan.toml").is_file() and status_of(path) != "finished"
+    return guarded.is_file(path, "plan.toml") and status_of(path) != "finished"
 
 
 def status_of(run: Path) -> str:
     """What result.json says; "" where there is none that reads."""
     try:
-        return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        result = guarded.read_json(run, "result.json")
+    except guarded.NotReadError:
         return ""
+    return records.text_in(result, "status") if isinstance(result, dict) else ""
 
 
 def dumps(value: Any, **how: Any) -> str:
@@ -251,57 +249,46 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@contextmanager
-def reading(run: Path, *more: type[Exception]) -> Iterator[None]:
-    """Around what reads the inside of a run's files, which anyone may have changed, and another version
-    may have written: what is missing there or of another kind is a UsageError. Of ``more`` exceptions
-    it is said too."""
-    kinds: tuple[type[Exception], ...] = (
-        ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, *more,
-    )  # fmt: skip
-    try:
-        yield
-    except kinds as error:
+def read_json(run: Path, name: str, model: Any = dict[str, Any]) -> Any:
+    """Return what a JSON file of a run holds, checked. Raises UsageError where it is missing or damaged."""
+    value = records.read(run, name, model)
+    if value is None:
         raise UsageError(
-            f"{run} is damaged, or was made by another version of regraft ({type(error).__name__}: "
-            f"{error}): run it again from its plan, or see --debug for the place"
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """Raises UsageError where the file is missing or is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}; is this a run folder?"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
+            f"{guarded.shown(run, name)} cannot be read: there is no such file; is this a run folder?"
+        )
+    return value
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run's model."""
-    return (folder / "model" / "config.json").is_file()
+    return guarded.is_file(folder, "model/config.json")
 
 
-def finished(run: Path) -> Any:
-    """A run's result.json. Raises UsageError for a folder that is no finished run."""
-    result = read_json(run / "result.json")
+def finished(run: Path, model: type[records.Result] = records.Result) -> dict[str, Any]:
+    """Return a run's result.json. Raises UsageError for a folder that is no finished run."""
+    result = read_json(run, "result.json", Any)
     if not isinstance(result, dict):
-        raise UsageError(f"{run / 'result.json'} is damaged: it is no JSON object")
+        raise guarded.damaged(run, "result.json", "it is no JSON object")
     if result.get("status") != "finished":
-        why = result.get("error", "no reason was kept")
-        raise UsageError(f"{run} is no finished run: its status is {result.get('status')} ({why})")
+        status, why = (records.text_in(result, key) for key in ("status", "error"))
+        raise UsageError(
+            f"{guarded.shown(run)} is no finished run: its status is {printable(status) or 'unknown'} "
+            f"({printable(why) or 'no reason was kept'})"
+        )
+    if wrong := records.problem(model, result):
+        raise guarded.damaged(run, "result.json", wrong)
     return result
 
 
 def read_task(run: Path) -> Task:
-    """The task that a run learnt. Raises UsageError where its model folder is damaged."""
-    path = run / "model" / "labels.json"
-    state = read_json(path)
-    with reading(path):
-        task: Task = module("tasks", state["task"]).restore(state)
+    """Return the task that a run learnt. Raises UsageError where its model folder is damaged."""
+    name = "model/labels.json"
+    state = read_json(run, name, records.TaskState)
+    if why := records.problem(records.STATES[state["task"]], state):
+        raise guarded.damaged(run, name, why)
+    task: Task = module("tasks", state["task"]).restore(state)
+    if task.primary not in task.metrics:
+        raise guarded.damaged(run, name, f"primary is {task.primary}, which is none of {task.name}")
     return task
 
 

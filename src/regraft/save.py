@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import guarded
 from .errors import DiskError, SourceError, UsageError
 from .plugins import module
 from .preprocess import save_tokenizer, to_json
@@ -109,6 +110,8 @@ def read_ends(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    guarded.check_folder(run, "frontier")
+    guarded.check_folder(run, "model")
     if not (run / "frontier").is_dir():
         raise UsageError(f"{run} did not keep the ends of its frontier: fit it again")
     found = []

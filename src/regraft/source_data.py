@@ -29,6 +29,7 @@ from .evaluation import Scored, at_threshold, scored
 from .features import on, outputs
 from .grafting import Model
 from .preprocess import Preprocessor, build
+from .records import Environment
 from .runfiles import is_run, read_json, read_task
 from .types import Augment, Example, Found, Metric, Source, Task
 
@@ -167,11 +168,11 @@ def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
 def run_data(folder: Path, source: Source) -> SourceData:
     """The rows that a run was made from, as it split them. Raises a RegraftError where they are not
     what they were."""
-    plan = plans.read_plan(folder / "plan.toml", {})
+    plan = plans.read_run_plan(folder)
     options = plans.task_options(plan)
     data = plans.data_options(plan).for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
-    if splits.digest != read_json(folder / "environment.json").get("data_digest"):
+    if splits.digest != read_json(folder, "environment.json", Environment)["data_digest"]:
         raise DataError(f"{data.path} has changed since the run")
     rows = [*splits.train, *splits.val, *splits.test]
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .commands import command
 from .errors import printable
-from .runfiles import reading
+from .records import SHOWN
 
 WORDS = {
     "transfer helps": "over training from scratch",
@@ -16,22 +16,14 @@ WORDS = {
     "no evidence": "over training from scratch",
 }
 SEEDS = 3  # below this an interval is about these models, not the method
-SHOWN = {
-    "classification": ("accuracy", "macro_f1"),
-    "multilabel": ("map", "micro_f1"),
-    "regression": ("mae", "r2"),
-}
 
 
 def summary(path: Path, result: dict[str, Any]) -> str:
     """The block that ends every run; ``regraft list`` and ``evaluate`` speak the same words.
 
-    Raises UsageError for a result that is damaged.
+    ``result`` is as runfiles.finished gives it.
     """
-    with reading(path):
-        return "\n".join(
-            f"{head:<8} {printable(text)}".rstrip() for head, text in lines(path, result)
-        )
+    return "\n".join(f"{head:<8} {printable(text)}".rstrip() for head, text in lines(path, result))
 
 
 def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:

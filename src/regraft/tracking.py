@@ -10,20 +10,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from . import plugins
-from .errors import UsageError, did_you_mean
+from . import guarded, plugins
+from .errors import UsageError, did_you_mean, printable
 from .report.reading import brief
 from .summary import summary
 from .types import EpochFigures, RunEnd
-from .watching.files import NotReadError, read, read_lines, read_record
-from .watching.following import WRONG_SHAPE, state_of
+from .watching.following import read_lines, state_of
 
 GOING_ON = ("running", "empty")
 KEPT = ("plan.toml", "environment.json", "result.json", "report.html")
@@ -56,10 +54,12 @@ def track(
         raise UsageError(
             f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[track]"'
         )
-    state = state_of(run)[0]
+    state, words, _, _ = state_of(run)
+    if state == "broken":
+        raise UsageError(words.removesuffix("."))
     if state == "absent" or (state != "empty" and not is_run(run)):
         raise UsageError(f"{run} is no run folder: give one that regraft fit has begun")
-    while state_of(run)[0] in GOING_ON and not (run / "plan.toml").is_file():
+    while state_of(run)[0] in GOING_ON and not guarded.is_file(run, "plan.toml"):
         time.sleep(every)  # a run's plan is written once it is known what is trained
     if state_of(run)[0] == "running":
         say(f"{run} is running: it is followed to its end (Ctrl-C stops following, not the run)")
@@ -68,7 +68,8 @@ def track(
 
 
 def is_run(run: Path) -> bool:
-    return any((run / name).is_file() for name in ("plan.toml", "result.json", "lock"))
+    names = ("plan.toml", "result.json", "lock")
+    return any(os.path.lexists(run / name) for name in names)
 
 
 def place(run: Path, to: str) -> str:
@@ -96,25 +97,15 @@ def epochs(run: Path, every: float) -> Iterator[EpochFigures]:
 
 
 def lines(run: Path) -> Iterator[EpochFigures]:
-    try:
-        found, _, _ = read_lines(read(run / "history.jsonl") or b"")
-    except NotReadError as error:
-        raise UsageError(f"{run}: {error}") from error
+    found, _, _ = read_lines(guarded.read(run, "history.jsonl") or b"")
     for line in found:
-        seed, epoch = line.get("seed"), line.get("epoch")
-        if isinstance(seed, int) and isinstance(epoch, int):
-            figures = {
-                f"{said}/{name}": float(value)
-                for kind, said in KINDS.items()
-                for name, value in of_kind(line, kind).items()
-                if number(value)
-            }
-            yield EpochFigures(seed, epoch, figures)
-
-
-def of_kind(line: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    found = line.get(kind)
-    return found if isinstance(found, dict) else {}
+        figures = {
+            printable(f"{said}/{name}"): float(value)
+            for kind, said in KINDS.items()
+            for name, value in line.get(kind, {}).items()
+            if number(value)
+        }
+        yield EpochFigures(line["seed"], line["epoch"], figures)
 
 
 def number(value: Any) -> bool:
@@ -123,17 +114,14 @@ def number(value: Any) -> bool:
 
 def params(run: Path) -> dict[str, str]:
     """The plan as dotted keys, folders left out of its paths."""
-    try:
-        tree = tomllib.loads((read(run / "plan.toml") or b"").decode())
-    except ValueError as error:
-        raise UsageError(f"{run / 'plan.toml'} cannot be read: {error}") from error
+    tree = guarded.read_toml(run, "plan.toml") or {}
 
     def flat(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
         for key, value in table.items():
             if isinstance(value, dict):
                 yield from flat(value, f"{before}{key}.")
             else:
-                yield f"{before}{key}", brief(str(value))
+                yield printable(f"{before}{key}"), printable(brief(str(value)))
 
     return dict(flat(tree, ""))
 
@@ -141,19 +129,15 @@ def params(run: Path) -> dict[str, str]:
 def end(run: Path) -> RunEnd:
     """What became of it. Raises UsageError for a result that is damaged."""
     state, words, _, result = state_of(run)
-    files = [
-        run / name for name in KEPT if (run / name).is_file() and not (run / name).is_symlink()
-    ]
+    files = [run / name for name in KEPT if guarded.is_file(run, name)]
     if state != "finished":
         return RunEnd(state, words, {}, {}, "", files)
-    try:
-        return RunEnd(
-            state, words, dict(metrics(result)), tags(run, result), summary(run, result), files
-        )
-    except WRONG_SHAPE as error:
-        raise UsageError(
-            f"{run / 'result.json'} is damaged: {type(error).__name__} {error}"
-        ) from error
+    text = printable_lines(summary(run, result))
+    return RunEnd(state, words, dict(metrics(result)), tags(run, result), text, files)
+
+
+def printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -190,8 +174,9 @@ def tags(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
         "test opened": result["test_opened"],
     }
     try:
-        environment = read_record(run / "environment.json") or {}
-    except NotReadError:
+        environment = guarded.read_json(run, "environment.json") or {}
+    except guarded.NotReadError:
         environment = {}
+    environment = environment if isinstance(environment, dict) else {}
     found |= {k: environment.get(k, "") for k in ("regraft", "data_digest", "test_digest")}
-    return {name: str(value) for name, value in found.items() if value not in ("", None)}
+    return {name: printable(str(value)) for name, value in found.items() if value not in ("", None)}

@@ -6,13 +6,24 @@ files. The temperature is among the evidence, so that ``calibrated()`` works on 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import guarded
+
 if TYPE_CHECKING:
     from ..types import Package
+
+# A run's model folder by names: whatever else lies in a folder from elsewhere is not published.
+FILES = ("model.safetensors", "novelty.safetensors", "preprocess.json", "labels.json")
+TOKENIZER_FILES = (
+    "added_tokens.json", "bpe.codes", "byte_maps.json", "chat_template.jinja", "config.json", "dict.txt",
+    "emoji.json", "entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer",
+    "sentencepiece.bpe.model", "sentencepiece.model", "source.spm", "special_tokens_map.json", "spiece.model",
+    "spm.model", "spm_char.model", "target.spm", "target_vocab.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+)  # fmt: skip
 
 needs: tuple[str, ...] = ()
 with_regraft = True
@@ -24,7 +35,9 @@ def refusal(package: Package) -> str | None:
 
 
 def write(package: Package, folder: Path) -> Sequence[str]:
-    shutil.copytree(package.run / "model", folder / "model")
+    (folder / "model").mkdir()
+    for name in (*FILES, *(f"tokenizer/{file}" for file in TOKENIZER_FILES)):
+        guarded.copy(package.run, f"model/{name}", folder / "model" / name)
     for name in ("model/config.json", "plan.toml", "result.json"):
         (folder / name).write_text(package.plain[name], encoding="utf-8")
     return ()

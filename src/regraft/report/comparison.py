@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import printable
 from . import plots
 from .reading import RunFiles, brief
 
@@ -45,7 +46,7 @@ def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
             )
         axis.set_xlabel("source, select rows")
         chosen_by = sorted({run.result["frontier"]["chosen_by"] for run in walked})
-        axis.set_ylabel(f"target, {lines[0].primary} by {' or '.join(chosen_by)}")
+        axis.set_ylabel(printable(f"target, {lines[0].primary} by {' or '.join(chosen_by)}"))
         plots.legend(axis)
 
     return {

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 from markupsafe import Markup
 
+from ..errors import printable
+
 INK = "#010203"  # stands for currentColor until the SVG is written
+DRAWING = Lock()  # matplotlib draws one figure at a time
 COLORS = ("#2f7ed8", "#d9632a", "#2e9d64", "#a45bd1", "#c2a11b", "#d1447f", "#4aa3b5", "#8a8a8a")
 
 
@@ -25,13 +29,13 @@ def figure(
         "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
         "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with DRAWING, mpl.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # a glyph that matplotlib lacks: the reader's browser has it
         figures = [Figure(figsize=(4.4, height), layout="constrained") for _ in range(panels)]
         axes = [fig.subplots() for fig in figures]
-        draw(axes if panels > 1 else axes[0])
+        draw(axes if panels > 1 else axes[0])  # of values that were read before
         return Markup("\n").join(Markup(as_svg(fig)) for fig in figures)
 
 
@@ -56,7 +60,7 @@ def intervals(rows: Sequence[tuple[str, dict[str, Any]]], label: str, salt: str)
         for i, (_, e) in enumerate(rows):
             axis.plot([e["low"], e["high"]], [-i, -i], color=COLORS[0], linewidth=2)
             axis.plot([e["value"]], [-i], "o", color=COLORS[0], markersize=5)
-        axis.set_yticks([-i for i in range(len(rows))], [name for name, _ in rows])
+        axis.set_yticks([-i for i in range(len(rows))], [printable(name) for name, _ in rows])
         axis.set_ylim(-len(rows) + 0.4, 0.6)
         axis.set_xlabel(label)
 

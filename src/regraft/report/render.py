@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
 from ..errors import DiskError, UsageError
-from ..runfiles import reading
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
@@ -29,15 +30,13 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
         raise UsageError("give a run folder: regraft report runs/NAME")
     if out is None and len(paths) > 1:
         raise UsageError("several runs go into one file: say which with --out comparison.html")
-    files = [RunFiles.read(path) for path in paths]
-    from jinja2 import TemplateError
-
-    with reading(paths[0] if len(paths) == 1 else Path(", ".join(map(str, paths))), TemplateError):
-        html = page(files)
+    html = page([RunFiles.read(path) for path in paths])
     target = out or paths[0] / "report.html"
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}.{get_ident()}.part")
     try:
-        part.write_text(html, encoding="utf-8", errors="backslashreplace", newline="\n")
+        part.unlink(missing_ok=True)  # a name that was put there may be a link
+        with part.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(html)
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)

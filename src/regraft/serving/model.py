@@ -7,7 +7,6 @@ and head. A row that is computed alone has the same bits; in a batch its sums ma
 from __future__ import annotations
 
 import threading
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .. import guarded
 from ..api import Predictor, load
 from ..errors import RegraftError, SourceError, UsageError
 from ..features import on
@@ -141,8 +141,6 @@ def open_run(run: Path, device: str = "cpu") -> Served:
 
 def _pairs(run: Path) -> bool:
     """Whether the run's rows are two texts each; its plan says so. Nothing else of it is looked at."""
-    try:
-        plan = tomllib.loads((run / "plan.toml").read_text(encoding="utf-8"))
-        return len(plan["data"]["text"]) == 2
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    data = (guarded.read_toml(run, "plan.toml") or {}).get("data")
+    columns = data.get("text") if isinstance(data, dict) else None
+    return isinstance(columns, list) and len(columns) == 2

@@ -7,6 +7,7 @@ by the plug-ins of this folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -45,7 +46,7 @@ def no_calls() -> Iterator[None]:
 
 
 def _load_source(ref: str, options: SourceOptions) -> Source:
-    if (Path(ref) / "model" / "config.json").is_file():
+    if os.path.lexists(Path(ref) / "model" / "config.json"):  # whatever it is: run.load says
         source: Source = plugins.module("sources", "run").load(ref, options)
         return source
     prefix, colon, name = ref.partition(":")

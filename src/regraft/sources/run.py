@@ -5,11 +5,11 @@ Nothing in a run is code: the recipe is JSON, the weights are safetensors.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import guarded, records
 from ..errors import SourceError
 from ..types import LoadedTensor, Source, SourceOptions
 
@@ -21,7 +21,11 @@ def load(name: str, options: SourceOptions) -> Source:
     from . import _weights
 
     folder = Path(name) / "model"
-    config = read_config(folder)
+    try:
+        guarded.check_folder(Path(name), "model")  # libraries open its files by their paths
+        config = read_config(Path(name))
+    except guarded.NotReadError as error:
+        raise SourceError(str(error)) from error
     try:
         source = build(config["recipe"], folder)
         classes = tuple(str(c) for c in config["task"].get("classes", ()))
@@ -80,21 +84,18 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
     return source
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not a run's model ({error})") from error
+def read_config(run: Path) -> dict[str, Any]:
+    """Return what model/config.json says. Raises SourceError for no run's model, NotReadError where damaged."""
+    name = "model/config.json"
+    config = guarded.read_json(run, name)
+    if config is None:
+        raise SourceError(f"{guarded.shown(run, name)}: not a run's model (there is no such file)")
     if not isinstance(config, dict) or config.get("schema") != 1:
-        raise SourceError(f"{path}: made by another version of regraft (schema 1 expected)")
-    task = config.get("task")
-    if (
-        not isinstance(config.get("recipe"), dict)
-        or not isinstance(task, dict)
-        or "task" not in task
-    ):
-        raise SourceError(f"{path}: recipe or task is missing; the run is incomplete")
+        raise SourceError(
+            f"{guarded.shown(run, name)}: made by another version of regraft (schema 1 expected)"
+        )
+    if why := records.problem(records.ModelConfig, config):
+        raise guarded.damaged(run, name, f"recipe or task is missing or is none: {why}")
     return config
 
 

@@ -11,25 +11,25 @@ import re
 import shutil
 import socket
 import time
-import tomllib
 import zlib
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .. import guarded, records
 from ..errors import printable
 from ..locks import Holder, held, holder
 from ..runfiles import LOCK
 from ..summary import lines as summary_lines
-from .files import NotReadError, read, read_lines, read_record
 from .resources import PROC, Meter, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
 EPOCHS = 10  # that the time of one is averaged over
-EPOCH_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d+)   epoch (\d+)/(\d+)")
+EPOCH_LINE = re.compile(
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d{1,20})   epoch (\d{1,9})/(\d{1,9})\b", re.ASCII
+)
 RESUMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .* is resumed; done before: ")
-WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 # finished, running, failed, interrupted: as result.json and the lock say
 # killed: the lock's process is gone and left no result     left: neither lock nor result
@@ -44,8 +44,8 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
     lock = run / LOCK
     who, alive = holder(lock), held(lock)
     try:
-        result = read_record(run / "result.json") or {}
-    except NotReadError as error:
+        result = records.read(run, "result.json", records.Ended) or {}
+    except guarded.NotReadError as error:
         if alive is None:
             return "broken", f"{error}.", None, {}
         result = {}
@@ -55,10 +55,8 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
     if alive is not None:
         return "running", f"Running: {alive}.", alive, {}  # a result is from before it was resumed
     if status in ("failed", "interrupted"):
-        why = printable(str(result.get("error") or "no reason was kept"))
-        return str(status), f"{str(status).capitalize()}: {why}", None, result
-    if status is not None:
-        return "broken", f"result.json has the status {status!r}, which is none.", None, {}
+        why = printable(result.get("error") or "no reason was kept")
+        return status, f"{status.capitalize()}: {why}", None, result
     if who is not None:
         text = f"Killed: {who} is gone and left no result."
         return "killed", f"{text} Go on with: regraft fit --resume {run}", None, {}
@@ -85,8 +83,8 @@ def _look(run: Path, meter: Meter, offset: int, crc: int) -> dict[str, Any]:
     if state in ("absent", "empty"):
         return found
     notes = list[str]()
-    log = text_of(run / "log.txt", notes)
-    lines, history = history_of(run / "history.jsonl", notes, offset, crc)
+    log = log_of(run, notes)
+    lines, history = history_of(run, notes, offset, crc)
     plan = plan_of(run, notes)
     found |= {
         "pid": who.pid if who else None,
@@ -103,7 +101,7 @@ def _look(run: Path, meter: Meter, offset: int, crc: int) -> dict[str, Any]:
         found["left"] = time_left(log, plan, now=time.time())
         found["use"] = use_of(run, who, meter)
     if state == "finished":
-        found["result"] = result_in_words(run, result, notes)
+        found["result"] = result_in_words(run, result)
     return found
 
 
@@ -111,23 +109,40 @@ def name_of(run: Path) -> str:
     return printable(run.resolve().name)
 
 
-def text_of(path: Path, notes: list[str]) -> list[str]:
-    """The last lines of a log."""
+def log_of(run: Path, notes: list[str]) -> list[str]:
+    """The last lines of the log."""
     try:
-        data = read(path, last=LOG_BYTES) or b""
-    except NotReadError as error:
+        data = guarded.read(run, "log.txt", last=LOG_BYTES) or b""
+    except guarded.NotReadError as error:
         notes.append(f"{error}.")
         return []
     return data.decode(errors="backslashreplace").splitlines()
 
 
+def read_lines(data: bytes) -> tuple[list[dict[str, Any]], int, int]:
+    """(records, bytes they take, lines that are damaged) of history.jsonl. A last line without its end
+    is still being written: it is left for the next time."""
+    whole = data[: data.rfind(b"\n") + 1]
+    found, damaged = list[dict[str, Any]](), 0
+    for line in whole.splitlines():
+        try:
+            record = guarded.parse_json(line)
+        except ValueError:
+            record = None
+        if records.problem(records.HistoryLine, record) is None:
+            found.append(record)
+        else:
+            damaged += 1
+    return found, len(whole), damaged
+
+
 def history_of(
-    path: Path, notes: list[str], offset: int, crc: int
+    run: Path, notes: list[str], offset: int, crc: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(every line, what the page is sent of them)."""
     try:
-        data = read(path) or b""
-    except NotReadError as error:
+        data = guarded.read(run, "history.jsonl") or b""
+    except guarded.NotReadError as error:
         notes.append(f"{error}.")
         data = b""
     lines, size, damaged = read_lines(data)
@@ -140,29 +155,25 @@ def history_of(
 
 def best(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best epoch so far of each seed; without val that is not known before the end."""
-    found: dict[Any, dict[str, Any]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for line in lines:
-        if line.get("best") and line.get("val"):
-            found[line.get("seed")] = {k: line.get(k) for k in ("seed", "epoch", "val")}
+        if line["best"] and line["val"]:
+            found[line["seed"]] = {k: line[k] for k in ("seed", "epoch", "val")}
     return list(found.values())
 
 
 def primary(lines: list[dict[str, Any]], result: dict[str, Any]) -> str | None:
     if result:
-        return str(result.get("primary")) if result.get("primary") else None
-    names = [k for line in lines if isinstance(line.get("val"), dict) for k in line["val"]]
+        return str(result["primary"]) if "primary" in result else None
+    names = [k for line in lines for k in line["val"]]
     return next((k for k in names if k != "loss"), None)
 
 
 def plan_of(run: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        data = read(run / "plan.toml")
-        return {} if data is None else tomllib.loads(data.decode())
-    except (
-        NotReadError,
-        ValueError,
-    ) as error:  # both of tomllib's and of a decoder are ValueErrors
-        notes.append(f"plan.toml cannot be read: {error}.")
+        return guarded.read_toml(run, "plan.toml") or {}
+    except guarded.NotReadError as error:
+        notes.append(f"{error}.")
         return {}
 
 
@@ -193,7 +204,10 @@ def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, 
         if RESUMED.match(line):
             times = {}
         elif match := EPOCH_LINE.match(line):
-            at = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S").timestamp()
+            try:
+                at = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S").timestamp()
+            except (ValueError, OverflowError):  # a line that a run did not write
+                continue
             times.setdefault((int(match[2]), int(match[3])), at)
             total = int(match[4])
     took = [at - times[s, e - 1] for (s, e), at in times.items() if (s, e - 1) in times]
@@ -225,19 +239,16 @@ def use_of(run: Path, who: Holder, meter: Meter) -> dict[str, Any]:
     if not (meter.proc / "self").exists() and meter.proc == PROC:
         return {"words": "not known here: this system has no /proc"}
     try:
-        several = int((read_record(run / "environment.json") or {}).get("processes", 1)) > 1
-    except (NotReadError, TypeError, ValueError):
-        several = False
+        environment = records.read(run, "environment.json", records.Environment) or {}
+    except guarded.NotReadError:
+        environment = {}
+    several = environment.get("processes", 1) > 1
     use = meter.look(launcher(who.pid, meter.proc) if several else who.pid)
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}
 
 
-def result_in_words(run: Path, result: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
-    try:
-        verdict = str(result["verdict"]["words"])
-        return {"verdict": verdict, "lines": [list(pair) for pair in summary_lines(run, result)]}
-    except WRONG_SHAPE as error:
-        notes.append(f"result.json is damaged: {type(error).__name__} {error}.")
-        return None
+def result_in_words(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    lines = [list(pair) for pair in summary_lines(run, result)]
+    return {"verdict": result["verdict"]["words"], "lines": lines}

@@ -6,18 +6,21 @@ that no name of a class or a run is ever read as HTML.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RegraftError, UsageError
+from .. import guarded
+from ..errors import RegraftError, UsageError, printable
 from ..runfiles import dumps, plain
 from ..webpage import REPORT_CSP, need_extra
 from ..workfolders import temporary_folder
 from .following import look
+from .following import name_of as run_name
 from .resources import Meter
-from .runs import Runs
+from .runs import Runs, fault
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).parent / "static"
 FILES = {"page.css": "text/css", "watch.js": "text/javascript", "ui.js": "text/javascript"}
 MOST = 12  # runs that are compared at once
+PLAIN = "text/plain; charset=utf-8"
 
 
 def watch_app(run: Path) -> FastAPI:
@@ -36,7 +40,7 @@ def watch_app(run: Path) -> FastAPI:
     @app.get("/state")
     def state(offset: int = 0, crc: int = 0) -> Any:
         with alone:  # two pages would each see half of the processor's time
-            return as_json(look(run, meter, offset=offset, crc=crc))
+            return as_json(looked(run, meter, offset, crc))
 
     return app
 
@@ -49,7 +53,7 @@ def ui_app(folder: Path) -> FastAPI:
     runs = Runs(folder)
     meters: dict[str, Meter] = {}
     several = Query(max_length=MOST)
-    alone, drawing = Lock(), Lock()  # matplotlib draws one figure at a time
+    alone = Lock()
 
     @app.get("/runs")
     def listed() -> Any:
@@ -66,17 +70,15 @@ def ui_app(folder: Path) -> FastAPI:
         except UsageError as error:
             return as_json({"name": run, "state": "absent", "words": f"{error}."})
         with alone:
-            return as_json(look(path, meters.setdefault(run, Meter()), offset=offset, crc=crc))
+            return as_json(looked(path, meters.setdefault(run, Meter()), offset, crc))
 
     @app.get("/report")
     def report(run: str) -> Any:
-        with drawing:
-            return as_report(lambda: report_of(runs.safe(run)))
+        return as_report(lambda: report_of(runs.safe(run)))
 
     @app.get("/compare")
     def compare(run: list[str] = several) -> Any:
-        with drawing:
-            return as_report(lambda: comparison_of([runs.safe(name) for name in run]))
+        return as_report(lambda: comparison_of([runs.safe(name) for name in run]))
 
     return app
 
@@ -118,23 +120,44 @@ def as_report(made: Callable[[], str]) -> Any:
 
     try:
         html = made()
-    except RegraftError as error:
-        return Response(f"{error}\n", 409, media_type="text/plain; charset=utf-8")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
-        text = f"a run's files are damaged: {type(error).__name__} {error}\n"
-        return Response(text, 409, media_type="text/plain; charset=utf-8")
+    except (RegraftError, OSError) as error:
+        return Response(sendable(f"{error}\n"), 409, media_type=PLAIN)
+    except Exception as error:  # a fault of regraft's, which other pages must not suffer
+        return Response(sendable(f"{fault(error)}\n"), 500, media_type=PLAIN)
     headers = {"content-security-policy": REPORT_CSP}
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def sendable(text: str) -> bytes:
+    """Return text as UTF-8: names of files may be bytes that are none."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def looked(run: Path, meter: Meter, offset: int, crc: int) -> dict[str, Any]:
+    """Return what a run says now, or the sentence that says why not."""
+    try:
+        return look(run, meter, offset=offset, crc=crc)
+    except Exception as error:  # a fault of regraft's: the page goes on and says so
+        return {"name": run_name(run), "state": "broken", "words": printable(fault(error))}
 
 
 def report_of(run: Path) -> str:
     """The run's report.html, made anew where there is none that is younger than the result."""
     from ..report.render import report
 
-    target = run / "report.html"
-    if not target.is_file() or target.stat().st_mtime < (run / "result.json").stat().st_mtime:
+    name = "report.html"
+    made = (run / name).lstat().st_mtime if guarded.is_file(run, name) else -1.0
+    if made < changed_at(run):
         report([run])
-    return target.read_text(encoding="utf-8")
+    return guarded.text(run, name) or ""
+
+
+def changed_at(run: Path) -> float:
+    """When result.json was written; infinity where there is none, so that a report says why."""
+    try:
+        return (run / "result.json").lstat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def comparison_of(runs: list[Path]) -> str:
@@ -144,4 +167,5 @@ def comparison_of(runs: list[Path]) -> str:
     if len(runs) < 2:
         raise UsageError("choose two runs or more to compare")
     with temporary_folder("regraft-compare") as folder:
-        return report(runs, folder / "comparison.html").read_text(encoding="utf-8")
+        made = report(runs, folder / "comparison.html")
+        return guarded.text(made.parent, made.name) or ""

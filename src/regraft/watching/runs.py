@@ -12,9 +12,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from .. import guarded
 from ..errors import UsageError, printable
-from .files import NotReadError, links_out, read, read_lines
-from .following import ENDED, WRONG_SHAPE, primary, state_of
+from ..runfiles import MADE_LATER
+from .following import ENDED, primary, read_lines, state_of
 
 MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
 DEPTH, FOLDERS = 6, 20_000
@@ -46,10 +47,7 @@ class Runs:
     def safe(self, name: str) -> Path:
         """Where a run is whose files all lie in it. Raises UsageError for links that lead elsewhere."""
         path = self.path(name)
-        if outside := links_out(path):
-            raise UsageError(
-                f"{path} has links that lead out of it, which are not followed: {', '.join(outside)}"
-            )
+        guarded.check_folder(path, leave=MADE_LATER)
         return path
 
     def _record(self, name: str, path: Path) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         names = {e.name for e in entries}
         if here != folder and is_run(names):
-            yield here.relative_to(folder).as_posix(), here
+            yield name_of(here.relative_to(folder)), here
             continue
         if depth < DEPTH:
             waiting += [
@@ -113,26 +111,34 @@ def summary(name: str, path: Path) -> dict[str, Any]:
         if state == "finished":
             e = result["test"][result["primary"]]
             record |= {
-                "metric": str(result["primary"]),
-                **{k: e[k] if e[k] is None else float(e[k]) for k in ("value", "low", "high")},
-                "n": int(e["n"]),
-                "task": str(result["task"]),
-                "source": printable(str(result["source"]["name"])),
-                "verdict": str(result["verdict"]["words"]),
+                "metric": result["primary"],
+                **{k: e[k] for k in ("value", "low", "high", "n")},
+                "task": result["task"],
+                "source": printable(result["source"]["name"]),
+                "verdict": result["verdict"]["words"],
                 "seeds": len(result["seeds"]),
             }
         elif state == "running":
-            lines = read_lines(read(path / "history.jsonl") or b"")[0]
+            lines = read_lines(guarded.read(path, "history.jsonl") or b"")[0]
             metric = primary(lines, {})
-            vals = [line["val"][metric] for line in lines if line.get("best") and line.get("val")]
+            vals = [line["val"].get(metric) for line in lines if line["best"] and line["val"]]
             if vals:
-                record |= {"metric": f"{metric} on val, best so far", "value": float(vals[-1])}
-    except (NotReadError, OSError) as error:
-        record |= {"state": "broken", "words": f"{error}."}
-    except WRONG_SHAPE as error:
-        words = f"result.json is damaged: {type(error).__name__} {error}."
-        record |= {"state": "broken", "words": printable(words)}
+                record |= {"metric": f"{metric} on val, best so far", "value": vals[-1]}
+    except (guarded.NotReadError, OSError) as error:
+        record |= {"state": "broken", "words": printable(f"{error}.")}
+    except Exception as error:  # a fault of regraft's: it is said, and the other runs are listed
+        record |= {"state": "broken", "words": printable(fault(error))}
     return record
+
+
+def fault(error: Exception) -> str:
+    """Return the words for a run that regraft fails on, though its files are as they should be."""
+    return f"regraft itself failed on this run, which is a fault of regraft: {type(error).__name__}: {error}."
+
+
+def name_of(path: Path) -> str:
+    """Return what a run is called in requests: its path, escaped where its bytes are no UTF-8."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def changed(path: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import printable
 from .. import plots
 from ..reading import RunFiles
 
@@ -31,7 +32,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
                 left.plot(
                     [line["epoch"] for line in at], [line["terms"][term] for line in at],
                     color=plots.COLORS[i % len(plots.COLORS)], alpha=1 if s == 0 else 0.35,
-                    label=term if s == 0 else None, marker=".",  # which one epoch alone has
+                    label=printable(term) if s == 0 else None, marker=".",  # which one epoch alone has
                 )  # fmt: skip
             if right is not None:
                 at = [line for line in lines if line["val"]]

@@ -17,7 +17,7 @@ TEMPLATE = """
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    if not (run.path / "gallery" / "gallery.json").is_file():
+    if run.gallery is None:
         return "This run keeps no gallery: it was made before there were any."
     if not run.gallery:
         return "There are none: every test row is right."

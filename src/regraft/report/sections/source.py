@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import printable
 from ...summary import frontier as frontier_words
 from ...summary import retention as retention_words
 from .. import plots
@@ -57,7 +58,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         left.plot(
             alphas, [p["figures"][run.primary] for p in points], marker=".", color=plots.COLORS[0]
         )
-        left.set_title(f"target: {run.primary} by {f['chosen_by']}")
+        left.set_title(printable(f"target: {run.primary} by {f['chosen_by']}"))
         if right is not None:
             right.plot(
                 alphas, [p["source"]["after"] for p in points], marker=".", color=plots.COLORS[1]
