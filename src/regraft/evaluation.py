@@ -73,6 +73,7 @@ class _AtThreshold:
     per_row: bool
     bounded: bool
     value: Callable[[Any, Any, FloatArray], FloatArray]
+    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
 
 
 def at_threshold(metric: Metric, task: Task) -> Metric:
@@ -80,6 +81,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     threshold = getattr(task, "threshold", None)
     if threshold is None or not getattr(metric, "thresholded", False):
         return metric
+    own = getattr(metric, "at_weights", None)
     bound = _AtThreshold(
         title=metric.title,
         higher_is_better=metric.higher_is_better,
@@ -87,6 +89,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
         per_row=metric.per_row,
         bounded=metric.bounded,
         value=partial(cast(Any, metric.value), threshold=threshold),
+        at_weights=partial(own, threshold=threshold) if own else None,
     )
     return cast(Metric, bound)
 
