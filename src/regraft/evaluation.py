@@ -168,9 +168,3 @@ def gain(metric: Metric, a: Scored, b: Scored) -> Estimate:
     return bootstrap_difference(
         metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n)
     )
-
-
-def confusion(scored: Scored, classes: int) -> NDArray[np.int64]:
-    """Counts [C, C]: true class down, predicted class across."""
-    cells = scored.truth.astype(np.int64) * classes + np.argmax(scored.scores, axis=1)
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(np.int64)
