@@ -266,4 +266,4 @@ def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
     yield ["id", "where", "label", "predicted", *names]
     for example, row in zip(p.splits.test, rows.scores, strict=True):
         label = ";".join(example.cells)
-        yield [example.id, example.where, label, p.task.label(row), *(repr(float(v)) for v in row)]
+        yield [example.id, example.where, label, p.task.label(row), *row.tolist()]
