@@ -146,4 +146,6 @@ def _scores(path: Path) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.fl
                 raise ValueError(f"{path.name} has {len(row)} cells in row {len(ids) + 1}")
             ids.append(row[0])
             cells.extend(map(float, row[len(LABELS) :]))
+    if not ids:
+        raise ValueError(f"{path.name} has no rows")
     return tuple(ids), np.frombuffer(cells).reshape(len(ids), len(header) - len(LABELS))
