@@ -17,6 +17,7 @@ from .findings import one_line
 from .frontier import ALPHAS
 from .grafting import graft
 from .heap import freed_memory_kept
+from .linear_probe import affordable
 from .loop import fine_tune
 from .plan import Plan
 from .prepare import Prepared, prepare
@@ -33,7 +34,7 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
         f"data    {p.plan.data.path}   " + "   ".join(f"{s} {n}" for s, n in rows.items())
         + f"   {p.task.name}: {p.task.outputs} outputs",
-        *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes)),
+        *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes, *probe_note(p))),
         *(f"{f.severity:<7} {one_line(f)}" for f in p.findings if f.severity != "note"),
         "",
         block_table(p),
@@ -43,6 +44,15 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         cost(p),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def probe_note(p: Prepared) -> list[str]:
+    """Where the linear probe will not see all of train: on how many rows it is fitted."""
+    of, fits = len(p.splits.train), 1 if p.splits.val else max(1, len(p.folds()))
+    rows = affordable(p.source.features, p.task.outputs, fits, p.plan.probe.rows)
+    if p.source.nothing_kept or rows >= of:
+        return []
+    return [f"the linear probe will be fitted on {rows:,} of {of:,} training rows (probe.rows)"]
 
 
 def choice(p: Prepared, key: str) -> str:

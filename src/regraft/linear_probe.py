@@ -6,12 +6,15 @@ Convex; solved by L-BFGS from the strongest λ to the weakest, each from the las
 chosen by mean loss: on val, or by cross-validation on train where there is no val. The path ends
 after two λ that are worse than the best: the loss falls, then rises along it, and the weakest λ take
 the longest. The standardisation is folded into W and b, so the head takes raw features.
+
+An evaluation costs rows × features × outputs. Where train has more rows than WORK allows, the probe is fitted
+on a part of them, of each class its share; ``rows`` and ``of`` say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from threadpoolctl import ThreadpoolController
+
+from .progress import Stage, stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +35,10 @@ if TYPE_CHECKING:
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 WORSE = 2  # λ in a row that end the path
 HELD = 16_000_000  # bytes of features that are held as float64
+WORK = (
+    100_000_000_000  # rows × features × outputs of a λ's fits, at most: some 5 minutes of one core
+)
+EACH = 10  # rows of each class that a part of train has, where there are so many
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,18 @@ class Probe:
     strength: float  # the λ that was chosen
     losses: dict[float, float]  # λ that was tried → mean loss; empty where there was no choice
     chosen_by: str
+    rows: int = 0  # of train that it was fitted on
+    of: int = 0  # rows of train
+
+    @property
+    def note(self) -> str:
+        """What a reader must know where it was not fitted on all of train; else ""."""
+        if self.rows == self.of:
+            return ""
+        return (
+            f"the linear probe was fitted on {self.rows:,} of {self.of:,} training rows, of each class its "
+            "share: on all of them it would be somewhat better, and a gain over it smaller (probe.rows)"
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, D] → [N, C]"""
@@ -58,11 +79,56 @@ def fit_probe(
     *,
     val: Outputs | None = None,
     folds: Sequence[Fold] = (),
+    most: int = 0,
 ) -> Probe:
     """A probe on features [N, D], its λ chosen on ``val``, else over ``folds`` of train.
 
-    With neither, the middle λ is taken and ``chosen_by`` says so.
+    With neither, the middle λ is taken and ``chosen_by`` says so. Of train it sees ``most`` rows; 0: as
+    many as WORK allows.
     """
+    of = len(train.ids)
+    fits = 1 if val is not None else max(1, len(folds))
+    most = affordable(train.values.shape[1], task.outputs, fits, most)
+    if of > most:
+        rows = part_of(train, most)
+        place = {row: i for i, row in enumerate(rows)}
+        inside = [([place[i] for i in fit if i in place], [place[i] for i in judge if i in place])
+                  for fit, judge in folds]  # fmt: skip
+        train, folds = train.take(rows), [fold for fold in inside if all(fold)]
+    found = _fit(train, task, strengths, val, folds)
+    return replace(found, rows=len(train.ids), of=of)
+
+
+def affordable(features: int, outputs: int, fits: int, most: int) -> int:
+    """Return how many rows each of so many fits may have: ``most``, or without it what WORK allows."""
+    return max(most or WORK // (features * outputs * fits), EACH * outputs)
+
+
+def part_of(train: Outputs, most: int) -> list[int]:
+    """Return ``most`` rows in order: EACH of each class, then of each class its share.
+
+    Within a class they come by id, so that the order of the data does not matter.
+    """
+    n = len(train.ids)
+    by_id = np.empty(n, np.int64)
+    by_id[sorted(range(n), key=train.ids.__getitem__)] = np.arange(n)
+    classes = train.targets.numpy() if train.targets.ndim == 1 else np.zeros(n, np.int64)
+    order = np.lexsort((by_id, classes))
+    counts = np.bincount(classes)
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = (rank + 0.5) / counts[classes]
+    chosen: list[int] = np.lexsort((by_id, share, rank >= EACH))[:most].tolist()
+    return sorted(chosen)
+
+
+def _fit(
+    train: Outputs,
+    task: Task,
+    strengths: Sequence[float],
+    val: Outputs | None,
+    folds: Sequence[Fold],
+) -> Probe:
     ordered = sorted(strengths, reverse=True)
     if val is not None:
         parts, chosen_by = [(train, val)], "val"
@@ -101,8 +167,10 @@ def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tup
         pieces, inside = (z,), None
     else:  # more than is held in memory: z = (x − mean) ÷ std is put into W and b at each look
         inside = (mean, std)
+    seen = stage("linear probe", len(strengths), "strengths")
     for strength in strengths:
-        flat = solve(pieces, train.targets, task, strength, flat, inside)
+        flat = solve(pieces, train.targets, task, strength, flat, inside, seen)
+        seen.advance()
         weight = torch.from_numpy(flat[:, :-1]) / std
         yield weight, torch.from_numpy(flat[:, -1]) - weight @ mean
 
@@ -140,6 +208,7 @@ def solve(
     strength: float,
     start: NDArray[np.float64],
     inside: tuple[Tensor, Tensor] | None = None,
+    seen: Stage | None = None,
 ) -> NDArray[np.float64]:
     """The minimiser [C, D + 1] of the objective above, from ``start``, on rows z in pieces; with
     ``inside``, their mean and deviation, on raw ones."""
@@ -147,6 +216,8 @@ def solve(
     labels = torch.split(targets, [len(p) for p in pieces])
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        if seen is not None:
+            seen.advance(0)
         w = torch.from_numpy(flat.reshape(shape).copy()).requires_grad_()
         weight, bias = w[:, :-1], w[:, -1]
         decay = strength / 2 * weight.square().sum()

@@ -105,6 +105,10 @@ class ProbePlan(Section):
         min_length=1,
         description="λ of λ/2·‖W‖² on standardised features; chosen on val",
     )
+    rows: int = Field(
+        0, ge=0, description="of train that it is fitted on, at most, but 10 of each class; 0: as many as keep "
+        "rows x features x outputs within 1e11 a strength",
+    )  # fmt: skip
 
 
 class FitPlan(Section):

@@ -99,6 +99,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
+                  "rows": t.probe.rows, "of": t.probe.of,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
         "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
                     "steps": [a.fit.steps for a in t.scratch],
@@ -108,7 +109,8 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if task.name == "classification" else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
-        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes],
+        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes,
+                  *([t.probe.note] if t.probe and t.probe.note else [])],
     }  # fmt: skip
     return Judged(result, first)
 
