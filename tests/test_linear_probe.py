@@ -158,7 +158,7 @@ def test_a_part_of_train_has_each_class_by_its_share_in_any_order():
     train = Outputs(ids, torch.zeros(1_200, 2), torch.from_numpy(y))
     rows = part_of(train, 400)
     counts = np.bincount(y[rows])
-    assert counts.sum() == 400 and counts[2] == 10 and abs(counts[0] - 3 * counts[1]) < 40
+    assert counts.sum() == 400 and counts[2] == 5 and abs(counts[0] - 3 * counts[1]) < 40
     turned = train.take(range(1_199, -1, -1))
     same = {turned.ids[i] for i in part_of(turned, 400)}
     assert same == {ids[i] for i in rows}
@@ -175,8 +175,9 @@ def test_more_rows_than_the_work_allows_are_a_part_and_that_is_said(monkeypatch)
     part = fit_probe(train, CLASSES, [0.1], val=val)
     assert (part.rows, part.of) == (50, 200)
     assert "50 of 200 training rows" in part.note and "probe.rows" in part.note
-    chosen = fit_probe(train.take(part_of(train, 50)), CLASSES, [0.1], val=val)
-    assert torch.equal(part.weight, chosen.weight) and torch.equal(part.bias, chosen.bias)
+    folds = folds_of(["x"] * 200, [None] * 200, 2)
+    alone = fit_probe(train, CLASSES, [0.1], folds=folds)  # without val nothing says what is better
+    assert alone.rows == 25 and alone.passes == 0 and "better" in alone.note
     assert fit_probe(train, CLASSES, [0.1], val=val, most=200).rows == 200
 
 
@@ -192,3 +193,21 @@ def test_folds_of_a_part_of_train_are_its_own():
     expected = fit_probe(train.take(part), CLASSES, [0.3, 3.0], folds=inside)
     assert found.losses == expected.losses and found.rows == 60
     assert "2-fold" in found.chosen_by
+
+
+def test_passes_over_all_rows_come_near_to_the_fit_of_all_and_val_decides(monkeypatch):
+    every = outputs(*rows(4_000))
+    train, val = every.take(range(3_000)), every.take(range(3_000, 4_000))
+    whole = fit_probe(train, CLASSES, [1e-2], val=val)
+    start = fit_probe(train.take(part_of(train, 30)), CLASSES, [1e-2], val=val)
+    part = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
+    loss = {name: mean_loss((p.weight.double(), p.bias.double()), val, CLASSES)
+            for name, p in (("whole", whole), ("start", start), ("part", part))}  # fmt: skip
+    assert 1 <= part.passes <= 4 and f"{part.passes} times" in part.note
+    assert loss["part"] - loss["whole"] < 0.5 * (loss["start"] - loss["whole"])
+    turned = every.take(range(2_999, -1, -1))
+    again = fit_probe(turned, CLASSES, [1e-2], val=val, most=30)
+    torch.testing.assert_close(again.weight, part.weight, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("regraft.linear_probe.RATE", 500.0)  # no pass makes it better
+    kept = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
+    assert kept.passes == 0 and torch.equal(kept.weight, start.weight)

@@ -228,14 +228,15 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
     if left is None:
         probe = fit()
         record = {"strength": probe.strength, "losses": list(probe.losses.items()),
-                  "chosen_by": probe.chosen_by, "rows": probe.rows, "of": probe.of}  # fmt: skip
+                  "chosen_by": probe.chosen_by, "rows": probe.rows, "of": probe.of,
+                  "passes": probe.passes}  # fmt: skip
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
     return Probe(
         values["weight"], values["bias"], r["strength"], losses, r["chosen_by"],
-        r.get("rows", 0), r.get("of", 0),
+        r.get("rows", 0), r.get("of", 0), r.get("passes", 0),
     )  # fmt: skip
 
 

@@ -127,6 +127,8 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
         return seen
     # λ is chosen on train (and val) as in a fit
     chosen = probe_on(p, parts)
+    if chosen.note:
+        say(chosen.note)
     found = out_of_fold(p, every, chosen.strength)
     return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
 

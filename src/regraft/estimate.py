@@ -47,12 +47,13 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
 
 
 def probe_note(p: Prepared) -> list[str]:
-    """Where the linear probe will not see all of train: on how many rows it is fitted."""
+    """Return on how many rows λ will be chosen, where that is not all of train."""
     of, fits = len(p.splits.train), 1 if p.splits.val else max(1, len(p.folds()))
     rows = affordable(p.source.features, p.task.outputs, fits, p.plan.probe.rows)
     if p.source.nothing_kept or rows >= of:
         return []
-    return [f"the linear probe will be fitted on {rows:,} of {of:,} training rows (probe.rows)"]
+    text = f"the linear probe's λ will be chosen on {rows:,} of {of:,} training rows (probe.rows)"
+    return [f"{text}; its head then goes over all of them" if p.splits.val else text]
 
 
 def choice(p: Prepared, key: str) -> str:

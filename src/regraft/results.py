@@ -99,7 +99,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
-                  "rows": t.probe.rows, "of": t.probe.of,
+                  "rows": t.probe.rows, "of": t.probe.of, "passes": t.probe.passes,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
         "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
                     "steps": [a.fit.steps for a in t.scratch],

@@ -44,10 +44,10 @@ def cautions(run: RunFiles) -> list[str]:
                 f"so little is known of each: {', '.join(rare[:8])}{more}."
             )
     probe = r.get("probe") or {}
-    if probe.get("rows", 0) < probe.get("of", 0):
+    if probe.get("rows", 0) < probe.get("of", 0) and not probe.get("passes"):
         found.append(
             f"The linear probe saw {probe['rows']:,} of {probe['of']:,} training rows, so a gain over it "
-            f"is somewhat too large."
+            f"is too large."
         )
     if len(r["seeds"]) < 3:
         found.append(
