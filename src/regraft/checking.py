@@ -121,8 +121,8 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     precision = str(p.plan.run.feature_precision)
     parts = {split: features(p, split, precision, say) for split in p.targets}
     every = joined(list(parts.values()))
-    values = every.values.double().numpy()
-    seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
+    # rows of one array in float32: a copy in float64 would be three times the memory
+    seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
     if seen.task != "classification":
         return seen
     # λ is chosen on train (and val) as in a fit

@@ -33,6 +33,7 @@ from .batches import KnownFiles
 from .data import content
 from .feature_cache import index_of, write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
+from .progress import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -194,7 +195,8 @@ def entry(
     failed, kept = "", None
     if not there and processes.rank() == 0:
         try:
-            write(cache, key, pictures(preprocessor, whole, named, threads))
+            decoded = pictures(preprocessor, whole, named, threads)
+            write(cache, key, stage(what, len(named), "pictures").over(decoded))
         except OSError as error:
             failed = str(error)
     failed = processes.told(failed)

@@ -18,6 +18,7 @@ from .features import Outputs, outputs
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
+from .progress import stage
 from .retention import measured, proxies
 from .source_data import SourceData
 from .types import Target
@@ -266,6 +267,7 @@ def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
     """Header, then a line a test row: id, where, truth, prediction, a score an output."""
     names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]
-    for example, row in zip(p.splits.test, rows.scores, strict=True):
+    seen = stage("writing predictions", len(rows))
+    for example, row in seen.over(zip(p.splits.test, rows.scores, strict=True)):
         label = ";".join(example.cells)
         yield [example.id, example.where, label, p.task.label(row), *row.tolist()]
