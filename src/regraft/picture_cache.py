@@ -195,8 +195,8 @@ def entry(
     failed, kept = "", None
     if not there and processes.rank() == 0:
         try:
-            decoded = pictures(preprocessor, whole, named, threads)
-            write(cache, key, stage(what, len(named), "pictures").over(decoded))
+            seen = stage(what, len(named), "pictures")
+            write(cache, key, seen.over(pictures(preprocessor, whole, named, threads)))
         except OSError as error:
             failed = str(error)
     failed = processes.told(failed)
