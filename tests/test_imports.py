@@ -77,9 +77,9 @@ MACHINERY = sorted(ROOT.glob("*.py"))
 
 
 @pytest.mark.parametrize("file", PLUGINS, ids=name_of)
-def test_a_plug_in_imports_types_and_errors_alone(file):
+def test_a_plug_in_imports_types_errors_and_progress_alone(file):
     folder = file.parent.name
-    allowed = {"types", "errors"} | SHARED.get(name_of(file), set())
+    allowed = {"types", "errors", "progress"} | SHARED.get(name_of(file), set())
     for name in imports(file):
         if name.startswith("!"):
             continue
@@ -130,6 +130,7 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
         "summary",
         "intervals",
         "comparison",
+        "confusion",
         "report",
         "guarded",
         "records",

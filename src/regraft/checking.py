@@ -18,6 +18,7 @@ from .heap import freed_memory_kept
 from .plan import Plan
 from .prepare import Prepared, prepare
 from .preprocess import TextPreprocessor
+from .progress import silent, telling
 from .reuse import features
 from .source_data import load_source_data
 from .sources import load_source
@@ -30,13 +31,20 @@ def check(
     plan: Plan,
     *,
     allow_code: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = silent,
     source: Source | None = None,
 ) -> Checked:
     """Look at the plan's data, and at its source where ``source.ref`` is not "".
 
     Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
     """
+    with telling(say):
+        return looked(plan, allow_code, say, source)
+
+
+def looked(
+    plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None
+) -> Checked:
     options = plans.task_options(plan, allow_code=allow_code)
     how = replace(plans.data_options(plan).for_task(options), on_bad="skip")
     found = look(how)
@@ -111,12 +119,14 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     precision = str(p.plan.run.feature_precision)
     parts = {split: features(p, split, precision, say) for split in p.targets}
     every = joined(list(parts.values()))
-    values = every.values.double().numpy()
-    seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
+    # rows of one array in float32: a copy in float64 would be three times the memory
+    seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
     if seen.task != "classification":
         return seen
     # λ is chosen on train (and val) as in a fit
     chosen = probe_on(p, parts)
+    if chosen.note:
+        say(chosen.note)
     found = out_of_fold(p, every, chosen.strength)
     return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -72,7 +73,8 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
         raise UsageError("give two runs or more: regraft compare runs/A runs/B")
     if len({p.resolve() for p in paths}) < len(paths):
         raise UsageError("the same run is named twice: give each run once")
-    first, *others = [read_judgement(path) for path in paths]
+    first = read_judgement(paths[0])
+    others = map(read_judgement, paths[1:])  # one after another: each has scores of all its rows
     metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
     return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
 
@@ -147,19 +149,28 @@ def read_judgement(path: Path) -> Judgement:
 
 
 def read_scores(
-    run: Path, outputs: int
+    run: Path, outputs: int, wanted: Container[str] | None = None
 ) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv. Raises UsageError for another table."""
+    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv; with ``wanted`` of those ids alone.
+
+    Raises UsageError for another table.
+    """
     ids: list[str] = []
-    scores: list[list[float]] = []
+    cells = array("d")
+    seen = set[str]()
     rows = table_of(run)
     if next(rows, [])[: len(LABELS)] != list(LABELS):
         raise guarded.damaged(run, SCORES, f"its first columns are not {', '.join(LABELS)}")
-    for row in rows:
-        where = f"row {len(ids) + 1}"
+    for number, row in enumerate(rows, 1):
+        where = f"row {number}"
         if len(row) != len(LABELS) + outputs:
             why = f"{where} has {len(row)} cells, and {len(LABELS) + outputs} belong there"
             raise guarded.damaged(run, SCORES, why)
+        if row[0] in seen:
+            raise guarded.damaged(run, SCORES, "an id stands in it twice")
+        seen.add(row[0])
+        if wanted is not None and row[0] not in wanted:
+            continue
         try:
             numbers = [float(cell) for cell in row[len(LABELS) :]]
         except ValueError as error:
@@ -167,12 +178,10 @@ def read_scores(
         if not all(map(math.isfinite, numbers)):
             raise guarded.damaged(run, SCORES, f"{where} has a score that is not finite")
         ids.append(row[0])
-        scores.append(numbers)
-    if not ids:
+        cells.extend(numbers)
+    if not seen:
         raise guarded.damaged(run, SCORES, "it has no rows")
-    if len(set(ids)) < len(ids):
-        raise guarded.damaged(run, SCORES, "an id stands in it twice")
-    return tuple(ids), np.array(scores)
+    return tuple(ids), np.frombuffer(cells).reshape(len(ids), outputs)
 
 
 def table_of(run: Path) -> Iterator[list[str]]:

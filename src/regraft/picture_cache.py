@@ -33,6 +33,7 @@ from .batches import KnownFiles
 from .data import content
 from .feature_cache import write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
+from .progress import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -203,7 +204,8 @@ def entry(
         return None
     if not there and processes.rank() == 0:
         try:
-            write(cache, key, pictures(preprocessor, whole, named, threads))
+            seen = stage(what, len(named), "pictures")
+            write(cache, key, seen.over(pictures(preprocessor, whole, named, threads)))
         except OSError as error:
             failed = str(error)
     failed = processes.told(failed)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from . import guarded, plugins
+from .confusion import rows_of
 from .errors import printable
 from .types import Estimate
 
@@ -334,6 +335,17 @@ class Block(Record):
     drift: Number | None
 
 
+class Cells(Record):
+    """The cells of a large confusion matrix that are not zero."""
+
+    truth: list[Count]
+    predicted: list[Count]
+    rows: list[Count]
+
+
+Confusion = TypeAdapter[Any](list[list[Count]] | Cells)
+
+
 class FullResult(Result):
     """The same, as reports and model cards show it."""
 
@@ -348,11 +360,9 @@ class FullResult(Result):
         for seed in self.seeds:
             for figures in (seed.test, seed.scratch):
                 need(figures is None or self.primary in figures, f'seeds have no "{self.primary}"')
-        if isinstance(self.confusion, list):
-            TypeAdapter(list[list[Count]]).validate_python(self.confusion, strict=True)
-            size = len(self.classes)
-            square = len(self.confusion) == size and all(len(r) == size for r in self.confusion)
-            need(square, f"confusion is not {size} × {size}")
+        if self.confusion is not None:
+            Confusion.validate_python(self.confusion, strict=True)
+            rows_of(self.confusion, len(self.classes))
         for arm in self.mean:
             need(arm in ("fit", "scratch", "α = 1"), f'mean has an arm "{arm}"')
         return self

@@ -12,11 +12,13 @@ import numpy as np
 
 from .arms import Arm, Figures, Folded, logits_of, source_features, unmoved
 from .calibration import calibration
-from .evaluation import Scored, confusion, estimates, gain, scored
+from .confusion import record_of
+from .evaluation import Scored, estimates, gain, scored
 from .features import Outputs, outputs
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
+from .progress import stage
 from .retention import measured, proxies
 from .source_data import SourceData
 from .types import Target
@@ -59,7 +61,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         val = scored(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
-    controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
+    controls = {trivial: replace(first, scores=np.broadcast_to(constant, first.scores.shape))}
     kept: dict[str, Any] | None = None
     if t.probe is not None:
         features = source_features(p, "test")
@@ -98,16 +100,18 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
+                  "rows": t.probe.rows, "of": t.probe.of, "passes": t.probe.passes,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
         "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
                     "steps": [a.fit.steps for a in t.scratch],
                     "best_epochs": [a.fit.best_epoch for a in t.scratch]}
         if t.scratch else None,
-        "confusion": confusion(first, task.outputs).tolist()
+        "confusion": record_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
         if task.name == "classification" else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
-        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes],
+        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes,
+                  *([t.probe.note] if t.probe and t.probe.note else [])],
     }  # fmt: skip
     return Judged(result, first)
 
@@ -263,6 +267,7 @@ def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
     """Header, then a line a test row: id, where, truth, prediction, a score an output."""
     names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]
-    for example, row in zip(p.splits.test, rows.scores, strict=True):
+    seen = stage("writing predictions", len(rows))
+    for example, row in seen.over(zip(p.splits.test, rows.scores, strict=True)):
         label = ";".join(example.cells)
-        yield [example.id, example.where, label, p.task.label(row), *(repr(float(v)) for v in row)]
+        yield [example.id, example.where, label, p.task.label(row), *row.tolist()]

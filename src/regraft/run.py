@@ -52,6 +52,7 @@ from .loop import Epoch, snapshot
 from .novelty import FEWEST, ROWS, Novelty, fit_novelty
 from .plan import Plan, checkpoint_every, write_plan
 from .prepare import Prepared, prepare
+from .progress import silent, telling
 from .records import Environment
 from .resolve import choose_device
 from .results import Trained, evaluate_all, prediction_rows
@@ -103,11 +104,12 @@ def run(
     try:
         with processes.naming_a_lost_rank(str(plan.run.out)):
             if not processes.first():
-                say, track = (lambda line: None), None
+                say, track = silent, None
             left = left_in(Path(plan.run.out), resume=resume) if processes.first() else ""
             left = processes.told(left)
             if left == "finished":
                 return Path(plan.run.out)
+        with processes.naming_a_lost_rank(str(plan.run.out)), telling(say):
             return together(
                 plan, allow_code, say, track, source,
                 begun=left == "begun", resume=resume, accept_changes=accept_changes,
@@ -303,8 +305,8 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
             opened = open_test(p.splits.test_digest, where)
             source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
         judged = evaluate_all(p, trained, opened, source_opened)
-    header, *lines = prediction_rows(p, judged.predictions)
-    folder.csv("predictions.csv", header, lines, escape=p.plan.run.escape_csv)
+    lines = prediction_rows(p, judged.predictions)
+    folder.csv("predictions.csv", next(lines), lines, escape=p.plan.run.escape_csv)
     if processes.first():
         write_gallery(folder, p.task, p.splits, judged.predictions)
     with clock("suspects"):
@@ -357,6 +359,8 @@ def train(
     if not p.source.nothing_kept:
         probe = probe_once(keeper, fit_probe)
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
+        if probe.note:
+            say(probe.note)
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None
     select = source_before(p, "select") if walks or p.plan.source_data.each_epoch else None
