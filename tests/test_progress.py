@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import sys
 
-from regraft.progress import bars, best, rates
+import pytest
+
+from regraft import progress
+from regraft.progress import bars, best, duration, rates, stage, telling
 from regraft.state import Progress
 
 
@@ -64,3 +67,47 @@ def test_what_is_not_known_is_not_shown():
         best(Progress(best={"accuracy": 0.5}))
         == "best so far on val: the starting point   accuracy 0.5"
     )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_stage_says_its_rate_and_the_time_to_go_after_ten_seconds(clock):
+    said = []
+    with telling(said.append):
+        for _ in stage("hashing rows", 4_000).over(range(4_000)):
+            clock[0] += 0.05
+    assert said[0] == "hashing rows: 200 of 4,000 rows in 10 s, 20 a second, 3 min 10 s to go"
+    assert said[1] == "hashing rows: 400 of 4,000 rows in 20 s, 20 a second, 3 min 0 s to go"
+    assert said[-1] == "hashing rows: 4,000 of 4,000 rows in 3 min 20 s, 20 a second"
+    assert len(said) == 6  # after 10, 20, 40, 80, 140 and 200 seconds
+
+
+def test_a_short_stage_and_one_outside_are_silent(clock):
+    said = []
+    with telling(said.append):
+        assert list(stage("short", 9).over(range(9))) == list(range(9))
+    long = stage("long", 90)
+    clock[0] = 99
+    long.advance(45)
+    assert said == []
+
+
+def test_a_stage_without_a_total_says_what_is_done(clock):
+    said = []
+    with telling(said.append):
+        counted = stage("linear probe", things="evaluations")
+        clock[0] = 12
+        counted.advance(24)
+    assert said == ["linear probe: 24 evaluations in 12 s, 2 a second"]
+
+
+def test_durations_are_said_in_two_units():
+    assert [duration(s) for s in (0.4, 59.6, 3_599, 7_500)] == [
+        "0 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"
+    ]  # fmt: skip

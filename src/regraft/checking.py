@@ -18,6 +18,7 @@ from .heap import freed_memory_kept
 from .plan import Plan
 from .prepare import Prepared, prepare
 from .preprocess import TextPreprocessor
+from .progress import silent, telling
 from .reuse import features
 from .source_data import load_source_data
 from .sources import load_source
@@ -30,13 +31,20 @@ def check(
     plan: Plan,
     *,
     allow_code: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = silent,
     source: Source | None = None,
 ) -> Checked:
     """Look at the plan's data, and at its source where ``source.ref`` is not "".
 
     Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
     """
+    with telling(say):
+        return looked(plan, allow_code, say, source)
+
+
+def looked(
+    plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None
+) -> Checked:
     options = plans.task_options(plan, allow_code=allow_code)
     how = replace(
         plans.data_options(plan),

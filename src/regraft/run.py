@@ -51,6 +51,7 @@ from .loop import Epoch, snapshot
 from .novelty import FEWEST, ROWS, Novelty, fit_novelty
 from .plan import Plan, checkpoint_every, write_plan
 from .prepare import Prepared, prepare
+from .progress import silent, telling
 from .resolve import choose_device
 from .results import Trained, evaluate_all, prediction_rows
 from .resuming import Earlier, digest_of_plan, earlier, refuse_changes
@@ -99,15 +100,16 @@ def run(
     processes.join(wanted, cpu=choose_device(plan.run.device)[0].type == "cpu")
     try:
         if not processes.first():
-            say, track = (lambda line: None), None
+            say, track = silent, None
         left = left_in(Path(plan.run.out), resume=resume) if processes.first() else ""
         left = processes.told(left)
         if left == "finished":
             return Path(plan.run.out)
-        return together(
-            plan, allow_code, say, track, source,
-            begun=left == "begun", resume=resume, accept_changes=accept_changes,
-        )  # fmt: skip
+        with telling(say):
+            return together(
+                plan, allow_code, say, track, source,
+                begun=left == "begun", resume=resume, accept_changes=accept_changes,
+            )  # fmt: skip
     finally:
         processes.leave()
 
