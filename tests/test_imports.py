@@ -21,6 +21,7 @@ SHARED = {
     "sources/random": {"sources"},  # timm's architecture without weights
     "formats/image_folder": {"pictures"},  # which suffixes are pictures
     "formats/table": {"pictures"},
+    "formats/_unpacked": {"places"},  # where pictures from a table's cells become files
 }
 BY_NAME = {
     ("prepare", "sources"), ("api", "sources"), ("checking", "sources"),  # load_source, the folder's one entry

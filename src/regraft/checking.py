@@ -13,7 +13,7 @@ from . import plan as plans
 from .arms import joined, probe_on
 from .data import as_brought, divide, look, rows_and_splits
 from .errors import DataError
-from .findings import Checked, in_order, run_checks, seen_of
+from .findings import Checked, count_classes, in_order, run_checks, seen_of
 from .heap import freed_memory_kept
 from .plan import Plan
 from .prepare import Prepared, prepare
@@ -46,11 +46,7 @@ def looked(
     plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None
 ) -> Checked:
     options = plans.task_options(plan, allow_code=allow_code)
-    how = replace(
-        plans.data_options(plan),
-        on_bad="skip",
-        empty_labels=getattr(options, "empty_labels", False),
-    )
+    how = replace(plans.data_options(plan).for_task(options), on_bad="skip")
     found = look(how)
     stopped: list[Finding] = []
     task: Task | None = None
@@ -83,6 +79,8 @@ def looked(
         source=plan.source.ref or (source.name if source else ""),
         kind=splits.kind,
         rows={s: len(rows) for s, rows in seen.splits.items()},
+        classes={s: count_classes(rows, seen.names) for s, rows in seen.splits.items()},
+        notes=splits.notes,
         findings=in_order([*(replace(f, check="fit") for f in stopped), *findings]),
         not_run=not_run,
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RegraftError, UsageError
+from .errors import RegraftError, UsageError, printable
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -64,6 +64,11 @@ class TaskName(StrEnum):
     regression = "regression"
 
 
+class OnBadRows(StrEnum):
+    fail = "fail"
+    skip = "skip"
+
+
 class Control(StrEnum):
     scratch = "scratch"
 
@@ -87,7 +92,7 @@ Text = Annotated[list[str], typer.Option(help="Text column; twice for a pair.")]
 Label = Annotated[list[str], typer.Option(help="Label column; several for several labels.")]
 Split = Annotated[str | None, typer.Option(help="Column that says train, val or test.")]
 Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")]
-OnBad = Annotated[str | None, typer.Option(help="Unreadable rows: fail (default) or skip.")]
+OnBad = Annotated[OnBadRows | None, typer.Option(help="Unreadable rows: fail (default) or skip.")]
 Task = Annotated[TaskName | None, typer.Option(help="What is learnt.")]
 Data = Annotated[str, typer.Argument(metavar="DATA|PLAN", help="Data, or a plan.toml.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training rows.")]
@@ -457,7 +462,7 @@ def evaluate(
     from .inputs import like_run
 
     given = {"image_root": image_root, "image": image, "text": text, "label": label, "group": group,
-             "on_bad": on_bad}  # fmt: skip
+             "on_bad": on_bad and on_bad.value}  # fmt: skip
     model = load(run, device=device or "cpu")
     model = model.calibrated() if calibrated else model
     figures, rows, which = model.evaluate(like_run(run, data, given))
@@ -585,6 +590,7 @@ def predict(
     image_root: ImageRoot = None,
     image: Image = None,
     text: Text = [],  # noqa: B006
+    on_bad: OnBad = None,
     out: Annotated[
         Path | None, typer.Option(help="Write CSV here instead of the terminal.")
     ] = None,
@@ -600,7 +606,7 @@ def predict(
 ) -> None:
     """Predictions for files, folders, tables or lines, as CSV."""
     from .api import load
-    from .inputs import named_inputs, write_predictions
+    from .inputs import named_inputs, readable, write_predictions
 
     if out is not None and out.exists():
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
@@ -608,6 +614,10 @@ def predict(
     model = model.calibrated() if calibrated else model
     given = {"image_root": image_root, "image": image, "text": text}
     names, values = named_inputs(run, model.kind, inputs, given, sys.stdin)
+    if model.kind == "image":
+        names, values, bad = readable(names, values, (on_bad or OnBadRows.fail).value)
+        for line in bad:
+            typer.echo(f"no prediction for {printable(line)}", err=True)
     predictions = model.predict(values)
     if out is None:
         write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
@@ -693,14 +703,23 @@ def cache(
 ) -> None:
     """Where features are kept for the next run, how much they take, and --clear."""
     from .feature_cache import FeatureCache, place_of
+    from .places import cache_root, unpacked_pictures
 
     kept = FeatureCache(place_of("shared"), 0)
+    pictures = unpacked_pictures()
     if clear:
+        for path in pictures:
+            path.unlink(missing_ok=True)
         typer.echo(f"{kept.clear()} entries removed from {kept.root}")
+        typer.echo(f"{len(pictures)} pictures of tables removed from {cache_root() / 'pictures'}")
         return
     entries = kept.entries()
     size = sum(size for _, size, _ in entries)
     typer.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
+    if pictures:
+        size = sum(path.stat().st_size for path in pictures)
+        folder = cache_root() / "pictures"
+        typer.echo(f"{folder}: {len(pictures)} pictures of tables, {size / 1e6:,.1f} MB")
 
 
 @app.command(rich_help_panel=HELP)

@@ -161,7 +161,7 @@ def _read_raw(options: DataOptions) -> RawData:
         if not found:
             raise DataError(
                 f"{path} is none of: a folder with CLASS/*.jpg or train/CLASS/*.jpg; a table "
-                "(.csv, .jsonl, .parquet); a folder with a train table. Where a folder has a "
+                "(.csv, .tsv, .jsonl, .parquet); a folder with a train table. Where a folder has a "
                 "table and pictures, give the table"
             )
         name = found[0]
@@ -180,6 +180,8 @@ ARCHIVES = {  # by their first bytes: the name of a file says nothing for sure
     b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
 }  # fmt: skip
 
+WORKBOOKS = (".xlsx", ".xlsm", ".xltx", ".ods", ".numbers")
+
 
 def refuse_archive(path: Path) -> None:
     """Raises DataError for an archive. None is opened: what unpacks to more than the disk holds, or to
@@ -190,6 +192,11 @@ def refuse_archive(path: Path) -> None:
         start = file.read(262)
     kind = next((kind for magic, kind in ARCHIVES.items() if start.startswith(magic)), None)
     kind = "tar" if start[257:262] == b"ustar" else kind
+    if kind is not None and path.suffix.lower() in WORKBOOKS:
+        raise DataError(
+            f"{path} is a spreadsheet's workbook, which is not read: save the sheet with the rows as CSV "
+            "(UTF-8) and give that"
+        )
     if kind is not None:
         raise DataError(
             f"{path} is an archive ({kind}), and archives are not opened: unpack it with a tool of your "
@@ -202,7 +209,7 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example]
 
     Raises DataError for inputs of another kind and for labels that the task does not know.
     """
-    examples, named, _ = rows_and_splits(options, kind)
+    examples, named, _ = rows_and_splits(options.for_task(task), kind)
     parts = {"all rows": examples}
     if "test" in named:
         parts = {"test rows": [e for e, s in zip(examples, named, strict=True) if s == "test"]}
@@ -239,7 +246,7 @@ def _inspect(kind: str, row: Row) -> _Look:
     if kind != "image":
         # JSON keeps a pair apart from one text that holds the separator
         text = json.dumps(row.inputs, ensure_ascii=True)
-        empty = any(not t.strip() for t in row.inputs)
+        empty = not any(t.strip() for t in row.inputs)  # a review may have a title alone
         problem = "the text is empty" if empty else None
         return _Look(hashlib.sha256(text.encode()).hexdigest(), problem)
     path = Path(row.inputs[0])
@@ -281,8 +288,11 @@ def _identify(raw: RawData, on_bad: str) -> Rows:
             Example(f"{key}-{seen[key]}", row.inputs, row.cells, row.where, row.group, at.facts)
         )
         seen[key] += 1
-    notes = (f"left out: {count}",) if bad else ()
-    return Rows(raw, examples, [row.split for _, row in rows], unreadable, notes)
+    notes = [f"left out: {count}"] if bad else []
+    half = sum(any(not t.strip() for t in row.inputs) for _, row in rows)
+    if raw.kind == "text" and half:
+        notes.append(f"{half} of {len(rows)} rows have one empty text of two")
+    return Rows(raw, examples, [row.split for _, row in rows], unreadable, tuple(notes))
 
 
 def content(example: Example) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from .arms import adapted
 from .features import outputs
-from .findings import one_line
+from .findings import class_lines, classes_of, one_line
 from .frontier import ALPHAS
 from .grafting import graft
 from .heap import freed_memory_kept
@@ -33,6 +33,7 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
         f"data    {p.plan.data.path}   " + "   ".join(f"{s} {n}" for s, n in rows.items())
         + f"   {p.task.name}: {p.task.outputs} outputs",
+        *(f"classes {line}" for line in class_lines(classes_of(p.splits, p.task))),
         *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes)),
         *(f"{f.severity:<7} {one_line(f)}" for f in p.findings if f.severity != "note"),
         "",

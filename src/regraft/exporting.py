@@ -206,7 +206,7 @@ def rows_for(
     """
     given = data_options(plan_of(files.path))
     try:
-        options = replace(given, on_bad="skip", empty_labels=True)
+        options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except DataError:
         examples = []

@@ -6,6 +6,7 @@ Those that need the rows alone run in every fit (``cheap``); what the others nee
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from .types import Check, Example, Finding, Need, Seen, Severity, Splits, Task
 
 ORDER: tuple[Severity, ...] = ("problem", "caution", "note")
 SHOWN = 3  # examples of a finding on the terminal
+CLASSES_SHOWN = 20  # of a split's classes, on the terminal
 SAVED = 1_000  # and in JSON
 WHY: dict[Need, str] = {
     "features": "needs a source (--source REF)",
@@ -36,6 +38,8 @@ class Checked:
     rows: dict[str, int]  # split → rows
     findings: tuple[Finding, ...]
     not_run: dict[str, str] = field(default_factory=dict)  # check → why
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)  # split → class → rows
+    notes: tuple[str, ...] = ()  # how the data were read and divided
 
     def count(self, severity: Severity) -> int:
         return sum(f.severity == severity for f in self.findings)
@@ -107,7 +111,36 @@ def namer(name: str, task: Task | None) -> Callable[[Example], tuple[str, ...]]:
     )
 
 
+def classes_of(splits: Splits, task: Task) -> dict[str, dict[str, int]]:
+    """Return split → class or label → rows; nothing where the task has none."""
+    seen = seen_of(splits, task.name, task)
+    return {s: count_classes(rows, seen.names) for s, rows in seen.splits.items()}
+
+
+def count_classes(
+    rows: Sequence[Example], names: Callable[[Example], tuple[str, ...]]
+) -> dict[str, int]:
+    """Return class → rows, by name."""
+    return dict(sorted(Counter(name for e in rows for name in names(e)).items()))
+
+
 # ---------------------------------------------------------------- in words
+
+
+def class_lines(classes: dict[str, dict[str, int]]) -> Iterator[str]:
+    """Yield a line a split that names its classes and counts their rows; the largest where they are many."""
+    for split, counts in classes.items():
+        if not counts:
+            continue
+        shown = sorted(counts, key=lambda name: (-counts[name], name))[:CLASSES_SHOWN]
+        names = [
+            f"{printable(n)} {counts[n]:,}"
+            for n in (counts if len(counts) <= len(shown) else shown)
+        ]
+        more = len(counts) - len(shown)
+        least = f", … and {more} more, the smallest {min(counts.values()):,}" if more else ""
+        word = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
+        yield f"{split}: {word}: {', '.join(names)}{least}"
 
 
 def in_words(found: Checked) -> str:
@@ -115,6 +148,7 @@ def in_words(found: Checked) -> str:
     rows = ", ".join(f"{s} {n:,}" for s, n in found.rows.items())
     head = f"{found.data}: {sum(found.rows.values()):,} {found.kind}s that can be used ({rows})"
     lines = [head + (f"; source {found.source}" if found.source else "")]
+    lines += [*class_lines(found.classes), *(f"note: {printable(n)}" for n in found.notes)]
     for f in found.findings:
         lines += ["", *finding_in_words(f)]
     counts = ", ".join(

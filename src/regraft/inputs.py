@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +15,7 @@ from .api import plan_of
 from .data import refuse_archive
 from .errors import DataError, shorten
 from .formats import image_folder, table
+from .pictures import read_picture, reason
 from .plan import data_options
 from .spreadsheet import escaped
 from .types import DataOptions, Prediction
@@ -68,6 +71,35 @@ def named_inputs(
     if not values:
         raise DataError(f"there is nothing to predict in {', '.join(inputs)}")
     return names, values
+
+
+def readable(
+    names: Sequence[str], values: Sequence[Value], on_bad: str
+) -> tuple[list[str], list[Value], list[str]]:
+    """Decode each picture once; return (names, inputs) of those that decode, and lines on the others.
+
+    Raises DataError, with their count, where there are others and ``on_bad`` is not "skip", or where no
+    picture is left.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
+        problems = list(pool.map(_problem, values))
+    bad = [f"{n} ({why})" for n, why in zip(names, problems, strict=True) if why]
+    if bad and (on_bad != "skip" or len(bad) == len(names)):
+        raise DataError(
+            f"{len(bad)} of {len(names)} pictures cannot be read: {shorten(bad)}; mend or remove them, or "
+            "predict the others with --on-bad skip"
+        )
+    good = [(n, v) for n, v, why in zip(names, values, problems, strict=True) if not why]
+    return [n for n, _ in good], [v for _, v in good], bad
+
+
+def _problem(value: Value) -> str:
+    """Return why a picture cannot be read; "" for one that can."""
+    try:
+        read_picture(str(value))
+    except DataError as error:
+        return reason(error) or str(error)
+    return ""
 
 
 def is_text(line: str) -> bool:

@@ -63,6 +63,9 @@ class DataPlan(Section):
     )
     split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
+    follow_links: bool = Field(
+        False, description="read links to pictures and folders outside of the data folder too"
+    )
     leaks: Literal["keep", "drop", "move"] = Field(
         "keep",
         description="rows with equal content in two splits: said alone; drop: those of train left out; "
@@ -90,6 +93,9 @@ class SourceDataPlan(Section):
     split: str | None = Field(None, description='column that says "train", "val" or "test"')
     group: str | None = Field(None, description="column whose equal values stay in one part")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
+    follow_links: bool = Field(
+        False, description="read links to pictures and folders outside of the data folder too"
+    )
     each_epoch: bool = Field(
         False, description="measure the source task after every epoch too, on its select rows"
     )

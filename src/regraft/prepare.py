@@ -167,9 +167,7 @@ def prepare(
     device, _ = choose_device(plan.run.device)
     if plan.fit.compile:
         check_compiler(device)
-    options = replace(
-        plans.data_options(plan), empty_labels=getattr(task_options, "empty_labels", False)
-    )
+    options = plans.data_options(plan).for_task(task_options)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
     metrics = {
         name: at_threshold(cast(Metric, plugins.module("metrics", name)), task)

@@ -41,7 +41,7 @@ from .data import write_manifest
 from .errors import DivergedError, PlanError, RegraftError, UsageError, shorten
 from .evaluation import Scored
 from .features import Outputs
-from .findings import one_line, records
+from .findings import class_lines, classes_of, one_line, records
 from .frontier import Point, choose
 from .gallery import write_gallery
 from .heap import freed_memory_kept
@@ -263,8 +263,10 @@ def go_on(
 
 def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
-    for note in (*p.splits.notes, *p.source.notes, *p.source_notes):
-        say(note)
+    for line in (
+        *class_lines(classes_of(p.splits, p.task)), *p.splits.notes, *p.source.notes, *p.source_notes
+    ):  # fmt: skip
+        say(line)
     for finding in p.findings:
         if finding.severity != "note":
             say(f"{finding.severity}: {one_line(finding)} ({shorten(finding.examples, 3)})")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -169,7 +169,7 @@ def run_data(folder: Path, source: Source) -> SourceData:
     what they were."""
     plan = plans.read_plan(folder / "plan.toml", {})
     options = plans.task_options(plan)
-    data = replace(plans.data_options(plan), empty_labels=getattr(options, "empty_labels", False))
+    data = plans.data_options(plan).for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
     if splits.digest != read_json(folder / "environment.json").get("data_digest"):
         raise DataError(f"{data.path} has changed since the run")

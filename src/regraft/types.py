@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import (
@@ -22,7 +22,7 @@ from typing import (
     runtime_checkable,
 )
 
-from .errors import PlanError
+from .errors import DataError, PlanError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +123,7 @@ class DataOptions:
     folds: int | None = None  # no val: all rows but test are train, for cross-validation
     split_seed: int = 0
     on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
+    follow_links: bool = False  # links to pictures and folders outside of the data folder are read
     leaks: Literal["keep", "drop", "move"] = "keep"  # of train out, or of test and val into train
     leak_limit: float = 0.5  # share of test or val rows that may be in train, where leaks are kept
     empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
@@ -131,6 +132,20 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
             raise ValueError(f"val is a fraction of train, from 0 to below 1, not {self.val}")
+
+    def for_task(self, task: object) -> DataOptions:
+        """Return these options with what the task's options, or the task, say of label cells.
+
+        Raises DataError where ``label_separator`` and the task's own separator disagree.
+        """
+        separator = getattr(task, "separator", self.label_separator)
+        if self.label_separator not in (DataOptions.label_separator, separator):
+            raise DataError(
+                f'data.label_separator is "{self.label_separator}" and task.separator "{separator}": '
+                "set task.separator alone"
+            )
+        empty = bool(getattr(task, "empty_labels", False))
+        return replace(self, empty_labels=empty, label_separator=separator)
 
 
 # ---------------------------------------------------------------- checks

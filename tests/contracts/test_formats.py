@@ -1,6 +1,8 @@
 """What every data format owes, and what the two shipped ones read and refuse."""
 
 import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,8 +10,12 @@ import pytest
 from PIL import Image
 
 from regraft import plugins
+from regraft.data import look
 from regraft.errors import DataError
 from regraft.formats import image_folder, table
+from regraft.formats._splits import split_of
+from regraft.formats._unpacked import unpack
+from regraft.tasks.multilabel import MultiLabel
 from regraft.types import DataOptions
 
 
@@ -92,7 +98,11 @@ def test_links_out_of_the_folder_and_other_files_are_left_out_and_said(tmp_path)
     (root / "tulip/notes.txt").write_text("x")
     raw = image_folder.read(root, DataOptions(root))
     assert [r.where for r in raw.rows] == ["tulip/a.jpg"]
-    assert "2 files" in raw.notes[0] and "link.jpg" in raw.notes[0] and "notes.txt" in raw.notes[0]
+    assert raw.notes[0].startswith("1 link ") and "link.jpg" in raw.notes[0]
+    assert raw.notes[1].startswith("1 file ") and "notes.txt" in raw.notes[1]
+    with pytest.raises(DataError, match=r"1 of 2 pictures are links .* tulip/link\.jpg"):
+        image_folder.list_images(root)
+    (root / "tulip/link.jpg").unlink()
     assert image_folder.list_images(root) == [root / "tulip/a.jpg"]
 
 
@@ -132,7 +142,7 @@ def test_json_and_parquet_values_become_the_text_they_show(tmp_path):
 
 def test_a_list_of_labels_is_one_cell(tmp_path):
     path = write(tmp_path / "t.jsonl", '{"text": "a", "label": ["x", "y"]}')
-    assert read(path, label_separator="|").rows[0].cells == ("x|y",)
+    assert read(path, label_separator="|", empty_labels=True).rows[0].cells == ("x|y",)
 
 
 def test_a_quoted_cell_may_hold_commas_and_every_kind_of_line_break(tmp_path):
@@ -213,3 +223,242 @@ def test_a_link_out_of_the_image_root_is_refused(tmp_path):
     path = write(tmp_path / "data/t.csv", "image,label\na.jpg,x\n")
     with pytest.raises(DataError, match=r"row 2: .* lies outside"):
         read(path)
+
+
+# ---------------------------------------------------------------- data as people have them
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("Train", "train"), ("TRAINING", "train"), ("train_set", "train"), ("TestSet", "test"),
+     ("seg_test", "test"), ("valid", "val"), ("Validation Images", "val"), ("dev", "val"),
+     ("train-00000-of-00002", "train"), ("trains", None), ("protest", None), ("test_train", None),
+     ("x_train", None), ("2017", None)],
+)  # fmt: skip
+def test_names_of_splits_are_read_as_people_write_them(name, split):
+    assert split_of(name) == split
+
+
+def rows_of(root, **options):
+    raw = image_folder.read(root, DataOptions(root, **options))
+    return {(r.split, r.cells[0]) for r in raw.rows}, raw
+
+
+def test_split_folders_in_any_case_are_splits_and_said(tmp_path):
+    for split in ("Train", "Test_Set"):
+        picture(tmp_path / split / "cat/a.jpg")
+    found, raw = rows_of(tmp_path)
+    assert found == {("train", "cat"), ("test", "cat")}
+    assert raw.notes == ("folders read as splits: Test_Set is test, Train is train",)
+
+
+def test_a_split_that_is_repeated_inside_itself_is_entered(tmp_path):
+    for split in ("seg_train", "seg_test"):
+        picture(tmp_path / split / split / "sea/a.jpg")
+    assert rows_of(tmp_path)[0] == {("train", "sea"), ("test", "sea")}
+
+
+def test_a_class_may_be_called_like_a_split_where_there_is_no_train(tmp_path):
+    picture(tmp_path / "Dev/one/a.jpg")
+    picture(tmp_path / "Ops/one/a.jpg")
+    assert rows_of(tmp_path)[0] == {(None, "Dev"), (None, "Ops")}
+
+
+def test_a_folder_around_the_splits_is_refused_with_the_path_to_give(tmp_path):
+    picture(tmp_path / "flowers/train/rose/a.jpg")
+    with pytest.raises(DataError, match=f"give {tmp_path / 'flowers'}"):
+        image_folder.read(tmp_path, DataOptions(tmp_path))
+
+
+def test_a_test_folder_without_classes_is_left_out_and_counted(tmp_path):
+    picture(tmp_path / "train/cat/a.jpg")
+    picture(tmp_path / "test/1.jpg")
+    picture(tmp_path / "test/2.jpg")
+    found, raw = rows_of(tmp_path)
+    assert found == {("train", "cat")}
+    assert "test has no class folders: its 2 pictures have no labels" in raw.notes[0]
+    (tmp_path / "train/cat/a.jpg").rename(tmp_path / "train/a.jpg")
+    (tmp_path / "train/cat").rmdir()
+    (tmp_path / "test/cat").mkdir()
+    with pytest.raises(DataError, match="train has no class folders"):
+        image_folder.read(tmp_path, DataOptions(tmp_path))
+
+
+@pytest.mark.fault(52)
+def test_pictures_under_other_suffixes_are_rows_by_their_content(tmp_path):
+    picture(tmp_path / "cat/a.jpg")
+    for kind, name in (("JPEG", "a.jfif"), ("PNG", "b"), ("WEBP", "c.download"), ("BMP", "d.x")):
+        (tmp_path / "fox").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / "fox" / name, format=kind)
+    (tmp_path / "fox/BMnotes.txt").write_text("BM is no bitmap")
+    _, raw = rows_of(tmp_path)
+    assert sorted(r.where for r in raw.rows) == [
+        "cat/a.jpg", "fox/a.jfif", "fox/b", "fox/c.download", "fox/d.x"
+    ]  # fmt: skip
+
+
+def test_pictures_that_are_not_read_are_rows_so_that_they_are_counted(tmp_path):
+    picture(tmp_path / "cat/a.jpg")
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"1 of 2 pictures cannot be used: fox/a\.heic"):
+        look(DataOptions(tmp_path))
+
+
+def test_a_class_whose_files_are_no_pictures_is_an_error_unless_skipped(tmp_path):
+    picture(tmp_path / "cat/a.jpg")
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox/a.dat").write_bytes(b"1234")
+    with pytest.raises(DataError, match=r"of 1 class folders no file .* \(fox\): 1 files"):
+        image_folder.read(tmp_path, DataOptions(tmp_path))
+    found, raw = rows_of(tmp_path, on_bad="skip")
+    assert found == {(None, "cat")} and raw.empty == ("fox",)
+
+
+@pytest.mark.fault(55)
+@pytest.mark.parametrize("what", ["pictures", "class folder", "split folder"])
+def test_links_that_empty_a_class_are_an_error_and_followed_where_asked(tmp_path, what):
+    root, store = tmp_path / "data", tmp_path / "store"
+    for name in ("cat", "dog"):
+        picture(store / name / "a.png")
+    root.mkdir()
+    if what == "pictures":
+        for name in ("cat", "dog"):
+            (root / name).mkdir()
+            (root / name / "a.png").symlink_to(store / name / "a.png")
+    elif what == "class folder":
+        picture(root / "cat/a.png")
+        (root / "dog").symlink_to(store / "dog")
+    else:
+        (store / "dog/loop").symlink_to(store)
+        (root / "train").symlink_to(store)
+    with pytest.raises(DataError, match=r"data\.follow_links=true follows links"):
+        image_folder.read(root, DataOptions(root))
+    found, _ = rows_of(root, follow_links=True)
+    split = "train" if what == "split folder" else None
+    assert found == {(split, "cat"), (split, "dog")}
+
+
+def test_folders_inside_a_class_are_said_to_belong_to_it(tmp_path):
+    picture(tmp_path / "animal/cat/a.jpg")
+    picture(tmp_path / "plant/a.jpg")
+    found, raw = rows_of(tmp_path)
+    assert found == {(None, "animal"), (None, "plant")}
+    assert raw.notes == ("folders inside a class folder belong to that class: cat in animal",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("text;label\na, b;x\nc;y\n", "semicolons"), ("text\tlabel\na, b\tx\nc\ty\n", "tabs"),
+     ("sep=;\ntext;label\na, b;x\nc;y\n", "semicolons"), ("text|label\na, b|x\nc|y\n", "bars"),
+     (" text ,label,,,\n\"a, b\",x,,,\nc,y,,,\n,,,,\n", None),
+     ("text,label\n\"a, b\",x,\nc,y,,,\n\n,\n", None)],
+)  # fmt: skip
+def test_tables_of_spreadsheets_read_as_they_look(tmp_path, text, said):
+    raw = read(write(tmp_path / "t.csv", text))
+    assert [(r.inputs, r.cells) for r in raw.rows] == [(("a, b",), ("x",)), (("c",), ("y",))]
+    assert raw.notes == ((f"t.csv has {said} between its cells",) if said else ())
+    assert raw.rows[1].where == f"t.csv row {4 if text.startswith('sep') else 3}"
+
+
+def test_a_column_that_is_used_may_not_occur_twice(tmp_path):
+    path = write(tmp_path / "t.csv", "text,label,label\na,x,y\n")
+    with pytest.raises(DataError, match="has a column twice: label"):
+        read(path)
+
+
+def test_a_table_with_very_many_columns_reads(tmp_path):
+    names = ["text", "label", *(f"c{i}" for i in range(50_000))]
+    path = write(tmp_path / "t.csv", f"{','.join(names)}\n{','.join(['a'] * len(names))}\n")
+    assert read(path).rows[0].cells == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [(["R&B; Soul", "Pop"], {"empty_labels": True}, 'label "R&B; Soul" holds the separator ";"'),
+     (["a", "b"], {}, "a list of 2 labels: say --task multilabel"),
+     ([["a"], "b"], {"empty_labels": True}, 'column "label" holds a list, not text'),
+     ("['a', 'b']", {"empty_labels": True}, "holds a list written as text"),
+     ('["a"]', {}, "holds a list written as text")],
+)  # fmt: skip
+def test_lists_of_labels_that_would_not_read_back_are_refused(tmp_path, value, options, message):
+    path = write(tmp_path / "t.jsonl", json.dumps({"text": "a", "label": value}))
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(path, **options)
+
+
+def test_a_label_nested_beyond_pythons_stack_is_refused_in_words(tmp_path):
+    path = write(tmp_path / "t.jsonl", f'{{"text": "a", "label": {"[" * 500}{"]" * 500}}}')
+    with pytest.raises(DataError, match=r"row 1: column \"label\" holds a list"):
+        read(path, empty_labels=True)
+
+
+def test_a_text_that_is_a_list_is_refused(tmp_path):
+    path = write(tmp_path / "t.jsonl", '{"text": ["a", "b"], "label": "x"}')
+    with pytest.raises(DataError, match='column "text" holds a list, not text'):
+        read(path)
+
+
+def test_the_tasks_separator_joins_lists_and_two_separators_are_refused(tmp_path):
+    task = MultiLabel(separator="|")
+    options = DataOptions(tmp_path).for_task(task)
+    assert options.label_separator == "|" and options.empty_labels
+    with pytest.raises(DataError, match=r"set task\.separator alone"):
+        DataOptions(tmp_path, label_separator="/").for_task(task)
+
+
+def test_pictures_in_a_table_may_be_named_with_backslashes(tmp_path):
+    picture(tmp_path / "img/cat/1.png")
+    raw = read(write(tmp_path / "t.csv", "image,label\nimg\\cat\\1.png,x\n"))
+    assert raw.rows[0].inputs == (str(tmp_path / "img/cat/1.png"),)
+    with pytest.raises(DataError, match="lies outside"):
+        read(write(tmp_path / "u.csv", "image,label\n..\\..\\secret.png,x\n"))
+
+
+def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
+    """The rows have the ids of a folder with the same files."""
+    names = json.dumps(
+        {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    )
+    (tmp_path / "ds/data").mkdir(parents=True)
+    for split, colours in (("train", ("red", "blue")), ("test", ("green", "pink"))):
+        cells = []
+        for i, colour in enumerate(colours):
+            path = tmp_path / "folder" / split / ("cat", "dog")[i] / f"{i}.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (4, 4), colour).save(path)
+            cells.append({"bytes": path.read_bytes(), "path": path.name})
+        made = pa.table({"image": cells, "label": [0, 1]})
+        made = made.replace_schema_metadata({b"huggingface": names.encode()})
+        pq.write_table(made, tmp_path / f"ds/data/{split}-00000-of-00001.parquet")
+    packed, plain = look(DataOptions(tmp_path / "ds")), look(DataOptions(tmp_path / "folder"))
+    found = [
+        [(e.id, e.cells, s) for e, s in zip(rows.examples, rows.named, strict=True)]
+        for rows in (packed, plain)
+    ]
+    assert found[0] == found[1] and len(found[0]) == 4
+    again = look(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
+    assert set(again.named) == {None} and len(again.examples) == 2
+
+
+def test_a_damaged_file_of_an_unpacked_picture_is_written_anew(tmp_path):
+    first = Path(unpack(b"\x89PNG\r\n\x1a\n..."))
+    first.write_bytes(b"other")
+    assert unpack(b"\x89PNG\r\n\x1a\n...") == str(first) and first.suffix == ".png"
+    assert first.read_bytes().startswith(b"\x89PNG") and len(list(first.parent.iterdir())) == 1
+
+
+def test_a_workbook_is_refused_with_what_to_save_it_as(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(DataError, match="save the sheet with the rows as CSV"):
+        look(DataOptions(tmp_path / "t.xlsx"))
+
+
+def test_a_pair_with_one_empty_text_is_a_row_and_counted(tmp_path):
+    path = write(tmp_path / "t.csv", "a,b,label\nx,,1\n,y,2\nx,y,1\n")
+    found = look(DataOptions(path, text=("a", "b")))
+    assert len(found.examples) == 3
+    assert found.notes == ("2 of 3 rows have one empty text of two",)
+    write(path, "a,b,label\nx,,1\n,,2\n")
+    with pytest.raises(DataError, match="1 of 2 texts cannot be used"):
+        look(DataOptions(path, text=("a", "b")))

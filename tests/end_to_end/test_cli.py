@@ -92,6 +92,21 @@ def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
                           if "=" in line and line.split(" =")[0] not in ("format", "pooling")]  # fmt: skip
 
 
+def test_pictures_that_cannot_be_read_are_counted_and_can_be_skipped(
+    photo_run, pictures, cli, tmp_path
+):
+    good = pictures / "test" / "navy" / "000.png"
+    for name in ("bad.png", "worse.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    given = (tmp_path / "bad.png", good, tmp_path / "worse.png")
+    refused(cli("predict", photo_run, *given), 3, "2 of 3 pictures cannot be read")
+    code, out, err = cli("predict", photo_run, *given, "--on-bad", "skip")
+    assert code == 0 and [line.partition(",")[0] for line in out.splitlines()[1:]] == [str(good)]
+    assert [line.split()[3] for line in err.splitlines() if line.startswith("no prediction for")] == [
+        str(tmp_path / "bad.png"), str(tmp_path / "worse.png")
+    ]  # fmt: skip
+
+
 def test_predict_and_evaluate_agree_with_the_run(photo_run, pictures, cli, tmp_path):
     rows = rows_of(photo_run / "predictions.csv")
     assert len(rows) == 24

@@ -79,20 +79,29 @@ def open_batch(package: Package) -> tuple[tuple[Any, ...], dict[str, Any], dict[
 
 
 def reading(package: Package) -> str:
-    """``read(path)``: the picture upright, transparency laid on white, as the run read it."""
+    """Return lines that define ``read(path)``: the picture as the run read it.
+
+    It is upright. Greyscale of more than 8 bits is scaled by its range, because Pillow would clip it.
+    Transparency is laid on white.
+    """
     mode = MODES[image_spec(package).channels]
-    if mode == "RGBA":
-        return """
-def read(path):
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-"""
-    return f"""
-def read(path):
-    picture = ImageOps.exif_transpose(Image.open(path))
-    if picture.has_transparency_data:
+    on_white = """    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("{mode}")
+"""
+    return f"""
+def scaled(values):
+    low, high = float(values.min()), float(values.max())
+    limits = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    limit = next((x for x in limits if low >= 0 and high <= x), None)
+    low, limit = (0.0, limit) if limit is not None else (low, high - low or 1.0)
+    return ((values.astype("float64") - low) * (255 / limit)).round().astype("uint8")
+
+def read(path):
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode[0] in "IF":
+        picture = Image.fromarray(scaled(np.asarray(picture)))
+{"" if mode == "RGBA" else on_white}    return picture.convert("{mode}")
 """
 
 

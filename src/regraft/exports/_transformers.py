@@ -82,7 +82,8 @@ def pictures(package: Package, auto: str) -> str:
         )
         how = ", do_resize=False, do_center_crop=False"
     one = "crop(read(path))" if crop else "read(path)"
-    return f"""from PIL import Image, ImageOps
+    return f"""import numpy as np
+from PIL import Image, ImageOps
 {more}from transformers import AutoImageProcessor, {auto}
 
 processor = AutoImageProcessor.from_pretrained(".", backend="pil")  # this folder

@@ -69,7 +69,7 @@ def data_config(spec: ImageSpec) -> dict[str, Any]:
 def snippet(package: Package) -> str:
     from . import _shared
 
-    return f"""import timm, torch
+    return f"""import numpy as np, timm, torch
 from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()  # this folder

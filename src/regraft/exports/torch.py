@@ -41,7 +41,7 @@ def snippet(package: Package) -> str:
     from . import _shared
 
     if _shared.is_image(package):
-        return f"""import torch
+        return f"""import numpy as np, torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 

@@ -1,126 +1,214 @@
 """A folder of pictures: CLASS/*.jpg, or train|val|test/CLASS/*.jpg.
 
-The class of a picture is the name of its folder; folders inside a class folder belong to it. Hidden
-files are ignored. Links to folders, links that leave the data folder and anything that is not a
-regular file are not followed; what is left out is said in a note, as is a class folder without a
-picture.
+The class of a picture is the name of its folder; folders inside a class folder belong to it. Split
+folders may be written as people write them ("Train", "test_set"). A file counts as a picture by its
+suffix, else by its first bytes. Hidden files are ignored. Links to folders, links that leave the data
+folder and anything that is not a regular file are not followed, unless ``follow_links`` says so.
+Notes name what is left out; a class folder that loses every file is an error.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DataError, shorten
 from ..types import DataOptions, RawData, Row
+from ._content import begins_as_picture
+from ._splits import split_of
 
 PICTURES = frozenset(
-    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
-)
-TABLES = frozenset({".csv", ".jsonl", ".parquet"})
-SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm",
+     ".pgm", ".pbm", ".pnm"}
+)  # fmt: skip
+# Pictures that are not read. They are rows all the same, so that their count and names are said.
+FOREIGN = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".svg", ".ico", ".icns",
+     ".eps", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".dng", ".cr2", ".cr3", ".nef",
+     ".arw", ".orf", ".raf"}
+)  # fmt: skip
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
 CLOSED = "a folder that cannot be opened"
+LINK_OUT = "a link out of the data folder"
+LINK_TO_FOLDER = "a link to a folder"
+FOLLOW = "--set data.follow_links=true follows links"
 
 
 def detects(path: Path) -> bool:
-    """Whether the path holds split folders, or class folders and no table beside them."""
+    """Return whether the path holds split folders, or class folders and no table beside them."""
     if not path.is_dir():
         return False
-    if _split_folders(path):
+    if _split_folders(path, follow=False):
         return True
-    table = any(p.suffix.lower() in TABLES for p in path.iterdir())
-    return not table and any(_is_picture(p) for f in _folders(path) for p in _walk(f))
+    if any(p.suffix.lower() in TABLES for p in path.iterdir()):
+        return False
+    # links count here, so that ``read`` can say what allows them
+    return any(_is_picture(p) for f in _folders(path, follow=True) for p in _walk(f, follow=False))
 
 
 def read(path: Path, options: DataOptions) -> RawData:
-    """Every picture with its class, sorted by path.
+    """Return every picture with its class, sorted by path.
 
-    Raises DataError for a folder without classes or pictures, class folders beside splits, and a folder
-    that cannot be opened, unless bad rows are to be skipped.
+    Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder
+    of which nothing can be read, and a folder that cannot be opened, unless bad rows are to be skipped.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder of pictures")
     if options.image or options.text or options.label or options.split or options.group:
         raise DataError(f"{path} is a folder of pictures, which has no columns to name")
-    splits = _split_folders(path)
-    classes: list[tuple[str | None, Path]]
-    if splits:
-        strangers = [f.name for f in _folders(path) if f not in splits]
-        if strangers:
-            raise DataError(
-                f"{path} has {shorten([f.name for f in splits])} and, beside them, "
-                f"{shorten(strangers)}: put every class inside train, val or test"
-            )
-        classes = [(SPLITS[s.name], c) for s in splits for c in _folders(s)]
-    else:
-        classes = [(None, c) for c in _folders(path)]
-    if not classes:
-        raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
-
+    follow = options.follow_links
+    classes, notes = _class_folders(path, follow)
     rows: list[Row] = []
     empty: list[str] = []
+    emptied: list[str] = []
+    inside: dict[str, list[str]] = {}
     root = path.resolve()
     for split, folder in classes:
-        found = [p for p in _walk(folder) if _is_picture(p) and _is_inside(p, root)]
+        files = list(_walk(folder, follow)) if follow or not folder.is_symlink() else [folder]
+        found = [p for p in files if _is_picture(p) and (follow or _is_inside(p, root))]
+        name = folder.relative_to(path).as_posix()
         if not found:
-            empty.append(folder.relative_to(path).as_posix())
+            (emptied if files else empty).append(name)
+        below = sorted({p.relative_to(folder).parts[0] for p in found if p.parent != folder})
+        if below:
+            inside[name] = below
         rows += [
             Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in found
         ]
-    left_out = _left_out(path, {r.inputs[0] for r in rows})
+    left_out = _left_out(path, {r.inputs[0] for r in rows}, follow)
+    _refuse_lost(path, options, left_out, emptied, nothing_left=not rows)
+    if not rows:
+        raise DataError(
+            f"{path}: its {len(classes)} class folders hold no picture: {shorten(empty + emptied)}"
+        )
+    if inside:
+        named = shorten([f"{', '.join(below)} in {name}" for name, below in inside.items()])
+        notes.append(f"folders inside a class folder belong to that class: {named}")
+    notes += _notes(path, left_out, empty + emptied)
+    return RawData("image", tuple(rows), notes=tuple(notes), left_out=left_out,
+                   empty=tuple(empty + emptied))  # fmt: skip
+
+
+def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Path]], list[str]]:
+    """Return (split or None, class folder) of each class folder, and notes. Raises DataError."""
+    splits = _split_folders(path, follow)
+    everything = _folders(path, follow=True)
+    if not splits:
+        for only in everything if len(everything) == 1 else []:
+            if inner := _split_folders(only, follow):
+                raise DataError(
+                    f"{path} holds nothing but the folder {only.name}, which holds "
+                    f"{shorten([f.name for f in inner])}: give {only}"
+                )
+        if not everything:
+            raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
+        return [(None, c) for c in everything], []
+    bare = [f for f in everything if f not in splits and split_of(f.name) and not f.is_symlink()]
+    strangers = [f.name for f in everything if f not in splits and f not in bare]
+    if strangers:
+        raise DataError(
+            f"{path} has {shorten([f.name for f in splits])} and, beside them, "
+            f"{shorten(strangers)}: put every class inside train, val or test"
+        )
+    notes = []
+    odd = [f"{f.name} is {split_of(f.name)}" for f in splits if f.name != split_of(f.name)]
+    if odd:
+        notes.append(f"folders read as splits: {shorten(odd)}")
+    for folder in bare:
+        if split_of(folder.name) == "train":
+            raise DataError(f"{folder} has no class folders: put its pictures into CLASS/*.jpg")
+        count = sum(_is_picture(p) for p in _walk(folder, follow))
+        notes.append(
+            f"{folder.name} has no class folders: its {count} pictures have no labels and are left out "
+            "(`regraft predict` takes them)"
+        )
+    return [(split_of(s.name), c) for s in splits for c in _folders(_inner(s), follow=True)], notes
+
+
+def _inner(split: Path) -> Path:
+    """Return the folder with a split's classes: some data sets repeat the split's name inside it."""
+    below = _folders(split, follow=False)
+    same = len(below) == 1 and split_of(below[0].name) == split_of(split.name)
+    return below[0] if same and _folders(below[0], follow=False) else split
+
+
+def _refuse_lost(
+    path: Path,
+    options: DataOptions,
+    left_out: Sequence[tuple[str, str]],
+    emptied: Sequence[str],
+    nothing_left: bool,
+) -> None:
+    """Raise DataError for folders that cannot be opened and classes of which nothing can be read.
+
+    With ``on_bad = "skip"`` it does so only where no row is left.
+    """
+    if options.on_bad != "fail" and not nothing_left:
+        return
     closed = [where for where, why in left_out if why == CLOSED]
-    if closed and options.on_bad == "fail":
+    if closed:
         raise DataError(
             f"{path}: {len(closed)} folders cannot be opened: {shorten(closed)}; change their "
             "permissions, or leave them out with --on-bad skip"
         )
-    if not rows:
-        raise DataError(f"{path}: its {len(empty)} class folders hold no picture: {shorten(empty)}")
-    return RawData("image", tuple(rows), notes=_notes(path, left_out, empty),
-                   left_out=left_out, empty=tuple(empty))  # fmt: skip
+    if emptied:
+        lost = [
+            (where, why) for where, why in left_out
+            if any(where == name or where.startswith(f"{name}/") for name in emptied)
+        ]  # fmt: skip
+        links = sum(why in (LINK_OUT, LINK_TO_FOLDER) for _, why in lost)
+        what = shorten([f"{where} ({why})" for where, why in lost], 3)
+        allow = f"; {FOLLOW}" if links else ""
+        raise DataError(
+            f"{path}: of {len(emptied)} class folders no file can be read as a picture "
+            f"({shorten(emptied)}): {len(lost)} files or links, {what}{allow}; leave such folders out "
+            "with --on-bad skip"
+        )
 
 
 def list_images(path: Path) -> list[Path]:
     """The pictures of an unlabelled folder at any depth, sorted; or the one file given.
 
-    Raises DataError where there is none.
+    Raises DataError where there is none, and for links out of the folder, which are not followed.
     """
     if path.is_file():
         return [path]
     if not path.exists():
         raise DataError(f"{path} does not exist")
     root = path.resolve()
-    found = sorted(p for p in _walk(path) if _is_picture(p) and _is_inside(p, root))
+    found = sorted(p for p in _walk(path, follow=False) if _is_picture(p))
+    links = [p.relative_to(path).as_posix() for p in found if not _is_inside(p, root)]
+    if links:
+        raise DataError(
+            f"{path}: {len(links)} of {len(found)} pictures are links out of the folder, which are not "
+            f"followed: {shorten(links)}; give the files themselves"
+        )
     if not found:
         raise DataError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
     return found
 
 
-def _notes(path: Path, left_out: tuple[tuple[str, str], ...], empty: list[str]) -> tuple[str, ...]:
+def _notes(path: Path, left_out: Sequence[tuple[str, str]], empty: list[str]) -> list[str]:
     notes = []
     if empty:
         count = "1 class folder" if len(empty) == 1 else f"{len(empty)} class folders"
         notes.append(f"{count} without a picture left out: {shorten(empty)}")
-    if left_out:
-        notes.append(
-            f"{len(left_out)} files of {path} are no pictures in a class folder "
-            f"(or are links), and were left out: {shorten([where for where, _ in left_out])}"
-        )
-    return tuple(notes)
+    links = [where for where, why in left_out if why in (LINK_OUT, LINK_TO_FOLDER)]
+    if links:
+        count = "1 link" if len(links) == 1 else f"{len(links)} links"
+        notes.append(f"{count} out of {path} left out ({FOLLOW}): {shorten(links)}")
+    others = [where for where, why in left_out if why not in (LINK_OUT, LINK_TO_FOLDER)]
+    if others:
+        count = "1 file" if len(others) == 1 else f"{len(others)} files"
+        notes.append(f"{count} of {path} left out, no picture in a class folder: {shorten(others)}")
+    return notes
 
 
-def _left_out(path: Path, taken: set[str]) -> tuple[tuple[str, str], ...]:
-    """(where, why) of everything below that is no row."""
-    left = [p for p in _walk(path) if str(p) not in taken]
+def _left_out(path: Path, taken: set[str], follow: bool) -> tuple[tuple[str, str], ...]:
+    """Return (where, why) of everything below that is no row."""
+    left = [p for p in _walk(path, follow) if str(p) not in taken]
     return tuple((p.relative_to(path).as_posix(), _why(p)) for p in left)
 
 
@@ -128,39 +216,53 @@ def _why(path: Path) -> str:
     if path.is_symlink():
         if not path.exists():
             return "a link that leads nowhere"
-        return "a link to a folder" if path.is_dir() else "a link out of the data folder"
+        return LINK_TO_FOLDER if path.is_dir() else LINK_OUT
     if path.is_dir():
         return "a folder named like a picture" if os.access(path, os.R_OK | os.X_OK) else CLOSED
     if not path.is_file():
         return "not a regular file"
-    named = path.suffix.lower() in PICTURES
-    return "not in a class folder" if named else "not named like a picture"
+    return "not in a class folder" if _is_picture(path) else "not a picture"
 
 
-def _folders(path: Path) -> list[Path]:
+def _folders(path: Path, follow: bool) -> list[Path]:
     return sorted(
-        p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and p.name[0] != "."
-    )
+        p for p in path.iterdir()
+        if p.is_dir() and (follow or not p.is_symlink()) and p.name[0] != "."
+    )  # fmt: skip
 
 
-def _split_folders(path: Path) -> list[Path]:
-    """The folders named as splits that hold folders; "test" full of pictures is a class."""
-    return [f for f in _folders(path) if f.name in SPLITS and _folders(f)]
+def _split_folders(path: Path, follow: bool) -> list[Path]:
+    """Return the folders that are named as splits and hold folders.
+
+    "test" full of pictures is a class. A name such as "Dev" counts only beside a train split.
+    """
+    found = [f for f in _folders(path, follow) if split_of(f.name) and _folders(f, follow=True)]
+    if any(split_of(f.name) == "train" for f in found):
+        return found
+    return [f for f in found if f.name in ("val", "valid", "validation", "test")]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Everything below a folder, depth first and sorted, without hidden names; of folders only those
-    that cannot be opened or are named like a picture. Links are not entered."""
+def _walk(folder: Path, follow: bool) -> Iterator[Path]:
+    """Yield everything below a folder, depth first and sorted, without hidden names.
+
+    Of folders it yields only those that cannot be opened or are named like a picture. It enters links
+    to folders only with ``follow``, each folder once.
+    """
     stack = [(folder, True)]  # no recursion: folders may be deeper than Python's stack
+    entered = set[Path]()
     while stack:
         path, enter = stack.pop()
         if not enter:
             yield path
             continue
+        if follow:
+            if path.resolve() in entered:
+                continue  # a circle of links
+            entered.add(path.resolve())
         try:
             with os.scandir(path) as found:
                 below = [
-                    (Path(e.path), e.is_dir(follow_symlinks=False))
+                    (Path(e.path), e.is_dir(follow_symlinks=follow))
                     for e in found
                     if not e.name.startswith(".")
                 ]
@@ -173,7 +275,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES and path.is_file()
+    if not path.is_file():
+        return False
+    return path.suffix.lower() in PICTURES | FOREIGN or begins_as_picture(path)
 
 
 def _is_inside(path: Path, root: Path) -> bool:

@@ -2,7 +2,9 @@
 
 Every value is read as text, so that the labels "NA", "007", "True" and "1.0" stay what they are. A
 list of labels in JSON or Parquet becomes one cell, joined by the label separator. A row is named by
-its number in the file; in CSV the header is row 1.
+its number in the file; in CSV the header is row 1. Cells of CSV may stand between commas, semicolons,
+tabs or bars: the header decides. A Parquet cell may hold a picture's bytes, and Hugging Face's names of
+classes are used.
 """
 
 from __future__ import annotations
@@ -11,25 +13,29 @@ import csv
 import io
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import DataError, did_you_mean, shorten
 from ..types import DataOptions, RawData, Row
+from ._splits import NAMES, split_of
+from ._unpacked import content_of, unpack
 
-SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
 
-# A table as it is read: its columns, and wanted columns → (row number, values) of each row.
-Table = tuple[list[str], Callable[[Sequence[str]], Iterator[tuple[int, list[Any]]]]]
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is read: its columns, and the cells of those that are wanted."""
+
+    columns: list[str]
+    rows: Callable[[Sequence[str]], Iterator[tuple[int, list[Any]]]]  # (row number, values)
+    notes: tuple[str, ...] = ()
 
 
 def detects(path: Path) -> bool:
@@ -46,12 +52,13 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
     if not files:
         raise DataError(f"{path} is no table, nor a folder with {_expected()}")
     tables = {f: _open(f) for f in files}
-    chosen = {f: _choose(columns, f, options, labelled) for f, (columns, _) in tables.items()}
+    chosen = {f: _choose(t.columns, f, options, labelled) for f, t in tables.items()}
     if len({bool(c.image) for c in chosen.values()}) > 1:
         raise DataError(f"{path}: some tables name pictures and some texts")
     rows = [r for f in files for r in _rows(f, tables[f], chosen[f], files[f], options)]
     first = next(iter(chosen.values()))
-    return RawData("image" if first.image else "text", tuple(rows), first.label)
+    notes = tuple(note for table in tables.values() for note in table.notes)
+    return RawData("image" if first.image else "text", tuple(rows), first.label, notes=notes)
 
 
 def _expected() -> str:
@@ -59,13 +66,22 @@ def _expected() -> str:
 
 
 def _tables(folder: Path) -> dict[Path, str | None]:
-    """Split of each table of a folder, by file name, train first."""
+    """Return the split of each table of a folder, or of its folder data/, by file name, train first.
+
+    A split may have several files: train-00000-of-00002.parquet.
+    """
     if not folder.is_dir():
         return {}
-    found = [p for p in folder.iterdir() if p.suffix.lower() in READERS and p.stem in SPLITS]
-    found = [p for p in found if p.is_file()]  # a pipe would be waited for without end
-    order = list(SPLITS)
-    return {p: SPLITS[p.stem] for p in sorted(found, key=lambda p: (order.index(p.stem), p))}
+    for place in (folder, folder / "data"):
+        files = (
+            [p for p in place.iterdir() if p.suffix.lower() in READERS] if place.is_dir() else []
+        )
+        # a pipe would be waited for without end
+        splits = [(s, p) for p in files if p.is_file() and (s := split_of(p.stem)) is not None]
+        if splits:
+            order = ["train", "val", "test"]
+            return {p: s for s, p in sorted(splits, key=lambda f: (order.index(f[0]), f[1]))}
+    return {}
 
 
 # ---------------------------------------------------------------- columns
@@ -88,9 +104,6 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
 
     Raises DataError for a column that does not exist, occurs twice, or cannot be guessed.
     """
-    twice = sorted({c for c in columns if columns.count(c) > 1})
-    if twice:
-        raise DataError(f"{path} has a column twice: {shorten(twice)}; rename one of them")
     if options.image and options.text:
         raise DataError("inputs are a picture or a text, not both: give --image or --text")
     if len(options.text) > 2:
@@ -115,6 +128,9 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
     for name in chosen.all():
         if name not in columns:
             raise DataError(f'{path} has no column "{name}"; {did_you_mean(name, columns)}')
+    counts = Counter(columns)  # a spreadsheet may leave columns without a name, which nobody uses
+    if twice := sorted({c for c in chosen.all() if counts[c] > 1}):
+        raise DataError(f"{path} has a column twice: {shorten(twice)}; rename one of them")
     return chosen
 
 
@@ -129,19 +145,18 @@ def _rows(
     wanted = chosen.all()
     rows: list[Row] = []
     problems: list[str] = []
-    for number, values in table[1](wanted):
+    for number, values in table.rows(wanted):
         where = f"{path.name} row {number}"
         try:
-            cell = {
-                c: _text(v, c, options.label_separator) for c, v in zip(wanted, values, strict=True)
-            }
+            cell = {c: _cell(v, c, chosen, options) for c, v in zip(wanted, values, strict=True)}
             labels = tuple(cell[c] for c in chosen.label)
             missing = [c for c, v in zip(chosen.label, labels, strict=True) if not v.strip()]
             if missing and not options.empty_labels:
                 raise ValueError(f'the label is empty (column "{missing[0]}")')
             inputs = tuple(cell[c] for c in chosen.text)
             if chosen.image:
-                inputs = (_picture(root, cell[chosen.image]),)
+                packed = content_of(values[0])
+                inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image]),)
             named = split or (_split(cell[chosen.split]) if chosen.split else None)
             group = cell[chosen.group] or None if chosen.group else None
             rows.append(Row(inputs, labels, where, named, group))
@@ -155,14 +170,48 @@ def _rows(
     return rows
 
 
-def _text(value: Any, column: str, separator: str) -> str:
-    """A value as text; "" where it is missing. ValueError for what is no text."""
+def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> str:
+    """Return a cell as text. Raises ValueError for what is none, or not what its column should hold."""
+    if column == chosen.image:
+        if content_of(value) is not None:
+            return ""
+        return _text(value.get("path") if isinstance(value, dict) else value, column)
+    if column in chosen.label:
+        if isinstance(value, list):
+            return _labels(value, column, options)
+        if isinstance(value, str) and re.match(
+            r"""\[\s*['"].*['"]\s*\]$""", value.strip(), re.DOTALL
+        ):
+            raise ValueError(
+                f'column "{column}" holds a list written as text ({value.strip()[:40]}): write the '
+                f'labels with "{options.label_separator}" between them'
+            )
+    return _text(value, column)
+
+
+def _labels(values: list[Any], column: str, options: DataOptions) -> str:
+    """Return a list of labels as one cell. Raises ValueError where the cell would not read back."""
+    labels = [_text(v, column) for v in values]
+    if len(labels) > 1 and not options.empty_labels:
+        raise ValueError(
+            f'column "{column}" holds a list of {len(labels)} labels: say --task multilabel'
+        )
+    separator = options.label_separator
+    if options.empty_labels and (held := [label for label in labels if separator in label]):
+        raise ValueError(
+            f'the label "{held[0]}" holds the separator "{separator}": choose one that no label '
+            'holds, such as --set task.separator="|"'
+        )
+    return separator.join(labels)
+
+
+def _text(value: Any, column: str) -> str:
+    """Return a value as text; "" where it is missing. Raises ValueError for what is no text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, list):
-        return separator.join(_text(v, column, separator) for v in value)
-    if isinstance(value, bytes | dict):
-        raise ValueError(f'column "{column}" holds {type(value).__name__}, not text')
+    if isinstance(value, bytes | dict | list):
+        what = "a list" if isinstance(value, list) else type(value).__name__
+        raise ValueError(f'column "{column}" holds {what}, not text')
     if "\0" in (text := str(value)):
         raise ValueError(f'a NUL character in column "{column}"')
     if any("\ud800" <= c <= "\udfff" for c in text):  # which JSON may escape, and UTF-8 has none
@@ -171,16 +220,19 @@ def _text(value: Any, column: str, separator: str) -> str:
 
 
 def _split(name: str) -> str:
-    if name.strip().lower() not in SPLITS:
-        raise ValueError(f'the split is "{name}"; there are: {", ".join(SPLITS)}')
-    return SPLITS[name.strip().lower()]
+    found = split_of(name)
+    if found is None:
+        raise ValueError(f'the split is "{name}"; there are: {", ".join(NAMES)}')
+    return found
 
 
 def _picture(root: Path, name: str) -> str:
-    """The path of a picture that a row names, which must lie inside the root."""
+    """Return the path of a picture that a row names, which must lie inside the root."""
     if not name.strip():
         raise ValueError("the picture's path is empty")
     path = root / name
+    if "\\" in name and not path.exists():  # a table that was written on Windows
+        path = root / PureWindowsPath(name).as_posix()
     try:
         inside = path.resolve().is_relative_to(root)
     except (OSError, RuntimeError) as error:  # links in a circle
@@ -214,34 +266,51 @@ def _decoded(path: Path) -> str:
     return text
 
 
+def _delimiter(path: Path, header: str) -> str:
+    """Return what stands between the cells of a header: the sign that makes the most cells of it."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    cells = {d: len(next(csv.reader([header], delimiter=d), [])) for d in DELIMITERS}
+    return max(cells, key=cells.__getitem__)  # the first of equals: a comma
+
+
 def _csv(path: Path) -> Table:
     csv.field_size_limit(2**31 - 1)  # a long document is a text like any other
+    lines = io.StringIO(_decoded(path), newline="")
+    first = next((line for line in lines if line.strip()), "")
+    told = re.fullmatch(r"sep=(.)", first.strip(), re.IGNORECASE)  # Excel's own first line
+    delimiter = told[1] if told else _delimiter(path, first)
+    if not told:
+        lines.seek(0)
     # strict: a quote that is never closed would otherwise swallow the rest of the file
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         number = 0
         try:
-            for number, record in enumerate(reader, 1):
+            for number, record in enumerate(reader, 2 if told else 1):
                 yield number, record
         except csv.Error as error:
             raise DataError(f"{path} row {number + 1} is not CSV: {error}") from error
 
-    lines = records()
-    columns = next(lines)[1]
+    numbered = records()
+    columns = [c.strip() for c in next((r for _, r in numbered if any(r)), [])]
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         places = [columns.index(c) for c in wanted]
-        for number, record in lines:
-            if record and len(record) != len(columns):
+        for number, record in numbered:
+            if not any(record):
+                continue  # a blank line, or the empty rows that a spreadsheet leaves, is no row
+            if len(record) < len(columns) or any(record[len(columns) :]):
                 raise DataError(
                     f"{path} row {number} has {len(record)} cells where the header has "
-                    f"{len(columns)}; is a comma or a quote missing?"
+                    f"{len(columns)}; is a {DELIMITERS.get(delimiter, delimiter)[:-1]} or a quote missing?"
                 )
-            if record:  # a blank line is no row
-                yield number, [record[p] for p in places]
+            yield number, [record[p] for p in places]
 
-    return columns, rows
+    said = f"{path.name} has {DELIMITERS.get(delimiter, repr(delimiter))} between its cells"
+    usual = delimiter == ("\t" if path.suffix.lower() == ".tsv" else ",")
+    return Table(columns, rows, () if usual else (said,))
 
 
 def _jsonl(path: Path) -> Table:
@@ -272,26 +341,62 @@ def _jsonl(path: Path) -> Table:
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         return ((number, [record.get(c) for c in wanted]) for number, record in records)
 
-    return list(dict.fromkeys(key for _, record in records for key in record)), rows
+    return Table(list(dict.fromkeys(key for _, record in records for key in record)), rows)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Return the names of classes that Hugging Face's datasets writes beside a column of numbers."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        found = {column: _names_in(about) for column, about in features.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _names_in(about: Any) -> list[str]:
+    """Return a ClassLabel's names, also where it stands inside a list."""
+    about = about[0] if isinstance(about, list) and about else about
+    about = about.get("feature", about) if isinstance(about, dict) else {}
+    names = about.get("names") if isinstance(about, dict) else None
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """Return the class that a number stands for; -1 is no label."""
+    if isinstance(value, list):
+        return [_named(v, names) for v in value]
+    if type(value) is not int or value >= len(names):
+        return value
+    return names[value] if value >= 0 else None
 
 
 def _parquet(path: Path) -> Table:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     # a damaged file makes arrow raise ArrowException, OSError, OverflowError, UnicodeDecodeError, …
     try:
         file = pq.ParquetFile(path)
         columns = list(file.schema_arrow.names)
+        classes = _class_names(file.schema_arrow.metadata)
     except Exception as error:
         raise DataError(f"{path} is not a Parquet file: {error}") from error
+    kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
+    packed = {f.name for f in file.schema_arrow if any(is_kind(f.type) for is_kind in kinds)}
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         number = 0
-        batches = file.iter_batches(columns=list(dict.fromkeys(wanted)))
+        size = PICTURES_AT_ONCE if packed & set(wanted) else 65_536
+        batches = file.iter_batches(size, columns=list(dict.fromkeys(wanted)))
         while True:
             try:
                 batch = next(batches, None)
                 values = [] if batch is None else [batch.column(c).to_pylist() for c in wanted]
+                values = [
+                    [_named(v, classes[c]) for v in column] if c in classes else column
+                    for c, column in zip(wanted, values, strict=bool(values))
+                ]
             except Exception as error:
                 raise DataError(f"{path} does not read after row {number}: {error}") from error
             if batch is None:
@@ -300,11 +405,15 @@ def _parquet(path: Path) -> Table:
                 number += 1
                 yield number, list(record)
 
-    return columns, rows
+    notes = [
+        f"{path.name}: the classes of {c} have the names that the file gives them" for c in classes
+    ]
+    return Table(columns, rows, tuple(notes))
 
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _csv,
+    ".tsv": _csv,
     ".jsonl": _jsonl,
     ".parquet": _parquet,
 }

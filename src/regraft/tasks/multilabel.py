@@ -104,6 +104,7 @@ class _MultiLabel:
     threshold: float
     separator: str
     one_column: bool
+    empty_labels: ClassVar[bool] = True  # a row may have no label
     name: str = "multilabel"
     metrics: tuple[str, ...] = METRICS
 

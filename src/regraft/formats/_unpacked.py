@@ -1,0 +1,45 @@
+"""Pictures that lie in the cells of a table, as files: everything behind reads pictures by path.
+
+A file is named by the sha256 of its content, so that two tables with the same pictures share it, and the
+rows have the ids that a folder of the same files would give them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import DiskError
+from ..places import cache_root
+from ._content import HEAD_BYTES, picture_suffix
+
+
+def content_of(value: Any) -> bytes | None:
+    """Return the bytes of a picture's cell: bytes, or a record with "bytes"; None for a path."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def unpack(content: bytes) -> str:
+    """Return the path of a file with this content, written where there is none.
+
+    Raises DiskError where it cannot be written.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    folder = cache_root() / "pictures" / digest[:2]
+    path = folder / f"{digest}{picture_suffix(content[:HEAD_BYTES]) or '.bin'}"
+    with suppress(OSError):
+        if path.is_file() and path.read_bytes() == content:
+            return str(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}") from error
+    return str(path)
