@@ -174,6 +174,38 @@ def test_balanced_draws_are_equal_by_class_and_no_row_waits_for_a_second_draw():
     assert drawn != balanced(ids, strata, 0, 2)
 
 
+def test_balanced_draws_are_those_of_a_scan_by_class():
+    rng = np.random.default_rng(0)
+    strata = [f"class {k}" for k in rng.zipf(1.5, 300) % 40]
+    ids = [f"id{i}" for i in range(300)]
+    names, expected = sorted(set(strata)), []
+    names = [names[k] for k in order(names, 5, 2)]
+    for k, name in enumerate(names):
+        rows = [i for i in range(300) if strata[i] == name]
+        rows = [rows[j] for j in order([ids[i] for i in rows], 5, 2)]
+        quota = 300 // len(names) + (k < 300 % len(names))
+        expected += [rows[d % len(rows)] + 300 * (d // len(rows)) for d in range(quota)]
+    expected = [expected[k] for k in order([f"{ids[d % 300]} {d // 300}" for d in expected], 5, 2)]
+    assert balanced(ids, strata, 5, 2) == expected
+
+
+class Looked(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Looked.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_balanced_draws_compare_no_row_with_each_class():
+    strata = [Looked(f"class {i % 100}") for i in range(1_000)]
+    balanced([f"id{i}" for i in range(1_000)], strata, 0, 1)
+    assert Looked.compared < 10_000
+
+
 def test_a_balanced_epoch_augments_a_repeated_row_anew_and_evaluation_stays_as_it_is(tmp_path):
     rows, targets = examples(tmp_path, 9), torch.arange(9)
     strata = ["rare"] + ["often"] * 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regraft.errors import DataError
-from regraft.evaluation import Scored, at_threshold, confusion, estimates, gain, paired
+from regraft.evaluation import Scored, at_threshold, estimates, gain, paired
 from regraft.intervals import newcombe_paired, wilson
 from regraft.metrics import accuracy, log_loss, macro_f1, mae, micro_f1
 from regraft.tasks.classification import Classification
@@ -97,7 +97,3 @@ def test_labels_are_counted_at_the_tasks_threshold():
     assert estimates(task, {"f": micro_f1}, rows)["f"].value == pytest.approx(2 / 3)
     assert at_threshold(mae, task) is mae
     assert at_threshold(micro_f1, Regression().make([("1",), ("2",)], ("y",))) is micro_f1
-
-
-def test_confusion_has_truth_down():
-    assert confusion(scored([0, 0, 1, 1], [0, 1, 1, 1]), 2).tolist() == [[1, 1], [0, 2]]

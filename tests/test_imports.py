@@ -115,7 +115,16 @@ def test_what_help_and_summary_need_is_light(name):
 def test_the_report_imports_no_torch_and_nothing_that_trains(file):
     found = {n.partition(".")[0] for n in imports(file)}
     assert "!torch" not in found
-    allowed = {"errors", "types", "runfiles", "summary", "intervals", "comparison", "report"}
+    allowed = {
+        "errors",
+        "types",
+        "runfiles",
+        "summary",
+        "intervals",
+        "comparison",
+        "confusion",
+        "report",
+    }
     assert {n for n in found if not n.startswith("!")} <= allowed
     assert not imports(file, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
 

@@ -96,6 +96,28 @@ def test_close_hashes_are_those_of_all_pairs(seed, within, size):
     assert {tuple(p) for p in found.tolist()} == expected and not more
 
 
+def test_few_hashes_are_compared_with_each_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2**63, 20_000, np.uint64)
+    compared, count = [], np.bitwise_count
+    monkeypatch.setattr(_near.np, "bitwise_count", lambda x: compared.append(x.size) or count(x))
+    _near.close_hashes(values, _near.BITS, 10_000)
+    assert sum(compared) < 0.01 * 10_000 * 20_000
+
+
+def test_close_hashes_among_many_are_those_of_all_pairs():
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 2**63, 3_000, np.uint64) << np.uint64(1)
+    for _ in range(3):  # copies with 1, 2 and 3 times 3 bits changed, some of them twice
+        values[rng.integers(0, 3_000, 300)] = values[:300] ^ np.bitwise_or.reduce(
+            np.uint64(1) << rng.integers(1, 64, (300, 3)).astype(np.uint64), axis=1
+        )
+    found, more = _near.close_hashes(values, _near.BITS, 1_700)
+    bits = np.bitwise_count(values[:1_700, None] ^ values[None])
+    one, two = np.nonzero((bits <= _near.BITS) & (np.arange(1_700)[:, None] < np.arange(3_000)))
+    assert found.tolist() == np.stack([one, two], 1).tolist() and len(found) > 500 and not more
+
+
 def test_pairs_are_bounded_and_that_is_said(monkeypatch):
     monkeypatch.setattr(_near, "MOST", 50)
     found, more = _near.close_hashes(np.full(100, 77, np.uint64), 4, 100)
@@ -153,6 +175,15 @@ def test_min_hash_estimates_jaccard():
     expected = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
     one, two = _near.signatures(texts)
     assert abs((one == two).mean() - expected) < 0.15  # 120 draws
+
+
+def test_bands_have_one_number_where_they_are_equal():
+    texts = [sentence(i // 2, 40) + " end" * (i % 2) for i in range(20)]
+    bands = _near.signatures(texts).reshape(20, _near.BANDS, _near.ROWS)
+    keys = _near.band_keys(texts)
+    equal = (bands[:, None] == bands[None]).all(-1)
+    assert keys.nbytes == 160 * 20 and equal.sum() > 20 * _near.BANDS
+    assert np.array_equal(keys[:, None] == keys[None], equal)
 
 
 def test_a_crowd_of_alike_texts_is_bounded_and_that_is_said(monkeypatch):

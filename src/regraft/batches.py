@@ -53,9 +53,12 @@ def balanced(ids: Sequence[str], strata: Sequence[str], seed: int, epoch: int) -
     """
     n, names = len(ids), sorted(set(strata))
     names = [names[k] for k in order(names, seed, epoch)]  # who has one draw more
+    members: dict[str, list[int]] = {name: [] for name in names}
+    for i, name in enumerate(strata):
+        members[name].append(i)
     drawn: list[int] = []
     for k, name in enumerate(names):
-        rows = [i for i in range(n) if strata[i] == name]
+        rows = members[name]
         rows = [rows[j] for j in order([ids[i] for i in rows], seed, epoch)]
         quota = n // len(names) + (k < n % len(names))
         drawn += [rows[d % len(rows)] + n * (d // len(rows)) for d in range(quota)]

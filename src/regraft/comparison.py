@@ -8,6 +8,7 @@ verdict, which has seeds.
 from __future__ import annotations
 
 import csv
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
         raise UsageError("give two runs or more: regraft compare runs/A runs/B")
     if len({p.resolve() for p in paths}) < len(paths):
         raise UsageError("the same run is named twice: give each run once")
-    first, *others = [read_judgement(path) for path in paths]
+    first = read_judgement(paths[0])
+    others = map(read_judgement, paths[1:])  # one after another: each has scores of all its rows
     with reading(Path(", ".join(map(str, paths)))):
         metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
         return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
@@ -132,9 +134,18 @@ def read_judgement(path: Path) -> Judgement:
 
 def _scores(path: Path) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
     """(ids [N], scores [N, C]) of predictions.csv."""
+    ids: list[str] = []
+    cells = array("d")
     with path.open(encoding="utf-8", newline="") as file:
-        header, *lines = [row for row in csv.reader(file, strict=True) if row] or [[]]
-    if tuple(header[: len(LABELS)]) != LABELS:
-        raise ValueError(f"{path.name} has the columns {', '.join(header)}")
-    scores = np.array([[float(v) for v in line[len(LABELS) :]] for line in lines])
-    return tuple(line[0] for line in lines), scores
+        rows = (row for row in csv.reader(file, strict=True) if row)
+        header = next(rows, [])
+        if tuple(header[: len(LABELS)]) != LABELS:
+            raise ValueError(f"{path.name} has the columns {', '.join(header)}")
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"{path.name} has {len(row)} cells in row {len(ids) + 1}")
+            ids.append(row[0])
+            cells.extend(map(float, row[len(LABELS) :]))
+    if not ids:
+        raise ValueError(f"{path.name} has no rows")
+    return tuple(ids), np.frombuffer(cells).reshape(len(ids), len(header) - len(LABELS))

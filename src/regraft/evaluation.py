@@ -73,6 +73,7 @@ class _AtThreshold:
     per_row: bool
     bounded: bool
     value: Callable[[Any, Any, FloatArray], FloatArray]
+    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
 
 
 def at_threshold(metric: Metric, task: Task) -> Metric:
@@ -80,6 +81,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     threshold = getattr(task, "threshold", None)
     if threshold is None or not getattr(metric, "thresholded", False):
         return metric
+    own = getattr(metric, "at_weights", None)
     bound = _AtThreshold(
         title=metric.title,
         higher_is_better=metric.higher_is_better,
@@ -87,6 +89,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
         per_row=metric.per_row,
         bounded=metric.bounded,
         value=partial(cast(Any, metric.value), threshold=threshold),
+        at_weights=partial(own, threshold=threshold) if own else None,
     )
     return cast(Metric, bound)
 
@@ -165,9 +168,3 @@ def gain(metric: Metric, a: Scored, b: Scored) -> Estimate:
     return bootstrap_difference(
         metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n)
     )
-
-
-def confusion(scored: Scored, classes: int) -> NDArray[np.int64]:
-    """Counts [C, C]: true class down, predicted class across."""
-    cells = scored.truth.astype(np.int64) * classes + np.argmax(scored.scores, axis=1)
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(np.int64)

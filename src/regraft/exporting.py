@@ -432,8 +432,9 @@ def against_file(
     path = files.path / "predictions.csv"
     if what != "test rows" or not path.is_file():
         return None
+    wanted = {e.id for e in examples}  # the others' scores, which may be many, are not held
     with path.open(encoding="utf-8", newline="") as file:
-        rows = {row[0]: row[4:] for row in csv.reader(file)}
+        rows = {row[0]: row[4:] for row in csv.reader(file) if row[0] in wanted}
     try:
         kept = np.array([[float(v) for v in rows[e.id]] for e in examples])
     except (KeyError, ValueError):

@@ -163,7 +163,9 @@ class FeatureCache:
                 if ids and (long is None) != (lengths is None):
                     raise NotStorableError("some batches have a mask and some have none")
                 ids += names
-                lengths = None if long is None else (lengths or []) + long
+                if long is not None:
+                    lengths = lengths or []
+                    lengths += long
                 for name, value in parts.items():
                     about: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")}
                     about["shape"] = list(value.shape[1:])

@@ -10,6 +10,7 @@ import torch
 
 from . import processes
 from .freeze import evaluating
+from .progress import stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +28,9 @@ class Outputs:
     targets: Tensor  # [N] or [N, C], as the task encoded them
 
     def take(self, rows: Sequence[int]) -> Outputs:
+        """Return these rows in this order; of all rows as they stand, no copy."""
+        if len(rows) == len(self.ids) and all(i == row for i, row in enumerate(rows)):
+            return self
         index = torch.as_tensor(rows, dtype=torch.long)
         return Outputs(tuple(self.ids[i] for i in rows), self.values[index], self.targets[index])
 
@@ -73,9 +77,10 @@ def outputs(
 
     Raises RuntimeError where the processes together did not give each row once.
     """
-    ids: list[str] = []
-    values: list[Tensor] = []
-    targets: list[Tensor] = []
+    place = {e.id: i for i, e in enumerate(batches.examples)}  # texts come by length
+    left = set(place)  # rows without an output
+    values: Tensor | None = None
+    targets: Tensor | None = None
 
     def compute(
         ids: tuple[str, ...], inputs: Inputs, labels: Tensor
@@ -83,16 +88,21 @@ def outputs(
         with autocast(device, precision):
             return ids, module(on(inputs, device, layout)).float().cpu(), labels
 
+    seen = stage("computing outputs", len(batches))
     # what inference mode fetches of divided weights could not be used in training again
     quiet = torch.no_grad() if divided(module) else torch.inference_mode()
     with evaluating(module), quiet:
         for names, given, labels in processes.in_turn(batches, compute):
-            ids += names
-            values.append(given)
-            targets.append(labels)
-    # clone: a tensor made under inference_mode could not take part in autograd later
-    found = Outputs(tuple(ids), torch.cat(values).clone(), torch.cat(targets).clone())
-    place = {name: i for i, name in enumerate(ids)}  # texts come by length
-    if len(ids) != len(batches) or len(place) != len(ids):
-        raise RuntimeError(f"{len(ids)} outputs of {len(place)} rows for {len(batches)} rows")
-    return found.take([place[e.id] for e in batches.examples])
+            if not left.issuperset(names):
+                raise RuntimeError(f"outputs of rows that are not among {len(batches)}, or twice")
+            left.difference_update(names)
+            rows = torch.tensor([place[name] for name in names], dtype=torch.long)
+            with torch.inference_mode(False):  # made inside it they could not take part in autograd
+                if values is None or targets is None:
+                    values = given.new_empty(len(batches), *given.shape[1:])
+                    targets = labels.new_empty(len(batches), *labels.shape[1:])
+            values[rows], targets[rows] = given, labels
+            seen.advance(len(names))
+    if values is None or targets is None or left:
+        raise RuntimeError(f"{len(batches) - len(left)} outputs for {len(batches)} rows")
+    return Outputs(tuple(e.id for e in batches.examples), values, targets)

@@ -106,9 +106,8 @@ def namer(name: str, task: Task | None) -> Callable[[Example], tuple[str, ...]]:
         return lambda e: e.cells
     if name != "multilabel" or task is None:
         return lambda e: ()
-    return lambda e: tuple(
-        c for c, on in zip(task.classes, task.encode([e.cells])[0].tolist(), strict=True) if on
-    )
+    given = cast(Any, task).given
+    return lambda e: cast("tuple[str, ...]", given(e.cells))
 
 
 def classes_of(splits: Splits, task: Task) -> dict[str, dict[str, int]]:

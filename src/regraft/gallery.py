@@ -8,7 +8,7 @@ pixels is in them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -62,9 +62,8 @@ def wrongness(task: Task, rows: Scored) -> FloatArray:
     if task.name == "regression":
         spread = truth.reshape(scores.shape).std(0)
         return np.asarray((apart / np.where(spread > 0, spread, 1.0)).sum(1))
-    wrong = [
-        task.label(s) != task.label(t) for s, t in zip(scores, truth.astype(float), strict=True)
-    ]
+    threshold = cast(Any, task).threshold
+    wrong = ((scores >= threshold) != (truth >= threshold)).any(1)
     return np.asarray(np.where(wrong, apart.mean(1), 0.0))
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .progress import stage
 from .types import Estimate, Metric
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def resampled(
     groups: Groups | None = None,
     resamples: int = 10_000,
     seed: int = 0,
+    what: str = "bootstrap",
 ) -> FloatArray:
     """``function`` (row weights [r, N] → [r]) at every bootstrap resample, [R], in chunks."""
     rng = np.random.default_rng(seed)
@@ -123,13 +125,29 @@ def resampled(
     size = int(codes.max()) + 1
     step = max(1, CHUNK // max(n, size))
     parts = []
+    seen = stage(what, resamples, "resamples")
     for start in range(0, resamples, step):
         r = min(step, resamples - start)
         drawn = rng.integers(0, size, (r, size))  # which groups, with replacement
         drawn += np.arange(r)[:, None] * size
         counts = np.bincount(drawn.ravel(), minlength=r * size).reshape(r, size)
         parts.append(function((counts if size == n else counts[:, codes]).astype(np.float64)))
+        seen.advance(r)
     return np.concatenate(parts)
+
+
+def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """Return the metric as a function of row weights [R, N] → [R].
+
+    What the weights do not change is computed once, where the metric has an ``at_weights`` of its own.
+    """
+    if own := getattr(metric, "at_weights", None):
+        prepared: Callable[[FloatArray], FloatArray] = own(truth, scores)
+        return prepared
+    if metric.per_row:
+        rows = cast(Any, metric).rows(truth, scores)
+        return lambda weights: np.asarray(weights @ rows / weights.sum(axis=1))
+    return lambda weights: metric.value(truth, scores, weights)
 
 
 def bootstrap(
@@ -146,11 +164,8 @@ def bootstrap(
     The interval always holds the value (a biased metric's percentiles may not). It knows only
     variation it has seen: one row, or rows all alike, give an interval without width.
     """
-
-    def of(weights: FloatArray) -> FloatArray:
-        return metric.value(truth, scores, weights)
-
-    return _percentile(of, len(truth), groups, resamples, seed)
+    of = at_weights(metric, truth, scores)
+    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
 
 
 def bootstrap_difference(
@@ -164,17 +179,24 @@ def bootstrap_difference(
     seed: int = 0,
 ) -> Estimate:
     """metric(a) − metric(b) on the same rows, both at the same resamples; see :func:`bootstrap`."""
+    first, second = at_weights(metric, truth, scores_a), at_weights(metric, truth, scores_b)
 
     def of(weights: FloatArray) -> FloatArray:
-        return metric.value(truth, scores_a, weights) - metric.value(truth, scores_b, weights)
+        return first(weights) - second(weights)
 
-    return _percentile(of, len(truth), groups, resamples, seed)
+    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
 
 
 def _percentile(
-    of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int
+    of: Callable[[FloatArray], FloatArray],
+    n: int,
+    groups: Groups | None,
+    resamples: int,
+    seed: int,
+    title: str,
 ) -> Estimate:
     point = float(of(np.ones((1, n)))[0])
-    values = resampled(of, n, groups=groups, resamples=resamples, seed=seed)
+    what = f"bootstrap of {title}"
+    values = resampled(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(point, min(float(low), point), max(float(high), point), n)

@@ -66,11 +66,11 @@ class Stage:
             self.next_line_s = seconds + min(seconds, LINES_APART_S)
             self.say(self.line(seconds))
 
-    def over(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield each item, and count it once the next one is asked for."""
+    def over(self, items: Iterable[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+        """Yield each item, and count it, or its ``size``, once the next one is asked for."""
         for item in items:
             yield item
-            self.advance()
+            self.advance(size(item))
 
     def line(self, seconds: float) -> str:
         """Return what is done, the rate, and the time to go."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from .arms import Arm, Figures, Folded, logits_of, source_features, unmoved
 from .calibration import calibration
-from .evaluation import Scored, confusion, estimates, gain, scored
+from .confusion import record_of
+from .evaluation import Scored, estimates, gain, scored
 from .features import Outputs, outputs
 from .linear_probe import Probe
 from .loop import restore, snapshot
@@ -59,7 +60,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         val = scored(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
-    controls = {trivial: replace(first, scores=np.tile(constant, (len(first), 1)))}
+    controls = {trivial: replace(first, scores=np.broadcast_to(constant, first.scores.shape))}
     kept: dict[str, Any] | None = None
     if t.probe is not None:
         features = source_features(p, "test")
@@ -103,7 +104,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
                     "steps": [a.fit.steps for a in t.scratch],
                     "best_epochs": [a.fit.best_epoch for a in t.scratch]}
         if t.scratch else None,
-        "confusion": confusion(first, task.outputs).tolist()
+        "confusion": record_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
         if task.name == "classification" else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
@@ -265,4 +266,4 @@ def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
     yield ["id", "where", "label", "predicted", *names]
     for example, row in zip(p.splits.test, rows.scores, strict=True):
         label = ";".join(example.cells)
-        yield [example.id, example.where, label, p.task.label(row), *(repr(float(v)) for v in row)]
+        yield [example.id, example.where, label, p.task.label(row), *row.tolist()]

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from .evaluation import PerRow, Scored, estimates, gain, paired, resamples
-from .intervals import ONE_SIDED, effective_rows, newcombe_paired, resampled, wilson
+from .intervals import ONE_SIDED, at_weights, effective_rows, newcombe_paired, resampled, wilson
 from .types import Estimate, Metric, Task
 from .verdict import judge
 
@@ -58,7 +58,7 @@ def chance(metric: Metric, rows: Scored) -> float:
     truth, outputs = rows.truth, rows.scores.shape[1]
     classes = truth.ndim == 1
     constant = np.bincount(truth, minlength=outputs) / len(truth) if classes else truth.mean(0)
-    scores = np.tile(constant.astype(np.float64), (len(rows), 1))
+    scores = np.broadcast_to(constant.astype(np.float64), (len(rows), outputs))
     return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
 
 
@@ -82,11 +82,11 @@ def retained(metric: Metric, before: Scored, after: Scored) -> Retained:
 def _least(metric: Metric, before: Scored, after: Scored) -> float:
     """The lower end of after − before, one-sided 95 %."""
     if not metric.proportion:
+        now = at_weights(metric, after.truth, after.scores)
+        was = at_weights(metric, before.truth, before.scores)
 
         def change(weights: FloatArray) -> FloatArray:
-            return metric.value(after.truth, after.scores, weights) - metric.value(
-                before.truth, before.scores, weights
-            )
+            return now(weights) - was(weights)
 
         n = len(before)
         return float(np.quantile(
@@ -140,11 +140,16 @@ def by_class(task: Task, before: Scored, after: Scored) -> list[dict[str, Any]]:
     if task.name != "classification":
         return []
     found: list[dict[str, Any]] = []
+    of = np.bincount(before.truth, minlength=task.outputs)  # rows
+    right = [
+        np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs)
+        for s in (before, after)
+    ]
     for number, name in enumerate(task.classes):
-        rows = np.flatnonzero(before.truth == number)
-        if len(rows) >= EACH:
-            was, now = (float((s.scores[rows].argmax(1) == number).mean()) for s in (before, after))
-            found.append({"class": name, "rows": len(rows), "before": was, "after": now})
+        rows = int(of[number])
+        if rows >= EACH:
+            was, now = (int(r[number]) / rows for r in right)
+            found.append({"class": name, "rows": rows, "before": was, "after": now})
     found.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
     return [c for c in found if c["after"] < c["before"]]
 

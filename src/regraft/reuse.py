@@ -35,6 +35,7 @@ from .frontier import ALPHAS
 from .loop import Feed, lowest
 from .picture_cache import keep
 from .preprocess import to_json
+from .progress import stage
 from .types import Adapting, CallableSpec
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def entries(
         for view, key in zip(views, keys, strict=True):
             if view in missing:
                 known = {ids: first} if view == views[0] else {}
-                found[key] = written(cache, key, below, batches, view, known)
+                found[key] = written(cache, key, below, batches, view, known, what)
     except (OSError, NotStorableError) as error:
         p.kept[how] = "live"
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")
@@ -293,15 +294,17 @@ def written(
     batches: Batches,
     view: int,
     known: Mapping[tuple[str, ...], Any],
+    what: str,
 ) -> Entry:
     """The entry of a view, computed by all processes and written by the first; ``known``, by their
     ids, are batches that were computed before.
 
     Raises OSError where one of them does not see it afterwards, and as ``FeatureCache.write``.
     """
-    rows = processes.in_turn(
+    computed = processes.in_turn(
         batches, lambda ids, inputs, _: (ids, known[ids] if ids in known else below(inputs)), view
     )
+    rows = stage(what, len(batches)).over(computed, lambda batch: len(batch[0]))
     entry, failed = None, ""
     if processes.rank() == 0:
         try:

@@ -299,8 +299,8 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
             opened = open_test(p.splits.test_digest, where)
             source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
         judged = evaluate_all(p, trained, opened, source_opened)
-    header, *lines = prediction_rows(p, judged.predictions)
-    folder.csv("predictions.csv", header, lines, escape=p.plan.run.escape_csv)
+    lines = prediction_rows(p, judged.predictions)
+    folder.csv("predictions.csv", next(lines), lines, escape=p.plan.run.escape_csv)
     if processes.first():
         write_gallery(folder, p.task, p.splits, judged.predictions)
     with clock("suspects"):

@@ -426,7 +426,11 @@ class Task(Protocol):
 
 
 class Metric(Protocol):
-    """A file of ``metrics/``: a module with these names."""
+    """A file of ``metrics/``: a module with these names.
+
+    ``at_weights(truth, scores)``, which it may have, gives ``value`` as a function of the weights alone.
+    A bootstrap calls that function often, so it should hold all that the weights do not change.
+    """
 
     title: str
     higher_is_better: bool

@@ -18,14 +18,14 @@ Rows that come in groups count by group. Proportions have the pseudo-rows of Agr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .evaluation import PerRow, Scored, gain, paired, resamples
-from .intervals import group_codes, resampled
+from .intervals import at_weights, group_codes, resampled
 from .types import Estimate, Metric, Verdict, Words
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def judge(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> Verdict:
         return Verdict("not measured", None, seeds, f"needs at least 2 {unit}")
 
     sign = 1.0 if metric.higher_is_better else -1.0
-    gains = sign * np.array([_difference(metric, [pair], np.ones((1, n)))[0] for pair in pairs])
+    gains = sign * np.array([_difference(metric, [pair])(np.ones((1, n)))[0] for pair in pairs])
     rows = row_variance(metric, pairs)
     if seeds < SEEDS:
         estimate, _ = _interval(float(gains.mean()), 0.0, rows, 1, units - 1, metric, n)
@@ -111,24 +111,28 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> floa
         mean = per_unit.sum() / (size + 2)
         return float((np.square(per_unit).sum() + 1) / (size + 2) - mean**2) / (size + 2)
 
-    def of(weights: FloatArray) -> FloatArray:
-        return _difference(metric, pairs, weights)
-
     count = max(2_000, resamples(n) // len(pairs))  # a variance needs fewer than percentiles do
-    values = resampled(of, n, groups=first.groups, resamples=count)
+    of = _difference(metric, pairs)
+    what = f"bootstrap of {metric.title}"
+    values = resampled(of, n, groups=first.groups, resamples=count, what=what)
     variance = float(values.var(ddof=1)) * size / (size - 1)
     # the same floor as the pseudo-rows give, where the metric lives in [0, 1]
     return max(variance, 1 / (size + 2) ** 2) if metric.bounded else variance
 
 
 def _difference(
-    metric: Metric, pairs: Sequence[tuple[Scored, Scored]], weights: FloatArray
-) -> FloatArray:
-    """metric(fine-tuned) − metric(scratch), averaged over pairs, at row weights [R, N] → [R]."""
-    total = np.zeros(len(weights))
-    for a, b in pairs:
-        total += metric.value(a.truth, a.scores, weights) - metric.value(b.truth, b.scores, weights)
-    return total / len(pairs)
+    metric: Metric, pairs: Sequence[tuple[Scored, Scored]]
+) -> Callable[[FloatArray], FloatArray]:
+    """metric(fine-tuned) − metric(scratch), averaged over pairs, as a function of row weights."""
+    each = [tuple(at_weights(metric, s.truth, s.scores) for s in pair) for pair in pairs]
+
+    def of(weights: FloatArray) -> FloatArray:
+        total = np.zeros(len(weights))
+        for fit, scratch in each:
+            total += fit(weights) - scratch(weights)
+        return total / len(pairs)
+
+    return of
 
 
 def _interval(

@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from regraft import plugins
+from regraft.intervals import at_weights
 from regraft.metrics import (
     accuracy,
     auc,
@@ -170,3 +171,50 @@ def test_log_loss_of_a_sure_error_is_finite():
 
 def test_auc_without_the_other_class_is_a_guess():
     assert auc.value(np.array([1, 1]), TWO[:2], np.ones((1, 2))) == [0.5]
+
+
+MANY = 90  # classes, of which some have no row and some no weight
+CLASS = RNG.integers(0, MANY, N)
+SURE = np.round(RNG.random((N, MANY)) + np.eye(MANY)[CLASS] * RNG.random((N, 1)), 2)  # with ties
+SOME = (RNG.random((N, MANY)) < 0.04).astype(float)
+
+
+def by_column(score, truth, scores, w):
+    """The mean of a score over the columns that have a positive and, for AUC, a negative row."""
+    own = [
+        score(truth[:, c], scores[:, c], sample_weight=w)
+        for c in range(truth.shape[1])
+        if w @ truth[:, c] > 0
+        and (score is sk.average_precision_score or w @ (1 - truth[:, c]) > 0)
+    ]
+    return np.mean(own)
+
+
+@pytest.mark.parametrize(
+    ("metric", "truth", "scores", "reference"),
+    [
+        (macro_f1, CLASS, SURE, lambda w: sk.f1_score(
+            CLASS, SURE.argmax(1), average="macro", sample_weight=w,
+            labels=np.union1d(CLASS[w > 0], SURE.argmax(1)[w > 0]))),
+        (balanced_accuracy, CLASS, SURE, lambda w: sk.recall_score(
+            CLASS, SURE.argmax(1), average="macro", sample_weight=w, labels=np.unique(CLASS[w > 0]))),
+        (auc, CLASS, SURE, lambda w: by_column(sk.roc_auc_score, np.eye(MANY)[CLASS], SURE, w)),
+        (map, SOME, SURE, lambda w: by_column(sk.average_precision_score, SOME, SURE, w)),
+    ],
+    ids=lambda v: getattr(v, "__name__", "").rpartition(".")[2],
+)  # fmt: skip
+def test_many_classes_with_ties_are_scikit_learns(monkeypatch, metric, truth, scores, reference):
+    monkeypatch.setattr("regraft.metrics._ranks.STORED", 300)  # several blocks of columns
+    expected = [reference(w) for w in WEIGHTS]
+    assert metric.value(truth, scores, WEIGHTS) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", plugins.names("metrics"))
+def test_a_bootstrap_looks_at_the_scores_once(name):
+    metric = plugins.module("metrics", name)
+    truth, scores = (x.copy() for x in DATA[TASK.get(name, "regression")])
+    expected = metric.value(truth, scores, WEIGHTS)
+    at = at_weights(metric, truth, scores)
+    scores[:] = np.nan
+    truth[:] = 0
+    assert at(WEIGHTS) == pytest.approx(expected, abs=1e-12)

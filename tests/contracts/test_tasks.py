@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,3 +189,43 @@ def test_regression_strata_are_at_most_five_even_bins():
 def test_options_out_of_range(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+class Looked(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Looked.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("name", ["classification", "multilabel"])
+def test_a_label_is_found_without_a_search_through_all_classes(name):
+    names = [(Looked(f"class {i}"),) for i in range(500)]
+    task = plugins.options_class("tasks", name)().make(names, ("label",))
+    cells = [(f"class {i}",) for i in range(500)]
+    Looked.compared = 0
+    assert not any(task.problem(row) for row in cells)
+    encoded = task.encode(cells)
+    assert Looked.compared < 5_000
+    expected = torch.tensor([task.classes.index(row[0]) for row in cells])
+    assert torch.equal(encoded if name == "classification" else encoded.argmax(1), expected)
+
+
+def test_given_labels_are_those_that_are_encoded():
+    task = MultiLabel(separator=",").make([("b,a",), ("c",), ("",)], ("tags",))
+    flags = MultiLabel().make([("1", "0"), ("0", "1")], ("y", "x"))
+    for of, row in (
+        (task, ("c, b,b",)),
+        (task, ("",)),
+        (flags, ("1", "true")),
+        (flags, ("0", "1")),
+    ):
+        on = of.encode([row])[0].tolist()
+        assert of.given(row) == tuple(c for c, flag in zip(of.classes, on, strict=True) if flag)
+    with pytest.raises(DataError, match="row 1"):
+        task.given(("d",))
+    assert task.label(np.array([0.9, 0.2, 0.5])) == "a,c"

@@ -1,9 +1,10 @@
 """Pairs of rows that are nearly the same, found without comparing each with each.
 
-Pictures: a perceptual hash of 64 bits each, and of the mirror image. Two that differ in at most k bits
-agree in one of k + 1 bands of bits in whole (pigeonhole), so only rows that agree in a band are
-compared. What the hash proposes, 16 × 16 grey values must confirm and, where they are there, features of
-the source: every limit must be met.
+Pictures: a perceptual hash of 63 bits each, and of the mirror image. Two that differ in at most 8 bits
+differ in at most 2 bits of one of three bands of 21 bits (pigeonhole). Each hash is therefore compared only
+with those whose band is its own with 0, 1 or 2 bits changed (Norouzi, Punjani and Fleet 2014, 1307.2982).
+What the hash proposes, 16 × 16 grey values must confirm and, where they are there, features of the
+source: every limit must be met.
 
 Texts: character 5-grams of the normal form. MinHash signatures (Broder 1997), cut in bands, propose;
 the Jaccard similarity of the 5-grams themselves confirms.
@@ -17,11 +18,12 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..progress import stage
 from ..types import Example
 
 if TYPE_CHECKING:
@@ -106,40 +108,78 @@ def close_hashes(values: NDArray[np.uint64], within: int, plain: int) -> tuple[P
     at most ``within`` bits; and whether MOST cut them."""
     found = np.empty(0, np.int64)  # first · M + second
     size = len(values)
-    for low, high in pairwise(np.linspace(0, 64, within + 2).astype(int).tolist()):
-        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(band, kind="stable")
-        edges = np.flatnonzero(np.diff(band[order])) + 1
+    bands = max(3, within // 3 + 1)
+    wide = min(64 // bands, size.bit_length() + 2)  # bits: not many more keys than values
+    masks = [
+        sum(1 << bit for bit in bits)
+        for differ in range(within // bands + 1)
+        for bits in combinations(range(wide), differ)
+    ]
+    tries = stage("near duplicates among pictures", bands * len(masks), "parts")
+    for band in range(bands):
+        # every third bit, since neighbours go together: frequencies that are alike
+        index = Index.of(values, plain, range(63 - band, -1, -bands)[:wide])
         parts, count = [found], len(found)
-        for start, end in pairwise([0, *edges.tolist(), size]):
-            if end - start > 1 and order[start] < plain:  # stable: the plain ones come first
-                for chunk in close_within(values, order[start:end], within, plain):
-                    parts.append(chunk)
-                    count += len(chunk)
-                    if count > 2 * MOST:
-                        break
-            if count > 2 * MOST:
-                break
+        for mask in masks:
+            for chunk in index.close(mask, within):
+                parts.append(chunk)
+                count += len(chunk)
+                if count > 2 * MOST:
+                    found = np.unique(np.concatenate(parts))
+                    if len(found) > MOST:
+                        return np.stack(np.divmod(found[:MOST], size), 1), True
+                    parts, count = [found], len(found)
+            tries.advance()
         found = np.unique(np.concatenate(parts))
-        if len(found) > MOST:
-            return np.stack(np.divmod(found[:MOST], size), 1), True
+    if len(found) > MOST:
+        return np.stack(np.divmod(found[:MOST], size), 1), True
     return np.stack(np.divmod(found, size), 1), False
 
 
-def close_within(
-    values: NDArray[np.uint64], group: NDArray[np.int64], within: int, plain: int
-) -> Iterator[NDArray[np.int64]]:
-    """``close_hashes`` of one group, compared each with each in blocks of bounded size."""
-    firsts = group[group < plain]
-    step = max(1, CHUNK * 256 // len(group))
-    for at in range(0, len(firsts), step):
-        some = firsts[at : at + step]
-        bits = np.bitwise_count(values[some][:, None] ^ values[group][None])  # [step, G]
-        one, two = np.nonzero(bits <= within)
-        first, second = some[one], group[two]
-        keep = first < second
-        if keep.any():
-            yield first[keep] * len(values) + second[keep]
+@dataclass(frozen=True)
+class Index:
+    """Values by the key that some of their bits are."""
+
+    values: NDArray[np.uint64]  # [M] by key
+    places: NDArray[np.int64]  # [M], where each stood
+    counts: NDArray[np.int64]  # [keys], the values of each key
+    starts: NDArray[np.int64]  # [keys], the first of them
+    keys: NDArray[np.int64]  # [plain], of the values that are looked up, in order
+    asked: NDArray[np.int64]  # [plain], where those are in ``values``
+
+    @classmethod
+    def of(cls, values: NDArray[np.uint64], plain: int, bits: Sequence[int]) -> Index:
+        """The index by some bits, of which the first ``plain`` values are looked up."""
+        keys = np.zeros(len(values), np.int64)
+        for bit in bits:
+            keys = keys << 1 | (values >> np.uint64(bit) & np.uint64(1)).astype(np.int64)
+        order = np.argsort(keys, kind="stable")
+        counts = np.bincount(keys, minlength=1 << len(bits))
+        asked = np.flatnonzero(order < plain)
+        return cls(
+            values[order], order, counts, np.cumsum(counts) - counts, keys[order[asked]], asked
+        )
+
+    def close(self, mask: int, within: int) -> Iterator[NDArray[np.int64]]:
+        """Yield first · M + second of close values whose keys differ by exactly ``mask``."""
+        other = self.keys ^ mask
+        lengths = np.take(self.counts, other)
+        some = np.flatnonzero(lengths)
+        lengths, begin, asked = lengths[some], self.starts[other[some]], self.asked[some]
+        ends = np.cumsum(lengths)
+        at = 0
+        while at < len(some):  # blocks of bounded size; of one value, all that have its key
+            before = int(ends[at - 1]) if at else 0
+            to = max(at + 1, int(np.searchsorted(ends, before + CHUNK * 256, "right")))
+            n = lengths[at:to]
+            first = np.repeat(asked[at:to], n)
+            second = np.arange(before, before + len(first))
+            second += np.repeat(begin[at:to] - ends[at:to] + n, n)
+            near = np.bitwise_count(self.values[first] ^ self.values[second]) <= within
+            one, two = self.places[first[near]], self.places[second[near]]
+            if (keep := one < two).any():
+                yield one[keep] * len(self.values) + two[keep]
+            at = to
 
 
 def correlations(
@@ -218,16 +258,31 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     a = rng.integers(0, 2**63, count, np.uint64) * np.uint64(2) + np.uint64(1)
     b = rng.integers(0, 2**63, count, np.uint64)
     result = np.full((len(texts), count), 2**32 - 1, np.uint32)
-    step = CHUNK // 8
+    grams = shingles(texts)
+    rows = np.flatnonzero(np.diff(grams.indptr))  # texts that have a 5-gram at all
+    if not len(rows):
+        return result
+    numbers, starts = grams.indices.astype(np.uint64), grams.indptr[rows]
+    for k in range(count):
+        values = ((a[k] * numbers + b[k]) >> np.uint64(32)).astype(np.uint32)
+        result[rows, k] = np.minimum.reduceat(values, starts)
+    return result
+
+
+def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A number [N, BANDS] for each band of the signatures, equal where the band is.
+
+    They take a third of the signatures' memory. Other bands have the same number once in 2^31 pairs at
+    most, which is then proposed for nothing.
+    """
+    odd = np.random.default_rng(1).integers(0, 2**63, ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
+    result = np.empty((len(texts), BANDS), np.uint64)
+    seen, step = stage("near duplicates among texts", len(texts)), CHUNK // 8
     for at in range(0, len(texts), step):
-        part = shingles(texts[at : at + step])
-        rows = np.flatnonzero(np.diff(part.indptr))  # texts that have a 5-gram at all
-        if not len(rows):
-            continue
-        grams, starts = part.indices.astype(np.uint64), part.indptr[rows]
-        for k in range(count):
-            values = ((a[k] * grams + b[k]) >> np.uint64(32)).astype(np.uint32)
-            result[at + rows, k] = np.minimum.reduceat(values, starts)
+        part = signatures(texts[at : at + step])
+        bands = part.reshape(-1, BANDS, ROWS).astype(np.uint64)
+        result[at : at + step] = (bands * odd).sum(2, dtype=np.uint64)
+        seen.advance(len(part))
     return result
 
 
@@ -237,12 +292,10 @@ def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
     found, more = np.empty(0, np.int64), False
     if len(long) < 2:
         return np.empty((0, 2), np.int64), False
-    sign = signatures([texts[i] for i in long]).reshape(len(long), BANDS, ROWS)
+    keys = band_keys([texts[i] for i in long])
     for band in range(BANDS):
-        rows = np.ascontiguousarray(sign[:, band]).view(f"V{4 * ROWS}").ravel()
-        _, key = np.unique(rows, return_inverse=True)
-        order = np.argsort(key, kind="stable")
-        sorted_key = key[order]
+        order = np.argsort(keys[:, band], kind="stable")
+        sorted_key = keys[order, band]
         parts, count = [found], len(found)
         for step in range(1, len(order)):
             at = np.flatnonzero(sorted_key[step:] == sorted_key[:-step])

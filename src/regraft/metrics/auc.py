@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._ranks import blocks
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "AUC"
@@ -25,22 +29,24 @@ bounded = True
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
-    several = scores.shape[1] > 2
-    total = np.zeros(len(weights))
-    count = np.zeros(len(weights))
-    for c in range(scores.shape[1]) if several else [1]:
-        positive = truth == c  # [N]
-        if not positive.any() or positive.all():
-            continue
-        negative = np.sort(scores[~positive, c])
-        order = np.argsort(scores[~positive, c])
-        # below[:, k] is the weight of the k lowest negatives, [R, N_negative + 1]
-        below = np.zeros((len(weights), len(negative) + 1))
-        np.cumsum(weights[:, np.flatnonzero(~positive)[order]], axis=1, out=below[:, 1:])
-        under = below[:, np.searchsorted(negative, scores[positive, c], "left")]
-        under += below[:, np.searchsorted(negative, scores[positive, c], "right")]
-        own = weights[:, positive]  # [R, N_positive]
-        pairs = own.sum(axis=1) * below[:, -1]  # [R]
-        total += np.einsum("rp,rp->r", own, under) / 2 / np.where(pairs > 0, pairs, 1.0)
-        count += pairs > 0
-    return np.where(count > 0, total / np.maximum(count, 1), 0.5)
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
+    n, size = scores.shape
+    of = ((truth == c, scores[:, c]) for c in (range(size) if size > 2 else [1]))
+    ready = list(blocks(((own, s) for own, s in of if own.any() and not own.all()), n))
+
+    def area(weights: FloatArray) -> FloatArray:
+        by_row = np.ascontiguousarray(weights.T)  # [N, R]
+        total, count = np.zeros(len(weights)), np.zeros(len(weights))
+        for block in ready:
+            w = block.weigh(by_row)
+            above = np.add.reduceat(w.positives * (w.below + w.upto), w.columns, axis=0) / 2
+            pairs = w.positive * w.negative  # [K, R]
+            total += (above / np.where(pairs > 0, pairs, 1.0)).sum(axis=0)
+            count += (pairs > 0).sum(axis=0)
+        return np.where(count > 0, total / np.maximum(count, 1), 0.5)
+
+    return area

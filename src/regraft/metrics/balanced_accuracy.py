@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._classes import sums_by
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "balanced accuracy"
@@ -24,9 +28,19 @@ bounded = True
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
-    member = np.eye(scores.shape[1])[truth]  # [N, C]
-    right = (np.argmax(scores, axis=1) == truth)[:, None] * member  # [N, C]
-    support = weights @ member  # [R, C]
-    recall = (weights @ right) / np.where(support > 0, support, 1.0)  # 0 where no support
-    result: FloatArray = recall.sum(axis=1) / (support > 0).sum(axis=1)
-    return result
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
+    right = np.flatnonzero(np.argmax(scores, axis=1) == truth)
+    of_truth, of_right = (sums_by(rows, scores.shape[1]) for rows in (truth, truth[right]))
+
+    def balanced(weights: FloatArray) -> FloatArray:
+        by_row = np.ascontiguousarray(weights.T)  # [N, R]
+        support = of_truth(by_row)  # [C, R]
+        recall = of_right(by_row[right]) / np.where(support > 0, support, 1.0)  # 0 where no support
+        result: FloatArray = recall.sum(axis=0) / (support > 0).sum(axis=0)
+        return result
+
+    return balanced

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "expected calibration error"
@@ -26,11 +28,20 @@ BINS = 15
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N] ints, scores [N, C] probabilities, weights [R, N] → [R]."""
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
     confidence, right, bins = binned(truth, scores)
-    inside = np.eye(BINS)[bins]  # [N, BINS]
-    gaps = weights @ (inside * (right - confidence)[:, None])  # [R, BINS]
-    result: FloatArray = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
-    return result
+    inside = np.eye(BINS)[bins] * (right - confidence)[:, None]  # [N, BINS]
+
+    def error(weights: FloatArray) -> FloatArray:
+        gaps = weights @ inside  # [R, BINS]
+        result: FloatArray = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+        return result
+
+    return error
 
 
 def binned(truth: Any, scores: Any) -> tuple[FloatArray, FloatArray, Any]:

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._classes import sums_by
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "macro-F1"
@@ -25,10 +29,21 @@ bounded = True
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
-    classes = np.eye(scores.shape[1])
-    member = classes[truth]  # [N, C]
-    predicted = classes[np.argmax(scores, axis=1)]  # [N, C]
-    total = weights @ (member + predicted)  # [R, C]
-    f1 = 2 * (weights @ (member * predicted)) / np.where(total > 0, total, 1.0)  # [R, C]
-    result: FloatArray = f1.sum(axis=1) / (total > 0).sum(axis=1)
-    return result
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
+    predicted, size = np.argmax(scores, axis=1), scores.shape[1]
+    right = np.flatnonzero(predicted == truth)
+    of_truth, of_predicted = sums_by(truth, size), sums_by(predicted, size)
+    of_right = sums_by(truth[right], size)
+
+    def macro(weights: FloatArray) -> FloatArray:
+        by_row = np.ascontiguousarray(weights.T)  # [N, R]
+        total = of_truth(by_row) + of_predicted(by_row)  # [C, R]
+        f1 = 2 * of_right(by_row[right]) / np.where(total > 0, total, 1.0)  # [C, R]
+        result: FloatArray = f1.sum(axis=0) / (total > 0).sum(axis=0)
+        return result
+
+    return macro

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "macro-F1"
@@ -26,8 +28,20 @@ thresholded = True  # value takes the task's threshold
 
 def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) -> FloatArray:
     """truth [N, C] zeros and ones, scores [N, C], weights [R, N] → [R]."""
+    return at_weights(truth, scores, threshold)(weights)
+
+
+def at_weights(
+    truth: Any, scores: Any, threshold: float = 0.5
+) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
     predicted = (scores >= threshold).astype(np.float64)  # [N, C]
-    total = weights @ (truth + predicted)  # [R, C]
-    f1 = 2 * (weights @ (truth * predicted)) / np.where(total > 0, total, 1.0)
-    result: FloatArray = f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
-    return result
+    either, both = truth + predicted, truth * predicted
+
+    def macro(weights: FloatArray) -> FloatArray:
+        total = weights @ either  # [R, C]
+        f1 = 2 * (weights @ both) / np.where(total > 0, total, 1.0)
+        result: FloatArray = f1.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+        return result
+
+    return macro

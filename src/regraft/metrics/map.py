@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._ranks import blocks
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "mean average precision"
@@ -25,20 +29,31 @@ bounded = True
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N, C] zeros and ones, scores [N, C], weights [R, N] → [R]."""
-    total = np.zeros(len(weights))
-    count = np.zeros(len(weights))
-    for label in range(scores.shape[1]):
-        order = np.argsort(-scores[:, label], kind="stable")
-        ranked = scores[order, label]
-        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # last of each tie
-        own = weights[:, order]  # [R, N]
-        above = np.cumsum(own, axis=1)[:, ends]  # weight at or above each distinct score
-        hits = np.cumsum(own * truth[order, label], axis=1)[:, ends]
-        precision = hits / np.where(above > 0, above, 1.0)
-        support = hits[:, -1]  # [R]
-        steps = np.diff(hits, axis=1, prepend=0.0)
-        area = np.einsum("rk,rk->r", steps, precision)
-        total += area / np.where(support > 0, support, 1.0)
-        count += support > 0
-    result: FloatArray = total / np.maximum(count, 1)
-    return result
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
+    n = len(truth)
+    of = ((truth[:, label] > 0, scores[:, label]) for label in range(scores.shape[1]))
+    ready = list(blocks(((own, s) for own, s in of if own.any()), n))
+
+    def mean_precision(weights: FloatArray) -> FloatArray:
+        by_row = np.ascontiguousarray(weights.T)  # [N, R]
+        total, count = np.zeros(len(weights)), np.zeros(len(weights))
+        for block in ready:
+            w = block.weigh(by_row)
+            lengths = np.diff([*w.columns, len(w.positives)])
+            upto = np.cumsum(w.positives, axis=0)
+            upto -= np.repeat(upto[w.columns] - w.positives[w.columns], lengths, axis=0)
+            # weight at or above each score
+            hits = np.repeat(w.positive, lengths, axis=0) - upto + w.positives
+            above = hits + np.repeat(w.negative, lengths, axis=0) - w.below
+            steps = w.positives * hits / np.where(above > 0, above, 1.0)
+            area = np.add.reduceat(steps, w.columns, axis=0)  # [K, R]
+            total += (area / np.where(w.positive > 0, w.positive, 1.0)).sum(axis=0)
+            count += (w.positive > 0).sum(axis=0)
+        result: FloatArray = total / np.maximum(count, 1)
+        return result
+
+    return mean_precision

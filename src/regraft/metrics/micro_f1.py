@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "micro-F1"
@@ -25,8 +27,19 @@ thresholded = True  # value takes the task's threshold
 
 def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) -> FloatArray:
     """truth [N, C] zeros and ones, scores [N, C], weights [R, N] → [R]."""
+    return at_weights(truth, scores, threshold)(weights)
+
+
+def at_weights(
+    truth: Any, scores: Any, threshold: float = 0.5
+) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
     predicted = (scores >= threshold).astype(np.float64)  # [N, C]
-    hits = weights @ (truth * predicted).sum(axis=1)  # [R]
-    total = weights @ (truth + predicted).sum(axis=1)
-    result: FloatArray = 2 * hits / np.where(total > 0, total, 1.0)
-    return result
+    both, either = (truth * predicted).sum(axis=1), (truth + predicted).sum(axis=1)  # [N]
+
+    def micro(weights: FloatArray) -> FloatArray:
+        total = weights @ either
+        result: FloatArray = 2 * (weights @ both) / np.where(total > 0, total, 1.0)
+        return result
+
+    return micro

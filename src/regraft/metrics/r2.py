@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "R²"
@@ -24,12 +26,22 @@ bounded = False
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N, C], scores [N, C], weights [R, N] → [R]."""
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
     centred = truth - truth.mean(axis=0)  # against cancellation where the mean is large
-    size = weights.sum(axis=1, keepdims=True)  # [R, 1]
-    residual = weights @ np.square(truth - scores)  # [R, C]
-    raw = weights @ np.square(centred)
-    spread = raw - np.square(weights @ centred) / size
-    varies = spread > 1e-12 * raw  # the rest is rounding
-    explained = 1 - residual / np.where(varies, spread, 1.0)
-    result: FloatArray = np.where(varies, explained, residual == 0).mean(axis=1)
-    return result
+    squares, errors = np.square(centred), np.square(truth - scores)  # [N, C]
+
+    def share(weights: FloatArray) -> FloatArray:
+        size = weights.sum(axis=1, keepdims=True)  # [R, 1]
+        residual = weights @ errors  # [R, C]
+        raw = weights @ squares
+        spread = raw - np.square(weights @ centred) / size
+        varies = spread > 1e-12 * raw  # the rest is rounding
+        explained = 1 - residual / np.where(varies, spread, 1.0)
+        result: FloatArray = np.where(varies, explained, residual == 0).mean(axis=1)
+        return result
+
+    return share

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from regraft.types import FloatArray
 
 title = "root mean squared error"
@@ -21,6 +23,16 @@ bounded = False
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
     """truth [N, C], scores [N, C], weights [R, N] → [R]."""
-    squared = weights @ np.square(truth - scores) / weights.sum(axis=1, keepdims=True)  # [R, C]
-    result: FloatArray = np.sqrt(squared).mean(axis=1)
-    return result
+    return at_weights(truth, scores)(weights)
+
+
+def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """truth, scores → the value [R] as a function of weights [R, N]."""
+    squares = np.square(truth - scores)  # [N, C]
+
+    def error(weights: FloatArray) -> FloatArray:
+        squared = weights @ squares / weights.sum(axis=1, keepdims=True)  # [R, C]
+        result: FloatArray = np.sqrt(squared).mean(axis=1)
+        return result
+
+    return error

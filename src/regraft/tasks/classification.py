@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import DataError, did_you_mean, shorten
@@ -94,11 +95,15 @@ class _Classification:
     def outputs(self) -> int:
         return len(self.classes)
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.classes)}
+
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """What is wrong with one row's label, in words, or None."""
         if not cells or not cells[0].strip():
             return "the label is empty"
-        if cells[0] in self.classes:
+        if cells[0] in self._numbers:
             return None
         hint = did_you_mean(cells[0], self.classes)
         return f'"{cells[0]}" is not a class of the training rows; {hint}'
@@ -107,7 +112,7 @@ class _Classification:
         """Label cells → class numbers [N] int64. Raises DataError for the first bad row."""
         import torch
 
-        number = {c: i for i, c in enumerate(self.classes)}
+        number = self._numbers
         for i, row in enumerate(cells):
             if not row or row[0] not in number:
                 raise DataError(f"row {i + 1}: {self.problem(row)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import DataError, did_you_mean, shorten
@@ -112,6 +113,10 @@ class _MultiLabel:
     def outputs(self) -> int:
         return len(self.classes)
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.classes)}
+
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """What is wrong with one row's labels, in words, or None."""
         wanted = 1 if self.one_column else self.outputs
@@ -121,7 +126,7 @@ class _MultiLabel:
         if words or not self.one_column:
             return words
         unknown = [
-            p for p in _present(cells, self.classes, self.separator) if p not in self.classes
+            p for p in _present(cells, self.classes, self.separator) if p not in self._numbers
         ]
         if not unknown:
             return None
@@ -132,14 +137,20 @@ class _MultiLabel:
         """Label cells → [N, C] float32 of zeros and ones. Raises DataError for a bad row."""
         import torch
 
-        number = {c: i for i, c in enumerate(self.classes)}
         targets = torch.zeros(len(cells), self.outputs)
-        for i, row in enumerate(cells):
-            if words := self.problem(row):
-                raise DataError(f"row {i + 1}: {words}")
-            for label in _present(row, self.classes, self.separator):
-                targets[i, number[label]] = 1.0
+        on = [(i, k) for i, row in enumerate(cells) for k in self._labels(row, i)]
+        if on:
+            targets[tuple(torch.tensor(on).T)] = 1.0
         return targets
+
+    def given(self, cells: tuple[str, ...]) -> tuple[str, ...]:
+        """One row's labels in the order of the classes. Raises DataError for a bad row."""
+        return tuple(self.classes[k] for k in sorted(self._labels(cells, 0)))
+
+    def _labels(self, cells: tuple[str, ...], row: int) -> list[int]:
+        if words := self.problem(cells):
+            raise DataError(f"row {row + 1}: {words}")
+        return [self._numbers[name] for name in _present(cells, self.classes, self.separator)]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits [B, C], targets [B, C] in [0, 1] → nats, the mean over labels, [B]."""
@@ -157,8 +168,7 @@ class _MultiLabel:
 
     def label(self, scores: FloatArray) -> str:
         """The labels at or above the threshold, joined by the separator."""
-        given = [c for c, p in zip(self.classes, scores, strict=True) if p >= self.threshold]
-        return self.separator.join(given)
+        return self.separator.join(self.classes[k] for k in (scores >= self.threshold).nonzero()[0])
 
     def truth(self, targets: Tensor) -> Tensor:
         """Zeros and ones [N, C]."""

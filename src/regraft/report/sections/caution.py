@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...confusion import rows_of
 from ..reading import RunFiles
 
 ORDER, TITLE = 20, "What to be careful about"
@@ -30,10 +31,11 @@ def cautions(run: RunFiles) -> list[str]:
     if low is not None and high is not None and 0 <= low <= high <= 1 and high - low > 2 * WIDE:
         found.append(f"The interval of {run.primary} is {high - low:.2f} wide.")
     if r["confusion"]:
+        supports = [sum(row.values()) for row in rows_of(r["confusion"], len(r["classes"]))]
         rare = [
-            f"{name} ({sum(row)})"
-            for name, row in zip(r["classes"], r["confusion"], strict=True)
-            if sum(row) < FEW_OF_A_CLASS
+            f"{name} ({n})"
+            for name, n in zip(r["classes"], supports, strict=True)
+            if n < FEW_OF_A_CLASS
         ]
         if rare:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...confusion import column_sums, rows_of
 from ..reading import RunFiles
 
 ORDER, TITLE = 60, "Classes"
@@ -29,38 +30,51 @@ MATRIX, LISTED = 25, 200  # classes up to which the matrix is shown, and a table
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
+    record, classes = run.result["confusion"], run.result["classes"]
+    if not record:
+        return f"A {run.result['task']} task has no table of classes."
+    confusion = rows_of(record, len(classes))
+    supports, taken_for = [sum(row.values()) for row in confusion], column_sums(confusion)
+    recalls = [
+        row.get(i, 0) / n if n else 2.0
+        for i, (row, n) in enumerate(zip(confusion, supports, strict=True))
+    ]
+    weakest = sorted(range(len(classes)), key=recalls.__getitem__)[:LISTED]
+    few = f"; the {LISTED} weakest of {len(classes)}" if len(classes) > LISTED else ""
+    return {
+        "rows": [line(i, confusion[i], classes, supports[i], taken_for[i]) for i in weakest],
+        "classes": classes,
+        "caption": f"By class, the weakest first{few}; Wilson intervals, each class by itself",
+        "matrix": matrix(confusion, supports) if len(classes) <= MATRIX else [],
+    }
+
+
+def line(
+    i: int, row: dict[int, int], classes: list[str], support: int, taken_for: int
+) -> tuple[str, int, str, str, str]:
+    """Return the cells of one class in the table."""
     from ...intervals import wilson
 
-    confusion, classes = run.result["confusion"], run.result["classes"]
-    if not confusion:
-        return f"A {run.result['task']} task has no table of classes."
-    rows = []
-    for i, name in enumerate(classes):
-        found, support = confusion[i][i], sum(confusion[i])
-        said = sum(row[i] for row in confusion)
-        others = sorted(((n, j) for j, n in enumerate(confusion[i]) if j != i and n), reverse=True)
-        taken = f"{classes[others[0][1]]} ({others[0][0]})" if others else ""
-        recall, precision = (
-            f"{found / n:.3f} [{low:.3f}, {high:.3f}]" if n else "–"
-            for n in (support, said)
-            for low, high in [wilson(found, n) if n else (0.0, 1.0)]
-        )
-        rows.append(
-            (found / support if support else 2.0, (name, support, recall, precision, taken))
-        )
-    rows.sort(key=lambda row: row[0])  # the weakest first
-    shown = [row for _, row in rows[:LISTED]]
-    matrix = [
+    right = row.get(i, 0)
+    recall, precision = (
+        f"{right / n:.3f} [{low:.3f}, {high:.3f}]" if n else "–"
+        for n in (support, taken_for)
+        for low, high in [wilson(right, n) if n else (0.0, 1.0)]
+    )
+    rows, other = max(((n, j) for j, n in row.items() if j != i), default=(0, 0))
+    return classes[i], support, recall, precision, f"{classes[other]} ({rows})" if rows else ""
+
+
+def matrix(confusion: list[dict[int, int]], supports: list[int]) -> list[list[dict[str, Any]]]:
+    """Return every cell with its rows and its colour."""
+    return [
         [
-            {"rows": n, "color": f"{RIGHT if i == j else WRONG} / {0.6 * n / max(1, sum(row)):.2f}"}
-            for j, n in enumerate(row)
+            {
+                "rows": n,
+                "color": f"{RIGHT if i == j else WRONG} / {0.6 * n / max(1, supports[i]):.2f}",
+            }
+            for j in range(len(confusion))
+            for n in [row.get(j, 0)]
         ]
         for i, row in enumerate(confusion)
     ]
-    few = f"; the {LISTED} weakest of {len(rows)}" if len(rows) > LISTED else ""
-    return {
-        "rows": shown,
-        "classes": classes,
-        "caption": f"By class, the weakest first{few}; Wilson intervals, each class by itself",
-        "matrix": matrix if len(classes) <= MATRIX else [],
-    }
