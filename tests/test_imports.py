@@ -21,6 +21,9 @@ SHARED = {
     "sources/random": {"sources"},  # timm's architecture without weights
     "formats/image_folder": {"pictures"},  # which suffixes are pictures
     "formats/table": {"pictures"},
+    "checks/_rows": {"columns"},  # rows are counted and sorted without an object each
+    "checks/_near": {"columns"},
+    "checks/near_duplicates": {"columns"},
     "formats/_unpacked": {"places"},  # where pictures from a table's cells become files
 }
 BY_NAME = {

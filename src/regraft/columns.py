@@ -357,7 +357,6 @@ class Examples(Sequence[Example]):
         found: NDArray[np.uint64] = self.content.keys[self.places]
         return found
 
-    @property
     def ids(self) -> Iterator[str]:
         for at in range(0, len(self), BLOCK_ROWS):
             yield from self.content.ids(self.places[at : at + BLOCK_ROWS])
@@ -380,6 +379,44 @@ def by_id(parts: Sequence[Examples]) -> tuple[Examples, NDArray[np.int64]]:
     rank[np.argsort(values.astype(str), kind="stable")] = np.arange(len(values))  # 10 before 2
     order = np.lexsort((rank[number], every.keys))
     return every.take(order), part[order]
+
+
+def ids_of(rows: Sequence[Example]) -> Iterator[str]:
+    """Yield the id of each row."""
+    return rows.ids() if isinstance(rows, Examples) else (e.id for e in rows)
+
+
+def some_of(rows: Sequence[Example], positions: Sequence[int]) -> Sequence[Example]:
+    """Return the rows at some positions."""
+    if isinstance(rows, Examples):
+        return rows.take(np.asarray(positions, np.int64))
+    return tuple(rows[i] for i in positions)
+
+
+def concatenated(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
+    """Return the rows of all parts, one part after another."""
+    columns = [part for part in parts if isinstance(part, Examples)]
+    if columns and len(columns) == len(parts):
+        places = np.concatenate([part.places for part in columns])
+        return Examples(columns[0].content, places)
+    return [e for part in parts for e in part]
+
+
+class InputsOf(Sequence[Cells]):
+    """The inputs of rows, made when they are asked for."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, i: int) -> Cells: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Cells]: ...
+    def __getitem__(self, i: int | slice) -> Cells | list[Cells]:
+        return [e.inputs for e in self.rows[i]] if isinstance(i, slice) else self.rows[i].inputs
 
 
 def cells_of(rows: Sequence[Example]) -> list[Cells]:

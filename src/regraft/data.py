@@ -424,11 +424,11 @@ def _units(rows: Examples) -> NDArray[np.int64]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    number = [len(contents) + groups.setdefault(g, len(groups)) for _, g in tied]
-    edges = (content[[i for i, _ in tied]], number)
+    numbers = [len(contents) + groups.setdefault(g, len(groups)) for _, g in tied]
+    edges = (content[[i for i, _ in tied]], numbers)
     size = len(contents) + len(groups)
     graph = coo_array((np.ones(len(tied), np.int8), edges), shape=(size, size))
-    unit: NDArray[np.int64] = connected_components(graph, directed=False)[1][content]
+    unit = connected_components(graph, directed=False)[1][content]
     return np.unique(unit, return_inverse=True)[1].astype(np.int64)
 
 
@@ -437,17 +437,17 @@ def _in_order(rows: Examples, seed: int) -> Iterator[list[int]]:
     unit = _units(rows)
     least = np.full(int(unit.max(initial=-1)) + 1, 2**64 - 1, np.uint64)
     np.minimum.at(least, unit, rows.keys)
-    hashes = b"".join(
-        hashlib.sha256(f"{seed}:{key:016x}".encode()).digest() for key in least.tolist()
-    )
+    hashes = bytearray(32 * len(least))
+    for i, key in enumerate(least):
+        hashes[32 * i : 32 * i + 32] = hashlib.sha256(f"{seed}:{key:016x}".encode()).digest()
     order = np.argsort(np.frombuffer(hashes, "S32"), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     sizes = np.bincount(unit, minlength=len(least))[order]
-    positions = np.argsort(rank[unit], kind="stable").tolist()
+    positions = np.argsort(rank[unit], kind="stable")
     at = 0
-    for size in sizes.tolist():
-        yield positions[at : at + size]
+    for size in sizes:
+        yield positions[at : at + size].tolist()
         at += size
 
 
@@ -538,7 +538,7 @@ def _sorted(parts: Mapping[str, Sequence[Example]]) -> Iterable[tuple[str, str, 
         return sorted((e.id, split, e.cells) for split, part in parts.items() for e in part)
     names = list(parts)
     rows, part = by_id(columns)
-    return zip(rows.ids, (names[i] for i in part), cells_of(rows), strict=True)
+    return zip(rows.ids(), (names[i] for i in part), cells_of(rows), strict=True)
 
 
 # ---------------------------------------------------------------- manifest

@@ -20,6 +20,7 @@ import torch
 
 from . import __version__, processes
 from .batches import Batches
+from .columns import ids_of, some_of
 from .feature_cache import (
     MASK,
     Entry,
@@ -68,7 +69,7 @@ class Reused(Batches):
         entry = self.views[max(0, epoch - 1) % len(self.views)]
         for batch in batches:
             places = [d % len(self) for d in batch]
-            ids = tuple(self.examples[i].id for i in places)
+            ids = tuple(ids_of(some_of(self.examples, places)))
             yield ids, entry.batch(ids), self.targets[places]
 
 
@@ -105,7 +106,7 @@ class Below:
             "cut": self.cut,
             "recipe": p.source.recipe,
             "preprocess": to_json(p.source.preprocess),
-            "rows": [e.id for e in batches.examples],
+            "rows": list(ids_of(batches.examples)),
             "tokens": tokens_digest(batches),
             "view": [batches.seed, view, asdict(batches.augment)]
             if view and batches.augment
@@ -134,7 +135,7 @@ def features(p: Prepared, split: str, precision: str, say: Say = lambda line: No
     found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
     if found is None:
         return outputs(backbone, batches, p.device, p.settings.layout, precision)
-    ids = tuple(e.id for e in batches.examples)
+    ids = tuple(ids_of(batches.examples))
     values = found[0].rows(ids)
     assert isinstance(values, torch.Tensor)
     return Outputs(ids, values.float(), batches.targets.clone())
