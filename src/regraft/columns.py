@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Places = NDArray[np.int64]
 
 Cells = tuple[str, ...]
-IN_MEMORY_BYTES = 1 << 24  # a smaller table needs no file
+IN_MEMORY_BYTES = 1 << 24  # a smaller table needs no file; 0 would be no limit
 BATCH_ROWS, BATCH_CHARACTERS = 1 << 13, 1 << 24  # of a batch in the file; what comes first
 BLOCK_ROWS = 1 << 13  # that are made into objects at once
 SHARED = 1 << 16  # different label cells, at most, of which equal ones are one object
