@@ -363,7 +363,7 @@ class KnownFiles:
 class Tokens:
     """Tokenised texts, end to end in one array a key: a list of lists is ten times as large."""
 
-    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[np.int32]]) -> None:
+    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[Any]]) -> None:
         self.ends = ends  # [N + 1]: text i is tokens ends[i] to ends[i + 1]
         self.flat = flat
 
@@ -376,7 +376,8 @@ class Tokens:
             lengths += [len(row["input_ids"]) for row in encoded]
             for key in encoded[0]:
                 flat = [token for row in encoded for token in row[key]]
-                parts.setdefault(key, []).append(np.asarray(flat, dtype=np.int32))
+                least = np.min_scalar_type(max(flat, default=0))  # a mask needs a byte, not four
+                parts.setdefault(key, []).append(np.asarray(flat, dtype=least))
         return cls(np.cumsum(lengths), {k: np.concatenate(arrays) for k, arrays in parts.items()})
 
     def take(self, rows: Sequence[int]) -> Tokens:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby, islice
@@ -400,6 +400,22 @@ def concatenated(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
         places = np.concatenate([part.places for part in columns])
         return Examples(columns[0].content, places)
     return [e for part in parts for e in part]
+
+
+class ByName(Mapping[str, Example]):
+    """Rows by a name each, made when they are asked for; of equal names the last."""
+
+    def __init__(self, names: Iterable[str], rows: Sequence[Example]) -> None:
+        self.place, self.rows = {name: i for i, name in enumerate(names)}, rows
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.place)
+
+    def __getitem__(self, name: str) -> Example:
+        return self.rows[self.place[name]]
 
 
 class InputsOf(Sequence[Cells]):

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from . import __version__, processes
@@ -368,5 +369,5 @@ def tokens_digest(batches: Batches) -> str | None:
         return None
     found = hashlib.sha256(json.dumps(batches.tokens.ends.tolist()).encode())
     for name, flat in sorted(batches.tokens.flat.items()):
-        found.update(name.encode() + flat.tobytes())
+        found.update(name.encode() + flat.astype(np.int32).tobytes())
     return found.hexdigest()
