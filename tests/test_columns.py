@@ -250,6 +250,13 @@ def test_the_file_of_the_columns_has_no_name(tmp_path, small, monkeypatch):
     assert len(found.examples) == 60 and not list((tmp_path / "temporary").iterdir())
 
 
+def test_long_texts_are_made_into_objects_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(columns, "BATCH_BYTES", 10_000)
+    found = stored(Row(("x" * 3000,), ("a",), f"row {i}") for i in range(50))
+    assert max(map(len, found.table.batches)) == 4 and found.table.block_rows == 3
+    assert [r.where for r in found] == [f"row {i}" for i in range(50)]
+
+
 def test_a_full_disk_is_said_with_the_remedy(tmp_path, small):
     class Full(tempfile.SpooledTemporaryFile):
         def write(self, data):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Cells = tuple[str, ...]
 IN_MEMORY_BYTES = 1 << 24  # a smaller table needs no file; 0 would be no limit
-BATCH_ROWS, BATCH_CHARACTERS = 1 << 13, 1 << 24  # of a batch in the file; what comes first
-BLOCK_ROWS = 1 << 13  # that are made into objects at once
+BATCH_ROWS = BLOCK_ROWS = 1 << 13  # of a batch in the file; that are made into objects at once
+BATCH_BYTES = 1 << 24  # of texts, at most, where rows are long
 SHARED = 1 << 16  # different label cells, at most, of which equal ones are one object
 FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored",
          "thumb")  # fmt: skip
@@ -44,6 +44,8 @@ class Mapped:
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
         self.starts = np.cumsum([0, *map(len, batches)])  # of each batch, and the end
+        size = sum(batch.nbytes for batch in batches) // max(1, len(self))  # of a row
+        self.block_rows = max(1, min(BLOCK_ROWS, BATCH_BYTES // max(1, size)))
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -61,9 +63,12 @@ class Mapped:
             parts.append(self.batches[i].select(columns).take(pa.array(there)))
         if not parts:
             return pa.table({name: [] for name in columns})
+        table = pa.Table.from_batches(parts)
+        if (batch[1:] >= batch[:-1]).all():
+            return table
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return pa.Table.from_batches(parts).take(pa.array(back))
+        return table.take(pa.array(back))
 
     def row(self, place: int, columns: Sequence[str]) -> list[Any]:
         """Return the values of one row."""
@@ -71,10 +76,15 @@ class Mapped:
         at = int(place - self.starts[batch])
         return [self.batches[batch][name][at].as_py() for name in columns]
 
+    def blocks(self, places: Places) -> Iterator[Places]:
+        """Yield as many places at a time as are made into objects at once."""
+        for at in range(0, len(places), self.block_rows):
+            yield places[at : at + self.block_rows]
+
     def lists(self, places: Places, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-        """Yield the columns of BLOCK_ROWS rows at a time as lists."""
-        for at in range(0, len(places), BLOCK_ROWS):
-            yield self.take(places[at : at + BLOCK_ROWS], columns).to_pydict()
+        """Yield columns as lists, block by block."""
+        for block in self.blocks(places):
+            yield self.take(block, columns).to_pydict()
 
 
 def mapped(batches: Iterable[Any], schema: Any) -> Mapped:
@@ -147,7 +157,7 @@ def parts_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
     for row in rows:
         part.append(row)
         characters += sum(map(len, row.inputs)) + sum(map(len, row.cells))
-        if len(part) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+        if len(part) == BATCH_ROWS or characters >= BATCH_BYTES:
             yield part
             part, characters = [], 0
     if part:
@@ -241,8 +251,7 @@ def identified(
     schema = pa.schema(fields)
 
     def batches() -> Iterator[Any]:  # in the order of the examples, in which they are read
-        for at in range(0, len(order), BLOCK_ROWS):
-            part = order[at : at + BLOCK_ROWS]
+        for part in rows.table.blocks(order):
             table = rows.table.take(part, [f.name for f in row_fields()])
             columns = list(table.columns)
             if facts:
@@ -315,10 +324,9 @@ class Examples(Sequence[Example]):
         return next(self._made(place, block))
 
     def __iter__(self) -> Iterator[Example]:
-        at = 0
-        for block in self.content.table.lists(self.places, self.content.names):
-            yield from self._made(self.places[at : at + BLOCK_ROWS], block)
-            at += BLOCK_ROWS
+        table = self.content.table
+        for places in table.blocks(self.places):
+            yield from self._made(places, table.take(places, self.content.names).to_pydict())
 
     def _made(self, places: Places, block: dict[str, list[Any]]) -> Iterator[Example]:
         columns = [block[name] for name in ("inputs", "cells", "where", "group")]
