@@ -29,6 +29,9 @@ SHARED = {
     "exports/_shared": {"foreign_code"},
     "formats/image_folder": {"pictures"},  # which suffixes are pictures
     "formats/table": {"pictures"},
+    "checks/_rows": {"columns"},  # rows are counted and sorted without an object each
+    "checks/_near": {"columns"},
+    "checks/near_duplicates": {"columns"},
     "formats/_unpacked": {"places"},  # where pictures from a table's cells become files
 }
 BY_NAME = {

@@ -15,6 +15,7 @@ from . import guarded, records
 from . import plan as plans
 from .batches import Batches
 from .checking import check as looked
+from .columns import cells_of
 from .data import rows_of
 from .errors import UsageError
 from .evaluation import Scored, estimates, scored
@@ -227,7 +228,7 @@ class Predictor:
         Raises DataError for labels that the run does not know.
         """
         examples, which = rows_of(data, self.task, self.kind)
-        targets = self.task.encode([e.cells for e in examples])
+        targets = self.task.encode(cells_of(examples))
         batches = Batches(examples, targets, self.preprocessor, BATCH, device=self.device)
         rows = scored(outputs(self.model, batches, self.device), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}

@@ -15,6 +15,7 @@ import torch
 
 from . import plugins, processes, records, reuse
 from .checkpoints import Keeper
+from .columns import ids_of, some_of
 from .errors import DivergedError, UsageError
 from .features import Outputs, outputs, placed
 from .freeze import evaluating, set_trainable
@@ -420,7 +421,8 @@ def cross_validate(
         (rows, others), name = folds[k], f"{label} {k}"
         left = keeper.done(name)
         if left is not None:
-            ids, targets = tuple(p.splits.train[i].id for i in others), p.targets["train"][others]
+            ids = tuple(ids_of(some_of(p.splits.train, others)))
+            targets = p.targets["train"][others]
             return {float(a): Outputs(ids, v, targets) for a, v in left.tensors.items()}
         found = fit_fold(p, source, chosen, features and features(), rows, others, keeper, name)
         keeper.finish(name, {}, {repr(alpha): o.values for alpha, o in found.items()})

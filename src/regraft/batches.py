@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from .columns import InputsOf, ids_of, some_of
 from .errors import DataError, RegraftError, UsageError, shorten
 from .features import on
 from .preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor, stable
@@ -116,7 +117,7 @@ class Batches:
         self.workers = workers
         self._staying: _Staying | None = None
         if isinstance(preprocessor, TextPreprocessor):
-            self.tokens = tokens or Tokens.of(preprocessor, [e.inputs for e in examples])
+            self.tokens = tokens or Tokens.of(preprocessor, InputsOf(examples))
             self.workers = 0  # padding is all that is left to do
 
     def __len__(self) -> int:
@@ -149,7 +150,7 @@ class Batches:
 
         A process without a row in a batch is given one that does not count: it has no id.
         """
-        ids = [e.id for e in self.examples]
+        ids = list(ids_of(self.examples))
         strata = self.strata
         key = (self.seed, n)
         rows = order(ids, *key) if strata is None else balanced(ids, strata, *key)
@@ -219,7 +220,7 @@ class Batches:
                 raise inputs
             rows = [d % len(self) for d in batch]
             ready = self.preprocessor.finish(on(inputs, self.device, self.layout))
-            yield tuple(self.examples[i].id for i in rows), ready, self.targets[rows]
+            yield tuple(ids_of(some_of(self.examples, rows))), ready, self.targets[rows]
 
     def _next(self, loaded: Iterator[Inputs | DataError], batch: list[int]) -> Inputs | DataError:
         """What loader processes make of ``batch``; of a dead or hanging one, its rows are named."""
@@ -319,7 +320,8 @@ class _Samples(torch.utils.data.Dataset[Any]):
 def named(examples: Sequence[Example], draw: int) -> str:
     """A draw's key for what is random: the row's id, and how often it was drawn before."""
     before, row = divmod(draw, len(examples))
-    return f"{examples[row].id} {before}" if before else examples[row].id
+    (id_,) = ids_of(some_of(examples, [row]))
+    return f"{id_} {before}" if before else id_
 
 
 class KnownFiles:
@@ -361,7 +363,7 @@ class KnownFiles:
 class Tokens:
     """Tokenised texts, end to end in one array a key: a list of lists is ten times as large."""
 
-    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[np.int32]]) -> None:
+    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[Any]]) -> None:
         self.ends = ends  # [N + 1]: text i is tokens ends[i] to ends[i + 1]
         self.flat = flat
 
@@ -374,7 +376,8 @@ class Tokens:
             lengths += [len(row["input_ids"]) for row in encoded]
             for key in encoded[0]:
                 flat = [token for row in encoded for token in row[key]]
-                parts.setdefault(key, []).append(np.asarray(flat, dtype=np.int32))
+                least = np.min_scalar_type(max(flat, default=0))  # a mask needs a byte, not four
+                parts.setdefault(key, []).append(np.asarray(flat, dtype=least))
         return cls(np.cumsum(lengths), {k: np.concatenate(arrays) for k, arrays in parts.items()})
 
     def take(self, rows: Sequence[int]) -> Tokens:

@@ -6,11 +6,12 @@ probe says of each row, lengths in tokens, rows of the source task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from . import plan as plans
 from .arms import joined, probe_on
+from .columns import InputsOf, cells_of, concatenated, ids_of
 from .data import as_brought, divide, look, rows_and_splits
 from .errors import DataError
 from .findings import Checked, count_classes, in_order, run_checks, seen_of
@@ -70,7 +71,7 @@ def looked(
         if not loaded.nothing_kept:
             seen = replace(seen, source_names=loaded.words or loaded.labels)
     if source_rows:
-        named = {name for e in source_rows for name in e.cells}
+        named = {name for cells in cells_of(source_rows) for name in cells}
         names = tuple(dict.fromkeys([*(seen.source_names or ()), *sorted(named)]))
         seen = replace(seen, source_rows=source_rows, source_names=names)
     findings, not_run = run_checks(seen)
@@ -110,9 +111,9 @@ def prepared(
 def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     """Features of every row, probabilities by folds, and lengths in tokens."""
     if isinstance(p.preprocessor, TextPreprocessor):
-        rows = seen.rows
-        lengths = p.preprocessor.lengths([e.inputs for e in rows])
-        tokens = {e.id: n for e, n in zip(rows, lengths, strict=True)}
+        tokens: dict[str, int] = {}
+        for rows in seen.splits.values():
+            tokens |= zip(ids_of(rows), p.preprocessor.lengths(InputsOf(rows)), strict=True)
         seen = replace(seen, tokens=tokens, max_tokens=p.preprocessor.spec.max_length)
     if p.source.nothing_kept:
         return seen  # features of random weights say nothing
@@ -131,18 +132,18 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
 
 
-def named_source_rows(plan: Plan, splits: Splits) -> tuple[Example, ...] | None:
+def named_source_rows(plan: Plan, splits: Splits) -> Sequence[Example] | None:
     """The rows of ``[source_data]``; None where it names none. Their labels are not checked."""
     if plan.source_data.path in ("own", "none"):
         return None
     options: DataOptions = replace(plans.source_data_options(plan), on_bad="skip")
     rows, _, _ = rows_and_splits(options, splits.kind)
-    return tuple(rows)
+    return rows
 
 
-def own_source_rows(plan: Plan, source: Source) -> tuple[Example, ...] | None:
+def own_source_rows(plan: Plan, source: Source) -> Sequence[Example] | None:
     """Those that a source was made from, where it is a run and they are still there."""
     if plan.source_data.path != "own":
         return None
     data, _ = load_source_data(plan, source)
-    return None if data is None else tuple(e for part in data.parts.values() for e in part)
+    return None if data is None else concatenated(list(data.parts.values()))

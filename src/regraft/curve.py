@@ -23,6 +23,7 @@ import numpy as np
 from . import controls
 from .arms import begin, figures_of, fit_rows, logits_of
 from .batches import order
+from .columns import ids_of, some_of
 from .errors import DataError, DivergedError, PlanError, UsageError
 from .features import Outputs, outputs
 from .heap import freed_memory_kept
@@ -99,7 +100,7 @@ def curve(
 
 def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
     """n rows of each class, or n rows of numbers and label sets; always the first in one order."""
-    ids = [p.splits.train[i].id for i in rows]
+    ids = list(ids_of(some_of(p.splits.train, rows)))
     ranked = [rows[k] for k in order(ids, p.plan.run.seed, 0)]
     if p.task.name != "classification":
         if len(ranked) < n:

@@ -13,39 +13,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import guarded, plugins, records
+from .columns import (
+    Examples,
+    StoredRows,
+    by_id,
+    cells_of,
+    groups_of,
+    identified,
+    splits_of,
+    stored,
+    stored_facts,
+)
 from .errors import DataError, did_you_mean, shorten
 from .pictures import facts_of, reason
+from .progress import stage
 from .runfiles import dumps
 from .types import DataOptions, Example, Kind, PictureFacts, RawData, Row, Splits, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Cells = tuple[str, ...]
 TEST = 0.2  # fraction of train that becomes test where the data bring none
 MIN_PER_STRATUM, MIN_ROWS = 5, 50  # fewer in train: no val is drawn
+AHEAD = 16  # pictures that each thread may have been given before the first is done
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows that can be used, sorted by content, and what was not taken."""
 
-    raw: RawData
-    examples: list[Example]
-    named: list[str | None]  # the split that the data name for each
+    raw: RawData  # its rows are the examples
+    examples: Examples
     unreadable: tuple[tuple[str, str], ...] = ()  # (where, why)
     notes: tuple[str, ...] = ()
 
-    def by_split(self) -> dict[str, list[Example]]:
-        parts: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
-        for example, split in zip(self.examples, self.named, strict=True):
-            parts[split or "train"].append(example)
-        return parts
+    @property
+    def named(self) -> list[str | None]:
+        """The split that the data name for each."""
+        return splits_of(self.examples)
+
+    def by_split(self) -> dict[str, Examples]:
+        names = ["train", "val", "test"]
+        found = (names.index(split or "train") for split in self.named)
+        number = np.fromiter(found, np.int8, len(self.examples))
+        return {name: self.examples.take(number == i) for i, name in enumerate(names)}
 
 
 def load_data(
@@ -85,7 +107,7 @@ def divide(
     if not parts["train"]:
         raise DataError(f"{options.path} has no rows in train; they are all in val or test")
 
-    task = make_task([e.cells for e in parts["train"]], raw.columns)
+    task = make_task(cells_of(parts["train"]), raw.columns)
     check_cells(parts, task, options.path)
 
     if not parts["test"]:
@@ -104,10 +126,10 @@ def divide(
         if parts["val"]:
             notes.append(f"folds = {options.folds}: the {len(parts['val'])} rows of val join train")
         parts["train"] += parts["val"]
-        parts["val"] = []
+        parts["val"] = parts["val"].take([])
         _check_folds(parts["train"], strata, options.folds)
     elif not parts["val"]:
-        why = _too_small(Counter(strata([e.cells for e in parts["train"]])))
+        why = _too_small(Counter(strata(cells_of(parts["train"]))))
         if options.val and not why:
             _draw(parts, "val", options.val, strata, options.split_seed)
         if parts["val"]:
@@ -119,14 +141,14 @@ def divide(
     return splits, task
 
 
-def as_brought(found: Rows, parts: dict[str, list[Example]] | None = None) -> Splits:
+def as_brought(found: Rows, parts: dict[str, Examples] | None = None) -> Splits:
     """The splits that the data name, nothing drawn and no label checked; or other parts of them."""
     parts = found.by_split() if parts is None else parts
     return Splits(
         found.raw.kind,
-        tuple(parts["train"]),
-        tuple(parts["val"]),
-        tuple(parts["test"]),
+        parts["train"],
+        parts["val"],
+        parts["test"],
         digest=digest_of(parts),
         test_digest=digest_of({"test": parts["test"]}),
         notes=(*found.raw.notes, *found.notes),
@@ -137,9 +159,10 @@ def as_brought(found: Rows, parts: dict[str, list[Example]] | None = None) -> Sp
 
 
 def read_raw(options: DataOptions) -> RawData:
-    """The rows as their format reads them.
+    """The rows as their format reads them, as columns.
 
-    Raises DataError for a path that does not exist or that not exactly one format knows.
+    Raises DataError for a path that does not exist or that not exactly one format knows, and DiskError
+    where there is no room for the columns.
     """
     try:
         return _read_raw(options)
@@ -171,8 +194,15 @@ def _read_raw(options: DataOptions) -> RawData:
         raise DataError(
             f'there is no format "{options.format}"; {did_you_mean(options.format, names)}'
         )
-    raw: RawData = plugins.module("formats", name).read(path, options)
-    return raw
+    module = plugins.module("formats", name)
+    raw: RawData
+    rows: Iterable[Row]
+    if hasattr(module, "stream"):
+        raw, rows = module.stream(path, options)
+    else:
+        raw = module.read(path, options)
+        rows = raw.rows
+    return replace(raw, rows=stored(rows))
 
 
 ARCHIVES = {  # by their first bytes: the name of a file says nothing for sure
@@ -204,7 +234,7 @@ def refuse_archive(path: Path) -> None:
         )
 
 
-def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example], str]:
+def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[Examples, str]:
     """Rows to judge a run that is done by, and what to call them: the data's test rows, else all.
 
     Raises DataError for inputs of another kind and for labels that the task does not know.
@@ -212,7 +242,7 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example]
     examples, named, _ = rows_and_splits(options.for_task(task), kind)
     parts = {"all rows": examples}
     if "test" in named:
-        parts = {"test rows": [e for e, s in zip(examples, named, strict=True) if s == "test"]}
+        parts = {"test rows": examples.take([i for i, s in enumerate(named) if s == "test"])}
     check_cells(parts, task, options.path)
     ((which, rows),) = parts.items()
     return rows, which
@@ -220,7 +250,7 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[list[Example]
 
 def rows_and_splits(
     options: DataOptions, kind: Kind
-) -> tuple[list[Example], list[str | None], list[str]]:
+) -> tuple[Examples, list[str | None], list[str]]:
     """Every row of the data, the split that they name for it, and notes; labels are not checked.
 
     Raises DataError for inputs of another kind.
@@ -259,40 +289,61 @@ def _inspect(kind: str, row: Row) -> _Look:
     return _Look("", problem if row.where.endswith(path.name) else f"{path.name}: {problem}")
 
 
+def _inspected(kind: Kind, rows: Iterable[Row]) -> Iterator[tuple[Row, _Look]]:
+    """Yield each row with what is seen of it. Threads decode pictures, some ahead of what is asked for."""
+    if kind != "image":
+        yield from ((row, _inspect(kind, row)) for row in rows)
+        return
+    threads = os.cpu_count() or 1
+    begun: deque[tuple[Row, Future[_Look]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
+        for row in rows:
+            begun.append((row, pool.submit(_inspect, kind, row)))
+            if len(begun) == AHEAD * threads:
+                first, look = begun.popleft()
+                yield first, look.result()
+        yield from ((row, look.result()) for row, look in begun)
+
+
 def _identify(raw: RawData, on_bad: str) -> Rows:
     """Rows sorted by content; bad inputs stop or are left out."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib release the GIL
-        looked = list(pool.map(lambda row: _inspect(raw.kind, row), raw.rows))
-    unreadable = tuple(
-        (row.where, at.problem) for row, at in zip(raw.rows, looked, strict=True) if at.problem
-    )
+    rows = raw.rows if isinstance(raw.rows, StoredRows) else stored(raw.rows)
+    digests, usable = bytearray(32 * len(rows)), np.ones(len(rows), bool)
+    unreadable: list[tuple[str, str]] = []
+
+    half = 0  # rows with one empty text of two
+
+    def looks() -> Iterator[PictureFacts | None]:
+        nonlocal half
+        seen = stage("hashing rows", len(rows)).over(_inspected(raw.kind, rows))
+        for i, (row, at) in enumerate(seen):
+            if at.problem:
+                usable[i] = False
+                unreadable.append((row.where, at.problem))
+            else:
+                digests[32 * i : 32 * i + 32] = bytes.fromhex(at.digest)
+                half += raw.kind == "text" and not all(t.strip() for t in row.inputs)
+            yield at.facts
+
+    if raw.kind == "image":
+        facts = stored_facts(looks())
+    else:
+        facts = None
+        deque(looks(), maxlen=0)
     bad = [f"{where} ({problem})" for where, problem in unreadable]
     inputs = "picture" if raw.kind == "image" else "text"
-    count = f"{len(bad)} of {len(raw.rows)} {inputs}s cannot be used: {shorten(bad)}"
+    count = f"{len(bad)} of {len(rows)} {inputs}s cannot be used: {shorten(bad)}"
     if bad and on_bad == "fail":
-        if raw.kind == "image" and not any(Path(r.inputs[0]).exists() for r in raw.rows):
+        if raw.kind == "image" and not any(Path(r.inputs[0]).exists() for r in rows):
             count += "; are the pictures elsewhere (--image-root FOLDER)?"
         raise DataError(f"{count}; mend or remove them, or leave them out with --on-bad skip")
-    # Rows with the same inputs are told apart by what else they say, not by where they stand.
-    rows = [(at, row) for row, at in zip(raw.rows, looked, strict=True) if not at.problem]
-    rows.sort(
-        key=lambda r: (r[0].digest, r[1].cells, r[1].split or "", r[1].group or "", r[1].where)
-    )
-    if not rows:
+    if not usable.any():
         raise DataError(f"no row can be used; {count}")
-    seen: Counter[str] = Counter()
-    examples = []
-    for at, row in rows:
-        key = at.digest[:16]
-        examples.append(
-            Example(f"{key}-{seen[key]}", row.inputs, row.cells, row.where, row.group, at.facts)
-        )
-        seen[key] += 1
     notes = [f"left out: {count}"] if bad else []
-    half = sum(any(not t.strip() for t in row.inputs) for _, row in rows)
-    if raw.kind == "text" and half:
-        notes.append(f"{half} of {len(rows)} rows have one empty text of two")
-    return Rows(raw, examples, [row.split for _, row in rows], unreadable, tuple(notes))
+    if half:
+        notes.append(f"{half} of {usable.sum()} rows have one empty text of two")
+    examples = identified(rows, np.frombuffer(digests, np.uint8).reshape(-1, 32), usable, facts)
+    return Rows(replace(raw, rows=()), examples, tuple(unreadable), tuple(notes))
 
 
 def content(example: Example) -> str:
@@ -300,10 +351,14 @@ def content(example: Example) -> str:
     return example.id.partition("-")[0]
 
 
-def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None:
-    found = [(e.where, task.problem(e.cells)) for part in parts.values() for e in part]
+def check_cells(parts: Mapping[str, Sequence[Example]], task: Task, path: Path) -> None:
+    """Raises DataError for labels that the task cannot use, all of them counted."""
+    found: list[tuple[str, str]] = []
+    for part in parts.values():
+        wrong = [(i, words) for i, c in enumerate(cells_of(part)) if (words := task.problem(c))]
+        found += [(part[i].where, words) for i, words in wrong]
     found.sort(key=lambda f: (len(f[0]), f[0]))  # row 2 before row 12
-    problems = [f"{where}: {problem}" for where, problem in found if problem]
+    problems = [f"{where}: {problem}" for where, problem in found]
     if problems:
         count = "1 label" if len(problems) == 1 else f"{len(problems)} labels"
         raise DataError(f"{path} has {count} that cannot be used: {shorten(problems)}")
@@ -312,22 +367,22 @@ def check_cells(parts: dict[str, list[Example]], task: Task, path: Path) -> None
 # ---------------------------------------------------------------- splits
 
 
-def _limit(parts: dict[str, list[Example]], options: DataOptions) -> None:
+def _limit(parts: dict[str, Examples], options: DataOptions) -> None:
     """Raises DataError where too large a share of a split is in an earlier one too: a figure on such a
     test says nothing."""
     for later, earlier in (("test", "train"), ("test", "val"), ("val", "train")):
-        known = {content(e) for e in parts[earlier]}
-        shared = [e.where for e in parts[later] if content(e) in known]
+        shared = np.flatnonzero(np.isin(parts[later].keys, parts[earlier].keys))
         if len(shared) > options.leak_limit * len(parts[later]):
+            places = sorted(e.where for e in parts[later].take(shared))
             raise DataError(
                 f"{options.path}: {len(shared)} of {len(parts[later])} rows of {later} are in {earlier} "
                 f"too, more than data.leak_limit = {options.leak_limit:g} allows: "
-                f'{shorten(sorted(shared), 3)}; say what becomes of them with data.leaks = "drop" or '
+                f'{shorten(places, 3)}; say what becomes of them with data.leaks = "drop" or '
                 f'"move", or bring other rows'
             )
 
 
-def _settle(parts: dict[str, list[Example]], how: str) -> tuple[tuple[str, str], ...]:
+def _settle(parts: dict[str, Examples], how: str) -> tuple[tuple[str, str], ...]:
     """Let one split alone hold what is equal, in place; (where, what) of each row that was touched.
 
     drop: test keeps it before val before train, the others leave it out. move: train gets it all
@@ -336,52 +391,68 @@ def _settle(parts: dict[str, list[Example]], how: str) -> tuple[tuple[str, str],
     if how == "keep":
         return ()
     order = ("test", "val", "train") if how == "drop" else ("train", "val", "test")
-    owner: dict[str, str] = {}
+    before = dict(parts)
+    settled: list[tuple[str, str]] = []
+    for i, split in enumerate(order):
+        free = np.ones(len(before[split]), bool)  # what no split before it holds
+        for there in order[:i]:
+            held = free & np.isin(before[split].keys, before[there].keys)
+            free &= ~held
+            rows = before[split].take(held)
+            if how == "move":
+                parts[there] += rows
+            what = (
+                f"left out of {split}: it is in {there} too"
+                if how == "drop"
+                else f"moved from {split} to {there}: it is there too"
+            )
+            settled += [(e.where, what) for e in rows]
+        parts[split] = before[split].take(free)
     for split in order:
-        for example in parts[split]:
-            owner.setdefault(content(example), split)
-    before = {split: parts[split] for split in order}
-    parts |= {split: [] for split in order}
-    settled = []
-    for split, examples in before.items():
-        for example in examples:
-            there = owner[content(example)]
-            if there == split:
-                parts[split].append(example)
-            elif how == "drop":
-                settled.append((example.where, f"left out of {split}: it is in {there} too"))
-            else:
-                parts[there].append(example)
-                settled.append((example.where, f"moved from {split} to {there}: it is there too"))
-    for split in order:
-        parts[split].sort(key=lambda e: (content(e), int(e.id.partition("-")[2])))
+        parts[split] = parts[split].sorted()
     return tuple(sorted(settled))
 
 
-def _units(examples: Sequence[Example]) -> list[list[int]]:
-    """Rows that must stay together: of one group, or with equal inputs, directly or by a chain."""
-    owner = list(range(len(examples)))
+def _units(rows: Examples) -> NDArray[np.int64]:
+    """The number of each row's unit: rows of one group, or with equal inputs, directly or by a chain,
+    must stay together."""
+    contents, content = np.unique(rows.keys, return_inverse=True)
+    groups: dict[str, int] = {}
+    tied = [(i, g) for i, g in enumerate(groups_of(rows)) if g is not None]
+    if not tied:
+        return content.astype(np.int64)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while owner[i] != i:
-            owner[i] = owner[owner[i]]
-            i = owner[i]
-        return i
+    numbers = [len(contents) + groups.setdefault(g, len(groups)) for _, g in tied]
+    edges = (content[[i for i, _ in tied]], numbers)
+    size = len(contents) + len(groups)
+    graph = coo_array((np.ones(len(tied), np.int8), edges), shape=(size, size))
+    unit = connected_components(graph, directed=False)[1][content]
+    return np.unique(unit, return_inverse=True)[1].astype(np.int64)
 
-    first: dict[tuple[str, str], int] = {}
-    for i, example in enumerate(examples):
-        ties = [("content", content(example))]
-        ties += [("group", example.group)] if example.group is not None else []
-        for tie in ties:
-            owner[root(i)] = root(first.setdefault(tie, i))
-    units: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(examples)):
-        units[root(i)].append(i)
-    return list(units.values())
+
+def _in_order(rows: Examples, seed: int) -> Iterator[list[int]]:
+    """Yield the rows of each unit, units in the order of a hash of (seed, content)."""
+    unit = _units(rows)
+    least = np.full(int(unit.max(initial=-1)) + 1, 2**64 - 1, np.uint64)
+    np.minimum.at(least, unit, rows.keys)
+    hashes = bytearray(32 * len(least))
+    for i, key in enumerate(least):
+        hashes[32 * i : 32 * i + 32] = hashlib.sha256(f"{seed}:{key:016x}".encode()).digest()
+    order = np.argsort(np.frombuffer(hashes, "S32"), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    sizes = np.bincount(unit, minlength=len(least))[order]
+    positions = np.argsort(rank[unit], kind="stable")
+    at = 0
+    for size in sizes:
+        yield positions[at : at + size].tolist()
+        at += size
 
 
 def _draw(
-    parts: dict[str, list[Example]],
+    parts: dict[str, Examples],
     name: str,
     fraction: float,
     strata: Callable[[Sequence[Cells]], list[str]],
@@ -395,25 +466,22 @@ def _draw(
     the first rows of each stratum, and exactly the target.
     """
     train = parts["train"]
-    stratum = strata([e.cells for e in train])
+    stratum = strata(cells_of(train))
     left = Counter(stratum)
     before = dict(left)
     wanted = {s: max(1, round(fraction * n)) if n > 1 else 0 for s, n in left.items()}
-
-    def rank(unit: list[int]) -> str:
-        return hashlib.sha256(f"{seed}:{min(content(train[i]) for i in unit)}".encode()).hexdigest()
-
-    taken: set[int] = set()
-    for unit in sorted(_units(train), key=rank):
-        counts = Counter(stratum[i] for i in unit)
+    taken = np.zeros(len(train), bool)
+    progress = stage("dividing rows", len(train))
+    for unit in _in_order(train, seed):
+        progress.advance(len(unit))
+        counts = Counter([stratum[i] for i in unit]) if len(unit) > 1 else {stratum[unit[0]]: 1}
         nearer = sum(abs(wanted[s]) - abs(wanted[s] - n) for s, n in counts.items()) > 0
         if nearer and all(left[s] > n for s, n in counts.items()):
-            taken.update(unit)
+            taken[unit] = True
             for s, n in counts.items():
                 wanted[s] -= n
                 left[s] -= n
-    parts[name] = [e for i, e in enumerate(train) if i in taken]
-    parts["train"] = [e for i, e in enumerate(train) if i not in taken]
+    parts[name], parts["train"] = train.take(taken), train.take(~taken)
     return {s: n - left[s] for s, n in before.items()}
 
 
@@ -427,33 +495,50 @@ def _too_small(strata: Counter[str]) -> str:
 
 
 def _check_folds(
-    train: Sequence[Example], strata: Callable[[Sequence[Cells]], list[str]], folds: int
+    train: Examples, strata: Callable[[Sequence[Cells]], list[str]], folds: int
 ) -> None:
     """Raises DataError where a class, or the groups, cannot be in every fold."""
-    counts = Counter(strata([e.cells for e in train]))
+    counts = Counter(strata(cells_of(train)))
     rarest = min(counts, key=lambda s: (counts[s], s))
     if counts[rarest] < folds:
         raise DataError(
             f'folds = {folds}: train has {counts[rarest]} rows of "{rarest}", fewer than a fold each; '
             f"set data.folds to at most {counts[rarest]}, or add rows"
         )
-    groups = {e.group for e in train if e.group is not None}
-    if groups and len(groups) + sum(e.group is None for e in train) < folds:
+    named = Counter(groups_of(train))
+    alone = named.pop(None, 0)
+    groups = list(named)
+    if groups and len(groups) + alone < folds:
         raise DataError(
             f"folds = {folds}: train has {len(groups)} groups, which stay whole: set data.folds to at "
             f"most {len(groups)}"
         )
 
 
-def _drawn(name: str, parts: dict[str, list[Example]]) -> str:
+def _drawn(name: str, parts: dict[str, Examples]) -> str:
     n, rest = len(parts[name]), len(parts["train"])
     return f"the data bring no {name}: {n} rows were drawn from train, which keeps {rest}"
 
 
-def digest_of(parts: dict[str, list[Example]]) -> str:
-    """sha256 over (id, split, cells) of every row, sorted."""
-    rows = sorted((e.id, split, e.cells) for split, part in parts.items() for e in part)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+def digest_of(parts: Mapping[str, Sequence[Example]]) -> str:
+    """sha256 over (id, split, cells) of every row, sorted, as one JSON list."""
+    found = hashlib.sha256(b"[")
+    comma = b""
+    for row in _sorted(parts):
+        found.update(comma + json.dumps(row).encode())
+        comma = b", "
+    found.update(b"]")
+    return found.hexdigest()
+
+
+def _sorted(parts: Mapping[str, Sequence[Example]]) -> Iterable[tuple[str, str, Cells]]:
+    """(id, split, cells) of every row, sorted."""
+    columns = [part for part in parts.values() if isinstance(part, Examples)]
+    if not columns or len(columns) < len(parts):
+        return sorted((e.id, split, e.cells) for split, part in parts.items() for e in part)
+    names = list(parts)
+    rows, part = by_id(columns)
+    return zip(rows.ids(), (names[i] for i in part), cells_of(rows), strict=True)
 
 
 # ---------------------------------------------------------------- manifest

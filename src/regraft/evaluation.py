@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from .columns import groups_of
 from .errors import DataError, DivergedError, shorten
 from .intervals import bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
 from .types import Estimate, Example, Metric, Task
@@ -56,7 +57,7 @@ def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
             f"{len(bad)} of {len(scores)} rows have scores that are not finite "
             f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
         )
-    groups = tuple(e.group for e in examples)
+    groups = tuple(groups_of(examples))
     return Scored(
         rows.ids, task.truth(rows.targets).numpy(), scores,
         groups if any(g is not None for g in groups) else None,

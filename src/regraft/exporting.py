@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +34,7 @@ from . import guarded, plugins
 from .api import Predictor, load, plan_of
 from .batches import Batches
 from .calibration import cooled
+from .columns import ids_of, some_of
 from .comparison import SCORES, read_scores
 from .data import read_manifest, rows_and_splits
 from .errors import (
@@ -210,17 +212,19 @@ def rows_for(
     → (rows with the labels that the run knows, what they are).
     """
     given = data_options(plan_of(files.path))
+    examples: Sequence[Example]
     try:
         options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
-    known = {row["id"]: row for row in read_manifest(files.path / "manifest.jsonl")}
     for name in ("test", "train"):
-        found = [e for e in examples if known.get(e.id, {}).get("split") == name][:limit]
-        if found:
-            found = [replace(e, cells=tuple(known[e.id]["cells"])) for e in found]
-            return found, "test rows" if name == "test" else "training rows"
+        manifest = read_manifest(files.path / "manifest.jsonl")
+        cells = {row["id"]: tuple(row["cells"]) for row in manifest if row["split"] == name}
+        known = (i for i, id_ in enumerate(ids_of(examples)) if id_ in cells)
+        if found := list(islice(known, limit)):
+            rows = [replace(e, cells=cells[e.id]) for e in some_of(examples, found)]
+            return rows, "test rows" if name == "test" else "training rows"
     return generated(predictor, len(given.text) == 2, scratch), "generated inputs"
 
 

@@ -30,7 +30,7 @@ import torch
 
 from . import processes
 from .batches import KnownFiles
-from .data import content
+from .columns import ByName, ids_of
 from .feature_cache import write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
 from .progress import stage
@@ -158,7 +158,8 @@ def keep(
 ) -> None:
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
-    preprocessor, rows = batches.preprocessor, [content(e) for e in examples]
+    preprocessor = batches.preprocessor
+    rows = [id_.partition("-")[0] for id_ in ids_of(examples)]
     if (
         cache is None
         or not isinstance(preprocessor, ImagePreprocessor)
@@ -168,7 +169,7 @@ def keep(
     whole = whole_for(batches.augment)
     key = (PICTURES, split, whole)
     if key not in settled:
-        named, threads = dict(zip(rows, examples, strict=True)), max(1, batches.workers)
+        named, threads = ByName(rows, examples), max(1, batches.workers)
         settled[key] = entry(cache, preprocessor, whole, named, split, passes, threads, say)
     batches.pictures = settled[key]
 
@@ -189,7 +190,7 @@ def entry(
     kept, failed = opened(cache, key)
     there = not processes.any_of(kept is None)
     # at random, since they are also what is checked of an entry
-    some = PICK.sample(list(named.values()), min(TIMED, len(named)))
+    some = [named[name] for name in PICK.sample(list(named), min(TIMED, len(named)))]
     began = time.perf_counter()
     decoded = [preprocessor.certain(e.inputs, whole) for e in some]
     seconds = (time.perf_counter() - began) * len(named) / len(some)

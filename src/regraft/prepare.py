@@ -13,6 +13,7 @@ import torch
 from . import controls, optimizers, plugins, processes, speed
 from . import plan as plans
 from .batches import Batches, Tokens
+from .columns import InputsOf, cells_of, groups_of, ids_of, some_of
 from .compiling import check_compiler
 from .data import load_data
 from .doctor import check_torchvision
@@ -84,8 +85,12 @@ class Prepared:
     def folds(self, rows: Sequence[int] | None = None) -> list[Fold]:
         """Stratified folds of train, or of some of its rows; none where a class has one row."""
         chosen = range(len(self.splits.train)) if rows is None else rows
-        groups = [self.splits.train[i].group for i in chosen]
-        return folds_of([self.strata[i] for i in chosen], groups, self.plan.data.folds or FOLDS)
+        groups = groups_of(self.splits.train)
+        return folds_of(
+            [self.strata[i] for i in chosen],
+            [groups[i] for i in chosen],
+            self.plan.data.folds or FOLDS,
+        )
 
     def batches(
         self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False
@@ -94,7 +99,7 @@ class Prepared:
         examples: Sequence[Example] = getattr(self.splits, split)
         labels = self.targets[split]
         if rows is not None:
-            examples, labels = [examples[i] for i in rows], labels[list(rows)]
+            examples, labels = some_of(examples, rows), labels[list(rows)]
         return Batches(
             examples, labels, self.preprocessor,
             batch_size=cast(int, self.plan.fit.batch_size),
@@ -116,15 +121,15 @@ class Prepared:
             return None
         key = ("tokens", split)
         if key not in self.kept:
-            inputs = [e.inputs for e in getattr(self.splits, split)]
-            self.kept[key] = Tokens.of(self.preprocessor, inputs)
+            self.kept[key] = Tokens.of(self.preprocessor, InputsOf(getattr(self.splits, split)))
         found: Tokens = self.kept[key]
         return found if rows is None else found.take(rows)
 
     def train_rows(self, rows: Sequence[int] | None = None) -> RowsOfTrain:
         """Train, or some of its rows, as penalties see it."""
         chosen = range(len(self.splits.train)) if rows is None else rows
-        by_content = sorted(chosen, key=lambda i: self.splits.train[i].id)
+        ids = list(ids_of(self.splits.train))
+        by_content = sorted(chosen, key=ids.__getitem__)
         return RowsOfTrain(self.task, self, by_content)
 
 
@@ -255,9 +260,9 @@ def prepare(
         scratch=scratch,
         source_data=data_of_source,
         source_notes=source_notes,
-        strata=task_options.strata([e.cells for e in splits.train]),
+        strata=task_options.strata(cells_of(splits.train)),
         targets={
-            s: task.encode([e.cells for e in getattr(splits, s)])
+            s: task.encode(cells_of(getattr(splits, s)))
             for s in ("train", "val", "test")
             if getattr(splits, s)
         },
@@ -376,8 +381,9 @@ def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Re
 
 def cut_texts(preprocessor: TextPreprocessor, splits: Splits) -> list[str]:
     """A note where texts are longer than the source reads."""
-    inputs = [e.inputs for part in (splits.train, splits.val, splits.test) for e in part]
-    cut = preprocessor.truncated(inputs)
+    parts = (splits.train, splits.val, splits.test)
+    count = sum(map(len, parts))
+    cut = sum(preprocessor.truncated(InputsOf(part)) for part in parts)
     limit = preprocessor.spec.max_length
-    share = f"{cut} of {len(inputs)} texts ({cut / len(inputs):.1%})"
+    share = f"{cut} of {count} texts ({cut / count:.1%})"
     return [f"{share} are longer than {limit} tokens and are cut there"] if cut else []

@@ -17,10 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from . import __version__, processes
 from .batches import Batches
+from .columns import ids_of, some_of
 from .feature_cache import (
     MASK,
     Entry,
@@ -70,7 +72,7 @@ class Reused(Batches):
         entry = self.views[max(0, epoch - 1) % len(self.views)]
         for batch in batches:
             places = [d % len(self) for d in batch]
-            ids = tuple(self.examples[i].id for i in places)
+            ids = tuple(ids_of(some_of(self.examples, places)))
             yield ids, entry.batch(ids), self.targets[places]
 
 
@@ -107,7 +109,7 @@ class Below:
             "cut": self.cut,
             "recipe": p.source.recipe,
             "preprocess": to_json(p.source.preprocess),
-            "rows": [e.id for e in batches.examples],
+            "rows": list(ids_of(batches.examples)),
             "tokens": tokens_digest(batches),
             "view": [batches.seed, view, asdict(batches.augment)]
             if view and batches.augment
@@ -137,7 +139,7 @@ def features(p: Prepared, split: str, precision: str, say: Say = lambda line: No
     found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
     if found is None:
         return outputs(backbone, batches, p.device, p.settings.layout, precision)
-    ids = tuple(e.id for e in batches.examples)
+    ids = tuple(ids_of(batches.examples))
     values = found[0].rows(ids)
     assert isinstance(values, torch.Tensor)
     return Outputs(ids, values.float(), batches.targets.clone())
@@ -387,5 +389,5 @@ def tokens_digest(batches: Batches) -> str | None:
         return None
     found = hashlib.sha256(json.dumps(batches.tokens.ends.tolist()).encode())
     for name, flat in sorted(batches.tokens.flat.items()):
-        found.update(name.encode() + flat.tobytes())
+        found.update(name.encode() + flat.astype(np.int32).tobytes())
     return found.hexdigest()

@@ -36,6 +36,7 @@ from .arms import (
     probe_once,
 )  # fmt: skip
 from .checkpoints import Keeper
+from .columns import ids_of
 from .commands import command
 from .controls import untrained
 from .data import write_manifest
@@ -329,7 +330,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     def some(
         split: str, most: int
     ) -> list[int]:  # by content: the order of the data does not matter
-        ids = [e.id for e in getattr(p.splits, split)]
+        ids = list(ids_of(getattr(p.splits, split)))
         return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
 
     enough = max(ROWS, 10 * p.task.outputs)  # of each class a few

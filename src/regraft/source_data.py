@@ -23,7 +23,8 @@ import torch
 from . import plan as plans
 from . import plugins
 from .batches import Batches
-from .data import check_cells, content, digest_of, load_data, rows_and_splits
+from .columns import cells_of, concatenated, groups_of, ids_of, some_of
+from .data import check_cells, digest_of, load_data, rows_and_splits
 from .errors import DataError, PlanError, RegraftError
 from .evaluation import Scored, at_threshold, scored
 from .features import on, outputs
@@ -49,7 +50,7 @@ class SourceData:
     source: Source
     task: Task
     metric: Metric
-    parts: Mapping[Part, tuple[Example, ...]]
+    parts: Mapping[Part, Sequence[Example]]
     preprocessor: Preprocessor
     batch_size: int = 32
     augment: Augment | None = None  # of what ``draws`` gives
@@ -82,16 +83,16 @@ class SourceData:
     @property
     def digest(self) -> str:
         """Of the report rows; the ledger's key."""
-        return digest_of({"report": list(self.parts["report"])})
+        return digest_of({"report": self.parts["report"]})
 
     @property
     def all_digest(self) -> str:
         """Of every row."""
-        return digest_of({name: list(rows) for name, rows in self.parts.items()})
+        return digest_of({str(name): rows for name, rows in self.parts.items()})
 
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
         rows = self.parts[part]
-        targets = self.task.encode([e.cells for e in rows])
+        targets = self.task.encode(cells_of(rows))
         return Batches(
             rows,
             targets,
@@ -174,7 +175,7 @@ def run_data(folder: Path, source: Source) -> SourceData:
     splits, _ = load_data(data, options.make, options.strata)
     if splits.digest != read_json(folder, "environment.json", Environment)["data_digest"]:
         raise DataError(f"{data.path} has changed since the run")
-    rows = [*splits.train, *splits.val, *splits.test]
+    rows = concatenated([splits.train, splits.val, splits.test])
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)
     return assemble(source, source_task(source, []), divide(rows, names), str(data.path))
 
@@ -206,7 +207,7 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
 
 
 def assemble(
-    source: Source, task: Task, parts: dict[Part, tuple[Example, ...]], where: str
+    source: Source, task: Task, parts: Mapping[Part, Sequence[Example]], where: str
 ) -> SourceData:
     if empty := [name for name, rows in parts.items() if not rows]:
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
@@ -217,28 +218,31 @@ def assemble(
 
 def divide(
     examples: Sequence[Example], splits: Sequence[str | None]
-) -> dict[Part, tuple[Example, ...]]:
+) -> dict[Part, Sequence[Example]]:
     """Rows → fit, select, report; see the head of this file."""
-    by: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
-    for example, split in zip(examples, splits, strict=True):
-        by[split or "train"].append(example)
+    named = [split or "train" for split in splits]
+    by = {s: [i for i, n in enumerate(named) if n == s] for s in ("train", "val", "test")}
     held = by["val"] + by["test"]
+    places = [place(*of) for of in zip(ids_of(examples), groups_of(examples), strict=True)]
     if not (by["train"] and held):
         rows = by["train"] + held
-        fit = [e for e in rows if place(e) < 0.5]
-        rest = [e for e in rows if place(e) >= 0.5]
-        select = [e for e in rest if place(e) < 0.75]
-        report = [e for e in rest if place(e) >= 0.75]
+        fit = [i for i in rows if places[i] < 0.5]
+        select = [i for i in rows if 0.5 <= places[i] < 0.75]
+        report = [i for i in rows if places[i] >= 0.75]
     elif by["val"] and by["test"]:
         fit, select, report = by["train"], by["val"], by["test"]
     else:
         fit = by["train"]
-        select = [e for e in held if place(e) < 0.5]
-        report = [e for e in held if place(e) >= 0.5]
-    return {"fit": tuple(fit), "select": tuple(select), "report": tuple(report)}
+        select = [i for i in held if places[i] < 0.5]
+        report = [i for i in held if places[i] >= 0.5]
+    return {
+        "fit": some_of(examples, fit),
+        "select": some_of(examples, select),
+        "report": some_of(examples, report),
+    }
 
 
-def place(example: Example) -> float:
+def place(id_: str, group: str | None) -> float:
     """In [0, 1), by the row's group or else its content alone."""
-    key = content(example) if example.group is None else f"group {example.group}"
+    key = id_.partition("-")[0] if group is None else f"group {group}"
     return int(hashlib.sha256(f"source {key}".encode()).hexdigest()[:12], 16) / 16**12

@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from heapq import nsmallest
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import processes
+from .columns import ids_of, some_of
 from .errors import DiskError
 from .feature_cache import place_of
 from .features import autocast, on
@@ -131,7 +133,8 @@ def measured(
     train: bool,
 ) -> dict[Way, float]:
     """Seconds a row of each way, as kept or timed now; a way that fails is left out."""
-    some = sorted(examples, key=lambda e: e.id)[:ROWS]
+    first = nsmallest(ROWS, enumerate(ids_of(examples)), key=lambda row: row[1])
+    some = some_of(examples, [i for i, _ in first])
     inputs = preprocessor.collate([preprocessor.one(e.inputs) for e in some])
     key = key_of(run, source, inputs, device, train)
     kept: Mapping[str, float | None] = processes.told(recall(run, key))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import processes
 from .arms import features_of_source, joined, source_features
 from .checks.label_errors import ranked
-from .data import content
+from .columns import cells_of, concatenated, groups_of, ids_of, some_of
 from .findings import seen_of
 from .gallery import COUNT, shown
 from .linear_probe import fit_probe, folds_of
@@ -36,11 +36,16 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
     away. None where a class has a single row or all rows are one group. A row whose class has no
     other row, group or content to learn it from is not judged: its own label could only look wrong.
     """
-    examples = {e.id: e for s in ("train", "val", "test") for e in getattr(p.splits, s)}
-    rows = [examples[i] for i in every.ids]
-    copies = Counter(content(e) for e in rows)
-    groups = [e.group or (content(e) if copies[content(e)] > 1 else None) for e in rows]
-    classes = [";".join(e.cells) for e in rows]
+    examples = concatenated([p.splits.train, p.splits.val, p.splits.test])
+    place = {id_: i for i, id_ in enumerate(ids_of(examples))}
+    rows = some_of(examples, [place[id_] for id_ in every.ids])
+    contents = [id_.partition("-")[0] for id_ in every.ids]
+    copies = Counter(contents)
+    groups = [
+        group or (name if copies[name] > 1 else None)
+        for name, group in zip(contents, groups_of(rows), strict=True)
+    ]
+    classes = [";".join(cells) for cells in cells_of(rows)]
     folds = folds_of(classes, groups, FOLDS)
     if not folds:
         return None

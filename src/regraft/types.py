@@ -54,7 +54,7 @@ class RawData:
     """What a format found: rows, what their inputs are, and what the label cells are called."""
 
     kind: Kind
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     columns: tuple[str, ...] = ("label",)  # names of the label cells
     notes: tuple[str, ...] = ()  # told to the user
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
@@ -93,9 +93,9 @@ class Splits:
     """Target data, ready to be batched. ``val`` is empty where there are too few rows for one."""
 
     kind: Kind
-    train: tuple[Example, ...]
-    val: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    val: Sequence[Example]
+    test: Sequence[Example]
     digest: str  # sha256 over (id, split, label) of every row, independent of their order
     test_digest: str  # the same over the test rows; the ledger's key
     notes: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class Seen:
 
     kind: Kind
     task: str  # a file of tasks/
-    splits: Mapping[str, tuple[Example, ...]]  # train, val and test, each of any length
+    splits: Mapping[str, Sequence[Example]]  # train, val and test, each of any length
     names: Callable[[Example], tuple[str, ...]]  # its class or its labels; none of a number
     unreadable: tuple[tuple[str, str], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -185,11 +185,17 @@ class Seen:
     tokens: Mapping[str, int] | None = None  # id → tokens of the whole text
     max_tokens: int = 0  # as many as the source reads
     source_names: tuple[str, ...] | None = None  # the source's classes in words
-    source_rows: tuple[Example, ...] | None = None
+    source_rows: Sequence[Example] | None = None
 
     @property
     def rows(self) -> tuple[Example, ...]:
+        """Every row as an object: of many rows that is much memory."""
         return tuple(e for part in self.splits.values() for e in part)
+
+    @property
+    def count(self) -> int:
+        """Rows of all splits."""
+        return sum(map(len, self.splits.values()))
 
 
 class Check(Protocol):

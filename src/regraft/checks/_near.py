@@ -14,15 +14,17 @@ Chunks bound the memory; MOST bounds the pairs, and ``pairs`` says where there a
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from ..columns import some_of
 from ..progress import stage
 from ..types import Example
 
@@ -214,16 +216,47 @@ def similarity(a: FloatArray, b: FloatArray) -> float:
 # ---------------------------------------------------------------- texts
 
 
+class NormalForms(Sequence[str]):
+    """Texts in their normal form, made when they are asked for: all at once would take much memory."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return (normal(e.inputs) for e in self.rows)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [normal(e.inputs) for e in self.rows[i]]
+        return normal(self.rows[i].inputs)
+
+
 def of_texts(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], bool]:
-    texts = [normal(e.inputs) for e in rows]
-    first: dict[str, int] = {}
-    same = [(first.setdefault(text, i), i) for i, text in enumerate(texts)]
-    result = {p: Pair(*p, "the same but for case, spaces or signs") for p in same if p[0] < p[1]}
+    texts = NormalForms(rows)
+    if not len(texts):
+        return [], False
+    hashes, long = np.empty(len(texts), np.uint64), np.empty(len(texts), bool)
+    for i, text in enumerate(texts):
+        digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+        hashes[i], long[i] = int.from_bytes(digest), len(text) >= GRAM
+    _, index, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    first = index[inverse]  # of the rows whose text is the same
+    again = np.flatnonzero(first < np.arange(len(texts)))
+    same = zip(first[again].tolist(), again.tolist(), strict=True)
+    result = {p: Pair(*p, "the same but for case, spaces or signs") for p in same}
     if between is not None:  # the first of equal texts is before the border wherever one is
         result = {p: q for p, q in result.items() if p[0] < between <= p[1]}
-    unique = np.array(sorted(first.values()))
-    found, more = proposed([texts[i] for i in unique])
-    for i, j, value in jaccard(texts, unique[found]):
+    unique = np.sort(index)
+    long_ones = unique[long[unique]]
+    found, more = proposed(NormalForms(some_of(rows, long_ones.tolist())))
+    for i, j, value in jaccard(texts, long_ones[found]):
         if between is None or i < between <= j:
             result[i, j] = Pair(i, j, f"similarity {value:.2f}")
     return [result[pair] for pair in sorted(result)], more
@@ -288,12 +321,12 @@ def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
-    """Pairs [P, 2] of texts whose signatures agree in a band; and whether there are more."""
-    long = np.array([i for i, text in enumerate(texts) if len(text) >= GRAM], np.int64)
+    """Pairs [P, 2] of texts of GRAM letters or more whose signatures agree in a band; and whether there are
+    more."""
     found, more = np.empty(0, np.int64), False
-    if len(long) < 2:
+    if len(texts) < 2:
         return np.empty((0, 2), np.int64), False
-    keys = band_keys([texts[i] for i in long])
+    keys = band_keys(texts)
     for band in range(BANDS):
         order = np.argsort(keys[:, band], kind="stable")
         sorted_key = keys[order, band]
@@ -305,7 +338,7 @@ def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
             if step > REACH or count > 2 * MOST:
                 more = True
                 break
-            one, two = long[order[at]], long[order[at + step]]
+            one, two = order[at], order[at + step]
             parts.append(np.minimum(one, two) * len(texts) + np.maximum(one, two))
             count += len(at)
         found = np.unique(np.concatenate(parts))

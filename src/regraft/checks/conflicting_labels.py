@@ -6,14 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..types import Example, Finding, Need, Seen
-from ._rows import content, located, place
+from ._rows import content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: Seen) -> Iterator[Finding]:
     by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
-    for split, e in located(seen):
+    rows_again, contents = repeated(seen)
+    for split, e in rows_again:
         by_content[content(e)].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
     if differ:
@@ -25,7 +26,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "problem",
             "inputs have rows with different labels",
             len(differ),
-            len(by_content),
+            contents,
             examples,
             "settle each label, or remove these rows",
         )

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..types import Finding, Need, Seen
-from ._rows import LATER, content, located, place
+from ._rows import LATER, content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: Seen) -> Iterator[Finding]:
     places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in seen.splits}
-    for split, e in located(seen):
+    for split, e in repeated(seen)[0]:
         places[split][content(e)].append(place(split, e))
     for later, earlier in LATER:
         known = places.get(earlier, {})
@@ -44,7 +44,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "caution",
             "rows repeat another of their own split",
             len(again),
-            len(seen.rows),
+            seen.count,
             tuple(again),
             "remove them, unless they are meant to weigh more; those of test make its intervals too narrow",
         )

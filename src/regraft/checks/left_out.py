@@ -20,7 +20,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "note" if why in HARMLESS else "caution",
             f"files are left out, each {why}",
             len(places),
-            len(seen.rows) + len(seen.left_out),
+            seen.count + len(seen.left_out),
             tuple(places),
             "put a copy in place of each that should count, and remove the others",
         )

@@ -5,26 +5,32 @@ Spaces, case and signs of a text, or a word of it. Exact duplicates are another 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 
+from ..columns import concatenated
 from ..types import Example, Finding, Need, Seen
 from ._near import pairs
-from ._rows import LATER, content, located, place
+from ._rows import LATER, content, distinct, place
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: Seen) -> Iterator[Finding]:
-    first: dict[tuple[str, str], tuple[str, Example]] = {}  # of equal rows one in each split
-    for split, e in located(seen):
-        first.setdefault((split, content(e)), (split, e))
-    rows = list(first.values())
-    found, more = pairs([e for _, e in rows], seen.kind, seen.features)
+    parts = distinct(seen)  # of equal rows one in each split
+    rows = concatenated([rows for _, rows in parts])
+    ends = list(accumulate(len(rows) for _, rows in parts))
+
+    def at(position: int) -> tuple[str, Example]:
+        return parts[bisect(ends, position)][0], rows[position]
+
+    found, more = pairs(rows, seen.kind, seen.features)
     across: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     within: dict[int, str] = {}
     for pair in found:
-        (one, a), (two, b) = rows[pair.first], rows[pair.second]  # splits in order, so one ≤ two
+        (one, a), (two, b) = at(pair.first), at(pair.second)  # splits in order, so one ≤ two
         if content(a) == content(b):
             continue
         differ = "; labels differ" if a.cells != b.cells and seen.names(a) else ""
@@ -51,7 +57,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "note",
             f"rows have one in their own split that {how} the same{at_least}",
             len(within),
-            len(seen.rows),
+            seen.count,
             tuple(within.values()),
             "look at them; where they show one thing several times, name it in a group column",
         )

@@ -21,5 +21,5 @@ def check(seen: Seen) -> Iterator[Finding]:
     ]
     if found:
         yield Finding("note", f"texts have fewer than {SHORT} letters or digits", len(found),
-                      len(seen.rows), tuple(found),
+                      seen.count, tuple(found),
                       "remove those that say nothing; a model can only guess their label")  # fmt: skip

@@ -20,7 +20,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "caution",
             f"texts are longer than {limit} tokens and are cut there, {lost:.1%} of all tokens",
             len(cut),
-            len(seen.rows),
+            seen.count,
             tuple(f"{place(split, e)} ({lengths[e.id]} tokens)" for split, e in cut),
             "put what matters first, cut the texts into rows, or take a source that reads more",
         )

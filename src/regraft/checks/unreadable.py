@@ -16,7 +16,7 @@ def check(seen: Seen) -> Iterator[Finding]:
             "problem",
             what,
             len(seen.unreadable),
-            len(seen.rows) + len(seen.unreadable),
+            seen.count + len(seen.unreadable),
             tuple(f"{where} ({why})" for where, why in seen.unreadable),
             "mend or remove them; fit stops at them, or leaves them out with --on-bad skip",
         )

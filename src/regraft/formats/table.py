@@ -9,6 +9,7 @@ classes are used.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -16,16 +17,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import DataError, did_you_mean, shorten
+from ..progress import stage
 from ..types import DataOptions, RawData, Row
 from ._splits import NAMES, split_of
 from ._unpacked import content_of, unpack
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SURROGATES = re.compile("[\ud800-\udfff]")
+CHUNK_BYTES = 1 << 20  # of a text file that are read at once
 PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
 
 
@@ -48,6 +52,14 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
 
     Raises DataError with the file and row for anything that does not read as a table.
     """
+    raw, rows = stream(path, options, labelled)
+    return replace(raw, rows=tuple(rows))
+
+
+def stream(
+    path: Path, options: DataOptions, labelled: bool = True
+) -> tuple[RawData, Iterator[Row]]:
+    """Return what ``read`` does, and its rows one at a time: reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
         raise DataError(f"{path} is no table, nor a folder with {_expected()}")
@@ -55,10 +67,10 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
     chosen = {f: _choose(t.columns, f, options, labelled) for f, t in tables.items()}
     if len({bool(c.image) for c in chosen.values()}) > 1:
         raise DataError(f"{path}: some tables name pictures and some texts")
-    rows = [r for f in files for r in _rows(f, tables[f], chosen[f], files[f], options)]
+    rows = (r for f in files for r in _rows(f, tables[f], chosen[f], files[f], options))
     first = next(iter(chosen.values()))
     notes = tuple(note for table in tables.values() for note in table.notes)
-    return RawData("image" if first.image else "text", tuple(rows), first.label, notes=notes)
+    return RawData("image" if first.image else "text", (), first.label, notes=notes), rows
 
 
 def _expected() -> str:
@@ -139,11 +151,11 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
 
 def _rows(
     path: Path, table: Table, chosen: _Columns, split: str | None, options: DataOptions
-) -> list[Row]:
-    """The rows of one file; their problems are collected and raised once."""
+) -> Iterator[Row]:
+    """Yield the rows of one file; their problems are collected and raised once, after the last."""
     root = (options.image_root or path.parent).resolve()
     wanted = chosen.all()
-    rows: list[Row] = []
+    count = 0
     problems: list[str] = []
     for number, values in table.rows(wanted):
         where = f"{path.name} row {number}"
@@ -159,15 +171,16 @@ def _rows(
                 inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image]),)
             named = split or (_split(cell[chosen.split]) if chosen.split else None)
             group = cell[chosen.group] or None if chosen.group else None
-            rows.append(Row(inputs, labels, where, named, group))
         except ValueError as error:
             problems.append(f"{where}: {error}")
+            continue
+        count += 1
+        yield Row(inputs, labels, where, named, group)
     if problems:
-        count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-        raise DataError(f"{path} has {count}: {shorten(problems)}; mend or remove them")
-    if not rows:
+        bad = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
+        raise DataError(f"{path} has {bad}: {shorten(problems)}; mend or remove them")
+    if not count:
         raise DataError(f"{path} has no rows")
-    return rows
 
 
 def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> str:
@@ -214,7 +227,7 @@ def _text(value: Any, column: str) -> str:
         raise ValueError(f'column "{column}" holds {what}, not text')
     if "\0" in (text := str(value)):
         raise ValueError(f'a NUL character in column "{column}"')
-    if any("\ud800" <= c <= "\udfff" for c in text):  # which JSON may escape, and UTF-8 has none
+    if SURROGATES.search(text):  # which JSON may escape, and UTF-8 has none
         raise ValueError(f'half a character in column "{column}" (a lone surrogate)')
     return text
 
@@ -251,19 +264,48 @@ def _open(path: Path) -> Table:
     return READERS[path.suffix.lower()](path)
 
 
-def _decoded(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8 text: byte {error.start} (row {row}) is "
-            f"0x{data[error.start]:02x}; save the table as UTF-8"
-        ) from error
-    if not text.strip():
+def _check_text(path: Path) -> None:
+    """Raises DataError for a file that is empty, or not UTF-8, with the first bad byte."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before, rows, empty = 0, 0, True  # bytes and line ends before a chunk
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            held = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                row = rows + error.object.count(b"\n", 0, error.start) + 1
+                raise DataError(
+                    f"{path} is not UTF-8 text: byte {before - held + error.start} (row {row}) is "
+                    f"0x{error.object[error.start]:02x}; save the table as UTF-8"
+                ) from error
+            empty = empty and not text.removeprefix("\ufeff").strip()
+            if not chunk:
+                break
+            before += len(chunk)
+            rows += chunk.count(b"\n")
+    if empty:
         raise DataError(f"{path} is empty")
-    return text
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.stage = stage(f"reading {path.name}", path.stat().st_size, "bytes")
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        self.stage.advance(count or 0)
+        return count
+
+
+def _opened(path: Path, newline: str) -> io.TextIOWrapper:
+    """Open a text file whose lines end as ``newline`` says."""
+    raw = io.BufferedReader(_Counted(path), CHUNK_BYTES)
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -276,28 +318,34 @@ def _delimiter(path: Path, header: str) -> str:
 
 def _csv(path: Path) -> Table:
     csv.field_size_limit(2**31 - 1)  # a long document is a text like any other
-    lines = io.StringIO(_decoded(path), newline="")
-    first = next((line for line in lines if line.strip()), "")
+    _check_text(path)
+    with _opened(path, "") as lines:
+        first = next((line for line in lines if line.strip()), "")
     told = re.fullmatch(r"sep=(.)", first.strip(), re.IGNORECASE)  # Excel's own first line
     delimiter = told[1] if told else _delimiter(path, first)
-    if not told:
-        lines.seek(0)
-    # strict: a quote that is never closed would otherwise swallow the rest of the file
-    reader = csv.reader(lines, strict=True, delimiter=delimiter)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         number = 0
-        try:
-            for number, record in enumerate(reader, 2 if told else 1):
-                yield number, record
-        except csv.Error as error:
-            raise DataError(f"{path} row {number + 1} is not CSV: {error}") from error
+        with _opened(path, "") as lines:
+            if told:
+                next(line for line in lines if line.strip())
+            # strict: a quote that is never closed would otherwise swallow the rest of the file
+            reader = csv.reader(lines, strict=True, delimiter=delimiter)
+            try:
+                for number, record in enumerate(reader, 2 if told else 1):
+                    yield number, record
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise DataError(f"{path} row {number + 1} is not CSV: {error}") from error
 
-    numbered = records()
-    columns = [c.strip() for c in next((r for _, r in numbered if any(r)), [])]
+    def header(numbered: Iterator[tuple[int, list[str]]]) -> list[str]:
+        return [c.strip() for c in next((r for _, r in numbered if any(r)), [])]
+
+    columns = header(records())
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         places = [columns.index(c) for c in wanted]
+        numbered = records()
+        header(numbered)
         for number, record in numbered:
             if not any(record):
                 continue  # a blank line, or the empty rows that a spreadsheet leaves, is no row
@@ -320,28 +368,36 @@ def _jsonl(path: Path) -> Table:
             raise ValueError("a key occurs twice")
         return dict(pairs)
 
-    records: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(_decoded(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(
-                line,
-                object_pairs_hook=unique,
-                parse_int=str,
-                parse_float=str,
-                parse_constant=lambda word: None if word == "NaN" else word,
-            )
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} row {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DataError(f'{path} row {number} is no JSON object, such as {{"label": "a"}}')
-        records.append((number, record))
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        with _opened(path, "\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(
+                        line,
+                        object_pairs_hook=unique,
+                        parse_int=str,
+                        parse_float=str,
+                        parse_constant=lambda word: None if word == "NaN" else word,
+                    )
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path} row {number} is not JSON: {error}") from error
+                if not isinstance(record, dict):
+                    raise DataError(
+                        f'{path} row {number} is no JSON object, such as {{"label": "a"}}'
+                    )
+                yield number, record
+
+    _check_text(path)
+    columns: dict[str, None] = {}
+    for _, record in records():  # any row may bring a column, so all are read before one is given
+        columns |= dict.fromkeys(record)
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
-        return ((number, [record.get(c) for c in wanted]) for number, record in records)
+        return ((number, [record.get(c) for c in wanted]) for number, record in records())
 
-    return Table(list(dict.fromkeys(key for _, record in records for key in record)), rows)
+    return Table(list(columns), rows)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -387,6 +443,7 @@ def _parquet(path: Path) -> Table:
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         number = 0
+        progress = stage(f"reading {path.name}", file.metadata.num_rows)
         size = PICTURES_AT_ONCE if packed & set(wanted) else 65_536
         batches = file.iter_batches(size, columns=list(dict.fromkeys(wanted)))
         while True:
@@ -404,6 +461,7 @@ def _parquet(path: Path) -> Table:
             for record in zip(*values, strict=True):
                 number += 1
                 yield number, list(record)
+            progress.advance(len(batch))
 
     notes = [
         f"{path.name}: the classes of {c} have the names that the file gives them" for c in classes
