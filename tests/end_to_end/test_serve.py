@@ -51,7 +51,9 @@ def test_a_run_is_served_with_the_numbers_of_predict(run, pictures_with_val):
     assert served.notes == () and served.novelty is not None
     paths = sorted((pictures_with_val / "test").rglob("*.png"))
     plain = regraft.load(run)
-    samples = [served.picture(p.read_bytes(), kit.Limits()) for p in paths]
+    wanted = served.wanted(kit.Limits())
+    decoded = [kit.shared().submit(p.read_bytes(), wanted).result(60) for p in paths]
+    samples = [served.picture(picture) for picture in decoded]
     for path, sample in zip(paths, samples, strict=True):
         alone = served.answers([sample])[0]
         names = served.classes
