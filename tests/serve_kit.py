@@ -110,15 +110,18 @@ def shared():
 
 
 @contextmanager
-def running(
-    served, limits=None, door=HERE, complain=lambda line: None, decoders=None, files=16_384
-):
+def running(served, limits=None, door=HERE, complain=lambda line: None, own=False, files=16_384):
     """A real server on a free port of 127.0.0.1; → the port."""
     listening = bind("127.0.0.1", 0)
     ready = threading.Event()
     limits = limits or Limits()
     app = create_app(
-        served, door, limits, decoders=decoders or shared(), started=ready.set, complain=complain
+        served,
+        door,
+        limits,
+        decoders=None if own else shared(),
+        started=ready.set,
+        complain=complain,
     )
     server = Server(app, limits, files, complain)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
