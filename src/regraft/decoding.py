@@ -50,6 +50,10 @@ BYTES_PER_PIXEL = 16  # coefficients of a progressive JPEG, its pixels and a cop
 BASE_BYTES = 400_000_000  # address space of a worker that decodes nothing
 MAX_REPLY_BYTES = 4 * MAX_PIXELS
 PATIENCE = 10  # niceness of the worker for slow pictures
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4000000",  # so that glibc gives a picture's memory back
+}
 KINDS: dict[str, type[DataError]] = {
     "pixels": TooManyPixelsError, "cost": TooCostlyError, "data": DataError,
 }  # fmt: skip
@@ -146,7 +150,7 @@ def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code, package, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **own,
+            env=os.environ | ENVIRONMENT, **own,
         )  # fmt: skip
     except OSError as error:
         raise StoppedError(f"no process to decode pictures could be started: {error}") from error

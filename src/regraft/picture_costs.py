@@ -7,7 +7,9 @@ what a camera or an editor writes.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import Path
 
 MAX_SCANS = 100  # of a JPEG; progressive encoders write about 10
@@ -49,23 +51,28 @@ def bounded(path: Path) -> bool:
     bounded too: the reader says what is wrong.
     """
     try:
-        if not path.is_file():  # a pipe would not end
-            return True
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return True
             start = file.read(SMALL_BYTES)
             if not start.startswith((b"\xff\xd8\xff", PNG)):
                 small = len(start) < SMALL_BYTES
                 return small and start.count(START_OF_SCAN) <= FEW_SCANS  # a TIFF may hold JPEGs
-            if path.stat().st_size > LARGE_BYTES:
+            if found.st_size > LARGE_BYTES:
                 return False
             content = start + file.read()
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte
         return True
     if content.startswith(PNG):
         return len(content) < SMALL_BYTES or sum(_chunks(content, FEW_CHUNKS)) <= FEW_CHUNKS
     if content.count(START_OF_SCAN) > FEW_SCANS:
         return False
     return _segments(content, MAX_SEGMENTS)[0] < MAX_SEGMENTS
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe has no end to wait for
 
 
 def _excess_of_jpeg(content: bytes) -> str | None:
