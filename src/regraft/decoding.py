@@ -84,6 +84,9 @@ class Worker:
         with self._lock:
             if self._closed:
                 raise StoppedError("the picture is not decoded: its worker was stopped")
+            if self._process is not None and self._process.poll() is not None:
+                _release(self._process)  # it was killed between two pictures
+                self._process = None
             if self._process is None:
                 self._process = _started(self._arguments)
             return self._process
@@ -133,13 +136,17 @@ class Worker:
     def _end(self, process: subprocess.Popen[bytes]) -> int:
         process.kill()
         code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with suppress(OSError):  # what could not be written
-                pipe.close()
+        _release(process)
         with self._lock:
             self._process = None
         return code
+
+
+def _release(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # what could not be written
+            pipe.close()
 
 
 def _started(arguments: list[str]) -> subprocess.Popen[bytes]:

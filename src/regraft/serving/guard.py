@@ -109,10 +109,9 @@ class Guard:
         except Refused as refused:
             await _answer(refused, receive, sending)
         except asyncio.CancelledError:  # uvicorn cancels what a stop leaves no time for
-            if status:
-                raise
-            stopping = Refused(503, "the server is stopping", {"retry-after": "1"})
-            await _answer(stopping, receive, sending, linger=0)
+            if not status:
+                stopping = Refused(503, "the server is stopping", {"retry-after": "1"})
+                await _answer(stopping, receive, sending, linger=0)
         except Exception as error:  # told to who runs the server, not to the client
             self.complain(f"{scope['method']} {path}: unexpected {type(error).__name__}: {error}")
             if not status:
