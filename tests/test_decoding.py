@@ -167,7 +167,7 @@ def test_a_narrow_picture_does_not_grow_without_bound(decoders, tmp_path):
 
 
 def test_a_worker_that_was_killed_between_pictures_is_replaced(decoders, small):
-    first = decoders._workers[0].start()
+    first = decoders._workers[0][0].start()
     first.kill()
     first.wait(HUNG_S)
     assert decoders.submit(small.read_bytes(), WANTED).result(HUNG_S).size == (16, 16)
@@ -182,7 +182,7 @@ def test_a_picture_that_takes_too_long_costs_a_worker_which_is_replaced(
 ):
     monkeypatch.setattr(decoding, "QUICK_S", 0.2)
     monkeypatch.setattr(decoding, "SLOW_S", 0.3)
-    first = decoders._workers[0].start()
+    first = decoders._workers[1][0].start()  # the one for large files
     with pytest.raises(TooCostlyError, match=r"decoding takes more than 0\.3 s"):
         decoders.submit(costly.gif_of_blocks(6), WANTED).result(HUNG_S)
     assert first.poll() is not None  # it is ended, and with it the work

@@ -23,7 +23,7 @@ from typing import Any
 from . import plugins
 from .decoding import Lookers
 from .errors import DataError, did_you_mean, shorten
-from .pictures import reason
+from .pictures import facts_of, reason
 from .runfiles import dumps, reading
 from .types import DataOptions, Example, Kind, PictureFacts, RawData, Row, Splits, Task
 
@@ -236,7 +236,7 @@ class _Look:
     facts: PictureFacts | None = None
 
 
-def _inspect(kind: str, row: Row, lookers: Lookers) -> _Look:
+def _inspect(kind: str, row: Row, look_at: Callable[[Path], PictureFacts] = facts_of) -> _Look:
     if kind != "image":
         # JSON keeps a pair apart from one text that holds the separator
         text = json.dumps(row.inputs, ensure_ascii=True)
@@ -245,7 +245,7 @@ def _inspect(kind: str, row: Row, lookers: Lookers) -> _Look:
         return _Look(hashlib.sha256(text.encode()).hexdigest(), problem)
     path = Path(row.inputs[0])
     try:
-        facts = lookers.look(path)
+        facts = look_at(path)
         with path.open("rb") as file:
             return _Look(hashlib.file_digest(file, "sha256").hexdigest(), facts=facts)
     except DataError as error:
@@ -257,7 +257,7 @@ def _identify(raw: RawData, on_bad: str) -> Rows:
     """Rows sorted by content; bad inputs stop or are left out."""
     # Pillow and hashlib release the GIL
     with ThreadPoolExecutor(os.cpu_count()) as pool, Lookers() as lookers:
-        looked = list(pool.map(lambda row: _inspect(raw.kind, row, lookers), raw.rows))
+        looked = list(pool.map(lambda row: _inspect(raw.kind, row, lookers.look), raw.rows))
     unreadable = tuple(
         (row.where, at.problem) for row, at in zip(raw.rows, looked, strict=True) if at.problem
     )

@@ -45,6 +45,7 @@ LOOK_S = 30.0  # of processor time, for a picture of a data folder
 LOOK_WALL_S = 300.0
 QUICK_S = 0.5  # of processor time, for a picture of a request that is decoded beside others
 SLOW_S = 10.0  # the same for one that takes longer: those are decoded one after another
+SMALL_FILE_BYTES = 1_000_000
 QUICK_PIXELS = 12_500_000  # a phone's picture; larger ones are decoded one after another
 BYTES_PER_PIXEL = 16  # coefficients of a progressive JPEG, its pixels and a copy of them
 BASE_BYTES = 400_000_000  # address space of a worker that decodes nothing
@@ -201,24 +202,30 @@ class Decoders:
 
     A picture that is large, or that takes longer than QUICK_S, goes on to the one worker for slow ones.
     So pictures that cost much wait for each other, and others do not wait for them; and only one of them
-    takes memory.
+    takes memory. Small files, which take little time whatever they hold, have workers of their own.
     """
 
     def __init__(self, workers: int | None = None, wall: float = 30.0) -> None:
         count = workers or min(8, max(2, os.cpu_count() or 1))
         self._wall = wall
+        self._small: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._quick: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._slow: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self._workers = [Worker(QUICK_PIXELS) for _ in range(count)]
         self._last = Worker(patience=PATIENCE)
+        self._workers = [
+            *((Worker(QUICK_PIXELS), self._small) for _ in range(count)),
+            *((Worker(QUICK_PIXELS), self._quick) for _ in range(count)),
+            (self._last, self._slow),
+        ]
         self._number, self._closed, self._lock = 0, False, threading.Lock()
-        for worker in (*self._workers, self._last):
-            threading.Thread(target=self._work, args=(worker,), daemon=True).start()
+        for worker in self._workers:
+            threading.Thread(target=self._work, args=worker, daemon=True).start()
 
     def warm_up(self) -> None:
-        """Start the workers, so that the first requests do not wait for them."""
-        for worker in self._workers:
-            worker.start()
+        """Start the workers for small files, so that the first requests do not wait for them."""
+        for worker, jobs in self._workers:
+            if jobs is self._small:
+                worker.start()
 
     def submit(self, content: bytes, wanted: Wanted) -> Future[Image.Image]:
         """Return the picture to come, resized. The future raises DataError, or StoppedError."""
@@ -228,21 +235,19 @@ class Decoders:
             self._number += 1
             job = _Job(len(content), self._number, content, wanted)
         job.answer.add_done_callback(job.forget)
-        self._quick.put(job)
+        (self._small if job.size <= SMALL_FILE_BYTES else self._quick).put(job)
         return job.answer
 
     def close(self) -> None:
         """End all workers, whatever they do."""
         with self._lock:
             self._closed = True
-        for worker in (*self._workers, self._last):
+        for worker, jobs in self._workers:
             worker.close()
-            jobs = self._slow if worker is self._last else self._quick
             jobs.put(_Job(sys.maxsize, 0))  # behind those that wait, which fail at once
 
-    def _work(self, worker: Worker) -> None:
+    def _work(self, worker: Worker, jobs: queue.PriorityQueue[_Job]) -> None:
         slow = worker is self._last
-        jobs = self._slow if slow else self._quick
         while (job := jobs.get()).wanted is not None:
             if job.answer.done():  # given up
                 continue
