@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import socket
 import threading
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
-import uvicorn
 from PIL import Image
 from torch import nn
 
 from regraft.api import Predictor
+from regraft.decoding import Decoders
 from regraft.grafting import Model
 from regraft.novelty import fit_novelty
 from regraft.preprocess import build
@@ -22,7 +24,7 @@ from regraft.serving.app import create_app
 from regraft.serving.guard import Door
 from regraft.serving.limits import Limits
 from regraft.serving.model import Served
-from regraft.serving.server import bind, patient
+from regraft.serving.server import Server, bind
 from regraft.tasks.classification import Classification
 from regraft.tasks.regression import Regression
 from regraft.types import ImageSpec
@@ -99,17 +101,29 @@ def file(colour, size=(16, 16), kind="PNG", **how):
     return out.getvalue()
 
 
+@cache
+def shared():
+    """Decoders that all servers of these tests share: their processes are started once."""
+    found = Decoders()
+    atexit.register(found.close)
+    return found
+
+
 @contextmanager
-def running(served, limits=None, door=HERE, complain=lambda line: None):
+def running(served, limits=None, door=HERE, complain=lambda line: None, own=False, files=16_384):
     """A real server on a free port of 127.0.0.1; → the port."""
     listening = bind("127.0.0.1", 0)
     ready = threading.Event()
     limits = limits or Limits()
-    app = create_app(served, door, limits, started=ready.set, complain=complain)
-    server = uvicorn.Server(uvicorn.Config(
-        app, http=patient(limits.body_seconds), ws="none", loop="asyncio", log_config=None,
-        access_log=False, server_header=False, timeout_graceful_shutdown=5,
-    ))  # fmt: skip
+    app = create_app(
+        served,
+        door,
+        limits,
+        decoders=None if own else shared(),
+        started=ready.set,
+        complain=complain,
+    )
+    server = Server(app, limits, files, complain)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()
     try:

@@ -30,7 +30,9 @@ PNG = {"content-type": "image/png"}
 
 
 def client(served=None, door=kit.HERE, limits=None, complain=lambda line: None):
-    app = create_app(served or kit.pictures(), door, limits, complain=complain)
+    app = create_app(
+        served or kit.pictures(), door, limits, decoders=kit.shared(), complain=complain
+    )
     return TestClient(app, base_url="http://127.0.0.1:8000")
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+import costly_pictures as costly
 import serve_kit as kit
+from regraft import decoding
+from regraft.serving import server
 from regraft.serving.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
 RED = kit.file("red")
+TESTS = Path(__file__).parent
 
 
 def predict(port, body=RED, **headers):
@@ -185,3 +194,104 @@ def test_a_stop_answers_what_was_begun(monkeypatch):
                 assert time.monotonic() < until
             threading.Timer(0.3, go.set).start()
         assert answer.result(20)[0] == 200
+
+
+# ---------------------------------------------------------------- what costs the server much
+
+
+@pytest.mark.fault(82)
+@pytest.mark.parametrize(
+    "twice",
+    [("Origin", "http://evil.example", "http://127.0.0.1:{port}"), ("Sec-Fetch-Site", "cross-site", "none"),
+     ("Host", "evil.example", "127.0.0.1:{port}"), ("Content-Length", "0", "{size}"),
+     ("Content-Type", "text/plain", "image/png"), ("Authorization", "Bearer a", "Bearer b"),
+     ("origin", "http://127.0.0.1:{port}", "http://127.0.0.1:{port}")],
+)  # fmt: skip
+def test_a_header_that_decides_stands_there_once(port, twice):
+    name, *values = twice
+    lines = [f"{name}: {value}\r\n".format(port=port, size=len(RED)).encode() for value in values]
+    given = name.lower().replace("-", "_")
+    plain = predict(port, **{given: None}) if name in ("Host", "Content-Length") else predict(port)
+    if name == "Content-Type":
+        lines = lines[:1]
+    for both in (lines, lines[::-1]):
+        first, rest = plain.split(b"\r\n", 1)
+        status, _, body = kit.sent(port, first + b"\r\n" + b"".join(both) + rest)
+        assert status == 400, body
+
+
+@pytest.mark.fault(82)
+def test_a_body_in_very_many_parts_is_refused(port):
+    with kit.connected(port) as sock:
+        sock.sendall(predict(port, b"", content_length=None, transfer_encoding="chunked"))
+        with contextlib.suppress(OSError):  # it is closed while parts are on their way
+            for _ in range(100):
+                sock.sendall(b"1\r\nx\r\n" * 1000)
+        assert kit.received(sock)[0] == 400
+    with kit.connected(port) as sock:  # some small parts are what clients send
+        sock.sendall(predict(port, b"", content_length=None, transfer_encoding="chunked"))
+        sock.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in RED) + b"0\r\n\r\n")
+        assert kit.received(sock)[0] == 200
+
+
+@pytest.mark.fault(82)
+def test_idle_connections_give_way_to_requests():
+    said = []
+    with kit.running(kit.pictures(), files=64, complain=said.append) as port:
+        idle = [kit.connected(port) for _ in range(200)]
+        for _ in range(3):
+            assert kit.sent(port, predict(port))[0] == 200
+        status, _, body = kit.received(idle[0])
+        assert status == 503 and "as many connections as it may" in json.loads(body)["detail"]
+        for sock in idle:
+            sock.close()
+    assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="RLIMIT_NOFILE is POSIX's")
+def test_a_low_limit_of_files_is_kept(tmp_path):
+    """In a process of its own, whose limit it is."""
+    code = """
+import resource, socket, sys
+import numpy  # before there are too few files to import it
+import serve_kit as kit
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from regraft.serving.server import open_files
+said = []
+with kit.running(kit.pictures(), files=open_files(), complain=said.append) as port:
+    read, write = sys.stdin, sys.stdout
+    print(port, flush=True)
+    read.readline()
+print(len(said))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TESTS)},
+    ) as process:  # fmt: skip
+        port = int(process.stdout.readline())
+        idle = [kit.connected(port) for _ in range(400)]
+        for _ in range(3):
+            assert kit.sent(port, predict(port))[0] == 200
+        for sock in idle:
+            sock.close()
+        out, err = process.communicate("\n", timeout=120)
+    assert (out, err) == ("0\n", "")
+
+
+@pytest.mark.fault(82)
+def test_a_stop_does_not_wait_for_a_picture_that_costs_much(monkeypatch):
+    monkeypatch.setattr(decoding, "QUICK_S", 0.2)
+    monkeypatch.setattr(decoding, "SLOW_S", 600.0)
+    monkeypatch.setattr(server, "STOP", 1)
+    with ThreadPoolExecutor(1) as pool:
+        with kit.running(kit.pictures(), own=True) as port:
+            slow = pool.submit(kit.sent, port, predict(port, costly.gif_of_blocks(18)))
+            assert kit.sent(port, predict(port))[0] == 200
+            until = time.monotonic() + 20
+            while "regraft_waiting_requests 1.0" not in str(
+                kit.sent(port, kit.request(port, path="/metrics"))[2]
+            ):
+                assert time.monotonic() < until
+        status, _, body = slow.result(60)
+    assert status == 503 and "stop" in json.loads(body)["detail"]

@@ -410,6 +410,9 @@ def test_a_request_under_another_name_or_from_another_page_is_refused(begun):
         assert asks.get("/", headers={"sec-fetch-site": site}).status_code == 403
         assert asks.get("/", headers=link).status_code == 200
     assert asks.get("/state", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+    for twice in (("sec-fetch-site", "cross-site", "none"), ("host", "evil.example", "localhost")):
+        both = [(twice[0], value) for value in twice[1:]]
+        assert asks.get("/state", headers=both).status_code == 400
     assert asks.post("/state").status_code == 405
     answer = asks.get("/state", headers={"origin": "http://evil.example"})
     assert not [h for h in answer.headers if h.startswith("access-control")]

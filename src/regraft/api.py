@@ -17,6 +17,7 @@ from .batches import Batches
 from .checking import check as looked
 from .columns import cells_of
 from .data import rows_of
+from .decoding import vet
 from .errors import UsageError
 from .evaluation import Scored, estimates, scored
 from .features import outputs
@@ -207,6 +208,8 @@ class Predictor:
         ]
         if not examples:
             return []
+        if self.kind == "image":
+            vet(e.inputs[0] for e in examples)
         batches = Batches(
             examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device
         )

@@ -34,6 +34,7 @@ from .columns import (
     stored,
     stored_facts,
 )
+from .decoding import Lookers
 from .errors import DataError, did_you_mean, shorten
 from .pictures import facts_of, reason
 from .progress import stage
@@ -272,7 +273,7 @@ class _Look:
     facts: PictureFacts | None = None
 
 
-def _inspect(kind: str, row: Row) -> _Look:
+def _inspect(kind: str, row: Row, look_at: Callable[[Path], PictureFacts] = facts_of) -> _Look:
     if kind != "image":
         # JSON keeps a pair apart from one text that holds the separator
         text = json.dumps(row.inputs, ensure_ascii=True)
@@ -281,7 +282,7 @@ def _inspect(kind: str, row: Row) -> _Look:
         return _Look(hashlib.sha256(text.encode()).hexdigest(), problem)
     path = Path(row.inputs[0])
     try:
-        facts = facts_of(path)
+        facts = look_at(path)
         with path.open("rb") as file:
             return _Look(hashlib.file_digest(file, "sha256").hexdigest(), facts=facts)
     except DataError as error:
@@ -296,9 +297,10 @@ def _inspected(kind: Kind, rows: Iterable[Row]) -> Iterator[tuple[Row, _Look]]:
         return
     threads = os.cpu_count() or 1
     begun: deque[tuple[Row, Future[_Look]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
+    # Pillow and hashlib release the GIL
+    with ThreadPoolExecutor(threads) as pool, Lookers() as lookers:
         for row in rows:
-            begun.append((row, pool.submit(_inspect, kind, row)))
+            begun.append((row, pool.submit(_inspect, kind, row, lookers.look)))
             if len(begun) == AHEAD * threads:
                 first, look = begun.popleft()
                 yield first, look.result()

@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from .api import plan_of
 from .data import refuse_archive
+from .decoding import Lookers
 from .errors import DataError, shorten
 from .formats import image_folder, table
-from .pictures import read_picture, reason
+from .pictures import reason
 from .plan import data_options
 from .spreadsheet import escaped
 from .types import DataOptions, Prediction
@@ -81,8 +83,9 @@ def readable(
     Raises DataError, with their count, where there are others and ``on_bad`` is not "skip", or where no
     picture is left.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
-        problems = list(pool.map(_problem, values))
+    # Pillow releases the GIL
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Lookers() as lookers:
+        problems = list(pool.map(partial(_problem, lookers), values))
     bad = [f"{n} ({why})" for n, why in zip(names, problems, strict=True) if why]
     if bad and (on_bad != "skip" or len(bad) == len(names)):
         raise DataError(
@@ -93,10 +96,10 @@ def readable(
     return [n for n, _ in good], [v for _, v in good], bad
 
 
-def _problem(value: Value) -> str:
+def _problem(lookers: Lookers, value: Value) -> str:
     """Return why a picture cannot be read; "" for one that can."""
     try:
-        read_picture(str(value))
+        lookers.look(Path(str(value)))
     except DataError as error:
         return reason(error) or str(error)
     return ""

@@ -16,9 +16,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import DataError
+from .picture_costs import excess
 from .types import PictureFacts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -26,6 +29,7 @@ MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a g
 UNREADABLE = "cannot be read as a picture: "
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOVING = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
+STRIP_PIXELS = 1_000_000  # converted at a time
 FLAT = 2.0  # grey levels of standard deviation: below, a picture has no perceptual hash
 BOX = Image.Resampling.BOX
 COSINES = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # [8, 32]
@@ -45,11 +49,37 @@ def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
 
 
 def picture_of(content: bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The same of a file's content. Raises DataError, TooManyPixelsError where its header claims more
-    than ``max_pixels``: nothing is decoded then."""
+    """The same of a file's content. Raises DataError; TooCostlyError where its header claims more than
+    ``max_pixels``, or its structure costs too much: nothing is decoded then."""
     if not content:
         raise DataError(f"the upload {UNREADABLE}it is empty")
+    if why := excess(content):
+        raise TooCostlyError(f"the upload {UNREADABLE}{why}")
     return _decode(BytesIO(content), "the upload", channels, max_pixels)[0]
+
+
+def resized(image: Image.Image, size: int | tuple[int, int], resample: int) -> Image.Image:
+    """Return the picture as torchvision's Resize does. Raises TooCostlyError as ``size_after``."""
+    after = size_after(image.size, size)
+    return image if after == image.size else image.resize(after, Image.Resampling(resample))
+
+
+def size_after(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of a picture that is resized: its shorter side, or to (height, width).
+
+    Raises TooCostlyError where a long and narrow picture would have more than MAX_PIXELS.
+    """
+    width, height = size
+    if not isinstance(wanted, int):
+        return wanted[1], wanted[0]
+    other = int(wanted * max(size) / min(size))
+    after = (wanted, other) if width <= height else (other, wanted)
+    if after[0] * after[1] > MAX_PIXELS:
+        raise TooCostlyError(
+            f"{UNREADABLE}its {width} × {height} pixels would become {after[0]} × {after[1]}, more than "
+            f"{MAX_PIXELS // 10**6} megapixels: cut it into pieces"
+        )
+    return after
 
 
 def facts_of(path: str | Path) -> PictureFacts:
@@ -107,6 +137,8 @@ def _decode(
             return _convert(_upright(file), channels), header
     except (TooManyPixelsError, Image.DecompressionBombError) as error:
         raise TooManyPixelsError(f"{name} {UNREADABLE}{_in_words(error)}") from error
+    except MemoryError as error:
+        raise TooCostlyError(f"{name} {UNREADABLE}it takes more memory than there is") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
         raise DataError(f"{name} {UNREADABLE}{_in_words(error)}") from error
 
@@ -138,8 +170,12 @@ def _problem(path: Path) -> str | None:
     return None if found.st_size else "it is empty"
 
 
-class TooManyPixelsError(DataError):
-    """A picture that is not decoded because of its size."""
+class TooCostlyError(DataError):
+    """A picture that is not decoded because of what that costs: pixels, time or memory."""
+
+
+class TooManyPixelsError(TooCostlyError):
+    """A picture whose header claims more pixels than are decoded."""
 
 
 def _check_size(file: Image.Image, max_pixels: int) -> None:
@@ -159,6 +195,8 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:  # exif_transpose would copy the pixels
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # the pixels are whole and only the tag is not: shown as every viewer does
@@ -167,30 +205,59 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
     """Any mode to L, RGB or RGBA. No step clips, and transparency is laid on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _scale(image)
-    if image.has_transparency_data and channels != 4:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
     wanted = MODES[channels]
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        return _in_strips(image, _scaled(image), "L").convert(wanted)
+    if image.has_transparency_data and channels != 4:
+        return _in_strips(image, lambda part: _on_white(part).convert(wanted), wanted)
     # A copy where nothing is to convert: the pixels must outlive the file.
     return image.convert(wanted) if image.mode != wanted else image.copy()
 
 
-def _scale(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits to 8 bits by its range.
+def _in_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str
+) -> Image.Image:
+    """Return ``convert(image)``, computed strip by strip: what lies between takes little memory."""
+    if image.width * image.height <= STRIP_PIXELS:
+        return convert(image)
+    made = Image.new(mode, image.size)
+    for box in _strips(image.size):
+        made.paste(convert(image.crop(box)), box)
+    return made
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    width, height = size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+
+
+def _scaled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return how this greyscale of more than 8 bits, or a part of it, becomes 8 bits by its range.
 
     The range is the format's own where there is one: 16 bits is [0, 65535], a float picture within
     [0, 1] is that, within [0, 255] that. Only values outside of those are scaled by the picture's
     own least and greatest. ValueError for values that are not finite.
     """
-    values = np.asarray(image, dtype=np.float64)  # [H, W]
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
-    low, high = float(values.min()), float(values.max())
+    low, high = float("inf"), float("-inf")
+    for box in _strips(image.size):
+        values = np.asarray(image.crop(box), np.float64)  # [rows, W]
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     limits = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
     limit = next((x for x in limits if low >= 0 and high <= x), None)
-    if limit is None:
-        values, limit = values - low, high - low
-    return Image.fromarray(np.round(values * (255 / (limit or 1))).astype(np.uint8), "L")
+    least, span = (0.0, limit) if limit is not None else (low, high - low)
+
+    def scale(part: Image.Image) -> Image.Image:
+        values = np.asarray(part, np.float64) - least
+        return Image.fromarray(np.round(values * (255 / (span or 1))).astype(np.uint8), "L")
+
+    return scale

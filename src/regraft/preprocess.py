@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import SourceError
+from .errors import DataError, SourceError
 from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ class ImagePreprocessor:
         """A decoded picture, Pillow's, as evaluation sees it: [C, height, width], uint8."""
         from torchvision.transforms.v2.functional import pil_to_tensor
 
+        from .pictures import size_after
+
+        size_after(picture.size, self.spec.resize)
         return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
 
     def certain(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
@@ -128,7 +131,10 @@ class ImagePreprocessor:
         if whole:
             return torch.from_numpy(pixels).permute(2, 0, 1)
         picture = Image.fromarray(pixels[..., 0] if self.spec.channels == 1 else pixels)
-        return self.sized(picture)
+        try:
+            return self.sized(picture)
+        except DataError as error:
+            raise DataError(f"{inputs[0]} {error}") from error
 
     def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
         """What ``certain`` gave, augmented: [C, height, width], uint8."""

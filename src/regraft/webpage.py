@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
@@ -43,6 +44,19 @@ def security_headers(images: str = "data:") -> dict[str, str]:
 
 
 HEADERS = security_headers()
+ONCE = frozenset({
+    "host", "origin", "authorization", "content-length", "content-type", "content-encoding",
+    "transfer-encoding", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest",
+})  # fmt: skip
+
+
+def repeated(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the name of a header that decides who may ask, or what is read, and stands there twice.
+
+    Readers differ in which of the two they take, so a check could see another than is used.
+    """
+    counts = Counter(name.decode("latin-1").lower() for name, _ in headers)
+    return next((name for name, count in counts.items() if count > 1 and name in ONCE), None)
 
 
 def need_extra() -> None:
@@ -78,7 +92,9 @@ class Guard:
             await send(message)
 
         app = self.app
-        if name_of(asked.get("host", "")) not in HOSTS:
+        if twice := repeated(scope["headers"]):
+            app = refusal(400, f"The header {twice} stands there more than once.")
+        elif name_of(asked.get("host", "")) not in HOSTS:
             app = refusal(421, "This page answers under the name of this machine alone.")
         elif asked.get("sec-fetch-site", "none") not in ("none", "same-origin") and not (
             scope["path"] == "/" and asked.get("sec-fetch-dest") == "document"

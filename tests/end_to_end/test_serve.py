@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import costly_pictures as costly
 import regraft
 import serve_kit as kit
 from listeners import on_loopback_alone
@@ -52,7 +53,9 @@ def test_a_run_is_served_with_the_numbers_of_predict(run, pictures_with_val):
     assert served.notes == () and served.novelty is not None
     paths = sorted((pictures_with_val / "test").rglob("*.png"))
     plain = regraft.load(run)
-    samples = [served.picture(p.read_bytes(), kit.Limits()) for p in paths]
+    wanted = served.wanted(kit.Limits())
+    decoded = [kit.shared().submit(p.read_bytes(), wanted).result(60) for p in paths]
+    samples = [served.picture(picture) for picture in decoded]
     for path, sample in zip(paths, samples, strict=True):
         alone = served.answers([sample])[0]
         names = served.classes
@@ -120,8 +123,15 @@ def test_the_command_serves_until_it_is_stopped(run, stop):
         status, _, found = kit.sent(port, kit.request(port, "POST", "/predict", body, **head))
         assert status == 200 and json.loads(found)["label"] == "navy"
         assert kit.sent(port, kit.request(port, path="/about"))[0] == (401 if wide else 200)
+        busy = []
+        if stop == signal.SIGTERM:  # whatever is going on
+            for content in (costly.jpeg_of_scans(3000, 20_000), costly.gif_of_blocks(18)):
+                busy.append(kit.connected(port))
+                busy[-1].sendall(kit.request(port, "POST", "/predict", content, **head))
         p.send_signal(stop)
-        out, err = p.communicate(timeout=60)
+        out, err = p.communicate(timeout=30)
+        for sock in busy:
+            sock.close()
         assert out == "" and "Traceback" not in err and ("TLS" in err) == wide
         assert p.returncode == (0 if stop == signal.SIGINT else -signal.SIGTERM)
         assert stop == signal.SIGTERM or "stopped" in err

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from typing import Any, Literal
@@ -25,9 +23,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from .. import __version__
+from ..decoding import Decoders, StoppedError
 from ..errors import DataError, RegraftError
 from ..novelty import LEVEL
-from ..pictures import FORMATS, TooManyPixelsError
+from ..pictures import FORMATS, TooCostlyError
 from .batching import Batcher
 from .explain import GRID, drawn, picture_cells, text_pieces
 from .figures import Figures
@@ -42,6 +41,7 @@ PICTURES = tuple(f"image/{KINDS[name]}" for name in FORMATS)
 RAW = frozenset({*PICTURES, "application/octet-stream"})
 FORM = "multipart/form-data"
 AGAIN = {"retry-after": "1"}
+END = 1.0  # seconds that a thread has to finish, when the server ends
 
 
 # ---------------------------------------------------------------- what goes out
@@ -129,7 +129,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         401: "The token is missing or wrong.",
         403: "A browser makes the request for another site.",
         408: "The body did not arrive in time.",
-        413: "Too many bytes or pixels.",
+        413: "Too many bytes or pixels, or too much time or memory to decode the picture.",
         415: "Not a type of content that this run takes.",
         422: "The content does not have the fields that belong there.",
         429: "The queue is full: try again after the seconds of Retry-After.",
@@ -177,7 +177,7 @@ async def uploaded(request: Request) -> bytes:
     """The picture of a request. Raises HTTPException for anything else."""
     kind = media_type(request)
     if kind in RAW:
-        return await request.body()
+        return bytes((await request.receive())["body"])  # whole, see guard; body() would copy it
     if kind != FORM:
         raise HTTPException(415, f"this run takes a picture: {FORM}, {', '.join(PICTURES)}")
     try:
@@ -265,32 +265,46 @@ def create_app(
     door: Door,
     limits: Limits | None = None,
     *,
+    decoders: Decoders | None = None,
     started: Callable[[], None] = lambda: None,
     complain: Callable[[str], None] = lambda line: None,
 ) -> FastAPI:
-    """The server of a run's model as an ASGI app; ``complain`` hears of faults of its own."""
+    """The server of a run's model as an ASGI app; ``complain`` hears of faults of its own.
+
+    ``decoders`` are closed with it, unless they are given.
+    """
     limits = limits or Limits()
+    own = Decoders(wall=limits.seconds) if decoders is None and served.pictures else None
+    decoders = decoders or own
     figures = Figures()
     desk = Desk(figures, limits.queue, limits.explanations)
     batcher: Batcher[Answer] = Batcher(
         served.answers, size=limits.batch, wait=limits.wait_ms / 1000, coming=lambda: desk.coming,
         seen=figures.batch.observe,
     )  # fmt: skip
-    readers = ThreadPoolExecutor(os.cpu_count() or 1, "regraft-readers")
-    explainer = ThreadPoolExecutor(1, "regraft-explainer")
+    # daemon threads, so that none of them holds up the end
+    reader: Batcher[Any] = Batcher(lambda given: [served.text(given[0])], size=1, wait=0)
+    explainer: Batcher[Explained] = Batcher(
+        lambda given: [explained(served, *given[0])], size=1, wait=0
+    )
+    threads = (batcher, reader, explainer)
     texts = None if served.pictures else text_model(served, limits)
+    wanted = served.wanted(limits) if served.pictures else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batcher.start()
+        for thread in threads:
+            thread.start()
+        if own is not None:
+            own.warm_up()
         started()
         try:
             yield
         finally:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, batcher.close)
-            readers.shutdown(cancel_futures=True)
-            explainer.shutdown(cancel_futures=True)
+            if own is not None:
+                own.close()
+            for thread in threads:
+                thread.close(END)
 
     secured = [Security(HTTPBearer(auto_error=False))] if door.token else []
     app = FastAPI(
@@ -301,17 +315,18 @@ def create_app(
 
     async def read(request: Request) -> Any:
         """The sample of a request."""
-        loop = asyncio.get_running_loop()
         try:
-            if texts is None:
-                content = await uploaded(request)
-                return await loop.run_in_executor(readers, served.picture, content, limits)
-            given = await written(request, texts)
-            return await loop.run_in_executor(readers, served.text, given)
-        except TooManyPixelsError as error:
+            if texts is not None:
+                return await asyncio.wrap_future(reader.submit(await written(request, texts)))
+            assert decoders is not None and wanted is not None
+            answer = decoders.submit(await uploaded(request), wanted)
+            return served.picture(await asyncio.wrap_future(answer))
+        except TooCostlyError as error:
             raise HTTPException(413, str(error)) from error
         except DataError as error:
             raise HTTPException(400, str(error)) from error
+        except StoppedError as error:
+            raise HTTPException(503, str(error), AGAIN) from error
 
     async def computed(sample: Any) -> Answer:
         try:
@@ -367,8 +382,7 @@ def create_app(
                         given: Any = await read(request)
                     else:
                         given = await written(request, texts)
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(explainer, explained, served, given, label)
+                    return await asyncio.wrap_future(explainer.submit((given, label)))
 
     @app.get("/about", responses=FEW, dependencies=secured)
     async def about() -> About:

@@ -51,14 +51,14 @@ class Batcher(Generic[Answer]):
             self._queue.put((sample, future))
         return future
 
-    def close(self) -> None:
-        """Answer what is queued, then end the thread."""
+    def close(self, wait: float | None = None) -> None:
+        """Answer what is queued, then end the thread; ``wait`` so many seconds for that at most."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(wait)
 
     def _work(self) -> None:
         more = True

@@ -5,6 +5,7 @@ Host      a name that is not this server's is refused: by DNS rebinding, a page 
 Origin    a request that a browser makes for another site is refused; there is no CORS and no cookie
 token     as "Authorization: Bearer …", compared in constant time; the page has it from the part of its
           address behind "#", which is sent to no server
+twice     a header that one of these checks reads, or that says what the body is, stands there once
 body      read here, whole, within a size and a time, before a thread or a place in the queue is taken:
           a slow client holds one connection and no more
 """
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..webpage import name_of, security_headers
+from ..webpage import name_of, repeated, security_headers
 from .figures import Figures
 from .limits import Limits
 
@@ -107,6 +108,10 @@ class Guard:
             await self._pass(scope, receive, sending)
         except Refused as refused:
             await _answer(refused, receive, sending)
+        except asyncio.CancelledError:  # uvicorn cancels what a stop leaves no time for
+            if not status:
+                stopping = Refused(503, "the server is stopping", {"retry-after": "1"})
+                await _answer(stopping, receive, sending, linger=0)
         except Exception as error:  # told to who runs the server, not to the client
             self.complain(f"{scope['method']} {path}: unexpected {type(error).__name__}: {error}")
             if not status:
@@ -120,6 +125,8 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         host = headers.get("host", "")
+        if twice := repeated(scope["headers"]):
+            raise Refused(400, f"the header {twice} stands there more than once")
         if not self.door.knows(host):
             raise Refused(400, "this server does not answer under that Host name: see --allow-host")
         if scope["path"] not in OPEN:
@@ -144,7 +151,8 @@ class Guard:
             except TimeoutError:
                 text = f"the body did not arrive within {self.limits.body_seconds:g} seconds"
                 raise Refused(408, text) from None
-            await self.app(scope, _given(b"".join(parts), receive), send)
+            parts[:] = [b"".join(parts)]
+            await self.app(scope, _given(parts[0], receive), send)
         finally:
             self._hold(-sum(map(len, parts)))
 
@@ -193,7 +201,7 @@ def _given(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-async def _answer(refused: Refused, receive: Receive, send: Send) -> None:
+async def _answer(refused: Refused, receive: Receive, send: Send, linger: float = LINGER) -> None:
     """The answer at once; then the rest of the body is read for a while and dropped, or the client,
     still sending, would find its connection reset and never read the answer."""
     body = json.dumps({"detail": refused.detail}).encode()
@@ -204,7 +212,7 @@ async def _answer(refused: Refused, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": refused.status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     try:
-        async with asyncio.timeout(LINGER):
+        async with asyncio.timeout(linger):
             while (message := await receive())["type"] == "http.request" and message.get(
                 "more_body"
             ):

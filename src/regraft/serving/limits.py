@@ -15,7 +15,7 @@ class Limits:
     seconds: float = 30.0  # from acceptance to answer; more: 504
     megabytes: float = 20.0  # of a request's body; more: 413
     body_seconds: float = 15.0  # for a request's headers, and for its body; more: 408
-    held_megabytes: float = 400.0  # of bodies that are being read or decoded, in all; more: 503
+    held_megabytes: float = 200.0  # of bodies that are being read or decoded, in all; more: 503
     megapixels: float = 50.0  # that a picture's header may claim; more: 413
     letters: int = 100_000  # of a text; more: 413
     explanations: int = 4  # that are accepted and not yet answered; more: 429

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import guarded
 from ..api import Predictor, load
+from ..decoding import Wanted
 from ..errors import RegraftError, SourceError, UsageError
 from ..features import on
 from ..novelty import FILE, Novelty, read_novelty
-from ..pictures import picture_of
 from ..preprocess import ImagePreprocessor
 from .limits import Limits
 
@@ -61,13 +62,20 @@ class Served:
     def classes(self) -> tuple[str, ...]:
         return self.predictor.task.classes
 
-    def picture(self, content: bytes, limits: Limits) -> Any:
-        """A file's content → a sample. Raises DataError for what does not decode whole, and
-        TooManyPixelsError before it is decoded."""
-        preprocessor = self.predictor.preprocessor
-        assert isinstance(preprocessor, ImagePreprocessor)
-        most = int(limits.megapixels * 1e6)
-        return preprocessor.sized(picture_of(content, preprocessor.spec.channels, most))
+    def wanted(self, limits: Limits) -> Wanted:
+        """Return how a picture is to be decoded."""
+        spec = self._preprocessor.spec
+        filter_ = Image.Resampling[spec.interpolation.upper()]
+        return Wanted(spec.channels, spec.resize, filter_, int(limits.megapixels * 1e6))
+
+    def picture(self, resized: Image.Image) -> Any:
+        """Return the sample of a picture that was decoded as ``wanted`` says."""
+        return self._preprocessor.sized(resized)
+
+    @property
+    def _preprocessor(self) -> ImagePreprocessor:
+        assert isinstance(self.predictor.preprocessor, ImagePreprocessor)
+        return self.predictor.preprocessor
 
     def text(self, texts: tuple[str, ...]) -> Any:
         """One text, or two → a sample."""

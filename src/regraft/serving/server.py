@@ -13,9 +13,12 @@ import json
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import h11
@@ -31,7 +34,11 @@ from .model import open_run
 TOKEN = "REGRAFT_TOKEN"  # the environment variable
 SHORTEST = 16  # letters of a token
 BACKLOG = 2048  # connections that wait to be accepted
-STOP = 10  # seconds that requests have to end
+STOP = 5  # seconds that requests have to end, after a signal
+END = 9  # seconds after which the process ends, whatever it does
+FILES = 16_384  # that the process asks to have open at once
+CONNECTIONS = 4096
+FREE_PARTS, PART_BYTES = 1000, 256  # a body's parts beyond the first ones are so large on average
 
 
 def serve(
@@ -83,17 +90,56 @@ def serve(
 
         door = Door(names(bound, allow_host), addresses=not is_loopback(bound), token=token)
         app = create_app(served, door, limits, started=started, complain=complain)
-        config = uvicorn.Config(
-            app, http=patient(limits.body_seconds), ws="none", loop="asyncio", log_config=None,
-            access_log=False, server_header=False, timeout_graceful_shutdown=STOP,
-            backlog=BACKLOG,
-        )  # fmt: skip
-        more_files()
         with suppress(KeyboardInterrupt):  # uvicorn ends what was begun, then sends the signal on
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(app, limits, open_files(), complain).run(sockets=[listening])
         complain("stopped")
     finally:
         listening.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server that ends in time, and that holds fewer connections than files may be open."""
+
+    def __init__(
+        self, app: Any, limits: Limits, files: int, complain: Callable[[str], None]
+    ) -> None:
+        self.clock: threading.Timer | None = None
+        self.complain, self.full = complain, False
+        super().__init__(uvicorn.Config(
+            app, http=patient(limits.body_seconds, min(CONNECTIONS, files // 2)), ws="none",
+            loop="asyncio", log_config=None, log_level="error", access_log=False,
+            server_header=False, timeout_graceful_shutdown=STOP,
+            # asyncio accepts so many at a time, before one that is too many is closed
+            backlog=max(1, min(BACKLOG, files // 16)),
+        ))  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._hear)
+        await super().startup(sockets)
+        for listening in sockets or []:
+            listening.listen(BACKLOG)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Say once that no connection could be accepted: asyncio says it thousands of times a second."""
+        if "socket.accept()" not in str(context.get("message")):
+            loop.default_exception_handler(context)
+        elif not self.full:
+            self.full = True
+            self.complain(f"connections could not be accepted: {context.get('exception')}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.clock is None:
+            self.clock = threading.Timer(END, os._exit, (128 + sig,))
+            self.clock.daemon = True
+            self.clock.start()
+        super().handle_exit(sig, frame)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            super().run(sockets)
+        finally:
+            if self.clock is not None:
+                self.clock.cancel()
 
 
 def chosen_token(host: str, given: str | None) -> tuple[str | None, bool]:
@@ -163,51 +209,104 @@ def names(address: str, allowed: Sequence[str]) -> frozenset[str]:
     return frozenset(own if is_loopback(address) else own | {socket.gethostname().lower()})
 
 
-def more_files() -> None:
-    """As many connections as the system lets this process have."""
+def open_files() -> int:
+    """Return how many files this process may have open, after asking for FILES."""
     try:
         import resource
-    except ImportError:  # not on Windows
-        return
+    except ImportError:  # Windows has no such limit
+        return FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS has another limit below the one that it names
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def patient(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP, with a limit on the time that a request's headers take, which it has not."""
+class Counted(h11.Connection):
+    """A connection that refuses a body in very many small parts: each costs as much as a large one."""
+
+    refusal = ""
+    parts = size = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.parts = self.size = 0
+        elif isinstance(event, h11.Data):
+            self.parts, self.size = self.parts + 1, self.size + len(event.data)
+            if self.parts > FREE_PARTS + self.size // PART_BYTES:
+                self.refusal = f"the body comes in parts of fewer than {PART_BYTES} bytes"
+                raise h11.RemoteProtocolError(self.refusal)
+        return event
+
+
+def patient(seconds: float, most: int = CONNECTIONS) -> type[H11Protocol]:
+    """Return uvicorn's HTTP with the limits that it has not.
+
+    They are on the time that a request's headers take, on connections, and on the parts of a body. Of more
+    than ``most`` connections the one that has waited longest for a request is closed.
+    """
+    waiting: dict[H11Protocol, None] = {}  # for a request's headers, in their order
 
     class Patient(H11Protocol):
         late: asyncio.TimerHandle | None = None
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.conn = Counted(h11.SERVER)
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._watch()
+            if len(self.connections) > most:
+                oldest = next(iter(waiting))
+                assert isinstance(oldest, Patient)
+                oldest._refuse(503, "the server holds as many connections as it may: try again")
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             self._watch()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
+
         def connection_lost(self, error: Exception | None) -> None:
-            if self.late is not None:
-                self.late.cancel()
+            self._forget()
             super().connection_lost(error)
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, self.conn.refusal or msg)  # type: ignore[attr-defined]
 
         def _watch(self) -> None:
             """Headers are awaited from the first byte after a request until the next is there."""
-            awaited = self.conn.their_state is h11.IDLE
-            if awaited and self.late is None:
-                self.late = self.loop.call_later(seconds, self._close)
-            elif not awaited and self.late is not None:
+            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+                self._forget()
+            elif self.late is None:
+                text = f"the headers did not arrive within {seconds:g} seconds"
+                self.late = self.loop.call_later(seconds, self._refuse, 408, text)
+                waiting[self] = None
+
+        def _forget(self) -> None:
+            waiting.pop(self, None)
+            if self.late is not None:
                 self.late.cancel()
                 self.late = None
 
-        def _close(self) -> None:
-            self.late = None
-            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-                self.transport.write(
-                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        def _refuse(self, status: int, detail: str) -> None:
+            """Answer where none is on its way, and close the connection."""
+            self._forget()
+            unanswered = self.cycle is None or not self.cycle.response_started
+            if unanswered and not self.transport.is_closing():
+                body = json.dumps({"detail": detail}).encode()
+                head = (
+                    f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nconnection: close\r\n"
+                    f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
                 )
-                self.transport.close()
+                self.transport.write(head.encode() + body)
+            self.connections.discard(self)
+            self.transport.close()
 
     return Patient
