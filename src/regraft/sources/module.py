@@ -69,7 +69,7 @@ def from_module(
     with torch.no_grad():
         expected = copied(example)  # [B, C]
     copied.set_submodule(head, nn.Identity())
-    groups = given(copied, blocks, name) if blocks is not None else by_children(copied)
+    groups = given(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
     if not groups:
         raise SourceError(f'{name} has no tensors outside "{head}"')
     made = _blocks.partition(copied, groups, [None] * len(groups))
@@ -83,26 +83,10 @@ def from_module(
         blocks=made,
         preprocess=preprocess if known_spec else CallableSpec(preprocess),  # type: ignore[arg-type]
         features=features,
+        example=example,
         recipe={"source": "module"},
         report=tuple(LoadedTensor(n, "kept", shape) for n, shape in shapes.items()),
     )
-
-
-def by_children(backbone: nn.Module) -> list[tuple[str, list[str]]]:
-    """One group a child with tensors, in order; tensors of the root go with the first."""
-    from . import _blocks
-
-    names = _blocks.tensor_names(backbone)
-    root = [n for n in names if "." not in n]
-    groups = [
-        (child, [n for n in names if n.startswith(f"{child}.")])
-        for child, _ in backbone.named_children()
-    ]
-    groups = [(child, inside) for child, inside in groups if inside]
-    if root:
-        first = groups[0] if groups else ("root", [])
-        groups[:1] = [(first[0], root + first[1])]
-    return groups
 
 
 def given(
