@@ -24,10 +24,35 @@ from sweeping import Outcome
 LARGEST = 60_000_000  # parameters
 SIDES = (64, 128, None)  # pixels that are tried, the architecture's own last
 LIMIT_S = 300
-SIZES = frozenset(
-    "tiny small base large huge giant nano pico femto atto zepto mini medium little micro xs xxs xl xxl "
-    "xlarge xsmall xxsmall light lite x s m l b t h g n c d".split()  # noqa: SIM905
-)
+SIZES = {
+    "small",
+    "base",
+    "large",
+    "huge",
+    "giant",
+    "medium",
+    "little",
+    "light",
+    "lite",
+    "mini",
+    "tiny",
+    "micro",
+}
+SIZES |= {
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "zepto",
+    "xs",
+    "xxs",
+    "xl",
+    "xxl",
+    "xlarge",
+    "xsmall",
+    "xxsmall",
+}
+SIZES |= set("xsmlbthgncd")
 
 
 def family(name: str) -> str:

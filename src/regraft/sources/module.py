@@ -61,7 +61,13 @@ def from_module(
 
     from . import _blocks
 
-    copied = copy.deepcopy(net).eval()
+    try:
+        copied = copy.deepcopy(net).eval()
+    except (RuntimeError, TypeError) as error:
+        raise SourceError(
+            f"{name} cannot be copied ({' '.join(str(error).split())[:200]}); a layer of "
+            "torch.nn.utils.weight_norm can be one of torch.nn.utils.parametrizations.weight_norm"
+        ) from error
     known = [n for n, _ in copied.named_modules() if n]
     if head not in known:
         raise SourceError(f'{name} has no submodule "{head}"; {did_you_mean(head, known)}')

@@ -243,9 +243,13 @@ def refuse_unknown(name: str) -> None:
         )
     if not timm.is_model(base):
         raise SourceError(f'timm has no "{base}"; {did_you_mean(base, timm.list_models())}')
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        raise SourceError(f'timm\'s {base} has no weights "{tag}"; {did_you_mean(tag, tags)}')
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+        raise SourceError(
+            f'timm\'s {base} has no weights "{tag}"; {did_you_mean(tag, tags)}'
+        ) from error
 
 
 def check_folder(folder: Path, name: str) -> None:
