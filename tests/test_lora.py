@@ -48,6 +48,81 @@ def images(n=7):
     return torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
+class Reads(nn.Module):
+    """A layer whose weight its parent reads, as BEiT's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / self.weight.norm(), self.bias)
+
+
+def odd_layers():
+    from timm.layers import ScaledStdConv2d, StdConv2d
+
+    return {
+        "standardised": StdConv2d(8, 8, 3, padding=1),
+        "scaled": ScaledStdConv2d(8, 8, 3, padding=1),
+        "weight norm": nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1)),
+        "spectral norm": nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)),
+        "dilated": nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        "reflecting": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        "reads": Reads(),
+        "rescales": Doubled(8, 8),
+    }
+
+
+class Odd(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.odd = layer
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        linear = isinstance(self.odd, nn.Linear | Reads)
+        x = self.odd(x.mean((2, 3))) if linear else self.odd(x).mean((2, 3))
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize("variant", ["plain", "dora"])
+@pytest.mark.parametrize("kind", odd_layers())
+def test_what_is_kept_is_what_was_trained_for_layers_of_every_kind(kind, variant):
+    torch.manual_seed(0)
+    target = graft(source_of(Odd(odd_layers()[kind])), 2)
+    lora = LoRA(rank=2, variant=variant)
+    with lora.adapted(target, seed=0) as adapted:
+        set_trainable(adapted, lora([b.name for b in adapted.blocks], 1), "frozen")
+        train = [p for p in adapted.model.parameters() if p.requires_grad]
+        for _ in range(5):
+            adapted.model.eval()(images()).square().sum().backward()
+            with torch.no_grad():
+                for p in train:
+                    assert p.grad is not None
+                    p -= 0.05 * p.grad / (p.grad.norm() + 1e-12)
+                    p.grad = None
+        said = adapted.model.eval()(images()).detach()
+    torch.testing.assert_close(target.model.eval()(images()), said, rtol=1e-4, atol=1e-5)
+    assert any("lora leaves out 1 of 2 layers" in n for n in target.source.notes)
+
+
+def test_layers_that_cannot_merge_are_named_and_refused_where_none_is_left():
+    target = graft(source_of(Odd(odd_layers()["standardised"])), 2)
+    with (
+        pytest.raises(PlanError, match=r'"odd" matches no layer whose change merges exactly.*odd'),
+        LoRA(layers=("odd",)).adapted(target, seed=0),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("variant", ["plain", "rank_stabilised", "dora"])
 def test_the_start_is_the_source_and_no_step_changes_nothing(target, variant):
     before = {n: t.clone() for n, t in target.model.state_dict().items()}

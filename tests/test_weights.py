@@ -79,7 +79,7 @@ def test_nested_weights_and_prefixes_are_unwrapped_and_said(tmp_path: Path) -> N
     assert '"state_dict"' in read.notes[0]
     tensors, notes = _weights.strip_prefixes(read.tensors, net().state_dict())
     assert tensors.keys() == net().state_dict().keys()
-    assert ['"module."' in notes[0], '"backbone."' in notes[1]] == [True, True]
+    assert len(notes) == 1 and 'prefix "module.backbone."' in notes[0]
 
 
 def test_a_fresh_tensor_in_the_backbone_is_an_error_unless_named() -> None:

@@ -64,12 +64,19 @@ class RankError(RegraftError):
     """A rank that was killed or stopped, or one without which the others cannot go on."""
 
 
+MANY = 30  # names; of more than these a message shows the nearest
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for a name that matches nothing: the nearest known one, else the whole list."""
+    """Return a hint for a name that matches nothing: the nearest known one, else all or the nearest few."""
     names = sorted(known)
     near = get_close_matches(word, names, n=1, cutoff=0.6)
     if near:
         return f'did you mean "{near[0]}"?'
+    if len(names) > MANY:
+        alike = [n for n in names if word and word in n] or get_close_matches(word, names, 5, 0.3)
+        some = ", ".join((alike or names)[:5])
+        return f"there are {len(names):,}, {'the nearest' if alike else 'such as'}: {some}"
     return f"there are: {', '.join(names) or 'none'}"
 
 

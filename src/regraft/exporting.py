@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -194,10 +195,20 @@ def wrote(format: Export, name: str, package: Package, folder: Path) -> Sequence
     except (RegraftError, OSError):
         raise
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
         raise ExportError(
-            f"the model cannot be written as {name}, so nothing was: {type(error).__name__}: {said[0]}"
+            f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}"
         ) from error
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """Return the innermost cause of an exporter's fault: one whole sentence without colours or advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).strip()
+    if lacking := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text):
+        return f"ONNX has no operator for torch's {lacking[1]}, which the network uses"
+    sentence = re.split(r"(?<=[.!?])\s+|\n\s*\n", text)[0]
+    return f"{type(error).__name__}: {' '.join(sentence.split()).rstrip(':')}"
 
 
 # ---------------------------------------------------------------- the rows that are compared

@@ -35,6 +35,9 @@ class SourcePlan(Section):
         description="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run"
     )
     weights: str | None = Field(None, description="a weights file instead of the library's own")
+    weights_key: str | None = Field(
+        None, description="which of a checkpoint's dictionaries of tensors, where several fit"
+    )
     in_channels: Count | None = Field(None, description="picture channels, where not the source's")
     image_size: Count | None = Field(
         None, description="side in pixels that the network sees, where not the source's"

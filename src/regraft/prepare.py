@@ -234,6 +234,7 @@ def prepare(
         check_adapting(plan, regularizers)
         with freezing.adapted(copy.deepcopy(target), plan.run.seed) as other:  # refused here
             trained = table(plan, other, freezing, chosen.rates)
+        source.notes += tuple(n for n in other.source.notes if n not in source.notes)
         blocks = [replace(b, parameters=t.parameters) for b, t in zip(blocks, trained, strict=True)]
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)

@@ -338,6 +338,7 @@ class Source:
     report: tuple[LoadedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     nothing_kept: bool = False
+    example: Inputs | None = None  # a small batch that its forward pass takes
 
     @property
     def kind(self) -> Kind:
@@ -368,6 +369,7 @@ class SourceOptions:
     """The plan's ``[source]`` beside the reference itself."""
 
     weights: Path | None = None  # a weights file instead of the library's own
+    weights_key: str | None = None  # which of a checkpoint's dictionaries of tensors, as "teacher"
     in_channels: int | None = None  # picture channels, where not the source's
     image_size: int | None = None  # side in pixels that the network sees, where not the source's
     pooling: Literal["auto", "mean", "cls"] = "auto"  # text encoders without a head

@@ -6,13 +6,16 @@ weights lie in a second file beside the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..types import Package
 
 needs = ("onnx", "onnxruntime", "onnxscript")
@@ -29,16 +32,27 @@ def refusal(package: Package) -> str | None:
 def write(package: Package, folder: Path) -> Sequence[str]:
     import onnx
     import torch
+    from torch.onnx import OnnxExporterError
 
     from . import _shared
 
     args, by_name, shapes = _shared.open_batch(package)
     names = list(by_name) or ["inputs"]
     out = "values" if package.task.name == "regression" else "logits"
-    program = torch.onnx.export(
-        _shared.named(package), args, kwargs=by_name, dynamo=True, dynamic_shapes=shapes,
-        input_names=names, output_names=[out], verbose=False,
-    )  # fmt: skip
+
+    def exported() -> Any:
+        return torch.onnx.export(
+            _shared.named(package), args, kwargs=by_name, dynamo=True, dynamic_shapes=shapes,
+            input_names=names, output_names=[out], verbose=False,
+        )  # fmt: skip
+
+    try:
+        program = exported()
+    except OnnxExporterError:
+        with step_by_step(package.model) as changed:
+            if not changed:
+                raise
+            program = exported()
     if program is None:
         raise ExportError("torch's exporter gave no ONNX model")
     told = {name: package.plain[f"{name}.json"] for name in ("preprocess", "labels")}
@@ -49,6 +63,22 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     if not _shared.is_image(package):
         _shared.save_tokenizer(package, folder / "tokenizer")
     return ()
+
+
+@contextmanager
+def step_by_step(model: nn.Module) -> Iterator[int]:
+    """Compute timm's attention in single steps inside; the value is the number of layers that do.
+
+    torch's exporter loses the memory layout of fused attention with a bias, and fails on it.
+    """
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
+    for layer in layers:
+        layer.fused_attn = False
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            layer.fused_attn = True
 
 
 def int8(folder: Path) -> str:

@@ -6,10 +6,14 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; rank-stabilised: 
 2023, https://arxiv.org/abs/2312.03732; DoRA, direction and magnitude apart: Liu et al. 2024,
 https://arxiv.org/abs/2402.09353. By peft. Linear layers and convolutions of one group have a change;
 embeddings, norms and depthwise convolutions have none. What is saved has the source's own shape.
+
+A layer that standardises or computes its weight, or whose weight another layer reads, is left out: a change
+beside it would train one model and merge into another.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +21,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import PlanError
+from ..errors import PlanError, shorten
 from ..types import Target
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from ..types import Inputs
 
 
 @dataclass(frozen=True)
@@ -50,23 +56,82 @@ class LoRA:
         Raises PlanError where no layer can have one, or a layer's forward would pass it by.
         """
         import torch
-        from peft import LoraConfig, LoraModel
+        from peft import LoraModel
 
         backbone = target.model.get_submodule("backbone")
-        names = self.changed(backbone)
-        config: Any = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout,  # type: ignore[arg-type]
-            use_rslora=self.variant == "rank_stabilised", use_dora=self.variant == "dora",
-            target_modules="|".join(map(re.escape, names)),
-        )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tuner = LoraModel(backbone, config, "default")
+            names = self.exact(target, self.changed(backbone))
+            torch.manual_seed(seed)
+            tuner = LoraModel(backbone, self.config(names), "default")
         try:
             yield with_changes(target, names)
         finally:
             merged = tuner.merge_and_unload()
             assert merged is backbone
+
+    def config(self, names: Sequence[str]) -> Any:
+        """Return peft's configuration of a change of the named layers."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout,  # type: ignore[arg-type]
+            use_rslora=self.variant == "rank_stabilised", use_dora=self.variant == "dora",
+            target_modules="|".join(map(re.escape, names)),
+        )  # fmt: skip
+
+    def exact(self, target: Target, names: Sequence[str]) -> list[str]:
+        """Return the layers whose merged change is the change that was trained, and note the others.
+
+        Raises PlanError where a pattern names none of them.
+        """
+        backbone = target.model.get_submodule("backbone")
+        given = inputs_of(backbone, names, target.source.example)
+        left = [n for n in names if not self.merges(backbone.get_submodule(n), given.get(n))]
+        kept = [n for n in names if n not in left]
+        for pattern in self.layers:
+            if not any(fnmatchcase(n, pattern) for n in kept):
+                raise PlanError(
+                    [f'freezing.layers: "{pattern}" matches no layer whose change merges exactly; these '
+                     f"standardise or compute their weights, or another layer reads them: {shorten(left)}: "
+                     "use another freezing"]
+                )  # fmt: skip
+        note = (
+            f"lora leaves out {len(left)} of {len(names)} layers, whose weights are standardised, computed or "
+            f"read by another layer, so that a change would not merge exactly: {shorten(left, 3)}"
+        )
+        if left and note not in target.source.notes:
+            target.source.notes += (note,)
+        return kept
+
+    def merges(self, layer: nn.Module, inputs: Tensor | None) -> bool:
+        """Whether a random change of the layer, beside it or merged into it, gives the same outputs.
+
+        ``inputs`` are what the layer is given in a forward pass; None where nothing calls it.
+        """
+        import torch
+        from peft import LoraModel
+        from torch import nn
+
+        if inputs is None or "weight" not in layer._parameters:
+            return False
+        if is_plain(layer):
+            return True
+        alone = nn.Sequential(copy.deepcopy(layer)).eval()
+        try:
+            with torch.no_grad():
+                before = alone(inputs)
+                tuner = LoraModel(alone, self.config(["0"]), "default").eval()
+                for name, tensor in tuner.named_parameters():
+                    if ".lora_B." in name:
+                        tensor.normal_()
+                beside = alone(inputs)
+                merged: Any = tuner.merge_and_unload()
+                inside = merged(inputs)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
+            return False  # peft's change has other sizes, as beside a dilated convolution
+        size = float((beside - before).abs().max())
+        return size > 0 and float((beside - inside).abs().max()) <= 1e-4 * size
 
     def changed(self, backbone: nn.Module) -> list[str]:
         """Layers of the backbone that have a change, in their order."""
@@ -92,6 +157,53 @@ class LoRA:
                      f"are: {some}{' …' if len(can) > 5 else ''}"]
                 )  # fmt: skip
         return [n for n in can if any(fnmatchcase(n, p) for p in self.layers)]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own, with nothing that peft's change would lack."""
+    from torch import nn
+
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return False
+    if type(layer) is nn.Conv2d:
+        return layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return type(layer) is nn.Linear
+
+
+def inputs_of(
+    backbone: nn.Module, names: Sequence[str], example: Inputs | None
+) -> dict[str, Tensor]:
+    """Return what each named layer is given in a forward pass in eval mode; without an example, zeros."""
+    import torch
+
+    some = next(backbone.parameters())
+    if example is None:
+        return {n: torch.zeros(0) for n in names}
+    given: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        def noted(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args:
+                given.setdefault(name, args[0].detach())
+
+        return noted
+
+    hooks = [backbone.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
+    modes = [(m, m.training) for m in backbone.modules()]
+    moved = (
+        {k: v.to(some.device) for k, v in example.items()}
+        if isinstance(example, dict)
+        else example.to(some.device)
+    )
+    try:
+        with torch.no_grad():
+            backbone.eval()(moved)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for hook in hooks:
+            hook.remove()
+    return given
 
 
 def with_changes(target: Target, names: Sequence[str]) -> Target:

@@ -50,6 +50,57 @@ def partition(
     )
 
 
+def by_children(backbone: nn.Module, inputs: Inputs | None = None) -> list[tuple[str, list[str]]]:
+    """Return one group a child with tensors; tensors of the root go with the first.
+
+    The elements of a child that is a list of stages or layers are groups of their own. ``inputs`` are
+    for a forward pass that decides the order; without them it is the order of registration.
+    """
+    names = tensor_names(backbone)
+    root = [n for n in names if "." not in n]
+    units = [name for name, _ in backbone.named_children()]
+    if inputs is not None:
+        units = [u for name in units for u in stages(backbone, name)]
+        called = call_order(backbone, inputs)
+        first = {u: min((i for m, i in called.items() if f"{m}.".startswith(f"{u}.")), default=len(called))
+                 for u in units}  # fmt: skip
+        units.sort(key=lambda u: first[u])
+    groups = [(u, [n for n in names if n.startswith(f"{u}.")]) for u in units]
+    groups = [(u, inside) for u, inside in groups if inside]
+    if root:
+        title = groups[0] if groups else ("root", [])
+        groups[:1] = [(title[0], root + title[1])]
+    return groups
+
+
+def stages(backbone: nn.Module, name: str) -> list[str]:
+    """Return the elements of a child that is a list of modules with all of its tensors, else the child."""
+    child = backbone.get_submodule(name)
+    if not isinstance(child, nn.ModuleList | nn.Sequential) or len(child) < 2:
+        return [name]
+    return [f"{name}.{n}" for n, _ in child.named_children()]
+
+
+def call_order(backbone: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Return when each module was first called in a forward pass."""
+    called: dict[str, int] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def noted(*_: Any) -> None:
+            called.setdefault(name, len(called))
+
+        return noted
+
+    hooks = [m.register_forward_pre_hook(note(n)) for n, m in backbone.named_modules() if n]
+    try:
+        with torch.no_grad():
+            backbone(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
 def common_path(tensors: Sequence[str]) -> str:
     """The longest dotted path that leads to all of them: "blocks.3", or "" for none."""
     paths = [t.split(".")[:-1] for t in tensors]
@@ -103,7 +154,8 @@ def prove(
     ``expected`` [B, C] is the original model's output. Where the blocks' runs do not chain to the
     backbone's output exactly they are dropped: a wrong cut is worse than none.
 
-    Raises SourceError where features are not [B, D] or head(backbone(x)) is not the original.
+    Raises SourceError where features are not [B, D], differ between two passes over one input, or
+    head(backbone(x)) is not the original.
     """
     with torch.no_grad():
         try:
@@ -112,6 +164,11 @@ def prove(
             raise SourceError(f"{where}: refused, its head does not come last ({error})") from error
         if not isinstance(features, torch.Tensor) or features.ndim != 2:
             raise SourceError(f"{where}: refused, its features are not one vector a row")
+        again = backbone(inputs)
+        if not torch.allclose(again, features, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise SourceError(
+                f"{where}: refused, two passes over one input differ: it draws at random even in eval mode"
+            )
         if head is not None and expected is not None:
             try:
                 same = torch.allclose(head(features), expected, rtol=1e-4, atol=1e-5)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _blocks
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def group(model: Any) -> list[tuple[str, list[str]]]:
-    """timm's own coarse grouping of the backbone's tensors, input → output, with names."""
+
+def group(model: Any, x: Tensor) -> list[tuple[str, list[str]]]:
+    """Return named groups of the backbone's tensors, input → output: timm's own, else by children.
+
+    Not every architecture has a matcher, and not every matcher matches its names.
+    """
+    groups = by_matcher(model)
+    names = sorted(_blocks.tensor_names(model))
+    if len(groups) < 2 or sorted(t for _, g in groups for t in g) != names:
+        return _blocks.by_children(model, x)
+    return groups
+
+
+def by_matcher(model: Any) -> list[tuple[str, list[str]]]:
+    """Return timm's own coarse grouping with names, or nothing where the architecture has none."""
     from timm.models._manipulate import group_with_matcher
 
     names = _blocks.tensor_names(model)
     # Parameters at the root (class token, positions, registers) enter with the patches.
     root = [n for n in names if "." not in n]
-    matcher = model.group_matcher(coarse=True)
-    levels = group_with_matcher([(n, n) for n in names if "." in n], matcher)
+    try:
+        matcher = model.group_matcher(coarse=True)
+        levels = group_with_matcher([(n, n) for n in names if "." in n], matcher)
+    except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError):
+        return []
     groups = [list(levels[level]) for level in sorted(levels)]
+    if not groups:
+        return []
     groups[0] = root + groups[0]
     tops = [[t for t in g if t.split(".")[0] == g[0].split(".")[0]] for g in groups]
     full = [_blocks.common_path(t) for t in tops]

@@ -1,7 +1,8 @@
 """Read a weights file safely, and account for every tensor in it.
 
 A file is read by content, not by name: safetensors, else ``torch.load(weights_only=True)``. There
-is no fallback to unsafe loading: what holds code is refused and nothing in it is executed.
+is no fallback to unsafe loading: what holds code is refused and nothing in it is executed. A checkpoint
+may nest its weights and hold records beside them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,10 +22,27 @@ from torch import Tensor
 
 from ..errors import SourceError, shorten
 from ..types import LoadedTensor
+from . import _foreign, _records
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which trainers nest weights
 EXPANDED = 1_000_000  # values that a view may claim beyond what is stored
-PREFIXES = ("module.", "backbone.", "model.")  # what wrappers put before every name
+DEEPEST = 6  # levels of dictionaries in a checkpoint
+COMPARABLE = 0.5  # of the best dictionary's or prefix's hits: one with as many is a rival
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+PREFIXES = (
+    "module", "model", "backbone", "encoder", "net", "network", "teacher", "student", "ema", "ema_model",
+    "model_ema", "module_ema", "encoder_q", "encoder_k", "base_encoder", "momentum_encoder",
+)  # fmt: skip
+STEMS = (
+    "optimizer",
+    "optim",
+    "lr_sched",
+    "scheduler",
+    "scaler",
+    "amp",
+    "rng",
+    "callbacks",
+    "loops",
+)
 
 
 @dataclass(frozen=True)
@@ -47,21 +66,33 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: Path) -> Weights:
-    """The tensors of a safetensors or torch file.
+def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> Weights:
+    """Return the tensors of a safetensors or torch file.
 
-    Raises SourceError for a file that is absent, damaged, of another kind, or holds code.
+    ``expected`` are the architecture's names: they decide between the dictionaries of a checkpoint.
+    ``key`` names one of those dictionaries.
+
+    Raises SourceError for a file that is absent, damaged, of another kind, holds code, or leaves open
+    which of its dictionaries is meant.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: no such weights file")
+        raise SourceError(f"{path}: {no_file(path)}")
+    if problem := _foreign.problem(path):
+        raise SourceError(f"{path}: {problem}")
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":  # safetensors: 8 bytes of header length, then JSON
+        if key:
+            raise SourceError(f'{path}: a safetensors file has no dictionary "{key}"')
         return Weights(sound(read_safetensors(path), path), sha256(path))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        tensors, notes = unwrap(read_torch(path), path)
+        tensors, notes = unwrap(read_torch(path), path, expected, key)
         return Weights(sound(tensors, path), sha256(path), notes)
     raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or cut short")
+
+
+def no_file(path: Path) -> str:
+    return "a folder; name a weights file in it" if path.is_dir() else "no such weights file"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -75,39 +106,82 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> Any:
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on the pickle's age; the outcome decides
-            # by content: given a path, torch also looks at its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    from torch.serialization import safe_globals
+
+    with safe_globals(_records.allowed()):
+        try:
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # on the pickle's age
+                # by content: given a path, torch also looks at its suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise SourceError(f"{path}: {_records.refusal(path, error)}") from error
+        except Exception as error:  # as many kinds as there are ways for a file to be damaged
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
+
+
+def unwrap(
+    loaded: Any, path: Path, expected: Collection[str], key: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the checkpoint's dictionary of tensors that is meant, and a note on where it was.
+
+    Of several dictionaries it is the one that ``key`` names, else the only one that fits. Without names
+    to compare with, as for names of another repository, the number of tensors decides.
+
+    Raises SourceError that names the keys where none or several fit.
+    """
+    found = dict(dictionaries(loaded))
+    if not found:
+        keys = f"its keys are {shorten([str(k) for k in loaded])}" if is_map(loaded) else (
+            f"it is a {type(loaded).__name__}"
+        )  # fmt: skip
+        raise SourceError(f"{path}: holds no tensors by name; {keys}; expected a state_dict")
+    if key is None:
+        key = chosen(found, path, expected)
+    elif key not in found:
         raise SourceError(
-            f"{path}: refused, nothing executed: it holds more than tensors (code or a whole "
-            "module) or is damaged; remedy: where you trust it, load it in a sandbox and save its "
-            "state_dict() with safetensors.torch.save_file"
-        ) from error
-    except Exception as error:  # as many kinds as there are ways for a file to be damaged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
+            f'{path}: source.weights_key "{key}" is no dictionary of tensors in it; there are: '
+            f"{shorten([k or 'the file itself' for k in found], 8)}"
+        )
+    return found[key], (f'weights taken from "{key}" of {path.name}',) if key else ()
 
 
-def unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a possibly nested checkpoint, and what was unwrapped."""
-    notes: list[str] = []
-    while isinstance(loaded, Mapping) and not any(isinstance(v, Tensor) for v in loaded.values()):
-        key = next((k for k in WRAPPERS if isinstance(loaded.get(k), Mapping)), None)
-        if key is None:
-            break
-        notes.append(f'weights taken from "{key}" of {path.name}')
-        loaded = loaded[key]
-    tensors = (
-        {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise SourceError(f"{path}: holds no tensors by name; expected a state_dict")
-    return tensors, tuple(notes)
+def is_map(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def dictionaries(
+    loaded: Any, key: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each dictionary of named tensors in a checkpoint with its dotted key, "" for the file's own.
+
+    An optimizer's state is left out: its tensors go by numbers, or it has param_groups.
+    """
+    if not isinstance(loaded, Mapping) or "param_groups" in loaded or depth > DEEPEST:
+        return
+    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        yield key, tensors
+    for name, value in loaded.items():
+        if isinstance(name, str) and not name.startswith(STEMS):
+            yield from dictionaries(value, f"{key}.{name}" if key else name, depth + 1)
+
+
+def chosen(found: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Collection[str]) -> str:
+    """Return the key of the only dictionary that fits. Raises SourceError where several do."""
+    hits = {k: max(prefix_hits(t, expected).values(), default=0) for k, t in found.items()}
+    if not max(hits.values()):
+        hits = {k: len(t) for k, t in found.items()}
+    best = max(hits.values())
+    rivals = [k for k, n in hits.items() if n >= COMPARABLE * best]
+    if len(rivals) > 1:
+        named = [f"{k or 'the file itself'} ({len(found[k])} tensors)" for k in rivals]
+        raise SourceError(
+            f"{path}: {len(rivals)} of its dictionaries fit: {shorten(named, 8)}; say which one is "
+            f"meant: --set source.weights_key={next(k for k in rivals if k)}"
+        )
+    return rivals[0]
 
 
 def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -135,23 +209,63 @@ def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def strip_prefixes(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Any]
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Any],
+    known: Collection[str] | None = PREFIXES,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Without the prefixes whose removal makes more names match; what was removed, in words."""
-    best = dict(tensors)
-    notes: list[str] = []
-    while True:
-        hits = len(best.keys() & expected.keys())
-        tries = {p: {k.removeprefix(p): v for k, v in best.items()} for p in PREFIXES}
-        prefix = max(tries, key=lambda p: len(tries[p].keys() & expected.keys()))
-        if len(tries[prefix].keys() & expected.keys()) > hits:
-            best = tries[prefix]
-        else:  # two wrappers in a row: the first one's removal alone matches nothing more
-            wrapped = next((p for p in PREFIXES if all(k.startswith(p) for k in best)), None)
-            if hits or wrapped is None:
-                return best, tuple(notes)
-            prefix, best = wrapped, tries[wrapped]
-        notes.append(f'prefix "{prefix}" stripped from the weights\' names')
+    """Return the tensors without what wrappers put before their names, and notes on what that was.
+
+    A wrapper such as torch.compile's may stand anywhere in a name. A prefix of any depth is stripped
+    where more names match without it. ``known`` are the components that a prefix may have; None: any.
+
+    Raises SourceError where two prefixes lead to one network each, as a teacher's and a student's.
+    """
+    best, wrapped = unwrapped(tensors, expected)
+    notes = [f'"{w}." stripped from the weights\' names' for w in wrapped]
+    hits = prefix_hits(best, expected, known)
+    prefix = max(hits, key=lambda p: (hits[p], -len(p)), default="")
+    rivals = [p for p, n in hits.items() if n >= COMPARABLE * hits[prefix] and p != prefix]
+    if not prefix:
+        return best, tuple(notes)
+    if rivals:
+        names = " and ".join(f'"{p}"' if p else "none" for p in (prefix, *rivals))
+        raise SourceError(
+            f"the weights hold several networks that fit, with the prefixes {names}: save one of them to "
+            "a file of its own"
+        )
+    stripped = {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
+    notes.append(f'prefix "{prefix}" stripped from the weights\' names')
+    return {**{k: v for k, v in best.items() if not k.startswith(prefix)}, **stripped}, tuple(notes)
+
+
+def unwrapped(
+    tensors: Mapping[str, Tensor], expected: Collection[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors without the components of compiled or sharded modules, and those components."""
+    own = {part for name in expected for part in name.split(".")}
+    there = {part for name in tensors for part in name.split(".")}
+    wrapped = [w for w in WRAPPED if w in there and w not in own]
+    if not wrapped:
+        return dict(tensors), []
+    return {
+        ".".join(p for p in name.split(".") if p not in wrapped): tensor
+        for name, tensor in tensors.items()
+    }, wrapped
+
+
+def prefix_hits(
+    tensors: Mapping[str, Any], expected: Collection[str], known: Collection[str] | None = None
+) -> Counter[str]:
+    """Return how many names match without each prefix; "" is none."""
+    hits: Counter[str] = Counter()
+    for name in tensors:
+        parts = [p for p in name.split(".") if p not in WRAPPED]
+        for i in range(len(parts)):
+            if known is not None and i and parts[i - 1] not in known:
+                break
+            if ".".join(parts[i:]) in expected:
+                hits["".join(f"{p}." for p in parts[:i])] += 1
+    return hits
 
 
 def match(
@@ -159,13 +273,13 @@ def match(
     weights: Mapping[str, Tensor],
     *,
     where: str,
-    head: str = "",
+    head: str | Sequence[str] = "",
     allow_fresh: Sequence[str] = (),
     resized: Mapping[str, str] | None = None,
 ) -> Match:
     """Every tensor kept, fresh, resized or unused.
 
-    ``expected`` is the whole model's state, ``head`` the dotted name of its head. ``resized`` names
+    ``expected`` is the whole model's state, ``head`` the dotted name of its head, or of several. ``resized`` names
     tensors that were adapted before the call, with how. A head whose shapes differ or that is
     absent is left out (``head_kept`` False). A counter (num_batches_tracked) may be absent: no
     output depends on it, and old files lack it.
@@ -174,7 +288,8 @@ def match(
     of the backbone would be fresh and ``allow_fresh`` (fnmatch patterns) does not name it.
     """
     resized = resized or {}
-    in_head = {n for n in expected if head and n.startswith(f"{head}.")}
+    heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head) if h)
+    in_head = {n for n in expected if n.startswith(heads)}
     fits = {n for n in expected if n in weights and weights[n].shape == expected[n].shape}
     if expected and not (fits - in_head) & fits:
         raise SourceError(

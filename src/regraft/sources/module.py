@@ -61,7 +61,13 @@ def from_module(
 
     from . import _blocks
 
-    copied = copy.deepcopy(net).eval()
+    try:
+        copied = copy.deepcopy(net).eval()
+    except (RuntimeError, TypeError) as error:
+        raise SourceError(
+            f"{name} cannot be copied ({' '.join(str(error).split())[:200]}); a layer of "
+            "torch.nn.utils.weight_norm can be one of torch.nn.utils.parametrizations.weight_norm"
+        ) from error
     known = [n for n, _ in copied.named_modules() if n]
     if head not in known:
         raise SourceError(f'{name} has no submodule "{head}"; {did_you_mean(head, known)}')
@@ -69,7 +75,7 @@ def from_module(
     with torch.no_grad():
         expected = copied(example)  # [B, C]
     copied.set_submodule(head, nn.Identity())
-    groups = given(copied, blocks, name) if blocks is not None else by_children(copied)
+    groups = given(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
     if not groups:
         raise SourceError(f'{name} has no tensors outside "{head}"')
     made = _blocks.partition(copied, groups, [None] * len(groups))
@@ -83,26 +89,10 @@ def from_module(
         blocks=made,
         preprocess=preprocess if known_spec else CallableSpec(preprocess),  # type: ignore[arg-type]
         features=features,
+        example=example,
         recipe={"source": "module"},
         report=tuple(LoadedTensor(n, "kept", shape) for n, shape in shapes.items()),
     )
-
-
-def by_children(backbone: nn.Module) -> list[tuple[str, list[str]]]:
-    """One group a child with tensors, in order; tensors of the root go with the first."""
-    from . import _blocks
-
-    names = _blocks.tensor_names(backbone)
-    root = [n for n in names if "." not in n]
-    groups = [
-        (child, [n for n in names if n.startswith(f"{child}.")])
-        for child, _ in backbone.named_children()
-    ]
-    groups = [(child, inside) for child, inside in groups if inside]
-    if root:
-        first = groups[0] if groups else ("root", [])
-        groups[:1] = [(first[0], root + first[1])]
-    return groups
 
 
 def given(

@@ -21,8 +21,7 @@ def load(name: str, options: SourceOptions) -> Source:
         raise SourceError(f'"random:{name}" is not known; write random:timm/NAME')
     if options.weights:
         raise SourceError(f"random:{name} takes no weights; for weights write timm:{architecture}")
-    model = timm.create(architecture, options)
-    source = timm.split(model, f"random:{name}", None, timm.classifier_name(model, name))
+    source = timm.split(timm.create(architecture, options), f"random:{name}", False)
     source.recipe["num_classes"] = 0
     source.licence = source.recipe["licence"] = "none: nothing was loaded"
     state = source.backbone.state_dict()

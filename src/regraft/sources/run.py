@@ -36,7 +36,9 @@ def load(name: str, options: SourceOptions) -> Source:
             f"{folder / 'config.json'}: no network can be built from its recipe ({type(error).__name__}: "
             f"{error}); the run is damaged"
         ) from error
-    weights = _weights.read(options.weights or folder / "model.safetensors")
+    weights = _weights.read(
+        options.weights or folder / "model.safetensors", key=options.weights_key
+    )
     body = below(weights.tensors, "backbone.")
     head = below(weights.tensors, "head.")
     where = str(folder / "model.safetensors")

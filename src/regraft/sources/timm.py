@@ -1,4 +1,4 @@
-"""Any timm model: ``timm:resnet50.a1_in1k``.
+"""Any timm model: ``timm:resnet50.a1_in1k``, ``timm:local-dir:FOLDER``, ``timm:hf-hub:OWNER/NAME``.
 
 The architecture is built without weights; the weights come from ``options.weights`` or from the
 hub (or its cache) and pass the same gate as any file. The classifier becomes the head.
@@ -7,110 +7,296 @@ hub (or its cache) and pass the same gate as any file. The classifier becomes th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SourceError, did_you_mean
-from ..types import ImageSpec, Source, SourceOptions
+from ..errors import SourceError, did_you_mean, shorten
+from ..types import Block, ImageSpec, Source, SourceOptions
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ._weights import Weights
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """The named model with its weights. Raises SourceError where either cannot be had or split."""
+    """Return the named model with its weights. Raises SourceError where either cannot be had or split."""
     from . import _weights
 
-    model = create(name, options)
-    classifier_name(model, f"timm:{name}")  # a refusal comes before a download
-    weights = _weights.read(options.weights) if options.weights else fetch(model, name, options)
-    notes = normalisation(model, options.weights) if options.weights else ()
-    source = assemble(model, f"timm:{name}", weights, options)
+    built = create(name, options)
+    source_folder = built.folder
+    if options.weights_key and not options.weights and source_folder is None:
+        raise SourceError("source.weights_key is about a file: name it with --weights FILE")
+    file = options.weights or (weights_of(source_folder) if source_folder else None)
+    expected = built.model.state_dict()
+    weights = (
+        _weights.read(file, expected, options.weights_key)
+        if file
+        else fetch(built.model, name, options)
+    )
+    notes = normalisation(built.model, options.weights) if options.weights else ()
+    source = assemble(built, f"timm:{name}", weights, options)
     source.notes += notes
     return source
 
 
-def assemble(model: nn.Module, reference: str, weights: Weights, options: SourceOptions) -> Source:
-    """A source from an architecture and the tensors of a file."""
-    from . import _weights
+def assemble(built: Built, reference: str, weights: Weights, options: SourceOptions) -> Source:
+    """Return a source from an architecture and the tensors of a file."""
+    from . import _timm_heads, _weights
 
-    where = str(options.weights or reference)
+    model, where = built.model, str(options.weights or reference)
     expected = model.state_dict()
-    head = classifier_name(model, reference)
-    tensors, stripped = _weights.strip_prefixes(weights.tensors, expected)
-    tensors = in_timm_names(model, tensors)
-    tensors, resized = adapt_stem(model, tensors)
+    heads = _timm_heads.classifier_names(model)
+    tensors, stripped = _weights.strip_prefixes(weights.tensors, expected, known=None)
+    tensors, resized = built.converted(tensors, where)
+    tensors, stem = adapt_stem(model, tensors)
+    refuse_sizes(model, tensors, heads, where, options)
     found = _weights.match(
         expected,
         tensors,
         where=where,
-        head=head or "",
+        head=heads,
         allow_fresh=options.allow_fresh,
-        resized=resized,
+        resized=resized | stem,
     )
     model.load_state_dict(found.state, strict=False)
-    source = split(model, reference, head if found.head_kept else None, head)
+    source = split(built, reference, found.head_kept)
     source.digest = weights.digest
     source.report = tuple(found.report)
     source.notes += (*weights.notes, *stripped)
-    if head and not found.head_kept:
-        source.notes += (f"{where} has no {head} of this shape: the source has no head",)
+    if heads and not found.head_kept:
+        source.notes += (f"{where} has no {heads[0]} of this shape: the source has no head",)
     return source
 
 
+def refuse_sizes(
+    model: nn.Module,
+    tensors: dict[str, Any],
+    heads: Sequence[str],
+    where: str,
+    options: SourceOptions,
+) -> None:
+    """Raises SourceError with its remedy where a size or a number of channels does not fit the weights."""
+    mine = {n: t.shape for n, t in model.state_dict().items() if not n.startswith(tuple(heads))}
+    wrong = [n for n, s in mine.items() if n in tensors and tensors[n].shape != s]
+    if not wrong or len(wrong) > len(mine) / 2:
+        return  # fine, or another architecture: match says so
+    pairs = [f"{n} {tuple(tensors[n].shape)} not {tuple(mine[n])}" for n in wrong]
+    stems = [n for n in wrong if tensors[n].ndim == 4 and tensors[n].shape[0] == mine[n][0]]
+    had = tensors[stems[0]].shape[1] if stems else 0
+    remedy = (
+        f"timm does not resample them: leave out source.image_size {options.image_size}"
+        if options.image_size
+        else f"set source.in_channels={had} where its pictures have {had} channels"
+        if had in (1, 2, 3, 4) and len(wrong) == 1
+        else "they may be for another size of picture: set source.image_size to theirs, or name the variant "
+        "that they are of"
+    )
+    raise SourceError(f"{where}: {len(wrong)} shapes differ: {shorten(pairs, 3)}; {remedy}")
+
+
 def build(recipe: dict[str, Any], folder: Path) -> Source:
-    """The same architecture with random weights; nothing is fetched."""
+    """Return the same architecture with random weights; nothing is fetched."""
     from . import _image
 
     spec = _image.from_recipe(recipe["image"])
-    options = SourceOptions(in_channels=spec.channels, image_size=spec.size[0])
-    model = create(recipe["architecture"], options)
-    head = classifier_name(model, recipe["architecture"])
-    source = split(model, recipe["architecture"], head if recipe["num_classes"] else None, head)
+    size = recipe.get("image_size", spec.size[0])  # an old recipe does not say what was asked for
+    options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
+    built = create(recipe["architecture"], options, recipe.get("arguments"))
+    if built.folder or ":" in recipe["architecture"]:
+        raise SourceError(
+            f'{folder}: its recipe names no architecture ("{recipe["architecture"]}")'
+        )
+    built.headless = bool(recipe.get("headless"))
+    source = split(built, recipe["architecture"], bool(recipe["num_classes"]))
     source.licence = recipe["licence"]
     source.preprocess = spec
     source.recipe = recipe
     return source
 
 
-def create(name: str, options: SourceOptions) -> nn.Module:
-    """The architecture with timm's random weights, in eval mode.
+@dataclass
+class Built:
+    """An architecture with timm's random weights, in eval mode, and how timm was asked for it."""
 
-    Raises SourceError for an unknown name or channels that the architecture cannot take.
+    model: Any
+    convert: Callable[[dict[str, Any], Any], dict[str, Any]] | None  # timm's own for its weights
+    configuration: dict[
+        str, Any
+    ]  # what timm says of its weights, before another size was asked for
+    arguments: dict[str, Any]  # of a saved configuration
+    image_size: int | None
+    folder: Path | None = None  # of local-dir:FOLDER
+    headless: bool = False  # its heads are no function of the features
+
+    def converted(
+        self, tensors: dict[str, Any], where: str
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the weights under timm's names and in the model's sizes, and what was resized, with how.
+
+        timm's own converter resamples positions and other tables that depend on the size of pictures.
+        Raises SourceError where it fails on weights that have the model's names.
+        """
+        expected = {n: t.shape for n, t in self.model.state_dict().items()}
+        named = expected.keys() <= tensors.keys()
+        if self.convert is None or (
+            named and all(tensors[n].shape == s for n, s in expected.items())
+        ):
+            return tensors, {}
+        now, self.model.pretrained_cfg = self.model.pretrained_cfg, self.configuration
+        try:
+            found = dict(self.convert(dict(tensors), self.model))
+        except Exception as error:  # as many kinds as there are converters
+            if named:
+                raise SourceError(
+                    f"{where}: timm cannot resample the weights ({type(error).__name__}: {error})"
+                ) from error
+            return tensors, {}  # not a file the converter knows: the gate says what is missing
+        finally:
+            self.model.pretrained_cfg = now
+        resized = {
+            n: f"{tuple(tensors[n].shape)} to {tuple(t.shape)}"
+            for n, t in found.items()
+            if n in tensors and tensors[n].shape != t.shape
+        }
+        return found, resized
+
+
+def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None = None) -> Built:
+    """Return the architecture of a name of timm's, of local-dir:FOLDER or of hf-hub:REPOSITORY.
+
+    Raises SourceError for an unknown name, or a size or channels that the architecture cannot take.
     """
     import timm
 
-    base = name.partition(".")[0]
-    if not timm.is_model(base):
-        raise SourceError(f'timm has no "{base}"; {did_you_mean(base, timm.list_models())}')
-    how: dict[str, Any] = {} if options.in_channels is None else {"in_chans": options.in_channels}
+    place, _, rest = name.partition(":")
+    saved = place in ("local-dir", "hf-hub") and bool(rest)
+    if not saved:
+        refuse_unknown(name)
+    elif place == "local-dir":
+        check_folder(Path(rest), name)
+    given: dict[str, Any] = dict(arguments or {})
+    if options.in_channels is not None:
+        given["in_chans"] = options.in_channels
+    sized = {} if options.image_size is None else {"img_size": options.image_size}
+    with recorded() as converters:
+        try:
+            try:
+                model = timm.create_model(name, pretrained=True, **(given | sized))
+            except TypeError as error:
+                if not sized or "img_size" not in str(error):
+                    raise
+                converters.clear()  # no table depends on the size
+                model = timm.create_model(name, pretrained=True, **given)
+        except Exception as error:  # as many kinds as there are architectures and configurations
+            raise SourceError(not_built(name, options, error)) from error
+    configuration = dict(model.pretrained_cfg)
     if options.image_size is not None:
         side = options.image_size
-        how["pretrained_cfg_overlay"] = {"input_size": (3, side, side), "pool_size": None}
-    try:
-        model = timm.create_model(name, pretrained=False, **how)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise SourceError(f"timm:{name} cannot be built ({error})") from error
-    return model.eval()  # type: ignore[no-any-return]
+        size = {"input_size": (3, side, side), "pool_size": None, "test_input_size": None}
+        model.pretrained_cfg = model.default_cfg = {**configuration, **size}
+    stated = dict(getattr(model, "_model_args", {})) if saved else given
+    return Built(
+        model=model.eval(),
+        convert=converters[-1] if converters else None,
+        configuration=configuration,
+        arguments={k: v for k, v in stated.items() if k not in ("in_chans", "img_size")},
+        image_size=options.image_size,
+        folder=Path(rest) if place == "local-dir" else None,
+    )
 
 
-def classifier_name(model: Any, reference: str) -> str | None:
-    """The dotted name of the classifier; None for a model without one.
+@contextmanager
+def recorded() -> Iterator[list[Any]]:
+    """Inside, timm builds a model without weights and its converter for weights is noted.
 
-    Raises SourceError for a tuple of classifiers: which one is the head is not ours to choose.
+    timm binds a converter to options of its own when it loads weights, and has no other way to it.
     """
-    from torch import nn
+    from timm.models import _builder
 
-    classifier = model.get_classifier()
-    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
-        raise SourceError(f"{reference}: refused, it has several heads; choose one with a single")
-    if isinstance(classifier, nn.Identity):
-        return None
-    names = {id(m): str(n) for n, m in model.named_modules()}
-    return names[id(classifier)]
+    converters: list[Any] = []
+    loads = _builder.load_pretrained
+
+    def note(*_: Any, filter_fn: Any = None, **__: Any) -> None:
+        converters.append(filter_fn)
+
+    _builder.load_pretrained = note
+    try:
+        yield converters
+    finally:
+        _builder.load_pretrained = loads
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises SourceError for a name that timm does not have, with the nearest ones."""
+    import timm
+
+    base, _, tag = name.partition(".")
+    if "/" in name or "\\" in name:
+        raise SourceError(
+            f"timm:{shorten([name])} is no name of timm's: write timm:local-dir:FOLDER for a folder, "
+            "timm:hf-hub:OWNER/NAME for the hub"
+        )
+    if not timm.is_model(base):
+        raise SourceError(f'timm has no "{base}"; {did_you_mean(base, timm.list_models())}')
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+        raise SourceError(
+            f'timm\'s {base} has no weights "{tag}"; {did_you_mean(tag, tags)}'
+        ) from error
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raises SourceError for a folder that timm did not write or whose architecture it does not have."""
+    import timm
+
+    from . import _folder
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SourceError(
+            f"timm:{name}: no config.json in that folder; timm's save_for_hf writes one"
+        )
+    found = _folder.read_json(path)
+    architecture = found.get("architecture")
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        near = did_you_mean(str(architecture), timm.list_models())
+        raise SourceError(f'{path}: architecture "{architecture}" is not one of timm\'s; {near}')
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the weights file of a folder that timm wrote. Raises SourceError for none, or several."""
+    for name in ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"):
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(p for e in ("safetensors", "pth", "bin") for p in folder.glob(f"*.{e}"))
+    if len(files) != 1:
+        found = shorten([p.name for p in files]) or "none"
+        raise SourceError(
+            f"{folder}: one weights file expected, there are: {found}; remedy: --weights FILE"
+        )
+    return files[0]
+
+
+def not_built(name: str, options: SourceOptions, error: Exception) -> str:
+    """Return why timm could not build a model, in a sentence."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason if len(reason) <= 300 else f"{reason[:300]} …"
+    if name.startswith("hf-hub:") and not isinstance(error, ValueError | TypeError | KeyError):
+        return (
+            f"timm:{name}: its config.json is not in the cache and was not fetched ({type(error).__name__}); "
+            "remedy: fetch the repository to a folder and name it as timm:local-dir:FOLDER"
+        )
+    if options.image_size is not None:
+        side = options.image_size
+        return f"timm:{name} cannot take pictures of {side} × {side} ({reason}); choose another source.image_size"
+    return f"timm:{name} cannot be built ({reason})"
 
 
 def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
@@ -125,12 +311,15 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
     repository = config.get("hf_hub_id")
     if not repository or config.get("custom_load"):
         raise SourceError(f"timm:{name} has no weights on the hub; {remedy}")
+    repository, _, revision = repository.partition("@")
     files = (config.get("hf_hub_filename") or "model.safetensors", "pytorch_model.bin")
     reason: Exception | None = None
     for file in files:
         try:
-            path = hf_hub_download(repository, file, local_files_only=options.offline)
-            return _weights.read(Path(path))
+            path = hf_hub_download(
+                repository, file, revision=revision or None, local_files_only=options.offline
+            )
+            return _weights.read(Path(path), model.state_dict(), options.weights_key)
         except EntryNotFoundError as error:  # also LocalEntryNotFoundError
             reason = error
         except Exception as error:  # the hub raises as many kinds as there are network faults
@@ -181,19 +370,6 @@ def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
     return (f"pictures are normalised as {beside} says, unlike timm's own: {', '.join(other)}",)
 
 
-def in_timm_names(model: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Weights of an original repository under timm's names, by timm's own converter if any."""
-    import sys
-
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None or set(model.state_dict()) <= set(tensors):
-        return tensors
-    try:
-        return dict(convert(dict(tensors), model))
-    except (KeyError, RuntimeError, AttributeError, TypeError):
-        return tensors  # not a file the converter knows: the gate says what is missing
-
-
 def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The first convolution for the model's channels, as timm adapts it; and what was resized."""
     from timm.models import adapt_input_conv
@@ -211,41 +387,38 @@ def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dic
     return tensors, resized
 
 
-def split(model: Any, reference: str, head: str | None, classifier: str | None) -> Source:
-    """Backbone, head and blocks of a model, proved by a forward pass of a random batch of two.
+def split(built: Built, reference: str, head_kept: bool) -> Source:
+    """Return backbone, head and blocks of a model, proved by a forward pass of a random batch of two.
 
-    ``classifier`` is what is taken off the model, ``head`` what is kept of it (None: nothing).
+    Where the output is no function of the features that precede it, the source has no head, and says so.
     """
     import torch
-    from torch import nn
 
-    from . import _blocks, _image, _timm_blocks
+    from . import _image
 
+    model = built.model
     spec, notes = image_spec(model)
-    taken = model.get_submodule(classifier) if classifier else None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, spec.channels, *spec.size, generator=generator)
-    with torch.no_grad():
-        expected = model(x)  # [2, C]
-    if classifier:
-        model.set_submodule(classifier, nn.Identity())
-    groups = _timm_blocks.group(model)
-    runs = _blocks.runs_of(_timm_blocks.forward_steps(model), groups)
-    blocks = _blocks.partition(model, groups, runs)
-    features, blocks = _blocks.prove(model, taken, blocks, x, expected, reference)
-    classes = expected.shape[1] if head else 0
-    labels, words = imagenet_classes() if classes == 1000 else (None, None)
+    taken, blocks, features, classes = body(built, reference, x)
+    if built.headless:
+        notes += (
+            f"{reference}: its heads are no function of its features: the source has no head",
+        )
+    classes = classes if head_kept and taken is not None else 0
+    labels, words, more = class_names(model, classes)
     config = model.pretrained_cfg
     return Source(
         name=reference,
         backbone=model,
-        head=taken if head else None,
+        head=taken if classes else None,
         blocks=blocks,
         preprocess=spec,
         features=features,
         labels=labels,
         words=words,
         licence=config.get("license") or "unknown",
+        example=x,
         recipe={
             "source": "timm",
             "architecture": reference.removeprefix("timm:").partition(".")[0]
@@ -254,10 +427,103 @@ def split(model: Any, reference: str, head: str | None, classifier: str | None) 
             "in_channels": spec.channels,
             "num_classes": classes,
             "image": _image.to_recipe(spec),
+            "image_size": built.image_size,
+            "arguments": built.arguments,
+            "headless": built.headless,
             "licence": config.get("license") or "unknown",
         },
-        notes=notes,
+        notes=notes + more,
     )
+
+
+def body(
+    built: Built, reference: str, x: Tensor
+) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
+    """Return (head taken off, blocks, D, C) of a model that holds its features afterwards."""
+    from . import _timm_heads
+
+    model = built.model
+    names = _timm_heads.classifier_names(model)
+    expected = forward(built, reference, x)
+    if built.headless:
+        model.reset_classifier(0)
+        return None, *proved(model, None, reference, x, None), 0
+    whole = {n: model.get_submodule(n) for n in names}
+    try:
+        head = _timm_heads.take_off(model, names, x)
+        return head, *proved(model, head, reference, x, expected), expected.shape[-1]
+    except (SourceError, RuntimeError, KeyError) as error:
+        refusal = error
+    for name, module in whole.items():
+        model.set_submodule(name, module)
+    try:
+        model.reset_classifier(0)
+        found = None, *proved(model, None, reference, x, None), 0
+    except (
+        Exception
+    ):  # timm's own way to features is no way here: the first reason is the one to tell
+        if isinstance(refusal, SourceError):
+            raise refusal from None
+        raise SourceError(
+            f"{reference}: refused, its head does not come last ({refusal})"
+        ) from refusal
+    built.headless = True
+    return found
+
+
+def proved(
+    model: Any, head: nn.Module | None, reference: str, x: Tensor, expected: Tensor | None
+) -> tuple[tuple[Block, ...], int]:
+    """Return (blocks, D) of a model that gives features. Raises SourceError for a wrong split."""
+    from . import _blocks, _timm_blocks
+
+    groups = _timm_blocks.group(model, x)
+    runs = _blocks.runs_of(_timm_blocks.forward_steps(model), groups)
+    blocks = _blocks.partition(model, groups, runs)
+    features, blocks = _blocks.prove(model, head, blocks, x, expected, reference)
+    return blocks, features
+
+
+def forward(built: Built, reference: str, x: Tensor) -> Tensor:
+    """Return the model's output. Raises SourceError, in words, for a size that it does not take."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            found = built.model(x)
+    except Exception as error:  # as many kinds as there are architectures
+        height, width = x.shape[-2:]
+        reason = " ".join(str(error).split())[:300]
+        own = " × ".join(map(str, built.configuration.get("input_size", ())[1:]))
+        raise SourceError(
+            f"{reference} cannot take pictures of {height} × {width} ({reason}); its own size is {own}: "
+            "choose another source.image_size or leave it out"
+        ) from error
+    if not isinstance(found, torch.Tensor):
+        raise SourceError(f"{reference}: refused, it gives no single output")
+    return found
+
+
+def class_names(
+    model: Any, classes: int
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
+    """Return (names, words, notes) of a head's classes: a saved configuration's, else ImageNet's for 1000."""
+    found, told = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
+    if not classes or not found:
+        return (*(imagenet_classes() if classes == 1000 else (None, None)), ())
+    if isinstance(found, dict):
+        found = [found.get(i, found.get(str(i))) for i in range(len(found))]
+    names = tuple(map(str, found))
+    if len(names) != classes or len(set(names)) != classes or None in found:
+        return None, None, (
+            f"label_names of its configuration has {len(set(names))} names for {classes} classes: not used",
+        )  # fmt: skip
+    words = (
+        tuple(str(told[n]) for n in names)
+        if isinstance(told, dict) and told.keys() >= set(names)
+        else None
+    )
+    return names, words, ()
 
 
 def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:

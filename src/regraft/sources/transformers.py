@@ -53,7 +53,10 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     foreign_code.refuse(folder)
     recipe = {"source": "transformers", "auto": auto_class(values, reference), "config": values}
     net = skeleton(recipe, reference)
-    weights = _weights.read(options.weights) if options.weights else _folder.weights(folder)
+    key = options.weights_key
+    weights = (
+        _weights.read(options.weights, key=key) if options.weights else _folder.weights(folder)
+    )
     net, found, notes = fill(net, weights, recipe, str(options.weights or folder), options)
     image = net.main_input_name == "pixel_values"
     more: tuple[str, ...] = ()
@@ -260,6 +263,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
         labels=names if named and recipe["head"] else None,
         licence=recipe["licence"],
         recipe=recipe,
+        example=inputs,
     )
 
 

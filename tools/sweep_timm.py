@@ -1,0 +1,215 @@
+"""One architecture of each of timm's families with random weights: load, one step, save, load, predict.
+
+    .venv/bin/python tools/sweep_timm.py [--every K] [--export] [--out timm.jsonl]
+
+A family is what the names of models have in common before sizes and numbers: regnety, vit_relpos. Its
+smallest variant is tried, by its number of parameters on the meta device; what is too large is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sweeping
+from sweeping import Outcome
+
+LARGEST = 60_000_000  # parameters
+SIDES = (64, 128, None)  # pixels that are tried, the architecture's own last
+LIMIT_S = 300
+SIZES = {
+    "small",
+    "base",
+    "large",
+    "huge",
+    "giant",
+    "medium",
+    "little",
+    "light",
+    "lite",
+    "mini",
+    "tiny",
+    "micro",
+}
+SIZES |= {
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "zepto",
+    "xs",
+    "xxs",
+    "xl",
+    "xxl",
+    "xlarge",
+    "xsmall",
+    "xxsmall",
+}
+SIZES |= set("xsmlbthgncd")
+
+
+def family(name: str) -> str:
+    """Return the words of a model's name before the first size or number."""
+    words: list[str] = []
+    for word in name.split("_"):
+        letters = re.match(r"[a-z]+", word)
+        if letters is None or (words and word in SIZES):
+            break
+        words.append(letters.group())
+        if letters.group() != word:
+            break
+    return "_".join(words)
+
+
+def smallest() -> list[tuple[str, str, int]]:
+    """Return (family, its smallest variant, parameters)."""
+    import timm
+    import torch
+
+    found: dict[str, tuple[int, str]] = {}
+    for name in timm.list_models():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in timm.create_model(name).parameters())
+        one = (count, name)
+        found[family(name)] = min(one, found.get(family(name), one))
+    return [(f, name, count) for f, (count, name) in sorted(found.items())]
+
+
+def attempt(family: str, name: str, export: bool) -> Outcome:
+    """Return how far a model gets. Differences between what was saved and loaded count as failures."""
+    from regraft.errors import RegraftError
+
+    outcome = Outcome(family, name)
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        try:
+            stages(outcome, Path(folder), export)
+        except RegraftError as error:
+            outcome.refused = " ".join(str(error).split()).replace(folder, "FOLDER")
+        except Exception as error:
+            outcome.failed = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return outcome
+
+
+def stages(outcome: Outcome, folder: Path, export: bool) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from regraft.api import load
+    from regraft.grafting import graft
+    from regraft.runfiles import RunFolder
+    from regraft.save import save_model
+    from regraft.tasks.classification import Classification
+
+    torch.manual_seed(0)
+    net = timm.create_model(outcome.name)
+    save_file({k: v.contiguous().clone() for k, v in net.state_dict().items()}, folder / "w")
+    del net
+    source = loaded(outcome, folder / "w")
+    outcome.passed.append("load")
+    assert source.example is not None
+    target = graft(source, 2)
+    optimizer = torch.optim.SGD(target.model.parameters(), lr=1e-4)
+    y = torch.tensor([0, 1])
+    torch.nn.functional.cross_entropy(target.model.train()(source.example), y).backward()
+    graded = [n for n, p in target.model.named_parameters() if p.grad is not None]
+    if not any(n.startswith("backbone.") for n in graded):
+        raise ValueError("no weight of the backbone has a gradient")
+    optimizer.step()
+    outcome.passed.append("fit")
+    task = Classification().make([("a",), ("b",)], ("label",))
+    with RunFolder(folder / "run") as run:
+        save_model(run, target, task)
+    outcome.passed.append("save")
+    with torch.no_grad():
+        expected = target.model.eval()(source.example)
+        found = load(folder / "run").model(source.example)
+    if not torch.equal(expected, found):
+        apart = float((expected - found).abs().max())
+        raise ValueError(
+            f"the model that was loaded differs from the one that was saved by {apart}"
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError("its outputs are not finite")
+    outcome.passed.append("predict")
+    if export:
+        exported(target.model, source.example, folder)
+        outcome.passed.append("export")
+
+
+def loaded(outcome: Outcome, weights: Path) -> Any:
+    """Return the source at the first size of picture that it takes, and note what it has."""
+    from regraft.errors import SourceError
+    from regraft.sources import load_source
+    from regraft.types import SourceOptions
+
+    for side in SIDES:
+        options = SourceOptions(weights=weights, image_size=side, offline=True)
+        try:
+            source = load_source(f"timm:{outcome.name}", options)
+        except SourceError:
+            if side is None:
+                raise
+        else:
+            resized = [t.name for t in source.report if t.state == "resized"]
+            outcome.more = {
+                "side": source.preprocess.size[0],  # type: ignore[union-attr]
+                "blocks": len(source.blocks),
+                "cuts": all(b.run is not None for b in source.blocks),
+                "head": source.head is not None,
+                "resized": len(resized),
+            }
+            return source
+    raise AssertionError
+
+
+def exported(model: Any, example: Any, folder: Path) -> None:
+    """Write ONNX, and compare onnxruntime's outputs."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    file = folder / "model.onnx"
+    program = torch.onnx.export(
+        model, (example,), dynamo=True, input_names=["inputs"], verbose=False
+    )
+    program.save(file)
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"inputs": example.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(example).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--every", type=int, default=1, help="only each K-th family")
+    parser.add_argument("--only", nargs="*", help="these families")
+    parser.add_argument("--export", action="store_true", help="also write ONNX and run it")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="parameters")
+    parser.add_argument("--out", type=Path, default=Path("timm.jsonl"))
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        sweeping.work(lambda family, name: attempt(family, name, options.export))
+        return 0
+    found = [f for f in smallest() if not options.only or f[0] in options.only][:: options.every]
+    large = [(f, name, n) for f, name, n in found if n > options.largest]
+    for name_of_family, name, n in large:
+        print(f"skipped {name_of_family:24}{name:36} {n / 1e6:.0f} M parameters", flush=True)
+    todo = [(f, name) for f, name, n in found if n <= options.largest]
+    outcomes = sweeping.run(
+        Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out
+    )
+    return 0 if all(o.whole or o.refused for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
