@@ -36,6 +36,7 @@ class Encoder(nn.Module):
         self.net = net
         self.pooling = pooling
         self.left = left
+        self.length = fixed_length(net)
         self.dropped = dropped(net)
         if after:
             self.after = _poolings.after(list(after))
@@ -45,6 +46,8 @@ class Encoder(nn.Module):
             return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
         if self.left:
             inputs = _poolings.left_aligned(inputs)
+        if self.length:
+            inputs = _poolings.filled(inputs, *self.length)
         out = self.net(**{k: v for k, v in inputs.items() if k not in self.dropped})
         return self.pool(self.hidden(out), inputs.get("attention_mask"))
 
@@ -66,6 +69,15 @@ def dropped(net: nn.Module) -> frozenset[str]:
     for module in (net, base_of_net(net)):
         named |= inspect.signature(module.forward).parameters.keys()
     return frozenset({"token_type_ids", "attention_mask"} - named)
+
+
+def fixed_length(net: Any) -> tuple[int, int] | None:
+    """Return (tokens, what to fill with) of a model that reads its answer at the last of so many
+    places, padding or not; None for any other."""
+    config = net.config
+    if config.model_type not in ("siglip_text_model", "siglip2_text_model"):
+        return None
+    return config.max_position_embeddings, config.pad_token_id
 
 
 def base_of_net(net: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +65,21 @@ def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -
     return value
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers prints neither warnings nor bars: what matters of them is raised here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
 def find(name: str, offline: bool) -> Path:
     """A folder, or the hub's or its cache's copy. Raises SourceError with the remedy."""
     if Path(name).is_dir():
@@ -113,7 +130,8 @@ def text_spec(
     from ._tokenizers import why
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the libraries raise all kinds, Exception itself too
         raise SourceError(
             f"{folder}: its tokenizer cannot be loaded ({why(folder, error)})"

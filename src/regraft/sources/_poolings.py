@@ -68,6 +68,14 @@ def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
+def filled(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+    """Return rows of exactly ``length`` tokens, padding seen as text, as the model was trained."""
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    ids = ids if mask is None else ids.masked_fill(mask == 0, pad)
+    return {"input_ids": nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad)}
+
+
 class Dense(nn.Module):
     """A linear layer after pooling, as sentence-transformers has it; tensors under its names."""
 

@@ -122,9 +122,6 @@ def dense(folder: Path) -> dict[str, Any]:
     from ._poolings import ACTIVATIONS
 
     values = read_json(folder / "config.json")
-    sides = [values.get("in_features"), values.get("out_features")]
-    if not all(type(side) is int and 1 <= side <= WIDEST for side in sides):
-        raise SourceError(f"{folder}: a dense layer from {sides[0]} to {sides[1]} features is none")
     path = values.get("activation_function", "torch.nn.modules.activation.Tanh")
     known = ACTIVATION.fullmatch(path) if isinstance(path, str) else None
     if known is None or known[1] not in ACTIVATIONS:
@@ -134,13 +131,31 @@ def dense(folder: Path) -> dict[str, Any]:
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise SourceError(f"{folder}: refused, its {key} is {values[key]!s:.60}")
-    return {
-        "inputs": sides[0],
-        "outputs": sides[1],
+    step = {
+        "inputs": values.get("in_features"),
+        "outputs": values.get("out_features"),
         "bias": values.get("bias", True) is not False,
         "activation": known[1],
         "residual": values.get("use_residual") is True,
     }
+    check_steps([step], str(folder))
+    return step
+
+
+def check_steps(steps: Any, reference: str) -> None:
+    """Raise SourceError for values of layers after pooling that describe none."""
+    from ._poolings import ACTIVATIONS
+
+    kinds = {"inputs": int, "outputs": int, "bias": bool, "activation": str, "residual": bool}
+    each: list[Any] = steps if isinstance(steps, list) else [None]
+    for step in each:
+        if step == {}:
+            continue
+        types = {k: type(v) for k, v in step.items()} if isinstance(step, dict) else {}
+        if types != kinds or not all(1 <= step[k] <= WIDEST for k in ("inputs", "outputs")):
+            raise SourceError(f"{reference}: there is no dense layer of {step!r:.120}")
+        if step["activation"] not in ACTIVATIONS:
+            raise SourceError(f"{reference}: there is no activation {step['activation']:.60}")
 
 
 def prompts(folder: Path) -> tuple[str, ...]:

@@ -86,7 +86,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a run's model ({error})") from error
-    if not isinstance(config, dict) or config.get("schema") != 1:
+    schema = config.get("schema") if isinstance(config, dict) else None
+    if type(schema) is not int or schema != 1:  # true equals 1, and is none
         raise SourceError(f"{path}: made by another version of regraft (schema 1 expected)")
     task = config.get("task")
     if (
@@ -95,7 +96,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         or "task" not in task
     ):
         raise SourceError(f"{path}: recipe or task is missing; the run is incomplete")
-    return config
+    if not (isinstance(task["task"], str) and task["task"].isidentifier()):
+        raise SourceError(f"{path}: there is no task {task['task']!r:.60}; nothing of it is run")
+    return config  # type: ignore[no-any-return]
 
 
 def below(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     import torch
     import transformers
 
-    from . import _architectures, _budget
+    from . import _architectures, _budget, _folder
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
@@ -151,7 +151,8 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     family = _architectures.config_class(kind, reference)
     named = recipe.get("class") or ""
     try:
-        config = transformers.AutoConfig.for_model(kind, **values)
+        with _folder.quiet():
+            config = transformers.AutoConfig.for_model(kind, **values)
         if getattr(config, "backbone_config", None) is not None:
             raise ValueError(f"{kind} is a network around another one")
         if named:
@@ -160,7 +161,8 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
         else:
             make = getattr(transformers, recipe["auto"]).from_config
         config.dtype = torch.float32
-        with torch.device("meta" if meta else "cpu"), _budget.bounded(size, reference):
+        device = torch.device("meta" if meta else "cpu")
+        with _folder.quiet(), device, _budget.bounded(size, reference):
             try:
                 net = make(config, **extra(recipe))
             except TypeError:  # a class without add_pooling_layer
@@ -217,15 +219,11 @@ def fill(
     unexpected then passes the same gate as any source.
     """
     import torch
-    from transformers.utils import logging
 
-    from . import _weights
+    from . import _folder, _weights
 
     tensors, notes = _weights.strip_prefixes(weights.tensors, net.state_dict())
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with _folder.quiet():
         net, info = type(net).from_pretrained(
             None,
             config=net.config,
@@ -235,9 +233,6 @@ def fill(
             ignore_mismatched_sizes=True,
             **extra(recipe),
         )
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     expected = net.state_dict()
     other = {name: shape for name, shape, *_ in info["mismatched_keys"]}
     absent = set(info["missing_keys"]) - set(other)
@@ -270,7 +265,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
 
     from torch import nn
 
-    from . import _blocks, _encoders
+    from . import _blocks, _encoders, _sentence
 
     inputs = example(net, preprocess, recipe.get("pad"))
     expected, head = None, None
@@ -286,6 +281,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
         recipe["pooling"] = "last" if alone else "head"
     else:
         recipe["pooling"] = _encoders.settle(net, inputs, recipe["pooling"], reference)
+    _sentence.check_steps(recipe.get("after") or [], reference)
     backbone = _encoders.Encoder(
         net,
         recipe["pooling"],
