@@ -6,6 +6,7 @@ A class is looked up in the module of its family; nothing is imported by a name 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class Choice:
     named: str  # a class of the family's own, "" for the automatic class's choice
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
+    tower: str = ""  # what the encoder's tensors are called in the file of both: "vision_model."
 
 
 def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
@@ -157,7 +159,23 @@ def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: 
     named = next((n for n in known if model_class(sub, n) is not None), "")
     which = "pictures" if image else "texts"
     note = f"the encoder of {which} is taken from {architecture or kind} ({named or side})"
-    return Choice("AutoModel", named, config, () if named == architecture else (note,))
+    notes = () if named == architecture else (note,)
+    return Choice("AutoModel", named, config, notes, "vision_model." if image else "text_model.")
+
+
+def in_tower(tensors: dict[str, Any], prefix: str, expected: Iterable[str]) -> dict[str, Any]:
+    """Return a file's tensors with those of one encoder under that encoder's own names.
+
+    The class of both encoders lets a list of layers be "layer" in files, the encoder's class may not.
+    """
+    names = set(expected)
+    known: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(prefix)
+        others = (short, short.replace(".layer.", ".layers."), short.replace(".layers.", ".layer."))
+        inside = name.startswith(prefix) or name in names
+        known[next((o for o in others if inside and o in names), name)] = tensor
+    return known
 
 
 def unmasked(values: dict[str, Any]) -> Choice:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
+MAX_SUM = 10_000  # of the counts in one list, which may be numbers of layers
 MAX_LABELS = 1_000_000  # names of classes, which a config makes when it is read
 COUNTS = re.compile(r"layer|depth|block|repeat|stage|hash|attention_types")
 SIZES = re.compile(r"size$|size_|dim|width|channel|token|length|rank")  # no counts, whatever else
@@ -63,14 +64,24 @@ def check_counts(values: Any, reference: str, key: str = "") -> None:
     elif isinstance(values, list):
         for value in values:
             check_counts(value, reference, key)
+        whole = sum(v for v in values if isinstance(v, int))
+        if counted(key) and whole > MAX_SUM:
+            raise SourceError(
+                f"{reference}: its config cannot be built: {key} is {whole:,} in all, and {MAX_SUM:,} is "
+                "the most that regraft builds"
+            )
     elif isinstance(values, int) and not isinstance(values, bool):
-        counted = COUNTS.search(key) and not SIZES.search(key)
-        limit = MAX_REPEATS if counted else MAX_LABELS if key.endswith("num_labels") else None
+        limit = MAX_REPEATS if counted(key) else MAX_LABELS if key.endswith("num_labels") else None
         if limit is not None and values > limit:
             raise SourceError(
                 f"{reference}: its config cannot be built: {key} is {values:,}, and {limit:,} is the "
                 "most that regraft builds"
             )
+
+
+def counted(key: str) -> bool:
+    """Return whether a value of a config says how often something is built or run."""
+    return bool(COUNTS.search(key)) and not SIZES.search(key)
 
 
 @contextmanager

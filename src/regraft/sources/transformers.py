@@ -9,6 +9,7 @@ Remote code is never run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,9 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     weights = _weights.read(options.weights) if options.weights else _folder.weights(inside)
     net = skeleton(recipe, reference, _budget.size_of(weights.tensors))
     image: bool = check_input(net, reference)
+    if choice.tower:
+        tensors = _architectures.in_tower(weights.tensors, choice.tower, net.state_dict())
+        weights = replace(weights, tensors=tensors)
     net, found, notes = fill(net, weights, recipe, str(options.weights or inside), options)
     more: tuple[str, ...] = ()
     preprocess: Preprocess
@@ -196,10 +200,11 @@ def check_input(net: Any, reference: str) -> bool:
         raise SourceError(f"{reference}: refused, {name} is an encoder and a decoder")
     if getattr(net.config, "num_frames", None):
         raise SourceError(f"{reference}: refused, {name} takes videos, not pictures")
-    known = inspect.signature(net.forward).parameters.values()
+    tower = getattr(net, "vision_model", net)  # a head's own forward passes such inputs on
     needs = [
         p.name
-        for p in known
+        for module in (net, tower)
+        for p in inspect.signature(module.forward).parameters.values()
         if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD and p.name != main
     ]
     if needs:
