@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SourceError, shorten
+from ..errors import SourceError
 from . import _blocks, _poolings
 
 if TYPE_CHECKING:
@@ -85,18 +85,29 @@ def base_of_net(net: Any) -> Any:
 
 
 def answer(net: Any, inputs: Inputs, reference: str) -> Any:
-    """Return the model's output. Raises SourceError where it does not take such inputs at all."""
+    """Return the model's output.
+
+    Raises SourceError where the model does not take such inputs at all, ValueError or RuntimeError
+    where their size or their number does not suit it.
+    """
     try:
         if not isinstance(inputs, dict):
             return net(pixel_values=inputs)
         unknown = dropped(net)
         return net(**{k: v for k, v in inputs.items() if k not in unknown})
-    except (TypeError, AttributeError, KeyError, IndexError, ImportError) as error:
-        what = "texts" if isinstance(inputs, dict) else "pictures"
-        raise SourceError(
-            f"{reference}: refused, {type(net).__name__} does not take {what} alone "
-            f"({type(error).__name__}: {shorten(str(error).split(), 30)})"
-        ) from error
+    except (ValueError, RuntimeError):
+        raise
+    except Exception as error:  # as many kinds as there are models
+        raise refusal(net, inputs, error, reference) from error
+
+
+def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
+    """Return the error for a model that fails on plain texts or pictures."""
+    what = "texts" if isinstance(inputs, dict) else "pictures"
+    return SourceError(
+        f"{reference}: refused, {type(net).__name__} does not take {what} alone "
+        f"({type(error).__name__}: {' '.join(str(error).split()):.200})"
+    )
 
 
 def tokens_to_head(net: Any, inputs: Inputs) -> bool:

@@ -162,7 +162,7 @@ def text_spec(
 def tokens_of(net: Any) -> int | None:
     """Return the rows of the table of tokens, or None for a model that hashes characters."""
     try:
-        return int(net.get_input_embeddings().num_embeddings)
+        return int(net.get_input_embeddings().weight.shape[0])
     except (NotImplementedError, AttributeError):
         return None
 

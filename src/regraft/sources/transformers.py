@@ -45,7 +45,7 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
-    from . import _architectures, _budget, _folder, _sentence, _weights
+    from . import _architectures, _budget, _encoders, _folder, _sentence, _weights
 
     sentence = _sentence.read(folder)
     inside = sentence.encoder
@@ -85,7 +85,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
         source = split(net, recipe, preprocess, reference)
     except (ValueError, RuntimeError) as error:
         if not image:
-            raise
+            raise _encoders.refusal(net, {}, error, reference) from error
         sides = " × ".join(map(str, preprocess.size))  # type: ignore[union-attr]
         raise SourceError(
             f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
@@ -165,6 +165,9 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
         else:
             make = getattr(transformers, recipe["auto"]).from_config
         config.dtype = torch.float32
+        for part in (config, config.get_text_config()):
+            if getattr(part, "use_cache", False):  # of keys and values, for generating text
+                part.use_cache = False
         device = torch.device("meta" if meta else "cpu")
         with _folder.quiet(), device, _budget.bounded(size, reference):
             try:
@@ -198,6 +201,10 @@ def check_input(net: Any, reference: str) -> bool:
     children = {n for n, _ in getattr(net, "base_model", net).named_children()}
     if {"encoder", "decoder"} <= children:
         raise SourceError(f"{reference}: refused, {name} is an encoder and a decoder")
+    if net.config.model_type == "reformer":
+        raise SourceError(
+            f"{reference}: refused, {name} trains on rows of one fixed length alone, and hashes at random"
+        )
     if getattr(net.config, "num_frames", None):
         raise SourceError(f"{reference}: refused, {name} takes videos, not pictures")
     tower = getattr(net, "vision_model", net)  # a head's own forward passes such inputs on
@@ -299,7 +306,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
         recipe["max_length"] = preprocess.max_length
     else:
         recipe["image"] = dataclasses.asdict(preprocess)
-    names = tuple(str(n) for _, n in sorted(net.config.id2label.items()))
+    names = tuple(str(n) for _, n in sorted((net.config.id2label or {}).items()))
     named = not all(n == f"LABEL_{i}" for i, n in enumerate(names))
     return Source(
         name=reference,
@@ -325,7 +332,10 @@ def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
     from . import _encoders
 
     def answer(batch: Any) -> Tensor:
-        return _encoders.answer(net, batch, reference).logits  # type: ignore[no-any-return]
+        out = _encoders.answer(net, batch, reference)
+        if getattr(out, "logits", None) is None:
+            raise SourceError(f"{reference}: refused, {type(net).__name__} gives no logits")
+        return out.logits  # type: ignore[no-any-return]
 
     with torch.no_grad():
         if isinstance(inputs, torch.Tensor):
