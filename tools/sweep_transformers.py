@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sweeping
 from sweeping import Outcome
 
-LIMIT_S = 120
+LIMIT_S = 240
 LARGEST = 120_000_000  # parameters
 WORDS = 64
 TEXTS = ("w5 w6 w7 w8 w9 w10", "w11 w12", "w13 w14 w15", "w16")
@@ -53,13 +53,14 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 128),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "num_experts_per_token"), 2),
+    "image_size": 64,
     **dict.fromkeys(("pad_token_id", "pad_index"), 0),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
                      "bos_index", "eos_index", "unk_index", "mask_index", "decoder_start_token_id",
                      "forced_eos_token_id"), 1),
 }  # fmt: skip
 UNLIKE: dict[str, dict[str, Any]] = {
-    "efficientnet": {"hidden_dim": 2560, "image_size": 64},
+    "efficientnet": {"hidden_dim": 2560},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
