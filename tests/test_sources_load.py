@@ -252,7 +252,7 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"architectures": [7]}, r"architectures \[7\], not a list of names"),
-        ({"num_hidden_layers": 2_000_000}, "cannot be built .*2000000 layers"),
+        ({"num_hidden_layers": 2_000_000}, "cannot be built: num_hidden_layers is 2,000,000"),
         ({"num_attention_heads": 0}, "cannot be built .*zero"),
         ({"hidden_size": "16"}, "cannot be built .*hidden_size"),
         ({"pad_token_id": -900}, "cannot be"),

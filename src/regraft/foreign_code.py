@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ def shown(value: Any) -> str:
     return printable(f"{value!r:.60}")
 
 
-def tokenizer_of(folder: str) -> Any:
+def tokenizer_of(folder: str, explain: Callable[[Path, Exception], str] | None = None) -> Any:
     """Load the tokenizer of a folder, or of the hub where there is no such folder.
 
+    ``explain`` says why a library's error came about; else its own words do.
     Raises SourceError for one that does not load, or that asks for code of its own.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -91,7 +93,7 @@ def tokenizer_of(folder: str) -> Any:
             folder, local_files_only=local, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise all kinds, Exception itself too
-        why = " ".join(str(error).split())
+        why = " ".join((explain(Path(folder), error) if explain else str(error)).split())
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({why})") from error
     if not isinstance(found, PreTrainedTokenizerBase):
         raise SourceError(f"{folder}: it has a {type(found).__name__} where a tokenizer belongs")

@@ -42,7 +42,7 @@ class SourcePlan(Section):
     image_size: Count | None = Field(
         None, description="side in pixels that the network sees, where not the source's"
     )
-    pooling: Literal["auto", "mean", "cls"] = Field(
+    pooling: Literal["auto", "mean", "cls", "max", "last"] = Field(
         "auto", description="of a text encoder without a head: auto reads the source's folder"
     )
     allow_fresh: list[str] = Field([], description="patterns of backbone tensors that may be fresh")

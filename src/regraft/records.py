@@ -526,7 +526,7 @@ class ConfigTask(Record):
 class ModelConfig(Record):
     """model/config.json; its source builds the recipe, and refuses what it does not know."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: int = Field(alias="schema", ge=1, le=1)  # a Literal would take true for 1
     recipe: dict[str, Any]
     task: ConfigTask
 

@@ -372,7 +372,7 @@ class SourceOptions:
     weights_key: str | None = None  # which of a checkpoint's dictionaries of tensors, as "teacher"
     in_channels: int | None = None  # picture channels, where not the source's
     image_size: int | None = None  # side in pixels that the network sees, where not the source's
-    pooling: Literal["auto", "mean", "cls"] = "auto"  # text encoders without a head
+    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"  # text encoders without a head
     allow_fresh: tuple[str, ...] = ()  # patterns of backbone tensors that may be fresh
     max_length: int | None = None  # tokens, at most the source's own limit
     offline: bool = False

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 with_regraft = False
 folds = True
+HEADS = ("classifier", "score", "logits_proj")
 PROBLEMS = {
     "classification": "single_label_classification",
     "multilabel": "multi_label_classification",
@@ -53,6 +54,8 @@ def assembled(package: Package) -> tuple[Any, str | None]:
     config.id2label = dict(enumerate(package.task.classes))
     config.label2id = {c: i for i, c in enumerate(package.task.classes)}
     config.problem_type = PROBLEMS[package.task.name]
+    if getattr(config, "pad_token_id", None) is None and "pad" in package.source.recipe:
+        config.pad_token_id = package.source.recipe["pad"]  # else a decoder takes one row at a time
     auto = getattr(transformers, auto_class(package))
     try:
         model = auto.from_config(config, trust_remote_code=False).float().eval()
@@ -60,7 +63,12 @@ def assembled(package: Package) -> tuple[Any, str | None]:
         return None, f"transformers has no {auto_class(package)} of {config.model_type}"
     own = type(model).__name__
     head: nn.Module = package.model.get_submodule("head")
-    last = getattr(model, "classifier", None)
+    named = package.source.recipe.get("head_name")
+    names = (
+        [named] if named else [n for n in HEADS if isinstance(getattr(model, n, None), nn.Linear)]
+    )
+    name = names[0] if names else "classifier"
+    last = dict(model.named_modules()).get(name)
     if not isinstance(last, nn.Linear) or not isinstance(head, nn.Linear):
         return None, f"the head of {own} is not a single linear layer, as the run's is"
     if last.weight.shape != head.weight.shape:
@@ -69,11 +77,13 @@ def assembled(package: Package) -> tuple[Any, str | None]:
     if type(net) is not type(model):  # a plain encoder lies below the class's own
         state = {f"{model.base_model_prefix}.{n}": t for n, t in state.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    absent = [n for n in missing if not n.startswith("classifier.")]
+    absent = [n for n in missing if not n.startswith(f"{name}.")]
     if absent or unexpected:
         named = ", ".join([*absent, *unexpected][:2])
         return None, f"{own} pools otherwise than the run does (its tensors differ: {named})"
-    model.classifier.load_state_dict(head.state_dict())
+    if last.bias is None:
+        return None, f"the head of {own} has no bias, as the run's has"
+    last.load_state_dict(head.state_dict())
     x = package.inputs
     with torch.inference_mode():
         found = model(**x) if isinstance(x, dict) else model(pixel_values=x)

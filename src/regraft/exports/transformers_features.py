@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 needs: tuple[str, ...] = ()
 with_regraft = False
 folds = True
+POOLINGS = ("head", "mean", "cls", "last", "own")
+OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
 
 
 def refusal(package: Package) -> str | None:
+    import transformers
     from torch import nn
 
     if package.source.recipe.get("source") != "transformers":
@@ -25,21 +28,45 @@ def refusal(package: Package) -> str | None:
     if not isinstance(package.model.get_submodule("head"), nn.Linear):
         return "its head is not linear: try --to onnx, which takes any model"
     backbone: Any = package.source.backbone
-    if backbone.pooling == "head" and differs(package):  # a dense layer before the head, say
+    if mode(package) is None:  # a dense layer before the head, say
         return "its features are more than pooled tokens: try --to transformers, or onnx"
+    if backbone.pooling not in POOLINGS or backbone.left or hasattr(backbone, "after"):
+        return f"its pooling ({backbone.pooling}) takes more than a line: try --to onnx, or bundle"
+    if backbone.length or not hasattr(transformers, model_class(package)):
+        return "its encoder has no class that a line loads: try --to onnx, or bundle"
     return None
+
+
+def model_class(package: Package) -> str:
+    """Return the class of transformers that the snippet loads."""
+    return package.source.recipe.get("class") or "AutoModel"
 
 
 def pooling(package: Package) -> str:
     """The lines' expression for features, of ``hidden`` and, for texts, ``mask``."""
-    backbone: Any = package.source.backbone
-    if backbone.pooling == "mean":
+    pooled = mode(package)
+    if pooled == "mean":
         from . import _shared
 
         if _shared.is_image(package):
             return "hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)"
         return "(hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)"
-    return "hidden[:, 0]"
+    if pooled == "last":
+        return "hidden[torch.arange(len(hidden)), mask.squeeze(-1).sum(1) - 1]"
+    return "hidden.flatten(1)" if pooled == "own" else "hidden[:, 0]"
+
+
+def output(package: Package) -> str:
+    """The name of the model's output that pooling takes."""
+    import torch
+
+    backbone: Any = package.source.backbone
+    if backbone.pooling != "own":
+        return "last_hidden_state"
+    x = package.inputs
+    with torch.inference_mode():
+        out = base_of(package)(**x) if isinstance(x, dict) else base_of(package)(pixel_values=x)
+    return next(n for n in OWN if getattr(out, n, None) is not None)
 
 
 def base_of(package: Package) -> Any:
@@ -47,15 +74,24 @@ def base_of(package: Package) -> Any:
     return getattr(net, "base_model", net)
 
 
-def differs(package: Package) -> bool:
-    """Whether the first token of the encoder is not what the run's head is given."""
+def mode(package: Package) -> str | None:
+    """The pooling; of a model's own head's, the token that it is. None where it is none."""
     import torch
 
+    backbone: Any = package.source.backbone
+    if backbone.pooling != "head":
+        return str(backbone.pooling)
     x = package.inputs
     with torch.inference_mode():
         out = base_of(package)(**x) if isinstance(x, dict) else base_of(package)(pixel_values=x)
-        found, wanted = out.last_hidden_state, package.source.backbone(x)
-    return found.ndim != 3 or not torch.allclose(found[:, 0], wanted, rtol=1e-4, atol=1e-4)
+        found, wanted = out.last_hidden_state, backbone(x)
+    if found.ndim != 3:
+        return None
+    tokens = {"cls": found[:, 0]}
+    if isinstance(x, dict):
+        tokens["last"] = found[torch.arange(len(found)), x["attention_mask"].sum(1) - 1]
+    same = (n for n, t in tokens.items() if t.shape == wanted.shape)
+    return next((n for n in same if torch.allclose(tokens[n], wanted, rtol=1e-4, atol=1e-4)), None)
 
 
 def write(package: Package, folder: Path) -> Sequence[str]:
@@ -81,23 +117,23 @@ def snippet(package: Package) -> str:
     if _shared.is_image(package):
         return f"""import torch
 from safetensors.torch import load_file
-{_transformers.pictures(package, "AutoModel")}head = load_file("head.safetensors")
+{_transformers.pictures(package, model_class(package))}head = load_file("head.safetensors")
 
 @torch.inference_mode()
 def scores(batch):
-    hidden = model(**prepared(batch)).last_hidden_state
+    hidden = model(**prepared(batch)).{output(package)}
     features = {pooling(package)}
     return {outputs}
 """
     extra = ", add_pooling_layer=False" if unpooled(package) else ""
     return f"""import safetensors.torch, torch, transformers
 tokenizer = transformers.AutoTokenizer.from_pretrained(".", trust_remote_code=False)  # this folder
-model = transformers.AutoModel.from_pretrained(".", trust_remote_code=False{extra}).eval()
+model = transformers.{model_class(package)}.from_pretrained(".", trust_remote_code=False{extra}).eval()
 head = safetensors.torch.load_file("head.safetensors")
 @torch.inference_mode()
 def scores(batch):
     tokens = {_shared.tokens(package, "pt")}
-    hidden, mask = model(**tokens).last_hidden_state, tokens["attention_mask"].unsqueeze(-1)
+    hidden, mask = model(**tokens).{output(package)}, tokens["attention_mask"].unsqueeze(-1)
     features = {pooling(package)}
     return {outputs}
 """

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _blocks
+from ..errors import SourceError
+from . import _blocks, _poolings
 
 if TYPE_CHECKING:
     from regraft.types import Block, Inputs
@@ -18,37 +20,128 @@ if TYPE_CHECKING:
 class Encoder(nn.Module):
     """A transformers model with its classifier taken off, or a plain encoder with pooling.
 
-    ``pooling``: "head" takes what the classifier was given, "mean" averages tokens under the mask,
-    "cls" takes the first token. Feature maps [B, D, H, W] are averaged over H and W.
+    ``pooling``: "head" takes what the classifier was given, "own" the vector that the model makes
+    itself, anything else modes of _poolings. ``after``: layers that follow, as a recipe says them.
+    ``left``: the tokenizer pads on the left, so rows are moved there first.
     """
 
-    def __init__(self, net: nn.Module, pooling: str) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        pooling: str,
+        after: Sequence[dict[str, Any]] = (),
+        left: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
         self.pooling = pooling
+        self.left = left
+        self.length = fixed_length(net)
+        self.dropped = dropped(net)
+        if after:
+            self.after = _poolings.after(list(after))
 
     def forward(self, inputs: Inputs) -> Tensor:
-        if isinstance(inputs, dict):
-            out = self.net(**inputs)
-            return self.pool(self.hidden(out), inputs.get("attention_mask"))
-        return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
+        if not isinstance(inputs, dict):
+            return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
+        if self.left:
+            inputs = _poolings.left_aligned(inputs)
+        if self.length:
+            inputs = _poolings.filled(inputs, *self.length)
+        out = self.net(**{k: v for k, v in inputs.items() if k not in self.dropped})
+        return self.pool(self.hidden(out), inputs.get("attention_mask"))
 
     def hidden(self, out: Any) -> Tensor:
-        found: Tensor = out.logits if self.pooling == "head" else out.last_hidden_state
-        return found
+        found: Tensor | None = out.logits if self.pooling == "head" else None
+        found = _poolings.own(out) if self.pooling == "own" else found
+        return out.last_hidden_state if found is None else found
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, D], [B, T, D] or [B, D, H, W] → [B, D]; mask [B, T]."""
-        if x.ndim == 4:
-            return x.mean((2, 3))
-        if x.ndim == 2:
-            return x
-        if self.pooling != "mean":
-            return x[:, 0]
-        if mask is None:
-            return x.mean(1)
-        weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        modes = "cls" if self.pooling in ("head", "own") else self.pooling
+        x = _poolings.pool(x, mask, modes)
+        return self.after(x) if hasattr(self, "after") else x
+
+
+def dropped(net: nn.Module) -> frozenset[str]:
+    """Return the names that a tokenizer may give and the model does not take."""
+    named: set[str] = set()
+    for module in (net, base_of_net(net)):
+        named |= inspect.signature(module.forward).parameters.keys()
+    return frozenset({"token_type_ids", "attention_mask"} - named)
+
+
+def fixed_length(net: Any) -> tuple[int, int] | None:
+    """Return (tokens, what to fill with) of a model that reads its answer at the last of so many
+    places, padding or not; None for any other."""
+    config = net.config
+    if config.model_type not in ("siglip_text_model", "siglip2_text_model"):
+        return None
+    return config.max_position_embeddings, config.pad_token_id
+
+
+def base_of_net(net: Any) -> Any:
+    return getattr(net, "base_model", net)
+
+
+def answer(net: Any, inputs: Inputs, reference: str) -> Any:
+    """Return the model's output.
+
+    Raises SourceError where the model does not take such inputs at all, ValueError or RuntimeError
+    where their size or their number does not suit it.
+    """
+    try:
+        if not isinstance(inputs, dict):
+            return net(pixel_values=inputs)
+        unknown = dropped(net)
+        return net(**{k: v for k, v in inputs.items() if k not in unknown})
+    except (ValueError, RuntimeError):
+        raise
+    except Exception as error:  # as many kinds as there are models
+        raise refusal(net, inputs, error, reference) from error
+
+
+def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
+    """Return the error for a model that fails on plain texts or pictures."""
+    what = "texts" if isinstance(inputs, dict) else "pictures"
+    return SourceError(
+        f"{reference}: refused, {type(net).__name__} does not take {what} alone "
+        f"({type(error).__name__}: {' '.join(str(error).split()):.200})"
+    )
+
+
+def tokens_to_head(net: Any, inputs: Inputs) -> bool:
+    """Return whether a model, its classifier replaced by an identity, gives that all tokens."""
+    with torch.no_grad():
+        return bool(answer(net, inputs, type(net).__name__).logits.ndim == 3)
+
+
+def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
+    """Return the pooling to use; "auto" and "own" are settled by what the model's output has.
+
+    Raises SourceError for a pooling that does not exist, or that the model cannot have.
+    """
+    known = ("auto", "own", *_poolings.MODES)
+    if not all(mode in known for mode in wanted.split("+")) or ("+" in wanted and "own" in wanted):
+        raise SourceError(f'{reference}: there is no pooling "{wanted:.60}"')
+    with torch.no_grad():
+        out = answer(net, inputs, reference)
+    vector, hidden = _poolings.own(out), getattr(out, "last_hidden_state", None)
+    if hidden is None and vector is None:
+        raise SourceError(
+            f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features"
+        )
+    if wanted == "auto":
+        return "own" if hidden is None else "mean"
+    if wanted == "own":
+        usual = "cls" if isinstance(inputs, dict) else "mean"
+        return "own" if vector is not None else usual
+    if hidden is None:
+        raise SourceError(
+            f"{reference}: {type(net).__name__} gives one vector a row, so pooling {wanted} has no "
+            "tokens: leave pooling out"
+        )
+    return wanted
 
 
 class TokenHead(nn.Module):
@@ -114,6 +207,8 @@ def blocks(backbone: Encoder) -> tuple[Block, ...]:
     embed: _blocks.Run
     finish: _blocks.Run
     layer: Callable[[int, nn.Module, Any], Any]
+    if backbone.pooling == "own":
+        return _blocks.partition(backbone, groups, runs)
     if kind in ("BertModel", "RobertaModel") and len(groups) in (count + 1, count + 2):
         embed, finish, layer = embed_text, finish_text, layer_text
     elif kind == "ViTModel" and len(groups) == count + 2:
@@ -133,7 +228,7 @@ def then(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -
 
 
 def base_of(backbone: Any) -> Any:
-    return getattr(backbone.net, "base_model", backbone.net)
+    return base_of_net(backbone.net)
 
 
 def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -147,6 +242,8 @@ def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tenso
 
 
 def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    if backbone.left:
+        x = _poolings.left_aligned(x)
     hidden = base_of(backbone).embeddings(
         input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids")
     )

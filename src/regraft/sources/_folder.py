@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SourceError
 from ..types import ImageSpec, TextSpec
+from ._image import LARGEST
 from ._weights import Weights, read
+
+LONGEST = 1_000_000  # tokens of a row; a tokenizer that says more has no limit
 
 TOKENIZER_FILES = (
     "config.json",  # the tokenizer's class, where its own configuration names none
@@ -25,6 +30,17 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    "spm.model",
+    "source.spm",
+    "target.spm",
+    "tokenizer.tiktoken",
+    "qwen.tiktoken",
+    "vocab.bpe",
+    "dict.txt",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "emoji.json",
 )
 RESAMPLE: dict[int, Literal["nearest", "bilinear", "bicubic", "lanczos"]] = {
     0: "nearest",
@@ -47,6 +63,21 @@ def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -
         wanted = "an object" if kind is dict else "a list"
         raise SourceError(f"{path}: damaged, {wanted} expected, it holds {value!r:.40}")
     return value
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers prints neither warnings nor bars: what matters of them is raised here."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def find(name: str, offline: bool) -> Path:
@@ -87,44 +118,84 @@ def weights(folder: Path) -> Weights:
     raise SourceError(f"{folder}: no model.safetensors or pytorch_model.bin")
 
 
-def pooling(folder: Path, wanted: str, image: bool, class_token: bool) -> str:
-    """ "mean" or "cls": the plan's, else the sentence-transformers folder's, else the usual one."""
-    if wanted != "auto":
-        return wanted
-    if read_json(folder / "modules.json", list):
-        modes = read_json(folder / "1_Pooling" / "config.json")
-        on = [k for k, v in modes.items() if k.startswith("pooling_mode_") and v]
-        known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-        if len(on) != 1 or on[0] not in known:
-            raise SourceError(
-                f"{folder}: pooling {on} is not supported; set pooling to mean or cls"
-            )
-        return known[on[0]]
-    return "cls" if image and class_token else "mean"
+def text_spec(
+    folder: Path, net: Any, max_length: int | None
+) -> tuple[TextSpec, tuple[str, ...], dict[str, Any]]:
+    """Tokenizer and length, notes, and how the tokenizer pads.
 
-
-def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec, tuple[str, ...]]:
-    """Tokenizer and length. Raises SourceError for no tokenizer or one with too many tokens."""
+    Raises SourceError for no tokenizer, or one with too many tokens.
+    """
     from ..foreign_code import tokenizer_of
+    from ._tokenizers import why
 
-    tokenizer = tokenizer_of(str(folder))
-    rows = net.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    with quiet():
+        tokenizer = tokenizer_of(str(folder), why)
+    rows = tokens_of(net)
+    if rows is not None and len(tokenizer) > rows:
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise SourceError(
+            f"{folder}: its tokenizer has no token to pad with; name a pad_token in "
+            "tokenizer_config.json"
+        )
     limits = [tokenizer.model_max_length]
     limits += [
         v for v in [read_json(folder / "sentence_bert_config.json").get("max_seq_length")] if v
     ]
-    positions = getattr(net.config, "max_position_embeddings", None)
-    if positions and positions > 0:
-        tables = (m for n, m in net.named_modules() if n.endswith("position_embeddings"))
-        pad = getattr(next(tables, None), "padding_idx", None)  # RoBERTa counts from pad + 1
-        limits.append(positions if pad is None else positions - pad - 1)
+    limits += [v for v in [positions(net)] if v]
     limit = min(limits)
-    limit = limit if limit < 1_000_000 else 512  # a tokenizer without a limit says 1e30
+    limit = limit if limit < LONGEST else 512  # a tokenizer without a limit says 1e30
+    pad = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
+    pads = {"padding_side": str(tokenizer.padding_side), "pad": pad}
     if max_length is None or max_length <= limit:
-        return TextSpec(str(folder), max_length or limit), ()
-    return TextSpec(str(folder), limit), (f"max_length {max_length} is above the limit {limit}",)
+        return TextSpec(str(folder), max_length or limit), (), pads
+    note = f"max_length {max_length} is above the limit {limit}"
+    return TextSpec(str(folder), limit), (note,), pads
+
+
+def tokens_of(net: Any) -> int | None:
+    """Return the rows of the table of tokens, or None for a model that hashes characters."""
+    try:
+        return int(net.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def positions(net: Any) -> int | None:
+    """Return the longest row in tokens that the model has positions for, or None for any."""
+    limit = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    tables = (m for n, m in net.named_modules() if n.endswith("position_embeddings"))
+    pad = getattr(next(tables, None), "padding_idx", None)  # RoBERTa counts from pad + 1
+    return limit if pad is None else limit - pad - 1
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether the folder says how pictures are prepared."""
+    return (folder / "preprocessor_config.json").is_file()
+
+
+def other_kind(folder: Path) -> str:
+    """Return what a folder without config.json is instead, in words."""
+    adapter = read_json(folder / "adapter_config.json")
+    if adapter:
+        base = str(adapter.get("base_model_name_or_path"))[:80]
+        return (
+            f"; it holds an adapter of peft for {base}: merge it into that model (merge_and_unload) "
+            "and save the whole"
+        )
+    return "; it is not a transformers model"
+
+
+def vision(config: Any) -> Any:
+    """Return the part of a configuration that describes pictures."""
+    return getattr(config, "vision_config", None) or config
+
+
+def channels(config: Any) -> int:
+    found = getattr(vision(config), "num_channels", 3)
+    return found if isinstance(found, int) else 3
 
 
 def image_spec(folder: Path, config: Any) -> ImageSpec:
@@ -137,28 +208,35 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
     factor = p.get("rescale_factor", 1 / 255)
     if not p.get("do_rescale", True) or abs(factor - 1 / 255) > 1e-6:
         raise SourceError(f"{folder}: pictures rescaled otherwise than by 1/255")
-    channels = config.num_channels
+    count = channels(config)
     if p.get("do_normalize", True):
         for key in ("image_mean", "image_std"):
             numbers = p.get(key)
             ok = isinstance(numbers, list) and all(isinstance(v, int | float) for v in numbers)
-            if not ok or len(numbers) != channels or (key == "image_std" and min(numbers) <= 0):
+            if not ok or len(numbers) != count or (key == "image_std" and min(numbers) <= 0):
                 raise SourceError(
                     f"{folder}: preprocessor_config.json has {key} {numbers}, and the model takes "
-                    f"{channels} channels: it needs a number for each"
+                    f"{count} channels: it needs a number for each"
                 )
-    side = config.image_size if isinstance(getattr(config, "image_size", None), int) else 224
+    side = getattr(vision(config), "image_size", None)
+    side = side if isinstance(side, int) else 224
     resize, shorter = sizes(p.get("size", side))
     crop = sizes(p["crop_size"])[0] if p.get("do_center_crop") and "crop_size" in p else None
     if shorter and "crop_pct" in p and resize[0] < 384:  # ConvNeXt: size is after the crop
         crop, resize = resize, (int(resize[0] / p["crop_pct"]),) * 2
+    for height, width in (resize, crop or resize):
+        if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+            raise SourceError(
+                f"{folder}: preprocessor_config.json asks for pictures of {height} × {width} pixels; "
+                f"{LARGEST} a side is the most"
+            )
     normal = p.get("do_normalize", True)
     return ImageSpec(
         size=crop or resize,
         resize=resize[0] if shorter and (crop or resize[0] < 384) else resize,
         interpolation=RESAMPLE.get(p.get("resample", 2), "bilinear"),
-        mean=tuple(p["image_mean"]) if normal else (0.0,) * config.num_channels,
-        std=tuple(p["image_std"]) if normal else (1.0,) * config.num_channels,
+        mean=tuple(p["image_mean"]) if normal else (0.0,) * count,
+        std=tuple(p["image_std"]) if normal else (1.0,) * count,
     )
 
 

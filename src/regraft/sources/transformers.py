@@ -1,14 +1,16 @@
 """Any transformers encoder: ``transformers:NAME_OR_FOLDER``.
 
 A ``…ForSequenceClassification`` or ``…ForImageClassification`` keeps its head; anything else is a
-plain encoder with pooling. A sentence-transformers folder gives its own pooling but not its
-2_Normalize: the probe standardises features anyway, and on unit vectors a linear head's logits
-(|w·x| ≤ ‖w‖) are small at the learning rates that suit the backbone.
+plain encoder with pooling. A sentence-transformers folder gives its own pooling and dense layers
+but not a last Normalize: the probe standardises features anyway, and on unit vectors a linear
+head's logits (|w·x| ≤ ‖w‖) are small at the learning rates that suit the backbone.
 Remote code is never run.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,11 @@ from ..types import LoadedTensor, Preprocess, Source, SourceOptions, TextSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ._budget import Size
+    from ._sentence import Sentence
     from ._weights import Match, Weights
 
-DEEPEST = 1_000  # layers; more are a damaged number, and building them would take for ever
-HEADED = {
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForImageClassification": "AutoModelForImageClassification",
-}
+INPUTS = ("input_ids", "pixel_values")  # what a source here is given: texts or pictures
 
 
 def load(name: str, options: SourceOptions) -> Source:
@@ -36,78 +36,101 @@ def load(name: str, options: SourceOptions) -> Source:
         return from_folder(folder, f"transformers:{name}", options)
     except RegraftError:
         raise
-    except Exception as error:  # the library's, as many kinds as there are ways to be damaged
+    except (
+        Exception
+    ) as error:  # the library's, as many kinds as there are values that it does not know
         raise SourceError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {error}); one of its JSON files may be "
-            "damaged: fetch the folder anew, or write it anew with save_pretrained"
+            f"{folder}: cannot be loaded ({type(error).__name__}: {error}); a value in its JSON files is "
+            "not one that regraft knows: fetch the folder anew, or write it anew with save_pretrained"
         ) from error
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     from .. import foreign_code
-    from . import _folder, _weights
+    from . import _architectures, _budget, _encoders, _folder, _sentence, _weights
 
-    values = _folder.read_json(folder / "config.json")
+    sentence = _sentence.read(folder)
+    inside = sentence.encoder
+    values = _folder.read_json(inside / "config.json")
     if not values:
-        raise SourceError(f"{folder}: no config.json; it is not a transformers model")
-    foreign_code.refuse(folder)
-    recipe = {"source": "transformers", "auto": auto_class(values, reference), "config": values}
-    net = skeleton(recipe, reference)
+        raise SourceError(f"{inside}: no config.json{_folder.other_kind(inside)}")
+    for place in {folder, inside}:
+        foreign_code.refuse(place)
+    choice = _architectures.choose(values, _folder.has_pictures(inside), reference)
+    recipe: dict[str, Any] = {
+        "source": "transformers",
+        "auto": choice.auto,
+        "class": choice.named,
+        "config": choice.config,
+        "after": sentence.steps if choice.auto == "AutoModel" else [],
+    }
     key = options.weights_key
     weights = (
-        _weights.read(options.weights, key=key) if options.weights else _folder.weights(folder)
+        _weights.read(options.weights, key=key) if options.weights else _folder.weights(inside)
     )
-    net, found, notes = fill(net, weights, recipe, str(options.weights or folder), options)
-    image = net.main_input_name == "pixel_values"
+    net = skeleton(recipe, reference, _budget.size_of(weights.tensors))
+    image: bool = check_input(net, reference)
+    if choice.tower:
+        tensors = _architectures.in_tower(weights.tensors, choice.tower, net.state_dict())
+        weights = replace(weights, tensors=tensors)
+    net, found, notes = fill(net, weights, recipe, str(options.weights or inside), options)
     more: tuple[str, ...] = ()
     preprocess: Preprocess
     if image:
-        wanted = options.in_channels or net.config.num_channels
-        if wanted != net.config.num_channels:
-            raise SourceError(f"{reference} takes {net.config.num_channels} channels, not {wanted}")
-        preprocess = _folder.image_spec(folder, net.config)
+        channels = _folder.channels(net.config)
+        if options.in_channels not in (None, channels):
+            raise SourceError(f"{reference} takes {channels} channels, not {options.in_channels}")
+        preprocess = _folder.image_spec(inside, net.config)
     else:
-        preprocess, more = _folder.text_spec(folder, net, options.max_length)
-    class_token = any(n.endswith("cls_token") for n, _ in net.named_parameters())
+        preprocess, more, pads = _folder.text_spec(inside, net, options.max_length)
+        recipe |= pads
     recipe["config"] = net.config.to_dict()
-    recipe["pooling"] = _folder.pooling(folder, options.pooling, image, class_token)
+    recipe["pooling"] = pooling(net, sentence, options.pooling, preprocess)
     recipe["head"] = found.head_kept
     recipe["licence"] = _folder.licence(folder)
     try:
         source = split(net, recipe, preprocess, reference)
     except (ValueError, RuntimeError) as error:
         if not image:
-            raise
+            raise _encoders.refusal(net, {}, error, reference) from error
         sides = " × ".join(map(str, preprocess.size))  # type: ignore[union-attr]
         raise SourceError(
             f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
             f"refuses ({error}): mend the one or the other"
         ) from error
+    head = f"{recipe['head_name']}."
     source.digest = weights.digest
     source.report = tuple(
-        t if t.state == "unused" or t.name.startswith("classifier.")
+        t if t.state == "unused" or t.name.startswith(head)
         else LoadedTensor(f"net.{t.name}", t.state, t.shape, t.note)
         for t in found.report
     )  # fmt: skip
-    source.notes = (*weights.notes, *notes, *more)
-    if (folder / "2_Normalize").is_dir() or "Normalize" in str(
-        _folder.read_json(folder / "modules.json", list)
-    ):
-        source.notes += ("features are not normalised to unit length, unlike the folder's own",)
+    if recipe["after"]:
+        fill_after(source, sentence)
+    source.notes = (*weights.notes, *choice.notes, *notes, *more, *sentence.notes)
     return source
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
     """The same architecture with random weights; the tokenizer's files are in folder/tokenizer."""
-    from . import _image
+    from . import _budget, _folder, _image
 
-    net = skeleton(recipe, str(folder), meta=False)
+    size = _budget.size_in(folder / "model.safetensors")
+    small = skeleton(dict(recipe), str(folder), size)  # without memory: is it as large as it says?
+    net = skeleton(recipe, str(folder), size, meta=False)
     image = recipe.get("image")
-    spec: Preprocess = (
-        _image.from_recipe(image)
-        if image
-        else TextSpec(str(folder / "tokenizer"), recipe["max_length"])
-    )
+    spec: Preprocess
+    if image:
+        spec = _image.from_recipe(image)
+    else:
+        limit = _folder.positions(small) or _folder.LONGEST
+        length = recipe["max_length"]
+        if type(length) is not int or not 1 <= length <= limit:
+            raise SourceError(
+                f"{folder}: its recipe cuts texts at {length!r:.40} tokens, and the network takes 1 to "
+                f"{limit:,}"
+            )
+        spec = TextSpec(str(folder / "tokenizer"), length)
     return split(net, recipe, spec, str(folder))
 
 
@@ -119,65 +142,98 @@ def save_files(source: Source, folder: Path) -> None:
         _folder.copy_tokenizer(Path(source.preprocess.tokenizer), folder / "tokenizer")
 
 
-def auto_class(values: dict[str, Any], reference: str) -> str:
-    """The library's automatic class for config.json. Raises SourceError for two heads in one."""
-    named = values.get("architectures") or [""]
-    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
-        raise SourceError(
-            f"{reference}: config.json has architectures {named}, not a list of names"
-        )
-    architecture = named[0]
-    if architecture.endswith("WithTeacher"):
-        raise SourceError(f"{reference}: refused, {architecture} has several heads")
-    if values.get("is_encoder_decoder"):
-        raise SourceError(f"{reference}: refused, {architecture} is an encoder and a decoder")
-    return next((a for end, a in HEADED.items() if architecture.endswith(end)), "AutoModel")
-
-
-def skeleton(recipe: dict[str, Any], reference: str, meta: bool = True) -> Any:
+def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = True) -> Any:
     """The architecture; on the meta device (no memory, no values) unless it will be used as it is.
 
     A plain encoder is built without the pooler where the class allows it: a random pooler would
-    be trained, and saved, for nothing.
+    be trained, and saved, for nothing. Raises SourceError for one that is far larger than ``size``.
     """
     import torch
     import transformers
 
     from ..foreign_code import hook
+    from . import _architectures, _budget, _folder
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
-    if recipe["auto"] not in ("AutoModel", *HEADED.values()):
+    if recipe["auto"] not in ("AutoModel", *_architectures.HEADED.values()):
         raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
     if key := hook(values):
         raise SourceError(
             f'{reference}: refused, nothing executed: its recipe\'s "{key}" names Python code; remedy: '
             "fit again from a source without it"
         )
-    auto = getattr(transformers, recipe["auto"])
+    _architectures.refuse_elsewhere(recipe["config"], reference)
+    _budget.check_counts(values, reference)
+    family = _architectures.config_class(kind, reference)
+    named = recipe.get("class") or ""
     try:
-        config = transformers.AutoConfig.for_model(kind, **values)
-        if (layers := getattr(config, "num_hidden_layers", None) or 0) > DEEPEST:
-            raise ValueError(f"it would have {layers} layers")
+        with _folder.quiet():
+            config = transformers.AutoConfig.for_model(kind, **values)
+        if getattr(config, "backbone_config", None) is not None:
+            raise ValueError(f"{kind} is a network around another one")
+        if named:
+            auto = _architectures.model_class(family, named)
+            make = auto._from_config
+        else:
+            of_kind = getattr(transformers, recipe["auto"])
+            make = partial(of_kind.from_config, trust_remote_code=False)
         config.dtype = torch.float32
-        with torch.device("meta" if meta else "cpu"):
+        for part in (config, config.get_text_config()):
+            if getattr(part, "use_cache", False):  # of keys and values, for generating text
+                part.use_cache = False
+        device = torch.device("meta" if meta else "cpu")
+        with _folder.quiet(), device, _budget.bounded(size, reference):
             try:
-                net = auto.from_config(config, trust_remote_code=False, **extra(recipe))
+                net = make(config, **extra(recipe))
             except TypeError:  # a class without add_pooling_layer
                 recipe["plain"] = True
-                net = auto.from_config(config, trust_remote_code=False)
+                net = make(config)
+    except SourceError:
+        raise
     except Exception as error:  # as many kinds as there are configurations
         raise SourceError(f'{reference}: "{kind}" cannot be built ({error})') from error
-    heads = [n for n, _ in net.named_children() if "classifier" in n and n != "pre_classifier"]
-    if recipe["auto"] != "AutoModel" and heads != ["classifier"]:
-        found = ", ".join(heads) or "none by that name"
-        raise SourceError(f"{reference}: refused, one classifier expected, it has {found}")
+    _budget.check_size(net, size, reference)
+    recipe["head_name"] = (
+        _architectures.head_of(net, reference) if recipe["auto"] != "AutoModel" else ""
+    )
     return net.eval()
 
 
 def extra(recipe: dict[str, Any]) -> dict[str, Any]:
     headed = recipe["auto"] != "AutoModel" or recipe.get("plain")
     return {} if headed else {"add_pooling_layer": False}
+
+
+def check_input(net: Any, reference: str) -> bool:
+    """Return whether the model takes pictures. Raises SourceError where it takes more, or else."""
+    import inspect
+
+    main, name = net.main_input_name, type(net).__name__
+    if main not in INPUTS:
+        raise SourceError(f"{reference}: refused, {name} takes {main}, neither texts nor pictures")
+    children = {n for n, _ in getattr(net, "base_model", net).named_children()}
+    if {"encoder", "decoder"} <= children:
+        raise SourceError(f"{reference}: refused, {name} is an encoder and a decoder")
+    if net.config.model_type == "reformer":
+        raise SourceError(
+            f"{reference}: refused, {name} trains on rows of one fixed length alone, and hashes at random"
+        )
+    if getattr(net.config, "num_frames", None):
+        raise SourceError(f"{reference}: refused, {name} takes videos, not pictures")
+    tower = getattr(net, "vision_model", net)  # a head's own forward passes such inputs on
+    needs = [
+        p.name
+        for module in (net, tower)
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD and p.name != main
+    ]
+    if needs:
+        raise SourceError(
+            f"{reference}: refused, {name} needs {', '.join(needs)} beside {main}, which regraft does "
+            "not make"
+        )
+    return bool(main == "pixel_values")
 
 
 def fill(
@@ -189,15 +245,11 @@ def fill(
     unexpected then passes the same gate as any source.
     """
     import torch
-    from transformers.utils import logging
 
-    from . import _weights
+    from . import _folder, _weights
 
     tensors, notes = _weights.strip_prefixes(weights.tensors, net.state_dict())
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with _folder.quiet():
         net, info = type(net).from_pretrained(
             None,
             config=net.config,
@@ -208,9 +260,6 @@ def fill(
             trust_remote_code=False,
             **extra(recipe),
         )
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     expected = net.state_dict()
     other = {name: shape for name, shape, *_ in info["mismatched_keys"]}
     absent = set(info["missing_keys"]) - set(other)
@@ -218,40 +267,61 @@ def fill(
     read |= {n: torch.empty(tuple(s), device="meta") for n, s in other.items()}
     left = {n for n in tensors if n.endswith("position_ids") and n not in expected}
     read |= {n: tensors.get(n, torch.empty(0)) for n in {*info["unexpected_keys"], *left}}
-    head = "classifier" if recipe["auto"] != "AutoModel" else ""
-    found = _weights.match(expected, read, where=where, head=head, allow_fresh=options.allow_fresh)
+    found = _weights.match(
+        expected, read, where=where, head=recipe["head_name"], allow_fresh=options.allow_fresh
+    )
     return net.eval(), found, notes
+
+
+def pooling(net: Any, sentence: Sentence, wanted: str, preprocess: Preprocess) -> str:
+    """The plan's pooling, else the sentence-transformers folder's, else the model's own, else the
+    usual one: the first token of pictures that have a class token, the mean of anything else."""
+    if wanted != "auto":
+        return wanted
+    if sentence.pooling:
+        return sentence.pooling
+    if isinstance(preprocess, TextSpec):
+        return "own" if net.config.model_type.endswith("_text_model") else "auto"
+    class_token = any(n.endswith("cls_token") for n, _ in net.named_parameters())
+    return "own" if not class_token else "cls"
 
 
 def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: str) -> Source:
     """Backbone, head and blocks, proved by a forward pass of a random batch of two."""
     import dataclasses
 
-    import torch
     from torch import nn
 
-    from . import _blocks, _encoders
+    from . import _blocks, _encoders, _sentence
 
-    inputs = example(net, preprocess)
-    headed = recipe["auto"] != "AutoModel"
+    inputs = example(net, preprocess, recipe.get("pad"))
     expected, head = None, None
-    if headed:
-        with torch.no_grad():
-            out = net(**inputs) if isinstance(inputs, dict) else net(pixel_values=inputs)
-        expected, head = out.logits, net.classifier
-        net.classifier = nn.Identity()
-        with torch.no_grad():
-            out = net(**inputs) if isinstance(inputs, dict) else net(pixel_values=inputs)
-        if out.logits.ndim == 3:
+    if recipe["auto"] != "AutoModel":
+        name = recipe["head_name"]
+        expected, alone = logits(net, inputs, reference)
+        head = net.get_submodule(name)
+        net.set_submodule(name, nn.Identity())
+        if alone:  # the last token is taken under the mask, which knows what is padding
+            net = net.base_model
+        elif _encoders.tokens_to_head(net, inputs):
             head = _encoders.TokenHead(head)
-    backbone = _encoders.Encoder(net, "head" if headed else recipe["pooling"]).eval()
+        recipe["pooling"] = "last" if alone else "head"
+    else:
+        recipe["pooling"] = _encoders.settle(net, inputs, recipe["pooling"], reference)
+    _sentence.check_steps(recipe.get("after") or [], reference)
+    backbone = _encoders.Encoder(
+        net,
+        recipe["pooling"],
+        recipe.get("after") or (),
+        left=recipe.get("padding_side") == "left" and net.config.model_type != "xlnet",
+    ).eval()
     blocks = _encoders.blocks(backbone)
     features, blocks = _blocks.prove(backbone, head, blocks, inputs, expected, reference)
     if isinstance(preprocess, TextSpec):
         recipe["max_length"] = preprocess.max_length
     else:
         recipe["image"] = dataclasses.asdict(preprocess)
-    names = tuple(str(n) for _, n in sorted(net.config.id2label.items()))
+    names = tuple(str(n) for _, n in sorted((net.config.id2label or {}).items()))
     named = not all(n == f"LABEL_{i}" for i, n in enumerate(names))
     return Source(
         name=reference,
@@ -267,18 +337,83 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
     )
 
 
-def example(net: Any, preprocess: Preprocess) -> Any:
+def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
+    """The model's own logits, and whether it has to be given rows one at a time.
+
+    A decoder whose config names no token to pad with refuses several rows. Where it names another
+    one than the tokenizer pads with, it takes padding for text.
+    """
+    import torch
+
+    from . import _encoders
+
+    def answer(batch: Any) -> Tensor:
+        out = _encoders.answer(net, batch, reference)
+        if getattr(out, "logits", None) is None:
+            raise SourceError(f"{reference}: refused, {type(net).__name__} gives no logits")
+        return out.logits  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        if isinstance(inputs, torch.Tensor):
+            return answer(inputs), False
+        pad, together = own_pad(net), None
+        try:
+            together = answer(inputs)
+        except ValueError:
+            if pad is not None:
+                raise
+        padded = inputs["attention_mask"] == 0
+        if together is not None and pad == int(inputs["input_ids"][padded][0]):
+            return together, False
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        rows = [{k: v[i : i + 1, :n] for k, v in inputs.items()} for i, n in enumerate(lengths)]
+        each = torch.cat([answer(row) for row in rows])
+        if together is not None and torch.allclose(together, each, rtol=1e-4, atol=1e-5):
+            return together, False
+        return each, True
+
+
+def own_pad(net: Any) -> int | None:
+    """Return the token that the model itself takes for padding."""
+    pad = getattr(net.config.get_text_config(), "pad_token_id", None)
+    return pad if isinstance(pad, int) else None
+
+
+def fill_after(source: Source, sentence: Sentence) -> None:
+    """Give the dense layers behind the pooling their weights, through the gate of any source."""
+    import hashlib
+
+    from . import _folder, _weights
+
+    layers: Any = source.backbone
+    digests = [source.digest]
+    at = [i for i, step in enumerate(source.recipe["after"]) if step]
+    for index, folder in zip(at, sentence.dense, strict=True):
+        weights = _folder.weights(folder)
+        layer = layers.after[index]
+        found = _weights.match(layer.state_dict(), weights.tensors, where=str(folder))
+        layer.load_state_dict(found.state)
+        digests.append(weights.digest)
+        source.report += tuple(
+            LoadedTensor(f"after.{index}.{t.name}", t.state, t.shape, t.note) for t in found.report
+        )
+    source.digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def example(net: Any, preprocess: Preprocess, pad: int | None = None) -> Any:
     """Two random pictures of the source's size, or two rows of eight tokens, one padded."""
     import torch
 
+    from . import _folder
+
     generator = torch.Generator().manual_seed(0)
     if isinstance(preprocess, TextSpec):
-        rows = net.get_input_embeddings().num_embeddings
-        pad = net.config.pad_token_id or 0
+        rows = _folder.tokens_of(net) or 256
+        pad = pad if pad is not None else own_pad(net) or 0
         ids = torch.randint(0, rows, (2, 8), generator=generator)  # [B, T]
         ids[ids == pad] = (pad + 1) % rows
         mask = torch.ones_like(ids)
         ids[1, 5:], mask[1, 5:] = pad, 0
         return {"input_ids": ids, "attention_mask": mask}
     size = preprocess.size  # type: ignore[union-attr]
-    return torch.randn(2, net.config.num_channels, *size, generator=generator)
+    return torch.randn(2, _folder.channels(net.config), *size, generator=generator)

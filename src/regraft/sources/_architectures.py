@@ -1,0 +1,247 @@
+"""Which class of transformers a config.json stands for, and which part of it regraft takes.
+
+A class is looked up in the module of its family; nothing is imported by a name that a config gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SourceError
+
+HEADED = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+HEADS = (
+    "logits_proj", "sequence_summary.summary", "fc", "classifier", "score", "head",
+)  # dotted names of classifiers; of two in one model the earlier decides  # fmt: skip
+ENCODERS = (
+    "Encoder", "EncoderModel", "TextModel", "VisionModel", "TextModelWithProjection",
+    "VisionModelWithProjection",
+)  # ends of classes that are one encoder of several  # fmt: skip
+TOWERS = (
+    "aimv2", "align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip",
+    "siglip2",
+)  # an encoder for pictures beside one for texts  # fmt: skip
+MASKED = {"vit_mae": "vit"}  # trained with patches masked at random → the kind without
+ELSEWHERE = (
+    "backbone", "backbone_config", "use_pretrained_backbone", "use_timm_backbone",
+)  # values that name a second network, with weights of its own  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a recipe begins with, and what to say of it."""
+
+    auto: str  # the automatic class
+    named: str  # a class of the family's own, "" for the automatic class's choice
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    tower: str = ""  # what the encoder's tensors are called in the file of both: "vision_model."
+
+
+def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
+    """Return the class for config.json; ``pictures``: the folder says how they are prepared.
+
+    Raises SourceError, naming what the config asks for, where regraft does not have it.
+    """
+    architecture = name_of(values, reference)
+    refuse_elsewhere(values, reference)
+    kind = str(values.get("model_type", ""))
+    family = config_class(kind, reference)
+    if architecture.endswith("WithTeacher"):
+        raise SourceError(f"{reference}: refused, {architecture} has several heads")
+    auto = next((a for end, a in HEADED.items() if architecture.endswith(end)), "AutoModel")
+    pair = values.get("is_encoder_decoder", getattr(family, "is_encoder_decoder", False))
+    if auto != "AutoModel":
+        if pair:
+            raise SourceError(
+                f"{reference}: refused, {architecture} is an encoder and a decoder, and its head reads "
+                "the decoder; regraft takes encoders, and decoders alone"
+            )
+        return Choice(auto, "", values)
+    if kind in TOWERS:
+        return tower(values, architecture, pictures, reference)
+    if kind in MASKED:
+        return unmasked(values)
+    named = architecture if architecture.endswith(ENCODERS) else ""
+    notes: tuple[str, ...] = ()
+    if pair and not named:
+        named = encoder_of(family)
+        if not named:
+            raise SourceError(
+                f"{reference}: refused, {architecture or kind} is an encoder and a decoder, and "
+                f"transformers has no class for the encoder of {kind} alone"
+            )
+        notes = (f"the encoder of {architecture or kind} is taken, without its decoder",)
+    if named and model_class(family, named) is None:
+        named = ""
+    return Choice("AutoModel", named, values, notes)
+
+
+def name_of(values: dict[str, Any], reference: str) -> str:
+    """Return the first of ``architectures``, or "" where there is none."""
+    named = values.get("architectures") or [""]
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise SourceError(
+            f"{reference}: config.json has architectures {named}, not a list of names"
+        )
+    return str(named[0])
+
+
+def refuse_elsewhere(values: Any, reference: str) -> None:
+    """Raise SourceError for code, or for a second network's name, anywhere in a config."""
+    if isinstance(values, list):
+        for value in values:
+            refuse_elsewhere(value, reference)
+    if not isinstance(values, dict):
+        return
+    kind = str(values.get("model_type", ""))
+    if "auto_map" in values:
+        raise SourceError(f"{reference}: refused, its config asks for code of its own (auto_map)")
+    if kind.startswith("timm_"):
+        inner = values.get("architecture") or values.get("backbone") or "a network"
+        raise SourceError(
+            f"{reference}: refused, {kind} is timm's {inner!s:.60} in a wrapper, which may fetch other "
+            "weights: use timm:NAME with --weights FILE"
+        )
+    for key in ELSEWHERE:
+        if values.get(key):
+            raise SourceError(
+                f"{reference}: refused, {kind or 'its config'} names another network "
+                f"({key}: {values[key]!s:.60}); regraft takes networks that stand alone"
+            )
+    if values.get("quantization_config"):
+        raise SourceError(
+            f"{reference}: refused, its weights are quantised (quantization_config): use the weights "
+            "in float32, float16 or bfloat16 that they were made from"
+        )
+    for value in values.values():
+        refuse_elsewhere(value, reference)
+
+
+def config_class(kind: str, reference: str) -> Any:
+    """Return the library's class of configuration. Raises SourceError where it has none."""
+    import transformers
+
+    if not kind:
+        raise SourceError(
+            f"{reference}: config.json has no model_type, which says the architecture: it is not a "
+            "transformers model"
+        )
+    try:
+        return transformers.CONFIG_MAPPING[kind]
+    except KeyError:
+        raise SourceError(
+            f'{reference}: transformers {transformers.__version__} has no architecture "{kind}"; a '
+            "newer version may"
+        ) from None
+
+
+def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: str) -> Choice:
+    """Return one of the two encoders: the one that ``architectures`` names, else the pictures'
+    where the folder says how pictures are prepared."""
+    kind = str(values["model_type"])
+    named = architecture if architecture.endswith(ENCODERS) else ""
+    image = "Vision" in named if named else pictures
+    side = "vision_config" if image else "text_config"
+    sub = getattr(config_class(kind, reference), "sub_configs", {}).get(side)
+    inner = values.get(side) or {}
+    if sub is None or not isinstance(inner, dict):
+        raise SourceError(f"{reference}: config.json has no {side} that describes an encoder")
+    config = {**inner, "model_type": sub.model_type}
+    config.setdefault("projection_dim", values.get("projection_dim", 512))
+    known = [n for n in (named, *class_names(sub, "VisionModel" if image else "TextModel")) if n]
+    named = next((n for n in known if model_class(sub, n) is not None), "")
+    which = "pictures" if image else "texts"
+    note = f"the encoder of {which} is taken from {architecture or kind} ({named or side})"
+    notes = () if named == architecture else (note,)
+    return Choice("AutoModel", named, config, notes, "vision_model." if image else "text_model.")
+
+
+def in_tower(tensors: dict[str, Any], prefix: str, expected: Iterable[str]) -> dict[str, Any]:
+    """Return a file's tensors with those of one encoder under that encoder's own names.
+
+    The class of both encoders lets a list of layers be "layer" in files, the encoder's class may not.
+    """
+    names = set(expected)
+    known: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(prefix)
+        others = (short, short.replace(".layer.", ".layers."), short.replace(".layers.", ".layer."))
+        inside = name.startswith(prefix) or name in names
+        known[next((o for o in others if inside and o in names), name)] = tensor
+    return known
+
+
+def unmasked(values: dict[str, Any]) -> Choice:
+    """Return the same encoder without masking, which reads the weights as its classifier does."""
+    kind = str(values["model_type"])
+    config = {
+        k: v for k, v in values.items() if not k.startswith(("decoder_", "mask_", "norm_pix"))
+    }
+    config |= {"model_type": MASKED[kind], "architectures": None}
+    note = f"masking is off: {kind} is read as {MASKED[kind]}, without its decoder"
+    return Choice("AutoModel", "", config, (note,))
+
+
+def modeling(family: Any) -> Any:
+    """Return the module that holds the classes of a configuration's family, or None."""
+    from importlib import import_module
+
+    name = family.__module__.replace(".configuration_", ".modeling_")
+    if not name.startswith("transformers.models."):
+        return None
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def class_names(family: Any, end: str) -> list[str]:
+    return [n for n in vars(modeling(family) or object) if n.endswith(end)]
+
+
+def model_class(family: Any, name: str) -> Any:
+    """Return the family's model class of that name, or None where it has none."""
+    from transformers import PreTrainedModel
+
+    found = vars(modeling(family) or object).get(name) if re.fullmatch(r"\w+", name) else None
+    known = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return found if known and name.endswith(ENCODERS) else None
+
+
+def encoder_of(family: Any) -> str:
+    """Return the name of the family's class for its encoder alone, or ""."""
+    names = class_names(family, "EncoderModel")
+    return next((n for n in names if model_class(family, n) is not None), "")
+
+
+def head_of(net: Any, reference: str) -> str:
+    """Return the dotted name of the classifier. Raises SourceError for none, or for several."""
+    children = {n for n, m in net.named_children() if any(True for _ in m.parameters())}
+    rivals = sorted(
+        n for n in children if n in ("dist_head", "classifier_distill", "cls_classifier")
+    )
+    modules = dict(net.named_modules())
+    found = next(
+        (n for n in HEADS if n in modules and any(True for _ in modules[n].parameters())), ""
+    )
+    body = getattr(net, "base_model_prefix", "")
+    after = sorted(children - {body})
+    if rivals:
+        raise SourceError(
+            f"{reference}: refused, {type(net).__name__} has several heads ({', '.join(after)}); "
+            "regraft takes models with one"
+        )
+    if not found:
+        names = ", ".join(after) or "no layer after its encoder"
+        raise SourceError(
+            f"{reference}: refused, regraft does not know the head of {type(net).__name__} among its "
+            f"layers ({names}); use the encoder's own folder, saved without the head"
+        )
+    return found

@@ -1,0 +1,131 @@
+"""Limits on the network that a config describes, checked before any of it takes memory.
+
+The weights file says how large the network can be: a config that describes far more is not its own.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
+MAX_SUM = 10_000  # of the counts in one list, which may be numbers of layers
+MAX_LABELS = 1_000_000  # names of classes, which a config makes when it is read
+COUNTS = re.compile(r"layer|depth|block|repeat|stage|hash|attention_types")
+SIZES = re.compile(
+    r"size$|size_|dim|width|channel|token|length|rank|bucket"
+)  # no counts, whatever else
+SPARE_TENSORS = 2_000  # beyond the file's: heads and poolers that it lacks
+SPARE_VALUES = 2**26  # 256 MB in float32
+
+
+@dataclass(frozen=True)
+class Size:
+    """The extent of a weights file."""
+
+    tensors: int
+    values: int
+
+
+UNKNOWN = Size(50_000, 2**36)  # where no weights file is at hand
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> Size:
+    return Size(len(tensors), sum(t.numel() for t in tensors.values()))
+
+
+def size_in(path: Path) -> Size:
+    """Return the extent of a safetensors file from its header, or UNKNOWN for anything else."""
+    from math import prod
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            return Size(len(names), sum(prod(file.get_slice(n).get_shape()) for n in names))
+    except (OSError, SafetensorError):
+        return UNKNOWN
+
+
+def check_counts(values: Any, reference: str, key: str = "") -> None:
+    """Raise SourceError for a config, or a part of it, with a count that no network has."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            check_counts(value, reference, str(name))
+    elif isinstance(values, list):
+        for value in values:
+            check_counts(value, reference, key)
+        whole = sum(v for v in values if isinstance(v, int))
+        if counted(key) and whole > MAX_SUM:
+            raise SourceError(
+                f"{reference}: its config cannot be built: {key} is {whole:,} in all, and {MAX_SUM:,} is "
+                "the most that regraft builds"
+            )
+    elif isinstance(values, int) and not isinstance(values, bool):
+        limit = MAX_REPEATS if counted(key) else MAX_LABELS if key.endswith("num_labels") else None
+        if limit is not None and values > limit:
+            raise SourceError(
+                f"{reference}: its config cannot be built: {key} is {values:,}, and {limit:,} is the "
+                "most that regraft builds"
+            )
+
+
+def counted(key: str) -> bool:
+    """Return whether a value of a config says how often something is built or run."""
+    return bool(COUNTS.search(key)) and not SIZES.search(key)
+
+
+@contextmanager
+def bounded(size: Size, reference: str) -> Iterator[None]:
+    """Raise SourceError as soon as a network built inside has far more tensors than the file.
+
+    A count that no rule knows by name thus costs a second at most.
+    """
+    from torch.nn.modules import module as torch_module
+
+    most = 3 * size.tensors + SPARE_TENSORS
+    thread, parameters, modules = threading.get_ident(), 0, 0
+
+    def count(parent: nn.Module, name: str, item: Any) -> None:
+        nonlocal parameters, modules
+        if threading.get_ident() != thread or item is None:
+            return
+        is_module = not hasattr(item, "shape")
+        modules, parameters = modules + is_module, parameters + (not is_module)
+        if parameters > most or modules > 10 * most:
+            raise SourceError(
+                f"{reference}: its config describes a network of more than {most:,} tensors, and the "
+                f"weights file holds {size.tensors:,}: the config is not that of the weights"
+            )
+
+    handles = (
+        torch_module.register_module_parameter_registration_hook(count),
+        torch_module.register_module_module_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_size(net: nn.Module, size: Size, reference: str) -> None:
+    """Raise SourceError where a network, built without memory, is far larger than its weights."""
+    values = sum(p.numel() for p in net.parameters())
+    if values > 2 * size.values + SPARE_VALUES:
+        raise SourceError(
+            f"{reference}: its config describes a network of {values:,} values "
+            f"({values * 4 / 1e9:,.1f} GB), and the weights file holds {size.values:,}: the config is "
+            "not that of the weights"
+        )

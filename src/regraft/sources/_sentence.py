@@ -1,0 +1,187 @@
+"""A sentence-transformers folder: which of its modules regraft has, and what they say.
+
+No class is imported by the name that a folder gives: names are looked up in fixed lists.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+
+MODES = {
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+    "lasttoken": "last",
+}
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}  # as versions before 5.4 wrote them, in the order of their concatenation
+WIDEST = 65_536  # features of a dense layer
+ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
+HEADS = {"LogitScore"}  # of cross-encoders: what follows a model's own head
+
+
+@dataclass
+class Sentence:
+    """The modules of a folder beside its encoder."""
+
+    encoder: Path  # the folder with the encoder's config.json
+    pooling: str = ""  # "" where the folder does not say
+    steps: list[dict[str, Any]] = field(default_factory=list)  # dense layers; {}: unit length
+    dense: list[Path] = field(default_factory=list)  # the dense layers' folders
+    notes: tuple[str, ...] = ()
+
+
+def read(folder: Path) -> Sentence:
+    """Return what modules.json says, or the folder alone where there is none.
+
+    Raises SourceError naming a module that regraft does not have.
+    """
+    from ._folder import read_json
+
+    listed = read_json(folder / "modules.json", list)
+    if not listed:
+        return Sentence(folder)
+    modules = [named(m, folder) for m in listed]
+    first, where = modules[0]
+    if first != "Transformer":
+        raise SourceError(
+            f"{folder}: refused, modules.json begins with {first}; regraft reads folders that begin "
+            "with a Transformer"
+        )
+    found = Sentence(where)
+    for name, part in modules[1:]:
+        if name == "Pooling" and not found.pooling and not found.steps:
+            found.pooling = pooling(part)
+        elif name == "Dense":
+            found.steps.append(dense(part))
+            found.dense.append(part)
+        elif name == "Normalize":
+            found.steps.append({})
+        elif name == "Dropout":
+            found.notes += ("modules.json's Dropout is left out: set dropout in the plan",)
+        elif name not in HEADS:
+            raise SourceError(
+                f"{folder}: refused, modules.json names {name} ({part.name}); regraft has Transformer, "
+                "one Pooling, Dense and Normalize"
+            )
+    while found.steps and not found.steps[-1]:
+        del found.steps[-1]
+        note = "features are not normalised to unit length, unlike the folder's own"
+        found.notes += (note,) if note not in found.notes else ()
+    found.notes += prompts(folder) + lower_case(where)
+    return found
+
+
+def named(module: Any, folder: Path) -> tuple[str, Path]:
+    """Return a module's class name and folder. Raises SourceError for one of another package."""
+    path = module.get("path", "") if isinstance(module, dict) else None
+    kind = module.get("type") if isinstance(module, dict) else None
+    if not isinstance(path, str) or not isinstance(kind, str):
+        raise SourceError(f"{folder}: modules.json has {module!r:.60}, not a type and a path")
+    if kind.partition(".")[0] != "sentence_transformers":
+        raise SourceError(f"{folder}: refused, modules.json asks for code of its own ({kind:.80})")
+    if path and (Path(path).name != path or path in (".", "..")):
+        raise SourceError(f"{folder}: refused, modules.json names a folder elsewhere ({path:.80})")
+    return kind.rpartition(".")[2], folder / path
+
+
+def pooling(folder: Path) -> str:
+    """Return the pooling's modes as "cls+mean". Raises SourceError for one that is not known."""
+    from ._folder import read_json
+
+    values = read_json(folder / "config.json")
+    modes = values.get("pooling_mode")
+    if modes is None:
+        modes = [mode for flag, mode in FLAGS.items() if values.get(flag) is True] or ["mean"]
+        other = [k for k, v in values.items() if k.startswith("pooling_mode_") and v]
+        modes = [*modes, *(k for k in other if k not in FLAGS)]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not modes or not all(m in MODES for m in map(str, modes)):
+        raise SourceError(
+            f"{folder}: pooling {modes} is not supported; set pooling to mean, cls, max or last"
+        )
+    return "+".join(MODES[str(m)] for m in modes)
+
+
+def dense(folder: Path) -> dict[str, Any]:
+    """Return a dense layer's plain values. Raises SourceError for what regraft does not have."""
+    from ._folder import read_json
+    from ._poolings import ACTIVATIONS
+
+    values = read_json(folder / "config.json")
+    path = values.get("activation_function", "torch.nn.modules.activation.Tanh")
+    known = ACTIVATION.fullmatch(path) if isinstance(path, str) else None
+    if known is None or known[1] not in ACTIVATIONS:
+        raise SourceError(
+            f"{folder}: refused, its activation {path!s:.80} is none of {', '.join(ACTIVATIONS)}"
+        )
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key) not in (None, "sentence_embedding"):
+            raise SourceError(f"{folder}: refused, its {key} is {values[key]!s:.60}")
+    step = {
+        "inputs": values.get("in_features"),
+        "outputs": values.get("out_features"),
+        "bias": values.get("bias", True) is not False,
+        "activation": known[1],
+        "residual": values.get("use_residual") is True,
+    }
+    check_steps([step], str(folder))
+    return step
+
+
+def check_steps(steps: Any, reference: str) -> None:
+    """Raise SourceError for values of layers after pooling that describe none."""
+    from ._poolings import ACTIVATIONS
+
+    kinds = {"inputs": int, "outputs": int, "bias": bool, "activation": str, "residual": bool}
+    each: list[Any] = steps if isinstance(steps, list) else [None]
+    for step in each:
+        if step == {}:
+            continue
+        types = {k: type(v) for k, v in step.items()} if isinstance(step, dict) else {}
+        if types != kinds or not all(1 <= step[k] <= WIDEST for k in ("inputs", "outputs")):
+            raise SourceError(f"{reference}: there is no dense layer of {step!r:.120}")
+        if step["activation"] not in ACTIVATIONS:
+            raise SourceError(f"{reference}: there is no activation {step['activation']:.60}")
+
+
+def prompts(folder: Path) -> tuple[str, ...]:
+    """Return a note on prompts that sentence-transformers would put before texts."""
+    from ._folder import read_json
+
+    values = read_json(folder / "config_sentence_transformers.json")
+    given = values.get("prompts")
+    named = sorted(str(k) for k, v in given.items() if v) if isinstance(given, dict) else []
+    if not named:
+        return ()
+    default = values.get("default_prompt_name")
+    usual = f', not even the usual "{default}"' if default in named else ""
+    return (
+        f"the folder's prompts ({', '.join(named)}) are not put before texts{usual}: write them into "
+        "the data where they help",
+    )
+
+
+def lower_case(folder: Path) -> tuple[str, ...]:
+    """Return a note where sentence-transformers would lower-case texts first."""
+    from ._folder import read_json
+
+    if read_json(folder / "sentence_bert_config.json").get("do_lower_case") is not True:
+        return ()
+    return (
+        "sentence_bert_config.json lower-cases texts before the tokenizer, regraft does not: "
+        "lower-case the data where the tokenizer keeps capitals",
+    )
