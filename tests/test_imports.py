@@ -123,7 +123,8 @@ def test_the_report_imports_no_torch_and_nothing_that_trains(file):
 def test_the_pages_import_no_torch_and_nothing_that_trains(file):
     found = imports(file)
     assert "!torch" not in found
-    allowed = {"errors", "locks", "runfiles", "summary", "webpage", "watching", "report"}
+    allowed = {"errors", "locks", "runfiles", "summary", "webpage", "watching", "report",
+               "workfolders"}  # fmt: skip
     assert {n.partition(".")[0] for n in found if not n.startswith("!")} <= allowed
     assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
 
