@@ -32,7 +32,9 @@ def test_brackets_deeper_than_any_stack(tmp_path):
     path.write_text(f"a = {DEEP}")
     with pytest.raises(PlanError, match="nested too deep"):
         read_plan(path, {})
-    path.write_text("a." * 3000 + "a = 1")  # tomllib needs no stack for these, and what reads them does
+    path.write_text(
+        "a." * 3000 + "a = 1"
+    )  # tomllib needs no stack for these, and what reads them does
     with pytest.raises(PlanError, match="nested too deep"):
         read_plan(path, {})
     path.write_text("a = " + "9" * 5000)

@@ -516,7 +516,7 @@ class ConfigTask(Record):
 class ModelConfig(Record):
     """model/config.json; its source builds the recipe, and refuses what it does not know."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Annotated[int, Field(ge=1, le=1, alias="schema")]  # and not true
     recipe: dict[str, Any]
     task: ConfigTask
 
