@@ -32,6 +32,16 @@ def test_brackets_deeper_than_any_stack(tmp_path):
     path.write_text(f"a = {DEEP}")
     with pytest.raises(PlanError, match="nested too deep"):
         read_plan(path, {})
+    path.write_text(
+        "a." * 3000 + "a = 1"
+    )  # tomllib needs no stack for these, and what reads them does
+    with pytest.raises(PlanError, match="nested too deep"):
+        read_plan(path, {})
+    path.write_text("a = " + "9" * 5000)
+    with pytest.raises(PlanError, match="4300 digits"):
+        read_plan(path, {})
+    with pytest.raises(PlanError, match="nested too deep"):
+        read_plan(None, {"a." * 3000 + "a": 1})
     path.write_text(DEEP)
     with pytest.raises(UsageError, match="damaged"):
         read_json(tmp_path, "deep")

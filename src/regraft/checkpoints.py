@@ -76,7 +76,10 @@ def checked(place: Path) -> dict[str, Any]:
     try:
         guarded.check_folder(place.parent, place.name)
         # not splitlines(), which takes a newline with a flipped bit for one
-        *lines, _ = (guarded.text(place, MANIFEST) or "").split("\n")
+        manifest = guarded.text(place, MANIFEST)
+        if manifest is None:
+            raise DamagedError(f"{MANIFEST} is missing")
+        *lines, _ = manifest.split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         if set(expected) != {TENSORS, RECORD}:
             raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")

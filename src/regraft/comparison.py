@@ -20,7 +20,7 @@ import numpy as np
 
 from . import guarded, records
 from .data import read_manifest
-from .errors import DataError, UsageError, printable
+from .errors import DataError, UsageError, printable, shorten
 from .evaluation import Scored, at_threshold, gain
 from .plugins import module
 from .runfiles import finished, read_task
@@ -106,8 +106,8 @@ def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
     for what, value in first.kind.items():
         if run.kind[what] != value:
             raise UsageError(
-                f"{first.path} and {run.path} cannot be compared: their {what} differs ({value} "
-                f"and {run.kind[what]}); compare runs of one task"
+                f"{first.path} and {run.path} cannot be compared: their {what} differs ({words(value)} "
+                f"and {words(run.kind[what])}); compare runs of one task"
             )
     try:
         return gain(metric, run.rows, first.rows)
@@ -118,18 +118,22 @@ def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
         ) from error
 
 
+def words(value: Any) -> str:
+    return shorten(value) if isinstance(value, list) else str(value)
+
+
 def read_judgement(path: Path) -> Judgement:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
     result, task = finished(path), read_task(path)
     for what, said, kept in (
         ("task", result["task"], task.name),
         ("classes", result["classes"], list(task.classes)),
-        ("primary", result["primary"], task.primary),
     ):
         if said != kept:
-            raise guarded.damaged(
-                path, "result.json", f"its {what} is not that of model/labels.json"
-            )
+            raise guarded.damaged(path, "result.json", f"{what} is not that of model/labels.json")
+    if result["primary"] not in task.metrics:
+        why = f"primary is {result['primary']}, which is none of {task.name}"
+        raise guarded.damaged(path, "result.json", why)
     ids, scores = read_scores(path, task.outputs)
     rows = read_manifest(path / "manifest.jsonl")
     known = {row["id"]: row for row in rows if row["split"] == "test"}

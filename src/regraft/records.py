@@ -526,7 +526,7 @@ class ConfigTask(Record):
 class ModelConfig(Record):
     """model/config.json; its source builds the recipe, and refuses what it does not know."""
 
-    schema_: int = Field(alias="schema", ge=1, le=1)  # a Literal would take true for 1
+    schema_: Annotated[int, Field(ge=1, le=1, alias="schema")]  # and not true
     recipe: dict[str, Any]
     task: ConfigTask
 
