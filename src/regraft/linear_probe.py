@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 WORSE = 2  # λ in a row that end the path
 HELD = 16_000_000  # bytes of features that are held as float64
-WORK = 50_000_000_000  # rows × features × outputs of a λ's fits, at most: minutes of one core
+WORK = 20_000_000_000  # rows × features × outputs of a λ's fits: a minute or two of one core
 EACH = 2  # rows of each class that a part of train has, where there are so many
 PASSES, BATCH = 4, 256  # over all rows, where that is more
 RATE = 0.05  # of Adam, ÷ √features; falls to 0

@@ -115,7 +115,7 @@ class ProbePlan(Section):
     )
     rows: int = Field(
         0, ge=0, description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
-        "rows x features x outputs within 5e10; more rows are then gone over in batches",
+        "rows x features x outputs within 2e10; more rows are then gone over in batches",
     )  # fmt: skip
 
 
