@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from regraft.features import Outputs
-from regraft.linear_probe import blas, fit_probe, folds_of, mean_loss, path
+from regraft.linear_probe import blas, fit_probe, folds_of, mean_loss, part_of, path
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
 from regraft.tasks.regression import Regression
@@ -149,3 +149,65 @@ def test_scipys_own_threads_do_not_wait_beside_torchs(monkeypatch):
         list(path(outputs(*rows()), CLASSES, [0.1]))
         assert threads() == before
     assert found == [[1] * len(before)]
+
+
+def test_a_part_of_train_has_each_class_by_its_share_in_any_order():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [900, 285, 15])
+    ids = tuple(f"{i:04d}" for i in rng.permutation(1_200))
+    train = Outputs(ids, torch.zeros(1_200, 2), torch.from_numpy(y))
+    rows = part_of(train, 400)
+    counts = np.bincount(y[rows])
+    assert counts.sum() == 400 and counts[2] == 5 and abs(counts[0] - 3 * counts[1]) < 40
+    turned = train.take(range(1_199, -1, -1))
+    same = {turned.ids[i] for i in part_of(turned, 400)}
+    assert same == {ids[i] for i in rows}
+    for k in range(3):  # of each class the first by id
+        own = sorted(i for i, label in zip(ids, y, strict=True) if label == k)
+        assert same.issuperset(own[: counts[k]])
+
+
+def test_more_rows_than_the_work_allows_are_a_part_and_that_is_said(monkeypatch):
+    train, val = outputs(*rows(200)), outputs(*rows(100, seed=1))
+    whole = fit_probe(train, CLASSES, [0.1], val=val)
+    assert (whole.rows, whole.of, whole.note) == (200, 200, "")
+    monkeypatch.setattr("regraft.linear_probe.WORK", 50 * 7 * 3)
+    part = fit_probe(train, CLASSES, [0.1], val=val)
+    assert (part.rows, part.of) == (50, 200)
+    assert "50 of 200 training rows" in part.note and "probe.rows" in part.note
+    folds = folds_of(["x"] * 200, [None] * 200, 2)
+    alone = fit_probe(train, CLASSES, [0.1], folds=folds)  # without val nothing says what is better
+    assert alone.rows == 25 and alone.passes == 0 and "better" in alone.note
+    assert fit_probe(train, CLASSES, [0.1], val=val, most=200).rows == 200
+
+
+def test_folds_of_a_part_of_train_are_its_own():
+    train = outputs(*rows(200))
+    ids = tuple(f"{i:03d}" for i in np.random.default_rng(0).permutation(200))
+    train = Outputs(ids, train.values, train.targets)
+    folds = folds_of([str(int(t)) for t in train.targets], [None] * 200, 2)
+    part = part_of(train, 60)
+    found = fit_probe(train, CLASSES, [0.3, 3.0], folds=folds, most=60)
+    place = {row: i for i, row in enumerate(part)}
+    inside = [tuple([place[i] for i in half if i in place] for half in fold) for fold in folds]
+    expected = fit_probe(train.take(part), CLASSES, [0.3, 3.0], folds=inside)
+    assert found.losses == expected.losses and found.rows == 60
+    assert "2-fold" in found.chosen_by
+
+
+def test_passes_over_all_rows_come_near_to_the_fit_of_all_and_val_decides(monkeypatch):
+    every = outputs(*rows(4_000))
+    train, val = every.take(range(3_000)), every.take(range(3_000, 4_000))
+    whole = fit_probe(train, CLASSES, [1e-2], val=val)
+    start = fit_probe(train.take(part_of(train, 30)), CLASSES, [1e-2], val=val)
+    part = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
+    loss = {name: mean_loss((p.weight.double(), p.bias.double()), val, CLASSES)
+            for name, p in (("whole", whole), ("start", start), ("part", part))}  # fmt: skip
+    assert 1 <= part.passes <= 4 and f"{part.passes} times" in part.note
+    assert loss["part"] - loss["whole"] < 0.5 * (loss["start"] - loss["whole"])
+    turned = every.take(range(2_999, -1, -1))
+    again = fit_probe(turned, CLASSES, [1e-2], val=val, most=30)
+    torch.testing.assert_close(again.weight, part.weight, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("regraft.linear_probe.RATE", 500.0)  # no pass makes it better
+    kept = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
+    assert kept.passes == 0 and torch.equal(kept.weight, start.weight)

@@ -217,7 +217,10 @@ def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
     """The linear probe on these features, its λ chosen on val, or over folds."""
     val = features.get("val")
     folds = () if val is not None else p.folds()
-    return fit_probe(features["train"], p.task, p.plan.probe.strengths, val=val, folds=folds)
+    plan = p.plan.probe
+    return fit_probe(
+        features["train"], p.task, plan.strengths, val=val, folds=folds, most=plan.rows
+    )
 
 
 def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
@@ -226,12 +229,16 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
     if left is None:
         probe = fit()
         record = {"strength": probe.strength, "losses": list(probe.losses.items()),
-                  "chosen_by": probe.chosen_by}  # fmt: skip
+                  "chosen_by": probe.chosen_by, "rows": probe.rows, "of": probe.of,
+                  "passes": probe.passes}  # fmt: skip
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
-    return Probe(values["weight"], values["bias"], r["strength"], losses, r["chosen_by"])
+    return Probe(
+        values["weight"], values["bias"], r["strength"], losses, r["chosen_by"],
+        r.get("rows", 0), r.get("of", 0), r.get("passes", 0),
+    )  # fmt: skip
 
 
 def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
@@ -442,7 +449,8 @@ def fit_fold(
     start = None
     if features is not None:
         inner = features.take(rows)
-        start = fit_probe(inner, p.task, p.plan.probe.strengths, folds=p.folds(rows))
+        plan = p.plan.probe
+        start = fit_probe(inner, p.task, plan.strengths, folds=p.folds(rows), most=plan.rows)
     target = begin(p, source, p.seeds[0], start)
     origin = snapshot(target)
     fit_rows(p, target, chosen, p.seeds[0], rows=rows, keeper=keeper, label=name)

@@ -120,12 +120,14 @@ def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
     precision = str(p.plan.run.feature_precision)
     parts = {split: features(p, split, precision, say) for split in p.targets}
     every = joined(list(parts.values()))
-    values = every.values.double().numpy()
-    seen = replace(seen, features=dict(zip(every.ids, values, strict=True)))
+    # rows of one array in float32: a copy in float64 would be three times the memory
+    seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
     if seen.task != "classification":
         return seen
     # λ is chosen on train (and val) as in a fit
     chosen = probe_on(p, parts)
+    if chosen.note:
+        say(chosen.note)
     found = out_of_fold(p, every, chosen.strength)
     return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
 

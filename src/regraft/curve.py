@@ -131,7 +131,8 @@ def at(
     found: dict[str, list[float]] = {"linear probe": [], "fit": []}
     for f, (fit, judged) in enumerate(parts):
         inner = features.take(fit)
-        probe = fit_probe(inner, q.task, q.plan.probe.strengths, folds=q.folds(fit))
+        chosen = q.plan.probe
+        probe = fit_probe(inner, q.task, chosen.strengths, folds=q.folds(fit), most=chosen.rows)
         some = features.take(judged)
         figures = figures_of(q, [replace(some, values=probe.logits(some.values))])
         found["linear probe"].append(figures[q.task.primary])

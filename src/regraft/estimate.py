@@ -17,6 +17,7 @@ from .findings import class_lines, classes_of, one_line
 from .frontier import ALPHAS
 from .grafting import graft
 from .heap import freed_memory_kept
+from .linear_probe import affordable
 from .loop import fine_tune
 from .plan import Plan
 from .prepare import Prepared, prepare
@@ -34,7 +35,7 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         f"data    {p.plan.data.path}   " + "   ".join(f"{s} {n}" for s, n in rows.items())
         + f"   {p.task.name}: {p.task.outputs} outputs",
         *(f"classes {line}" for line in class_lines(classes_of(p.splits, p.task))),
-        *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes)),
+        *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes, *probe_note(p))),
         *(f"{f.severity:<7} {one_line(f)}" for f in p.findings if f.severity != "note"),
         "",
         block_table(p),
@@ -44,6 +45,16 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         cost(p),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def probe_note(p: Prepared) -> list[str]:
+    """Return on how many rows λ will be chosen, where that is not all of train."""
+    of, fits = len(p.splits.train), 1 if p.splits.val else max(1, len(p.folds()))
+    rows = affordable(p.source.features, p.task.outputs, fits, p.plan.probe.rows)
+    if p.source.nothing_kept or rows >= of:
+        return []
+    text = f"the linear probe's λ will be chosen on {rows:,} of {of:,} training rows (probe.rows)"
+    return [f"{text}; its head then goes over all of them" if p.splits.val else text]
 
 
 def choice(p: Prepared, key: str) -> str:

@@ -6,12 +6,17 @@ Convex; solved by L-BFGS from the strongest λ to the weakest, each from the las
 chosen by mean loss: on val, or by cross-validation on train where there is no val. The path ends
 after two λ that are worse than the best: the loss falls, then rises along it, and the weakest λ take
 the longest. The standardisation is folded into W and b, so the head takes raw features.
+
+An evaluation costs rows × features × outputs, and a λ takes some tens of them. Where train has more rows
+than WORK allows, λ and a first head come from a part of them, of each class its share. With val the head then
+goes over all rows, PASSES times in small batches (Adam: Kingma and Ba 2015, 1412.6980), in float32 and with
+λ · part ÷ whole; after each pass val says whether it is better. ``note`` says what was done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +24,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from threadpoolctl import ThreadpoolController
+
+from .progress import Stage, stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +37,10 @@ if TYPE_CHECKING:
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 WORSE = 2  # λ in a row that end the path
 HELD = 16_000_000  # bytes of features that are held as float64
+WORK = 20_000_000_000  # rows × features × outputs of a λ's fits: a minute or two of one core
+EACH = 2  # rows of each class that a part of train has, where there are so many
+PASSES, BATCH = 4, 256  # over all rows, where that is more
+RATE = 0.05  # of Adam, ÷ √features; falls to 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,24 @@ class Probe:
     strength: float  # the λ that was chosen
     losses: dict[float, float]  # λ that was tried → mean loss; empty where there was no choice
     chosen_by: str
+    rows: int = 0  # of train that it was fitted on
+    of: int = 0  # rows of train
+    passes: int = 0  # over all rows, afterwards
+
+    @property
+    def note(self) -> str:
+        """What a reader must know where it was not fitted on all of train at once; else ""."""
+        if self.rows == self.of:
+            return ""
+        if self.passes:
+            return (
+                f"the linear probe's λ was chosen on {self.rows:,} of {self.of:,} training rows; its head then "
+                f"went over all of them {self.passes} times (probe.rows)"
+            )
+        return (
+            f"the linear probe was fitted on {self.rows:,} of {self.of:,} training rows, of each class its "
+            "share: on all of them it would be better, and a gain over it smaller (probe.rows)"
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, D] → [N, C]"""
@@ -58,11 +87,90 @@ def fit_probe(
     *,
     val: Outputs | None = None,
     folds: Sequence[Fold] = (),
+    most: int = 0,
 ) -> Probe:
     """A probe on features [N, D], its λ chosen on ``val``, else over ``folds`` of train.
 
-    With neither, the middle λ is taken and ``chosen_by`` says so.
+    With neither, the middle λ is taken and ``chosen_by`` says so. Of train it sees ``most`` rows; 0: as
+    many as WORK allows.
     """
+    of = len(train.ids)
+    fits = 1 if val is not None else max(1, len(folds))
+    most = affordable(train.values.shape[1], task.outputs, fits, most)
+    if of > most:
+        rows = part_of(train, most)
+        place = {row: i for i, row in enumerate(rows)}
+        inside = [([place[i] for i in fit if i in place], [place[i] for i in judge if i in place])
+                  for fit, judge in folds]  # fmt: skip
+        part, folds = train.take(rows), [fold for fold in inside if all(fold)]
+        found = _fit(part, task, strengths, val, folds)
+        found = over_all(found, train, len(rows), val, task) if val is not None else found
+        return replace(found, rows=len(rows), of=of)
+    return replace(_fit(train, task, strengths, val, folds), rows=of, of=of)
+
+
+def over_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) -> Probe:
+    """Return the probe's head after the pass over train that is best on val: 0 to PASSES of them."""
+    n = len(train.ids)
+    mean, std = scale(train.values)
+    weight, bias = probe.weight.double(), probe.bias.double()
+    head = [t.float().requires_grad_() for t in (weight * std, bias + weight @ mean)]
+    rate, strength = RATE / train.values.shape[1] ** 0.5, probe.strength * part / n
+    adam = torch.optim.Adam(head, lr=rate)
+    by_id = torch.tensor(sorted(range(n), key=train.ids.__getitem__))
+    dice, seen = torch.Generator().manual_seed(0), stage("linear probe over all rows", PASSES * n)
+    best, least = probe, mean_loss((weight, bias), val, task)
+    shift, width, steps = mean.float(), std.float(), PASSES * -(-n // BATCH)
+    for number in range(1, PASSES + 1):
+        for rows in torch.split(by_id[torch.randperm(n, generator=dice)], BATCH):
+            z = (train.values[rows].float() - shift) / width
+            loss = task.loss(z @ head[0].T + head[1], train.targets[rows]).mean()
+            decay = strength / 2 * head[0].square().sum()
+            adam.param_groups[0]["lr"] -= rate / steps
+            adam.zero_grad()
+            (loss + decay).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            seen.advance(len(rows))
+        w, b = (t.detach().double() for t in head)
+        found = w / std, b - w / std @ mean
+        if (loss_on_val := mean_loss(found, val, task)) < least:
+            best, least = (
+                replace(probe, weight=found[0].float(), bias=found[1].float(), passes=number),
+                loss_on_val,
+            )
+    return best
+
+
+def affordable(features: int, outputs: int, fits: int, most: int) -> int:
+    """Return how many rows each of so many fits may have: ``most``, or without it what WORK allows."""
+    return max(most or WORK // (features * outputs * fits), EACH * outputs)
+
+
+def part_of(train: Outputs, most: int) -> list[int]:
+    """Return ``most`` rows in order: EACH of each class, then of each class its share.
+
+    Within a class they come by id, so that the order of the data does not matter.
+    """
+    n = len(train.ids)
+    by_id = np.empty(n, np.int64)
+    by_id[sorted(range(n), key=train.ids.__getitem__)] = np.arange(n)
+    classes = train.targets.numpy() if train.targets.ndim == 1 else np.zeros(n, np.int64)
+    order = np.lexsort((by_id, classes))
+    counts = np.bincount(classes)
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = (rank + 0.5) / counts[classes]
+    chosen: list[int] = np.lexsort((by_id, share, rank >= EACH))[:most].tolist()
+    return sorted(chosen)
+
+
+def _fit(
+    train: Outputs,
+    task: Task,
+    strengths: Sequence[float],
+    val: Outputs | None,
+    folds: Sequence[Fold],
+) -> Probe:
     ordered = sorted(strengths, reverse=True)
     if val is not None:
         parts, chosen_by = [(train, val)], "val"
@@ -92,8 +200,7 @@ def fit_probe(
 
 def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """(W [C, D], b [C]) on raw features, float64, for each λ in turn."""
-    mean, std = moments(train.values)
-    std = torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))  # constant features
+    mean, std = scale(train.values)
     pieces = piecewise(train.values)
     flat = np.zeros((task.outputs, len(mean) + 1))  # W and b side by side, [C, D + 1]
     if len(pieces) == 1:  # standardised once
@@ -101,8 +208,10 @@ def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tup
         pieces, inside = (z,), None
     else:  # more than is held in memory: z = (x − mean) ÷ std is put into W and b at each look
         inside = (mean, std)
+    seen = stage("linear probe", len(strengths), "strengths")
     for strength in strengths:
-        flat = solve(pieces, train.targets, task, strength, flat, inside)
+        flat = solve(pieces, train.targets, task, strength, flat, inside, seen)
+        seen.advance()
         weight = torch.from_numpy(flat[:, :-1]) / std
         yield weight, torch.from_numpy(flat[:, -1]) - weight @ mean
 
@@ -123,6 +232,12 @@ def doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         yield buffer[: len(piece)].copy_(piece)
 
 
+def scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and what to divide by: the deviation, of constant features 1."""
+    mean, std = moments(x)
+    return mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [D] over the rows, float64."""
     pieces = piecewise(x)
@@ -140,6 +255,7 @@ def solve(
     strength: float,
     start: NDArray[np.float64],
     inside: tuple[Tensor, Tensor] | None = None,
+    seen: Stage | None = None,
 ) -> NDArray[np.float64]:
     """The minimiser [C, D + 1] of the objective above, from ``start``, on rows z in pieces; with
     ``inside``, their mean and deviation, on raw ones."""
@@ -147,6 +263,8 @@ def solve(
     labels = torch.split(targets, [len(p) for p in pieces])
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        if seen is not None:
+            seen.advance(0)
         w = torch.from_numpy(flat.reshape(shape).copy()).requires_grad_()
         weight, bias = w[:, :-1], w[:, -1]
         decay = strength / 2 * weight.square().sum()

@@ -104,7 +104,8 @@ def fit_novelty(
     if len(held_out) < FEWEST or len(train) < 2:
         return None
     rows, numbers = unit(train), np.unique(np.asarray(classes), return_inverse=True)[1]
-    means = np.stack([rows[numbers == c].mean(0) for c in range(numbers.max() + 1)])
+    by_class = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+    means = np.stack([rows[own].mean(0) for own in by_class])
     within = rows - means[numbers]  # [N, D]
     free = max(1, len(rows) - len(means))  # degrees of freedom
     _, sizes, directions = np.linalg.svd(within, full_matrices=False)

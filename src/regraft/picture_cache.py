@@ -33,6 +33,7 @@ from .batches import KnownFiles
 from .columns import ByName, ids_of
 from .feature_cache import index_of, write_index
 from .preprocess import ImagePreprocessor, to_json, whole_for
+from .progress import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,7 +196,8 @@ def entry(
     failed, kept = "", None
     if not there and processes.rank() == 0:
         try:
-            write(cache, key, pictures(preprocessor, whole, named, threads))
+            seen = stage(what, len(named), "pictures")
+            write(cache, key, seen.over(pictures(preprocessor, whole, named, threads)))
         except OSError as error:
             failed = str(error)
     failed = processes.told(failed)

@@ -111,6 +111,10 @@ class ProbePlan(Section):
         min_length=1,
         description="λ of λ/2·‖W‖² on standardised features; chosen on val",
     )
+    rows: int = Field(
+        0, ge=0, description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
+        "rows x features x outputs within 2e10; more rows are then gone over in batches",
+    )  # fmt: skip
 
 
 class FitPlan(Section):

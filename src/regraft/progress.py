@@ -58,11 +58,11 @@ class Stage:
         self.say = _say.get()  # here, since threads have no context
 
     def advance(self, n: int = 1) -> None:
-        """Count ``n`` more things as done."""
+        """Count ``n`` more things as done; 0 says that the next one is under way."""
         self.done += n
         seconds = time.monotonic() - self.began
         finished = self.done == self.total and self.next_line_s > FIRST_LINE_S
-        if n and (finished or seconds >= self.next_line_s):
+        if (n and finished) or seconds >= self.next_line_s:
             self.next_line_s = seconds + min(seconds, LINES_APART_S)
             self.say(self.line(seconds))
 
@@ -78,7 +78,10 @@ class Stage:
             count = f"{self.done:,} {self.things}"
         else:
             count = f"{self.done:,} of {self.total:,} {self.things}"
-        text = f"{self.what}: {count} in {duration(seconds)}, {self.done / seconds:,.3g} a second"
+        text = f"{self.what}: {count} in {duration(seconds)}"
+        if not self.done:
+            return text
+        text += f", {self.done / seconds:,.3g} a second"
         if self.total is None or self.done >= self.total:
             return text
         return f"{text}, {duration((self.total - self.done) * seconds / self.done)} to go"

@@ -18,6 +18,7 @@ from .features import Outputs, outputs
 from .linear_probe import Probe
 from .loop import restore, snapshot
 from .prepare import Prepared
+from .progress import stage
 from .retention import measured, proxies
 from .source_data import SourceData
 from .types import Target
@@ -99,6 +100,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
+                  "rows": t.probe.rows, "of": t.probe.of, "passes": t.probe.passes,
                   "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
         "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
                     "steps": [a.fit.steps for a in t.scratch],
@@ -108,7 +110,8 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         if task.name == "classification" else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
-        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes],
+        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes,
+                  *([t.probe.note] if t.probe and t.probe.note else [])],
     }  # fmt: skip
     return Judged(result, first)
 
@@ -264,6 +267,7 @@ def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
     """Header, then a line a test row: id, where, truth, prediction, a score an output."""
     names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]
-    for example, row in zip(p.splits.test, rows.scores, strict=True):
+    seen = stage("writing predictions", len(rows))
+    for example, row in seen.over(zip(p.splits.test, rows.scores, strict=True)):
         label = ";".join(example.cells)
         yield [example.id, example.where, label, p.task.label(row), *row.tolist()]

@@ -354,6 +354,8 @@ def train(
     if not p.source.nothing_kept:
         probe = probe_once(keeper, fit_probe)
         say(f"linear probe: λ = {probe.strength:g}, chosen by {probe.chosen_by}")
+        if probe.note:
+            say(probe.note)
         start = probe if p.plan.fit.start == "probe" else None
     walks = start is not None and alpha is None
     select = source_before(p, "select") if walks or p.plan.source_data.each_epoch else None

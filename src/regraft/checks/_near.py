@@ -207,7 +207,8 @@ def standard(thumbs: Sequence[bytes]) -> FloatArray:
 
 
 def similarity(a: FloatArray, b: FloatArray) -> float:
-    """The cosine of two vectors."""
+    """The cosine of two vectors, in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size else 0.0
 

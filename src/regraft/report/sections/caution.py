@@ -43,6 +43,12 @@ def cautions(run: RunFiles) -> list[str]:
                 f"Fewer than {FEW_OF_A_CLASS} test rows in {len(rare)} of {len(r['classes'])} classes, "
                 f"so little is known of each: {', '.join(rare[:8])}{more}."
             )
+    probe = r.get("probe") or {}
+    if probe.get("rows", 0) < probe.get("of", 0) and not probe.get("passes"):
+        found.append(
+            f"The linear probe saw {probe['rows']:,} of {probe['of']:,} training rows, so a gain over it "
+            f"is too large."
+        )
     if len(r["seeds"]) < 3:
         found.append(
             f"{len(r['seeds'])} seed{'s' if len(r['seeds']) > 1 else ''}: the figures are about "
