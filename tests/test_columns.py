@@ -206,7 +206,8 @@ def test_a_content_of_more_than_ten_rows_is_sorted_as_text_is(tmp_path, small):
 )
 @given(rows)
 def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
-    found = [*found, *sure, ("a longer text that comes twice", "", "x", "test", ""),
+    found = [*found, *sure, ("twin", "", "x", "train", ""), ("twin", "", "y", "test", ""), ("pair", "", "x", "val", ""),
+             ("pair", "", "x", "val", ""), ("a longer text that comes twice", "", "x", "test", ""),
              ("a longer text that comes  twice!", "", "y", "val", "")]  # fmt: skip
     write(tmp_path / "t.csv", [(*r[:3], r[3] or "train", r[4]) for r in found])
     options = DataOptions(tmp_path / "t.csv", text=("a", "b"), leak_limit=1.0, on_bad="skip")
