@@ -26,8 +26,8 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks docs/*.py
-	$(BIN)/ruff format --check src tests benchmarks docs/*.py
+	$(BIN)/ruff check src tests tools benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests tools benchmarks docs/*.py
 	$(BIN)/mypy
 
 docs: $(STAMP)

@@ -3,8 +3,8 @@
     python benchmarks/rows_memory.py --rows 100000 1000000
 
 Each number of rows is measured in a child process: texts of 131 bytes, twenty classes, one row in fifty
-equal to another. What is imported and set up once is done before, with 1,000 rows. "resident" is what a stage leaves behind beside what was there before the first one,
-"peak" the most while it ran, both of anonymous memory (RssAnon, looked at every 10 ms): pages of a mapped
+equal to another. What is imported and set up once is done before, with 1,000 rows. "resident" is what a stage
+leaves behind beside what was there before the first one, "peak" the most while it ran, both of anonymous memory (RssAnon, looked at every 10 ms): pages of a mapped
 file belong to the kernel, which takes them back when it wants to.
 """
 
@@ -70,7 +70,12 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Return each stage as a function of the results of those before it."""
     from regraft import data
     from regraft.checks import (
-        class_names, classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts,
+        class_names,
+        classes,
+        conflicting_labels,
+        exact_duplicates,
+        near_duplicates,
+        short_texts,
     )  # fmt: skip
     from regraft.findings import seen_of
     from regraft.tasks.classification import Classification
