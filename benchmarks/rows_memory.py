@@ -3,9 +3,10 @@
     python benchmarks/rows_memory.py --rows 100000 1000000
 
 Each number of rows is measured in a child process: texts of 131 bytes, twenty classes, one row in fifty
-equal to another. What is imported and set up once is done before, with 1,000 rows. "resident" is what a stage
-leaves behind beside what was there before the first one, "peak" the most while it ran, both of anonymous
-memory (RssAnon, looked at every 10 ms): pages of a mapped file belong to the kernel, which takes them back when it wants to.
+equal to another. What is imported and set up once is done before, with 1,000 rows. "resident" is what a
+stage leaves behind beside what was there before the first one, "peak" the most while it ran. Both are of
+anonymous memory (RssAnon, looked at every 10 ms): pages of a mapped file belong to the kernel, which takes
+them back when it wants to.
 """
 
 from __future__ import annotations
