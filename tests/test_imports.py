@@ -157,6 +157,7 @@ def test_the_pages_import_no_torch_and_nothing_that_trains(file):
         "guarded",
         "records",
         "workfolders",
+        "commands",
     }
     assert {n.partition(".")[0] for n in found if not n.startswith("!")} <= allowed
     assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import guarded, records
+from ..commands import command
 from ..errors import printable
 from ..locks import Holder, held, holder
 from ..runfiles import LOCK
@@ -59,7 +60,8 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
         return status, f"{status.capitalize()}: {why}", None, result
     if who is not None:
         text = f"Killed: {who} is gone and left no result."
-        return "killed", f"{text} Go on with: regraft fit --resume {run}", None, {}
+        again = command("fit", "--resume", run)
+        return "killed", f"{text} Go on with: {again}", None, {}
     if not any(run.iterdir()):
         return "empty", "The folder is empty (yet).", None, {}
     return "left", "Left unfinished: nobody writes it, and there is no result.", None, {}
