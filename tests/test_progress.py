@@ -107,6 +107,15 @@ def test_a_stage_without_a_total_says_what_is_done(clock):
     assert said == ["linear probe: 24 evaluations in 12 s, 2 a second"]
 
 
+def test_stages_speak_inside_the_bars(clock, capsys):
+    for on in (True, False):
+        with bars(on=on):
+            long = stage("long", 90)
+            clock[0] += 30
+            long.advance(45)
+    assert capsys.readouterr().err == "long: 45 of 90 rows in 30 s, 1.5 a second, 30 s to go\n"
+
+
 def test_durations_are_said_in_two_units():
     assert [duration(s) for s in (0.4, 59.6, 3_599, 7_500)] == [
         "0 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"

@@ -30,6 +30,7 @@ from .heap import freed_memory_kept
 from .linear_probe import fit_probe
 from .plan import Plan
 from .prepare import Prepared, prepare
+from .progress import telling
 from .resolve import resolve, scratch_budget, settings
 from .runfiles import RunFolder, check_new
 from .types import Source
@@ -80,7 +81,7 @@ def curve(
         raise DataError(f"{plan.data.path} has a class with a single training row: no folds")
     counts = sorted(set(labels))
     taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
-    with RunFolder(out) as folder:
+    with RunFolder(out) as folder, telling(say):
         features = outputs(
             p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout
         )
@@ -106,9 +107,11 @@ def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
         if len(ranked) < n:
             raise DataError(f"--labels {n}: a fold of train has {len(ranked)} rows")
         return ranked[:n]
+    members: dict[str, list[int]] = {name: [] for name in p.task.classes}
+    for i in ranked:
+        members[p.strata[i]].append(i)
     chosen = []
-    for name in p.task.classes:
-        own = [i for i in ranked if p.strata[i] == name]
+    for name, own in members.items():
         if len(own) < n:
             raise DataError(f'--labels {n}: a fold of train has {len(own)} rows of "{name}"')
         chosen += own[:n]

@@ -105,7 +105,13 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
-    """(say a line, wrap training batches in a bar); both silent where ``on`` is false."""
+    """(say a line, wrap training batches in a bar); both silent where ``on`` is false. Stages speak too."""
+    with _shown(on=on) as (say, track), telling(say):
+        yield say, track
+
+
+@contextmanager
+def _shown(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
     if not on:
         yield (lambda line: None), None
         return
