@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import resource
+import warnings
+import zipfile
+from collections import OrderedDict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -80,6 +86,169 @@ def test_nested_weights_and_prefixes_are_unwrapped_and_said(tmp_path: Path) -> N
     tensors, notes = _weights.strip_prefixes(read.tensors, net().state_dict())
     assert tensors.keys() == net().state_dict().keys()
     assert len(notes) == 1 and 'prefix "module.backbone."' in notes[0]
+
+
+def read(file: Path, **how: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a file under the names of ``net``."""
+    names = net().state_dict()
+    found = _weights.read(file, names, how.pop("key", None))
+    return _weights.strip_prefixes(found.tensors, names, **how)[0]
+
+
+def optimizer_state() -> dict[str, Any]:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def checkpoints() -> dict[str, Any]:
+    """Checkpoints as trainers write them, each with one network."""
+    state = net().state_dict()
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {f"{prefix}{k}": v for k, v in state.items()}
+
+    return {
+        "timm": {
+            "epoch": 3, "arch": "net", "state_dict": state, "optimizer": optimizer_state(), "version": 2,
+            "args": argparse.Namespace(lr=0.1, out=Path("/runs")), "metric": np.float64(71.2),
+        },
+        "mae": {"model": state, "scaler": {"scale": torch.ones(1)}, "args": argparse.Namespace()},
+        "swav": {"net": state, "acc": torch.tensor(93.1), "epoch": np.int64(9)},
+        "lightning": {
+            "state_dict": under("model._orig_mod."), "hyper_parameters": OrderedDict(lr=1.0),
+            "callbacks": {"best": {"score": torch.tensor(1.0)}}, "optimizer_states": [optimizer_state()],
+            "started": datetime(2026, 1, 2), "pytorch-lightning_version": "2.5",
+        },
+        "fabric": {"a": {"b": {"weights": under("_forward_module.")}}},
+        "dino": {"teacher": under("backbone."), "dino_loss": {"center": torch.zeros(1, 4)}},
+        "swa": {"model_state_dict": {"n_averaged": torch.tensor(3), **under("module.")}},
+        "fsdp": under("module._fsdp_wrapped_module."),
+        "compiled part": {k.replace("0.", "0._orig_mod."): v for k, v in state.items()},
+        "any name": under("classifier_of_birds.trunk."),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", checkpoints())
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_are_found_under_any_key_and_prefix(
+    tmp_path: Path, form: str, zipped: bool
+) -> None:
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save(checkpoints()[form], file, _use_new_zipfile_serialization=zipped)
+    found = read(file, known=None)
+    state = net().state_dict()
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_of_two_networks_in_a_file_the_key_says_which(tmp_path: Path) -> None:
+    state, other = net().state_dict(), {k: v + 1 for k, v in net().state_dict().items()}
+    file = tmp_path / "w.pt"
+    torch.save({"state_dict": state, "state_dict_ema": other, "epoch": 1}, file)
+    with pytest.raises(
+        SourceError,
+        match=r"2 of its dictionaries fit: state_dict .*state_dict_ema .*source\.weights_key=state_dict",
+    ):
+        read(file)
+    assert torch.equal(read(file, key="state_dict_ema")["0.bias"], other["0.bias"])
+    with pytest.raises(SourceError, match=r'weights_key "ema" is no dictionary .*state_dict_ema'):
+        read(file, key="ema")
+    both = {"student." + k: v for k, v in state.items()} | {
+        "teacher." + k: v for k, v in other.items()
+    }
+    torch.save(both, file)
+    with pytest.raises(SourceError, match=r'several networks .*"student\." and "teacher\."'):
+        read(file)
+
+
+def test_a_file_without_weights_names_what_is_in_it(tmp_path: Path) -> None:
+    torch.save({"acc": 93.1, "epoch": 9, "best": [1]}, tmp_path / "w.pt")
+    with pytest.raises(SourceError, match="its keys are acc, epoch, best"):
+        read(tmp_path / "w.pt")
+    torch.save([net().state_dict()], tmp_path / "w.pt")
+    with pytest.raises(SourceError, match="it is a list"):
+        read(tmp_path / "w.pt")
+
+
+class Config:
+    """A class of the user's own."""
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        (nn.Linear(2, 2), r"a whole module \(torch\.nn\.modules\.linear\.Linear\)"),
+        (Config(), r"classes that may run code \([\w.]*Config\)"),
+        (torch.relu, "nothing executed"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_foreign_class_is_refused_by_name_without_torchs_advice(
+    tmp_path: Path, beside: Any, words: str, zipped: bool
+) -> None:
+    torch.save(
+        {"model": net().state_dict(), "x": beside},
+        tmp_path / "w.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(SourceError, match=words) as caught:
+        read(tmp_path / "w.pt")
+    assert "state_dict() with safetensors" in str(caught.value)
+    assert "weights_only" not in str(caught.value) and "add_safe_globals" not in str(caught.value)
+
+
+def test_nothing_of_an_allowed_class_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(checkpoints()["timm"], tmp_path / "w.pt")
+
+    def trap(*_: Any, **__: Any) -> None:
+        raise AssertionError("called")
+
+    monkeypatch.setattr(argparse.Namespace, "__setattr__", trap)
+    monkeypatch.setattr(argparse, "Namespace", trap)
+    before = set(torch.serialization.get_safe_globals())
+    assert read(tmp_path / "w.pt").keys() == net().state_dict().keys()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def scripted(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.pt", scripted, "TorchScript, a program .*torch.jit.load"),
+        ("w.npz", lambda p: np.savez(p, kernel=np.zeros(3)), "npz archive"),
+        ("w.h5", b"\x89HDF\r\n\x1a\n", "HDF5 file of Keras"),
+        ("w.gguf", b"GGUF\x03\0\0\0", "GGUF"),
+        ("m.onnx", b"\x08\x08\x12\x07pytorch", "ONNX graph"),
+        ("m.bin", b"\x08\x08\x12\x07pytorch", "ONNX graph"),
+        ("model.ckpt.index", b"\0\0\x01\x02", "TensorFlow checkpoint"),
+        ("model.ckpt.data-00000-of-00001", b"\1\2\3", "TensorFlow checkpoint"),
+        ("saved_model.pb", b"\x22\x01", "TensorFlow graph"),
+        ("w.msgpack", b"\x81\xa1", "Flax"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "index of shards"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("w.pth", b"<!DOCTYPE html>", "fetch the file anew"),
+        ("w.pth.gz", b"\x1f\x8b\x08", "gzip: unpack it"),
+        ("w.zip", lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "zip archive without"),
+        ("w.pth", b"", "empty"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_its_name(
+    tmp_path: Path, name: str, content: Any, words: str
+) -> None:
+    file = tmp_path / name
+    content(file) if callable(content) else file.write_bytes(content)
+    with pytest.raises(SourceError, match=words) as caught:
+        read(file)
+    assert str(file) in str(caught.value) and "weights_only" not in str(caught.value)
 
 
 def test_a_fresh_tensor_in_the_backbone_is_an_error_unless_named() -> None:

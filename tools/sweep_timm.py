@@ -110,6 +110,10 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
 
     torch.manual_seed(0)
     net = timm.create_model(outcome.name)
+    with torch.no_grad():
+        for tensor in net.parameters():
+            if not tensor.any():
+                tensor.normal_(std=0.02)  # a layer of zeros would hide what follows it
     save_file({k: v.contiguous().clone() for k, v in net.state_dict().items()}, folder / "w")
     del net
     source = loaded(outcome, folder / "w")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ExportError
+
 if TYPE_CHECKING:
     from ..types import ImageSpec, Package
 
@@ -33,12 +35,22 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     import copy
 
     from timm.models import save_for_hf
+    from torch import nn
 
     from . import _shared
 
     model: Any = copy.deepcopy(package.source.backbone)
     model.reset_classifier(package.task.outputs)  # where it was, of the run's size
-    model.get_classifier().load_state_dict(package.model.get_submodule("head").state_dict())
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear | nn.Conv2d):
+        kind = type(classifier).__name__ if isinstance(classifier, nn.Module) else "several heads"
+        raise ExportError(
+            f"timm's head of this architecture is no single linear layer but {kind}: try --to onnx, which takes "
+            "any model"
+        )
+    state = package.model.get_submodule("head").state_dict()
+    shapes = {n: t.shape for n, t in classifier.state_dict().items()}  # of a 1×1 convolution too
+    classifier.load_state_dict({n: t.reshape(shapes.get(n, t.shape)) for n, t in state.items()})
     save_for_hf(
         model,
         folder,

@@ -141,6 +141,27 @@ def runs_of(steps: Steps, groups: Sequence[tuple[str, Sequence[str]]]) -> list[R
     return [partial(apply, tuple(s)) for s in of_block] if all(of_block) else none
 
 
+class Uncached(dict[str, Any]):
+    """A cache that never has an entry, so that its user computes each anew."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def forget(backbone: nn.Module) -> None:
+    """Switch off the caches of values that are computed from weights.
+
+    timm's LeViT and its kin keep attention biases from the first pass in eval mode until they train.
+    Weights that are loaded or averaged in between would not count.
+    """
+    for module in backbone.modules():
+        if isinstance(getattr(module, "attention_bias_cache", None), dict):
+            module.attention_bias_cache = Uncached()  # type: ignore[assignment]
+
+
 def prove(
     backbone: nn.Module,
     head: nn.Module | None,
@@ -157,6 +178,7 @@ def prove(
     Raises SourceError where features are not [B, D], differ between two passes over one input, or
     head(backbone(x)) is not the original.
     """
+    forget(backbone)
     with torch.no_grad():
         try:
             features = backbone(inputs)

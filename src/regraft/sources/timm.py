@@ -153,7 +153,8 @@ class Built:
         except Exception as error:  # as many kinds as there are converters
             if named:
                 raise SourceError(
-                    f"{where}: timm cannot resample the weights ({type(error).__name__}: {error})"
+                    f"{where}: timm cannot resample the weights ({type(error).__name__}: {error}); choose "
+                    f"another source.image_size than {self.image_size}"
                 ) from error
             return tensors, {}  # not a file the converter knows: the gate says what is missing
         finally:
@@ -204,7 +205,7 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
         model=model.eval(),
         convert=converters[-1] if converters else None,
         configuration=configuration,
-        arguments={k: v for k, v in stated.items() if k not in ("in_chans", "img_size")},
+        arguments={k: v for k, v in stated.items() if k != "in_chans" and k not in sized},
         image_size=options.image_size,
         folder=Path(rest) if place == "local-dir" else None,
     )
@@ -378,7 +379,7 @@ def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dic
     stems = model.pretrained_cfg.get("first_conv") or ()
     for stem in (stems,) if isinstance(stems, str) else stems:
         name = f"{stem}.weight"
-        if name not in tensors or tensors[name].ndim != 4:
+        if name not in tensors or name not in expected or tensors[name].ndim != 4:
             continue
         had, wants = tensors[name].shape[1], expected[name].shape[1]
         if had == 3 and wants != had:
