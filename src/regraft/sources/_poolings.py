@@ -63,8 +63,9 @@ def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return inputs
     length = mask.shape[1]
     places = torch.arange(length, device=mask.device)
-    shift = mask.to(torch.int64).argmax(1, keepdim=True)  # [B, 1], places before the first token
-    order = (places + shift) % length
+    shift = (mask.cumsum(1) == 0).sum(1, keepdim=True)  # [B, 1], places before the first token
+    order = places + shift
+    order = torch.where(order < length, order, order - length)  # ONNX has no remainder of these
     return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
