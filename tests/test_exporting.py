@@ -10,7 +10,7 @@ import pytest
 
 from regraft import locks, plugins
 from regraft.errors import DiskError, ExportError, UsageError
-from regraft.exporting import TOLERANCE, check, compared, published
+from regraft.exporting import TOLERANCE, check, compared, in_a_sentence, published
 from regraft.model_card import plain_text, without_folders
 from regraft.types import Example
 
@@ -125,3 +125,22 @@ def test_folders_above_files_are_not_told():
         assert "me" not in without_folders(text).replace("transformers:", ""), text
     assert without_folders("https://arxiv.org/abs/1801.02483") == "https://arxiv.org/abs/1801.02483"
     assert without_folders("random:timm/resnet18") == "random:timm/resnet18"
+
+
+def test_an_exporters_fault_is_one_whole_sentence_of_its_cause():
+    advice = "Failed. \x1b[96mThis is step 3/3\x1b[0m of exporting. Next steps:\n- Create an issue"
+    lacking = "No ONNX function found for <OpOverload(op='aten._linalg_svd', overload='default')>. Failure"
+    view = "Cannot view a tensor with shape (s7, 3)\nas one with shape (s7, 96)!\n\nWhile executing %view"
+
+    def fault(cause):
+        error = RuntimeError(advice)
+        error.__cause__ = cause
+        return error
+
+    translating = fault(ValueError(lacking))
+    said = in_a_sentence(fault(translating))
+    assert said == "ONNX has no operator for torch's aten._linalg_svd, which the network uses"
+    said = in_a_sentence(fault(ValueError(view)))
+    assert said == "ValueError: Cannot view a tensor with shape (s7, 3) as one with shape (s7, 96)!"
+    assert in_a_sentence(RuntimeError(advice)) == "RuntimeError: Failed."
+    assert in_a_sentence(KeyError()) == "KeyError"

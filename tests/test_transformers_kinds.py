@@ -230,7 +230,12 @@ def test_a_model_of_two_towers_gives_the_one_that_is_prepared_for(
     config = hf.CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=8)
     net = saved(tmp_path, lambda: hf.CLIPModel(config), pictures=pictures)
     source = loaded(tmp_path)
-    if pictures:
+    if pictures:  # newer versions write the same as a part of another file
+        own = tmp_path / "preprocessor_config.json"
+        part = {"image_processor": json.loads(own.read_text())}
+        own.unlink()
+        (tmp_path / "processor_config.json").write_text(json.dumps(part))
+        assert loaded(tmp_path).preprocess == source.preprocess
         inputs: Any = torch.randn(2, 3, 32, 32)
         expected = net.vision_model(pixel_values=inputs).pooler_output
     else:
@@ -379,6 +384,21 @@ def test_modules_that_regraft_lacks_are_refused_by_name(
 ) -> None:
     sentence(tmp_path, {"pooling_mode": "mean"}, more)
     assert words in refused(tmp_path)
+
+
+@torch.no_grad()
+def test_an_encoder_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
+    sentence(tmp_path, {"pooling_mode": "max"})
+    inputs = batch_of(loaded(tmp_path))
+    expected = loaded(tmp_path).backbone(inputs)
+    (tmp_path / "0_Transformer").mkdir()
+    for path in list(tmp_path.iterdir()):
+        if path.is_file() and path.name != "modules.json":
+            path.rename(tmp_path / "0_Transformer" / path.name)
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    assert torch.equal(loaded(tmp_path).backbone(inputs), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ one line a name and a summary at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import selectors
 import subprocess
@@ -84,15 +85,22 @@ def sweep(
             outcome = Outcome(**json.loads(answer))
         else:
             worker.kill()
-            worker.wait()
+            end(worker)
             worker, outcome = None, Outcome(family, name, failed=answer)
         lines.write(json.dumps(asdict(outcome)) + "\n")
         lines.flush()
         yield outcome
     if worker is not None:
-        assert worker.stdin is not None
+        end(worker)
+
+
+def end(worker: subprocess.Popen[str]) -> None:
+    """Close the worker's pipes, which ends one that is waiting, and wait for it."""
+    assert worker.stdin is not None and worker.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
         worker.stdin.close()
-        worker.wait()
+    worker.wait()
+    worker.stdout.close()
 
 
 def ask(worker: subprocess.Popen[str], family: str, name: str, limit_s: float) -> str:

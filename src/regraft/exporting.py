@@ -208,7 +208,7 @@ def in_a_sentence(error: BaseException) -> str:
     if lacking := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text):
         return f"ONNX has no operator for torch's {lacking[1]}, which the network uses"
     sentence = re.split(r"(?<=[.!?])\s+|\n\s*\n", text)[0]
-    return f"{type(error).__name__}: {' '.join(sentence.split()).rstrip(':')}"
+    return f"{type(error).__name__}: {' '.join(sentence.split())}".rstrip(": ")
 
 
 # ---------------------------------------------------------------- the rows that are compared

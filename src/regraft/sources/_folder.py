@@ -86,7 +86,8 @@ def find(name: str, offline: bool) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.codes", "README.md", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken", "README.md"]
+    patterns += ["*.safetensors"]
     try:
         folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=patterns))
         if not list(folder.glob("*.safetensors")):
@@ -173,7 +174,14 @@ def positions(net: Any) -> int | None:
 
 def has_pictures(folder: Path) -> bool:
     """Return whether the folder says how pictures are prepared."""
-    return (folder / "preprocessor_config.json").is_file()
+    return bool(picture_values(folder))
+
+
+def picture_values(folder: Path) -> dict[str, Any]:
+    """Return how pictures are prepared: a file of its own, or a part of the whole processor's."""
+    own: dict[str, Any] = read_json(folder / "preprocessor_config.json")
+    part = own or read_json(folder / "processor_config.json").get("image_processor")
+    return part if isinstance(part, dict) else {}
 
 
 def other_kind(folder: Path) -> str:
@@ -200,7 +208,7 @@ def channels(config: Any) -> int:
 
 def image_spec(folder: Path, config: Any) -> ImageSpec:
     """preprocessor_config.json. Raises SourceError where it says what regraft does not do."""
-    p = read_json(folder / "preprocessor_config.json")
+    p: Any = picture_values(folder)
     if not p:
         raise SourceError(f"{folder}: no preprocessor_config.json, so mean, std, size are unknown")
     if p.get("do_normalize", True) and "image_mean" not in p:
