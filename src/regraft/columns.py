@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Cells = tuple[str, ...]
 IN_MEMORY_BYTES = 1 << 24  # a smaller table needs no file; 0 would be no limit
-BATCH_ROWS = BLOCK_ROWS = 1 << 13  # of a batch in the file; that are made into objects at once
+BATCH_ROWS = BLOCK_ROWS = 1 << 12  # of a batch in the file; that are made into objects at once
 BATCH_BYTES = 1 << 24  # of texts, at most, where rows are long
 SHARED = 1 << 16  # different label cells, at most, of which equal ones are one object
 FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored",

@@ -36,6 +36,7 @@ from .columns import (
 )
 from .decoding import Lookers
 from .errors import DataError, did_you_mean, shorten
+from .heap import give_back
 from .pictures import facts_of, reason
 from .progress import stage
 from .runfiles import dumps
@@ -139,6 +140,7 @@ def divide(
             why = why or "the groups are too few" if options.val else "val = 0"
             notes.append(f"there is no val: {why}")
     splits = replace(as_brought(found, parts), notes=(*raw.notes, *notes), settled=settled)
+    give_back()
     return splits, task
 
 
@@ -345,6 +347,7 @@ def _identify(raw: RawData, on_bad: str) -> Rows:
     if half:
         notes.append(f"{half} of {usable.sum()} rows have one empty text of two")
     examples = identified(rows, np.frombuffer(digests, np.uint8).reshape(-1, 32), usable, facts)
+    give_back()
     return Rows(replace(raw, rows=()), examples, tuple(unreadable), tuple(notes))
 
 

@@ -60,6 +60,13 @@ def leave(libc: ctypes.CDLL) -> None:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Return memory that was freed to the system. glibc keeps what many arrays leave between those in use."""
+    libc = glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def set_by(environment: Mapping[str, str]) -> bool:
     names = (
         "MALLOC_TRIM_THRESHOLD_",
