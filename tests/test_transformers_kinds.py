@@ -258,6 +258,14 @@ def test_siglips_text_tower_does_not_depend_on_the_batch(tmp_path: Path) -> None
     torch.testing.assert_close(alone, net(input_ids=ids).pooler_output, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_that_does_not_mask_padding_is_said(tmp_path: Path) -> None:
+    fnet = hf.FNetConfig(**TEXT, tpu_short_seq_length=32, pad_token_id=0)
+    saved(tmp_path / "a", lambda: hf.FNetModel(fnet))
+    assert any("FNetModel does not mask padding" in n for n in loaded(tmp_path / "a").notes)
+    saved(tmp_path / "b", lambda: gpt2(None), side="left")
+    assert not loaded(tmp_path / "b").notes
+
+
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
 @torch.no_grad()
 def test_a_head_on_a_vision_tower_gives_its_own_logits(tmp_path: Path, name: str) -> None:

@@ -116,6 +116,18 @@ def tokens_to_head(net: Any, inputs: Inputs) -> bool:
         return bool(answer(net, inputs, type(net).__name__).logits.ndim == 3)
 
 
+def sees_padding(backbone: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a row of texts gives other features alone than in a batch that pads it."""
+    if not isinstance(inputs, dict):
+        return False
+    lengths = inputs["attention_mask"].sum(1)
+    row, length = int(lengths.argmin()), int(lengths.min())
+    alone = {k: v[row : row + 1, :length] for k, v in inputs.items()}
+    with torch.no_grad():
+        pair = backbone(inputs)[row : row + 1], backbone(alone)
+    return not torch.allclose(*pair, rtol=1e-3, atol=1e-4)
+
+
 def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
     """Return the pooling to use; "auto" and "own" are settled by what the model's output has.
 

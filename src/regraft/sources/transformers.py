@@ -90,6 +90,8 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     recipe["licence"] = _folder.licence(folder)
     try:
         source = split(net, recipe, preprocess, reference)
+        rows = example(net, preprocess, recipe.get("pad"))
+        unmasked = _encoders.sees_padding(source.backbone, rows)
     except (ValueError, RuntimeError) as error:
         if not image:
             raise _encoders.refusal(net, {}, error, reference) from error
@@ -98,6 +100,10 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
             f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
             f"refuses ({error}): mend the one or the other"
         ) from error
+    if unmasked:
+        more += (
+            f"{type(net).__name__} does not mask padding: a text's features depend on the texts beside it",
+        )
     head = f"{recipe['head_name']}."
     source.digest = weights.digest
     source.report = tuple(
