@@ -7,6 +7,7 @@ hub (or its cache) and pass the same gate as any file. The classifier becomes th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +150,11 @@ class Built:
             return tensors, {}
         now, self.model.pretrained_cfg = self.model.pretrained_cfg, self.configuration
         try:
-            found = dict(self.convert(dict(tensors), self.model))
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # torch's, on the speed of a table's search
+                found = dict(self.convert(dict(tensors), self.model))
         except Exception as error:  # as many kinds as there are converters
             if named:
                 raise SourceError(
