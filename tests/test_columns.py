@@ -280,7 +280,7 @@ def test_a_format_that_cannot_open_a_file_is_no_full_disk(small):
 
 
 def test_few_pictures_are_begun_ahead_of_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(data, "_inspect", lambda kind, row: data._Look("0" * 64))
+    monkeypatch.setattr(data, "_inspect", lambda kind, row, look: data._Look("0" * 64))
     monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
     begun = count()
     found = data._inspected("image", (Row((f"{next(begun)}",), (), "") for _ in range(10_000)))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from regraft.comparison import read_judgement
+from regraft.comparison import read_scores
 from regraft.errors import UsageError
 from regraft.tasks.classification import Classification
 
@@ -32,9 +32,11 @@ def run(tmp_path):
 
 def test_scores_read_back_to_the_last_bit(run):
     third = repr(1 / 3)
-    rows = read_judgement(run(f"{HEADER}r0,x,a,a,{third},0.5\n\nr1,x,b,b,1e-300,1.0\n")).rows
-    assert rows.scores.tolist() == [[1 / 3, 0.5], [1e-300, 1.0]]
-    assert rows.ids == ("r0", "r1") and rows.truth.tolist() == [0, 1]
+    folder = run(f"{HEADER}r0,x,a,a,{third},0.5\n\nr1,x,b,b,1e-300,1.0\n")
+    ids, scores = read_scores(folder, 2)
+    assert scores.tolist() == [[1 / 3, 0.5], [1e-300, 1.0]] and ids == ("r0", "r1")
+    ids, scores = read_scores(folder, 2, {"r1"})
+    assert scores.tolist() == [[1e-300, 1.0]] and ids == ("r1",)
 
 
 @pytest.mark.parametrize(
@@ -44,4 +46,4 @@ def test_scores_read_back_to_the_last_bit(run):
 )  # fmt: skip
 def test_damaged_predictions_are_one_sentence(run, text):
     with pytest.raises(UsageError, match="damaged"):
-        read_judgement(run(text))
+        read_scores(run(text), 2)

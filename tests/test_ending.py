@@ -21,7 +21,8 @@ from regraft.__main__ import command
 command()
 """
 TORCH = "import torch"
-THREAD = "import torch; threading.Thread(target=lambda: (time.sleep(0.5), print('thread ended'))).start()"
+WAIT = "threading.main_thread().join()"  # until the command is through
+THREAD = f"import torch; threading.Thread(target=lambda: ({WAIT}, print('thread ended'))).start()"
 DAEMON = "import torch; threading.Thread(target=lambda: time.sleep(60), daemon=True).start()"
 NOWHERE = ["fit", "nowhere", "--source", "none", "--out", "x"]
 PROFILE = "import torch; sys.setprofile(lambda *of: None)"

@@ -139,7 +139,7 @@ def test_names_of_classes_are_no_hooks(tmp_path):
 def test_a_recipe_that_names_code_deep_inside_is_refused():
     config = {"model_type": "bert", "vision_config": {"auto_map": {"AutoModel": "evil.Evil"}}}
     with pytest.raises(SourceError, match='recipe\'s "auto_map" names Python code'):
-        skeleton({"auto": "AutoModel", "config": config}, "run")
+        skeleton({"auto": "AutoModel", "config": config}, "run", 10**9)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_source_that_draws_in_eval_mode_is_refused() -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm itself
 @pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos", "test_maxvit"])
 def test_tensors_of_another_image_size_are_those_that_timm_makes(name: str, tmp_path: Path) -> None:
     _, file = weights(name, tmp_path)

@@ -565,8 +565,8 @@ def test_a_tokenizer_that_needs_a_package_names_it(
     ("key", "value", "words"),
     [
         ("schema", True, "another version"),
-        ("task", {"task": "my.mod:Evil"}, "there is no task 'my.mod:Evil'"),
-        ("task", {"task": 7}, "there is no task 7"),
+        ("task", {"task": "my.mod:Evil"}, r"task\.task: "),
+        ("task", {"task": 7}, r"task\.task: "),
     ],
 )
 def test_a_runs_config_is_of_plain_values(tmp_path: Path, key: str, value: Any, words: str) -> None:

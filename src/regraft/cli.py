@@ -20,7 +20,7 @@ import typer
 
 from . import streams
 from .commands import command
-from .errors import DiskError, RankError, RegraftError, UsageError, of_the_system
+from .errors import DiskError, RankError, RegraftError, UsageError, kind_of, of_the_system
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -824,7 +824,7 @@ def main() -> None:
     try:
         call(arguments)
     except RegraftError as error:
-        what = f"{type(error).__name__}: {error}"
+        what = f"{kind_of(error)}: {error}"
         says = speaks(error, what)
         if debug:
             raise

@@ -67,6 +67,12 @@ class RankError(RegraftError):
 MANY = 30  # names; of more than these a message shows the nearest
 
 
+def kind_of(error: Exception) -> str:
+    """Return what a person is told of an error's kind: the class of the tree above that it belongs to."""
+    known = (c for c in type(error).__mro__ if c.__module__ == __name__)
+    return next(known, type(error)).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint for a name that matches nothing: the nearest known one, else all or the nearest few."""
     names = sorted(known)

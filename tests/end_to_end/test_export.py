@@ -472,12 +472,11 @@ def test_a_value_of_another_kind_is_a_damaged_run(runs, tmp_path, file, keys, va
         node = node[key]
     node[keys[-1]] = value
     (run / file).write_text(json.dumps(tree))
-    files = RunFiles.read(run)
-    predictor = regraft.load(run)
-    package = exporting.packed(
-        files, predictor, exporting.rows_for(files, predictor, 2, tmp_path)[0], timm_format()
-    )
     with pytest.raises(UsageError, match="damaged"):
+        files = RunFiles.read(run)
+        predictor = regraft.load(run)
+        rows = exporting.rows_for(files, predictor, 2, tmp_path)[0]
+        package = exporting.packed(files, predictor, rows, timm_format())
         card(files, package, "timm", "pass", (), {"calibrated": False, "numbers": False, "int8": None,
              "parity": {"n": 1, "rows": "x", "difference": 0.0, "same": 1, "ties": 0}})  # fmt: skip
 

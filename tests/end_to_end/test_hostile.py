@@ -183,7 +183,7 @@ def test_links_that_go_round_or_out(cli, harmless, data, weights, tmp_path):
         (data / split / "amber/self.png").symlink_to("self.png")
         (data / split / "amber/out").symlink_to(secret, target_is_directory=True)
         (data / split / "amber/out.png").symlink_to(secret / "a.png")
-        (data / split / "devices").symlink_to("/dev", target_is_directory=True)
+        (data / split / "amber/devices").symlink_to("/dev", target_is_directory=True)
     os.mkfifo(data / "train/amber/pipe.png")  # opened, it would never end
     said = harmless(0, "check", data, "--json")
     assert all(name in said for name in ("out.png", "self.png", "pipe.png", "devices", "round"))
@@ -194,7 +194,11 @@ def test_links_that_go_round_or_out(cli, harmless, data, weights, tmp_path):
     assert state_of(data) | state_of(secret) == before
     rows = (tmp_path / "run/manifest.jsonl").read_text().splitlines()
     assert len(rows) == 84 and not [r for r in rows if "out" in json.loads(r)["where"]]
-    assert "11 files" in (tmp_path / "run/log.txt").read_text()
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "8 links out of" in log and "3 files of" in log
+    (data / "train/devices").symlink_to("/dev", target_is_directory=True)  # it would be a class
+    refused = cli("fit", data, *args, "--out", tmp_path / "other")
+    assert refused[0] == 3 and "train/devices (a link to a folder)" in refused[2]
 
 
 OUTSIDE = ["../secret.png", "/etc/passwd", "amber/../../secret.png", "link.png", "round.png",
