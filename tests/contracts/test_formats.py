@@ -195,7 +195,7 @@ def test_an_unlabelled_table_reads_without_labels(tmp_path):
         ("t.csv", b"text,label,split\na,x,trian\n", 'row 2: the split is "trian"'),
         ("t.csv", b"text,lable\na,x\n", "--label NAME; the columns are text, lable"),
         ("t.csv", b"text,file,label\na,x,y\n", "which column is the input"),
-        ("t.csv", b"image,label\n../x.jpg,a\n", "row 2: .* lies outside"),
+        ("t.csv", b"image,label\n../x.jpg,a\n", "row 2: .* is a link out of"),
         ("t.jsonl", b'{"text": "a", "label": "x"}\n{"text"\n', "row 2 is not JSON"),
         ("t.jsonl", b'{"text": "a", "text": "b", "label": 1}\n', "a key occurs twice"),
         ("t.jsonl", b'{"text": "a", "label": null}\n', "row 1: the label is empty"),
@@ -222,7 +222,7 @@ def test_a_link_out_of_the_image_root_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.jpg").symlink_to(tmp_path / "secret.jpg")
     path = write(tmp_path / "data/t.csv", "image,label\na.jpg,x\n")
-    with pytest.raises(DataError, match=r"row 2: .* lies outside"):
+    with pytest.raises(DataError, match=r"row 2: .* is a link out of"):
         read(path)
 
 
@@ -510,6 +510,39 @@ def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
     assert found[0] == found[1] and len(found[0]) == 4
     again = look(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
     assert set(again.named) == {None} and len(again.examples) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["no", "yes"], ["no", "yes"]), (["no", "no"], ["0", "1"])]
+)
+def test_names_of_classes_that_are_equal_are_not_used(tmp_path, names, expected):
+    about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1]}, schema=schema), path)
+    assert [r.cells[0] for r in read(path).rows] == expected
+
+
+def test_a_number_without_a_name_among_names_is_an_error(tmp_path):
+    about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["no", "yes"]}}}})}
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 2]}, schema=schema), path)
+    with pytest.raises(DataError, match="the label 2 has no name among the 2"):
+        read(path)
+
+
+def test_a_tables_pictures_that_are_links_are_said_and_followed_where_asked(tmp_path):
+    picture(tmp_path / "store/a.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.png").symlink_to(tmp_path / "store/a.png")
+    path = write(tmp_path / "data/t.csv", "image,label\na.png,x\n")
+    with pytest.raises(DataError, match=r'"a.png" is a link out of .*data\.follow_links=true'):
+        read(path)
+    assert read(path, follow_links=True).rows[0].inputs == (str(tmp_path / "data/a.png"),)
+    outside = write(tmp_path / "data/u.csv", "image,label\n../store/a.png,x\n")
+    with pytest.raises(DataError, match="lies outside"):
+        read(outside, follow_links=True)
 
 
 def test_a_damaged_file_of_an_unpacked_picture_is_written_anew(tmp_path):

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from ..types import DataOptions, RawData, Row
 from ._splits import NAMES, split_of
 from ._unpacked import content_of, unpack
 
+FOLLOW = "--set data.follow_links=true follows links"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SURROGATES = re.compile("[\ud800-\udfff]")
 LOOKED_AT = 20  # lines of a CSV file that tell what stands between its cells
@@ -189,7 +191,9 @@ def _rows(
             inputs = tuple(cell[c] for c in chosen.text)
             if chosen.image:
                 packed = content_of(values[0])
-                inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image]),)
+                inputs = (
+                    unpack(packed) if packed else _picture(root, cell[chosen.image], options),
+                )
             named = split or (_split(cell[chosen.split]) if chosen.split else None)
             group = cell[chosen.group] or None if chosen.group else None
         except ValueError as error:
@@ -260,8 +264,11 @@ def _split(name: str) -> str:
     return found
 
 
-def _picture(root: Path, name: str) -> str:
-    """Return the path of a picture that a row names, which must lie inside the root."""
+def _picture(root: Path, name: str, options: DataOptions) -> str:
+    """Return the path of a picture that a row names, which must lie inside the root.
+
+    A link in the root that leads out of it is followed with ``follow_links`` alone.
+    """
     if not name.strip():
         raise ValueError("the picture's path is empty")
     path = root / name
@@ -272,7 +279,10 @@ def _picture(root: Path, name: str) -> str:
     except (OSError, RuntimeError) as error:  # links in a circle
         raise ValueError(f'"{name}" leads nowhere: its links go round in a circle') from error
     if not inside:
-        raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
+        if not Path(os.path.normpath(path)).is_relative_to(root):
+            raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
+        if not options.follow_links:
+            raise ValueError(f'"{name}" is a link out of {root} ({FOLLOW})')
     return str(path)
 
 
@@ -445,15 +455,20 @@ def _names_in(about: Any) -> list[str]:
     about = about[0] if isinstance(about, list) and about else about
     about = about.get("feature", about) if isinstance(about, dict) else {}
     names = about.get("names") if isinstance(about, dict) else None
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+    named = isinstance(names, list) and all(isinstance(n, str) for n in names)
+    return names if named and len(set(names)) == len(names) else []  # equal ones would be one class
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Return the class that a number stands for; -1 is no label."""
+    """Return the class that a number stands for; -1 is no label. Raises ValueError for one too large."""
     if isinstance(value, list):
         return [_named(v, names) for v in value]
-    if type(value) is not int or value >= len(names):
+    if type(value) is not int:
         return value
+    if value >= len(names):
+        raise ValueError(
+            f"the label {value} has no name among the {len(names)} that the file gives"
+        )
     return names[value] if value >= 0 else None
 
 
