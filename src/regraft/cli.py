@@ -627,7 +627,7 @@ def predict(
             streams.complain(f"no prediction for {line}")
     predictions = model.predict(values)
     if out is None:
-        write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
+        write_predictions(streams.output(), names, predictions, as_json, not no_escape)
     else:
         try:
             with out.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:

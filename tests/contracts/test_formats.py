@@ -195,7 +195,7 @@ def test_an_unlabelled_table_reads_without_labels(tmp_path):
         ("t.csv", b"text,label,split\na,x,trian\n", 'row 2: the split is "trian"'),
         ("t.csv", b"text,lable\na,x\n", "--label NAME; the columns are text, lable"),
         ("t.csv", b"text,file,label\na,x,y\n", "which column is the input"),
-        ("t.csv", b"image,label\n../x.jpg,a\n", "row 2: .* is a link out of"),
+        ("t.csv", b"image,label\n../x.jpg,a\n", "row 2: .* lies outside"),
         ("t.jsonl", b'{"text": "a", "label": "x"}\n{"text"\n', "row 2 is not JSON"),
         ("t.jsonl", b'{"text": "a", "text": "b", "label": 1}\n', "a key occurs twice"),
         ("t.jsonl", b'{"text": "a", "label": null}\n', "row 1: the label is empty"),

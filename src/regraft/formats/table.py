@@ -455,8 +455,9 @@ def _names_in(about: Any) -> list[str]:
     about = about[0] if isinstance(about, list) and about else about
     about = about.get("feature", about) if isinstance(about, dict) else {}
     names = about.get("names") if isinstance(about, dict) else None
-    named = isinstance(names, list) and all(isinstance(n, str) for n in names)
-    return names if named and len(set(names)) == len(names) else []  # equal ones would be one class
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return []
+    return names if len(set(names)) == len(names) else []  # equal ones would be one class
 
 
 def _named(value: Any, names: list[str]) -> Any:
