@@ -16,6 +16,7 @@ from regraft.cli import main
 from regraft.commands import command, python
 from regraft.errors import DiskError, UsageError, of_the_system
 from regraft.inputs import write_predictions
+from regraft.runfiles import RunFolder
 from regraft.types import Prediction
 
 LONG = "a" * 300
@@ -160,6 +161,11 @@ def test_a_started_process_looks_where_this_one_does(tmp_path, monkeypatch):
         line = [*python(), "-c", "import importlib.util as u; s = u.find_spec('torch'); "
                 f"s and s.origin == {str(tmp_path / 'torch.py')!r} and __import__('torch')"]  # fmt: skip
         assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == expected
+
+
+def test_a_run_warns_without_commands_to_a_terminal(capsys, tmp_path):
+    RunFolder(tmp_path / "run").warn("a\x1b[2J")
+    assert capsys.readouterr().err == "a\\u001b[2J\n"
 
 
 @pytest.mark.parametrize(("terminal", "expected"), [(True, "a\\u001b[2J\n"), (False, "a\x1b[2J\n")])
