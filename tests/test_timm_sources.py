@@ -250,3 +250,10 @@ def test_a_recipe_far_larger_than_its_weights_is_refused_while_it_is_built(
     recipe, folder = hostile_run(tmp_path, **arguments)
     with pytest.raises(SourceError, match=rf"network of more than [\d,]+ {words}"):
         timm_source.build(recipe, folder)
+
+
+@pytest.mark.parametrize("size", [10**6, 0, "224", True, 64.0])
+def test_a_recipe_asks_for_a_size_that_pictures_have(size, tmp_path):
+    recipe, folder = hostile_run(tmp_path)
+    with pytest.raises(SourceError, match="its recipe asks for pictures of"):
+        timm_source.build({**recipe, "image_size": size}, folder)

@@ -112,6 +112,8 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
     spec = _image.from_recipe(recipe["image"])
     size = recipe.get("image_size", spec.size[0])  # an old recipe does not say what was asked for
+    if size is not None and (type(size) is not int or not 1 <= size <= _image.LARGEST):
+        raise SourceError(f"{folder}: its recipe asks for pictures of {size!r:.40} pixels a side")
     options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
     arguments = recipe.get("arguments") or {}
     if own := sorted(set(arguments) & OF_TIMM):
