@@ -108,6 +108,17 @@ def test_a_file_above_its_limit_is_refused_with_both_numbers(run):
         guarded.check_folder(run, "model")
 
 
+def test_a_long_file_of_a_person_in_a_run_is_no_reason_to_refuse_the_run(run):
+    for name in ("slurm-1.out", "model.tar", "mine.csv"):
+        with (run / name).open("wb") as file:
+            file.truncate(guarded.limit_of(name) + 1)
+    guarded.check_folder(run)
+    with (run / "result.json").open("wb") as file:
+        file.truncate(guarded.limit_of("result.json") + 1)
+    with pytest.raises(NotReadError, match=r"result\.json has"):
+        guarded.check_folder(run)
+
+
 def test_a_folder_with_more_than_a_run_has_is_refused(run, monkeypatch):
     monkeypatch.setattr(guarded, "FILES", 5)
     for i in range(6):

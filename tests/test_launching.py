@@ -115,6 +115,15 @@ sys.exit(3)""")
     assert result["error"] == "row 7 does not read"
 
 
+def test_what_a_rank_told_may_hold_no_commands_to_a_terminal(ranks, capfd):
+    out = ranks(f"""
+if rank == 0: {WAIT}
+launching.report("DataError: a\\x1b[2J", "a\\x1b[2J")
+sys.exit(3)""")
+    assert launch(2, [], out) == 3
+    assert capfd.readouterr().err == "DataError: a\\u001b[2J\n"
+
+
 def test_what_all_ranks_see_rank_0_alone_says(ranks, capfd):
     out = ranks("""
 launching.report("PlanError: no", "no")

@@ -15,6 +15,9 @@ from regraft import cli, streams
 from regraft.cli import main
 from regraft.commands import command, python
 from regraft.errors import DiskError, UsageError, of_the_system
+from regraft.inputs import write_predictions
+from regraft.runfiles import RunFolder
+from regraft.types import Prediction
 
 LONG = "a" * 300
 DEEP = "/".join(["a" * 200] * 30)
@@ -158,3 +161,22 @@ def test_a_started_process_looks_where_this_one_does(tmp_path, monkeypatch):
         line = [*python(), "-c", "import importlib.util as u; s = u.find_spec('torch'); "
                 f"s and s.origin == {str(tmp_path / 'torch.py')!r} and __import__('torch')"]  # fmt: skip
         assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == expected
+
+
+def test_a_run_warns_without_commands_to_a_terminal(capsys, tmp_path):
+    RunFolder(tmp_path / "run").warn("a\x1b[2J")
+    assert capsys.readouterr().err == "a\\u001b[2J\n"
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(True, "a\\u001b[2J\n"), (False, "a\x1b[2J\n")])
+def test_rows_of_data_are_escaped_for_a_terminal_alone(monkeypatch, terminal, expected):
+    class Output(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    monkeypatch.setattr("sys.stdout", Output())
+    write_predictions(
+        streams.output(), ["a\x1b[2J"], [Prediction("b\x1b[2J", 1.0, {})], as_json=False
+    )
+    assert expected.strip() in sys.stdout.getvalue()
+    assert ("\x1b" in sys.stdout.getvalue()) is not terminal

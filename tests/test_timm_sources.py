@@ -222,3 +222,38 @@ def test_a_damaged_folder_of_timms_is_refused_in_words(
         return
     with pytest.raises(SourceError, match=words):
         load_source(f"timm:local-dir:{tmp_path}", SourceOptions())
+
+
+def hostile_run(folder: Path, **arguments: Any) -> tuple[dict[str, Any], Path]:
+    """Return the recipe of a small run with other arguments for timm, and its model folder."""
+    _, file = weights("test_resnet", folder)
+    recipe = load_source("timm:test_resnet", SourceOptions(weights=file, offline=True)).recipe
+    file.rename(folder / "model.safetensors")
+    return {**recipe, "arguments": arguments}, folder
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "cache_dir", "pretrained_cfg_overlay"])
+def test_a_recipe_gives_timm_no_files_to_open(option, tmp_path, monkeypatch):
+    recipe, folder = hostile_run(tmp_path, **{option: str(tmp_path / "evil.pth")})
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(SourceError, match=f"refused, its recipe gives timm {option}"):
+        timm_source.build(recipe, folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"layers": [900, 900, 900, 900]}, "tensors"), ({"stem_width": 9_000}, "values")],
+)
+def test_a_recipe_far_larger_than_its_weights_is_refused_while_it_is_built(
+    arguments, words, tmp_path
+):
+    recipe, folder = hostile_run(tmp_path, **arguments)
+    with pytest.raises(SourceError, match=rf"network of more than [\d,]+ {words}"):
+        timm_source.build(recipe, folder)
+
+
+@pytest.mark.parametrize("size", [10**6, 0, "224", True, 64.0])
+def test_a_recipe_asks_for_a_size_that_pictures_have(size, tmp_path):
+    recipe, folder = hostile_run(tmp_path)
+    with pytest.raises(SourceError, match="its recipe asks for pictures of"):
+        timm_source.build({**recipe, "image_size": size}, folder)

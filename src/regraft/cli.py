@@ -627,7 +627,7 @@ def predict(
             streams.complain(f"no prediction for {line}")
     predictions = model.predict(values)
     if out is None:
-        write_predictions(sys.stdout, names, predictions, as_json, not no_escape)
+        write_predictions(streams.output(), names, predictions, as_json, not no_escape)
     else:
         try:
             with out.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -714,7 +714,7 @@ def cache(
 ) -> None:
     """Where features are kept for the next run, how much they take, and --clear."""
     from .feature_cache import cache_in
-    from .places import cache_root, unpacked_pictures
+    from .places import pictures_root, unpacked_pictures
 
     kept = cache_in("shared")
     pictures = unpacked_pictures()
@@ -722,15 +722,14 @@ def cache(
         for path in pictures:
             path.unlink(missing_ok=True)
         streams.echo(f"{kept.clear()} entries removed from {kept.root}")
-        streams.echo(f"{len(pictures)} pictures of tables removed from {cache_root() / 'pictures'}")
+        streams.echo(f"{len(pictures)} pictures of tables removed from {pictures_root()}")
         return
     entries = kept.entries()
     size = sum(size for _, size, _ in entries)
     streams.echo(f"{kept.root}: {len(entries)} entries, {size / 1e6:,.1f} MB")
     if pictures:
         size = sum(path.stat().st_size for path in pictures)
-        folder = cache_root() / "pictures"
-        streams.echo(f"{folder}: {len(pictures)} pictures of tables, {size / 1e6:,.1f} MB")
+        streams.echo(f"{pictures_root()}: {len(pictures)} pictures of tables, {size / 1e6:,.1f} MB")
 
 
 @app.command(rich_help_panel=HELP)

@@ -55,6 +55,12 @@ def limit_of(name: str) -> int:
     return LIMITS_BYTES.get(name, TOKENIZER_LIMIT_BYTES if below_model else LIMIT_BYTES)
 
 
+def is_read(name: str) -> bool:
+    """Return whether a file of a run may be one that is read, by its name."""
+    path = PurePosixPath(name)
+    return len(path.parts) > 1 or name in LIMITS_BYTES or path.suffix in (".json", ".jsonl", ".txt")
+
+
 def shown(run: Path, name: str = "") -> str:
     """Return a path for a message: names of a stranger may hold anything."""
     return printable(str(run / name))
@@ -233,7 +239,8 @@ def check_values(tree: Any, *, finite: bool = False) -> None:
 
 def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None:
     """Check that everything in a folder of a run is a folder or a regular file within its limit, before a
-    library opens files there by their paths. ``leave`` names folders below it that are not looked at.
+    library opens files there by their paths. ``leave`` names folders below it that are not looked at. Of a
+    whole run only files have a limit that are read: a person may keep a long log or table beside them.
 
     Raises NotReadError, naming what is none.
     """
@@ -262,7 +269,7 @@ def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None
                 waiting += [] if inner in leave else [(inner, depth + 1)]
             elif not stat.S_ISREG(about.st_mode):
                 bad.append(inner)
-            elif about.st_size > (limit := limit_of(inner)):
+            elif (name or is_read(inner)) and about.st_size > (limit := limit_of(inner)):
                 raise NotReadError(_too_large(run, inner, about.st_size, limit))
     if bad:
         raise NotReadError(

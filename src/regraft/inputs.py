@@ -20,6 +20,7 @@ from .formats import image_folder, table
 from .pictures import reason
 from .plan import data_options
 from .spreadsheet import escaped
+from .streams import Shown
 from .types import DataOptions, Prediction
 
 Value = str | tuple[str, str]
@@ -128,7 +129,7 @@ def text_of(path: Path) -> str:
 
 
 def write_predictions(
-    file: TextIO,
+    file: TextIO | Shown,
     names: Sequence[str],
     predictions: Iterable[Prediction],
     as_json: bool,

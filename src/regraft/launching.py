@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any
 from .commands import command, python
 from .errors import RankError, RegraftError
 from .locks import held
+from .streams import complain
 from .workfolders import temporary_folder
 
 FOLDER, PIPE = "REGRAFT_RANKS", "REGRAFT_LAUNCHER"  # to a rank: where ranks meet; a pipe's end
@@ -86,10 +86,6 @@ def loopback_name() -> str:
         if any(a.address == "127.0.0.1" for a in addresses)
     )
     return next(found, "lo")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class Launcher:
@@ -173,7 +169,7 @@ class Launcher:
         if code is not None and code > 0:
             return self.end_as(failed, code)
         sentence = self.sentence(failed, code)
-        say(f"{RankError.__name__}: {sentence}")
+        complain(f"{RankError.__name__}: {sentence}")
         if code is None:
             self.ranks[failed].kill()  # it would not see another signal
         self.wait(PATIENCE_S, PATIENCE_S)
@@ -188,7 +184,7 @@ class Launcher:
             return first
         sentence = self.sentence(failed, code)
         what, why = self.told(failed) or (f"{RankError.__name__}: {sentence}", sentence)
-        say(what)
+        complain(what)
         self.note(why)
         return code
 

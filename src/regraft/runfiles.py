@@ -15,7 +15,6 @@ import json
 import math
 import os
 import shlex
-import sys
 import tempfile
 import time
 import traceback
@@ -32,6 +31,7 @@ from .commands import command
 from .errors import DiskError, UsageError, printable
 from .plugins import module
 from .spreadsheet import escaped
+from .streams import complain
 
 if TYPE_CHECKING:
     from .types import Task
@@ -49,7 +49,7 @@ class RunFolder:
         self, path: Path, *, resume: bool = False, warn: Callable[[str], None] | None = None
     ) -> None:
         self.path, self.resume = path, resume
-        self.warn = warn or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.warn = warn or complain
         self.lost: set[str] = set()  # files that a line could not be added to
 
     def __enter__(self) -> RunFolder:

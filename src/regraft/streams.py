@@ -53,6 +53,21 @@ def echo(text: str) -> None:
     print(shown(text), flush=True)
 
 
+class Shown:
+    """A place for text that a person looks at: what is written there is escaped as ``shown`` says."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        return self.file.write(shown(text))
+
+
+def output() -> TextIO | Shown:
+    """Return where rows of data go: as they are to a pipe or a file, escaped to a terminal."""
+    return Shown(sys.stdout) if sys.stdout.isatty() else sys.stdout
+
+
 def complain(text: str) -> None:
     """Print to standard error, where that can be: what is said there is no reason to stop."""
     with suppress(OSError):

@@ -15,6 +15,7 @@ from regraft.errors import DataError
 from regraft.formats import image_folder, table
 from regraft.formats._splits import split_of
 from regraft.formats._unpacked import unpack
+from regraft.places import unpacked_pictures
 from regraft.tasks.multilabel import MultiLabel
 from regraft.types import DataOptions
 
@@ -221,7 +222,7 @@ def test_a_link_out_of_the_image_root_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.jpg").symlink_to(tmp_path / "secret.jpg")
     path = write(tmp_path / "data/t.csv", "image,label\na.jpg,x\n")
-    with pytest.raises(DataError, match=r"row 2: .* lies outside"):
+    with pytest.raises(DataError, match=r"row 2: .* is a link out of"):
         read(path)
 
 
@@ -250,6 +251,49 @@ def test_split_folders_in_any_case_are_splits_and_said(tmp_path):
     found, raw = rows_of(tmp_path)
     assert found == {("train", "cat"), ("test", "cat")}
     assert raw.notes == ("folders read as splits: Test_Set is test, Train is train",)
+
+
+@pytest.mark.parametrize(
+    "names", [("trn", "tst"), ("X_train", "X_test"), ("traindata", "Holdout"), ("tr", "te")]
+)
+def test_folders_that_look_like_splits_and_hold_the_same_folders_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "cat/a.jpg")
+        picture(tmp_path / name / "dog/a.jpg")
+    with pytest.raises(
+        DataError, match=r"hold the same folders \(cat, dog\).*call them train, val and test"
+    ):
+        image_folder.read(tmp_path, DataOptions(tmp_path))
+
+
+def test_classes_may_hold_the_same_folders_where_no_name_looks_like_a_split(tmp_path):
+    for name in ("cat", "dog"):
+        picture(tmp_path / name / "front/a.jpg")
+        picture(tmp_path / name / "side/a.jpg")
+    assert rows_of(tmp_path)[0] == {(None, "cat"), (None, "dog")}
+
+
+@pytest.mark.parametrize("names", [("train", "test1"), ("Train", "Val"), ("train",)])
+def test_splits_full_of_pictures_are_no_classes_and_their_tables_are_named(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "cat.1.jpg")
+        write(tmp_path / name / "metadata.csv", "file_name,label\n")
+    with pytest.raises(
+        DataError, match=f"no class folders in them.*, such as .*{names[0]}/metadata.csv"
+    ):
+        image_folder.read(tmp_path, DataOptions(tmp_path))
+
+
+def test_a_class_may_be_called_train_beside_others(tmp_path):
+    picture(tmp_path / "train/a.jpg")
+    picture(tmp_path / "car/a.jpg")
+    assert rows_of(tmp_path)[0] == {(None, "train"), (None, "car")}
+
+
+def test_val_and_test_in_capitals_are_splits_without_a_train_too(tmp_path):
+    for split in ("Validation", "TEST"):
+        picture(tmp_path / split / "cat/a.jpg")
+    assert rows_of(tmp_path)[0] == {("val", "cat"), ("test", "cat")}
 
 
 def test_a_split_that_is_repeated_inside_itself_is_entered(tmp_path):
@@ -361,6 +405,33 @@ def test_tables_of_spreadsheets_read_as_they_look(tmp_path, text, said):
     assert raw.rows[1].where == f"t.csv row {4 if text.startswith('sep') else 3}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['text,label,"a;b;c;d"\nc,y,1\n', "text,label,score (0|1|2|3)\nc,y,1\nc,y,2\n",
+     '"text";"label";"x, y, z, w"\nc;y;1\n', "sep=\t\ntext\tlabel\nc\ty\n",
+     '"sep=;"\ntext;label\nc;y\n', 'text,label\n"c\n;",y\n'],
+)  # fmt: skip
+def test_a_header_that_holds_other_signs_keeps_its_own(tmp_path, text):
+    raw = read(write(tmp_path / "t.csv", text))
+    assert {r.cells for r in raw.rows} == {("y",)} and {r.inputs[0][0] for r in raw.rows} == {"c"}
+
+
+@pytest.mark.parametrize("other", ["train_data.csv", "train.tsv", "training.csv"])
+def test_two_tables_for_a_split_that_are_no_parts_are_refused(tmp_path, other):
+    for name in ("train.csv", other):
+        write(tmp_path / name, "text,label\na,x\n")
+    with pytest.raises(DataError, match=r"several tables for train: .*; leave one there"):
+        read(tmp_path)
+
+
+def test_parts_of_a_split_are_read_and_other_tables_named(tmp_path):
+    for name in ("train-1.csv", "train_2.csv", "test_final.csv"):
+        write(tmp_path / name, "text,label\na,x\n")
+    raw = read(tmp_path)
+    assert [r.split for r in raw.rows] == ["train", "train"]
+    assert raw.notes == ("tables whose names say no split are left out: test_final.csv",)
+
+
 def test_a_column_that_is_used_may_not_occur_twice(tmp_path):
     path = write(tmp_path / "t.csv", "text,label,label\na,x,y\n")
     with pytest.raises(DataError, match="has a column twice: label"):
@@ -441,11 +512,52 @@ def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
     assert set(again.named) == {None} and len(again.examples) == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"), [(["no", "yes"], ["no", "yes"]), (["no", "no"], ["0", "1"])]
+)
+def test_names_of_classes_that_are_equal_are_not_used(tmp_path, names, expected):
+    about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1]}, schema=schema), path)
+    assert [r.cells[0] for r in read(path).rows] == expected
+
+
+def test_a_number_without_a_name_among_names_is_an_error(tmp_path):
+    about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["no", "yes"]}}}})}
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 2]}, schema=schema), path)
+    with pytest.raises(DataError, match="the label 2 has no name among the 2"):
+        read(path)
+
+
+def test_a_tables_pictures_that_are_links_are_said_and_followed_where_asked(tmp_path):
+    picture(tmp_path / "store/a.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.png").symlink_to(tmp_path / "store/a.png")
+    path = write(tmp_path / "data/t.csv", "image,label\na.png,x\n")
+    with pytest.raises(DataError, match=r'"a.png" is a link out of .*data\.follow_links=true'):
+        read(path)
+    assert read(path, follow_links=True).rows[0].inputs == (str(tmp_path / "data/a.png"),)
+    outside = write(tmp_path / "data/u.csv", "image,label\n../store/a.png,x\n")
+    with pytest.raises(DataError, match="lies outside"):
+        read(outside, follow_links=True)
+
+
 def test_a_damaged_file_of_an_unpacked_picture_is_written_anew(tmp_path):
     first = Path(unpack(b"\x89PNG\r\n\x1a\n..."))
     first.write_bytes(b"other")
     assert unpack(b"\x89PNG\r\n\x1a\n...") == str(first) and first.suffix == ".png"
     assert first.read_bytes().startswith(b"\x89PNG") and len(list(first.parent.iterdir())) == 1
+
+
+def test_pictures_are_unpacked_beside_a_folder_of_another_user(monkeypatch):
+    first = Path(unpack(b"\x89PNG\r\n\x1a\n..."))
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    other = Path(unpack(b"\x89PNG\r\n\x1a\n..."))
+    assert other.name == first.name and other.parents[1].name == "pictures-uid-4321"
+    assert unpacked_pictures() == [other]
 
 
 def test_a_workbook_is_refused_with_what_to_save_it_as(tmp_path):

@@ -20,9 +20,21 @@ FILLERS = frozenset(
 )  # fmt: skip
 
 
+# Beginnings of words, and whole words, of names that may mean a split without saying it for sure.
+HINTS = re.compile(r"(tr[ai]*n|test|tst|val|eval|dev|hold).*|tr|te|ts|va")
+
+
+def looks_like_split(name: str) -> bool:
+    """Return whether a word of a name looks like that of a split, as in "X_train", "tst" or "holdout"."""
+    return any(HINTS.fullmatch(word) for word in _words(name))
+
+
 def split_of(name: str) -> str | None:
     """Return "train", "val" or "test" for a name that says one of them and nothing else."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    words = [w.removesuffix("set") or w for w in words]
+    words = [w.removesuffix("set") or w for w in _words(name)]
     words = [w for w in words if w not in FILLERS and w != ""]
     return NAMES.get(words[0]) if len(words) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())

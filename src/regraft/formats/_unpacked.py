@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiskError
-from ..places import cache_root
+from ..places import pictures_root
 from ._content import HEAD_BYTES, picture_suffix
 
 
@@ -30,7 +30,7 @@ def unpack(content: bytes) -> str:
     Raises DiskError where it cannot be written.
     """
     digest = hashlib.sha256(content).hexdigest()
-    folder = cache_root() / "pictures" / digest[:2]
+    folder = pictures_root() / digest[:2]
     path = folder / f"{digest}{picture_suffix(content[:HEAD_BYTES]) or '.bin'}"
     with suppress(OSError):
         if path.is_file() and path.read_bytes() == content:
@@ -41,5 +41,5 @@ def unpack(content: bytes) -> str:
             file.write(content)
         Path(file.name).replace(path)
     except OSError as error:
-        raise DiskError(f"{path} cannot be written: {error.strerror}") from error
+        raise DiskError(f"{path} cannot be written: {error.strerror}; set REGRAFT_CACHE") from error
     return str(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import DataError, shorten
 from ..types import DataOptions, RawData, Row
 from ._content import begins_as_picture
-from ._splits import split_of
+from ._splits import looks_like_split, split_of
 
 PICTURES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm",
@@ -104,6 +104,8 @@ def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Pat
                 )
         if not everything:
             raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
+        if follow or not any(f.is_symlink() for f in everything):
+            _refuse_splits_as_classes(path, everything)
         return [(None, c) for c in everything], []
     bare = [f for f in everything if f not in splits and split_of(f.name) and not f.is_symlink()]
     strangers = [f.name for f in everything if f not in splits and f not in bare]
@@ -125,6 +127,33 @@ def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Pat
             "(`regraft predict` takes them)"
         )
     return [(split_of(s.name), c) for s in splits for c in _folders(_inner(s), follow=True)], notes
+
+
+def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError for folders that are most probably splits, where they would be read as classes.
+
+    Those are folders of which every name says a split, and one says train; and folders that all hold the
+    same folders, two or more, where a name looks like that of a split ("X_train", "tst").
+    """
+    names = shorten([f.name for f in folders])
+    if {split_of(f.name) for f in folders} <= {"train", "val", "test"} and any(
+        split_of(f.name) == "train" for f in folders
+    ):
+        tables = shorten([
+            p.relative_to(path).as_posix()
+            for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in TABLES
+        ])  # fmt: skip
+        raise DataError(
+            f"{path} holds {names} alone, named as splits, and no class folders in them: put their pictures "
+            f"into CLASS/*.jpg, or give a table of files and labels{f', such as {tables}' * bool(tables)}"
+        )
+    inside = [{p.name for p in _folders(f, follow=False)} for f in folders]
+    shared = set.intersection(*inside)
+    if len(folders) > 1 and len(shared) > 1 and any(looks_like_split(f.name) for f in folders):
+        raise DataError(
+            f"{path}: {names} hold the same folders ({shorten(sorted(shared))}), so they seem to be splits and "
+            "no classes: call them train, val and test, the names that are read as splits"
+        )
 
 
 def _inner(split: Path) -> Path:
@@ -239,7 +268,7 @@ def _split_folders(path: Path, follow: bool) -> list[Path]:
     found = [f for f in _folders(path, follow) if split_of(f.name) and _folders(f, follow=True)]
     if any(split_of(f.name) == "train" for f in found):
         return found
-    return [f for f in found if f.name in ("val", "valid", "validation", "test")]
+    return [f for f in found if f.name.lower() in ("val", "valid", "validation", "test")]
 
 
 def _walk(folder: Path, follow: bool) -> Iterator[Path]:

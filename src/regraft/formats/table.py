@@ -12,8 +12,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +29,10 @@ from ..types import DataOptions, RawData, Row
 from ._splits import NAMES, split_of
 from ._unpacked import content_of, unpack
 
+FOLLOW = "--set data.follow_links=true follows links"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SURROGATES = re.compile("[\ud800-\udfff]")
+LOOKED_AT = 20  # lines of a CSV file that tell what stands between its cells
 CHUNK_BYTES = 1 << 20  # of a text file that are read at once
 PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
 
@@ -69,8 +73,11 @@ def stream(
         raise DataError(f"{path}: some tables name pictures and some texts")
     rows = (r for f in files for r in _rows(f, tables[f], chosen[f], files[f], options))
     first = next(iter(chosen.values()))
-    notes = tuple(note for table in tables.values() for note in table.notes)
-    return RawData("image" if first.image else "text", (), first.label, notes=notes), rows
+    notes = [note for table in tables.values() for note in table.notes]
+    place = next(iter(files)).parent
+    if path.is_dir() and (unused := sorted(p.name for p in _in(place) if p not in files)):
+        notes.append(f"tables whose names say no split are left out: {shorten(unused)}")
+    return RawData("image" if first.image else "text", (), first.label, notes=tuple(notes)), rows
 
 
 def _expected() -> str:
@@ -85,15 +92,31 @@ def _tables(folder: Path) -> dict[Path, str | None]:
     if not folder.is_dir():
         return {}
     for place in (folder, folder / "data"):
-        files = (
-            [p for p in place.iterdir() if p.suffix.lower() in READERS] if place.is_dir() else []
-        )
-        # a pipe would be waited for without end
-        splits = [(s, p) for p in files if p.is_file() and (s := split_of(p.stem)) is not None]
+        splits = [(s, p) for p in _in(place) if (s := split_of(p.stem)) is not None]
         if splits:
+            _refuse_twice(splits)
             order = ["train", "val", "test"]
             return {p: s for s, p in sorted(splits, key=lambda f: (order.index(f[0]), f[1]))}
     return {}
+
+
+def _in(folder: Path) -> list[Path]:
+    """Return the tables in a folder, if there is one."""
+    if not folder.is_dir():
+        return []
+    # a pipe would be waited for without end
+    return [p for p in folder.iterdir() if p.suffix.lower() in READERS and p.is_file()]
+
+
+def _refuse_twice(splits: Sequence[tuple[str, Path]]) -> None:
+    """Raise DataError where a split has tables that are no parts of one: their rows would count twice."""
+    for split in dict(splits):
+        files = sorted(p for s, p in splits if s == split)
+        if len({(re.sub(r"[\W\d_]+", " ", p.stem).strip(), p.suffix.lower()) for p in files}) > 1:
+            raise DataError(
+                f"{files[0].parent} has several tables for {split}: {shorten([p.name for p in files])}; leave "
+                "one there, or number them as parts of one (train-1.csv, train-2.csv)"
+            )
 
 
 # ---------------------------------------------------------------- columns
@@ -168,7 +191,9 @@ def _rows(
             inputs = tuple(cell[c] for c in chosen.text)
             if chosen.image:
                 packed = content_of(values[0])
-                inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image]),)
+                inputs = (
+                    unpack(packed) if packed else _picture(root, cell[chosen.image], options),
+                )
             named = split or (_split(cell[chosen.split]) if chosen.split else None)
             group = cell[chosen.group] or None if chosen.group else None
         except ValueError as error:
@@ -239,8 +264,11 @@ def _split(name: str) -> str:
     return found
 
 
-def _picture(root: Path, name: str) -> str:
-    """Return the path of a picture that a row names, which must lie inside the root."""
+def _picture(root: Path, name: str, options: DataOptions) -> str:
+    """Return the path of a picture that a row names, which must lie inside the root.
+
+    A link in the root that leads out of it is followed with ``follow_links`` alone.
+    """
     if not name.strip():
         raise ValueError("the picture's path is empty")
     path = root / name
@@ -251,7 +279,10 @@ def _picture(root: Path, name: str) -> str:
     except (OSError, RuntimeError) as error:  # links in a circle
         raise ValueError(f'"{name}" leads nowhere: its links go round in a circle') from error
     if not inside:
-        raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
+        if not Path(os.path.normpath(path)).is_relative_to(root):
+            raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
+        if not options.follow_links:
+            raise ValueError(f'"{name}" is a link out of {root} ({FOLLOW})')
     return str(path)
 
 
@@ -308,20 +339,29 @@ def _opened(path: Path, newline: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
 
 
-def _delimiter(path: Path, header: str) -> str:
-    """Return what stands between the cells of a header: the sign that makes the most cells of it."""
+def _delimiter(path: Path, first: Sequence[str]) -> str:
+    """Return what stands between the cells, told from a table's first lines, of which one is the header.
+
+    It is the sign that makes the most cells of the header, among those that make as many of each other
+    line; where no sign does that, as with cells of several lines, among all.
+    """
     if path.suffix.lower() == ".tsv":
         return "\t"
-    cells = {d: len(next(csv.reader([header], delimiter=d), [])) for d in DELIMITERS}
-    return max(cells, key=cells.__getitem__)  # the first of equals: a comma
+    cells = {
+        d: [len(next(csv.reader([line], delimiter=d), [])) for line in first] for d in DELIMITERS
+    }
+    even = [d for d, counts in cells.items() if counts and counts[0] > 1 and len(set(counts)) == 1]
+    return max(even or DELIMITERS, key=lambda d: cells[d][:1])  # the first of equals: a comma
 
 
 def _csv(path: Path) -> Table:
     csv.field_size_limit(2**31 - 1)  # a long document is a text like any other
     _check_text(path)
     with _opened(path, "") as lines:
-        first = next((line for line in lines if line.strip()), "")
-    told = re.fullmatch(r"sep=(.)", first.strip(), re.IGNORECASE)  # Excel's own first line
+        first = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
+    told = re.fullmatch(
+        r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE
+    )  # Excel's own line
     delimiter = told[1] if told else _delimiter(path, first)
 
     def records() -> Iterator[tuple[int, list[str]]]:
@@ -415,15 +455,21 @@ def _names_in(about: Any) -> list[str]:
     about = about[0] if isinstance(about, list) and about else about
     about = about.get("feature", about) if isinstance(about, dict) else {}
     names = about.get("names") if isinstance(about, dict) else None
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return []
+    return names if len(set(names)) == len(names) else []  # equal ones would be one class
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Return the class that a number stands for; -1 is no label."""
+    """Return the class that a number stands for; -1 is no label. Raises ValueError for one too large."""
     if isinstance(value, list):
         return [_named(v, names) for v in value]
-    if type(value) is not int or value >= len(names):
+    if type(value) is not int:
         return value
+    if value >= len(names):
+        raise ValueError(
+            f"the label {value} has no name among the {len(names)} that the file gives"
+        )
     return names[value] if value >= 0 else None
 
 

@@ -87,22 +87,30 @@ def counted(key: str) -> bool:
 
 
 @contextmanager
-def bounded(size: Size, reference: str) -> Iterator[None]:
+def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[None]:
     """Raise SourceError as soon as a network built inside has far more tensors than the file.
 
-    A count that no rule knows by name thus costs a second at most.
+    A count that no rule knows by name thus costs a second at most. With ``memory`` values are limited too,
+    for a network that is not built without memory first: they are counted before anything is written to
+    them, and each time a module takes a tensor, so that tied ones count more than once.
     """
     from torch.nn.modules import module as torch_module
 
-    most = 3 * size.tensors + SPARE_TENSORS
-    thread, parameters, modules = threading.get_ident(), 0, 0
+    most, most_values = 3 * size.tensors + SPARE_TENSORS, 4 * size.values + 2 * SPARE_VALUES
+    thread, parameters, modules, values = threading.get_ident(), 0, 0, 0
 
     def count(parent: nn.Module, name: str, item: Any) -> None:
-        nonlocal parameters, modules
+        nonlocal parameters, modules, values
         if threading.get_ident() != thread or item is None:
             return
         is_module = not hasattr(item, "shape")
         modules, parameters = modules + is_module, parameters + (not is_module)
+        values += item.numel() if memory and not is_module else 0
+        if values > most_values:
+            raise SourceError(
+                f"{reference}: its config describes a network of more than {most_values:,} values, and the "
+                f"weights file holds {size.values:,}: the config is not that of the weights"
+            )
         if parameters > most or modules > 10 * most:
             raise SourceError(
                 f"{reference}: its config describes a network of more than {most:,} tensors, and the "

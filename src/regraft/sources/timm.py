@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
     from ._weights import Weights
 
+# Options of timm's create_model itself, no architecture's: with them it opens files that they name.
+OF_TIMM = frozenset(
+    {"cache_dir", "checkpoint_path", "exportable", "features_only", "model_name", "no_jit", "pretrained",
+     "pretrained_cfg", "pretrained_cfg_overlay", "scriptable"}
+)  # fmt: skip
+
 
 def load(name: str, options: SourceOptions) -> Source:
     """Return the named model with its weights. Raises SourceError where either cannot be had or split."""
@@ -102,12 +108,20 @@ def refuse_sizes(
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
     """Return the same architecture with random weights; nothing is fetched."""
-    from . import _image
+    from . import _budget, _image
 
     spec = _image.from_recipe(recipe["image"])
     size = recipe.get("image_size", spec.size[0])  # an old recipe does not say what was asked for
+    if size is not None and (type(size) is not int or not 1 <= size <= _image.LARGEST):
+        raise SourceError(f"{folder}: its recipe asks for pictures of {size!r:.40} pixels a side")
     options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
-    built = create(recipe["architecture"], options, recipe.get("arguments"))
+    arguments = recipe.get("arguments") or {}
+    if own := sorted(set(arguments) & OF_TIMM):
+        raise SourceError(
+            f"{folder}: refused, its recipe gives timm {shorten(own)}, which no run does"
+        )
+    with _budget.bounded(_budget.size_in(folder / "model.safetensors"), str(folder), memory=True):
+        built = create(recipe["architecture"], options, arguments)
     if built.folder or ":" in recipe["architecture"]:
         raise SourceError(
             f'{folder}: its recipe names no architecture ("{recipe["architecture"]}")'
@@ -198,6 +212,8 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
                     raise
                 converters.clear()  # no table depends on the size
                 model = timm.create_model(name, pretrained=True, **given)
+        except SourceError:
+            raise
         except Exception as error:  # as many kinds as there are architectures and configurations
             raise SourceError(not_built(name, options, error)) from error
     configuration = dict(model.pretrained_cfg)
