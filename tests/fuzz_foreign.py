@@ -240,7 +240,7 @@ def read_a_tokenizer(folder: Path) -> None:
     rows = texts.many([("good day",), ("bad " * 30,), ("",), ("\0 é",)])
     assert all(len(row["input_ids"]) <= 16 for row in rows), "longer than the limit"
     texts.collate(rows)
-    texts.truncated([("good day",)])
+    texts.lengths([("good day",)])
 
 
 def foreign_readers(work: Path) -> dict[str, Reader]:

@@ -9,8 +9,9 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from regraft.errors import DataError, SourceError
+from regraft.prepare import cut_texts
 from regraft.preprocess import build, from_json, mix, save_tokenizer, stable, to_json
-from regraft.types import Augment, CallableSpec, ImageSpec, TextSpec
+from regraft.types import Augment, CallableSpec, Example, ImageSpec, Splits, TextSpec
 
 SPEC = ImageSpec(size=(24, 24), resize=28)
 
@@ -160,13 +161,32 @@ def test_without_mixing_a_batch_is_returned_as_it_is():
 # ---------------------------------------------------------------- texts and one's own
 
 
+def test_a_text_without_a_token_is_refused_by_name(tmp_path):
+    """A vocabulary without a token for the unknown drops what it does not know."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE({"[PAD]": 0, "o": 1}, []))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]").save_pretrained(tmp_path)
+    p = build(TextSpec(str(tmp_path), max_length=5))
+    assert p.one(("oo",))["input_ids"] == [1, 1]
+    with pytest.raises(DataError, match="makes no token of 1 texts: 'xyz'"):
+        p.many([("o",), ("xyz",)])
+    rows = tuple(
+        Example(f"{i:016x}-0", (t,), ("a",), f"row {i}") for i, t in enumerate(("o", "xyz"))
+    )
+    with pytest.raises(DataError, match="no token of 1 of 2 texts: row 1"):
+        cut_texts(p, Splits("text", rows, (), (), "", ""))
+
+
 def test_texts_are_cut_counted_and_padded_to_the_batch(tokenizer):
     p = build(tokenizer)
     inputs = [("one",), ("one two three one two",), ("two unknown",)]
     rows = p.many(inputs)
     assert [r["input_ids"] for r in rows] == [[2, 4, 3], [2, 4, 5, 6, 3], [2, 5, 1, 3]]
     assert p.one(inputs[2]) == rows[2]
-    assert p.truncated(inputs) == 1
+    assert p.lengths(inputs) == [3, 7, 4]
     batch = p.collate([rows[0], rows[2]])
     assert batch["input_ids"].tolist() == [[2, 4, 3, 0], [2, 5, 1, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]

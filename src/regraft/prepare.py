@@ -17,7 +17,7 @@ from .columns import InputsOf, cells_of, groups_of, ids_of, some_of
 from .compiling import check_compiler
 from .data import load_data
 from .doctor import check_torchvision
-from .errors import DataError, PlanError
+from .errors import DataError, PlanError, shorten
 from .evaluation import at_threshold
 from .findings import cheap
 from .freeze import has_batch_norm
@@ -381,10 +381,21 @@ def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Re
 
 
 def cut_texts(preprocessor: TextPreprocessor, splits: Splits) -> list[str]:
-    """A note where texts are longer than the source reads."""
+    """Return a note where texts are longer than the source reads.
+
+    Raises DataError for texts of which the source's tokenizer makes no token.
+    """
     parts = (splits.train, splits.val, splits.test)
-    count = sum(map(len, parts))
-    cut = sum(preprocessor.truncated(InputsOf(part)) for part in parts)
-    limit = preprocessor.spec.max_length
+    count, cut, limit = sum(map(len, parts)), 0, preprocessor.spec.max_length
+    mute: list[str] = []
+    for part in parts:
+        lengths = preprocessor.lengths(InputsOf(part))
+        cut += sum(n > limit for n in lengths)
+        mute += [part[i].where for i, n in enumerate(lengths) if not n]
+    if mute:
+        raise DataError(
+            f"the source's tokenizer makes no token of {len(mute)} of {count} texts: {shorten(mute)}; remove "
+            "them, or choose a source that knows their words"
+        )
     share = f"{cut} of {count} texts ({cut / count:.1%})"
     return [f"{share} are longer than {limit} tokens and are cut there"] if cut else []

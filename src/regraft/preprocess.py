@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import DataError, SourceError
+from .errors import DataError, SourceError, shorten
 from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
 
 if TYPE_CHECKING:
@@ -278,8 +278,15 @@ class TextPreprocessor:
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
 
     def many(self, inputs: Sequence[tuple[str, ...]]) -> list[dict[str, list[int]]]:
-        """Token ids, masks and so on of each row, cut to ``max_length``; pairs lose the longer."""
+        """Return token ids, masks and so on of each row, cut to ``max_length``; pairs lose the longer.
+
+        Raises DataError for rows without a token, of which a model gives NaN or the padding's answer.
+        """
         encoded = self._encode(inputs, truncation=True, max_length=self.spec.max_length)
+        mute = [i for i, row in enumerate(encoded["input_ids"]) if not row]
+        if mute:
+            some = shorten([repr(inputs[i][0][:40]) for i in mute], 3)
+            raise DataError(f"the source's tokenizer makes no token of {len(mute)} texts: {some}")
         return [{k: v[i] for k, v in encoded.items()} for i in range(len(inputs))]
 
     def one(
@@ -305,10 +312,6 @@ class TextPreprocessor:
             part = self._encode(inputs[start : start + 1024], truncation=False, verbose=False)
             found += [len(row) for row in part["input_ids"]]
         return found
-
-    def truncated(self, inputs: Sequence[tuple[str, ...]]) -> int:
-        """How many rows are longer than ``max_length`` tokens."""
-        return sum(n > self.spec.max_length for n in self.lengths(inputs))
 
     def _encode(self, inputs: Sequence[tuple[str, ...]], **how: Any) -> dict[str, Any]:
         first = [row[0] for row in inputs]
