@@ -180,6 +180,15 @@ def test_a_text_without_a_token_is_refused_by_name(tmp_path):
         cut_texts(p, Splits("text", rows, (), (), "", ""))
 
 
+def test_a_tokenizer_that_does_not_cut_is_refused(tokenizer):
+    p = build(tokenizer)
+    cut, p.tokenizer = p.tokenizer, lambda first, second, **how: {"input_ids": [[1] * 6]}
+    with pytest.raises(SourceError, match="makes 6 tokens of a text where 5 are the limit"):
+        p.many([("one",)])
+    p.tokenizer = cut
+    assert len(p.many([("one two three one two",)])[0]["input_ids"]) == 5
+
+
 def test_texts_are_cut_counted_and_padded_to_the_batch(tokenizer):
     p = build(tokenizer)
     inputs = [("one",), ("one two three one two",), ("two unknown",)]

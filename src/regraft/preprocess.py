@@ -280,9 +280,17 @@ class TextPreprocessor:
     def many(self, inputs: Sequence[tuple[str, ...]]) -> list[dict[str, list[int]]]:
         """Return token ids, masks and so on of each row, cut to ``max_length``; pairs lose the longer.
 
-        Raises DataError for rows without a token, of which a model gives NaN or the padding's answer.
+        Raises DataError for rows without a token, of which a model gives NaN or the padding's answer, and
+        SourceError for a tokenizer that does not cut: the model has no positions beyond.
         """
-        encoded = self._encode(inputs, truncation=True, max_length=self.spec.max_length)
+        limit = self.spec.max_length
+        encoded = self._encode(inputs, truncation=True, max_length=limit)
+        longest = max(map(len, encoded["input_ids"]), default=0)
+        if longest > limit:
+            raise SourceError(
+                f"{self.spec.tokenizer}: its tokenizer makes {longest} tokens of a text where {limit} are the "
+                "limit; tokenizer.json is damaged"
+            )
         mute = [i for i, row in enumerate(encoded["input_ids"]) if not row]
         if mute:
             some = shorten([repr(inputs[i][0][:40]) for i in mute], 3)
