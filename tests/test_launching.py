@@ -166,7 +166,15 @@ launching.launch(2, [], Path(sys.argv[1]))
     assert not alive and (out / "saved-0").exists() and (out / "saved-1").exists()
 
 
-def test_a_signal_to_the_launcher_is_passed_on_and_is_its_exit_code(ranks, capfd):
+@pytest.fixture
+def interrupts():
+    """SIGINT as on a terminal: what starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_to_the_launcher_is_passed_on_and_is_its_exit_code(ranks, interrupts, capfd):
     out = ranks(WAIT)
 
     def interrupt():

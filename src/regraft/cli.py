@@ -832,7 +832,7 @@ def main() -> None:
             streams.complain(what)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        streams.mute_output()  # the reader has gone (`| head`)
+        streams.mute(sys.stdout)  # the reader has gone (`| head`)
         sys.exit(0)
     except Exception as error:
         known = of_the_system(error) if isinstance(error, OSError) else None
@@ -844,7 +844,7 @@ def main() -> None:
             raise
         if known is not None:
             if error.filename is None:  # type: ignore[attr-defined]
-                streams.mute_output()
+                streams.mute(sys.stdout)
             if says:
                 streams.complain(what)
             sys.exit(known.exit_code)

@@ -28,10 +28,10 @@ def open_closed() -> None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
-def mute_output() -> None:
-    """Send standard output nowhere, so that what it could not take is no complaint at shutdown."""
+def mute(stream: TextIO) -> None:
+    """Send a standard stream nowhere: what it could not take would change the exit code at shutdown."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shown(text: str) -> str:
@@ -70,8 +70,10 @@ def output() -> TextIO | Shown:
 
 def complain(text: str) -> None:
     """Print to standard error, where that can be: what is said there is no reason to stop."""
-    with suppress(OSError):
+    try:
         print(shown(text), file=sys.stderr, flush=True)
+    except OSError:
+        mute(sys.stderr)
 
 
 @contextmanager
