@@ -189,6 +189,34 @@ def test_a_tokenizer_that_does_not_cut_is_refused(tokenizer):
     assert len(p.many([("one two three one two",)])[0]["input_ids"]) == 5
 
 
+def test_a_tokenizer_that_panics_is_refused_and_an_interrupt_is_not(tokenizer):
+    p = build(tokenizer)
+
+    def call(error):
+        def tokenize(first, second, **how):
+            raise error
+
+        p.tokenizer = tokenize
+        p.many([("one",)])
+
+    panic = type("PanicException", (BaseException,), {})  # as Rust's is, through pyo3
+    with pytest.raises(SourceError, match="PanicException: no entry found for key"):
+        call(panic("no entry found for key"))
+    with pytest.raises(KeyboardInterrupt):
+        call(KeyboardInterrupt())
+
+
+def test_a_token_to_pad_with_that_is_unknown_is_refused(tokenizer, monkeypatch):
+    from transformers import PreTrainedTokenizerFast
+
+    def unknown(self):
+        raise RecursionError
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "pad_token_id", property(unknown), raising=False)
+    with pytest.raises(SourceError, match="token to pad with is not in its vocabulary"):
+        build(tokenizer)
+
+
 def test_texts_are_cut_counted_and_padded_to_the_batch(tokenizer):
     p = build(tokenizer)
     inputs = [("one",), ("one two three one two",), ("two unknown",)]

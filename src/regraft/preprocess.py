@@ -274,6 +274,14 @@ class TextPreprocessor:
             raise SourceError(
                 f"{spec.tokenizer}: its tokenizer has no token to pad with: give it a pad_token"
             )
+        try:
+            known = self.tokenizer.pad_token_id is not None
+        except RecursionError:  # the token for the unknown is unknown itself
+            known = False
+        if not known:
+            raise SourceError(
+                f"{spec.tokenizer}: its token to pad with is not in its vocabulary; one of its files is damaged"
+            )
         # `many` tokenises once and `collate` pads later, on purpose
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
 
@@ -328,7 +336,10 @@ class TextPreprocessor:
             return {"input_ids": []}
         try:
             return dict(self.tokenizer(first, second, **how))
-        except Exception as error:  # the libraries raise all kinds, Exception itself too
+        except BaseException as error:  # the libraries raise all kinds, Exception itself too
+            # Rust's panic is no Exception; what stops the process is none either, and goes on
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise SourceError(
                 f"{self.spec.tokenizer}: its tokenizer fails on a text, one of its files is damaged ({why})"
