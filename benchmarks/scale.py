@@ -53,7 +53,7 @@ def bootstrap(name: str) -> Callable[[int, int], Work]:
 
 
 def confusion(rows: int, classes: int) -> Work:
-    """The record, as JSON and back, and the report's section of it."""
+    """Write the record as JSON, read it back, and make the report's section of it."""
     from types import SimpleNamespace
 
     from regraft.confusion import record_of
@@ -128,7 +128,7 @@ def near_texts(rows: int, classes: int) -> Work:
 
 
 def probe(rows: int, classes: int) -> Work:
-    """One λ = 0.01 on 256 features, of as many rows as a fit may have."""
+    """Fit one λ = 0.01 on 256 features, of as many rows as a fit may have."""
     import torch
 
     from regraft.features import Outputs
@@ -151,7 +151,7 @@ def probe(rows: int, classes: int) -> Work:
 
 
 def outputs(rows: int, classes: int) -> Work:
-    """As many features as classes, of a module that gives them at once: what is left is to hold them."""
+    """Collect as many features as classes from a module without work: what is left is to hold them."""
     import torch
 
     from regraft.batches import Batches

@@ -84,16 +84,9 @@ def smallest() -> list[tuple[str, str, int]]:
 
 def attempt(family: str, name: str, export: bool) -> Outcome:
     """Return how far a model gets. Differences between what was saved and loaded count as failures."""
-    from regraft.errors import RegraftError
-
     outcome = Outcome(family, name)
-    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
-        try:
-            stages(outcome, Path(folder), export)
-        except RegraftError as error:
-            outcome.refused = " ".join(str(error).split()).replace(folder, "FOLDER")
-        except Exception as error:
-            outcome.failed = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder, sweeping.recorded(outcome, folder):
+        stages(outcome, Path(folder), export)
     return outcome
 
 

@@ -174,8 +174,6 @@ def side_of(config: Any) -> int:
 
 def attempt(family: str, name: str, export: bool) -> Outcome:
     """Return how far a family gets. What was loaded again and differs counts as a failure."""
-    from regraft.errors import RegraftError
-
     outcome = Outcome(family, name)
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         try:
@@ -184,12 +182,8 @@ def attempt(family: str, name: str, export: bool) -> Outcome:
         except Exception as error:
             outcome.skipped = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             return outcome
-        try:
+        with sweeping.recorded(outcome, folder):
             stages(outcome, Path(folder), export)
-        except RegraftError as error:
-            outcome.refused = " ".join(str(error).split()).replace(folder, "FOLDER")
-        except Exception as error:
-            outcome.failed = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return outcome
 
 

@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def whole(self) -> bool:
-        """Whether it passed from load to predict."""
+        """Return whether it passed from load to predict."""
         return "predict" in self.passed
 
     def line(self) -> str:
@@ -52,6 +52,19 @@ class Outcome:
         )
         why = self.failed or self.refused or self.skipped
         return f"{state:8}{self.family:24}{self.name:36}{self.seconds:6.1f} s  {why}"
+
+
+@contextlib.contextmanager
+def recorded(outcome: Outcome, folder: str) -> Iterator[None]:
+    """Record in the outcome what is raised inside: a refusal of regraft's own, or any other failure."""
+    from regraft.errors import RegraftError
+
+    try:
+        yield
+    except RegraftError as error:
+        outcome.refused = " ".join(str(error).split()).replace(folder, "FOLDER")
+    except Exception as error:
+        outcome.failed = " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def work(attempt: Callable[[str, str], Outcome]) -> None:

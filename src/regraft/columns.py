@@ -283,12 +283,12 @@ class Content:
 
     @property
     def names(self) -> list[str]:
-        """The columns that an Example is made of."""
+        """Return the columns that an Example is made of."""
         return ["inputs", "cells", "where", "group", *(FACTS if self.pictures else ())]
 
     @cached_property
     def ranks(self) -> Places:
-        """Where each row comes when they are sorted by where they stand: row 2 before row 12."""
+        """Return each row's rank by its place in the data: row 2 comes before row 12."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

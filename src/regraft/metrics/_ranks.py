@@ -125,5 +125,5 @@ def _block(columns: list[_Column], n: int) -> Block:
 
 
 def _starts(sizes: Iterable[int]) -> Ints:
-    """Where each of these sizes begins, laid end to end."""
+    """Return where each of these sizes begins, laid end to end."""
     return np.cumsum([0, *sizes])[:-1]
