@@ -231,7 +231,7 @@ def test_a_link_out_of_the_image_root_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("Train", "train"), ("TRAINING", "train"), ("train_set", "train"), ("TestSet", "test"),
+    [("Train", "train"), ("TRAINING", "train"), ("train_set", "train"), ("TestSet", "test"), ("trainset", "train"),
      ("seg_test", "test"), ("valid", "val"), ("Validation Images", "val"), ("dev", "val"),
      ("train-00000-of-00002", "train"), ("trains", None), ("protest", None), ("test_train", None),
      ("x_train", None), ("2017", None)],
