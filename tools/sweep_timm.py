@@ -1,6 +1,6 @@
 """One architecture of each of timm's families with random weights: load, one step, save, load, predict.
 
-    .venv/bin/python tools/sweep_timm.py [--every K] [--export] [--out timm.jsonl]
+    .venv/bin/python tools/sweep_timm.py [--every K] [--part 1/4] [--export] [--survey FILE] [--out timm.jsonl]
 
 A family is what the names of models have in common before sizes and numbers: regnety, vit_relpos. Its
 smallest variant is tried, by its number of parameters on the meta device; what is too large is skipped.
@@ -9,6 +9,7 @@ smallest variant is tried, by its number of parameters on the meta device; what 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -80,6 +81,15 @@ def smallest() -> list[tuple[str, str, int]]:
         one = (count, name)
         found[family(name)] = min(one, found.get(family(name), one))
     return [(f, name, count) for f, (count, name) in sorted(found.items())]
+
+
+def surveyed(file: Path | None) -> list[tuple[str, str, int]]:
+    """Return ``smallest()``, read from the file where it exists and written there where it does not."""
+    if file is None:
+        return smallest()
+    if not file.exists():
+        file.write_text(json.dumps(smallest()), encoding="utf-8")
+    return [(f, name, n) for f, name, n in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def attempt(family: str, name: str, export: bool) -> Outcome:
@@ -187,6 +197,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--every", type=int, default=1, help="only each K-th family")
     parser.add_argument("--only", nargs="*", help="these families")
+    sweeping.add_part(parser)
+    parser.add_argument("--survey", type=Path, help="keep the list of families in this file")
     parser.add_argument("--export", action="store_true", help="also write ONNX and run it")
     parser.add_argument("--largest", type=int, default=LARGEST, help="parameters")
     parser.add_argument("--out", type=Path, default=Path("timm.jsonl"))
@@ -197,7 +209,9 @@ def main() -> int:
         logging.disable(logging.WARNING)
         sweeping.work(lambda family, name: attempt(family, name, options.export))
         return 0
-    found = [f for f in smallest() if not options.only or f[0] in options.only][:: options.every]
+    found = surveyed(options.survey)
+    found = [f for f in found if not options.only or f[0] in options.only][:: options.every]
+    found = sweeping.part(found, options.part)
     large = [(f, name, n) for f, name, n in found if n > options.largest]
     for name_of_family, name, n in large:
         print(f"skipped {name_of_family:24}{name:36} {n / 1e6:.0f} M parameters", flush=True)

@@ -1,6 +1,6 @@
 """Each of transformers' text and image families, tiny, with random weights: load, one step, save, load, predict.
 
-    .venv/bin/python tools/sweep_transformers.py [--every K] [--export] [--out transformers.jsonl]
+    .venv/bin/python tools/sweep_transformers.py [--every K] [--part 1/4] [--export] [--out transformers.jsonl]
 
 A family is a model_type with a class for sequences or pictures, or an encoder without a head. Its config is
 the library's own with small numbers; what is refused is refused in regraft's words.
@@ -247,6 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--every", type=int, default=1, help="only each K-th family")
     parser.add_argument("--only", nargs="*", help="these families")
+    sweeping.add_part(parser)
     parser.add_argument("--export", action="store_true", help="also torch.export, and run it")
     parser.add_argument("--out", type=Path, default=Path("transformers.jsonl"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -258,6 +259,7 @@ def main() -> int:
         return 0
     found = families()
     todo = [f for f in found if not options.only or f[0] in options.only][:: options.every]
+    todo = sweeping.part(todo, options.part)
     outcomes = sweeping.run(
         Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out
     )

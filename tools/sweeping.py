@@ -6,6 +6,7 @@ one line a name and a summary at the end.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import selectors
@@ -16,7 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+T = TypeVar("T")
 
 START_S = 120  # for a worker's imports, on a machine that others use too
 STAGES = ("load", "fit", "save", "predict", "export")
@@ -129,6 +132,19 @@ def ask(worker: subprocess.Popen[str], family: str, name: str, limit_s: float) -
         if not waits.select(limit_s):
             return f"took longer than {limit_s:.0f} s"
     return worker.stdout.readline().strip() or f"its process ended ({worker.wait()})"
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Add ``--part I/K``, for K processes that share a sweep."""
+    parser.add_argument("--part", default="1/1", metavar="I/K", help="the I-th of K parts, from 1")
+
+
+def part(todo: Sequence[T], which: str) -> list[T]:
+    """Return each K-th item from the I-th on, where ``which`` is "I/K"."""
+    i, k = (int(number) for number in which.split("/"))
+    if not 1 <= i <= k:
+        raise SystemExit(f"--part {which}: I/K with I from 1 to K is needed")
+    return list(todo[i - 1 :: k])
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
