@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from regraft.pictures import read_picture
+from regraft.data.images import read_picture
 
 ROUNDS, COUNT, SIDE = 7, 60, [224, 224]
 

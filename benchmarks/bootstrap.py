@@ -16,8 +16,8 @@ import warnings
 import numpy as np
 from scipy import stats
 
-from regraft import intervals
-from regraft.intervals import bootstrap
+from regraft.evidence import intervals
+from regraft.evidence.intervals import bootstrap
 from regraft.metrics import accuracy, auc, macro_f1
 
 ROUNDS = 5

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import regraft
-from regraft.findings import Checked
+from regraft.pipeline.findings import Checked
 
 PICTURES, TEST_SHARE, FLIPS = 400, 0.2, 10
 

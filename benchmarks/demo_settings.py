@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from regraft import demo
-from regraft.plan import check
-from regraft.run import run
-from regraft.runfiles import read_json
+from regraft.commands import demo
+from regraft.pipeline.run import run
+from regraft.plan.read import check
+from regraft.runs.folder import read_json
 
 TUNING = slice(0, demo.SHOWN.start)
 SETTINGS = [

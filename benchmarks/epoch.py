@@ -30,8 +30,8 @@ LR, EPOCHS = 3e-5, 2  # the rate that regraft takes for pictures
 def regraft(lane: Lane) -> dict[str, Any]:
     import peers
 
-    from regraft.plan import read_plan
-    from regraft.run import run
+    from regraft.pipeline.run import run
+    from regraft.plan.read import read_plan
 
     plan = read_plan(None, {
         "data.path": str(lane.data), "source.ref": f"timm:{peers.ARCH}", "run.out": str(lane.out / "run"),

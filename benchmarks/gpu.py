@@ -141,8 +141,8 @@ def hf_trainer(weights: Path, rows: list[Any], half: bool) -> float:
 
 
 def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
-    from regraft.plan import read_plan
-    from regraft.run import run
+    from regraft.pipeline.run import run
+    from regraft.plan.read import read_plan
 
     clock = Batched()
     with tempfile.TemporaryDirectory() as out:

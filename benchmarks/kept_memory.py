@@ -7,7 +7,7 @@
   length each step.
 - judged_usual, judged_kept: the pictures without gradients and contiguous, as `regraft evaluate` computes them.
 
-Steps with AdamW; float32, regraft.heap around the kept ones. The median of ten batches after two; page faults and
+Steps with AdamW; float32, regraft.compute.malloc around the kept ones. The median of ten batches after two; page faults and
 the system's own time a batch. With 5 repeats on two quiet cores: 9 min.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import race
 from race import Lane, Ratio
 
-from regraft.heap import freed_memory_kept
+from regraft.compute.malloc import freed_memory_kept
 
 WARM, STEPS, CLASSES = 2, 10, 17
 

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from regraft.plan import check
-from regraft.run import run
+from regraft.pipeline.run import run
+from regraft.plan.read import check
 
 FILES = ("model/model.safetensors", "history.jsonl", "predictions.csv")
 

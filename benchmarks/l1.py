@@ -15,16 +15,18 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from regraft.batches import Batches
-from regraft.features import outputs
+from regraft.data.batches import Batches
+from regraft.data.preprocessing import build
+from regraft.data.types import Augment, CallableSpec, Example
 from regraft.freezing.everything import Everything
-from regraft.grafting import graft
-from regraft.loop import Settings, fine_tune
 from regraft.metrics import accuracy
-from regraft.preprocess import build
+from regraft.model.forward import outputs
+from regraft.model.grafting import graft
+from regraft.model.types import Source
 from regraft.regularizers.l1 import L1
 from regraft.tasks.classification import Classification
-from regraft.types import Augment, CallableSpec, Example, Source
+from regraft.training.loop import fine_tune
+from regraft.training.settings import Settings
 
 CPU = torch.device("cpu")
 SEEDS = range(3)

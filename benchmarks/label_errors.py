@@ -13,11 +13,10 @@ import torch
 from cleanlab.filter import find_label_issues
 
 import regraft.plan as plans
-from regraft.arms import joined
-from regraft.features import Outputs
-from regraft.linear_probe import fit_probe, folds_of
-from regraft.prepare import prepare
-from regraft.reuse import features
+from regraft.evidence.linear_probe import fit_probe, folds_of
+from regraft.model.forward import Outputs, joined
+from regraft.pipeline.feature_reuse import features
+from regraft.pipeline.prepare import prepare
 
 ROWS, FLIPS, FOLDS = 400, 10, 5
 WAYS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "low_normalized_margin",

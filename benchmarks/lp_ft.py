@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from flowers import cut
 
-from regraft.comparison import read_judgement
-from regraft.plan import check
-from regraft.run import run
-from regraft.runfiles import read_json
-from regraft.verdict import judge
+from regraft.evidence.comparison import read_judgement
+from regraft.evidence.verdict import judge
+from regraft.pipeline.run import run
+from regraft.plan.read import check
+from regraft.runs.folder import read_json
 
 EACH, SEEDS, HEAD_RATES = 5, range(5), (3e-4, 3e-3, 3e-2)
 

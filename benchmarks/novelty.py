@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import regraft
-from regraft import novelty
-from regraft.batches import Batches
-from regraft.features import outputs
-from regraft.types import Example
+from regraft.data.batches import Batches
+from regraft.data.types import Example
+from regraft.evidence import ood as novelty
+from regraft.model.forward import outputs
 
 MOST = 200  # pictures of another folder
 

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 import regraft
-from regraft.exporting import generated
+from regraft.publish.export import generated
 
 ROUNDS, CALLS = 9, 20
 

@@ -20,14 +20,14 @@ import torch
 from flowers import wide_cut
 from safetensors.torch import load_file
 
-from regraft import plan as plans
-from regraft.arms import logits_of
-from regraft.evaluation import Scored, scored
-from regraft.prepare import Prepared, prepare
-from regraft.run import run
-from regraft.runfiles import read_json
-from regraft.save import read_ends
-from regraft.verdict import judge
+from regraft.evidence.scoring import Scored, scored
+from regraft.evidence.verdict import judge
+from regraft.pipeline.arms import logits_of
+from regraft.pipeline.model_folder import read_ends
+from regraft.pipeline.prepare import Prepared, prepare
+from regraft.pipeline.run import run
+from regraft.plan import read
+from regraft.runs.folder import read_json
 
 TRAIN, VAL, SIDE = 20, 12, 128
 SEEDS, ALL_SEEDS = range(3), range(10)
@@ -53,7 +53,7 @@ class Bench:
     def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
         path = self.out / f"{name}-{seed}"
         if not (path / "result.json").exists():
-            run(plans.check({
+            run(read.check({
                 "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
                 "data": {"path": str(self.flowers)},
                 "source_data": {"path": str(self.source_data)},
@@ -66,9 +66,9 @@ class Bench:
     def ready(self, path: Path) -> Prepared:
         """The rows and models that all runs share, by the plan of any of them."""
         if self.prepared is None:
-            tree = plans.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
+            tree = read.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
             tree["regularizers"] = {}
-            self.prepared = prepare(plans.check(tree))
+            self.prepared = prepare(read.check(tree))
             self.before = self.report(self.prepared.source.backbone)
         return self.prepared
 

@@ -16,13 +16,13 @@ import time
 import numpy as np
 import torch
 
-import regraft.plan as plans
-from regraft.features import Outputs
-from regraft.linear_probe import fit_probe, part_of
-from regraft.prepare import prepare
-from regraft.reuse import features
+from regraft.evidence.linear_probe import fit_probe, part_of
+from regraft.model.forward import Outputs
+from regraft.pipeline.feature_reuse import features
+from regraft.pipeline.prepare import prepare
+from regraft.plan.read import check
+from regraft.tasks import Task
 from regraft.tasks.classification import Classification
-from regraft.types import Task
 
 CLASSES, WIDE, EACH, LENGTH = 100, 256, 500, 3.5
 PARTS = (32, 16, 8, 4, 2, 1)  # of train
@@ -48,7 +48,7 @@ def drawn() -> tuple[Outputs, Outputs, Outputs, Task]:
 
 
 def brought(data: str, source: str) -> tuple[Outputs, Outputs, Outputs, Task]:
-    p = prepare(plans.check({"data": {"path": data}, "source": {"ref": source}}))
+    p = prepare(check({"data": {"path": data}, "source": {"ref": source}}))
     train, val = (features(p, split, "float32", print) for split in ("train", "val"))
     return train, val, val, p.task
 

@@ -326,8 +326,9 @@ def versions() -> dict[str, str]:
 
 def split_of(data: Path) -> Split:
     """The split that ``regraft fit DATA`` trains on."""
-    from regraft.data import load_data
-    from regraft.plan import data_options, read_plan, task_options
+    from regraft.data.loading import load_data
+    from regraft.plan.options import data_options, task_options
+    from regraft.plan.read import read_plan
 
     plan = read_plan(None, {"data.path": str(data), "source.ref": "none"})
     options = task_options(plan)

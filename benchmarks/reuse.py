@@ -23,14 +23,15 @@ from pathlib import Path
 
 import torch
 
-from regraft import optimizers, reuse
-from regraft.arms import begin
-from regraft.batches import Batches
-from regraft.freeze import set_trainable
-from regraft.heap import freed_memory_kept
-from regraft.objective import Objective
-from regraft.plan import read_plan
-from regraft.prepare import prepare
+from regraft.compute.malloc import freed_memory_kept
+from regraft.data.batches import Batches
+from regraft.model.trainable import set_trainable
+from regraft.pipeline import feature_reuse as reuse
+from regraft.pipeline.arms import begin
+from regraft.pipeline.prepare import prepare
+from regraft.plan.read import read_plan
+from regraft.training import optimizers
+from regraft.training.objective import Objective
 
 PAIRS, STARTS = 15, 5
 

@@ -5,7 +5,7 @@
 - pictures_1000, _2000, _4000: `regraft fit` on generated pictures of 64 px with only the head trained:
   reading, hashing, a pass of EfficientNet-Lite0 at 64 px, the probe, and evaluation on the 20 % that
   are set aside as test. The whole process.
-- features_1000 … _100000: generated features [1280] through regraft.feature_cache: written, mapped, read
+- features_1000 … _100000: generated features [1280] through regraft.data.store: written, mapped, read
   back in batches of 256, and a linear probe of ten classes fitted on them. Needs 0.6 GB of disk.
 - table_1000, _100000: a table of texts read, identified and split, and its manifest written.
 - batches_1, batches_2: two epochs of all blocks on 1,000 of the pictures, by one process and by two that share
@@ -28,7 +28,7 @@ from typing import Any
 import race
 from race import Lane, Ratio, since_start
 
-from regraft.heap import freed_memory_kept
+from regraft.compute.malloc import freed_memory_kept
 
 PICTURES, TABLES = (1000, 2000, 4000), (1000, 100_000)
 FEATURES = (1000, 2000, 4000, 10_000, 30_000, 100_000)
@@ -81,9 +81,9 @@ def features(lane: Lane, count: int) -> dict[str, Any]:
 
     import torch
 
-    from regraft.feature_cache import FeatureCache
-    from regraft.features import Outputs
-    from regraft.linear_probe import fit_probe
+    from regraft.data.store import FeatureCache
+    from regraft.evidence.linear_probe import fit_probe
+    from regraft.model.forward import Outputs
     from regraft.tasks.classification import Classification
 
     generator = torch.Generator().manual_seed(0)
@@ -120,8 +120,10 @@ def table(lane: Lane, count: int) -> dict[str, Any]:
     import csv
     import time
 
-    from regraft.data import load_data, write_manifest
-    from regraft.plan import data_options, read_plan, task_options
+    from regraft.data.loading import load_data
+    from regraft.data.manifest import write_manifest
+    from regraft.plan.options import data_options, task_options
+    from regraft.plan.read import read_plan
 
     path = lane.out / "texts.csv"
     with path.open("w", newline="") as file:

@@ -69,18 +69,19 @@ class Peak:
 
 def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Return each stage as a function of the results of those before it."""
-    from regraft import data
-    from regraft.checks import (
+    from regraft.checks import (  # fmt: skip
         class_names,
         classes,
         conflicting_labels,
         exact_duplicates,
         near_duplicates,
         short_texts,
-    )  # fmt: skip
-    from regraft.findings import seen_of
+    )
+    from regraft.data import loading as data
+    from regraft.data import manifest
+    from regraft.data.types import DataOptions
+    from regraft.pipeline.findings import seen_of
     from regraft.tasks.classification import Classification
-    from regraft.types import DataOptions
 
     options, task = DataOptions(table), Classification()
 
@@ -98,14 +99,14 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
         at["seen"] = (splits, "classification", made)
         return made.encode([e.cells for e in splits.train])
 
-    manifest = table.with_name("manifest.jsonl")
+    file = table.with_name("manifest.jsonl")
     return {
         "read": lambda at: data.read_raw(options),
         "identify": identify,
         "divide": divide,
         "encode": encode,
-        "write manifest": lambda at: data.write_manifest(at["divide"][0], manifest),
-        "read manifest": lambda at: sum(1 for _ in data.read_manifest(manifest)),
+        "write manifest": lambda at: manifest.write_manifest(at["divide"][0], file),
+        "read manifest": lambda at: sum(1 for _ in manifest.read_manifest(file)),
         "exact_duplicates": checked(exact_duplicates),
         "conflicting_labels": checked(conflicting_labels),
         "short_texts": checked(short_texts),

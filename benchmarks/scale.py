@@ -32,8 +32,8 @@ RNG = np.random.default_rng(0)
 def bootstrap(name: str) -> Callable[[int, int], Work]:
     def ready(rows: int, classes: int) -> Work:
         from regraft import plugins
-        from regraft.evaluation import resamples
-        from regraft.intervals import at_weights, resampled
+        from regraft.evidence.intervals import at_weights, resampled
+        from regraft.evidence.scoring import resamples
 
         truth = RNG.integers(0, classes, rows)
         scores = RNG.random((rows, classes))
@@ -56,8 +56,8 @@ def confusion(rows: int, classes: int) -> Work:
     """Write the record as JSON, read it back, and make the report's section of it."""
     from types import SimpleNamespace
 
-    from regraft.confusion import record_of
     from regraft.report.sections.classes import context
+    from regraft.runs.confusion import record_of
 
     truth, predicted = RNG.integers(0, classes, (2, rows))
     names = [f"class {i}" for i in range(classes)]
@@ -72,7 +72,7 @@ def confusion(rows: int, classes: int) -> Work:
 
 
 def balanced(rows: int, classes: int) -> Work:
-    from regraft.batches import balanced
+    from regraft.data.batches import balanced
 
     ids = [f"{i:016x}" for i in range(rows)]
     strata = [f"class {i}" for i in RNG.integers(0, classes, rows)]
@@ -116,7 +116,7 @@ def near_pictures(rows: int, classes: int) -> Work:
 
 def near_texts(rows: int, classes: int) -> Work:
     from regraft.checks._near import of_texts
-    from regraft.types import Example
+    from regraft.data.types import Example
 
     words = [f"w{i:x}" for i in range(5_000)]
     drawn = RNG.integers(0, 5_000, (rows, 20))
@@ -131,8 +131,8 @@ def probe(rows: int, classes: int) -> Work:
     """Fit one λ = 0.01 on 256 features, of as many rows as a fit may have."""
     import torch
 
-    from regraft.features import Outputs
-    from regraft.linear_probe import fit_probe
+    from regraft.evidence.linear_probe import fit_probe
+    from regraft.model.forward import Outputs
     from regraft.tasks.classification import Classification
 
     torch.set_num_threads(1)
@@ -154,10 +154,10 @@ def outputs(rows: int, classes: int) -> Work:
     """Collect as many features as classes from a module without work: what is left is to hold them."""
     import torch
 
-    from regraft.batches import Batches
-    from regraft.features import outputs
-    from regraft.preprocess import build
-    from regraft.types import CallableSpec, Example
+    from regraft.data.batches import Batches
+    from regraft.data.preprocessing import build
+    from regraft.data.types import CallableSpec, Example
+    from regraft.model.forward import outputs
 
     examples = [Example(f"{i:08x}", (str(i),), ("x",), "") for i in range(rows)]
     spec = CallableSpec(lambda inputs: torch.zeros(1))
@@ -172,8 +172,8 @@ def outputs(rows: int, classes: int) -> Work:
 
 def predictions(rows: int, classes: int) -> Work:
     """Scores written as the run does, and read as a comparison does."""
-    from regraft.comparison import LABELS, _scores
-    from regraft.runfiles import RunFolder
+    from regraft.evidence.comparison import LABELS, _scores
+    from regraft.runs.folder import RunFolder
 
     scores = RNG.random((rows, classes))
     names = [f"p(class {i})" for i in range(classes)]
@@ -196,7 +196,7 @@ STAGES: dict[str, Callable[[int, int], Work]] = {
 
 
 def child(name: str, rows: int, classes: int) -> None:
-    from regraft.heap import freed_memory_kept
+    from regraft.compute.malloc import freed_memory_kept
 
     work = STAGES[name](rows, classes)
     with freed_memory_kept():

@@ -30,8 +30,8 @@ LR, EPOCHS, BATCH = 5e-5, 1, 16
 
 
 def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
-    from regraft.plan import read_plan
-    from regraft.run import run
+    from regraft.pipeline.run import run
+    from regraft.plan.read import read_plan
 
     plan = read_plan(None, {
         "data.path": str(lane.data), "source.ref": "bundled:all-minilm-l6-v2", "run.seed": lane.seed,

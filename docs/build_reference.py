@@ -6,9 +6,10 @@ from pathlib import Path
 import typer.main
 
 from regraft import errors, plugins
-from regraft.cli import app
-from regraft.listing import plugin
-from regraft.plan import Plan, described
+from regraft.cli.app import app
+from regraft.commands.listing import plugin
+from regraft.plan.schema import Plan
+from regraft.plan.write import described
 
 OUT = Path(__file__).with_name("reference.md")
 COMMANDS = Path(__file__).with_name("command-line.md")

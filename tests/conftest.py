@@ -20,7 +20,8 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
-from regraft.types import CallableSpec, Example, Source
+from regraft.data.types import CallableSpec, Example
+from regraft.model.types import Source
 
 settings.register_profile("shared machine", deadline=None)  # no test asserts a time
 settings.load_profile("shared machine")

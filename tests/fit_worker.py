@@ -1,4 +1,4 @@
-"""Fits by one process or by several, for tests/test_processes.py: python fit_worker.py OPTIONS.json.
+"""Fits by one process or by several, for tests/compute/test_processes.py: python fit_worker.py OPTIONS.json.
 
 Each process notes the ids that it was given; the first one writes weights, losses and figures.
 """
@@ -17,20 +17,22 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from regraft import processes
-from regraft.batches import Batches
-from regraft.features import outputs
+from regraft.compute import distributed as processes
+from regraft.data.batches import Batches
+from regraft.data.preprocessing import build
+from regraft.data.types import Augment, CallableSpec, Example
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
-from regraft.grafting import graft
-from regraft.loop import Settings, fine_tune
 from regraft.metrics import accuracy
-from regraft.preprocess import build
+from regraft.model.forward import outputs
+from regraft.model.grafting import graft
+from regraft.model.sharded import sharded
+from regraft.model.types import Source
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
-from regraft.sharding import sharded
 from regraft.tasks.classification import Classification
-from regraft.types import Augment, CallableSpec, Example, Source
+from regraft.training.loop import fine_tune
+from regraft.training.settings import Settings
 
 CPU = torch.device("cpu")
 

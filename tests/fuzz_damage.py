@@ -9,7 +9,7 @@ import random
 import struct
 from typing import Any
 
-from regraft.plan import toml_value
+from regraft.plan.write import toml_value
 
 TEXTS = ["", " ", "x", "-1", "NaN", "1e999", "../../etc/passwd", "/dev/zero", "a\0b", "\ud800", "é" * 300,
          "x" * 5000, "=1+1", "null", "true", "auto", "{", "[[", '"', "'", "\\", "\n", "\r\n", "\ufeff", "own",

@@ -16,13 +16,16 @@ from markdown_it import MarkdownIt
 import regraft
 from fuzz_damage import altered, as_json, hostile
 from fuzz_readers import FOLDERS, RUN, Passing, Reader, put
-from regraft import comparison, exporting, plugins
-from regraft.foreign_code import tokenizer_of
-from regraft.model_card import card
-from regraft.preprocess import TextPreprocessor
+from regraft import plugins
+from regraft.data.preprocessing import TextPreprocessor
+from regraft.data.types import TextSpec
+from regraft.evidence import comparison
+from regraft.io.foreign_code import tokenizer_of
+from regraft.model.types import SourceOptions
+from regraft.publish import export as exporting
+from regraft.publish.model_card import card
 from regraft.report.reading import RunFiles
 from regraft.sources import load_source
-from regraft.types import SourceOptions, TextSpec
 
 CODE = "raise SystemExit('a file of the folder was run')\n"
 MARKED = "x\"'`\n\n```python\nraise SystemExit\n```\n---\nlicense: mit\n---\n# | [a](b) <script>\x1b[2J\u2028"

@@ -23,17 +23,23 @@ from safetensors.torch import save, save_file
 
 import regraft
 from fuzz_damage import altered, as_csv, as_json, as_lines, as_toml, flipped
-from regraft import checkpoints, locks, picture_cache, runfiles
-from regraft.comparison import read_judgement
-from regraft.data import load_data
+from regraft.data import decoded_images
+from regraft.data import image_store as picture_cache
+from regraft.data.images import facts_of, read_picture
+from regraft.data.loading import load_data
+from regraft.data.store import FeatureCache
+from regraft.data.types import DataOptions
 from regraft.errors import RegraftError
-from regraft.feature_cache import FeatureCache
+from regraft.evidence.comparison import read_judgement
 from regraft.formats import image_folder
-from regraft.pictures import facts_of, read_picture
-from regraft.plan import check, read_plan, write_plan
+from regraft.io import locks
+from regraft.model.types import SourceOptions
+from regraft.plan.read import check, read_plan
+from regraft.plan.write import write_plan
+from regraft.runs import folder as runfiles
 from regraft.sources import _weights, load_source
 from regraft.tasks.classification import Classification
-from regraft.types import DataOptions, SourceOptions
+from regraft.training import checkpoints
 
 
 @dataclass
@@ -354,11 +360,11 @@ def read_a_run(folder: Path) -> None:
         found = regraft.Run.read(run)
         str(found), found.test, found.val, found.gain, found.verdict
     with Passing():
-        regraft.api.plan_of(run)
+        regraft.pipeline.predictor.plan_of(run)
     with Passing():
         read_judgement(run)
     with Passing():
-        from regraft.listing import listing
+        from regraft.commands.listing import listing
 
         listing(str(folder), False)
     with Passing():
@@ -414,7 +420,7 @@ def read_a_cache(folder: Path) -> None:
     for name, rows in CACHED.items() if entry else ():
         assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
     try:
-        kept = cache.read("pictures", picture_cache.Kept.of)
+        kept = cache.read("pictures", decoded_images.Kept.of)
     except OSError:
         kept = None
     for name, picture in SHOWN.items() if kept else ():

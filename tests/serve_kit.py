@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from regraft.api import Predictor
-from regraft.decoding import Decoders
-from regraft.grafting import Model
-from regraft.novelty import fit_novelty
-from regraft.preprocess import build
+from regraft.data.decoding import Decoders
+from regraft.data.preprocessing import build
+from regraft.data.types import ImageSpec
+from regraft.evidence.ood import fit_novelty
+from regraft.model.grafting import Model
+from regraft.pipeline.predictor import Predictor
 from regraft.serving.app import create_app
 from regraft.serving.guard import Door
 from regraft.serving.limits import Limits
@@ -27,7 +28,6 @@ from regraft.serving.model import Served
 from regraft.serving.server import Server, bind
 from regraft.tasks.classification import Classification
 from regraft.tasks.regression import Regression
-from regraft.types import ImageSpec
 
 HERE = Door(frozenset({"localhost"}))
 HOSTILE = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$bad_{$ 雪")
@@ -79,7 +79,7 @@ def texts(folder, *, pairs=False):
     """A model that counts two words; its tokenizer is made in ``folder``."""
     from transformers import BertTokenizerFast
 
-    from regraft.types import TextSpec
+    from regraft.data.types import TextSpec
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "the", "film"]
     (folder / "vocab.txt").write_text("\n".join(words))

@@ -176,9 +176,9 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm as library
     import torch
 
-    from regraft.preprocess import build
+    from regraft.data.preprocessing import build
+    from regraft.model.types import Source, SourceOptions
     from regraft.sources import _weights, bundled, timm, transformers
-    from regraft.types import Source, SourceOptions
 
     def lite0(options: SourceOptions) -> Source:
         options = replace(options, image_size=options.image_size or 64)
@@ -309,7 +309,7 @@ def shell(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         done = subprocess.run(["bash", "-ec", line], env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return
-    from regraft.cli import main
+    from regraft.cli.app import main
 
     found: list[str] = []
     for word in words:

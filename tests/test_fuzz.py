@@ -105,7 +105,9 @@ warnings.simplefilter("ignore")
 import signal, torch, transformers
 torch.set_num_threads(1)
 import fuzz, fuzz_foreign, fuzz_readers
-from regraft import foreign_code, model_card, preprocess
+from regraft.io import foreign_code
+from regraft.publish import model_card
+from regraft.data import preprocessing as preprocess
 from regraft.sources import transformers as source
 
 work = Path({work!r})

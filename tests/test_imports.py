@@ -1,10 +1,12 @@
-"""Who may import whom (docs/design: types, errors ← plug-ins ← machinery ← run ← api, cli)."""
+"""Who may import whom: the layers of docs/architecture.md, and what stays light."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,180 +15,209 @@ import regraft
 from regraft.plugins import FOLDERS
 
 ROOT = Path(regraft.__file__).parent
-# What is allowed beyond the rule, each with its reason.
-SHARED = {
-    "sources/__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
-    "sources/run": {
-        "plugins",
-        "guarded",
-        "records",
-    },  # a run names the source file that builds its architecture
-    "exports/bundle": {"guarded"},  # it copies a run's files by name
-    "sources/bundled": {"sources"},  # it fetches the file and lets timm or transformers load it
-    "sources/random": {"sources"},  # timm's architecture without weights
-    "sources/_folder": {"foreign_code"},  # tokenizers load in one place, which refuses code
-    "sources/transformers": {"foreign_code"},
-    "exports/_shared": {"foreign_code"},
-    "formats/image_folder": {"pictures"},  # which suffixes are pictures
-    "formats/table": {"pictures"},
-    "checks/_rows": {"columns"},  # rows are counted and sorted without an object each
-    "checks/_near": {"columns"},
-    "checks/near_duplicates": {"columns"},
-    "formats/_unpacked": {"places"},  # where pictures from a table's cells become files
+DOCS = Path(__file__).parents[1] / "docs"
+FILES = sorted(ROOT.rglob("*.py"))
+# What plug-ins may import beside their folder: the errors and the nouns.
+NOUNS = {
+    "errors",
+    "compute.arrays",
+    "data.types",
+    "model.types",
+    "io.progress",
+    "tasks.__init__",
 }
-BY_NAME = {
-    ("prepare", "sources"), ("api", "sources"), ("checking", "sources"),  # load_source, the folder's one entry
-    ("__init__", "sources"), ("types", "sources"),  # the same, and Source.from_module, late
-    ("exporting", "sources"),  # load_source again
-    ("inputs", "formats"),  # predict reads tables without labels
-    ("suspects", "checks"),  # a fit shows what that one check ranks
-}  # fmt: skip
+SHARED = {
+    "sources.__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
+    "sources.run": {
+        "plugins",
+        "io.guarded",
+        "runs.records",
+    },  # a run names the file that builds its model
+    "sources.bundled": {
+        "sources.timm",
+        "sources.transformers",
+    },  # it fetches the file; they load it
+    "sources.random": {"sources.timm"},  # timm's architecture without weights
+    "sources._folder": {"io.foreign_code"},  # tokenizers load in one place, which refuses code
+    "sources.transformers": {"io.foreign_code"},
+    "exports._shared": {"io.foreign_code"},
+    "exports.bundle": {"io.guarded"},  # it copies a run's files by name
+    "formats.image_folder": {"data.images"},  # which suffixes are pictures
+    "formats.table": {"data.images"},
+    "formats._unpacked": {"io.places"},  # where pictures from a table's cells become files
+    "checks._rows": {"data.columns"},  # rows are counted and sorted without an object each
+    "checks._near": {"data.columns"},
+    "checks.near_duplicates": {"data.columns"},
+}
+BY_NAME = {  # an import that another room has of a plug-in
+    ("commands.predict", "formats.image_folder"),  # predict reads rows without labels
+    ("commands.predict", "formats.table"),
+    ("pipeline.label_errors", "checks.label_errors"),  # a fit shows what that one check ranks
+}
 
 
-def imports(file: Path, late: bool = True) -> set[str]:
-    """Dotted names below regraft that a file imports, and others' top names as "!name"."""
-    package = ("regraft", *file.relative_to(ROOT).parent.parts)
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+@cache
+def imports(module: str, late: bool = True) -> frozenset[str]:
+    """Return regraft's modules that one imports, and others' top names as "!name"; with ``late`` those
+    within functions and for types alone as well."""
+    package = module.split(".")[:-1]
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     hidden = {
-        id(n) for top in ast.walk(tree)
-        if isinstance(top, ast.FunctionDef) or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
-        for n in ast.walk(top)
-    }  # fmt: skip
-    found: set[str] = set()
+        id(node)
+        for top in ast.walk(tree)
+        if isinstance(top, ast.FunctionDef)
+        or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
+        for node in ast.walk(top)
+    }
+    seen: set[str] = set()
     for node in ast.walk(tree):
         if not late and id(node) in hidden:
             continue
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
+            seen |= {f"!{a.name.partition('.')[0]}" for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            path = ".".join(filter(None, (base, node.module)))
-            names = [path]
-            if path in ("regraft", *(f"regraft.{f}" for f in FOLDERS)):
-                names = [f"{path}.{a.name}" for a in node.names]
-        for name in names:
-            inside = name.startswith("regraft.")
-            found.add(name.removeprefix("regraft.") if inside else f"!{name.partition('.')[0]}")
-    return found
+            path = [*package[: len(package) - node.level + 1]] if node.level else []
+            path += node.module.split(".") if node.module else []
+            if node.level == 0 and path[0] != "regraft":
+                seen.add(f"!{path[0]}")
+                continue
+            base = [part for part in path if part != "regraft"]
+            seen |= {resolved([*base, a.name], base) for a in node.names}
+    return frozenset(seen)
 
 
-def name_of(file: Path) -> str:
-    return str(file.relative_to(ROOT).with_suffix(""))
+def inside(module: str) -> set[str]:
+    """Return regraft's modules that one imports, late or not."""
+    return {i for i in imports(module) if not i.startswith("!")}
 
 
-PLUGINS = [f for folder in FOLDERS for f in sorted((ROOT / folder).glob("*.py"))]
-MACHINERY = sorted(ROOT.glob("*.py"))
+def resolved(name: list[str], base: list[str]) -> str:
+    """Return the module that ``from base import name`` reads: the submodule, or the package itself."""
+    for parts in (name, [*name, "__init__"], base, [*base, "__init__"]):
+        if ".".join(parts) in MODULES:
+            return ".".join(parts)
+    raise AssertionError(f"{'.'.join(name)} is no module of regraft")
 
 
-@pytest.mark.parametrize("file", PLUGINS, ids=name_of)
-def test_a_plug_in_imports_types_errors_and_progress_alone(file):
-    folder = file.parent.name
-    allowed = {"types", "errors", "progress"} | SHARED.get(name_of(file), set())
-    for name in imports(file):
-        if name.startswith("!"):
-            continue
-        top, _, rest = name.partition(".")
-        private = top == folder and rest.startswith("_")
-        assert private or top in allowed, f"{name_of(file)} imports {name}"
+def layers() -> dict[str, int]:
+    """Return each room's line in docs/architecture.md, counted from below."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert block
+    lines = block.group(1).split("\n")[:-1]
+    return {room: i for i, line in enumerate(reversed(lines)) for room in line.split()}
 
 
-@pytest.mark.parametrize("file", MACHINERY, ids=name_of)
-def test_the_machinery_names_no_plug_in(file):
-    for name in imports(file):
-        top = name.partition(".")[0]
-        assert top not in FOLDERS or (file.stem, top) in BY_NAME, f"{file.stem} imports {name}"
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("file", MACHINERY, ids=name_of)
-def test_nothing_below_imports_run_api_or_cli(file):
-    found = {n.partition(".")[0] for n in imports(file)}
-    above = {
-        "run": {"api", "cli", "demo", "rechoose"}, "cli": {"__main__"},
-        "api": {"cli", "inputs", "exporting", "__init__"},
-        "checking": {"api", "cli"},
-        "prepare": {"run", "arms", "scratch", "reuse", "results", "resuming", "estimate", "rechoose", "curve",
-                        "range_test", "checking", "suspects"},
-    }  # fmt: skip
-    for module, users in above.items():
-        assert module not in found or file.stem in users, f"{file.stem} imports {module}"
+def test_every_room_has_its_line():
+    assert set(layers()) == {room_of(module) for module in MODULES}
 
 
-LIGHT = ["__init__", "__main__", "cli", "errors", "types", "plan", "plugins", "runfiles", "summary",
-         "listing", "progress", "guarded", "records"]  # fmt: skip
+def test_a_file_imports_lower_rooms_alone():
+    line = layers()
+    assert not [
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in inside(module)
+        if room_of(other) != room_of(module) and line[room_of(other)] >= line[room_of(module)]
+    ]
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_what_help_and_summary_need_is_light(name):
+def test_no_two_files_import_each_other():
+    left = {m: inside(m) - {m} for m in MODULES}
+    while ready := [m for m, below in left.items() if not below & set(left)]:
+        for module in ready:
+            del left[module]
+    assert not left, f"files in circles: {sorted(left)}"
+
+
+PLUGINS = [m for m in MODULES if room_of(m) in FOLDERS]
+
+
+@pytest.mark.parametrize("module", PLUGINS)
+def test_a_plug_in_imports_nouns_alone(module):
+    shared = {i for i in inside(module) if room_of(i) == room_of(module) and "._" in i}
+    assert inside(module) - shared <= NOUNS | SHARED.get(module, set())
+
+
+def test_other_rooms_know_contracts_and_no_plug_in():
+    known = {
+        (module, other)
+        for module in MODULES
+        for other in inside(module)
+        if room_of(module) not in FOLDERS
+        and room_of(other) in FOLDERS
+        and not other.endswith(".__init__")
+    }
+    assert known == BY_NAME
+
+
+LIGHT = [
+    "__init__",
+    "__main__",
+    "cli.app",
+    "commands.listing",
+    "data.types",
+    "errors",
+    "io.guarded",
+    "io.progress",
+    "model.types",
+    "plugins",
+    "runs.folder",
+    "runs.records",
+    "runs.summary",
+    *(m for m in MODULES if room_of(m) == "plan"),
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_help_and_summary_need_is_light(module):
     heavy = {"!torch", "!numpy", "!timm", "!transformers", "!sklearn", "!scipy", "!matplotlib"}
-    assert not imports(ROOT / f"{name}.py", late=False) & heavy
+    assert not imports(module, late=False) & heavy
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "report").rglob("*.py")), ids=name_of)
-def test_the_report_imports_no_torch_and_nothing_that_trains(file):
-    found = {n.partition(".")[0] for n in imports(file)}
-    assert "!torch" not in found
-    allowed = {
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "report"])
+def test_the_report_imports_nothing_that_trains(module):
+    assert "!torch" not in imports(module)
+    assert {room_of(i) for i in inside(module)} <= {"errors", "io", "runs", "evidence", "report"}
+    assert not imports(module, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "watching"])
+def test_the_pages_import_nothing_that_trains(module):
+    assert "!torch" not in imports(module)
+    assert {room_of(i) for i in inside(module) - {"serving.local_pages"}} <= {
         "errors",
-        "types",
-        "runfiles",
-        "summary",
-        "intervals",
-        "comparison",
-        "confusion",
+        "io",
+        "plugins",
         "report",
-        "guarded",
-        "records",
-    }
-    assert {n for n in found if not n.startswith("!")} <= allowed
-    assert not imports(file, late=False) & {"!matplotlib", "!jinja2", "!numpy"}
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "watching").glob("*.py")), ids=name_of)
-def test_the_pages_import_no_torch_and_nothing_that_trains(file):
-    found = imports(file)
-    assert "!torch" not in found
-    allowed = {
-        "errors",
-        "locks",
-        "runfiles",
-        "summary",
-        "webpage",
-        "watching",
-        "report",
-        "guarded",
-        "records",
-        "workfolders",
-        "commands",
-    }
-    assert {n.partition(".")[0] for n in found if not n.startswith("!")} <= allowed
-    assert not imports(file, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
-
-
-@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=name_of)
-def test_only_the_command_line_and_itself_import_the_server(file):
-    top = file.relative_to(ROOT).parts[0]
-    found = {n.partition(".")[0] for n in imports(file)}
-    assert "serving" not in found or top in ("cli.py", "serving")
-    assert top == "serving" or not found & {"!prometheus_client", "!captum"}
-    web = {"!fastapi", "!starlette", "!uvicorn"}
-    assert top in ("serving", "watching", "webpage.py") or not found & web
-
-
-@pytest.mark.parametrize("file", PLUGINS, ids=name_of)
-def test_a_plug_in_of_a_plan_imports_torch_late(file):
-    if file.parent.name in (
-        "tasks",
-        "freezing",
-        "regularizers",
-        "formats",
-        "checks",
-        "exports",
+        "runs",
         "trackers",
-    ):
-        assert "!torch" not in imports(file, late=False)
-    if file.parent.name == "freezing" and "def adapted(" not in file.read_text():
-        assert "!torch" not in imports(file)
+        "watching",
+    }
+    assert not imports(module, late=False) & {"!fastapi", "!uvicorn", "!starlette"}
+
+
+def test_web_libraries_stay_with_the_servers():
+    web = {"!fastapi", "!starlette", "!uvicorn", "!prometheus_client", "!captum"}
+    assert {room_of(m) for m in MODULES if imports(m) & web} <= {"serving", "watching"}
+
+
+@pytest.mark.parametrize("module", [m for m in PLUGINS if room_of(m) not in ("sources", "metrics")])
+def test_a_plug_in_of_a_plan_imports_torch_late(module):
+    assert "!torch" not in imports(module, late=False)
+    if room_of(module) == "freezing" and "def adapted(" not in MODULES[module].read_text():
+        assert "!torch" not in imports(module) or module == "freezing.__init__"
 
 
 def test_every_strategy_of_freezing_answers_without_torch():

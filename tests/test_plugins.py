@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from regraft import plugins
-from regraft.types import Augment, DataOptions
+from regraft.data.types import Augment, DataOptions
 
 OPTIONS = [(f, n) for f in ("tasks", "freezing", "regularizers") for n in plugins.names(f)]
 
@@ -63,4 +63,4 @@ def test_a_dotted_path_runs_only_with_leave():
     with pytest.raises(LookupError, match="cannot be imported"):
         plugins.options_class("regularizers", "no_such_module:X", allow_code=True)
     with pytest.raises(LookupError, match="cannot be imported"):
-        plugins.options_class("regularizers", "regraft.types:Nope", allow_code=True)
+        plugins.options_class("regularizers", "regraft.model.types:Nope", allow_code=True)

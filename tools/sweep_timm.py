@@ -105,10 +105,10 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from regraft.api import load
-    from regraft.grafting import graft
-    from regraft.runfiles import RunFolder
-    from regraft.save import save_model
+    from regraft.model.grafting import graft
+    from regraft.pipeline.model_folder import save_model
+    from regraft.pipeline.predictor import load
+    from regraft.runs.folder import RunFolder
     from regraft.tasks.classification import Classification
 
     torch.manual_seed(0)
@@ -154,8 +154,8 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
 def loaded(outcome: Outcome, weights: Path) -> Any:
     """Return the source at the first size of picture that it takes, and note what it has."""
     from regraft.errors import SourceError
+    from regraft.model.types import SourceOptions
     from regraft.sources import load_source
-    from regraft.types import SourceOptions
 
     for side in SIDES:
         options = SourceOptions(weights=weights, image_size=side, offline=True)

@@ -190,14 +190,15 @@ def attempt(family: str, name: str, export: bool) -> Outcome:
 def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     import torch
 
-    from regraft.api import load
-    from regraft.grafting import graft
-    from regraft.preprocess import build
-    from regraft.runfiles import RunFolder
-    from regraft.save import save_model
+    from regraft.data.preprocessing import build
+    from regraft.data.types import ImageSpec
+    from regraft.model.grafting import graft
+    from regraft.model.types import SourceOptions
+    from regraft.pipeline.model_folder import save_model
+    from regraft.pipeline.predictor import load
+    from regraft.runs.folder import RunFolder
     from regraft.sources import load_source
     from regraft.tasks.classification import Classification
-    from regraft.types import ImageSpec, SourceOptions
 
     source = load_source(f"transformers:{folder}", SourceOptions(offline=True))
     outcome.more = {"pooling": source.recipe["pooling"], "blocks": len(source.blocks),

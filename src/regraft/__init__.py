@@ -7,47 +7,70 @@ heavy is imported before one of these names is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .compute.versions import __version__ as __version__
 from .errors import RegraftError
-from .types import Estimate, Prediction, Source, Verdict
 
 if TYPE_CHECKING:
-    from .api import Predictor, Run, check, fit, load
-    from .comparison import compare
-    from .data import load_data
-    from .evaluation import estimates, gain
-    from .exporting import export
-    from .grafting import graft
-    from .linear_probe import fit_probe
-    from .loop import fine_tune
+    from .api import Run, check, fit
+    from .data.loading import load_data
+    from .evidence.comparison import compare
+    from .evidence.linear_probe import fit_probe
+    from .evidence.scoring import estimates, gain
+    from .evidence.types import Prediction, Verdict
+    from .model.grafting import graft
+    from .model.types import Source
+    from .pipeline.predictor import Predictor, load
+    from .publish.export import export
+    from .runs.estimates import Estimate
     from .sources import load_source
+    from .training.loop import fine_tune
 
-__version__ = "0.1.0"
-
-WHERE = {
-    "check": "api",
-    "fit": "api",
-    "load": "api",
+MODULES = {
+    "Estimate": "runs.estimates",
+    "Prediction": "evidence.types",
+    "Predictor": "pipeline.predictor",
     "Run": "api",
-    "Predictor": "api",
-    "compare": "comparison",
+    "Source": "model.types",
+    "Verdict": "evidence.types",
+    "check": "api",
+    "compare": "evidence.comparison",
+    "estimates": "evidence.scoring",
+    "export": "publish.export",
+    "fine_tune": "training.loop",
+    "fit": "api",
+    "fit_probe": "evidence.linear_probe",
+    "gain": "evidence.scoring",
+    "graft": "model.grafting",
+    "load": "pipeline.predictor",
+    "load_data": "data.loading",
     "load_source": "sources",
-    "load_data": "data",
-    "graft": "grafting",
-    "fit_probe": "linear_probe",
-    "fine_tune": "loop",
-    "estimates": "evaluation",
-    "gain": "evaluation",
-    "export": "exporting",
 }
+
+__all__ = [
+    "Estimate",
+    "Prediction",
+    "Predictor",
+    "RegraftError",
+    "Run",
+    "Source",
+    "Verdict",
+    "check",
+    "compare",
+    "estimates",
+    "export",
+    "fine_tune",
+    "fit",
+    "fit_probe",
+    "gain",
+    "graft",
+    "load",
+    "load_data",
+    "load_source",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in WHERE:
+    """Import a public name when it is used first. Raises AttributeError for any other name."""
+    if name not in MODULES:
         raise AttributeError(f"module 'regraft' has no attribute {name!r}")
-    return getattr(import_module(f".{WHERE[name]}", __name__), name)
-
-
-__all__ = [
-    "Estimate", "Prediction", "Predictor", "RegraftError", "Run", "Source", "Verdict", "check", "compare",
-    "estimates", "export", "fine_tune", "fit", "fit_probe", "gain", "graft", "load", "load_data", "load_source",
-]  # fmt: skip
+    return getattr(import_module(f".{MODULES[name]}", __name__), name)

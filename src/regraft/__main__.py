@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from .cli import main
+from .cli.app import main
 
 
 def command() -> None:

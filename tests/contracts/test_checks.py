@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from regraft import plugins
-from regraft.types import Example, Need, PictureFacts, Seen
+from regraft.checks import Need, Seen
+from regraft.data.types import Example, PictureFacts
 
 NAMES = plugins.names("checks")
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from regraft import plugins
+from regraft.data.images import read_picture
+from regraft.data.types import ImageSpec
 from regraft.exports import _shared
-from regraft.pictures import read_picture
-from regraft.types import ImageSpec
 
 
 @pytest.fixture(params=plugins.names("exports"))

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from regraft import plugins
-from regraft.data import look
+from regraft.data.loading import look
+from regraft.data.types import DataOptions
 from regraft.errors import DataError
 from regraft.formats import image_folder, table
 from regraft.formats._splits import split_of
 from regraft.formats._unpacked import unpack
-from regraft.places import unpacked_pictures
+from regraft.io.places import unpacked_pictures
 from regraft.tasks.multilabel import MultiLabel
-from regraft.types import DataOptions
 
 
 def picture(path):

@@ -10,15 +10,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from regraft import api
-from regraft.freeze import set_trainable
-from regraft.grafting import graft
+from regraft.model.grafting import graft
+from regraft.model.trainable import set_trainable
+from regraft.model.types import Source, SourceOptions
+from regraft.pipeline import predictor
+from regraft.pipeline.model_folder import save_model
 from regraft.plugins import make, names, options_class
-from regraft.runfiles import RunFolder
-from regraft.save import save_model
+from regraft.runs.folder import RunFolder
 from regraft.sources import load_source
 from regraft.tasks.classification import Classification
-from regraft.types import Source, SourceOptions
 
 SOURCES = ("test_resnet", "test_vit", "test_nfnet")
 
@@ -68,4 +68,4 @@ def test_the_model_that_is_loaded_gives_what_was_judged(
     with RunFolder(tmp_path / "run") as run:
         save_model(run, target, task)
     with torch.no_grad():
-        assert torch.equal(api.load(tmp_path / "run").model(x), target.model(x))
+        assert torch.equal(predictor.load(tmp_path / "run").model(x), target.model(x))

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from regraft import plugins
-from regraft.intervals import at_weights
+from regraft.evidence.intervals import at_weights
 from regraft.metrics import (
     accuracy,
     auc,

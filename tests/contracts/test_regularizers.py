@@ -7,19 +7,22 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from regraft.batches import Batches
+from regraft.data.batches import Batches
+from regraft.data.preprocessing import build
+from regraft.data.types import CallableSpec, Example
 from regraft.errors import PlanError
-from regraft.freeze import set_trainable
-from regraft.grafting import graft
-from regraft.loop import Settings, fine_tune
 from regraft.metrics import accuracy
-from regraft.objective import block_outputs
-from regraft.plan import check
+from regraft.model.cuts import block_outputs
+from regraft.model.grafting import graft
+from regraft.model.trainable import set_trainable
+from regraft.model.types import Source
+from regraft.plan.read import check
 from regraft.plugins import names, options_class
-from regraft.preprocess import build
+from regraft.regularizers import Batch
 from regraft.regularizers.delta import channels, without
 from regraft.regularizers.ewc import fisher
-from regraft.types import Batch, CallableSpec, Example, Source
+from regraft.training.loop import fine_tune
+from regraft.training.settings import Settings
 
 ALL = names("regularizers")
 A_LOSS = {"replay"}  # zero where the source task is solved, not at θs

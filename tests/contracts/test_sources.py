@@ -15,12 +15,13 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regraft.freeze import set_trainable
+from regraft.data.types import ImageSpec
 from regraft.freezing.lora import LoRA
-from regraft.grafting import graft
+from regraft.model.grafting import graft
+from regraft.model.trainable import set_trainable
+from regraft.model.types import Source, SourceOptions
 from regraft.plugins import module
 from regraft.sources import load_source
-from regraft.types import ImageSpec, Source, SourceOptions
 
 TIMM = (
     "resnet18",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from regraft import plugins
-from regraft.types import EpochFigures, RunEnd
+from regraft.trackers import EpochFigures, RunEnd
 
 
 @pytest.fixture(params=plugins.names("trackers"))

@@ -33,7 +33,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run ``regraft ARGS`` in this process → (exit code, stdout, stderr)."""
 
     def call(*args: object) -> tuple[int, str, str]:
-        from regraft.cli import main
+        from regraft.cli.app import main
 
         monkeypatch.setattr(sys, "argv", ["regraft", *map(str, args)])
         code: Any = 0

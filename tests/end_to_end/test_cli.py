@@ -341,8 +341,8 @@ def test_init_writes_a_plan_that_plan_accepts_with_every_block(pictures, weights
     refused(cli("init", "timm:test_resnet", pictures, "--out", file), 2, "not overwritten")
     code, printed, err = cli("plan", file, "--weights", weights, "--set", "source.image_size=32")
     assert code == 0, err
+    from regraft.model.types import SourceOptions
     from regraft.sources import load_source
-    from regraft.types import SourceOptions
 
     source = load_source("timm:test_resnet", SourceOptions(weights=weights, image_size=32))
     lines = [line.split()[0] for line in printed.splitlines() if line.strip()]
@@ -528,7 +528,7 @@ HEAVY = ("torch", "torchvision", "transformers", "timm", "sklearn", "scipy", "ma
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["--version"], ["list", "all"]])
 def test_help_and_list_load_nothing_heavy(args):
     code = (
-        "import sys\nfrom regraft.cli import main\n"
+        "import sys\nfrom regraft.cli.app import main\n"
         f"sys.argv = ['regraft', *{args!r}]\n"
         "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         f"sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)\n"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from regraft.curve import CurvePoint, answer, rows_of
-from regraft.plan import check
-from regraft.prepare import prepare
+from regraft.commands.curve import CurvePoint, answer, rows_of
+from regraft.pipeline.prepare import prepare
+from regraft.plan.read import check
 
 from .conftest import Cli
 

@@ -23,13 +23,15 @@ from PIL import Image
 from torch import nn
 
 import regraft
-from regraft import exporting, plugins
+from regraft import plugins
 from regraft.errors import ExportError, UsageError
-from regraft.exporting import folded
-from regraft.model_card import card
-from regraft.plan import check, write_plan
+from regraft.plan.read import check
+from regraft.plan.write import write_plan
+from regraft.publish import export as exporting
+from regraft.publish.export import folded
+from regraft.publish.model_card import card
 from regraft.report.reading import RunFiles
-from regraft.types import Estimate
+from regraft.runs.estimates import Estimate
 
 QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
 

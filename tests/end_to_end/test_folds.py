@@ -77,7 +77,7 @@ def test_more_folds_than_rows_of_a_class_are_refused(
 
 
 def test_groups_are_not_torn_apart_by_folds(weights: Path, tmp_path: Path) -> None:
-    from regraft.linear_probe import folds_of
+    from regraft.evidence.linear_probe import folds_of
 
     groups = [f"g{i // 3}" for i in range(60)]
     found = folds_of(["ab"[i % 2] for i in range(60)], groups, 5)
@@ -168,8 +168,8 @@ def test_folds_estimate_a_fit_without_a_probe_too(
 
 
 def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
-    from regraft.plan import read_plan
-    from regraft.prepare import prepare
+    from regraft.pipeline.prepare import prepare
+    from regraft.plan.read import read_plan
 
     known = {
         "source.ref": "timm:test_resnet",
@@ -183,8 +183,8 @@ def test_rows_over_folds_come_in_the_order_of_train(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
     """Groups and ids are put beside them by position."""
-    from regraft.arms import cross_validate
-    from regraft.checkpoints import Keeper
+    from regraft.pipeline.arms import cross_validate
+    from regraft.training.checkpoints import Keeper
 
     p = prepared(pictures, weights, **{"data.folds": 3})
     found = cross_validate(p, p.source, p.settings, None, Keeper(tmp_path))

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import regraft
-from regraft.types import CallableSpec, Source
+from regraft.data.types import CallableSpec
+from regraft.model.types import Source
 
 CLASSES, SIDE = 3, 12
 REPEATS, SEEDS = 20, 3

@@ -21,13 +21,15 @@ import numpy as np
 import pytest
 
 import regraft
-from regraft import exporting, guarded, tracking
 from regraft.errors import RegraftError, UsageError
+from regraft.io import guarded
+from regraft.model.types import SourceOptions
+from regraft.publish import export as exporting
 from regraft.report import plots
 from regraft.report.render import report
 from regraft.serving.model import open_run
 from regraft.sources import load_source
-from regraft.types import SourceOptions
+from regraft.watching import tracking
 from regraft.watching.following import look
 from regraft.watching.pages import report_of
 from regraft.watching.resources import Meter

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from regraft.data import look, read_manifest, write_manifest
+from regraft.data.loading import look
+from regraft.data.manifest import read_manifest, write_manifest
+from regraft.data.types import DataOptions, Splits
 from regraft.formats import table
-from regraft.plan import read_plan
-from regraft.types import DataOptions, Splits
+from regraft.plan.read import read_plan
 
 UNICODE = {"LC_ALL": "C", "LANG": "C"}
 ASCII = UNICODE | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python, believe what it says

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from regraft import features
-from regraft.heap import KEPT, USUAL
-from regraft.objective import Objective
+from regraft.compute import device
+from regraft.compute.malloc import KEPT, USUAL
+from regraft.model import forward as features
+from regraft.training.objective import Objective
 
 
 class Libc:
@@ -41,10 +42,10 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
 
         return call
 
-    monkeypatch.setattr("regraft.heap.glibc", lambda: found)
-    monkeypatch.setattr("regraft.heap.set_by", lambda environment: False)
+    monkeypatch.setattr("regraft.compute.malloc.glibc", lambda: found)
+    monkeypatch.setattr("regraft.compute.malloc.set_by", lambda environment: False)
     monkeypatch.setattr(Objective, "step", watched(Objective.step))
-    monkeypatch.setattr(features, "on", watched(features.on))  # of what is judged
+    monkeypatch.setattr(features, "on", watched(device.on))  # of what is judged
     return found
 
 

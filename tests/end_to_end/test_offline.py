@@ -28,7 +28,7 @@ sys.addaudithook(look)
 """
 COMMANDS = """
 import json, sys
-from regraft.cli import main
+from regraft.cli.app import main
 for args in json.loads(sys.argv[1]):
     sys.argv = ["regraft", *args]
     try:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 import regraft
-from regraft import locks, reuse
-from regraft.checkpoints import Keeper
-from regraft.objective import Objective
+from regraft.io import locks
+from regraft.pipeline import feature_reuse as reuse
+from regraft.training.checkpoints import Keeper
+from regraft.training.objective import Objective
 
 QUICK = (
     "--epochs",
@@ -202,7 +203,7 @@ def test_texts(resumed, bert, tmp_path):
 
 
 def test_resume_from_python(pictures, weights, tmp_path, monkeypatch):
-    from regraft.stopping import Interrupted
+    from regraft.training.signals import Interrupted
 
     settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
                 "fit.epochs": 2, "fit.batch_size": 16}  # fmt: skip
@@ -321,7 +322,7 @@ def test_a_finished_run_is_left_alone(left, cli, monkeypatch):
     run, args = left
     assert cli("fit", "--resume", run)[0] == 0
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    monkeypatch.setattr("regraft.run.prepare", None)  # nothing is read or trained
+    monkeypatch.setattr("regraft.pipeline.run.prepare", None)  # nothing is read or trained
     for again in (("fit", "--resume", run), ("fit", *args, "--out", run, "--resume")):
         code, out, err = cli(*again)
         assert code == 0, err
@@ -380,7 +381,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bit(left, cli, tmp_path)
 @pytest.fixture
 def signalled(monkeypatch):
     """Signals that arrive in the middle of a step; an epoch has three of them."""
-    from regraft.objective import Objective
+    from regraft.training.objective import Objective
 
     def call(*signals: int, at: int = 4) -> None:
         step, sent = Objective.step, list(signals)
@@ -509,7 +510,7 @@ def test_a_full_disk_ends_with_6_and_what_was_saved_is_good(
 ):
     import errno
 
-    from regraft import checkpoints
+    from regraft.training import checkpoints
 
     real, count = checkpoints.save_tensors, [0]
 
@@ -569,7 +570,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(pictures, weigh
     if not mounted:
         folder.chmod(0o500)
     code = (
-        "import sys\nfrom regraft.cli import main\n"
+        "import sys\nfrom regraft.cli.app import main\n"
         f"sys.argv = ['regraft', 'fit', {str(pictures)!r}, '--source', 'timm:test_resnet', "
         f"'--out', {str(folder / 'run')!r}]\n"
         "try:\n    main()\nexcept SystemExit as e:\n    print(e.code, 'torch' in sys.modules)\n"
@@ -591,7 +592,7 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(
     cli, pictures, weights, tmp_path, monkeypatch
 ):
     from regraft.errors import DivergedError
-    from regraft.objective import Objective
+    from regraft.training.objective import Objective
 
     step = Objective.step
 
@@ -626,8 +627,8 @@ def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(
 def test_verify_resume_would_see_a_difference(tmp_path):
     import torch
 
-    from regraft.resume_check import Verified, differences
-    from regraft.state import Saved
+    from regraft.commands.verify_resume import Verified, differences
+    from regraft.training.records import Saved
 
     one = Saved(
         {"at": {"step": 1}},

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regraft import arms, feature_cache, results, reuse
-from regraft.feature_cache import FeatureCache, place_of
+from regraft.data import store as feature_cache
+from regraft.data.store import FeatureCache, place_of
+from regraft.pipeline import arms
+from regraft.pipeline import evaluate as results
+from regraft.pipeline import feature_reuse as reuse
 
 AS_IT_STANDS = ("--set", "augment.random_resized_crop=false", "--set", "augment.flip=false")
 VIEWS = ("--set", "fit.views=3")

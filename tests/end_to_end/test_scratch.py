@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import regraft
-from regraft import scratch as scratch_control
+from regraft.data.types import CallableSpec
 from regraft.errors import DivergedError
-from regraft.types import CallableSpec, Source
+from regraft.model.types import Source
+from regraft.pipeline import scratch as scratch_control
 
 CLASSES, SIDE = 3, 8
 

@@ -18,7 +18,7 @@ import costly_pictures as costly
 import regraft
 import serve_kit as kit
 from listeners import on_loopback_alone
-from regraft.novelty import FILE
+from regraft.evidence.ood import FILE
 from regraft.serving.guard import Door
 from regraft.serving.model import open_run
 

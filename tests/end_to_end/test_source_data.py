@@ -73,7 +73,7 @@ def test_the_floor_holds_on_the_rows_it_was_chosen_on(target: Path) -> None:
 
 
 def test_the_summary_says_what_was_forgotten(target: Path, cli: Cli) -> None:
-    from regraft.summary import summary
+    from regraft.runs.summary import summary
 
     said = summary(target, result(target))
     assert "keeping 0.5 of the source for sure" in said
@@ -281,7 +281,7 @@ def test_the_source_is_watched_after_every_epoch_when_asked(
 def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(
     target: Path, tmp_path: Path
 ) -> None:
-    from regraft.rechoose import rechoose, write_chosen
+    from regraft.commands.frontier import rechoose, write_chosen
 
     run = tmp_path / "run"
     shutil.copytree(target, run)
@@ -303,8 +303,8 @@ def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(
 def test_what_is_computed_once_is_shared_by_the_seeds(source: Path, pictures: Path) -> None:
     from dataclasses import replace
 
-    from regraft.plan import read_plan
-    from regraft.prepare import prepare
+    from regraft.pipeline.prepare import prepare
+    from regraft.plan.read import read_plan
 
     settings = {"source.ref": str(source), "data.path": str(pictures), "run.threads": 1}
     data = prepare(read_plan(None, settings)).source_data

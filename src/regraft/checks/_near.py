@@ -24,25 +24,34 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ..columns import some_of
-from ..progress import stage
-from ..types import Example
+from ..data.columns import some_of
+from ..data.types import Example
+from ..io.progress import stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..types import FloatArray, Kind
+    from ..compute.arrays import FloatArray, Kind
 
     Pairs = NDArray[np.int64]  # [P, 2], the first smaller
 
+
 BITS = 8  # of 63, in which hashes may differ
+
 GREY = 0.97  # least correlation of the 16 × 16 grey values
+
 COSINE = 0.8  # least cosine of the features
+
 GRAM, JACCARD = 5, 0.8  # letters of a shingle; least similarity of texts
+
 BANDS, ROWS = 20, 6  # of a MinHash signature: proposes 0.8 with 99.8 %, 0.4 with 8 %
+
 LONGEST = 20_000  # letters of a text that are looked at
+
 REACH = 64  # neighbours in a band of texts that each is compared with
+
 CHUNK = 4_096  # rows or pairs at once
+
 MOST = 200_000  # pairs
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..columns import Examples
-from ..types import Example, Seen
+from ..data.columns import Examples
+from ..data.types import Example
+from . import Seen
 
 LATER = (("val", "train"), ("test", "train"), ("test", "val"))  # a row of the first is news in both
 

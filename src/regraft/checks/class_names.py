@@ -10,10 +10,11 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 from ._rows import located
 
 NEEDS: frozenset[Need] = frozenset()
+
 SHORTEST = 4  # letters: shorter names differ by one for good reasons
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 from ._rows import in_order
 
 NEEDS: frozenset[Need] = frozenset()
+
 FEW = 5  # rows of a class in train
+
 FEW_TO_JUDGE = 2  # in val or test
+
 UNEVEN = 100  # the largest class ÷ the smallest
 
 

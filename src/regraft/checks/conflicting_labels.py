@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..types import Example, Finding, Need, Seen
+from ..data.types import Example
+from . import Finding, Need, Seen
 from ._rows import content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 from ._rows import LATER, content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..types import Example, Finding, Need, Seen
+from ..data.types import Example
+from . import Finding, Need, Seen
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 
 NEEDS: frozenset[Need] = frozenset()
+
 HARMLESS = ("not named like a picture", "a folder named like a picture")
 
 

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import accumulate
 
-from ..columns import concatenated
-from ..types import Example, Finding, Need, Seen
+from ..data.columns import concatenated
+from ..data.types import Example
+from . import Finding, Need, Seen
 from ._near import pairs
 from ._rows import LATER, content, distinct, place
 

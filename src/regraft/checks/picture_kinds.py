@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from ..types import Example, Finding, Need, PictureFacts, Seen, Severity
+from ..data.types import Example, PictureFacts
+from . import Finding, Need, Seen, Severity
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset()
+
 SUFFIXES = {
     "JPEG": {".jpg", ".jpeg"},
     "MPO": {".jpg", ".jpeg"},  # a JPEG with a camera's preview behind it
@@ -19,7 +21,9 @@ SUFFIXES = {
     "WEBP": {".webp"},
     "PPM": {".ppm", ".pgm", ".pbm"},
 }
+
 Test = Callable[[PictureFacts, str], bool]
+
 KINDS: tuple[tuple[Severity, str, str, Test], ...] = (
     (
         "caution",

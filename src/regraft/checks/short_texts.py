@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset()
+
 SHORT = 3  # letters and digits
 
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 from ._rows import in_order, located
 
 NEEDS: frozenset[Need] = frozenset({"source names"})

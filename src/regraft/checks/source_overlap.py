@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen, Severity
+from . import Finding, Need, Seen, Severity
 from ._near import pairs
 from ._rows import content, key, located, place
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..types import Finding, Need, Seen
+from . import Finding, Need, Seen
 
 NEEDS: frozenset[Need] = frozenset()
 

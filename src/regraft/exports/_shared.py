@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..types import ImageSpec, Package, TextSpec
+from ..data.types import ImageSpec, TextSpec
+from . import Package
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
 ACTIVATIONS = {"classification": "softmax", "multilabel": "sigmoid", "regression": "none"}
 
 
@@ -26,7 +29,7 @@ def image_spec(package: Package) -> ImageSpec:
 
 def save_tokenizer(package: Package, folder: Path) -> None:
     """The tokenizer as the run uses it: with a token to pad with, and the run's length as its limit."""
-    from ..foreign_code import tokenizer_of
+    from ..io.foreign_code import tokenizer_of
 
     spec = package.source.preprocess
     assert isinstance(spec, TextSpec)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..types import Package
+    from . import Package
 
 
 def save_model(package: Package, model: Any, folder: Path) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import guarded
+from ..io import guarded
 
 if TYPE_CHECKING:
-    from ..types import Package
+    from . import Package
+
 
 # A run's model folder by names: whatever else lies in a folder from elsewhere is not published.
 FILES = ("model.safetensors", "novelty.safetensors", "preprocess.json", "labels.json")
+
 TOKENIZER_FILES = (
     "added_tokens.json", "bpe.codes", "byte_maps.json", "chat_template.jinja", "config.json", "dict.txt",
     "emoji.json", "entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer",
@@ -26,7 +28,9 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 needs: tuple[str, ...] = ()
+
 with_regraft = True
+
 folds = False
 
 

@@ -16,12 +16,17 @@ from ..errors import ExportError
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..types import Package
+    from . import Package
+
 
 needs = ("onnx", "onnxruntime", "onnxscript")
+
 with_regraft = False
+
 folds = True
+
 FILE, SMALL = "model.onnx", "model.int8.onnx"
+
 ONE_FILE = 1_900_000_000  # bytes of weights up to which they stay in the graph's own file
 
 

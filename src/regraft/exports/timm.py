@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ExportError
 
 if TYPE_CHECKING:
-    from ..types import ImageSpec, Package
+    from ..data.types import ImageSpec
+    from . import Package
+
 
 needs: tuple[str, ...] = ()
+
 with_regraft = False
+
 folds = True
 
 

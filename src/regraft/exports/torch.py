@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..types import ImageSpec, Package
+    from ..data.types import ImageSpec
+    from . import Package
+
 
 needs: tuple[str, ...] = ()
+
 with_regraft = False
+
 folds = True
+
 FILE = "model.pt2"
 
 

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..types import Package
+    from . import Package
+
 
 needs: tuple[str, ...] = ()
+
 with_regraft = False
+
 folds = True
+
 HEADS = ("classifier", "score", "logits_proj")
+
 PROBLEMS = {
     "classification": "single_label_classification",
     "multilabel": "multi_label_classification",

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..types import Package
+    from . import Package
+
 
 needs: tuple[str, ...] = ()
+
 with_regraft = False
+
 folds = True
+
 POOLINGS = ("head", "mean", "cls", "last", "own")
+
 OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
 
 

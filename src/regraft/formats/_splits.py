@@ -14,6 +14,7 @@ NAMES = {
     "test": "test",
     "testing": "test",
 }
+
 FILLERS = frozenset(
     {"set", "data", "dataset", "split", "seg", "of", "part", "shard",
      "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}

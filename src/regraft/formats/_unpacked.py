@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiskError
-from ..places import pictures_root
+from ..io.places import pictures_root
 from ._content import HEAD_BYTES, picture_suffix
 
 

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..data.types import DataOptions, RawData, Row
 from ..errors import DataError, shorten
-from ..types import DataOptions, RawData, Row
 from ._content import begins_as_picture
 from ._splits import looks_like_split, split_of
 
@@ -22,17 +22,22 @@ PICTURES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm",
      ".pgm", ".pbm", ".pnm"}
 )  # fmt: skip
+
 # Pictures that are not read. They are rows all the same, so that their count and names are said.
 FOREIGN = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".svg", ".ico", ".icns",
      ".eps", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".dng", ".cr2", ".cr3", ".nef",
      ".arw", ".orf", ".raf"}
 )  # fmt: skip
+
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
 CLOSED = "a folder that cannot be opened"
+
 LINK_OUT = "a link out of the data folder"
+
 LINK_TO_FOLDER = "a link to a folder"
+
 FOLLOW = "--set data.follow_links=true follows links"
 
 

@@ -23,17 +23,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from ..data.types import DataOptions, RawData, Row
 from ..errors import DataError, did_you_mean, shorten
-from ..progress import stage
-from ..types import DataOptions, RawData, Row
+from ..io.progress import stage
 from ._splits import NAMES, split_of
 from ._unpacked import content_of, unpack
 
 FOLLOW = "--set data.follow_links=true follows links"
+
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
 SURROGATES = re.compile("[\ud800-\udfff]")
+
 LOOKED_AT = 20  # lines of a CSV file that tell what stands between its cells
+
 CHUNK_BYTES = 1 << 20  # of a text file that are read at once
+
 PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
 
 

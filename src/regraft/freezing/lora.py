@@ -22,12 +22,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import PlanError, shorten
-from ..types import Target
+from ..model.types import Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..types import Inputs
+    from ..compute.arrays import Inputs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
 
 
 def sums_by(numbers: Any, size: int) -> Callable[[FloatArray], FloatArray]:

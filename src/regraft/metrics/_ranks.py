@@ -17,9 +17,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
 
     Ints = NDArray[np.int64]
+
 
 STORED = 2_000_000  # rows of negatives in a block, at most, unless a single column has more
 

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "accuracy"
+
 higher_is_better = True
+
 proportion = True
+
 per_row = True
+
 bounded = True
 
 

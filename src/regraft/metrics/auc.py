@@ -18,12 +18,17 @@ from ._ranks import blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "AUC"
+
 higher_is_better = True
+
 proportion = False
+
 per_row = False
+
 bounded = True
 
 

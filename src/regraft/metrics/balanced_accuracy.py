@@ -17,12 +17,17 @@ from ._classes import sums_by
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "balanced accuracy"
+
 higher_is_better = True
+
 proportion = False  # a mean of proportions with different denominators
+
 per_row = False
+
 bounded = True
 
 

@@ -16,13 +16,19 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "expected calibration error"
+
 higher_is_better = False
+
 proportion = False
+
 per_row = False
+
 bounded = True
+
 BINS = 15
 
 

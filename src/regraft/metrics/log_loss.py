@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "log loss"
+
 higher_is_better = False
+
 proportion = False
+
 per_row = True
+
 bounded = False
 
 

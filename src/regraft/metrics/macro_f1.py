@@ -18,12 +18,17 @@ from ._classes import sums_by
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "macro-F1"
+
 higher_is_better = True
+
 proportion = False
+
 per_row = False
+
 bounded = True
 
 

@@ -15,13 +15,19 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "micro-F1"
+
 higher_is_better = True
+
 proportion = False
+
 per_row = False
+
 bounded = True
+
 thresholded = True  # value takes the task's threshold
 
 

@@ -15,12 +15,17 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "R²"
+
 higher_is_better = True
+
 proportion = False
+
 per_row = False
+
 bounded = False
 
 

@@ -12,12 +12,17 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from regraft.types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 title = "root mean squared error"
+
 higher_is_better = False
+
 proportion = False
+
 per_row = False  # the root is taken after the mean
+
 bounded = False
 
 

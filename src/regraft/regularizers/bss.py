@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..model.types import Target
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
     import torch

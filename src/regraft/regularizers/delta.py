@@ -23,16 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import PlanError
-from ..types import (
-    Batch,
-    Block,
-    Penalty,
-    Regularizer,
-    SourceRows,
-    Target,
-    TrainRows,
-    match_blocks,
-)
+from ..model.types import Block, Target, match_blocks
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..model.types import Target
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

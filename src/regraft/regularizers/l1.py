@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..model.types import Target
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..model.types import Target
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import PlanError
-from ..types import Batch, Penalty, Regularizer, SourceRows, Target, TrainRows
+from ..model.types import Target
+from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
     import torch

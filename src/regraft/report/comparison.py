@@ -10,6 +10,7 @@ from . import plots
 from .reading import RunFiles, brief
 
 TITLE = "Comparison"
+
 TEMPLATE = """
 {{ m.table(["run", primary ~ " on test", "difference to the first", "source"], rows, caption) }}
 {% if plot %}{{ m.plot(plot, text) }}
@@ -19,7 +20,7 @@ TEMPLATE = """
 
 def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Raises UsageError for runs that cannot be compared."""
-    from ..comparison import compare
+    from ..evidence.comparison import compare
 
     lines = compare([run.path for run in runs])
     walked = [

@@ -13,7 +13,9 @@ from markupsafe import Markup
 from ..errors import printable
 
 INK = "#010203"  # stands for currentColor until the SVG is written
+
 DRAWING = Lock()  # matplotlib draws one figure at a time
+
 COLORS = ("#2f7ed8", "#d9632a", "#2e9d64", "#a45bd1", "#c2a11b", "#d1447f", "#4aa3b5", "#8a8a8a")
 
 

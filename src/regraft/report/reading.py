@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .. import guarded, records
 from ..errors import UsageError, printable
-from ..runfiles import finished, read_json
+from ..io import guarded
+from ..runs import records
+from ..runs.folder import finished, read_json
 
 SEEDS = 200  # whose curves are drawn
 

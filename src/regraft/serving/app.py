@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from .. import __version__
-from ..decoding import Decoders, StoppedError
+from ..compute.versions import __version__
+from ..data.decoding import Decoders, StoppedError
+from ..data.images import FORMATS, TooCostlyError
 from ..errors import DataError, RegraftError
-from ..novelty import LEVEL
-from ..pictures import FORMATS, TooCostlyError
+from ..evidence.ood import LEVEL
 from .batching import Batcher
 from .explain import GRID, drawn, picture_cells, text_pieces
 from .figures import Figures
@@ -35,12 +35,18 @@ from .limits import Limits
 from .model import Answer, Served
 
 PAGE = files("regraft.serving") / "page"
+
 KINDS = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "WEBP": "webp",
          "PPM": "x-portable-pixmap"}  # fmt: skip
+
 PICTURES = tuple(f"image/{KINDS[name]}" for name in FORMATS)
+
 RAW = frozenset({*PICTURES, "application/octet-stream"})
+
 FORM = "multipart/form-data"
+
 AGAIN = {"retry-after": "1"}
+
 END = 1.0  # seconds that a thread has to finish, when the server ends
 
 
@@ -146,6 +152,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 FEW = problems(400, 401, 403)
+
 MANY = problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 
 

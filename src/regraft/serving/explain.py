@@ -20,19 +20,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..features import on
-from ..preprocess import TextPreprocessor
+from ..compute.device import on
+from ..data.preprocessing import TextPreprocessor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..types import FloatArray
+    from ..compute.arrays import FloatArray
     from .model import Served
 
+
 GRID = 8  # a picture's cells by side; a square of 2 × 2 of them is covered at a time
+
 WORDS = (
     64  # parts of a text that are covered, at most; neighbours share a part where there are more
 )
+
 AT_ONCE = 16  # covered inputs in a forward pass
 
 

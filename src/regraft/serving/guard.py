@@ -21,18 +21,24 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..webpage import name_of, repeated, security_headers
 from .figures import Figures
 from .limits import Limits
+from .local_pages import name_of, repeated, security_headers
 
 Scope = MutableMapping[str, Any]
+
 Message = MutableMapping[str, Any]
+
 Receive = Callable[[], Awaitable[Message]]
+
 Send = Callable[[Message], Awaitable[None]]
+
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/", "/app.js", "/style.css", "/health"})  # these hold nothing of the run
+
 LINGER = 2.0  # seconds in which the rest of a refused body is read and dropped
+
 HEADERS = security_headers(images="blob: data:")  # pictures that are dropped, and heat maps
 
 

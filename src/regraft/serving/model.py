@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import guarded
-from ..api import Predictor, load
-from ..decoding import Wanted
+from ..compute.device import on
+from ..data.decoding import Wanted
+from ..data.preprocessing import ImagePreprocessor
 from ..errors import RegraftError, SourceError, UsageError
-from ..features import on
-from ..novelty import FILE, Novelty, read_novelty
-from ..preprocess import ImagePreprocessor
+from ..evidence.ood import FILE, Novelty, read_novelty
+from ..io import guarded
+from ..pipeline.predictor import Predictor, load
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from ..types import FloatArray
+    from ..compute.arrays import FloatArray
 
 
 @dataclass(frozen=True)

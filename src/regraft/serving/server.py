@@ -32,12 +32,19 @@ from .limits import Limits
 from .model import open_run
 
 TOKEN = "REGRAFT_TOKEN"  # the environment variable
+
 SHORTEST = 16  # letters of a token
+
 BACKLOG = 2048  # connections that wait to be accepted
+
 STOP = 5  # seconds that requests have to end, after a signal
+
 END = 9  # seconds after which the process ends, whatever it does
+
 FILES = 16_384  # that the process asks to have open at once
+
 CONNECTIONS = 4096
+
 FREE_PARTS, PART_BYTES = 1000, 256  # a body's parts beyond the first ones are so large on average
 
 

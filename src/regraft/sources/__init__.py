@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from regraft import plugins
-
+from .. import plugins
 from ..errors import SourceError, did_you_mean
-from ..types import Source, SourceOptions
+from ..model.types import Source, SourceOptions
 
 FORMS = (
     "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm/NAME or a run folder"

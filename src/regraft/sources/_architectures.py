@@ -16,18 +16,23 @@ HEADED = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForImageClassification": "AutoModelForImageClassification",
 }
+
 HEADS = (
     "logits_proj", "sequence_summary.summary", "fc", "classifier", "score", "head",
 )  # dotted names of classifiers; of two in one model the earlier decides  # fmt: skip
+
 ENCODERS = (
     "Encoder", "EncoderModel", "TextModel", "VisionModel", "TextModelWithProjection",
     "VisionModelWithProjection",
 )  # ends of classes that are one encoder of several  # fmt: skip
+
 TOWERS = (
     "aimv2", "align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip",
     "siglip2",
 )  # an encoder for pictures beside one for texts  # fmt: skip
+
 MASKED = {"vit_mae": "vit"}  # trained with patches masked at random → the kind without
+
 ELSEWHERE = (
     "backbone", "backbone_config", "use_pretrained_backbone", "use_timm_backbone",
 )  # values that name a second network, with weights of its own  # fmt: skip

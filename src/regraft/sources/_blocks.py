@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from ..errors import SourceError
-from ..types import Block
+from ..model.types import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from regraft.types import Inputs
+    from ..compute.arrays import Inputs
+
 
 Run = Callable[[nn.Module, Any], Any]
+
 Steps = Sequence[str]  # dotted modules, or "method()", in the order of the forward pass
 
 

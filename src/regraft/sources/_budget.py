@@ -18,14 +18,21 @@ from ..errors import SourceError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+
 MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
+
 MAX_SUM = 10_000  # of the counts in one list, which may be numbers of layers
+
 MAX_LABELS = 1_000_000  # names of classes, which a config makes when it is read
+
 COUNTS = re.compile(r"layer|depth|block|repeat|stage|hash|attention_types")
+
 SIZES = re.compile(
     r"size$|size_|dim|width|channel|token|length|rank|bucket"
 )  # no counts, whatever else
+
 SPARE_TENSORS = 2_000  # beyond the file's: heads and poolers that it lacks
+
 SPARE_VALUES = 2**26  # 256 MB in float32
 
 

@@ -14,7 +14,8 @@ from ..errors import SourceError
 from . import _blocks, _poolings
 
 if TYPE_CHECKING:
-    from regraft.types import Block, Inputs
+    from ..compute.arrays import Inputs
+    from ..model.types import Block
 
 
 class Encoder(nn.Module):

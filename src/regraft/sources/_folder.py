@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.types import ImageSpec, TextSpec
 from ..errors import SourceError
-from ..types import ImageSpec, TextSpec
 from ._image import LARGEST
 from ._weights import Weights, read
 
@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
     "word_pronunciation.json",
     "emoji.json",
 )
+
 RESAMPLE: dict[int, Literal["nearest", "bilinear", "bicubic", "lanczos"]] = {
     0: "nearest",
     1: "lanczos",
@@ -126,7 +127,7 @@ def text_spec(
 
     Raises SourceError for no tokenizer, or one with too many tokens.
     """
-    from ..foreign_code import tokenizer_of
+    from ..io.foreign_code import tokenizer_of
     from ._tokenizers import why
 
     with quiet():

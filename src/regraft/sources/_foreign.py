@@ -12,6 +12,7 @@ STARTS = {
     b"\x93NUMPY": "an array of numpy",
     b"TFL3": "a TensorFlow Lite model",
 }
+
 PACKED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -20,12 +21,14 @@ PACKED = {
     b"7z\xbc\xaf": "7z",
     b"Rar!": "rar",
 }
+
 TEXTS = {
     b"version https://git-lfs": "only git-lfs's pointer to the weights: fetch them with git lfs pull",
     b"<": "a page or another text of markup, not weights: fetch the file anew",
     b"{": "JSON, not weights: of an index of shards name a shard's folder as transformers:FOLDER, or save "
     "the shards as one file with safetensors.torch.save_file",
 }
+
 SUFFIXES = {
     ".index": "a TensorFlow checkpoint",
     ".meta": "a TensorFlow checkpoint",
@@ -37,10 +40,12 @@ SUFFIXES = {
     ".mlmodel": "a Core ML model",
     ".engine": "a TensorRT engine",
 }
+
 CONVERT = (
     "expected safetensors or a torch state_dict; remedy: load it with the library that wrote it, and save "
     "its weights under the architecture's names with safetensors.torch.save_file"
 )
+
 UNSCRIPT = (
     "refused, nothing executed; remedy: where you trust it, load it in a sandbox with {} and save its "
     "state_dict() with safetensors.torch.save_file"

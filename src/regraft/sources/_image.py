@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Any, get_args, get_type_hints
 
+from ..data.types import ImageSpec
 from ..errors import SourceError
-from ..types import ImageSpec
 
 
 def to_recipe(spec: ImageSpec) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
+
 OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
 
 

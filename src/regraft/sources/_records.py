@@ -25,6 +25,7 @@ DICTIONARIES = (
     "yacs.config.CfgNode",
     "timm.utils.misc.AttributeDict",
 )
+
 NAMES = (
     "argparse.Namespace",
     "types.SimpleNamespace",

@@ -20,6 +20,7 @@ MODES = {
     "weightedmean": "weightedmean",
     "lasttoken": "last",
 }
+
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -28,8 +29,11 @@ FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }  # as versions before 5.4 wrote them, in the order of their concatenation
+
 WIDEST = 65_536  # features of a dense layer
+
 ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
+
 HEADS = {"LogitScore"}  # of cross-encoders: what follows a model's own head
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PIECES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "source.spm")
+
 PACKAGES = {
     "sentencepiece": "sentencepiece",
     "tiktoken": "tiktoken",

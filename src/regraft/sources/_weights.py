@@ -21,17 +21,22 @@ import torch
 from torch import Tensor
 
 from ..errors import SourceError, shorten
-from ..types import LoadedTensor
+from ..model.types import LoadedTensor
 from . import _foreign, _records
 
 EXPANDED = 1_000_000  # values that a view may claim beyond what is stored
+
 DEEPEST = 6  # levels of dictionaries in a checkpoint
+
 COMPARABLE = 0.5  # of the best dictionary's or prefix's hits: one with as many is a rival
+
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+
 PREFIXES = (
     "module", "model", "backbone", "encoder", "net", "network", "teacher", "student", "ema", "ema_model",
     "model_ema", "module_ema", "encoder_q", "encoder_k", "base_encoder", "momentum_encoder",
 )  # fmt: skip
+
 STEMS = (
     "optimizer",
     "optim",

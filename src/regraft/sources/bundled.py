@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, did_you_mean
-from ..types import Source, SourceOptions
+from ..model.types import Source, SourceOptions
 
 LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+
 OUTER = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -24,12 +27,14 @@ OUTER = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
+
 FIRST = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
 }  # block 0 does not expand
+
 INNER = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

@@ -6,21 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.types import CallableSpec, ImageSpec, Preprocess, TextSpec
 from ..errors import SourceError, did_you_mean, shorten
-from ..types import (
-    CallableSpec,
-    ImageSpec,
-    LoadedTensor,
-    Preprocess,
-    Source,
-    SourceOptions,
-    TextSpec,
-)
+from ..model.types import LoadedTensor, Source, SourceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from regraft.types import Inputs
+    from ..compute.arrays import Inputs
 
 
 def load(name: str, options: SourceOptions) -> Source:

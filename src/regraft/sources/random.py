@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
-from ..types import LoadedTensor, Source, SourceOptions
+from ..model.types import LoadedTensor, Source, SourceOptions
 
 
 def load(name: str, options: SourceOptions) -> Source:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import guarded, records
 from ..errors import SourceError
-from ..types import LoadedTensor, Source, SourceOptions
+from ..io import guarded
+from ..model.types import LoadedTensor, Source, SourceOptions
+from ..runs import records
 
 
 def load(name: str, options: SourceOptions) -> Source:

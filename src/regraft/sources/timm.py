@@ -15,13 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.types import ImageSpec
 from ..errors import SourceError, did_you_mean, shorten
-from ..types import Block, ImageSpec, Source, SourceOptions
+from ..model.types import Block, Source, SourceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ._weights import Weights
+
 
 # Options of timm's create_model itself, no architecture's: with them it opens files that they name.
 OF_TIMM = frozenset(

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.types import Preprocess, TextSpec
 from ..errors import RegraftError, SourceError
-from ..types import LoadedTensor, Preprocess, Source, SourceOptions, TextSpec
+from ..model.types import LoadedTensor, Source, SourceOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ._budget import Size
     from ._sentence import Sentence
     from ._weights import Match, Weights
+
 
 INPUTS = ("input_ids", "pixel_values")  # what a source here is given: texts or pictures
 
@@ -46,7 +48,7 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
-    from .. import foreign_code
+    from ..io import foreign_code
     from . import _architectures, _budget, _encoders, _folder, _sentence, _weights
 
     sentence = _sentence.read(folder)
@@ -157,7 +159,7 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     import torch
     import transformers
 
-    from ..foreign_code import hook
+    from ..io.foreign_code import hook
     from . import _architectures, _budget, _folder
 
     values = dict(recipe["config"])

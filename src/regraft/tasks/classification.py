@@ -20,9 +20,11 @@ from ..errors import DataError, did_you_mean, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece", "auc")
+
 Cells = Sequence[tuple[str, ...]]
 
 

@@ -18,10 +18,13 @@ from ..errors import DataError, did_you_mean, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 METRICS = ("map", "micro_f1", "macro_f1_labels")
+
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
 Cells = Sequence[tuple[str, ...]]
 
 

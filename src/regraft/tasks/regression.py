@@ -17,9 +17,11 @@ from ..errors import DataError, did_you_mean, shorten
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..types import FloatArray
+    from ..compute.arrays import FloatArray
+
 
 METRICS = ("mae", "rmse", "r2")
+
 Cells = Sequence[tuple[str, ...]]
 
 

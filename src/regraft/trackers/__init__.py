@@ -1,1 +1,48 @@
-"""One program that shows training curves a file; found by its name, see regraft.plugins and regraft.types.Tracker."""
+"""Trackers, one file each; found by its name, see :mod:`regraft.plugins`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+# ---------------------------------------------------------------- trackers
+
+
+class EpochFigures(NamedTuple):
+    """A line of history.jsonl for a tracker: "loss/TERM", "val/METRIC", "source/METRIC", "rate/BLOCK"."""
+
+    seed: int
+    epoch: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """What became of a run, for a tracker."""
+
+    state: str  # finished, failed, interrupted, killed, left or broken
+    words: str
+    metrics: Mapping[str, float]  # "test/accuracy", "test/accuracy low", "gain/linear probe" …
+    tags: Mapping[str, str]  # the verdict, the source, digests
+    summary: str  # the block that ends a run; "" of one that is not finished
+    files: Sequence[Path]  # plan, result, report: what is worth keeping with it
+
+
+class Tracker(Protocol):
+    """A file of ``trackers/``: a module with these names."""
+
+    needs: tuple[str, ...]  # modules of the extra "track"
+
+    def track(
+        self,
+        name: str,
+        params: Mapping[str, str],
+        epochs: Iterable[EpochFigures],
+        end: Callable[[], RunEnd],
+        where: str,
+    ) -> str:
+        """Write ``epochs``, which may take as long as the run does, as they come, then ``end()``; →
+        what the user should know: where it is, and how to look at it."""
+        ...

@@ -23,12 +23,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import RegraftError, UsageError
 
 if TYPE_CHECKING:
-    from ..types import EpochFigures, RunEnd
+    from . import EpochFigures, RunEnd
+
 
 T = TypeVar("T")
+
 needs = ("mlflow",)
+
 EXPERIMENT = "regraft"
+
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "broken": "FAILED"}
+
 LONGEST, AT_ONCE = 6000, 100  # characters of a value, and values that are sent together
 
 

@@ -16,7 +16,8 @@ from ..errors import DiskError, UsageError
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    from ..types import EpochFigures, RunEnd
+    from . import EpochFigures, RunEnd
+
 
 needs = ("tensorboard",)
 

@@ -17,19 +17,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .. import guarded, records
-from ..commands import command
 from ..errors import printable
-from ..locks import Holder, held, holder
-from ..runfiles import LOCK
-from ..summary import lines as summary_lines
+from ..io import guarded
+from ..io.command_lines import command
+from ..io.locks import Holder, held, holder
+from ..runs import records
+from ..runs.folder import LOCK
+from ..runs.summary import lines as summary_lines
 from .resources import PROC, Meter, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
+
 EPOCHS = 10  # that the time of one is averaged over
+
 EPOCH_LINE = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d{1,20})   epoch (\d{1,9})/(\d{1,9})\b", re.ASCII
 )
+
 RESUMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .* is resumed; done before: ")
 
 # finished, running, failed, interrupted: as result.json and the lock say

@@ -12,11 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from .. import guarded
 from ..errors import RegraftError, UsageError, printable
-from ..runfiles import dumps, plain
-from ..webpage import REPORT_CSP, need_extra
-from ..workfolders import temporary_folder
+from ..io import guarded
+from ..io.json_files import dumps, plain
+from ..io.work_folders import temporary_folder
+from ..serving.local_pages import REPORT_CSP, need_extra
 from .following import look
 from .following import name_of as run_name
 from .resources import Meter
@@ -25,9 +25,13 @@ from .runs import Runs, fault
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+
 STATIC = Path(__file__).parent / "static"
+
 FILES = {"page.css": "text/css", "watch.js": "text/javascript", "ui.js": "text/javascript"}
+
 MOST = 12  # runs that are compared at once
+
 PLAIN = "text/plain; charset=utf-8"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+
 SHORTEST = 1.0  # seconds over which processor time is counted: the kernel counts in hundredths
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from .. import guarded
 from ..errors import UsageError, printable
-from ..runfiles import MADE_LATER
+from ..io import guarded
+from ..runs.folder import MADE_LATER
 from .following import ENDED, primary, read_lines, state_of
 
 MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
+
 DEPTH, FOLDERS = 6, 20_000
 
 

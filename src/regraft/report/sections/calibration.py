@@ -8,6 +8,7 @@ from .. import plots
 from ..reading import RunFiles
 
 ORDER, TITLE = 70, "Calibration"
+
 TEMPLATE = """
 {{ m.table(["test", "as it is", "at the temperature", "gain, paired"], rows, caption) }}
 {{ m.plot(plot, text) }}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...confusion import rows_of
+from ...runs.confusion import rows_of
 from ..reading import RunFiles
 
 ORDER, TITLE = 20, "What to be careful about"
+
 TEMPLATE = """
 <ul>
 {% for line in lines %}<li>{{ line }}</li>
 {% endfor %}
 </ul>
 """
+
 FEW_ROWS, FEW_OF_A_CLASS, WIDE = 100, 15, 0.1
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...confusion import column_sums, rows_of
+from ...runs.confusion import column_sums, rows_of
 from ..reading import RunFiles
 
 ORDER, TITLE = 60, "Classes"
+
 TEMPLATE = """
 {{ m.table(["class", "test rows", "recall", "precision", "most often taken for"], rows, caption) }}
 {% if matrix %}
@@ -25,7 +26,9 @@ TEMPLATE = """
 </tbody></table></div>
 {% endif %}
 """
+
 RIGHT, WRONG = "46 157 100", "217 99 42"  # red, green and blue of a cell
+
 MATRIX, LISTED = 25, 200  # classes up to which the matrix is shown, and a table of all
 
 
@@ -53,7 +56,7 @@ def line(
     i: int, row: dict[int, int], classes: list[str], support: int, taken_for: int
 ) -> tuple[str, int, str, str, str]:
     """Return the cells of one class in the table."""
-    from ...intervals import wilson
+    from ...evidence.intervals import wilson
 
     right = row.get(i, 0)
     recall, precision = (

@@ -9,6 +9,7 @@ from .. import plots
 from ..reading import RunFiles
 
 ORDER, TITLE = 50, "Curves"
+
 TEMPLATE = """
 {{ m.plot(plot, text) }}
 {% if rates %}{{ m.table(["block", "last learning rate"], rates, "Learning rates at the end") }}{% endif %}

@@ -7,12 +7,14 @@ from typing import Any
 from ..reading import RunFiles
 
 ORDER, TITLE = 30, "Data"
+
 TEMPLATE = """
 {{ m.table(["split", "rows"], splits, "Rows") }}
 {% if classes %}{{ m.table(["label", "train", "val", "test"], classes, caption) }}{% endif %}
 {% if notes %}<h3>What was said about them</h3>
 <ul>{% for note in notes %}<li>{{ brief(note) }}</li>{% endfor %}</ul>{% endif %}
 """
+
 LISTED = 50
 
 

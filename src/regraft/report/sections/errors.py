@@ -7,6 +7,7 @@ from typing import Any
 from ..reading import RunFiles, picture_of
 
 ORDER, TITLE = 80, "The worst errors on test"
+
 TEMPLATE = """
 <p class="note">{{ words }}</p>
 {% call(e) m.gallery(errors) %}

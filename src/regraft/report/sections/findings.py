@@ -7,6 +7,7 @@ from typing import Any
 from ..reading import RunFiles, brief
 
 ORDER, TITLE = 35, "What was found in the data"
+
 TEMPLATE = """
 {{ m.table(["", "what", "rows", "remedy"], rows, caption, 4) }}
 {% for what, examples, more in details %}
@@ -15,6 +16,7 @@ TEMPLATE = """
 {% if more %}<li>and {{ more }} more</li>{% endif %}</ul></details>
 {% endfor %}
 """
+
 LISTED = 20
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..reading import RunFiles
 
 ORDER, TITLE = 100, "Provenance"
+
 TEMPLATE = """
 {{ m.table(["what", "value"], rows, "Paths are shown without the folders above them", left=2) }}
 <details><summary>The plan, which runs it again: <code>regraft fit plan.toml</code></summary>

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import printable
-from ...summary import frontier as frontier_words
-from ...summary import retention as retention_words
+from ...runs.summary import frontier as frontier_words
+from ...runs.summary import retention as retention_words
 from .. import plots
 from ..reading import RunFiles
 
 ORDER, TITLE = 90, "The source task and the frontier"
+
 TEMPLATE = """
 <p>{{ words }}</p>
 {% if forgotten %}

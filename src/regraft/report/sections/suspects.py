@@ -7,6 +7,7 @@ from typing import Any
 from ..reading import RunFiles, picture_of
 
 ORDER, TITLE = 85, "Suspected label errors"
+
 TEMPLATE = """
 <p class="note">{{ words }}</p>
 {% call(e) m.gallery(rows) %}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...summary import over_seeds, verdict
+from ...runs.summary import over_seeds, verdict
 from .. import plots
 from ..reading import RunFiles
 
 ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True
+
 TEMPLATE = """
 <p class="verdict {{ tone }}">{{ words }}</p>
 <p class="note">Test, n = {{ n }}. {{ primary }} is the metric that choices were made by; gains are paired on the
@@ -21,6 +22,7 @@ same rows and positive where fine-tuning is better. Intervals are 95 %.</p>
 {{ m.table(["seed", "best epoch", "α", "val", "test", "scratch on test"], seeds, "By seed: " ~ primary) }}
 {% endif %}
 """
+
 TONES = {"transfer helps": "good", "transfer hurts": "bad"}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...summary import weights
+from ...runs.summary import weights
 from ..reading import RunFiles, brief
 
 ORDER, TITLE = 40, "Weights and blocks"
+
 TEMPLATE = """
 <p>{{ name }} ({{ licence }}): {{ words }}.</p>
 {% if blocks %}

@@ -1,0 +1,129 @@
+"""Progress bars of a fit on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ..errors import printable
+from ..io.progress import telling
+from ..io.streams import complain, shown
+
+if TYPE_CHECKING:
+    from ..data.batches import Batches
+    from ..io.streams import Say
+    from ..pipeline.arms import Track
+    from ..training.records import Progress as At
+
+
+@contextmanager
+def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
+    """(say a line, wrap training batches in a bar); both silent where ``on`` is false. Stages speak too."""
+    with _shown(on=on) as (say, track), telling(say):
+        yield say, track
+
+
+@contextmanager
+def _shown(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
+    if not on:
+        yield (lambda line: None), None
+        return
+    if not sys.stderr.isatty():
+        yield complain, None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Shown(Progress):
+        """The bars, and a few lines below them."""
+
+        lines: tuple[str, ...] = ()
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            for line in self.lines:
+                yield Text(line, style="dim")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Shown(*columns, console=console, transient=True) as progress:
+
+        def show(lines: tuple[str, ...]) -> None:
+            progress.lines = lines
+
+        yield (
+            (lambda line: console.print(shown(line), markup=False, highlight=False)),
+            Bars(progress, show),
+        )
+
+
+class Bars:
+    """A bar a fit, and what the fit says of itself after each step."""
+
+    def __init__(self, progress: Any, show: Callable[[tuple[str, ...]], None]) -> None:
+        self.progress, self.show = progress, show
+        self.terms = ""
+
+    def __call__(self, rows: int, label: str) -> Callable[[Batches], Any]:
+        bar = self.progress.add_task(label, total=rows)
+        self.terms = ""
+        return lambda batches: Tracked(batches, self.progress, bar)
+
+    def step(self, label: str, at: At, steps: int) -> None:
+        """Told after each step where a fit stands: ``steps`` of the epoch are in its sums."""
+        if steps:
+            means = figures({name: total / steps for name, total in at.sums.items()})
+            self.terms = f"{label}, epoch {at.epoch}, step {at.step}   {means}"
+        self.show(tuple(line for line in (self.terms, best(at), rates(at.rates)) if line))
+
+
+def figures(values: Mapping[str, float]) -> str:
+    return "   ".join(f"{printable(name)} {value:.4g}" for name, value in values.items())
+
+
+def best(at: At) -> str:
+    """The best epoch so far; "" without val, where the last one stands."""
+    if not at.best:
+        return ""
+    which = f"epoch {at.best_epoch}" if at.best_epoch else "the starting point"
+    return f"best so far on val: {which}   {figures(at.best)}"
+
+
+def rates(by_block: Mapping[str, float]) -> str:
+    """Neighbouring blocks with one rate are named together."""
+    found = []
+    for text, group in groupby(by_block.items(), key=lambda item: f"{item[1]:.2g}"):
+        names = [printable(name) for name, _ in group]
+        found.append(f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} {text}")
+    return f"learning rates: {', '.join(found)}" if found else ""
+
+
+class Tracked:
+    """Batches whose every step moves a bar."""
+
+    def __init__(self, batches: Batches, progress: Any, bar: Any) -> None:
+        self.batches, self.progress, self.bar = batches, progress, bar
+        self.batch_size = batches.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, n: int, skip: int = 0) -> Iterator[Any]:
+        for batch in self.batches.epoch(n, skip):
+            yield batch
+            self.progress.advance(self.bar, len(batch[0]) * self.batches.share[1])

@@ -1,0 +1,138 @@
+"""Another point of a run's frontier, without training: ``regraft frontier RUN --retain 0.98``.
+
+The figures of the points are those that the run wrote, on val (or over folds) and on the source's
+select rows. A point that is written as a run of its own is evaluated anew: test is opened once more,
+and the ledger counts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from ..compute.malloc import freed_memory_kept
+from ..errors import DataError, SourceError, UsageError
+from ..evidence.frontier import Point, choose
+from ..evidence.retention import Retained
+from ..evidence.scoring import at_threshold
+from ..io import guarded
+from ..metrics import Metric
+from ..plugins import module
+from ..runs.folder import RunFolder, check_new, finished, read_json, read_task
+from ..runs.records import Environment, Rewritable, number_of
+
+
+@dataclass(frozen=True)
+class Rechosen:
+    points: list[Point]
+    chosen: Point
+    primary: str
+    chosen_by: str  # "val" or "cross-validation"
+
+
+def rechoose(run: Path, retain: float | None) -> Rechosen:
+    """The best point of a run that keeps the floor ``retain`` (none: the best).
+
+    Raises UsageError for a run without a frontier of its saved model, PlanError for a floor that no point keeps.
+    """
+    result = finished(run)
+    front = result.get("frontier")
+    if not front:
+        raise UsageError(
+            f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
+        )
+    if front.get("seed") not in (None, saved := result["seeds"][0]["seed"]):
+        raise UsageError(
+            f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
+            f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
+        )
+    if not front["points"]:
+        raise guarded.damaged(run, "result.json", "frontier.points are none")
+    points = [point_of(p) for p in front["points"]]
+    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
+    chosen = choose(points, metric, retain)
+    return Rechosen(points, chosen, result["primary"], front["chosen_by"])
+
+
+def point_of(record: dict[str, Any]) -> Point:
+    figures = {name: number_of(value) for name, value in record["figures"].items()}
+    source = record.get("source")
+    known = {f.name: source[f.name] for f in fields(Retained)} if source else None
+    return Point(record["alpha"], figures, Retained(**known) if known else None)
+
+
+@freed_memory_kept()
+def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
+    """The chosen point as a run folder of its own, of the first seed.
+
+    Raises UsageError where ``out`` exists or nothing was fitted, DataError or SourceError where the run's data
+    or source have changed.
+    """
+    from ..evidence.linear_probe import Probe
+    from ..pipeline.arms import Arm, Folded, mover
+    from ..pipeline.evaluate import Trained
+    from ..pipeline.model_folder import read_ends
+    from ..pipeline.prepare import prepare
+    from ..pipeline.run import Clock, describe, finish
+    from ..plan import read as plan_read
+    from ..training.records import Fit
+
+    check_new(out)
+    result = finished(run, Rewritable)
+    if not result["fit"]["fitted"]:
+        raise UsageError(
+            f"{run} is the start itself (α = 0): nothing was fitted on all of train, so no other point can be "
+            f"written: fit with fit.alpha = 0.5, or another"
+        )
+    start, end = read_ends(run)
+    tree = plan_read.read_run_plan(run).model_dump(exclude_none=True)
+    tree["fit"].pop("retain", None)
+    tree["fit"] |= {"alpha": "chosen"} | ({} if retain is None else {"retain": retain})
+    tree["evaluate"]["controls"] = []
+    tree["run"] |= {"out": str(out), "seeds": 1}
+    clock = Clock()
+    with clock("prepare"):
+        p = prepare(plan_read.check(tree))
+    if p.splits.digest != read_json(run, "environment.json", Environment)["data_digest"]:
+        raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
+    if p.source.digest != result["source"]["digest"]:
+        raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
+    mover(p, p.target, start, end)(found.chosen.alpha)
+    solver = result["probe"]
+    losses = {float(k): number_of(v) for k, v in solver["losses"].items()}
+    head = start["head.weight"], start["head.bias"]
+    probe = Probe(*head, solver["strength"], losses, solver["chosen_by"])
+    fit = Fit(**{f.name: result["fit"][f.name] for f in fields(Fit)})
+    arm = Arm(
+        p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end
+    )
+    by_folds = found.chosen_by == "cross-validation"
+    cross = Folded(found.points if by_folds else [], 0, {})
+    with RunFolder(out) as folder:
+        describe(p, folder, folder.log)
+        folder.log(f"α = {found.chosen.alpha:g} of {run}, without training")
+        finish(p, folder, Trained([arm], [], probe, cross, fitted=True), clock)
+    return folder.path
+
+
+def in_words(found: Rechosen, retain: float | None) -> str:
+    """A table for the terminal; the chosen point is marked."""
+    sure = any(p.source is not None for p in found.points)
+    by = found.chosen_by
+    head = f"     α   {by} {found.primary}   loss"
+    out = [head + ("    source   kept    for sure" if sure else "")]
+    wide = len(f"{by} {found.primary}")
+    for p in found.points:
+        mark = "→" if p is found.chosen else " "
+        line = f"{mark} {p.alpha:>4.1f}   {p.figures[found.primary]:>{wide}.4f}  {p.figures['loss']:.4f}"
+        out.append(line + (source_words(p.source) if p.source else ""))
+    floor = "" if retain is None else f", keeping {retain:g} of the source for sure"
+    out.append(f"α = {found.chosen.alpha:g} is best by {by}{floor}; 0 is the start, 1 the fit.")
+    return "\n".join(out)
+
+
+def source_words(source: Retained) -> str:
+    if source.ratio is None or source.low is None:
+        return f"   {source.after:.4f}   not defined"
+    return f"   {source.after:.4f}   {source.ratio:.4f}   {source.low:.4f}"

@@ -1,0 +1,150 @@
+"""Inputs for a run that is done: what ``predict`` and ``evaluate`` are given on the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..data.decoding import Lookers
+from ..data.images import reason
+from ..data.loading import refuse_archive
+from ..data.types import DataOptions
+from ..errors import DataError, shorten
+from ..evidence.types import Prediction
+from ..formats import image_folder, table
+from ..io.csv_cells import escaped
+from ..io.streams import Shown
+from ..pipeline.predictor import plan_of
+from ..plan.options import data_options
+
+Value = str | tuple[str, str]
+
+
+def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
+    """How to read ``data``: the columns of the run's own data, unless given."""
+    options = data_options(plan_of(run))
+    fields: dict[str, Any] = {"path": data, "format": "auto", "image_root": None}
+    fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
+    return replace(options, **fields)
+
+
+def named_inputs(
+    run: Path, kind: str, inputs: Sequence[str], given: dict[str, Any], stdin: TextIO
+) -> tuple[list[str], list[Value]]:
+    """(names, inputs) of files, folders, tables and, for "-", lines of stdin.
+
+    Raises DataError for what does not exist or holds nothing that the run can read.
+    """
+    names: list[str] = []
+    values: list[Value] = []
+    for item in inputs:
+        if item == "-":
+            lines = [line.rstrip("\r\n") for line in stdin]
+            lines = [line for line in lines if line.strip()]
+            bad = [i for i, line in enumerate(lines, 1) if not is_text(line)]
+            if bad and kind == "text":
+                where = shorten([f"line {i}" for i in bad])
+                raise DataError(f"{len(bad)} lines of input are not UTF-8 text: {where}")
+            names += [f"line {i}" for i in range(1, len(lines) + 1)] if kind == "text" else lines
+            values += lines
+            continue
+        path = Path(item)
+        if not path.exists():
+            hint = "; to predict a text, pipe it in: echo … | regraft predict RUN -"
+            raise DataError(f"{item} does not exist{hint if kind == 'text' else ''}")
+        refuse_archive(path)
+        if path.suffix.lower() in table.READERS:
+            rows = table.read(path, like_run(run, path, given), labelled=False).rows
+            names += [r.where for r in rows]
+            values += [r.inputs if len(r.inputs) == 2 else r.inputs[0] for r in rows]
+        elif kind == "text":
+            lines = [t for t in text_of(path).splitlines() if t.strip()]
+            names += [f"{path.name} line {i}" for i in range(1, len(lines) + 1)]
+            values += lines
+        else:
+            found = [str(p) for p in image_folder.list_images(path)] if path.is_dir() else [item]
+            names += found
+            values += found
+    if not values:
+        raise DataError(f"there is nothing to predict in {', '.join(inputs)}")
+    return names, values
+
+
+def readable(
+    names: Sequence[str], values: Sequence[Value], on_bad: str
+) -> tuple[list[str], list[Value], list[str]]:
+    """Decode each picture once; return (names, inputs) of those that decode, and lines on the others.
+
+    Raises DataError, with their count, where there are others and ``on_bad`` is not "skip", or where no
+    picture is left.
+    """
+    # Pillow releases the GIL
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Lookers() as lookers:
+        problems = list(pool.map(partial(_problem, lookers), values))
+    bad = [f"{n} ({why})" for n, why in zip(names, problems, strict=True) if why]
+    if bad and (on_bad != "skip" or len(bad) == len(names)):
+        raise DataError(
+            f"{len(bad)} of {len(names)} pictures cannot be read: {shorten(bad)}; mend or remove them, or "
+            "predict the others with --on-bad skip"
+        )
+    good = [(n, v) for n, v, why in zip(names, values, problems, strict=True) if not why]
+    return [n for n, _ in good], [v for _, v in good], bad
+
+
+def _problem(lookers: Lookers, value: Value) -> str:
+    """Return why a picture cannot be read; "" for one that can."""
+    try:
+        lookers.look(Path(str(value)))
+    except DataError as error:
+        return reason(error) or str(error)
+    return ""
+
+
+def is_text(line: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that could not be read as such come as surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text_of(path: Path) -> str:
+    """Raises DataError for what is no file of UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; save it "
+            f"as UTF-8"
+        ) from error
+
+
+def write_predictions(
+    file: TextIO | Shown,
+    names: Sequence[str],
+    predictions: Iterable[Prediction],
+    as_json: bool,
+    escape: bool = True,
+) -> None:
+    """CSV with a header, or one JSON object a line. With ``escape`` no cell is a formula to a
+    spreadsheet."""
+    writer = csv.writer(file, lineterminator="\n")
+    cell = escaped if escape else (lambda value: value)
+    for i, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
+        if as_json:
+            file.write(json.dumps({"input": name, **asdict(prediction)}, ensure_ascii=False) + "\n")
+            continue
+        if i == 0:
+            writer.writerow(map(cell, ["input", "predicted", *prediction.scores]))
+        scores = [repr(v) for v in prediction.scores.values()]
+        writer.writerow([cell(name), cell(prediction.label), *scores])

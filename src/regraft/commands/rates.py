@@ -1,0 +1,182 @@
+"""Learning-rate range test: which rates does this fit stand?
+
+The rates of all blocks are multiplied by one factor that grows geometrically step by step, and the
+training loss is watched: it falls, then rises. Smith 2017, https://arxiv.org/abs/1506.01186, section
+3.3. The loss is smoothed by a moving average with decay 0.9, divided by 1 − 0.9^steps. The test ends
+where the smoothed loss is WORSE times the least seen, or not finite.
+
+It sees train alone, and leaves weights, statistics, modes and the random generator as they were. What
+it says is where training breaks, not which rate generalises best; a tenth of the rate with the least
+loss is the usual choice. From the probe's head the loss has little room to fall: read where it rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compute.device import placed
+from ..compute.malloc import freed_memory_kept
+from ..errors import DivergedError, UsageError
+from ..model.trainable import set_trainable
+from ..model.weights import restore, snapshot
+from ..pipeline.arms import adapted, begin, features_of_source, probe_on
+from ..pipeline.prepare import Prepared, prepare
+from ..training import optimizers
+from ..training.loop import together
+from ..training.objective import Objective
+from ..training.settings import Settings
+
+if TYPE_CHECKING:
+    from ..data.batches import Batches
+    from ..freezing import Freezing
+    from ..model.types import Target
+    from ..plan.schema import Plan
+    from ..regularizers import Penalty
+    from ..tasks import Task
+
+
+DECAY, WORSE = 0.9, 4.0
+
+LOW, HIGH = 1e-2, 1e3  # factors on the plan's rates
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A step: its factor on the plan's rates, the rate of the block nearest the head, the losses."""
+
+    factor: float
+    lr: float
+    loss: float
+    smoothed: float
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    tried: list[Tried]
+    least: Tried  # with the least smoothed loss
+    broke: float | None  # the rate at which the loss broke away; None: at none that was tried
+    head_share: float  # the head's rate over that of the block nearest to it
+
+
+def range_test(
+    target: Target,
+    train: Batches,
+    task: Task,
+    settings: Settings,
+    *,
+    freezing: Freezing,
+    penalties: Mapping[str, Penalty],
+    device: torch.device,
+    seed: int,
+    steps: int,
+    low: float = LOW,
+    high: float = HIGH,
+) -> RangeTest:
+    """Raise the rates from ``low`` to ``high`` times those of the settings; the target is left as it was.
+
+    Blocks train as in the first epoch in which all that will ever train do. Raises UsageError for
+    fewer than two steps or factors that do not grow.
+    """
+    if steps < 2 or not 0 < low < high:
+        raise UsageError(
+            "a range test takes 2 steps or more, from a factor above 0 to a larger one"
+        )
+    blocks = [b.name for b in target.blocks]
+    backbone = blocks[-2] if len(blocks) > 1 else blocks[-1]
+    trains = max((freezing(blocks, e) for e in range(1, settings.epochs + 1)), key=len)
+    before, state = snapshot(target), torch.get_rng_state()
+    modes = {m: m.training for m in target.model.modules()}
+    learns = {p: p.requires_grad for p in target.model.parameters()}
+    torch.manual_seed(seed)
+    tried: list[Tried] = []
+    mean, broke = 0.0, None
+    try:
+        model = placed(target.model, device, settings.layout)
+        set_trainable(target, trains, settings.batch_norm)
+        groups = optimizers.groups(target, trains, settings.rates, settings.weight_decay)
+        optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)
+        params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        objective = Objective(target, task, penalties, settings, device, seed)
+        batches = (
+            (epoch, micro)
+            for epoch in count(1)
+            for micro in together(train.epoch(epoch), settings.accumulate)
+        )
+        for step, (epoch, micro) in enumerate(islice(batches, steps)):
+            factor = low * (high / low) ** (step / (steps - 1))
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rates[group["block"]] * factor
+            lr = settings.rates[backbone] * factor
+            try:
+                values = objective.step(micro, params, optimizer, epoch, step)
+            except DivergedError:
+                broke = lr
+                break
+            loss = sum(values.values())
+            mean = DECAY * mean + (1 - DECAY) * loss
+            smoothed = mean / (1 - DECAY ** (step + 1))
+            tried.append(Tried(factor, lr, loss, smoothed))
+            if smoothed > WORSE * min(t.smoothed for t in tried):
+                broke = lr
+                break
+    finally:
+        restore(target, before)
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, learn in learns.items():
+            parameter.requires_grad_(learn)
+            parameter.grad = None
+        torch.set_rng_state(state)
+    if not tried:
+        raise UsageError(f"the loss is not finite at {low:g} times the plan's rates: lower fit.lr")
+    least = min(tried, key=lambda t: t.smoothed)
+    return RangeTest(tried, least, broke, settings.rates["head"] / settings.rates[backbone])
+
+
+@freed_memory_kept()
+def of_plan(
+    plan: Plan,
+    steps: int,
+    *,
+    allow_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RangeTest:
+    """The range test of a plan's first seed, from the start that its fit has."""
+    p: Prepared = prepare(plan, allow_code=allow_code)
+    start = None
+    if not p.source.nothing_kept and p.plan.fit.start == "probe":
+        say("features and linear probe, where the fit starts")
+        start = probe_on(p, features_of_source(p))
+    target = begin(p, p.source, p.seeds[0], start)
+    say(f"{steps} steps with rates from {LOW:g} to {HIGH:g} times the plan's")
+    rows = p.train_rows()
+    penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}
+    with adapted(p.freezing, target, p.seeds[0]) as tested:
+        return range_test(
+            tested, p.batches("train", seed=p.seeds[0], train=True), p.task, p.settings,
+            freezing=p.freezing, penalties=penalties, device=p.device, seed=p.seeds[0], steps=steps,
+        )  # fmt: skip
+
+
+def in_words(found: RangeTest) -> str:
+    """The curve as lines for the terminal, and what it says."""
+    top = max(t.smoothed for t in found.tried) or 1.0
+    every = max(1, len(found.tried) // 20)
+    lines = ["      rate      loss   smoothed"]
+    for i, t in enumerate(found.tried):
+        if i % every == 0 or t is found.least or t is found.tried[-1]:
+            mark = "→" if t is found.least else " "
+            bar = "█" * round(30 * t.smoothed / top)
+            lines.append(f"{mark} {t.lr:>8.2g}   {t.loss:>7.4f}   {t.smoothed:>7.4f}  {bar}")
+    lr = found.least.lr / 10
+    ends = "broke at none of them" if found.broke is None else f"broke away at {found.broke:.2g}"
+    lines.append(
+        f"The smoothed training loss is least at {found.least.lr:.2g} and {ends}. A tenth of the least is "
+        f"the usual choice: --lr {lr:.2g} --head-lr {lr * found.head_share:.2g}; val decides."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,20 @@
+"""Types of arrays and tensors.
+
+Shapes: B rows of a batch, N rows of a split, D features, C outputs (classes, labels or numbers),
+R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Inputs = Tensor | dict[str, Tensor]  # [B, …], or tensors by name (texts)
+    FloatArray = NDArray[np.float64]
+
+
+Kind = Literal["image", "text", "tensor"]

@@ -1,0 +1,73 @@
+"""Weights divided among the processes while they train: torch's FSDP2.
+
+Each process holds its share of the weights, of their gradients and of the optimiser's state; the rest
+of a block is fetched for as long as the block computes. Every process takes part in every forward pass.
+
+What is left of a fit, from the frontier on, has the whole weights on each device again, but neither
+gradients nor an optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A divided tensor put together, for which all processes must ask; another one as it is."""
+    held: Any = tensor
+    together: Tensor = held.full_tensor() if distributed.divided(tensor) else tensor
+    return together
+
+
+def together(tensor: Tensor) -> Tensor:
+    """A divided tensor put together on the CPU, so that a device holds one at a time; another as it is."""
+    return whole(tensor.detach()).cpu() if distributed.divided(tensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """As :func:`together` in the first process; the others help and keep their share."""
+    if not distributed.divided(tensor) or distributed.first():
+        return together(tensor)
+    whole(tensor.detach())
+    return tensor
+
+
+def share(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, equal in all processes, divided as ``like`` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    held: Any = like
+    divided_: Tensor = distribute_tensor(
+        value.to(held.device), held.device_mesh, held.placements, src_data_rank=None
+    )
+    return divided_
+
+
+def put_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Whole tensors, equal in all processes, into a model that may be divided.
+
+    Raises RuntimeError where they are of another model.
+    """
+    if not divided(model):
+        model.load_state_dict(dict(state))
+        return
+    own = model.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            raise RuntimeError(f"{name} is not the same tensor in both")
+    with torch.no_grad():
+        for name, held in own.items():
+            value = state[name]
+            held.copy_(share(value, held) if distributed.divided(held) else value)
+
+
+def divided(module: nn.Module) -> bool:
+    return any(distributed.divided(p) for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Rows: read, identified, split, decoded and batched."""

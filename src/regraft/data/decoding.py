@@ -1,0 +1,403 @@
+"""Decoding in worker processes, which have a limit on time and memory and can be ended.
+
+A decoder at work cannot be stopped from within its process: it is C code, or a loop of Pillow's. So a
+picture that may cost much is decoded in a worker. The kernel ends the worker when its processor time is
+used up (ITIMER_PROF on Linux and macOS), and the parent ends it after a time on the clock. RLIMIT_AS bounds
+its memory on Linux; elsewhere the limit on pixels does. A worker imports Pillow and numpy but not torch, so
+the next one is there in a fifth of a second.
+
+A worker reads requests from its standard input and answers on its standard output: a line of JSON, then
+bytes, in both directions. The parent unpickles nothing that a worker sends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import DataError, RegraftError
+from .image_costs import LARGE_BYTES, bounded, excess
+from .images import (
+    MAX_PIXELS,
+    UNREADABLE,
+    TooCostlyError,
+    TooManyPixelsError,
+    facts_of,
+    picture_of,
+    resized,
+)
+from .types import PictureFacts
+
+LOOK_S = 30.0  # of processor time, for a picture of a data folder
+
+LOOK_WALL_S = 300.0
+
+QUICK_S = 0.5  # of processor time, for a picture of a request that is decoded beside others
+
+SLOW_S = 10.0  # the same for one that takes longer: those are decoded one after another
+
+SMALL_FILE_BYTES = 1_000_000
+
+QUICK_PIXELS = 12_500_000  # a phone's picture; larger ones are decoded one after another
+
+BYTES_PER_PIXEL = 16  # coefficients of a progressive JPEG, its pixels and a copy of them
+
+BASE_BYTES = 400_000_000  # address space of a worker that decodes nothing
+
+MAX_REPLY_BYTES = 4 * MAX_PIXELS
+
+PATIENCE = 10  # niceness of the worker for slow pictures
+
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4000000",  # so that glibc gives a picture's memory back
+}
+
+KINDS: dict[str, type[DataError]] = {
+    "pixels": TooManyPixelsError, "cost": TooCostlyError, "data": DataError,
+}  # fmt: skip
+
+
+class SlowError(TooCostlyError):
+    """A picture whose decoding used up its time."""
+
+
+class StoppedError(RegraftError):
+    """A worker that was closed, or that could not be started."""
+
+
+# ---------------------------------------------------------------- a worker, seen from its parent
+
+
+class Worker:
+    """A process that decodes one picture at a time. It is started when it is needed."""
+
+    def __init__(self, pixels: int = MAX_PIXELS, patience: int = 0) -> None:
+        self._arguments = [str(BASE_BYTES + BYTES_PER_PIXEL * pixels), str(patience)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Return the process. Raises StoppedError where none can be started."""
+        with self._lock:
+            if self._closed:
+                raise StoppedError("the picture is not decoded: its worker was stopped")
+            if self._process is not None and self._process.poll() is not None:
+                _release(self._process)  # it was killed between two pictures
+                self._process = None
+            if self._process is None:
+                self._process = _started(self._arguments)
+            return self._process
+
+    def ask(
+        self, request: dict[str, Any], content: bytes, seconds: float, wall: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return a worker's reply. Raises SlowError, or TooCostlyError where it ended otherwise."""
+        process, late = self.start(), threading.Event()
+        assert process.stdin is not None and process.stdout is not None
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        clock = threading.Timer(wall, end)
+        clock.daemon = True
+        clock.start()
+        head: dict[str, Any] = {}
+        body = b""
+        try:
+            with suppress(OSError, ValueError, KeyError):  # a worker that ended
+                asked = request | {"bytes": len(content), "seconds": seconds}
+                process.stdin.write(json.dumps(asked).encode() + b"\n")
+                process.stdin.write(content)
+                process.stdin.flush()
+                head = json.loads(process.stdout.readline(MAX_REPLY_BYTES))
+                body = process.stdout.read(min(head["bytes"], MAX_REPLY_BYTES))
+        finally:
+            clock.cancel()
+        if head and len(body) == head["bytes"]:
+            return head, body
+        code = self._end(process)
+        if self._closed:
+            raise StoppedError("the picture is not decoded: its worker was stopped")
+        if late.is_set() or code == -getattr(signal, "SIGPROF", 0):
+            raise SlowError(f"decoding takes more than {wall if late.is_set() else seconds:g} s")
+        raise TooCostlyError(f"decoding ended the process that did it (exit code {code})")
+
+    def close(self) -> None:
+        """End the process, whatever it does, and start none again."""
+        with self._lock:
+            self._closed, process = True, self._process
+        if process is not None:
+            self._end(process)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> int:
+        process.kill()
+        code = process.wait()
+        _release(process)
+        with self._lock:
+            self._process = None
+        return code
+
+
+def _release(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # what could not be written
+            pipe.close()
+
+
+def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from regraft.data.decoding import work; work()"
+    package = str(Path(__file__).parents[2])
+    own: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}  # Ctrl-C is not for it
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code, package, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | ENVIRONMENT, **own,
+        )  # fmt: skip
+    except OSError as error:
+        raise StoppedError(f"no process to decode pictures could be started: {error}") from error
+
+
+def _checked(head: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the reply. Raises DataError for one that says why a picture cannot be read."""
+    if "error" in head:
+        raise KINDS[head["kind"]](f"{name} {UNREADABLE}{head['error']}")
+    return head
+
+
+# ---------------------------------------------------------------- pictures of requests
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a picture is to come out of its file."""
+
+    channels: int
+    resize: int | tuple[int, int]  # its shorter side, or (height, width)
+    resample: int  # Pillow's filter
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(order=True)
+class _Job:
+    size: int  # bytes of the file; small ones come first
+    number: int
+    content: bytes = field(compare=False, default=b"")
+    wanted: Wanted | None = field(compare=False, default=None)  # None: the thread ends
+    answer: Future[Image.Image] = field(compare=False, default_factory=Future)
+
+    def forget(self, answer: Future[Image.Image]) -> None:
+        """Drop the file of a job that is done or given up, which may be in a queue yet."""
+        self.content = b""
+
+
+class Decoders:
+    """Workers for the pictures of requests: quick ones are decoded beside each other, slow ones in turn.
+
+    A picture that is large, or that takes longer than QUICK_S, goes on to the one worker for slow ones.
+    So pictures that cost much wait for each other, and others do not wait for them; and only one of them
+    takes memory. Small files, which take little time whatever they hold, have workers of their own.
+    """
+
+    def __init__(self, workers: int | None = None, wall: float = 30.0) -> None:
+        count = workers or min(8, max(2, os.cpu_count() or 1))
+        self._wall = wall
+        self._small: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._quick: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._slow: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._last = Worker(patience=PATIENCE)
+        self._workers = [
+            *((Worker(QUICK_PIXELS), self._small) for _ in range(count)),
+            *((Worker(QUICK_PIXELS), self._quick) for _ in range(count)),
+            (self._last, self._slow),
+        ]
+        self._number, self._closed, self._lock = 0, False, threading.Lock()
+        for worker in self._workers:
+            threading.Thread(target=self._work, args=worker, daemon=True).start()
+
+    def warm_up(self) -> None:
+        """Start the workers for small files, so that the first requests do not wait for them."""
+        for worker, jobs in self._workers:
+            if jobs is self._small:
+                worker.start()
+
+    def submit(self, content: bytes, wanted: Wanted) -> Future[Image.Image]:
+        """Return the picture to come, resized. The future raises DataError, or StoppedError."""
+        with self._lock:
+            if self._closed:
+                raise StoppedError("the server is stopping")
+            self._number += 1
+            job = _Job(len(content), self._number, content, wanted)
+        job.answer.add_done_callback(job.forget)
+        (self._small if job.size <= SMALL_FILE_BYTES else self._quick).put(job)
+        return job.answer
+
+    def close(self) -> None:
+        """End all workers, whatever they do."""
+        with self._lock:
+            self._closed = True
+        for worker, jobs in self._workers:
+            worker.close()
+            jobs.put(_Job(sys.maxsize, 0))  # behind those that wait, which fail at once
+
+    def _work(self, worker: Worker, jobs: queue.PriorityQueue[_Job]) -> None:
+        slow = worker is self._last
+        while (job := jobs.get()).wanted is not None:
+            if job.answer.done():  # given up
+                continue
+            try:
+                picture = self._decoded(worker, job.content, job.wanted, slow)
+            except (SlowError, TooManyPixelsError) as error:
+                within = isinstance(error, SlowError) or job.wanted.max_pixels > QUICK_PIXELS
+                if within and not slow:
+                    self._slow.put(job)
+                else:
+                    _fail(job, error)
+            except Exception as error:
+                _fail(job, error)
+            else:
+                with suppress(InvalidStateError):  # given up meanwhile
+                    job.answer.set_result(picture)
+
+    def _decoded(self, worker: Worker, content: bytes, wanted: Wanted, slow: bool) -> Image.Image:
+        request = asdict(wanted)
+        if not slow:
+            request["max_pixels"] = min(wanted.max_pixels, QUICK_PIXELS)
+        try:
+            head, body = worker.ask(request, content, SLOW_S if slow else QUICK_S, self._wall)
+        except TooCostlyError as error:
+            raise type(error)(f"the upload {UNREADABLE}{error}") from error
+        head = _checked(head, "the upload")
+        return Image.frombytes(head["mode"], tuple(head["size"]), body)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    with suppress(InvalidStateError):  # given up meanwhile
+        job.answer.set_exception(error)
+
+
+# ---------------------------------------------------------------- pictures of a data folder
+
+
+class Lookers:
+    """First looks at pictures. A file that may hold a decoder up is looked at in a worker.
+
+    Many threads may look at once; each uses a worker of its own. Leaving the block ends the workers.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Worker] = []
+        self._all: list[Worker] = []
+
+    def __enter__(self) -> Lookers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._all:
+            worker.close()
+
+    def look(self, path: Path) -> PictureFacts:
+        """Return a picture's facts. Raises DataError for one that cannot be read, or costs too much."""
+        if bounded(path):
+            return facts_of(path)
+        try:
+            worker = self._free.pop()
+        except IndexError:
+            worker = Worker()
+            self._all.append(worker)
+        try:
+            head, _ = worker.ask({"path": str(path)}, b"", LOOK_S, LOOK_WALL_S)
+        except TooCostlyError as error:
+            raise DataError(f"{path} {UNREADABLE}{error}") from error
+        finally:
+            self._free.append(worker)
+        facts = _checked(head, str(path))["facts"]
+        facts |= {"size": tuple(facts["size"]), "thumb": bytes.fromhex(facts["thumb"])}
+        return PictureFacts(**facts)
+
+
+def vet(paths: Iterable[str]) -> None:
+    """Raise DataError for the first picture that would hold this process up."""
+    with Lookers() as lookers:
+        for path in paths:
+            if not bounded(Path(path)):
+                lookers.look(Path(path))
+
+
+# ---------------------------------------------------------------- in the worker
+
+
+def work() -> None:
+    """Answer requests until their pipe is closed. A worker process runs this alone."""
+    memory, patience = int(sys.argv[2]), int(sys.argv[3])
+    _limit(memory, patience)
+    incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints would be taken for an answer
+    while line := incoming.readline():
+        request = json.loads(line)
+        content = incoming.read(request["bytes"])
+        _allow(request["seconds"])
+        head, body = _answer(request, content)
+        _allow(0)
+        del content
+        outgoing.write(json.dumps(head | {"bytes": len(body)}).encode() + b"\n")
+        outgoing.write(body)
+        outgoing.flush()
+
+
+def _limit(memory: int, patience: int) -> None:
+    """Bound this process's memory, where the system can, and let others go first."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    os.nice(patience)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def _allow(seconds: float) -> None:
+    """Let the process compute for so long; 0: without a limit."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _answer(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        if "path" in request:
+            return {"facts": _facts(Path(request["path"]))}, b""
+        picture = picture_of(content, request["channels"], request["max_pixels"])
+        wanted = request["resize"]
+        size = wanted if isinstance(wanted, int) else (wanted[0], wanted[1])
+        picture = resized(picture, size, request["resample"])
+        return {"mode": picture.mode, "size": picture.size}, picture.tobytes()
+    except (DataError, MemoryError) as error:
+        kind = next((k for k, of in KINDS.items() if isinstance(error, of)), "cost")
+        return {"error": str(error).partition(UNREADABLE)[2] or "out of memory", "kind": kind}, b""
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    if path.stat().st_size <= LARGE_BYTES and (why := excess(path.read_bytes())):
+        raise TooCostlyError(UNREADABLE + why)
+    facts = asdict(facts_of(path))
+    return facts | {"thumb": facts["thumb"].hex()}

@@ -1,0 +1,272 @@
+"""Reading a picture: every file that is accepted becomes 8-bit L, RGB or RGBA, or is refused.
+
+Pillow's own conversions clip 16-bit and float greyscale to white and drop transparency onto the
+colour that lies beneath; here the first are scaled by their range and the second is laid on white.
+"""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DataError
+from .image_costs import excess
+from .types import PictureFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+
+MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a gigabyte
+
+UNREADABLE = "cannot be read as a picture: "
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+MOVING = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
+
+STRIP_PIXELS = 1_000_000  # converted at a time
+
+FLAT = 2.0  # grey levels of standard deviation: below, a picture has no perceptual hash
+
+BOX = Image.Resampling.BOX
+
+COSINES = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # [8, 32]
+
+# MAX_PIXELS above is stricter than Pillow's own limit, which would warn first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
+    """The picture upright, its first frame, in mode L, RGB or RGBA for 1, 3 or 4 channels.
+
+    Raises DataError for anything that does not decode whole.
+    """
+    if channels not in MODES:
+        raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}")
+    return _read(path, channels)[0]
+
+
+def picture_of(content: bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same of a file's content. Raises DataError; TooCostlyError where its header claims more than
+    ``max_pixels``, or its structure costs too much: nothing is decoded then."""
+    if not content:
+        raise DataError(f"the upload {UNREADABLE}it is empty")
+    if why := excess(content):
+        raise TooCostlyError(f"the upload {UNREADABLE}{why}")
+    return _decode(BytesIO(content), "the upload", channels, max_pixels)[0]
+
+
+def resized(image: Image.Image, size: int | tuple[int, int], resample: int) -> Image.Image:
+    """Return the picture as torchvision's Resize does. Raises TooCostlyError as ``size_after``."""
+    after = size_after(image.size, size)
+    return image if after == image.size else image.resize(after, Image.Resampling(resample))
+
+
+def size_after(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of a picture that is resized: its shorter side, or to (height, width).
+
+    Raises TooCostlyError where a long and narrow picture would have more than MAX_PIXELS.
+    """
+    width, height = size
+    if not isinstance(wanted, int):
+        return wanted[1], wanted[0]
+    other = int(wanted * max(size) / min(size))
+    after = (wanted, other) if width <= height else (other, wanted)
+    if after[0] * after[1] > MAX_PIXELS:
+        raise TooCostlyError(
+            f"{UNREADABLE}its {width} × {height} pixels would become {after[0]} × {after[1]}, more than "
+            f"{MAX_PIXELS // 10**6} megapixels: cut it into pieces"
+        )
+    return after
+
+
+def facts_of(path: str | Path) -> PictureFacts:
+    """What the checks look at, from one decode. Raises DataError as ``read_picture`` does."""
+    image, header = _read(path, 3)
+    grey = np.asarray(image.convert("L").resize((32, 32), BOX, reducing_gap=2.0), np.float64)
+    plain, mirrored = perceptual_hashes(grey)
+    thumb = grey.reshape(16, 2, 16, 2).mean((1, 3)).round().astype(np.uint8)
+    return PictureFacts(**header, hash=plain, mirrored=mirrored, thumb=thumb.tobytes())
+
+
+def perceptual_hashes(grey: NDArray[np.float64]) -> tuple[int | None, int | None]:
+    """Hashes of a picture of 32 × 32 grey values and of its mirror image; None where all are about
+    equal: noise would decide the bits.
+
+    A bit says whether a coefficient of the cosine transform lies above their median; of the 8 × 8
+    lowest frequencies without the mean. A mirror image has the odd horizontal ones with the other sign.
+    Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1.
+    """
+    if grey.std() < FLAT:
+        return None, None
+    low = COSINES @ grey @ COSINES.T  # [8, 8], vertical by horizontal frequency
+    return _bits(low), _bits(low * (-1.0) ** np.arange(8))
+
+
+def _bits(low: NDArray[np.float64]) -> int:
+    values = low.ravel()[1:]  # 63, without the mean
+    return int.from_bytes(np.packbits(values > np.median(values)).tobytes())
+
+
+def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]:
+    """The picture, and what its header says. Raises DataError for what does not decode whole."""
+    problem = _problem(Path(path))
+    if problem:
+        raise DataError(f"{path} {UNREADABLE}{problem}")
+    return _decode(Path(path), str(path), channels, MAX_PIXELS)
+
+
+def _decode(
+    content: Path | BytesIO, name: str, channels: int, max_pixels: int
+) -> tuple[Image.Image, dict[str, Any]]:
+    try:
+        with Image.open(content, formats=FORMATS) as file:
+            _check_size(file, max_pixels)
+            raw = str(file.tile[0][3]) if file.tile else ""  # Pillow reads 16-bit colour as 8 bits
+            header = {
+                "format": str(file.format),
+                "mode": file.mode,
+                "size": file.size,
+                "deep": ";16" in raw or file.mode[0] in "IF",
+                "animated": file.format in MOVING and bool(getattr(file, "is_animated", False)),
+                "orientation": _orientation(file),
+            }
+            file.load()
+            return _convert(_upright(file), channels), header
+    except (TooManyPixelsError, Image.DecompressionBombError) as error:
+        raise TooManyPixelsError(f"{name} {UNREADABLE}{_in_words(error)}") from error
+    except MemoryError as error:
+        raise TooCostlyError(f"{name} {UNREADABLE}it takes more memory than there is") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, … on bad files
+        raise DataError(f"{name} {UNREADABLE}{_in_words(error)}") from error
+
+
+def reason(error: DataError) -> str:
+    """Why a picture cannot be read, without its path."""
+    return str(error).partition(UNREADABLE)[2]
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is not a {', '.join(FORMATS)} file"
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    if isinstance(error, bombs):  # far beyond MAX_PIXELS: Pillow is first
+        return f"it claims more than {MAX_PIXELS // 10**6} megapixels"
+    return str(error)
+
+
+def _problem(path: Path) -> str | None:
+    """Asked before a file is opened: a pipe or a device would never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:  # a loop of links, a name too long, no permission
+        return str(error.strerror or error)
+    if not stat.S_ISREG(found.st_mode):
+        return "it is not a regular file"
+    return None if found.st_size else "it is empty"
+
+
+class TooCostlyError(DataError):
+    """A picture that is not decoded because of what that costs: pixels, time or memory."""
+
+
+class TooManyPixelsError(TooCostlyError):
+    """A picture whose header claims more pixels than are decoded."""
+
+
+def _check_size(file: Image.Image, max_pixels: int) -> None:
+    width, height = file.size
+    if width * height > max_pixels:
+        raise TooManyPixelsError(
+            f"{width} × {height} pixels are more than {max_pixels / 1_000_000:g} megapixels"
+        )
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        value = int(file.getexif().get(0x0112, 1))
+    except Exception:  # as in _upright
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:  # exif_transpose would copy the pixels
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are whole and only the tag is not: shown as every viewer does
+        return image
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode to L, RGB or RGBA. No step clips, and transparency is laid on white."""
+    wanted = MODES[channels]
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        return _in_strips(image, _scaled(image), "L").convert(wanted)
+    if image.has_transparency_data and channels != 4:
+        return _in_strips(image, lambda part: _on_white(part).convert(wanted), wanted)
+    # A copy where nothing is to convert: the pixels must outlive the file.
+    return image.convert(wanted) if image.mode != wanted else image.copy()
+
+
+def _in_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str
+) -> Image.Image:
+    """Return ``convert(image)``, computed strip by strip: what lies between takes little memory."""
+    if image.width * image.height <= STRIP_PIXELS:
+        return convert(image)
+    made = Image.new(mode, image.size)
+    for box in _strips(image.size):
+        made.paste(convert(image.crop(box)), box)
+    return made
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    width, height = size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+
+
+def _scaled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return how this greyscale of more than 8 bits, or a part of it, becomes 8 bits by its range.
+
+    The range is the format's own where there is one: 16 bits is [0, 65535], a float picture within
+    [0, 1] is that, within [0, 255] that. Only values outside of those are scaled by the picture's
+    own least and greatest. ValueError for values that are not finite.
+    """
+    low, high = float("inf"), float("-inf")
+    for box in _strips(image.size):
+        values = np.asarray(image.crop(box), np.float64)  # [rows, W]
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    limits = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    limit = next((x for x in limits if low >= 0 and high <= x), None)
+    least, span = (0.0, limit) if limit is not None else (low, high - low)
+
+    def scale(part: Image.Image) -> Image.Image:
+        values = np.asarray(part, np.float64) - least
+        return Image.fromarray(np.round(values * (255 / (span or 1))).astype(np.uint8), "L")
+
+    return scale

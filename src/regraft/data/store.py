@@ -1,0 +1,365 @@
+"""Outputs of frozen blocks, kept on disk: one folder an entry, mapped when it is read.
+
+ROOT/<key>/index.json     its key, ids, shapes, lengths and the sha256 of each file
+ROOT/<key>/index.sha256   of index.json: a row under another's id would be no error, but a wrong figure
+ROOT/<key>/<tensor>.bin   the rows end to end; of texts, the tokens without padding
+
+A key is the sha256 of all that an entry depends on (see :func:`key_of`). An entry is written beside
+its place, synced and renamed: of several writers one wins, and a kill leaves only a folder that the
+next writer removes (see :mod:`regraft.io.work_folders`). Entries are not changed afterwards. Over the limit
+the longest unused ones go.
+
+Sums that lie beside the data prove nothing against a person who wrote both. So an entry that another
+user wrote is not used, unless ``run.cache_users = "all"``, and no other user may write to an entry: the
+umask decides who may read it. Where the folder is another user's, one's own entries are in ``uid-N``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+import numpy as np
+import torch
+
+from ..errors import DiskError
+from ..io.places import cache_root
+from ..io.work_folders import is_own, work_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ..compute.arrays import Inputs
+
+
+T = TypeVar("T")
+
+SCHEMA = 3
+
+INDEX, SUM = "index.json", "index.sha256"
+
+MASK = "attention_mask"  # [B, T]: where it is among the tensors, rows are as long as it says
+
+SOLE = "output"  # the name of a tensor that comes alone
+
+
+class DamagedError(ValueError):
+    """An entry that is not as it was written; whatever else may keep one from being read is an OSError."""
+
+
+class NotStorableError(ValueError):
+    """The outputs do not have a shape that rows can be taken from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows of one split as the blocks below a cut give them."""
+
+    place: Mapping[str, int]  # id → row
+    arrays: Mapping[str, NDArray[np.uint8]]  # tensor → [N, bytes], or [ΣT, bytes] with ``ends``
+    dtypes: Mapping[str, torch.dtype]
+    shapes: Mapping[str, tuple[int, ...]]  # of a row, or of a token
+    ends: NDArray[np.int64] | None = None  # [N + 1]: row i is tokens ends[i] to ends[i + 1]
+
+    def batch(self, ids: Sequence[str]) -> Inputs:
+        """The rows of these ids [B, …]; texts as {"hidden": [B, T, D], …}, padded with zeros."""
+        rows = [self.place[i] for i in ids]
+        if self.ends is None:
+            found = {name: self._tensor(name, a[rows]) for name, a in self.arrays.items()}
+            return found if set(found) != {SOLE} else found[SOLE]
+        ends = self.ends
+        lengths = [int(ends[r + 1] - ends[r]) for r in rows]
+        padded: dict[str, Tensor] = {}
+        for name, array in self.arrays.items():
+            flat = np.zeros((len(rows), max(lengths), array.shape[1]), dtype=np.uint8)
+            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                flat[i, :length] = array[ends[row] : ends[row + 1]]
+            padded[name] = self._tensor(name, flat)
+        return padded
+
+    def rows(self, ids: Sequence[str]) -> Inputs:
+        """As ``batch``; where these are all rows in order, mapped and not held: do not write to them."""
+        if self.ends is not None or set(self.arrays) != {SOLE} or list(self.place) != list(ids):
+            return self.batch(ids)
+        flat = torch.from_numpy(self.arrays[SOLE]).view(-1).view(self.dtypes[SOLE])
+        return flat.view(len(ids), *self.shapes[SOLE])
+
+    def _tensor(self, name: str, values: NDArray[np.uint8]) -> Tensor:
+        lead = values.shape[:-1]
+        flat = torch.from_numpy(np.ascontiguousarray(values)).view(-1)
+        return flat.view(self.dtypes[name]).view(*lead, *self.shapes[name])
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Entries under one folder, which several processes may share."""
+
+    root: Path
+    limit: int  # bytes of this user's entries
+    users: str = "own"  # or "all": whose entries are used
+
+    def open(self, key: str) -> Entry | None:
+        """Return the entry, every file checked against its sha256; None where there is none.
+
+        Removes one that is proven to be damaged. Raises OSError where one is there and may not be used:
+        it cannot be read, or it is another user's.
+        """
+        return self.read(key, self._read)
+
+    def read(self, key: str, reader: Callable[[Path, Mapping[str, Any]], T]) -> T | None:
+        """Return what ``reader`` makes of an entry's folder and index, as ``open`` does."""
+        path = self.root / key
+        if not path.is_dir():
+            return None
+        self.check_owner(path)
+        try:
+            found = reader(path, index_of(path, key))
+        except DamagedError:
+            remove(path)
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None  # its sums are right: another version wrote it, and the next writer replaces it
+        except FileNotFoundError:  # evicted meanwhile, or incomplete: the next writer replaces it
+            return None
+        with suppress(OSError):  # of another user, or on a disk that is read alone
+            os.utime(path)  # used just now
+        return found
+
+    def check_owner(self, path: Path) -> None:
+        """Raises OSError where an entry, or a file in it, is not of those whose entries are used."""
+        folder, files = path.lstat(), [f.lstat() for f in path.iterdir()]
+        if not all(stat.S_ISREG(f.st_mode) for f in files):
+            raise OSError(errno.EINVAL, f"{path} holds something that is no regular file")
+        if self.users == "own" and not all(is_own(a) for a in (folder, *files)):
+            raise PermissionError(
+                errno.EPERM, f'{path} is another user\'s (run.cache_users = "all" would use it)'
+            )
+
+    def _read(self, path: Path, index: Mapping[str, Any]) -> Entry:
+        arrays, dtypes, shapes = {}, {}, {}
+        lengths = index["lengths"]
+        count = len(index["ids"]) if lengths is None else sum(lengths)
+        for name, tensor in index["tensors"].items():
+            file = path / f"{checked(name)}.bin"
+            dtypes[name] = getattr(torch, tensor["dtype"])
+            shapes[name] = tuple(tensor["shape"])
+            width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
+            with file.open("rb") as stream:  # what is mapped is what was checked
+                size = os.fstat(stream.fileno()).st_size
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                if size != count * width or digest != tensor["sha256"]:
+                    raise DamagedError(f"{file} is damaged")
+                # "c": as torch takes it without a warning; a write would not reach the file
+                arrays[name] = np.memmap(stream, dtype=np.uint8, mode="c", shape=(count, width))
+        place = {id_: i for i, id_ in enumerate(index["ids"])}
+        ends = None if lengths is None else np.cumsum([0, *lengths])
+        return Entry(place, arrays, dtypes, shapes, ends)
+
+    def write(self, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> Entry:
+        """An entry from batches of (ids, outputs), streamed to disk.
+
+        Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
+        either nothing is left.
+        """
+        self.put(key, lambda folder: self._stream(folder, key, rows))
+        entry = self.open(key)
+        if entry is None:
+            raise OSError(f"{self.root / key} could not be read back")
+        return entry
+
+    def put(self, key: str, fill: Callable[[Path], None]) -> None:
+        """An entry of the files that ``fill`` writes into the folder that it is given.
+
+        Raises OSError where the disk does not take it, and what ``fill`` raises; nothing is left then.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with work_folder(self.root, "entry") as folder:
+                fill(folder)
+                for file in folder.iterdir():
+                    file.chmod(file.stat().st_mode & 0o755)
+                self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
+                place = self.root / key
+                with suppress(OSError):  # there is none
+                    if is_own(place.lstat()):  # one that could not be used, or another writer's
+                        place.rename(folder.parent / "before")
+                try:
+                    folder.rename(place)
+                except OSError:  # another writer was sooner: its entry is the same
+                    if not place.is_dir():
+                        raise
+                sync(self.root)
+        except DiskError as error:
+            raise OSError(str(error)) from error
+
+    def _stream(self, folder: Path, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> None:
+        ids: list[str] = []
+        lengths: list[int] | None = None
+        files: dict[str, BinaryIO] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        hashes: dict[str, Any] = {}
+        try:
+            for names, output in rows:
+                parts, long = taken_apart(output, len(names))
+                if ids and (long is None) != (lengths is None):
+                    raise NotStorableError("some batches have a mask and some have none")
+                ids += names
+                if long is not None:
+                    lengths = lengths or []
+                    lengths += long
+                for name, value in parts.items():
+                    about: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")}
+                    about["shape"] = list(value.shape[1:])
+                    if name not in files:
+                        files[name] = (folder / f"{checked(name)}.bin").open("wb")
+                        tensors[name], hashes[name] = about, hashlib.sha256()
+                    if tensors[name] != about:
+                        raise NotStorableError(f"rows differ in shape: {tensors[name]} and {about}")
+                    raw = raw_bytes(value)
+                    files[name].write(raw)
+                    hashes[name].update(raw)
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for file in files.values():
+                file.close()
+        for name, about in tensors.items():
+            about["sha256"] = hashes[name].hexdigest()
+        index = {"schema": SCHEMA, "key": key, "ids": ids, "lengths": lengths, "tensors": tensors}
+        write_index(folder, index)
+
+    def entries(self) -> list[tuple[Path, int, float]]:
+        """(folder, bytes, when it was last used) of every entry, the longest unused first."""
+        found = []
+        for path in self.root.glob("*"):
+            if not re.fullmatch("[0-9a-f]{64}", path.name):
+                continue  # no entry of ours, and nothing that may be removed
+            try:
+                size = sum(f.stat().st_size for f in path.iterdir())
+                found.append((path, size, path.stat().st_mtime))
+            except OSError:  # removed meanwhile
+                continue
+        return sorted(found, key=lambda e: e[2])
+
+    def _evict(self, keep: int) -> None:
+        """Room for ``keep`` bytes more; who has an evicted entry mapped goes on reading it."""
+        entries = [e for e in self.entries() if is_own(e[0].lstat())]
+        total = sum(size for _, size, _ in entries) + keep
+        for path, size, _ in entries:
+            if total <= self.limit:
+                return
+            remove(path)
+            total -= size
+
+    def clear(self) -> int:
+        """Remove every entry of this user; → how many."""
+        return sum(remove(path) for path, _, _ in self.entries())
+
+
+def remove(path: Path) -> bool:
+    """Remove an entry, if it is this user's; → whether it went."""
+    with suppress(OSError):
+        if is_own(path.lstat()):
+            shutil.rmtree(path, ignore_errors=True)
+            return not path.exists()
+    return False
+
+
+def place_of(setting: str) -> Path:
+    """The folder that a plan's ``run.cache`` means: "shared" is REGRAFT_CACHE, or the user's own."""
+    if setting != "shared":
+        return Path(setting)
+    return cache_root() / "features"
+
+
+def cache_in(setting: str, users: str = "own", limit: int = 0) -> FeatureCache:
+    """Return the cache that a plan means. Two users who share a folder, and not entries, would find each
+    other's entry in each place, so there each has a folder of its own."""
+    root = place_of(setting)
+    with suppress(OSError):
+        if users == "own" and not is_own(root.stat()):
+            root = root / f"uid-{os.geteuid()}"
+    return FeatureCache(root, limit, users)
+
+
+def raw_bytes(value: Tensor) -> bytes:
+    return value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def taken_apart(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | None]:
+    """({tensor: rows end to end}, tokens of each row); None where rows are of one size."""
+    parts = output if isinstance(output, dict) else {SOLE: output}
+    for name, value in parts.items():
+        if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != rows:
+            raise NotStorableError(f"{name} has no {rows} rows")
+    mask = parts.get(MASK)
+    if mask is None:
+        return dict(parts), None
+    lengths = mask.sum(1)
+    inside = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    if not torch.equal(inside, mask.bool()):
+        raise NotStorableError("the padding is not at the end")
+    if any(v.shape[:2] != mask.shape for v in parts.values()):
+        raise NotStorableError("a tensor does not have a place a token")
+    return {n: v[inside] for n, v in parts.items()}, lengths.tolist()
+
+
+def checked(name: str) -> str:
+    """A tensor's name, as part of a file's. Raises ValueError for one that is none."""
+    if not re.fullmatch(r"\w+", name):
+        raise NotStorableError(f'"{name}" is no name for a file')
+    return name
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """The last that is written of an entry: what is in its files, with a sum of its own; all synced."""
+    synced(folder / INDEX, json.dumps(index))
+    synced(folder / SUM, digest_of(folder / INDEX))
+    sync(folder)
+
+
+def index_of(path: Path, key: str) -> dict[str, Any]:
+    """Raises OSError where there is none that reads, DamagedError for one that is not as it was written."""
+    text = (path / INDEX).read_bytes()
+    if hashlib.sha256(text).hexdigest().encode() != (path / SUM).read_bytes():
+        raise DamagedError(f"{path / INDEX} is damaged")
+    index = cast(dict[str, Any], json.loads(text))
+    if index.get("key") != key:  # an entry that was renamed
+        raise DamagedError(f"{path} has another name than its index")
+    return index
+
+
+def digest_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """The folder's own entries reach the disk, where the system can be asked for it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

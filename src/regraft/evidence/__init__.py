@@ -1,0 +1,1 @@
+"""Statistics: scores, intervals, verdicts, calibration, retention, frontier, out-of-distribution scores."""

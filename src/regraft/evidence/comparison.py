@@ -1,0 +1,204 @@
+"""Runs side by side: each on test, and its paired difference to the first on the same rows.
+
+Read from run folders alone: nothing is predicted again, and test is not opened once more. A
+difference is about the saved models, not about the methods behind them; for that there is the
+verdict, which has seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from array import array
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..data.manifest import read_manifest
+from ..errors import DataError, UsageError, printable, shorten
+from ..io import guarded
+from ..metrics import Metric
+from ..plugins import module
+from ..runs import records
+from ..runs.estimates import Estimate
+from ..runs.folder import finished, read_task
+from .scoring import Scored, at_threshold, gain
+
+if TYPE_CHECKING:
+    from ..tasks import Task
+
+
+SCORES = "predictions.csv"
+
+LABELS = ("id", "where", "label", "predicted")  # the columns of predictions.csv before the scores
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run on test; ``gain`` over the first run is positive where this one is better."""
+
+    run: str
+    source: str
+    primary: str
+    test: Estimate
+    gain: Estimate | None  # None for the first run
+
+
+@dataclass(frozen=True)
+class Judgement:
+    path: Path
+    result: dict[str, Any]
+    task: Task
+    rows: Scored
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What must be alike for a difference to mean anything."""
+        return {
+            "task": self.result["task"],
+            "primary metric": self.result["primary"],
+            "classes": self.result["classes"],
+            "threshold": getattr(self.task, "threshold", None),
+        }
+
+
+def compare(runs: Sequence[str | Path]) -> list[Compared]:
+    """The runs in the order given, each with its paired gain over the first.
+
+    Raises UsageError for fewer than two runs, a run named twice, a folder that is no finished run,
+    and runs whose task, primary metric, classes or test rows differ.
+    """
+    paths = [Path(run) for run in runs]
+    if len(paths) < 2:
+        raise UsageError("give two runs or more: regraft compare runs/A runs/B")
+    if len({p.resolve() for p in paths}) < len(paths):
+        raise UsageError("the same run is named twice: give each run once")
+    first = read_judgement(paths[0])
+    others = map(read_judgement, paths[1:])  # one after another: each has scores of all its rows
+    metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
+    return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
+
+
+def in_words(lines: Sequence[Compared]) -> str:
+    """A table for the terminal."""
+    wide = max(len(line.run) for line in lines)
+    out = [f"{lines[0].primary} on test, n = {lines[0].test.n}"]
+    for line in lines:
+        text = f"{line.run:<{wide}}  {line.test}"
+        if line.gain is not None:
+            g = line.gain
+            text += f"   {g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
+        out.append(printable(f"{text}   {line.source}"))
+    out.append(
+        f"Differences are to {lines[0].run}, paired on the same rows; positive is better. They are "
+        f"about these models, not the methods."
+    )
+    return "\n".join(out)
+
+
+def _line(run: Judgement, gained: Estimate | None) -> Compared:
+    primary = run.result["primary"]
+    test = records.estimate_of(run.result["test"][primary])
+    return Compared(str(run.path), run.result["source"]["name"], primary, test, gained)
+
+
+def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
+    for what, value in first.kind.items():
+        if run.kind[what] != value:
+            raise UsageError(
+                f"{first.path} and {run.path} cannot be compared: their {what} differs ({words(value)} "
+                f"and {words(run.kind[what])}); compare runs of one task"
+            )
+    try:
+        return gain(metric, run.rows, first.rows)
+    except DataError as error:
+        raise UsageError(
+            f"{first.path} and {run.path} cannot be compared, for {error}, with the same data and "
+            f"data.split_seed"
+        ) from error
+
+
+def words(value: Any) -> str:
+    return shorten(value) if isinstance(value, list) else str(value)
+
+
+def read_judgement(path: Path) -> Judgement:
+    """Raises UsageError for a folder that is no finished run or a damaged one."""
+    result, task = finished(path), read_task(path)
+    for what, said, kept in (
+        ("task", result["task"], task.name),
+        ("classes", result["classes"], list(task.classes)),
+    ):
+        if said != kept:
+            raise guarded.damaged(path, "result.json", f"{what} is not that of model/labels.json")
+    if result["primary"] not in task.metrics:
+        why = f"primary is {result['primary']}, which is none of {task.name}"
+        raise guarded.damaged(path, "result.json", why)
+    ids, scores = read_scores(path, task.outputs)
+    rows = read_manifest(path / "manifest.jsonl")
+    known = {row["id"]: row for row in rows if row["split"] == "test"}
+    if unknown := [id_ for id_ in ids if id_ not in known]:
+        why = f"{len(unknown)} of {len(ids)} rows are no test rows of manifest.jsonl"
+        raise guarded.damaged(path, SCORES, why)
+    try:
+        cells = [tuple(known[id_]["cells"]) for id_ in ids]
+        truth = task.truth(task.encode(cells)).numpy()
+    except DataError as error:
+        raise guarded.damaged(path, "manifest.jsonl", error) from error
+    groups = tuple(known[id_].get("group") for id_ in ids)
+    return Judgement(
+        path, result, task,
+        Scored(ids, truth, scores, groups if any(g is not None for g in groups) else None),
+    )  # fmt: skip
+
+
+def read_scores(
+    run: Path, outputs: int, wanted: Container[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv; with ``wanted`` of those ids alone.
+
+    Raises UsageError for another table.
+    """
+    ids: list[str] = []
+    cells = array("d")
+    seen = set[str]()
+    rows = table_of(run)
+    if next(rows, [])[: len(LABELS)] != list(LABELS):
+        raise guarded.damaged(run, SCORES, f"its first columns are not {', '.join(LABELS)}")
+    for number, row in enumerate(rows, 1):
+        where = f"row {number}"
+        if len(row) != len(LABELS) + outputs:
+            why = f"{where} has {len(row)} cells, and {len(LABELS) + outputs} belong there"
+            raise guarded.damaged(run, SCORES, why)
+        if row[0] in seen:
+            raise guarded.damaged(run, SCORES, "an id stands in it twice")
+        seen.add(row[0])
+        if wanted is not None and row[0] not in wanted:
+            continue
+        try:
+            numbers = [float(cell) for cell in row[len(LABELS) :]]
+        except ValueError as error:
+            raise guarded.damaged(run, SCORES, f"{where}: {error}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise guarded.damaged(run, SCORES, f"{where} has a score that is not finite")
+        ids.append(row[0])
+        cells.extend(numbers)
+    if not seen:
+        raise guarded.damaged(run, SCORES, "it has no rows")
+    return tuple(ids), np.frombuffer(cells).reshape(len(ids), outputs)
+
+
+def table_of(run: Path) -> Iterator[list[str]]:
+    """Yield the rows of predictions.csv that hold something. Raises UsageError where there is no table."""
+    with guarded.opened(run, SCORES) as file:
+        if file is None:
+            raise UsageError(f"{guarded.shown(run, SCORES)} is missing; is this a run folder?")
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        try:
+            yield from (row for row in csv.reader(text, strict=True) if row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise guarded.damaged(run, SCORES, error) from error

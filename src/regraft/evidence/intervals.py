@@ -1,0 +1,207 @@
+"""95 % intervals of figures on a test set.
+
+    wilson             a proportion                              Wilson 1927
+    newcombe_paired    a difference of paired proportions        Newcombe 1998, Stat. Med. 17:2635
+    bootstrap          any metric, percentile, by rows or groups  Efron and Tibshirani 1993, ch. 13
+
+A resample is a vector of row weights (how often each row was drawn), so that a metric sees [R, N]
+weights at once. Groups (several pictures of one patient) are drawn whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..io.progress import stage
+from ..metrics import Metric
+from ..runs.estimates import Estimate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..compute.arrays import FloatArray
+
+
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+
+ONE_SIDED = 1.6448536269514722  # its 95 % point
+
+CHUNK = 400_000  # weights held at once: 3 MB each for the draws, the counts and the floats stay in a cache
+
+Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
+
+
+def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval of successes / n, inside [0, 1] and never empty; n = 0 gives (0, 1).
+
+    n may be an effective number of rows, see :func:`effective_rows`; z is the normal quantile.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    p = successes / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(max(p * (1 - p), 0.0) / n + z**2 / (4 * n**2))
+    # at p = 0 and 1 the end is exact; the formula leaves it a rounding error away
+    return (0.0 if p <= 0 else max(0.0, middle - half)), (
+        1.0 if p >= 1 else min(1.0, middle + half)
+    )
+
+
+def newcombe_paired(
+    a_only: float, b_only: float, both: float, neither: float, z: float = Z
+) -> tuple[float, float]:
+    """Interval of (a_only − b_only) / n: Newcombe's method 10, a score interval.
+
+        low  = d − √(dl₁² − 2φ·dl₁·du₂ + du₂²),   high = d + √(du₁² − 2φ·du₁·dl₂ + dl₂²)
+
+    dl and du are the distances to Wilson's limits of each proportion, φ their correlation with
+    n/2 taken off a positive numerator. No discordant rows is not [0, 0]. No rows gives (−1, 1).
+    """
+    n = a_only + b_only + both + neither
+    if n <= 0:
+        return -1.0, 1.0
+    first, second = both + a_only, both + b_only
+    p1, p2 = first / n, second / n
+    low1, high1 = wilson(first, n, z)
+    low2, high2 = wilson(second, n, z)
+    product = first * (n - first) * second * (n - second)
+    numerator = both * neither - a_only * b_only
+    if numerator > 0:
+        numerator = max(numerator - n / 2, 0.0)
+    phi = numerator / sqrt(product) if product > 0 else 0.0
+    dl1, du1, dl2, du2 = p1 - low1, high1 - p1, p2 - low2, high2 - p2
+    below = sqrt(max(dl1**2 - 2 * phi * dl1 * du2 + du2**2, 0.0))
+    above = sqrt(max(du1**2 - 2 * phi * du1 * dl2 + dl2**2, 0.0))
+    return max(-1.0, p1 - p2 - below), min(1.0, p1 - p2 + above)
+
+
+def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:
+    """Number each row's group from 0, [N]; a row whose group is None is a group of its own."""
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise ValueError(f"{len(groups)} groups for {n} rows")
+    seen: dict[Hashable, int] = {}
+    keys = [("row", i) if g is None else ("group", g) for i, g in enumerate(groups)]
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+
+
+def effective_rows(rows: FloatArray, groups: Groups | None) -> float:
+    """How many independent rows the mean of ``rows`` [N] is worth where they come in groups.
+
+        n_eff = n / deff · (z / t_{G−1})²,   deff = G/(G−1) · Σ_g (Σ_{i in g} e_i)² / Σ_i e_i²
+
+    with e the deviations from the mean: the cluster-robust variance over the binomial one, and the
+    t of few groups (Korn and Graubard 1998). Between 1 and n. Rows that do not vary show no design
+    effect: each group then counts as one row.
+    """
+    n = len(rows)
+    codes = group_codes(groups, n)
+    size = int(codes.max()) + 1
+    if size == n or n == 0:
+        return float(n)
+    error = rows - rows.mean()
+    spread = float(np.square(error).sum())
+    if size == 1 or spread < 1e-12:
+        return float(size)
+    from scipy.stats import t
+
+    sums = np.bincount(codes, weights=error, minlength=size)
+    effect = max(size / (size - 1) * float(np.square(sums).sum()) / spread, 1.0)
+    return max(1.0, n / effect * (Z / float(t.ppf(0.975, size - 1))) ** 2)
+
+
+def resampled(
+    function: Callable[[FloatArray], FloatArray],
+    n: int,
+    *,
+    groups: Groups | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    what: str = "bootstrap",
+) -> FloatArray:
+    """``function`` (row weights [r, N] → [r]) at every bootstrap resample, [R], in chunks."""
+    rng = np.random.default_rng(seed)
+    codes = group_codes(groups, n)
+    size = int(codes.max()) + 1
+    step = max(1, CHUNK // max(n, size))
+    parts = []
+    seen = stage(what, resamples, "resamples")
+    for start in range(0, resamples, step):
+        r = min(step, resamples - start)
+        drawn = rng.integers(0, size, (r, size))  # which groups, with replacement
+        drawn += np.arange(r)[:, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=r * size).reshape(r, size)
+        parts.append(function((counts if size == n else counts[:, codes]).astype(np.float64)))
+        seen.advance(r)
+    return np.concatenate(parts)
+
+
+def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+    """Return the metric as a function of row weights [R, N] → [R].
+
+    What the weights do not change is computed once, where the metric has an ``at_weights`` of its own.
+    """
+    if own := getattr(metric, "at_weights", None):
+        prepared: Callable[[FloatArray], FloatArray] = own(truth, scores)
+        return prepared
+    if metric.per_row:
+        rows = cast(Any, metric).rows(truth, scores)
+        return lambda weights: np.asarray(weights @ rows / weights.sum(axis=1))
+    return lambda weights: metric.value(truth, scores, weights)
+
+
+def bootstrap(
+    metric: Metric,
+    truth: Any,
+    scores: Any,
+    *,
+    groups: Groups | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """A metric of truth [N, …] and scores [N, C] with its percentile bootstrap interval.
+
+    The interval always holds the value (a biased metric's percentiles may not). It knows only
+    variation it has seen: one row, or rows all alike, give an interval without width.
+    """
+    of = at_weights(metric, truth, scores)
+    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
+
+
+def bootstrap_difference(
+    metric: Metric,
+    truth: Any,
+    scores_a: Any,
+    scores_b: Any,
+    *,
+    groups: Groups | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """metric(a) − metric(b) on the same rows, both at the same resamples; see :func:`bootstrap`."""
+    first, second = at_weights(metric, truth, scores_a), at_weights(metric, truth, scores_b)
+
+    def of(weights: FloatArray) -> FloatArray:
+        return first(weights) - second(weights)
+
+    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
+
+
+def _percentile(
+    of: Callable[[FloatArray], FloatArray],
+    n: int,
+    groups: Groups | None,
+    resamples: int,
+    seed: int,
+    title: str,
+) -> Estimate:
+    point = float(of(np.ones((1, n)))[0])
+    what = f"bootstrap of {title}"
+    values = resampled(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(point, min(float(low), point), max(float(high), point), n)

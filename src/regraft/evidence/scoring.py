@@ -1,0 +1,175 @@
+"""A model's scores on a split, and what they are worth: metrics and paired gains with intervals.
+
+Proportions have Wilson's interval and a paired difference Newcombe's; every other metric has a
+percentile bootstrap (see :mod:`regraft.evidence.intervals`). Where rows come in groups, all of them do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from ..data.columns import groups_of
+from ..data.types import Example
+from ..errors import DataError, DivergedError, shorten
+from ..metrics import Metric
+from ..runs.estimates import Estimate
+from ..tasks import Task
+from .intervals import bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..compute.arrays import FloatArray
+    from ..model.forward import Outputs
+
+
+DRAWS = 50_000_000  # rows drawn in all by one bootstrap: some seconds on one core
+
+
+class PerRow(Metric, Protocol):
+    """A metric whose ``per_row`` is true."""
+
+    def rows(self, truth: Any, scores: Any) -> FloatArray:
+        """truth [N] or [N, C], scores [N, C] → [N], of which the metric is the mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model said about the rows of a split."""
+
+    ids: tuple[str, ...]
+    truth: NDArray[Any]  # [N] class numbers, or [N, C]
+    scores: NDArray[Any]  # [N, C] probabilities, or numbers in their own units
+    groups: tuple[str | None, ...] | None = None  # [N]; None in it is a row on its own
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
+    """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
+    scores = task.scores(rows.values).numpy()
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise DivergedError(
+            f"{len(bad)} of {len(scores)} rows have scores that are not finite "
+            f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
+        )
+    groups = tuple(groups_of(examples))
+    return Scored(
+        rows.ids, task.truth(rows.targets).numpy(), scores,
+        groups if any(g is not None for g in groups) else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _AtThreshold:
+    """A metric of labels at the task's own threshold."""
+
+    title: str
+    higher_is_better: bool
+    proportion: bool
+    per_row: bool
+    bounded: bool
+    value: Callable[[Any, Any, FloatArray], FloatArray]
+    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
+
+
+def at_threshold(metric: Metric, task: Task) -> Metric:
+    """The metric with the task's decision threshold, where it and the task have one."""
+    threshold = getattr(task, "threshold", None)
+    if threshold is None or not getattr(metric, "thresholded", False):
+        return metric
+    own = getattr(metric, "at_weights", None)
+    bound = _AtThreshold(
+        title=metric.title,
+        higher_is_better=metric.higher_is_better,
+        proportion=metric.proportion,
+        per_row=metric.per_row,
+        bounded=metric.bounded,
+        value=partial(cast(Any, metric.value), threshold=threshold),
+        at_weights=partial(own, threshold=threshold) if own else None,
+    )
+    return cast(Metric, bound)
+
+
+def _ordered(scored: Scored, ids: Sequence[str]) -> Scored:
+    """The same rows in the order of ``ids``. Raises DataError where they are not the same."""
+    wanted = tuple(ids)
+    if scored.ids == wanted:
+        return scored
+    place = {id_: i for i, id_ in enumerate(scored.ids)}
+    missing = [i for i in wanted if i not in place]
+    extra = sorted(set(scored.ids) - set(wanted))
+    if missing or extra or len(wanted) != len(scored.ids):
+        raise DataError(
+            f"the rows differ: {len(missing)} of {len(wanted)} are missing "
+            f"({shorten(missing) or 'none'}) and {len(extra)} do not belong "
+            f"({shorten(extra) or 'none'}); score both on the same rows"
+        )
+    order = [place[i] for i in wanted]
+    groups = None if scored.groups is None else tuple(scored.groups[i] for i in order)
+    return Scored(wanted, scored.truth[order], scored.scores[order], groups)
+
+
+def paired(a: Scored, b: Scored) -> tuple[Scored, Scored]:
+    """a, and b in a's order. Raises DataError where rows or their truth differ."""
+    if not a.ids:
+        raise DataError("there are no rows to compare")
+    b = _ordered(b, a.ids)
+    same = a.truth.shape == b.truth.shape and bool(np.allclose(a.truth, b.truth))
+    if not same or a.scores.shape != b.scores.shape:
+        raise DataError("the two runs have different labels for the same rows: compare like tasks")
+    return a, b
+
+
+def resamples(n: int) -> int:
+    """10,000, and fewer for many rows: the percentiles' own error does not depend on n."""
+    return max(2_000, min(10_000, DRAWS // n))
+
+
+def estimates(task: Task, metrics: Mapping[str, Metric], scored: Scored) -> dict[str, Estimate]:
+    """Each metric with its 95 % interval. Raises DataError where there are no rows."""
+    n = len(scored)
+    if n == 0:
+        raise DataError("there are no rows to evaluate on")
+    result = {}
+    for name, plain in metrics.items():
+        metric = at_threshold(plain, task)
+        if metric.proportion:
+            right = cast(PerRow, metric).rows(scored.truth, scored.scores)
+            p, worth = float(right.mean()), effective_rows(right, scored.groups)
+            result[name] = Estimate(p, *wilson(p * worth, worth), n)
+        else:
+            result[name] = bootstrap(
+                metric, scored.truth, scored.scores, groups=scored.groups, resamples=resamples(n)
+            )
+    return result
+
+
+def gain(metric: Metric, a: Scored, b: Scored) -> Estimate:
+    """How much better a is than b on the same rows, with its 95 % interval.
+
+    Positive is better for every metric: a − b where higher is better, b − a where lower is. It is
+    about these two models, not about the methods behind them. Raises DataError for different rows.
+    """
+    a, b = paired(a, b)
+    n = len(a)
+    if metric.proportion:
+        first = cast(PerRow, metric).rows(a.truth, a.scores)
+        second = cast(PerRow, metric).rows(b.truth, b.scores)
+        share = effective_rows(first - second, a.groups) / n
+        both, neither = float(first @ second), float((1 - first) @ (1 - second))
+        a_only, b_only = float(first @ (1 - second)), float((1 - first) @ second)
+        low, high = newcombe_paired(a_only * share, b_only * share, both * share, neither * share)
+        return Estimate((a_only - b_only) / n, low, high, n)
+    better, worse = (a, b) if metric.higher_is_better else (b, a)
+    return bootstrap_difference(
+        metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n)
+    )

@@ -1,0 +1,103 @@
+"""Refuse what would run code of a model folder, before a library reads the folder.
+
+transformers runs Python that a folder's JSON names, where its caller allows that; where its caller says
+nothing, it asks on standard input. regraft neither allows it nor lets it ask.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError, printable
+
+HOOKS = ("auto_map", "custom_pipelines")  # keys that name code
+
+NAMES = ("label2id",)  # keys whose value has names for keys, which may be any
+
+TOKENIZER = re.compile(r"(?!Auto)[A-Za-z]\w*(Tokenizer|TokenizerFast|Backend)")
+
+MODULES = "sentence_transformers."  # what modules.json names lies in this package
+
+
+def hook(tree: Any) -> str | None:
+    """Return the first key, at any depth, that names code; None where there is none."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if named := next((key for key in HOOKS if node.get(key)), None):
+                return named
+            stack += [value for key, value in node.items() if key not in NAMES]
+        elif isinstance(node, list):
+            stack += node
+    return None
+
+
+def refuse(folder: Path) -> None:
+    """Check a folder's configurations. Raises SourceError for one that asks for code of its own, and for
+    what is neither a file nor a folder: to read a pipe never ends."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SourceError(f"{path}: refused, it is no regular file")
+    for path in sorted({*folder.glob("*config.json"), *folder.glob("config.*.json")}):
+        values = read(path)
+        if key := hook(values):
+            raise SourceError(
+                f'{path}: refused, nothing executed: its "{key}" names Python code; remedy: use a folder '
+                f"without it, or take the key out where the library's own class does"
+            )
+        named = values.get("tokenizer_class") if isinstance(values, dict) else None
+        if named is not None and not (isinstance(named, str) and TOKENIZER.fullmatch(named)):
+            raise SourceError(
+                f'{path}: refused, nothing executed: its "tokenizer_class" is {shown(named)}, which is no '
+                f"tokenizer of transformers; remedy: name one, as PreTrainedTokenizerFast"
+            )
+    path = folder / "modules.json"
+    parts = read(path) if path.is_file() else []
+    for part in parts if isinstance(parts, list) else []:
+        named = part.get("type") if isinstance(part, dict) else part
+        if not isinstance(named, str) or not named.startswith(MODULES):
+            raise SourceError(
+                f'{path}: refused, nothing executed: its "type" is {shown(named)}, which is no module of '
+                f"sentence-transformers; remedy: use a folder without it"
+            )
+
+
+def read(path: Path) -> Any:
+    """Read a configuration. Raises SourceError for one that is damaged: what cannot be looked at may name
+    code."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def shown(value: Any) -> str:
+    return printable(f"{value!r:.60}")
+
+
+def tokenizer_of(folder: str, explain: Callable[[Path, Exception], str] | None = None) -> Any:
+    """Load the tokenizer of a folder, or of the hub where there is no such folder.
+
+    ``explain`` says why a library's error came about; else its own words do.
+    Raises SourceError for one that does not load, or that asks for code of its own.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    local = Path(folder).is_dir()
+    if local:
+        refuse(Path(folder))
+    try:
+        found = AutoTokenizer.from_pretrained(
+            folder, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:  # the libraries raise all kinds, Exception itself too
+        why = " ".join((explain(Path(folder), error) if explain else str(error)).split())
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({why})") from error
+    if not isinstance(found, PreTrainedTokenizerBase):
+        raise SourceError(f"{folder}: it has a {type(found).__name__} where a tokenizer belongs")
+    return found

@@ -1,0 +1,1 @@
+"""Source and target models: grafting, trainable blocks, forward passes, weights."""

@@ -1,0 +1,66 @@
+"""Forward passes that start at, or stop after, a block of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..compute.arrays import Inputs
+    from .types import Target
+
+
+class Whole(torch.nn.Module):
+    """The target's model as penalties see it."""
+
+    def __init__(self, target: Target, cut: int, mapped: bool) -> None:
+        super().__init__()
+        self.model = target.model
+        self.target, self.cut, self.mapped = target, cut, mapped
+
+    def forward(self, inputs: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        backbone, maps = self.model.get_submodule("backbone"), dict[str, Any]()
+        if self.mapped:
+            maps = block_outputs(self.target, backbone, inputs)
+            features = maps[self.target.blocks[-2].name]
+        elif self.cut:
+            features = from_cut(self.target, inputs, self.cut)
+        else:
+            features = backbone(inputs)
+        return maps, features, self.model.get_submodule("head")(features)
+
+
+class Above(torch.nn.Module):
+    """What lies above a cut, as a module: the output of the first ``cut`` blocks → logits [B, C]."""
+
+    def __init__(self, target: Target, cut: int) -> None:
+        super().__init__()
+        self.model = target.model
+        self.target, self.cut = target, cut
+
+    def forward(self, x: Any) -> Tensor:
+        head = self.model.get_submodule("head")
+        return head(from_cut(self.target, x, self.cut))  # type: ignore[no-any-return]
+
+
+def from_cut(target: Target, x: Any, cut: int) -> Tensor:
+    """Features [B, D] from the output of the first ``cut`` blocks."""
+    backbone = target.model.get_submodule("backbone")
+    for block in target.blocks[cut:-1]:
+        assert block.run is not None
+        x = block.run(backbone, x)
+    found: Tensor = x
+    return found
+
+
+def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Each backbone block's output; the last one's are the features."""
+    found: dict[str, Any] = {}
+    x: Any = inputs
+    for block in target.blocks[:-1]:
+        assert block.run is not None
+        x = found[block.name] = block.run(backbone, x)
+    return found

@@ -1,0 +1,88 @@
+"""One pass of a frozen module over batches: features from a backbone, logits from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compute.device import autocast, on
+from ..compute.fsdp import divided
+from ..data import rank_batches
+from ..io.progress import stage
+from .trainable import evaluating
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..compute.arrays import Inputs
+    from ..data.batches import Batches
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a module gave for every row of a split, in the split's order, on the CPU."""
+
+    ids: tuple[str, ...]
+    values: Tensor  # [N, D] or [N, C], float32
+    targets: Tensor  # [N] or [N, C], as the task encoded them
+
+    def take(self, rows: Sequence[int]) -> Outputs:
+        """Return these rows in this order; of all rows as they stand, no copy."""
+        if len(rows) == len(self.ids) and all(i == row for i, row in enumerate(rows)):
+            return self
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Outputs(tuple(self.ids[i] for i in rows), self.values[index], self.targets[index])
+
+
+def outputs(
+    module: nn.Module,
+    batches: Batches,
+    device: torch.device,
+    layout: str = "contiguous",
+    precision: str = "float32",
+) -> Outputs:
+    """Every row's output, the module in eval mode and without gradient; modes are put back.
+
+    Raises RuntimeError where the processes together did not give each row once.
+    """
+    place = {e.id: i for i, e in enumerate(batches.examples)}  # texts come by length
+    left = set(place)  # rows without an output
+    values: Tensor | None = None
+    targets: Tensor | None = None
+
+    def compute(
+        ids: tuple[str, ...], inputs: Inputs, labels: Tensor
+    ) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        with autocast(device, precision):
+            return ids, module(on(inputs, device, layout)).float().cpu(), labels
+
+    seen = stage("computing outputs", len(batches))
+    # what inference mode fetches of divided weights could not be used in training again
+    quiet = torch.no_grad() if divided(module) else torch.inference_mode()
+    with evaluating(module), quiet:
+        for names, given, labels in rank_batches.in_turn(batches, compute):
+            if not left.issuperset(names):
+                raise RuntimeError(f"outputs of rows that are not among {len(batches)}, or twice")
+            left.difference_update(names)
+            rows = torch.tensor([place[name] for name in names], dtype=torch.long)
+            with torch.inference_mode(False):  # made inside it they could not take part in autograd
+                if values is None or targets is None:
+                    values = given.new_empty(len(batches), *given.shape[1:])
+                    targets = labels.new_empty(len(batches), *labels.shape[1:])
+            values[rows], targets[rows] = given, labels
+            seen.advance(len(names))
+    if values is None or targets is None or left:
+        raise RuntimeError(f"{len(batches) - len(left)} outputs for {len(batches)} rows")
+    return Outputs(tuple(e.id for e in batches.examples), values, targets)
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Rows of several parts, one after another."""
+    return Outputs(
+        tuple(i for part in parts for i in part.ids),
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.targets for part in parts]),
+    )

@@ -1,0 +1,150 @@
+"""Records of a source model, its blocks and the target model; no I/O and no torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import plugins
+from ..compute.arrays import Kind
+from ..data.types import ImageSpec, Preprocess, TextSpec
+from ..errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..compute.arrays import Inputs
+
+
+# ---------------------------------------------------------------- source and target
+
+
+@dataclass(frozen=True)
+class Block:
+    """An ordered, named part of a model; blocks partition its parameters, buffers and modules.
+
+    ``run(backbone, x)`` computes this block's output from the output of the one before it (from the
+    network's inputs for the first); it takes the backbone as an argument, so it stays true for a
+    copy. ``None``: no cut at this boundary.
+    """
+
+    name: str
+    tensors: tuple[str, ...]  # names of parameters and buffers, as in named_parameters()/buffers()
+    modules: tuple[str, ...]  # names as in named_modules(); decides train() or eval()
+    run: Callable[[nn.Module, Any], Any] | None = None
+
+
+def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
+    """The blocks that a pattern (as in fnmatch) names.
+
+    Raises PlanError, listing the blocks, where it matches none.
+    """
+    found = [b for b in blocks if fnmatchcase(b, pattern)]
+    if not found:
+        raise PlanError([f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}'])
+    return found
+
+
+@dataclass(frozen=True)
+class LoadedTensor:
+    """One line of the loading report."""
+
+    name: str
+    state: Literal["kept", "fresh", "resized", "unused"]
+    shape: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass
+class Source:
+    """A pre-trained model seen as head(backbone(inputs)).
+
+    ``recipe`` is plain JSON from which the source file that made it builds the same architecture
+    again without weights. ``nothing_kept`` marks a source without transfer (``random:``).
+    """
+
+    name: str  # the reference, as the plan writes it
+    backbone: nn.Module  # inputs [B, …] → features [B, D]
+    head: nn.Module | None  # features [B, D] → logits [B, C of the source]
+    blocks: tuple[Block, ...]  # input → output, of the backbone
+    preprocess: Preprocess
+    features: int  # D, measured by a forward pass
+    labels: tuple[str, ...] | None = None  # the source's class names
+    words: tuple[str, ...] | None = None  # the same in words where labels are ids: "ant, emmet"
+    task: str = "classification"  # what its head was trained for, as a file of tasks/
+    digest: str = ""  # sha256 of the weights file; "" where nothing was loaded
+    licence: str = "unknown"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    report: tuple[LoadedTensor, ...] = ()
+    notes: tuple[str, ...] = ()
+    nothing_kept: bool = False
+    example: Inputs | None = None  # a small batch that its forward pass takes
+
+    @property
+    def kind(self) -> Kind:
+        if isinstance(self.preprocess, ImageSpec):
+            return "image"
+        return "text" if isinstance(self.preprocess, TextSpec) else self.preprocess.kind
+
+    @staticmethod
+    def from_module(
+        net: nn.Module,
+        *,
+        head: str,
+        preprocess: Preprocess | Callable[[tuple[str, ...]], Tensor],
+        example: Inputs,
+        blocks: Sequence[tuple[str, Sequence[str]]] | None = None,
+        name: str = "module",
+    ) -> Source:
+        """Any module of one's own as a source; see :func:`regraft.sources.module.from_module`."""
+        make = plugins.module("sources", "module").from_module
+        source: Source = make(
+            net, head=head, preprocess=preprocess, example=example, blocks=blocks, name=name
+        )
+        return source
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The plan's ``[source]`` beside the reference itself."""
+
+    weights: Path | None = None  # a weights file instead of the library's own
+    weights_key: str | None = None  # which of a checkpoint's dictionaries of tensors, as "teacher"
+    in_channels: int | None = None  # picture channels, where not the source's
+    image_size: int | None = None  # side in pixels that the network sees, where not the source's
+    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"  # text encoders without a head
+    allow_fresh: tuple[str, ...] = ()  # patterns of backbone tensors that may be fresh
+    max_length: int | None = None  # tokens, at most the source's own limit
+    offline: bool = False
+
+
+@dataclass
+class Target:
+    """The model to be fitted, and where it came from."""
+
+    model: nn.Module  # has .backbone and .head; names are "backbone.…" and "head.…"
+    blocks: tuple[Block, ...]  # of the model, input → output; the last is "head"
+    anchor: dict[str, Tensor]  # θs: detached clones of the kept parameters, by name in the model
+    report: tuple[LoadedTensor, ...]
+    source: Source
+    nothing_kept: bool = False
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Names of the parameters that have an anchor."""
+        return frozenset(self.anchor)
+
+    def factors(self, by_block: Mapping[str, float]) -> dict[str, float]:
+        """Every tensor's factor by patterns of blocks, as { "blocks.[01]" = 0.1 }: 1 where none
+        matches, that of the last one where several do.
+
+        Raises PlanError where a pattern matches no block.
+        """
+        names = [b.name for b in self.blocks]
+        of_block = dict.fromkeys(names, 1.0)
+        for pattern, value in by_block.items():
+            of_block |= dict.fromkeys(match_blocks(pattern, names), value)
+        return {tensor: of_block[b.name] for b in self.blocks for tensor in b.tensors}

@@ -1,0 +1,21 @@
+"""Copies of a model's weights, and their return into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..compute.fsdp import put_whole, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .types import Target
+
+
+def snapshot(target: Target) -> dict[str, Tensor]:
+    return {n: whole(t.detach()).cpu().clone() for n, t in target.model.state_dict().items()}
+
+
+def restore(target: Target, state: Mapping[str, Tensor]) -> None:
+    put_whole(target.model, state)

@@ -1,0 +1,1 @@
+"""The whole run: prepare, train, evaluate, write."""

@@ -1,0 +1,142 @@
+"""A run loaded for predictions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..compute.arrays import Kind
+from ..compute.malloc import freed_memory_kept
+from ..data.batches import Batches
+from ..data.columns import cells_of
+from ..data.decoding import vet
+from ..data.loading import rows_of
+from ..data.preprocessing import Preprocessor, build
+from ..data.types import DataOptions, Example
+from ..errors import UsageError
+from ..evidence.scoring import Scored, estimates, scored
+from ..evidence.types import Prediction
+from ..io import guarded
+from ..model.forward import outputs
+from ..model.grafting import Model
+from ..model.types import SourceOptions
+from ..plan import read as plan_read
+from ..plan.schema import Plan
+from ..plugins import module
+from ..runs import records
+from ..runs.estimates import Estimate
+from ..runs.folder import is_run, read_task
+from ..sources import load_source
+from ..tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+BATCH = 32  # rows at once of what is only judged
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run's model, ready for new inputs."""
+
+    model: nn.Module
+    task: Task
+    preprocessor: Preprocessor
+    kind: Kind  # "image", "text" or "tensor"
+    device: torch.device
+    temperature: float | None = None  # that the run fitted on val
+
+    def calibrated(self) -> Predictor:
+        """The same model with logits divided by the run's temperature: the same answers, with
+        probabilities that are as sure as the model is right.
+
+        Raises UsageError for a run that fitted no temperature.
+        """
+        if self.temperature is None:
+            raise UsageError(
+                "this run fitted no temperature: it takes a classification task and rows for val"
+            )
+        head = copy.deepcopy(self.model.get_submodule("head"))
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.div_(self.temperature)
+        model = Model(self.model.get_submodule("backbone"), head).eval()
+        return replace(self, model=model, temperature=1.0)
+
+    def predict(self, inputs: Sequence[str | Path | tuple[str, str]]) -> list[Prediction]:
+        """Pictures by path, texts, or pairs of texts → a prediction each, in their order.
+
+        Raises DataError for a picture that cannot be read.
+        """
+        examples = [
+            Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x))
+            for i, x in enumerate(inputs)
+        ]
+        if not examples:
+            return []
+        if self.kind == "image":
+            vet(e.inputs[0] for e in examples)
+        batches = Batches(
+            examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device
+        )
+        # a single batch would only hand its memory back more slowly
+        with freed_memory_kept() if len(examples) > BATCH else nullcontext():
+            rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
+        return [self.as_prediction(row) for row in rows]
+
+    def as_prediction(self, row: Any) -> Prediction:
+        scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
+        label = self.task.label(row)
+        return Prediction(label, scores.get(label) if self.task.name == "classification" else None,
+                          scores)  # fmt: skip
+
+    @freed_memory_kept()
+    def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Scored, str]:
+        """Metrics with intervals on new labelled data; also the scores and which rows they are of.
+
+        Raises DataError for labels that the run does not know.
+        """
+        examples, which = rows_of(data, self.task, self.kind)
+        targets = self.task.encode(cells_of(examples))
+        batches = Batches(examples, targets, self.preprocessor, BATCH, device=self.device)
+        rows = scored(outputs(self.model, batches, self.device), self.task, examples)
+        metrics = {name: module("metrics", name) for name in self.task.metrics}
+        return estimates(self.task, metrics, rows), rows, which
+
+
+def load(run: str | Path, *, device: str = "cpu") -> Predictor:
+    """A run's model. Loads weights and JSON only; no code of the plan is run.
+
+    Raises SourceError or UsageError for a folder that is no run or a damaged one.
+    """
+    folder = Path(run)
+    guarded.check_folder(folder, "model")  # libraries open its files by their paths
+    if not is_run(folder):
+        raise UsageError(f"{run} holds no model: give the folder of a finished run")
+    source = load_source(str(folder), SourceOptions(offline=True))
+    task = read_task(folder)
+    if source.head is None:
+        raise UsageError(f"{run} holds no head: its model folder is damaged")
+    model = Model(source.backbone, source.head).eval().to(device)
+    # a model folder alone is enough to predict with
+    result = records.read(folder, "result.json", records.Calibrated) or {}
+    temperature = (result.get("calibration") or {}).get("temperature")
+    outputs_of_head = getattr(source.head, "out_features", task.outputs)
+    if task.outputs != outputs_of_head:
+        why = f"{task.outputs} classes for {outputs_of_head} outputs"
+        raise guarded.damaged(folder, "model/labels.json", why)
+    return Predictor(
+        model, task, build(source.preprocess), source.kind, torch.device(device), temperature,
+    )  # fmt: skip
+
+
+def plan_of(run: str | Path) -> Plan:
+    """The plan that a run was made from; code that it names is not run."""
+    return plan_read.read_run_plan(Path(run))

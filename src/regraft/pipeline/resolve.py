@@ -1,0 +1,242 @@
+"""Plan + Target → settings and a table: every "auto" becomes a value that carries its reason.
+
+The defaults were chosen on validation rows; docs/log.md has the experiments.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from ..compute import distributed
+from ..compute.device import choose_device
+from ..data.types import Augment
+from ..errors import PlanError
+from ..plan.schema import Plan
+from ..training.optimizers import optimizer_class
+from ..training.schedules import block_rates
+from ..training.settings import Settings
+from . import scratch_search
+
+if TYPE_CHECKING:
+    from ..freezing import Freezing
+    from ..model.types import Source, Target
+    from ..regularizers import Regularizer
+
+
+Reasons = dict[str, str]  # dotted key → why
+
+# Rates that the optimisers are commonly trained from scratch with.
+SCRATCH_RATES = {
+    "SGD": 0.1, "Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "RMSprop": 1e-3,
+}  # fmt: skip
+
+SHARE = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scratch rate, for kept blocks
+
+EPOCHS = {"image": 3, "text": 3, "tensor": 10}
+
+BATCH = {"image": 32, "text": 16, "tensor": 32}
+
+SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aware minimisation
+
+FEWEST_STEPS = 60  # a fit on a handful of rows still takes this many
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One line of the table that ``regraft plan`` prints."""
+
+    name: str
+    parameters: int
+    state: Literal["kept", "fresh", "part kept"]
+    first_epoch: int | None  # None: frozen throughout
+    rate: float
+    over_scratch: float  # rate ÷ scratch rate
+    weight_decay: float
+    anchored: bool  # pulled to θs by a penalty
+
+
+def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple[Plan, Reasons]:
+    """The plan without "auto", and the reason of each choice by dotted key."""
+    fit, run = plan.fit, plan.run
+    kind, scratch = source.kind, source.nothing_kept
+    known = SCRATCH_RATES.get(fit.optimizer)
+    optimizer_class(fit.optimizer)
+    reasons: Reasons = {}
+
+    def settle(section: str, key: str, now: Any, value: Any, why: str) -> dict[str, Any]:
+        if now != "auto":
+            return {}
+        reasons[f"{section}.{key}"] = f"auto: {why}"
+        return {key: value}
+
+    if known is None and "auto" in (fit.scratch_lr, fit.lr, fit.head_lr):
+        raise PlanError(
+            [f"fit.optimizer: no rate is known for {fit.optimizer}: set fit.lr, fit.head_lr and "
+             f"fit.scratch_lr"]
+        )  # fmt: skip
+    out: dict[str, Any] = {}
+    out |= settle("fit", "scratch_lr", fit.scratch_lr, known, f"usual for {fit.optimizer}")
+    scratch_lr = out.get("scratch_lr", fit.scratch_lr)
+    rate = scratch_lr if scratch else scratch_lr * SHARE[kind]
+    why = "nothing is kept" if scratch else f"{SHARE[kind]:g} of the scratch rate"
+    out |= settle("fit", "lr", fit.lr, rate, why)
+    lr = out.get("lr", fit.lr)
+    out |= settle("fit", "head_lr", fit.head_lr, lr, "as the backbone: the probe has fitted it")
+    batch = min(BATCH[kind], max(4, train_rows // 8))
+    out |= settle("fit", "batch_size", fit.batch_size, batch, f"{train_rows} training rows")
+    steps = ceil(train_rows / out.get("batch_size", fit.batch_size) / fit.accumulate)
+    usual = EPOCHS[kind] * (5 if scratch else 1)
+    epochs = max(usual, ceil(FEWEST_STEPS / steps))
+    out |= settle(
+        "fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch"
+    )
+    pulled = sorted(n for n in plan.regularizers if pulls(plan, n))
+    decay, why = (
+        (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
+    )
+    out |= settle("fit", "weight_decay", fit.weight_decay, decay, why)
+    out |= settle(
+        "fit", "batch_norm", fit.batch_norm, "train" if scratch else "frozen",
+        "nothing is kept" if scratch else "the source's statistics stay",
+    )  # fmt: skip
+
+    radius = 0.0 if scratch else SHARPNESS[kind]
+    why = "texts overfit within an epoch or two" if radius else "one gradient a step"
+    out |= settle("fit", "sharpness", fit.sharpness, radius, why)
+
+    device, why = choose_device(run.device)
+    chosen: dict[str, Any] = {"device": str(device)} if run.device == "auto" else {}
+    reasons |= {"run.device": why} if chosen else {}
+    cores = os.cpu_count() or 1
+    started = distributed.started()
+    chosen |= settle("run", "processes", run.processes, started, "as many as were started")
+    decoding = kind == "image" and device.type != "cpu"
+    workers = min(8, cores) if decoding else 0
+    why = f"{cores} cores" if decoding else "on a CPU decoding is a small part of a step"
+    chosen |= settle("run", "workers", run.workers, workers, why)
+    threads = torch.get_num_threads()
+    chosen |= settle("run", "threads", run.threads, threads, f"torch's own on {cores} cores")
+    if not has_val and plan.fit.patience:
+        raise PlanError(
+            ["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"]
+        )
+    plan = plan.model_copy(
+        update={"fit": fit.model_copy(update=out), "run": run.model_copy(update=chosen)}
+    )
+    return plan, reasons
+
+
+def default_decay(optimizer: str) -> tuple[float, str]:
+    return (0.01, "usual for AdamW") if optimizer == "AdamW" else (1e-4, f"usual for {optimizer}")
+
+
+def pulls(plan: Plan, name: str) -> bool:
+    from ..plugins import options_class
+
+    return bool(options_class("regularizers", name, allow_code=True).pulls_to_source)
+
+
+def settings(plan: Plan, target: Target) -> Settings:
+    """What fit receives, from a resolved plan.
+
+    Raises PlanError where a kept block's rate reaches the scratch rate without leave.
+    """
+    fit = plan.fit
+    names = [b.name for b in target.blocks]
+    rates = block_rates(
+        names,
+        lr=cast(float, fit.lr),
+        head_lr=cast(float, fit.head_lr),
+        layer_decay=1.0 if target.nothing_kept else fit.layer_decay,
+        overrides=fit.block_lr,
+    )
+    scratch = cast(float, fit.scratch_lr)
+    large = [n for n in names if rates[n] >= scratch and block_state(target, n) != "fresh"]
+    if large and not target.nothing_kept and not fit.allow_large_lr:
+        raise PlanError(
+            [f"fit.lr: {rates[large[-1]]:g} for the kept block {large[-1]} is not below the scratch "
+             f"rate {scratch:g} and would destroy what the source knows: lower it, or set "
+             f"fit.allow_large_lr = true"]
+        )  # fmt: skip
+    return Settings(
+        epochs=cast(int, fit.epochs),
+        rates=rates,
+        optimizer=fit.optimizer,
+        optimizer_options=fit.optimizer_options,
+        weight_decay=cast(float, fit.weight_decay),
+        schedule=fit.schedule,
+        warmup=fit.warmup,
+        accumulate=fit.accumulate,
+        clip_norm=fit.clip_norm,
+        sharpness=cast(float, fit.sharpness),
+        average=fit.average,
+        patience=fit.patience,
+        batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
+        augment=plan.augment if target.source.kind == "image" else NO_MIX,
+        layout=cast(str, plan.run.layout),
+        precision=cast(str, plan.run.precision),
+        compile=fit.compile,
+    )
+
+
+def scratch_budget(
+    plan: Plan, chosen: Settings, regularizers: Mapping[str, Regularizer], *, has_val: bool
+) -> scratch_search.ScratchBudget:
+    """What the scratch control of a resolved plan may spend and try."""
+    usual = default_decay(plan.fit.optimizer)[0]
+    if any(pulls(plan, name) for name in plan.regularizers):
+        chosen = replace(chosen, weight_decay=usual)  # the fit has none for the pull's sake alone
+    return scratch_search.scratch_budget(
+        chosen,
+        cast(float, plan.fit.scratch_lr),
+        plan.evaluate.scratch_rates,
+        plan.evaluate.scratch_budget,
+        has_val=has_val,
+        weight_decay=usual,
+        penalties=[name for name, r in regularizers.items() if not r.uses_source],
+    )
+
+
+NO_MIX = Augment(random_resized_crop=False, flip=False)
+
+
+def block_state(target: Target, name: str) -> Literal["kept", "fresh", "part kept"]:
+    parameters = dict(target.model.named_parameters())
+    own = [t for b in target.blocks if b.name == name for t in b.tensors if t in parameters]
+    anchored = sum(t in target.anchor for t in own)
+    if not anchored:
+        return "fresh" if name == "head" or target.nothing_kept or own else "kept"
+    return "kept" if anchored == len(own) else "part kept"
+
+
+def table(
+    plan: Plan, target: Target, freezing: Freezing, rates: Mapping[str, float]
+) -> list[BlockRow]:
+    """A row a block: what ``regraft plan`` prints before anything is trained."""
+    names = [b.name for b in target.blocks]
+    parameters = dict(target.model.named_parameters())
+    epochs = cast(int, plan.fit.epochs)
+    first = {
+        name: next((e for e in range(1, epochs + 1) if name in freezing(names, e)), None)
+        for name in names
+    }
+    pulled = any(pulls(plan, n) for n in plan.regularizers)
+    return [
+        BlockRow(
+            name=b.name,
+            parameters=sum(parameters[t].numel() for t in b.tensors if t in parameters),
+            state=block_state(target, b.name),
+            first_epoch=first[b.name],
+            rate=rates[b.name],
+            over_scratch=rates[b.name] / cast(float, plan.fit.scratch_lr),
+            weight_decay=cast(float, plan.fit.weight_decay),
+            anchored=pulled and any(t in target.anchor for t in b.tensors),
+        )
+        for b in target.blocks
+    ]

@@ -1,0 +1,186 @@
+"""Going on with a run that was left: what has changed since it began.
+
+Bits are only the same where data, plan and source are. A plan's "auto" is what the run made of it;
+some keys change no bit and may differ. Anything else is refused with the difference shown, or with
+``--accept-changes`` recorded in resumes.jsonl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, SourceError, UsageError, shorten
+from ..io.command_lines import command
+from ..plan.read import check, read_run_plan
+from ..plan.schema import Plan
+from ..runs.folder import read_json
+from ..runs.records import Environment
+
+if TYPE_CHECKING:
+    from ..data.types import Splits
+    from .prepare import Prepared
+
+
+FREE = {
+    "run.out", "run.workers", "run.processes", "run.cache", "run.cache_users", "run.cache_gb", "run.checkpoint_every",
+    "run.escape_csv", "run.shard",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run folder that was left."""
+
+    run: Path
+    plan: Plan  # to go on with
+    changes: tuple[str, ...] = ()  # that were accepted
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """A line of resumes.jsonl."""
+        return {
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "changes": list(self.changes),
+            **more,
+        }
+
+
+def earlier(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> Earlier:
+    """The plan to go on with. Raises UsageError with every difference that was not accepted."""
+    before = read_run_plan(run, allow_code=allow_code)
+    tree = given.model_dump(exclude_none=True)
+    for section in ("fit", "run"):
+        for key, value in tree[section].items():
+            if value == "auto":
+                tree[section][key] = getattr(getattr(before, section), key)
+    plan = check(tree, allow_code=allow_code)
+    changes = differences(before, plan)
+    if changes and not accept_changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UsageError(
+            f"{run} was begun with another plan:\n{listed}\ngo on as it was with "
+            f"{command('fit', '--resume', run)}, or with these changes, which are recorded, with --accept-changes"
+        )
+    return Earlier(run, plan, tuple(changes))
+
+
+def digest_of_plan(plan: Plan) -> str:
+    """sha256 over all that decides a run's bits."""
+    kept = {k: v for k, v in flat(plan.model_dump()).items() if k not in FREE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def differences(before: Plan, now: Plan) -> list[str]:
+    """Keys whose values differ, as "fit.epochs: 3 → 5"."""
+    old, new = flat(before.model_dump()), flat(now.model_dump())
+    return [
+        f"{key}: {shown(old.get(key))} → {shown(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE and not same(old.get(key), new.get(key))
+    ]
+
+
+def flat(tree: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{key}.{name}".strip(".")
+        found |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, or two ways to one file."""
+    if a == b:
+        return True
+    both = isinstance(a, str) and isinstance(b, str) and Path(a).exists() and Path(b).exists()
+    return both and Path(a).samefile(b)
+
+
+def shown(value: Any) -> str:
+    return "not set" if value is None or value == {} else str(value)
+
+
+def refuse_changes(before: Earlier, p: Prepared, *, accept_changes: bool) -> Earlier:
+    """With the data's and the source's changes among those that were accepted.
+
+    Raises DataError or SourceError, saying what is different, where they were not.
+    """
+    was = read_json(before.run, "environment.json", Environment)
+    changes = list(before.changes)
+    accept = "put it back, or go on with --accept-changes, which records it"
+    if was.get("data_digest") != p.splits.digest:
+        rows = data_changes(before.run, p.splits)
+        if not accept_changes:
+            raise DataError(
+                f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}"
+            )
+        changes.append(f"data: {rows}")
+    now = p.source_data.all_digest if p.source_data else None
+    if was.get("source_data_digest") != now:
+        if not accept_changes:
+            raise DataError(f"the source data have changed since {before.run} began: {accept}")
+        changes.append("the source data")
+    if was.get("source_digest") != p.source.digest:
+        if not accept_changes:
+            raise SourceError(
+                f"the weights of {p.source.name} have changed since {before.run} began: {accept}"
+            )
+        changes.append(f"the weights of {p.source.name}")
+    return Earlier(before.run, before.plan, tuple(changes))
+
+
+def data_changes(run: Path, splits: Splits) -> str:
+    """Rows that were added, removed or edited since a run's manifest was written, in words."""
+    from ..data.manifest import manifest_row, read_manifest
+
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return row.get("hash", ""), tuple(row["cells"])
+
+    old = list(read_manifest(run / "manifest.jsonl"))
+    new = [manifest_row(s, e) for s in ("train", "val", "test") for e in getattr(splits, s)]
+    both = Counter(map(key, old)) & Counter(map(key, new))
+
+    def left(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows beyond those that both have: a row that stands elsewhere is none."""
+        spent = both.copy()
+        found = []
+        for row in rows:
+            if spent[key(row)]:
+                spent[key(row)] -= 1
+            else:
+                found.append(row)
+        return found
+
+    gone = {row["where"]: row for row in left(old)}
+    come = {row["where"]: row for row in left(new)}
+    edited = [edit(where, gone[where], come[where]) for where in gone if where in come]
+    parts = {
+        "edited": edited,
+        "added": [w for w in come if w not in gone],
+        "removed": [w for w in gone if w not in come],
+    }
+    words = [
+        f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} {what} ({shorten(rows, 3)})"
+        for what, rows in parts.items()
+        if rows
+    ]
+    moved = Counter((*key(r), r["split"]) for r in new) - Counter(
+        (*key(r), r["split"]) for r in old
+    )
+    moved = Counter({k: n for k, n in moved.items() if both[k[:2]]})
+    words += [f"{moved.total()} in another split than before"] if moved else []
+    return ", ".join(words)
+
+
+def edit(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What of a row is different."""
+    a, b = ";".join(old["cells"]), ";".join(new["cells"])
+    told = [f"label {a} → {b}"] if a != b else []
+    told += ["content"] if old.get("hash") != new["hash"] else []
+    return f"{where}: {', '.join(told)}"

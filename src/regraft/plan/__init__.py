@@ -1,0 +1,1 @@
+"""Plans: their schema, read from and written to TOML; no torch."""

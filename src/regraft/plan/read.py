@@ -1,0 +1,210 @@
+"""Plans from TOML files and ``--set``: every problem at once, each with its line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .. import plugins
+from ..data.types import Augment
+from ..errors import PlanError, UsageError, printable
+from ..io import guarded
+from ..regularizers import Regularizer
+from .schema import FitPlan, Plan
+
+# ---------------------------------------------------------------- reading
+
+
+def read_plan(path: Path | None, settings: Mapping[str, Any], *, allow_code: bool = False) -> Plan:
+    """A plan from a TOML file and settings by dotted key; a setting beats the file.
+
+    Raises PlanError with every problem at once, UsageError where there is no such file.
+    """
+    text = ""
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise PlanError([f"not UTF-8 at byte {error.start}"], str(path)) from error
+    return plan_in(text, str(path) if path else "the plan", settings, allow_code=allow_code)
+
+
+def read_run_plan(run: Path, *, allow_code: bool = False) -> Plan:
+    """Return the plan that a run was made from; of a run from elsewhere too, whose files may be anything.
+
+    Raises PlanError with every problem at once, UsageError where there is no such file.
+    """
+    text = guarded.text(run, "plan.toml")
+    if text is None:
+        raise UsageError(f"{guarded.shown(run, 'plan.toml')} is missing; is this a run folder?")
+    return plan_in(text, guarded.shown(run, "plan.toml"), {}, allow_code=allow_code)
+
+
+def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: bool) -> Plan:
+    """Return the plan of a text and of settings by dotted key. Raises PlanError with all problems."""
+    try:
+        tree = guarded.parse_toml(text)
+    except ValueError as error:  # tomllib's own error, and what int() says of too many digits
+        raise PlanError([printable(str(error))], where) from error
+    for key, value in settings.items():
+        place(tree, key.split("."), value)
+    return check(tree, where=where, lines=key_lines(text), allow_code=allow_code)
+
+
+def check(
+    tree: dict[str, Any],
+    *,
+    where: str = "the plan",
+    lines: Mapping[str, int] | None = None,
+    allow_code: bool = False,
+) -> Plan:
+    """A plan from plain values. Raises PlanError with all problems, each with its line."""
+    problems: list[tuple[str, str]] = []  # (dotted key, text)
+    try:
+        guarded.check_values(tree)
+    except ValueError as error:
+        raise PlanError([str(error)], where) from error
+    plan: Plan | None = None
+    try:
+        plan = Plan.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        by_key: dict[str, list[str]] = {}
+        for e in error.errors():
+            loc = [str(p) for p in e["loc"] if p not in UNION_TAGS]
+            text = plugins.problem("", {**e, "loc": loc}, known_keys(loc))
+            by_key.setdefault(".".join(loc), []).append(text)
+        for key, texts in by_key.items():  # a key that takes a number or "auto" fails twice
+            others = "".join(f", or {t.partition(': ')[2]}" for t in texts[1:])
+            problems.append((key, texts[0] + others))
+    known = {key for key, _ in problems}
+    problems += [(k, f"{k}: must be a finite number") for k in not_finite(tree) if k not in known]
+    fit = tree["fit"] if isinstance(tree.get("fit"), dict) else {}
+    pulls: list[str] = []
+    shrinks: list[str] = []
+    for folder, key, name, values in plugin_tables(tree):
+        try:
+            cls = plugins.options_class(folder, name, allow_code=allow_code)
+        except LookupError as error:
+            problems.append((key, f"{key}: {error}"))
+            continue
+        made, found = plugins.make(cls, values, key)
+        problems += [(text.split(":")[0], text) for text in found]
+        if folder == "regularizers" and made is not None and not isinstance(made, Regularizer):
+            text = f"{key}: {cls.__name__} is no penalty: inherit regraft.regularizers.Regularizer"
+            problems.append((key, text))
+        elif folder == "regularizers" and made is not None:
+            for option, needed in made.needs_fit().items():
+                now = fit.get(option, FitPlan.model_fields[option].default)
+                if now != needed:
+                    text = f"{key} goes with {needed} alone, not {now}: set fit.{option} to"
+                    problems.append((key, f'{text} "{needed}", or change {key}'))
+            pulls += [name] if made.pulls_to_source else []
+            shrinks += [name] if made.shrinks_to_zero else []
+    decay = fit.get("weight_decay", "auto")
+    shrinks += ["fit.weight_decay"] if isinstance(decay, int | float) and decay > 0 else []
+    if pulls and shrinks:
+        problems.append(
+            (
+                f"regularizers.{pulls[0]}",
+                f"regularizers.{pulls[0]} pulls weights to the source and {shrinks[0]} pulls the "
+                f"same weights to zero: remove one of them",
+            )
+        )
+    if problems or plan is None:
+        raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
+    return plan
+
+
+def not_finite(tree: Any, key: str = "") -> list[str]:
+    """Dotted keys of NaN and infinities, which a dataclass of options would let through."""
+    if isinstance(tree, dict):
+        inside = [(f"{key}.{k}".strip("."), v) for k, v in tree.items()]
+    elif isinstance(tree, list | tuple):
+        inside = [(key, v) for v in tree]
+    else:
+        return [key] if isinstance(tree, float) and not math.isfinite(tree) else []
+    return [found for k, v in inside for found in not_finite(v, k)]
+
+
+UNION_TAGS = {"int", "float", "bool", "str", "literal['auto']", "constrained-int",
+              "constrained-float", "constrained-str", "list[float]"}  # fmt: skip
+
+
+def plugin_tables(tree: Mapping[str, Any]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
+    """(folder, dotted key, plug-in name, its options) of every plug-in that a plan names."""
+    for key, folder, default in (
+        ("task", "tasks", "classification"),
+        ("freezing", "freezing", "everything"),
+    ):
+        table = tree.get(key, {})
+        if isinstance(table, dict):
+            options = {k: v for k, v in table.items() if k != "name"}
+            yield folder, key, str(table.get("name", default)), options
+    tables = tree.get("regularizers", {})
+    if isinstance(tables, dict):
+        for name, options in tables.items():
+            if isinstance(options, dict):
+                yield "regularizers", f"regularizers.{name}", name, options
+
+
+def known_keys(loc: list[str]) -> list[str]:
+    """The keys that a plan has at the table where the last key of ``loc`` stands."""
+    model: Any = Plan
+    for part in loc[:-1]:
+        model = model.model_fields[part].annotation if part in Plan.model_fields else None
+    if model is Augment:
+        return list(Augment.__dataclass_fields__)
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def with_line(key: str, text: str, lines: Mapping[str, int]) -> str:
+    """The problem with the line of its key, or of the nearest table around it."""
+    parts = key.split(".")
+    while parts:
+        line = lines.get(".".join(parts))
+        if line is not None:
+            return f"line {line:<4} {text}"
+        parts.pop()
+    return text
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Dotted key → line (from 1). tomllib gives no lines; this scan knows tables and plain keys."""
+    lines: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := re.match(r"\s*\[\[?\s*([^\]#]+?)\s*\]", line):
+            table = match[1].replace('"', "")
+            lines.setdefault(table, number)
+        elif match := re.match(r"""\s*([\w."'-]+)\s*=""", line):
+            key = re.sub(r"[\"']", "", match[1])
+            lines.setdefault(f"{table}.{key}".strip("."), number)
+    return lines
+
+
+def place(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a dotted key in nested tables."""
+    for i, key in enumerate(keys[:-1]):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise PlanError([f"{'.'.join(keys[: i + 1])} is a value, not a table"])
+    tree[keys[-1]] = value
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``section.key=value`` of --set; the value is TOML, or a plain word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f'--set takes section.key=value, not "{text}"')
+    try:
+        return key.strip(), guarded.parse_toml(f"x = {value}")["x"]
+    except (ValueError, KeyError):
+        return key.strip(), value

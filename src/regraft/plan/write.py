@@ -1,0 +1,61 @@
+"""Plans as TOML files, with the reason of each automatic choice as a comment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from .schema import Plan
+
+# ---------------------------------------------------------------- writing
+
+
+def write_plan(plan: Plan, reasons: Mapping[str, str] | None = None) -> str:
+    """The plan as TOML, every key with a comment: why it was chosen, else what it means."""
+    reasons = reasons or {}
+    out = ["# regraft plan: `regraft fit` on this file runs it"]
+    for section, field in Plan.model_fields.items():
+        value = getattr(plan, section)
+        if section == "regularizers":
+            for name, options in value.items():
+                out += ["", f"[regularizers.{toml_key(name)}]"]
+                out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in options.items()]
+            continue
+        out += ["", f"[{section}]"]
+        if isinstance(value, dict):
+            out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()]
+            continue
+        for key, item, description in described(value, field.annotation):
+            comment = reasons.get(f"{section}.{key}", description)
+            line = f"{key} = {toml_value(item)}" if item is not None else f"# {key} ="
+            out.append(f"{line:<34}  # {comment}".rstrip(" #"))
+    return "\n".join(out) + "\n"
+
+
+def described(value: Any, model: Any) -> Iterable[tuple[str, Any, str]]:
+    if isinstance(value, BaseModel):
+        for key, field in type(value).model_fields.items():
+            yield key, getattr(value, key), field.description or ""
+    else:
+        for key, field in value.__dataclass_fields__.items():
+            yield key, getattr(value, key), field.metadata.get("help", "")
+
+
+def toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
+
+
+def toml_value(value: Any) -> str:
+    """A TOML literal. JSON's strings, numbers, booleans and arrays are TOML's too."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    # DEL is the one character that JSON leaves bare and TOML does not allow
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

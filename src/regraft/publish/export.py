@@ -1,0 +1,559 @@
+"""``regraft export``: a run's model in a form that other programs load, and the proof that it is the same.
+
+Each export is written beside its place, loaded in a fresh process by the very lines that its model card
+prints, without regraft where the format allows, and compared with the run's own predictions on real
+rows. Only then is it given its name; a difference leaves nothing behind but the message.
+
+    |p_export − p_run| ≤ 1e-4 for every probability, and the same answer on every row that is no tie
+
+Numbers are compared in standard deviations of the training targets, plus what float32 cannot tell apart
+at their size. Scaling and temperature are folded into the last layer: with y = s·(Wx + b) + m that is
+W' = sW, b' = sb + m.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import plugins
+from ..data.batches import Batches
+from ..data.columns import ids_of, some_of
+from ..data.loading import rows_and_splits
+from ..data.manifest import read_manifest
+from ..data.preprocessing import to_json
+from ..data.types import Example, ImageSpec
+from ..errors import DataError, DiskError, ExportError, RegraftError, UsageError, did_you_mean
+from ..evidence.calibration import cooled
+from ..evidence.comparison import SCORES, read_scores
+from ..evidence.scoring import at_threshold, estimates, gain, scored
+from ..exports import Export, Package
+from ..io import guarded
+from ..io.json_files import dumps, plain
+from ..io.work_folders import temporary_folder, work_folder
+from ..model.forward import Outputs, outputs
+from ..model.grafting import Model
+from ..model.types import SourceOptions
+from ..pipeline.predictor import Predictor, load, plan_of
+from ..plan.options import data_options
+from ..plan.read import check as check_plan
+from ..plan.write import write_plan
+from ..report.reading import RunFiles
+from ..runs.folder import read_json
+from ..runs.records import ModelConfig
+from ..sources import load_source
+from ..tasks import Task
+from .model_card import card, int8_in_words, without_folders
+
+if TYPE_CHECKING:
+    from ..compute.arrays import FloatArray
+
+
+TOLERANCE = 1e-4  # of a probability, or of a standard deviation of the training targets
+
+ROWS = 2000  # rows that are compared at most; each is read and run twice
+
+BATCH = 32
+
+PRINTED = 10  # lines of code at most that the command prints; the card has them all
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An export against the run's own predictions."""
+
+    rows: str  # what they are: "test rows", "training rows" or "generated inputs"
+    n: int
+    difference: float  # the largest, as TOLERANCE counts it
+    same: int | None  # rows with the same answer; None for numbers, which are compared as they are
+    ties: int  # of the others, those that are too close to call
+    from_file: float | None = None  # likewise to predictions.csv, where they are test rows
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    path: Path
+    format: str
+    parity: Parity
+    int8: dict[str, Any] | None  # what 8 bits cost, where they were asked for
+    notes: tuple[str, ...]
+    code: str  # the card's lines that load it
+
+
+def export(
+    run: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    calibrated: bool = False,
+    int8: bool = False,
+    rows: int = ROWS,
+    say: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a run's model as ``to``, a file of exports/, in the new folder ``out``.
+
+    Without ``out`` it is RUN/exports/FORMAT. ``calibrated`` divides logits by the run's temperature;
+    ``int8`` (ONNX) adds a quantised model and measures its cost; ``rows`` are compared at most.
+
+    Raises UsageError for a format that is not known, not installed or not this run's, and for a folder
+    that is already there; ExportError where the export does not give the run's predictions.
+    """
+    files, name, format = RunFiles.read(Path(run)), *format_of(to)
+    place = Path(out) if out is not None else Path(run) / "exports" / name.replace("_", "-")
+    if place.exists() or place.is_symlink():
+        raise UsageError(f"{place} exists and is never overwritten: choose another --out")
+    if out is None and place.parent.is_symlink():
+        raise UsageError(f"{place.parent} is a link, and is not written into: choose --out")
+    if rows < 1:
+        raise UsageError(f"--rows takes a number of rows, not {rows}")
+    if int8 and not hasattr(format, "int8"):
+        raise UsageError(f"--int8 is for --to onnx, not {to}")
+    if calibrated and not format.folds:
+        raise UsageError(
+            f"--calibrated: a {name} keeps the temperature beside the weights; apply it with "
+            "load(…).calibrated() or predict --calibrated"
+        )
+    predictor = load(run)
+    predictor = predictor.calibrated() if calibrated else predictor
+    with temporary_folder("regraft-export") as scratch:
+        examples, what = rows_for(files, predictor, rows, scratch)
+        lost = "; the run's rows are not where they were" if what == "generated inputs" else ""
+        say(f"comparing on {len(examples)} {what}{lost}")
+        package = packed(files, predictor, examples, format)
+        if why := format.refusal(package):
+            raise UsageError(f"{run} cannot be exported to {to}: {why}")
+        expected = answers(predictor, examples)
+        with published(place) as part:
+            say(f"writing {name}")
+            notes = tuple(wrote(format, name, package, part))
+            code = format.snippet(
+                package
+            )  # never cut out of the card, which has strings of the run
+            say("loading it in a fresh process")
+            inputs = inputs_of(examples, predictor.kind)
+            found = fresh(part, code, format.with_regraft, inputs, scratch)
+            parity = compared(predictor.task, expected, found, what)
+            check(parity, predictor.task, examples, expected, found)
+            apart = against_file(files, predictor, examples, found, what, calibrated)
+            parity = replace(parity, from_file=apart)
+            cost = None
+            if int8:
+                say("quantising, and measuring what it costs")
+                file = cast(Any, format).int8(part)
+                small = fresh(part, code.replace("model.onnx", file), False, inputs, scratch)
+                cost = cost_of(predictor.task, examples, found, small, what) | {
+                    "file": file,
+                    "bytes": [(part / f).stat().st_size for f in ("model.onnx", file)],
+                }
+            record = {"format": name, "calibrated": calibrated,
+                      "numbers": predictor.task.name == "regression",
+                      "parity": asdict(parity), "int8": cost,
+                      "versions": files.environment["versions"], "notes": notes}  # fmt: skip
+            text = dumps(plain(record), indent=2) + "\n"
+            (part / "export.json").write_text(text, encoding="utf-8")
+            text = card(files, package, name, code, notes, record)
+            (part / "README.md").write_text(text, encoding="utf-8")
+    return Exported(place, name, parity, cost, notes, code)
+
+
+def format_of(to: str) -> tuple[str, Export]:
+    """The file of exports/ by name. Raises UsageError for none, or one whose modules are missing."""
+    name = to.replace("-", "_")
+    known = plugins.names("exports")
+    if name not in known:
+        shown = [n.replace("_", "-") for n in known]
+        raise UsageError(f'there is no export "{to}"; {did_you_mean(to, shown)}')
+    format = cast(Export, plugins.module("exports", name))
+    missing = [m for m in format.needs if find_spec(m) is None]
+    if missing:
+        raise UsageError(
+            f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[export]"'
+        )
+    return name, format
+
+
+def wrote(format: Export, name: str, package: Package, folder: Path) -> Sequence[str]:
+    """The format's ``write``; a fault of an exporter, which may be anything, in one sentence.
+
+    Raises ExportError.
+    """
+    try:
+        return format.write(package, folder)
+    except (RegraftError, OSError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}"
+        ) from error
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """Return the innermost cause of an exporter's fault: one whole sentence without colours or advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).strip()
+    if lacking := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text):
+        return f"ONNX has no operator for torch's {lacking[1]}, which the network uses"
+    sentence = re.split(r"(?<=[.!?])\s+|\n\s*\n", text)[0]
+    return f"{type(error).__name__}: {' '.join(sentence.split())}".rstrip(": ")
+
+
+# ---------------------------------------------------------------- the rows that are compared
+
+
+def rows_for(
+    files: RunFiles, predictor: Predictor, limit: int, scratch: Path
+) -> tuple[list[Example], str]:
+    """Rows of the run's own data, found again by their content: of test, else of train, in the order
+    of a hash, so that a part of them is a fair one; without the data, generated ones.
+
+    → (rows with the labels that the run knows, what they are).
+    """
+    given = data_options(plan_of(files.path))
+    examples: Sequence[Example]
+    try:
+        options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
+        examples, _, _ = rows_and_splits(options, predictor.kind)
+    except (DataError, OSError, ValueError):  # a path may be too long, or none
+        examples = []
+    for name in ("test", "train"):
+        manifest = read_manifest(files.path / "manifest.jsonl")
+        cells = {row["id"]: tuple(row["cells"]) for row in manifest if row["split"] == name}
+        known = (i for i, id_ in enumerate(ids_of(examples)) if id_ in cells)
+        if found := list(islice(known, limit)):
+            rows = [replace(e, cells=cells[e.id]) for e in some_of(examples, found)]
+            return rows, "test rows" if name == "test" else "training rows"
+    return generated(predictor, len(given.text) == 2, scratch), "generated inputs"
+
+
+def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]:
+    """Sixteen pictures of several sizes, or texts of the tokenizer's own words; always the same."""
+    rng = np.random.default_rng(0)
+    if predictor.kind == "image":
+        return [
+            Example(str(i), (str(draw(predictor, rng, scratch / f"{i}.png")),), (), f"picture {i}")
+            for i in range(16)
+        ]
+    tokenizer: Any = predictor.preprocessor.tokenizer  # type: ignore[attr-defined]
+    words = sorted(w for w in tokenizer.get_vocab() if w.isalpha() and w.isascii()) or ["a"]
+
+    def text() -> str:
+        return " ".join(rng.choice(words, int(rng.integers(1, 20))))
+
+    return [
+        Example(str(i), (text(), text()) if pairs else (text(),), (), f"text {i}")
+        for i in range(16)
+    ]
+
+
+def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
+    from PIL import Image
+
+    spec: ImageSpec = predictor.preprocessor.spec  # type: ignore[attr-defined]
+    height, width = (int(side * rng.uniform(0.8, 2)) for side in spec.size)
+    coarse = rng.integers(0, 256, (6, 6, spec.channels), dtype=np.uint8)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
+    picture = Image.fromarray(coarse[..., 0] if spec.channels == 1 else coarse, mode)
+    picture.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+# ---------------------------------------------------------------- the model, ready to leave
+
+
+def packed(
+    files: RunFiles, predictor: Predictor, examples: Sequence[Example], format: Export
+) -> Package:
+    """The run's model with scaling folded in, and what a reader without regraft needs to know."""
+    source = load_source(str(files.path), SourceOptions(offline=True))
+    task = predictor.task
+    head = predictor.model.get_submodule("head")
+    backbone = predictor.model.get_submodule("backbone")
+    state = task.state()
+    if format.folds and "std" in state:
+        head = folded(head, state["std"], state["mean"])
+    longest = sorted(examples, key=lambda e: -len(" ".join(e.inputs)))[:2]
+    rows = [predictor.preprocessor.one(e.inputs) for e in (longest * 2)[:2]]
+    config = read_json(files.path, "model/config.json", ModelConfig)
+    texts = {
+        "preprocess.json": to_json(source.preprocess),
+        "labels.json": labels(task),
+        "result.json": files.result,
+        "model/config.json": config,
+    }
+    as_json = {k: dumps(brief_values(v), indent=2) + "\n" for k, v in texts.items()}
+    plan = tomllib.loads(write_plan(plan_of(files.path)))
+    return Package(
+        run=files.path,
+        name=files.name,
+        model=Model(backbone, head).eval(),
+        source=replace(source, backbone=backbone),
+        task=task,
+        inputs=predictor.preprocessor.collate(rows),
+        pairs=len(examples[0].inputs) == 2,
+        plain=as_json | {"plan.toml": write_plan(check_plan(brief_values(plan)))},
+    )
+
+
+def brief_values(tree: Any) -> Any:
+    """Return JSON values without the folders above files; names of classes stay as they are.
+
+    Value by value: in the text of a file, a path would be cut in the middle of an escape sequence.
+    """
+    if isinstance(tree, dict):
+        return {k: v if k == "classes" else brief_values(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [brief_values(value) for value in tree]
+    return without_folders(tree) if isinstance(tree, str) else tree
+
+
+def labels(task: Task) -> dict[str, Any]:
+    """Class names in output order, and what makes scores of outputs."""
+    activation = {"classification": "softmax", "multilabel": "sigmoid"}.get(task.name, "none")
+    found = {"task": task.name, "classes": list(task.classes), "activation": activation}
+    threshold = getattr(task, "threshold", None)
+    return found if threshold is None else found | {"threshold": threshold}
+
+
+def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> nn.Module:
+    """scale · head(x) + shift, output by output [C]: a linear head's own weights, computed in float64;
+    after any other head one diagonal layer more."""
+    s, m = torch.tensor(scale, dtype=torch.float64), torch.tensor(shift, dtype=torch.float64)
+    with torch.no_grad():
+        if not isinstance(head, nn.Linear):
+            last = nn.Linear(len(s), len(s))
+            last.weight.copy_(torch.diag(s))
+            last.bias.copy_(m)
+            return nn.Sequential(head, last).eval()
+        made = nn.Linear(head.in_features, head.out_features)
+        made.weight.copy_(head.weight.double() * s.unsqueeze(1))
+        bias = torch.zeros_like(s) if head.bias is None else head.bias.double()
+        made.bias.copy_(bias * s + m)
+        return made.eval()
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
+    """The run's own scores [N, C]."""
+    none = torch.zeros(len(examples))
+    batches = Batches(examples, none, predictor.preprocessor, BATCH, device=predictor.device)
+    found = outputs(predictor.model, batches, predictor.device).values
+    return cast("FloatArray", predictor.task.scores(found).numpy())
+
+
+def fresh(
+    folder: Path, code: str, with_regraft: bool, inputs: Sequence[Any], scratch: Path
+) -> FloatArray:
+    """Scores [N, C] by the card's code, run in the export's folder by a process of its own.
+
+    Raises ExportError, with what the process said, where it fails.
+    """
+    request, answer = scratch / "request.json", scratch / "scores.json"
+    asked = {"code": code, "with_regraft": with_regraft, "inputs": inputs, "batch": BATCH}
+    request.write_text(json.dumps(asked), encoding="utf-8")
+    here = Path(__file__).parent
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    environment.pop("PYTHONWARNINGS", None)
+    if with_regraft:
+        paths = [str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    ran = subprocess.run(
+        [sys.executable, "-P", str(here / "fresh_check.py"), str(request), str(answer)],
+        cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace",
+        check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        said = ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"]
+        error = ExportError(
+            f"the export does not run on its own, so nothing was written: {said[-1]}"
+        )
+        error.add_note(ran.stderr)
+        raise error
+    return np.asarray(json.loads(answer.read_text(encoding="utf-8")), dtype=np.float64)
+
+
+def inputs_of(examples: Sequence[Example], kind: str) -> list[str | list[str]]:
+    """Whole paths, for a process that works elsewhere; texts, or pairs of texts."""
+    if kind == "image":
+        return [str(Path(e.inputs[0]).resolve()) for e in examples]
+    return [e.inputs[0] if len(e.inputs) == 1 else list(e.inputs) for e in examples]
+
+
+def scale_of(task: Task) -> FloatArray:
+    """[C] or [1], what TOLERANCE is counted in."""
+    return np.asarray(task.state().get("std", [1.0]), dtype=np.float64)
+
+
+def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> Parity:
+    """Raises ExportError for scores of another shape or scores that are not finite."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise ExportError(
+            f"the export gave scores of shape {found.shape}, {int((~np.isfinite(found)).sum())} of them "
+            f"not finite, where {expected.shape} belong: nothing was written"
+        )
+    rounding = 2 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
+    apart = np.abs(found - expected)
+    apart = np.where(task.name == "regression", np.maximum(apart - rounding, 0), apart)
+    same = agree(task, expected, found)
+    return Parity(
+        what, len(expected), float((apart / scale_of(task)).max()),
+        None if same is None else int(same.sum()),
+        0 if same is None else int((~same & ties(task, expected)).sum()),
+    )  # fmt: skip
+
+
+def agree(task: Task, a: FloatArray, b: FloatArray) -> Any:
+    """[N] whether the answer is the same; None for numbers, which have none beside themselves."""
+    if task.name == "regression":
+        return None
+    return np.array([task.label(x) == task.label(y) for x, y in zip(a, b, strict=True)])
+
+
+def ties(task: Task, rows: FloatArray) -> Any:
+    """[N] whether an allowed difference could change the answer."""
+    threshold = getattr(task, "threshold", None)
+    if threshold is not None:
+        return (np.abs(rows - threshold) <= TOLERANCE).any(axis=1)
+    two = np.sort(rows, axis=1)[:, -2:]
+    return two[:, 1] - two[:, 0] <= 2 * TOLERANCE
+
+
+def check(
+    parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray
+) -> None:
+    """Raises ExportError, showing the worst row, where an export is not the run."""
+    differ = 0 if parity.same is None else parity.n - parity.same - parity.ties
+    if parity.difference <= TOLERANCE and not differ:
+        return
+    apart = np.abs(found - expected) / scale_of(task)
+    row, column = (int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
+    unit = " standard deviations" if task.name == "regression" else ""
+    off = int((apart > TOLERANCE).any(axis=1).sum())
+    raise ExportError(
+        f"the export is not the run: {off} of {parity.n} {parity.rows} differ by more than "
+        f"{TOLERANCE:g}{unit}, {differ} in their answer; the largest difference is "
+        f"{parity.difference:.3g}{unit}, {examples[row].where}, {task.classes[column]}: "
+        f"{expected[row, column]:.6g} by the run, {found[row, column]:.6g} by the export; "
+        "nothing was written"
+    )
+
+
+def against_file(
+    files: RunFiles,
+    predictor: Predictor,
+    examples: Sequence[Example],
+    found: FloatArray,
+    what: str,
+    calibrated: bool,
+) -> float | None:
+    """The largest difference to predictions.csv, which the run wrote, perhaps on another device."""
+    if what != "test rows" or not guarded.is_file(files.path, SCORES):
+        return None
+    wanted = {e.id for e in examples}  # the others' scores, which may be many, are not held
+    ids, scores = read_scores(files.path, predictor.task.outputs, wanted)
+    place = {id_: i for i, id_ in enumerate(ids)}
+    if not wanted <= place.keys():
+        return None
+    kept = scores[[place[e.id] for e in examples]]
+    if calibrated:
+        assert files.result["calibration"] is not None
+        kept = cooled(kept, files.result["calibration"]["temperature"])
+    return float((np.abs(found - kept) / scale_of(predictor.task)).max())
+
+
+def cost_of(
+    task: Task, examples: Sequence[Example], full: FloatArray, small: FloatArray, what: str
+) -> dict[str, Any]:
+    """What 8 bits cost: answers that change and, on test rows, the paired difference of the primary
+    metric; negative is worse."""
+    same = agree(task, full, small)
+    found: dict[str, Any] = {
+        "rows": what, "n": len(full), "difference": float((np.abs(small - full) / scale_of(task)).max()),
+        "same": None if same is None else int(same.sum()), "gain": None,
+    }  # fmt: skip
+    if what != "test rows":
+        return found
+    targets = task.encode([e.cells for e in examples])
+    rows = scored(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets),
+                  task, examples)  # fmt: skip
+    metric = at_threshold(cast(Any, plugins.module("metrics", task.primary)), task)
+    a, b = (replace(rows, scores=s) for s in (small, full))
+    named = {task.primary: metric}
+    return found | {
+        "metric": task.primary,
+        "before": estimates(task, named, b)[task.primary],
+        "after": estimates(task, named, a)[task.primary],
+        "gain": gain(metric, a, b),
+    }
+
+
+# ---------------------------------------------------------------- the folder
+
+
+@contextmanager
+def published(place: Path) -> Iterator[Path]:
+    """A folder beside ``place`` that takes its name where all went well, and is removed otherwise.
+
+    Raises DiskError where it cannot be written, UsageError where another took the name meanwhile.
+    """
+    new_parent = not place.parent.exists()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(place.parent, ".export", mode=0o777) as part:
+            yield part
+            for path in part.rglob("*"):
+                if path.is_file():
+                    path.chmod(
+                        part.stat().st_mode & 0o666
+                    )  # safetensors makes files for one user alone
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            if place.exists() or place.is_symlink():
+                raise UsageError(f"{place} was made by another export just now; this one is gone")
+            part.rename(place)
+    except OSError as error:
+        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+    finally:
+        if new_parent and place.parent.is_dir() and not any(place.parent.iterdir()):
+            place.parent.rmdir()
+
+
+def in_words(exported: Exported) -> str:
+    """What ``regraft export`` prints."""
+    p = exported.parity
+    lines = [
+        f"{exported.path}   {exported.format.replace('_', '-')}",
+        f"SAME     {p.n} {p.rows}, in a fresh process: largest difference {p.difference:.1e}"
+        + ("" if p.same is None else f", same answer on {p.same}")
+        + (f", {p.ties} ties" if p.ties else ""),
+    ]
+    if p.from_file is not None:
+        lines.append(f"         largest difference to the run's predictions.csv {p.from_file:.1e}")
+    if exported.int8:
+        lines.append(f"INT8     {int8_in_words(exported.int8)}")
+    lines += [f"NOTE     {note}" for note in exported.notes]
+    code = [line for line in exported.code.splitlines() if line.strip()]
+    if len(code) <= PRINTED:
+        lines += [f"LOAD     in {exported.path}:", *(f"    {line}" for line in code)]
+    else:
+        lines.append(f"NEXT     {exported.path / 'README.md'} has the lines that load it")
+    return "\n".join(lines)

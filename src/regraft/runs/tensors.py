@@ -1,0 +1,40 @@
+"""Tensors as safetensors files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DiskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous clones: safetensors refuses shared memory, and layout is no property of weights."""
+    return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file, synced. Raises DiskError with the bytes that it takes and that there are."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    values = storable(tensors)
+    try:
+        save_file(values, path, metadata)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)
+        size = sum(t.numel() * t.element_size() for t in values.values())
+        free = shutil.disk_usage(path.parent).free
+        raise DiskError(
+            f"{path} cannot be written: it takes {size:,} bytes and {free:,} are free ({error})"
+        ) from error

@@ -1,0 +1,44 @@
+"""Sharpness-aware minimisation: descend by the gradient at the worst point nearby.
+
+    θ ← θ − η · ∇L(θ + ε),   ε = ρ · ∇L(θ) ÷ ‖∇L(θ)‖₂
+
+Foret, Kleiner, Mobahi and Neyshabur 2021, 2010.01412, eq. 2 and 3 with p = 2. The norm is over all
+trainable parameters. Two gradients a step, on the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compute.fsdp import whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
+    """Parameters at θ + ε and without gradient inside; at θ again, to the bit, afterwards.
+
+    A gradient of zero or one that is not finite moves nothing.
+    """
+    moved = [p for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in moved if p.grad is not None]
+    here = [p.detach().clone() for p in moved]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    reach = float(rho / norm)  # asked once: an accelerator is waited for
+    with torch.no_grad():
+        for p, g in zip(moved, gradients, strict=True):
+            if 0 < reach < float("inf"):
+                p.add_(g, alpha=reach)
+            p.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, was in zip(moved, here, strict=True):
+                p.copy_(was)

@@ -1,0 +1,115 @@
+"""The learning-rate range test: it finds where training breaks, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regraft.commands.rates import DECAY, WORSE, in_words, range_test
+from regraft.data.batches import Batches
+from regraft.data.preprocessing import build
+from regraft.data.types import Augment
+from regraft.errors import UsageError
+from regraft.freezing.everything import Everything
+from regraft.freezing.head_only import HeadOnly
+from regraft.model.grafting import graft
+from regraft.tasks.classification import Classification
+from regraft.tasks.regression import Regression
+from regraft.training.schedules import block_rates
+from regraft.training.settings import Settings
+
+CPU = torch.device("cpu")
+BLOCKS = ["one", "two", "head"]
+
+
+def settings(rate, **more):
+    more = {"clip_norm": 0.0, "augment": Augment(random_resized_crop=False, flip=False)} | more
+    return Settings(1, block_rates(BLOCKS, lr=rate, head_lr=rate), "SGD", **more)
+
+
+def trial(source, rows, target, task, chosen, *, freezing, batch=21, **more):
+    pre = build(source.preprocess)
+    return range_test(
+        target, Batches(*rows, pre, batch), task, chosen, freezing=freezing, penalties={}, device=CPU,
+        seed=0, **more,
+    )  # fmt: skip
+
+
+def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature(
+    numbers_source, number_rows
+):
+    """Full-batch descent on the head of a least-squares loss diverges for a rate above 2/λmax."""
+    source, (rows, _) = numbers_source(), number_rows(40)
+    target = graft(source, 1)
+    task = Regression().make([(str(float(i)),) for i in range(40)], ("y",))
+    y = task.encode([(str(float(i % 7)),) for i in range(40)])
+    with torch.no_grad():
+        x = torch.stack([build(source.preprocess).one(e.inputs) for e in rows])
+        z = torch.cat([source.backbone.eval()(x), torch.ones(40, 1)], 1)
+        gradient_at = torch.zeros(z.shape[1], 1, requires_grad=True)
+    loss = task.loss(z @ gradient_at, y).mean()
+    (g,) = torch.autograd.grad(loss, gradient_at, create_graph=True)
+    hessian = torch.stack(
+        [
+            torch.autograd.grad(g[i, 0], gradient_at, retain_graph=True)[0][:, 0]
+            for i in range(len(g))
+        ]
+    )
+    edge = 2 / float(torch.linalg.eigvalsh(hessian).max())
+    found = trial(source, (rows, y), target, task, settings(edge), freezing=HeadOnly(), batch=40,
+                   steps=120, low=1e-2, high=1e2)  # fmt: skip
+    assert found.broke is not None and edge < found.broke < 5 * edge
+    assert 0.05 * edge < found.least.lr < found.broke
+    below = [t for t in found.tried if t.lr < edge / 2]
+    losses = [t.loss for t in below]
+    assert losses == sorted(losses, reverse=True)  # descent under the edge
+
+
+def test_the_smoothed_loss_is_the_average_it_says(numbers_source, number_rows):
+    source, rows = numbers_source(), number_rows(21)
+    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    found = trial(source, rows, graft(source, 3), task, settings(0.01), freezing=Everything(),
+                   batch=7, steps=30, low=0.1, high=1e4)  # fmt: skip
+    mean = 0.0
+    for i, t in enumerate(found.tried):
+        mean = DECAY * mean + (1 - DECAY) * t.loss
+        assert t.smoothed == pytest.approx(mean / (1 - DECAY ** (i + 1)))
+    growth = [b.factor / a.factor for a, b in zip(found.tried, found.tried[1:], strict=False)]
+    assert growth == pytest.approx([growth[0]] * len(growth))
+    assert found.tried[0].lr == pytest.approx(0.001)
+    assert found.least.smoothed == min(t.smoothed for t in found.tried)
+    if found.broke is not None and len(found.tried) < 30:
+        assert (
+            found.tried[-1].smoothed > WORSE * found.least.smoothed
+            or found.broke > found.tried[-1].lr
+        )
+
+
+@pytest.mark.parametrize("high", [10.0, 1e30])  # the second ends in a loss that is not finite
+def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
+    source, rows = numbers_source(dropout=0.5), number_rows(21)
+    target = graft(source, 3)
+    target.model.eval()
+    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    before = {n: t.clone() for n, t in target.model.state_dict().items()}
+    learns = [p.requires_grad for p in target.model.parameters()]
+    state = torch.get_rng_state()
+    found = trial(source, rows, target, task, settings(0.1, batch_norm="train"), freezing=Everything(),
+                   batch=7, steps=12, low=0.1, high=high)  # fmt: skip
+    assert all(torch.equal(t, before[n]) for n, t in target.model.state_dict().items())
+    assert [p.requires_grad for p in target.model.parameters()] == learns
+    assert all(p.grad is None for p in target.model.parameters())
+    assert not any(m.training for m in target.model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    again = trial(source, rows, target, task, settings(0.1, batch_norm="train"), freezing=Everything(),
+                   batch=7, steps=12, low=0.1, high=high)  # fmt: skip
+    assert again == found
+    if high > 1e20:
+        assert found.broke is not None and "broke away at" in in_words(found)
+
+
+def test_a_test_of_one_step_is_refused(numbers_source, number_rows):
+    source, rows = numbers_source(), number_rows(21)
+    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    with pytest.raises(UsageError, match="2 steps or more"):
+        trial(source, rows, graft(source, 3), task, settings(0.1), freezing=Everything(), steps=1)
