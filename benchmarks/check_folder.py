@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import regraft
-from regraft.pipeline.findings import Checked
+from regraft.pipeline.findings import CheckReport
 
 PICTURES, TEST_SHARE, FLIPS = 400, 0.2, 10
 
@@ -154,7 +154,7 @@ def place(path: Path) -> str:
 # ---------------------------------------------------------------- what was found
 
 
-def score(planted: Planted, found: Checked) -> None:
+def score(planted: Planted, found: CheckReport) -> None:
     def hits(names: list[str], check: str, words: str = "") -> list[str]:
         texts = [
             e for f in found.findings if f.check == check and words in f.what for e in f.examples

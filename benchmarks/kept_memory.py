@@ -7,8 +7,8 @@
   length each step.
 - judged_usual, judged_kept: the pictures without gradients and contiguous, as `regraft evaluate` computes them.
 
-Steps with AdamW; float32, regraft.compute.malloc around the kept ones. The median of ten batches after two; page faults and
-the system's own time a batch. With 5 repeats on two quiet cores: 9 min.
+Steps with AdamW; float32, regraft.compute.malloc around the kept ones. The median of ten batches after two;
+page faults and the system's own time a batch. With 5 repeats on two quiet cores: 9 min.
 """
 
 from __future__ import annotations

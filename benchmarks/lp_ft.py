@@ -14,7 +14,7 @@ import numpy as np
 from flowers import cut
 
 from regraft.evidence.comparison import read_judgement
-from regraft.evidence.verdict import judge
+from regraft.evidence.verdict import decide
 from regraft.pipeline.run import run
 from regraft.plan.read import check
 from regraft.runs.folder import read_json
@@ -58,7 +58,7 @@ def main(flowers: Path, out: Path) -> None:
     from regraft.metrics import accuracy
 
     pairs = list(zip(rows["from the probe"], rows["random head"], strict=True))
-    print("from the probe over random head:", judge(accuracy, pairs))
+    print("from the probe over random head:", decide(accuracy, pairs))
 
 
 if __name__ == "__main__":

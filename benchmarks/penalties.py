@@ -20,8 +20,8 @@ import torch
 from flowers import wide_cut
 from safetensors.torch import load_file
 
-from regraft.evidence.scoring import Scored, scored
-from regraft.evidence.verdict import judge
+from regraft.evidence.scoring import Predictions, score
+from regraft.evidence.verdict import decide
 from regraft.pipeline.arms import logits_of
 from regraft.pipeline.model_folder import read_ends
 from regraft.pipeline.prepare import Prepared, prepare
@@ -48,7 +48,7 @@ class Bench:
         self.flowers = wide_cut(flowers, out / "flowers", TRAIN, VAL)
         self.source_data, self.out, self.options = source_data, out, options  # of [fit]
         self.prepared: Prepared | None = None
-        self.before: Scored | None = None
+        self.before: Predictions | None = None
 
     def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
         path = self.out / f"{name}-{seed}"
@@ -72,7 +72,7 @@ class Bench:
             self.before = self.report(self.prepared.source.backbone)
         return self.prepared
 
-    def rows(self, path: Path, alpha: float | None) -> tuple[Scored, Scored]:
+    def rows(self, path: Path, alpha: float | None) -> tuple[Predictions, Predictions]:
         """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
         p = self.ready(path)
         if alpha is None or not walked(path):
@@ -80,7 +80,7 @@ class Bench:
         else:
             state = read_ends(path)[1]
         p.target.model.load_state_dict(state)
-        test = scored(logits_of(p, p.target, "test"), p.task, p.splits.test)
+        test = score(logits_of(p, p.target, "test"), p.task, p.splits.test)
         return test, self.report(p.target.model.get_submodule("backbone"))
 
     def end_point(self, path: Path) -> tuple[float, float]:
@@ -92,7 +92,7 @@ class Bench:
         select = p.source_data.scored(p.source.backbone, "select")
         return read_json(path / "result.json")["val"]["accuracy"]["value"], accuracy(select)
 
-    def report(self, backbone: torch.nn.Module) -> Scored:
+    def report(self, backbone: torch.nn.Module) -> Predictions:
         p = self.prepared
         assert p is not None and p.source_data is not None
         return p.source_data.scored(backbone, "report")
@@ -103,7 +103,7 @@ def walked(path: Path) -> list:
     return (read_json(path / "result.json")["frontier"] or {"points": []})["points"]
 
 
-def accuracy(rows: Scored) -> float:
+def accuracy(rows: Predictions) -> float:
     return float((rows.scores.argmax(1) == rows.truth).mean())
 
 
@@ -111,7 +111,7 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} (sd {np.std(values, ddof=1):.3f})"
 
 
-Rows = list[tuple[Scored, Scored]]
+Rows = list[tuple[Predictions, Predictions]]
 
 
 def main(flowers: Path, source_data: Path, out: Path, options: dict) -> None:
@@ -164,7 +164,7 @@ def compare(bench: Bench, found: dict[str, Rows]) -> None:
             if label == against:
                 continue
             gains = [
-                judge(m, [(a[i], b[i]) for a, b in zip(arms, found[against], strict=True)]).gain
+                decide(m, [(a[i], b[i]) for a, b in zip(arms, found[against], strict=True)]).gain
                 for i, m in enumerate((p.metric, p.source_data.metric))
             ]
             say = [f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for g in gains]

@@ -27,7 +27,7 @@ from regraft.compute.malloc import freed_memory_kept
 from regraft.data.batches import Batches
 from regraft.model.trainable import set_trainable
 from regraft.pipeline import feature_reuse as reuse
-from regraft.pipeline.arms import begin
+from regraft.pipeline.arms import initial_target
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import read_plan
 from regraft.training import optimizers
@@ -60,7 +60,7 @@ def steps(data: Path, out: Path) -> None:
         "freezing": {"name": "last_blocks", "blocks": half},
     })  # fmt: skip
     p = prepare(plan)
-    target = begin(p, p.source, 0, None)
+    target = initial_target(p, p.source, 0, None)
     names = [b.name for b in target.blocks]
     frozen = len(names) - 1 - half
     set_trainable(target, set(names[frozen:]), "frozen")
@@ -71,7 +71,7 @@ def steps(data: Path, out: Path) -> None:
     cut = replace(live, cut=frozen)
     train = p.batches("train", train=True)
     began = time.perf_counter()
-    feed = reuse.feeds(
+    feed = reuse.phase_data(
         p,
         target,
         train,

@@ -92,7 +92,7 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
         return lambda at: len(list(check.check(seen_of(*at["seen"]))))
 
     def divide(at: dict[str, Any]) -> Any:
-        return data.divide(at.pop("identify"), options, task.make, task.strata)
+        return data.draw_splits(at.pop("identify"), options, task.make, task.strata)
 
     def encode(at: dict[str, Any]) -> Any:
         splits, made = at["divide"]

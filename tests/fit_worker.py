@@ -84,7 +84,7 @@ def fit(options):
     source = replace(source, labels=("p", "q", "r", "s"))
     task = Classification().make([("a",), ("b",), ("c",)], ("label",))
     target = graft(source, 3, seed=0)
-    share = (processes.rank(), processes.size())
+    share = (processes.rank(), processes.world_size())
     train = Noting(rows(options["n"], task, options["batch_size"], share))
     val = rows(21, task, 8)
     settings = Settings(
@@ -114,14 +114,14 @@ def fit(options):
             fitted, train, val, task, accuracy, settings, freezing=freezing, penalties=penalties,
             device=CPU, seed=0, log=history.append,
         )  # fmt: skip
-    given = processes.gathered([train.seen])
+    given = processes.gather_objects([train.seen])
     logits = outputs(target.model, val, CPU)
-    if processes.first():
+    if processes.is_rank0():
         out = Path(options["out"])
         save_file(target.model.state_dict(), out / "model.safetensors")
         record = {
             "history": [[e.terms, e.val] for e in history], "best": fit.best_epoch, "given": given,
-            "ids": logits.ids, "logits": logits.values.tolist(), "size": processes.size(),
+            "ids": logits.ids, "logits": logits.values.tolist(), "size": processes.world_size(),
             "shares": shares, "weights": sum(p.numel() for p in target.model.parameters()),
         }  # fmt: skip
         (out / "record.json").write_text(json.dumps(record))

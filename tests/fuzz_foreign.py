@@ -90,13 +90,13 @@ def read_a_whole_run(picture: Path) -> Callable[[Path], None]:
         from regraft.report.render import report
         from regraft.watching.following import look
         from regraft.watching.pages import as_json as answered
-        from regraft.watching.resources import Meter
+        from regraft.watching.resources import ProcessMonitor
         from regraft.watching.runs import Runs
 
         good, run = folder / "runs" / "good", folder / "runs" / "bad"
         names = [record["name"] for record in json.loads(answered(Runs(run.parent).all()).body)]
         assert "good" in names, "a damaged run takes another from the list"
-        answered(look(run, Meter()))
+        answered(look(run, ProcessMonitor()))
         with Passing():
             report([run], folder / "report.html")
         with Passing():

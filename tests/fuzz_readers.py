@@ -369,7 +369,7 @@ def read_a_run(folder: Path) -> None:
         listing(str(folder), False)
     with Passing():
         locks.held(run / "lock")
-        runfiles.can_go_on(run)
+        runfiles.can_resume(run)
         list(runfiles.RunFolder(run).lines("resumes.jsonl"))
 
 
@@ -385,7 +385,7 @@ def read_a_model(folder: Path) -> None:
 
 def read_checkpoints(folder: Path) -> None:
     said: list[str] = []
-    keeper = checkpoints.Keeper(folder / "run" / "checkpoints", say=said.append)
+    keeper = checkpoints.CheckpointManager(folder / "run" / "checkpoints", say=said.append)
     keeper.look()
     keeper.since("seed 0")
     keeper.done("probe")
@@ -420,7 +420,7 @@ def read_a_cache(folder: Path) -> None:
     for name, rows in CACHED.items() if entry else ():
         assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
     try:
-        kept = cache.read("pictures", decoded_images.Kept.of)
+        kept = cache.read("pictures", decoded_images.DecodedImages.of)
     except OSError:
         kept = None
     for name, picture in SHOWN.items() if kept else ():

@@ -22,14 +22,14 @@ from regraft.evidence.ood import fit_novelty
 from regraft.model.grafting import Model
 from regraft.pipeline.predictor import Predictor
 from regraft.serving.app import create_app
-from regraft.serving.guard import Door
+from regraft.serving.guard import AccessPolicy
 from regraft.serving.limits import Limits
-from regraft.serving.model import Served
+from regraft.serving.model import ServedModel
 from regraft.serving.server import Server, bind
 from regraft.tasks.classification import Classification
 from regraft.tasks.regression import Regression
 
-HERE = Door(frozenset({"localhost"}))
+HERE = AccessPolicy(frozenset({"localhost"}))
 HOSTILE = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$bad_{$ 雪")
 
 
@@ -61,7 +61,7 @@ def pictures(
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(40, 3)) * 0.05 + np.eye(3)[c] for c in range(3)]
     near = fit_novelty(np.vstack(rows), np.repeat(range(3), 40), np.vstack([r[::2] for r in rows]))
-    return Served(
+    return ServedModel(
         "colours", predictor, False, predictor.calibrated() if temperature else None,
         near if novelty else None,
     )  # fmt: skip
@@ -91,7 +91,7 @@ def texts(folder, *, pairs=False):
     of = Classification().make([("bad",), ("good",)], ("label",))
     prep = build(TextSpec(str(folder / "tokenizer"), 32))
     predictor = Predictor(Model(Words(), head).eval(), of, prep, "text", torch.device("cpu"))
-    return Served("words", predictor, pairs)
+    return ServedModel("words", predictor, pairs)
 
 
 def file(colour, size=(16, 16), kind="PNG", **how):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .commands.check import check as looked
 from .evidence.types import Verdict
 from .model.types import Source
-from .pipeline.findings import Checked
+from .pipeline.findings import CheckReport
 from .pipeline.run import run as run_plan
 from .plan import read as plan_read
-from .plan.read import place
+from .plan.read import set_key
 from .plan.schema import Plan
 from .runs.estimates import Estimate
 from .runs.folder import finished
@@ -112,7 +112,7 @@ def check(
     allow_code: bool = False,
     say: Callable[[str], None] = lambda line: None,
     **sections: Any,
-) -> Checked:
+) -> CheckReport:
     """Look at data, and at what ``source`` makes of them, without training: a list of findings.
 
     ``settings`` and keyword arguments are those of ``fit``; source data go in as
@@ -134,8 +134,8 @@ def as_plan(
 ) -> Plan:
     """The plan of a call. Raises PlanError with every problem at once."""
     tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
-    place(tree, ["data", "path"], str(data))
-    place(tree, ["source", "ref"], source if isinstance(source, str) else source.name)
+    set_key(tree, ["data", "path"], str(data))
+    set_key(tree, ["source", "ref"], source if isinstance(source, str) else source.name)
     for key, value in settings.items():
-        place(tree, key.split("."), value)
+        set_key(tree, key.split("."), value)
     return plan_read.check(tree, allow_code=allow_code)

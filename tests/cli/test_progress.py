@@ -9,7 +9,7 @@ import pytest
 
 from regraft.cli.bars import bars, best, rates
 from regraft.io import progress
-from regraft.io.progress import duration, stage, telling
+from regraft.io.progress import duration, reporting, stage
 from regraft.training.records import Progress
 
 
@@ -80,7 +80,7 @@ def clock(monkeypatch):
 
 def test_a_stage_says_its_rate_and_the_time_to_go_after_ten_seconds(clock):
     said = []
-    with telling(said.append):
+    with reporting(said.append):
         for _ in stage("hashing rows", 4_000).over(range(4_000)):
             clock[0] += 0.05
     assert said[0] == "hashing rows: 200 of 4,000 rows in 10 s, 20 a second, 3 min 10 s to go"
@@ -91,7 +91,7 @@ def test_a_stage_says_its_rate_and_the_time_to_go_after_ten_seconds(clock):
 
 def test_a_short_stage_and_one_outside_are_silent(clock):
     said = []
-    with telling(said.append):
+    with reporting(said.append):
         assert list(stage("short", 9).over(range(9))) == list(range(9))
     long = stage("long", 90)
     clock[0] = 99
@@ -101,7 +101,7 @@ def test_a_short_stage_and_one_outside_are_silent(clock):
 
 def test_a_stage_without_a_total_says_what_is_done(clock):
     said = []
-    with telling(said.append):
+    with reporting(said.append):
         counted = stage("linear probe", things="evaluations")
         clock[0] = 12
         counted.advance(24)

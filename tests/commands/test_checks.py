@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regraft import plugins
-from regraft.checks import Finding, Seen, class_names, source_classes
+from regraft.checks import CheckContext, Finding, class_names, source_classes
 from regraft.checks.label_errors import ranked
-from regraft.data.loading import as_brought, load_data, look
+from regraft.data.loading import load_data, read_rows, splits_as_given
 from regraft.data.types import DataOptions, Example
 from regraft.errors import DataError
-from regraft.pipeline.findings import Checked, cheap, in_words, run_checks, seen_of
+from regraft.pipeline.findings import CheckReport, cheap, in_words, run_checks, seen_of
 
 
 def noise(path, seed: int, **how):
@@ -41,7 +41,7 @@ def flowers(tmp_path):
 
 def findings(path, task="classification", **options):
     """Of the cheap checks, as ``regraft check`` sees the data."""
-    splits = as_brought(look(DataOptions(path, on_bad="skip", **options)))
+    splits = splits_as_given(read_rows(DataOptions(path, on_bad="skip", **options)))
     return run_checks(seen_of(splits, task, None))[0]
 
 
@@ -160,7 +160,7 @@ def test_a_table_reads_no_picture_outside_its_root(tmp_path, name, words):
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     path = table(root / "t.csv", [(name, "x")], "image,label")
     with pytest.raises(DataError, match=rf"row 2: .* {words}"):
-        look(DataOptions(path, on_bad="skip"))
+        read_rows(DataOptions(path, on_bad="skip"))
 
 
 @pytest.mark.fault(55)
@@ -180,10 +180,10 @@ def test_a_table_that_names_pipes_loops_and_devices_lists_them(tmp_path):
     ] * 2
     (tmp_path / "loop.png").symlink_to("loop.png")
     with pytest.raises(DataError, match=r"circle|levels of symbolic links"):
-        look(DataOptions(table(tmp_path / "l.csv", [("loop.png", "x")], "image,label")))
+        read_rows(DataOptions(table(tmp_path / "l.csv", [("loop.png", "x")], "image,label")))
     os.mkfifo(tmp_path / "train.csv")  # a folder of tables: a pipe among them is no table
     with pytest.raises(DataError, match="is none of"):
-        look(DataOptions(tmp_path))
+        read_rows(DataOptions(tmp_path))
 
 
 @pytest.mark.fault(56)
@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_opened_stops_or_is_listed(flowers, monkeypatch)
     monkeypatch.setattr(os, "scandir", refuse)
     monkeypatch.setattr(os, "access", lambda p, m: not str(p).endswith("closed") and access(p, m))
     with pytest.raises(DataError, match="1 folders cannot be opened: train/iris/closed"):
-        look(DataOptions(flowers))
+        read_rows(DataOptions(flowers))
     assert only("left_out", flowers).examples == ("train/iris/closed",)
 
 
@@ -376,7 +376,7 @@ def seen_of_texts(n=4, **given):
     rows = tuple(
         Example(f"{i:016x}-0", (f"text {i}",), ("ab"[i % 2],), f"row {i}") for i in range(n)
     )
-    return Seen(
+    return CheckContext(
         "text", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells, **given
     )
 
@@ -446,7 +446,7 @@ def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_c
 )  # fmt: skip
 def test_a_class_of_the_source_is_known_by_its_name(target, source, shared):
     rows = (Example("0" * 16 + "-0", ("x",), (target,), "row 1"),)
-    seen = Seen("image", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells,
+    seen = CheckContext("image", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells,
                 source_names=("tench", source))  # fmt: skip
     found = found_by("source_classes", seen)
     assert [f.count for f in found] == ([1] if shared else [])
@@ -465,9 +465,9 @@ def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flow
     (source / "ant/same.png").write_bytes((flowers / "test/iris/0.png").read_bytes())
     with Image.open(flowers / "train/tulip/1.png") as image:
         image.resize((96, 96)).save(source / "ant/near.jpg", quality=90)
-    splits = as_brought(look(DataOptions(flowers)))
+    splits = splits_as_given(read_rows(DataOptions(flowers)))
     seen = seen_of(splits, "classification", None)
-    rows = tuple(look(DataOptions(source)).examples)
+    rows = tuple(read_rows(DataOptions(source)).examples)
     found = found_by("source_overlap", replace(seen, source_rows=rows))
     assert [(f.severity, f.count, f.what) for f in found] == [
         ("problem", 1, "rows of test are also in the source data"),
@@ -480,7 +480,9 @@ def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flow
 
 
 def test_what_did_not_run_says_what_it_needs(flowers):
-    _, not_run = run_checks(seen_of(as_brought(look(DataOptions(flowers))), "classification", None))
+    _, not_run = run_checks(
+        seen_of(splits_as_given(read_rows(DataOptions(flowers))), "classification", None)
+    )
     assert set(not_run) == {"label_errors", "source_classes", "source_overlap"}
     assert all("--source" in why for why in not_run.values())
     assert set(run_checks(seen_of_texts())[1]) - set(not_run) == {"truncated_texts"}
@@ -498,12 +500,12 @@ def test_names_of_files_cannot_steer_the_terminal(flowers):
     noise(flowers / "train/iris/\x1b[2Jred\n.png", 60)
     bad = flowers / "train/iris/\x1b[31m.jpg"
     bad.write_bytes(b"")
-    text = in_words(Checked("d", "", "image", {}, tuple(findings(flowers))))
+    text = in_words(CheckReport("d", "", "image", {}, tuple(findings(flowers))))
     assert "--out FILE" not in text  # every example is shown
     assert "\x1b" not in text and "\\x1b[31m.jpg" in text
 
 
 def test_a_list_that_is_cut_says_so_and_where_the_rest_is():
     places = tuple(f"row {i}" for i in range(5))
-    text = in_words(Checked("d", "", "text", {}, (Finding("note", "w", 5, 9, places, "r"),)))
+    text = in_words(CheckReport("d", "", "text", {}, (Finding("note", "w", 5, 9, places, "r"),)))
     assert "row 2" in text and "row 3" not in text and "and 2 more" in text and "--out FILE" in text

@@ -39,7 +39,7 @@ def hang_at_five(inputs):
 
 def slow_at_five(inputs):
     if inputs[0] == "5":
-        time.sleep(3 * module.LOOKS)
+        time.sleep(3 * module.WORKER_CHECK_S)
     return torch.tensor([float(inputs[0])])
 
 
@@ -50,7 +50,7 @@ def rows_of(one):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(module, "LOOKS", 0.5)
+    monkeypatch.setattr(module, "WORKER_CHECK_S", 0.5)
 
 
 @pytest.mark.fault(21)
@@ -95,7 +95,7 @@ def test_what_a_transform_throws_in_a_loader_process_is_not_taken_for_a_kill():
 
 @pytest.mark.fault(22)
 def test_a_loader_process_that_hangs_names_the_rows(monkeypatch):
-    monkeypatch.setattr(module, "HANGS", 2)
+    monkeypatch.setattr(module, "WORKER_TIMEOUT_S", 2)
     with pytest.raises(RegraftError, match=r"hangs; these rows .*: row 4, row 5"):
         list(rows_of(hang_at_five))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from regraft.compute import distributed as processes
 from regraft.errors import DivergedError, RankError, UsageError
-from regraft.pipeline.arms import spread
+from regraft.pipeline.arms import map_over_ranks
 
 WORKER = Path(__file__).parents[1] / "fit_worker.py"
 
@@ -158,10 +158,10 @@ def test_a_lost_rank_is_named_in_place_of_what_gloo_says(monkeypatch):
 
 
 def test_one_process_is_told_what_it_says():
-    assert processes.total(1.5, 2) == [1.5, 2]
-    assert processes.gathered(["a"]) == ["a"] and processes.told("b") == "b"
-    assert processes.spread(range(3), lambda i: i * i) == [0, 1, 4]
-    assert (processes.rank(), processes.size(), processes.first()) == (0, 1, True)
+    assert processes.all_reduce_sum(1.5, 2) == [1.5, 2]
+    assert processes.gather_objects(["a"]) == ["a"] and processes.broadcast("b") == "b"
+    assert processes.map_over_ranks(range(3), lambda i: i * i) == [0, 1, 4]
+    assert (processes.rank(), processes.world_size(), processes.is_rank0()) == (0, 1, True)
 
 
 def test_a_fit_that_diverges_is_raised_once_every_process_has_told_its_own(monkeypatch):
@@ -177,11 +177,11 @@ def test_a_fit_that_diverges_is_raised_once_every_process_has_told_its_own(monke
             raise DivergedError("the loss is not finite")
         return item
 
-    monkeypatch.setattr(processes, "spread", all_tell)
+    monkeypatch.setattr(processes, "map_over_ranks", all_tell)
     p = SimpleNamespace(kept={})
     with pytest.raises(DivergedError, match="the loss is not finite"):
-        spread(p, [0, 1, 2], fitted)
+        map_over_ranks(p, [0, 1, 2], fitted)
     assert [value for value, _ in told] == [0, None, 2]
     assert isinstance(pickle.loads(pickle.dumps(told[1][1])), DivergedError)  # it is sent
     told.clear()
-    assert spread(p, [0, 2], fitted) == [0, 2]
+    assert map_over_ranks(p, [0, 2], fitted) == [0, 2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from regraft import plugins
-from regraft.checks import Need, Seen
+from regraft.checks import CheckContext, Need
 from regraft.data.types import Example, PictureFacts
 
 NAMES = plugins.names("checks")
@@ -35,7 +35,7 @@ def row(i: int, label: str, *, content: int | None = None, name: str = "", **oth
     )  # fmt: skip
 
 
-def clean() -> Seen:
+def clean() -> CheckContext:
     """Ten rows each of two classes in train, three in val and test."""
     parts, i = {}, 0
     for split, n in (("train", 10), ("val", 3), ("test", 3)):
@@ -47,7 +47,7 @@ def clean() -> Seen:
     every = [e for part in parts.values() for e in part]
     right = {e.id: np.array([0.95, 0.05] if e.cells == ("iris",) else [0.05, 0.95]) for e in every}
     rng = np.random.default_rng(1)
-    return Seen(
+    return CheckContext(
         "image", "classification", parts, lambda e: e.cells,
         features={e.id: rng.normal(size=8) for e in every}, probabilities=right, classes=("iris", "tulip"),
         tokens={e.id: 5 for e in every}, max_tokens=10, source_names=("ant, emmet", "bee"),
@@ -55,7 +55,7 @@ def clean() -> Seen:
     )  # fmt: skip
 
 
-def dirty() -> Seen:
+def dirty() -> CheckContext:
     """The same with something for every check."""
     seen = clean()
     train, val, test = (list(seen.splits[s]) for s in ("train", "val", "test"))
@@ -86,7 +86,7 @@ def dirty() -> Seen:
     )  # fmt: skip
 
 
-def texts(seen: Seen) -> Seen:
+def texts(seen: CheckContext) -> CheckContext:
     """The same rows as texts, two of them short."""
     parts = {
         s: tuple(
@@ -104,7 +104,7 @@ def texts(seen: Seen) -> Seen:
     return replace(seen, kind="text", splits=parts, source_rows=())
 
 
-def found(name: str, seen: Seen) -> list:
+def found(name: str, seen: CheckContext) -> list:
     return list(plugins.module("checks", name).check(seen))
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from regraft import plugins
-from regraft.data.loading import look
+from regraft.data.loading import read_rows
 from regraft.data.types import DataOptions
 from regraft.errors import DataError
 from regraft.formats import image_folder, table
@@ -346,7 +346,7 @@ def test_pictures_that_are_not_read_are_rows_so_that_they_are_counted(tmp_path):
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(DataError, match=r"1 of 2 pictures cannot be used: fox/a\.heic"):
-        look(DataOptions(tmp_path))
+        read_rows(DataOptions(tmp_path))
 
 
 def test_a_class_whose_files_are_no_pictures_is_an_error_unless_skipped(tmp_path):
@@ -502,13 +502,16 @@ def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
         made = pa.table({"image": cells, "label": [0, 1]})
         made = made.replace_schema_metadata({b"huggingface": names.encode()})
         pq.write_table(made, tmp_path / f"ds/data/{split}-00000-of-00001.parquet")
-    packed, plain = look(DataOptions(tmp_path / "ds")), look(DataOptions(tmp_path / "folder"))
+    packed, plain = (
+        read_rows(DataOptions(tmp_path / "ds")),
+        read_rows(DataOptions(tmp_path / "folder")),
+    )
     found = [
         [(e.id, e.cells, s) for e, s in zip(rows.examples, rows.named, strict=True)]
         for rows in (packed, plain)
     ]
     assert found[0] == found[1] and len(found[0]) == 4
-    again = look(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
+    again = read_rows(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
     assert set(again.named) == {None} and len(again.examples) == 2
 
 
@@ -563,14 +566,14 @@ def test_pictures_are_unpacked_beside_a_folder_of_another_user(monkeypatch):
 def test_a_workbook_is_refused_with_what_to_save_it_as(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04rest")
     with pytest.raises(DataError, match="save the sheet with the rows as CSV"):
-        look(DataOptions(tmp_path / "t.xlsx"))
+        read_rows(DataOptions(tmp_path / "t.xlsx"))
 
 
 def test_a_pair_with_one_empty_text_is_a_row_and_counted(tmp_path):
     path = write(tmp_path / "t.csv", "a,b,label\nx,,1\n,y,2\nx,y,1\n")
-    found = look(DataOptions(path, text=("a", "b")))
+    found = read_rows(DataOptions(path, text=("a", "b")))
     assert len(found.examples) == 3
     assert found.notes == ("2 of 3 rows have one empty text of two",)
     write(path, "a,b,label\nx,,1\n,,2\n")
     with pytest.raises(DataError, match="1 of 2 texts cannot be used"):
-        look(DataOptions(path, text=("a", "b")))
+        read_rows(DataOptions(path, text=("a", "b")))

@@ -13,7 +13,7 @@ from PIL import Image
 from regraft.data import fingerprints as module
 from regraft.data.batches import Batches
 from regraft.data.image_store import pictures
-from regraft.data.loading import content, look
+from regraft.data.loading import content, read_rows
 from regraft.data.preprocessing import build
 from regraft.data.types import DataOptions, ImageSpec
 from regraft.errors import DataError
@@ -24,7 +24,7 @@ SPEC = ImageSpec(size=(16, 16), resize=16)
 @pytest.fixture
 def rows(tmp_path, shapes):
     """Six pictures, identified by their content."""
-    return look(DataOptions(shapes(tmp_path / "data", {"": {"a": 3, "b": 3}}))).examples
+    return read_rows(DataOptions(shapes(tmp_path / "data", {"": {"a": 3, "b": 3}}))).examples
 
 
 def read(rows, workers=0, spec=SPEC):

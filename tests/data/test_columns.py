@@ -28,7 +28,7 @@ from regraft.data import columns
 from regraft.data import loading as data
 from regraft.data.batches import Batches
 from regraft.data.columns import Examples, stored
-from regraft.data.loading import as_brought, divide, load_data, look
+from regraft.data.loading import draw_splits, load_data, read_rows, splits_as_given
 from regraft.data.manifest import write_manifest
 from regraft.data.preprocessing import build
 from regraft.data.types import CallableSpec, DataOptions, Example, PictureFacts, Row
@@ -192,12 +192,12 @@ def test_ids_splits_and_digests_are_those_of_the_plain_rules(
 
 def test_a_content_of_more_than_ten_rows_is_sorted_as_text_is(tmp_path, small):
     write(tmp_path / "t.csv", [("same", "", "xyz"[i % 3], "train", "") for i in range(25)])
-    found = look(DataOptions(tmp_path / "t.csv", text=("a", "b")))
+    found = read_rows(DataOptions(tmp_path / "t.csv", text=("a", "b")))
     plain, _ = plain_identify(
         table.read(tmp_path / "t.csv", DataOptions(tmp_path / "t.csv", text=("a", "b"))).rows
     )
     assert found.examples == plain and plain[10].id.endswith("-10")
-    assert as_brought(found).digest == plain_digest({"train": plain, "val": [], "test": []})
+    assert splits_as_given(found).digest == plain_digest({"train": plain, "val": [], "test": []})
 
 
 # ---------------------------------------------------------------- checks
@@ -213,7 +213,7 @@ def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
              ("a longer text that comes  twice!", "", "y", "val", "")]  # fmt: skip
     write(tmp_path / "t.csv", [(*r[:3], r[3] or "train", r[4]) for r in found])
     options = DataOptions(tmp_path / "t.csv", text=("a", "b"), leak_limit=1.0, on_bad="skip")
-    splits = as_brought(look(options))
+    splits = splits_as_given(read_rows(options))
     plain = replace(splits, **{s: tuple(getattr(splits, s)) for s in ("train", "val", "test")})
     assert isinstance(splits.train, Examples)
     for check in (exact_duplicates, conflicting_labels, near_duplicates, short_texts, classes):
@@ -249,7 +249,7 @@ def test_the_file_of_the_columns_has_no_name(tmp_path, small, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     write(tmp_path / "t.csv", sure)
-    found = look(DataOptions(tmp_path / "t.csv", text=("a", "b")))
+    found = read_rows(DataOptions(tmp_path / "t.csv", text=("a", "b")))
     assert len(found.examples) == 60 and not list((tmp_path / "temporary").iterdir())
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_is_said_with_the_remedy(tmp_path, small):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "SpooledTemporaryFile", Full)
         with pytest.raises(DiskError, match=r"No space left on device.*TMPDIR"):
-            look(DataOptions(tmp_path / "t.csv", text=("a", "b")))
+            read_rows(DataOptions(tmp_path / "t.csv", text=("a", "b")))
 
 
 def test_a_format_that_cannot_open_a_file_is_no_full_disk(small):
@@ -309,7 +309,7 @@ def test_rows_with_any_names_come_back_as_they_were(small):
 @pytest.fixture
 def examples(tmp_path, small):
     write(tmp_path / "t.csv", sure)
-    return look(DataOptions(tmp_path / "t.csv", text=("a", "b"))).examples
+    return read_rows(DataOptions(tmp_path / "t.csv", text=("a", "b"))).examples
 
 
 def test_a_part_is_what_a_part_of_a_tuple_is(examples):
@@ -410,6 +410,6 @@ def test_a_column_of_the_last_json_row_is_a_column(tmp_path):
 
 def test_dividing_found_rows_again_gives_the_same(examples, tmp_path):
     options = DataOptions(tmp_path / "t.csv", text=("a", "b"))
-    found = look(options)
-    one, two = (divide(found, options, task.make, task.strata)[0] for _ in range(2))
+    found = read_rows(options)
+    one, two = (draw_splits(found, options, task.make, task.strata)[0] for _ in range(2))
     assert one == two and one.digest == two.digest

@@ -28,7 +28,7 @@ from regraft.data.images import (
     resized,
     size_after,
 )
-from regraft.data.loading import look
+from regraft.data.loading import read_rows
 from regraft.data.preprocessing import ImagePreprocessor
 from regraft.data.types import DataOptions, ImageSpec
 from regraft.errors import DataError
@@ -257,8 +257,8 @@ def test_a_picture_that_takes_too_long_cannot_be_used(folder, monkeypatch):
     monkeypatch.setattr(decoding, "LOOK_S", 0.3)
     words = r"1 of 13 pictures cannot be used: .*slow\.gif \(decoding takes more than 0\.3 s\)"
     with pytest.raises(DataError, match=words):
-        look(DataOptions(folder))
-    rows = look(DataOptions(folder, on_bad="skip"))
+        read_rows(DataOptions(folder))
+    rows = read_rows(DataOptions(folder, on_bad="skip"))
     assert len(rows.examples) == 12 and "takes more than" in rows.unreadable[0][1]
     with pytest.raises(DataError, match=r"slow\.gif cannot be read as a picture: decoding takes"):
         vet([str(folder / "red" / "slow.gif")])
@@ -285,4 +285,4 @@ def test_ordinary_pictures_start_no_process(folder, monkeypatch):
     (folder / "red" / "slow.gif").unlink()
     Image.new("L", (9, 9)).save(folder / "red" / "a.jpg")
     monkeypatch.setattr(decoding, "_started", lambda arguments: pytest.fail("a process"))
-    assert len(look(DataOptions(folder)).examples) == 13
+    assert len(read_rows(DataOptions(folder)).examples) == 13

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from regraft.evidence.scoring import Scored
+from regraft.evidence.scoring import Predictions
 from regraft.pipeline.gallery import SIDE, thumbnail, wrongness
 from regraft.plugins import options_class
 
@@ -11,7 +11,7 @@ from regraft.plugins import options_class
 def rows(truth, scores):
     truth = np.asarray(truth)
     ids = tuple(f"r{i}" for i in range(len(truth)))
-    return Scored(ids, truth, np.asarray(scores, dtype=float), None)
+    return Predictions(ids, truth, np.asarray(scores, dtype=float), None)
 
 
 def test_a_wrong_answer_is_as_bad_as_it_was_sure():

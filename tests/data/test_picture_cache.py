@@ -15,7 +15,7 @@ from PIL import Image
 
 from regraft.data import image_store as picture_cache
 from regraft.data.batches import Batches
-from regraft.data.decoded_images import Kept
+from regraft.data.decoded_images import DecodedImages
 from regraft.data.image_store import keep, key_of, write
 from regraft.data.preprocessing import build
 from regraft.data.store import FeatureCache, write_index
@@ -89,7 +89,7 @@ def test_a_second_run_takes_the_first_ones_pictures_and_some_rows_take_those_of_
 
 
 def opened(path):
-    return FeatureCache(path.parent, 10**9).read(path.name, Kept.of)
+    return FeatureCache(path.parent, 10**9).read(path.name, DecodedImages.of)
 
 
 def entry(rows, cache):

@@ -184,10 +184,10 @@ def test_rows_over_folds_come_in_the_order_of_train(
 ) -> None:
     """Groups and ids are put beside them by position."""
     from regraft.pipeline.arms import cross_validate
-    from regraft.training.checkpoints import Keeper
+    from regraft.training.checkpoints import CheckpointManager
 
     p = prepared(pictures, weights, **{"data.folds": 3})
-    found = cross_validate(p, p.source, p.settings, None, Keeper(tmp_path))
+    found = cross_validate(p, p.source, p.settings, None, CheckpointManager(tmp_path))
     assert found.folds == 3 and list(found.rows) == [1.0]
     assert found.rows[1.0].ids == tuple(e.id for e in p.splits.train)
     assert found.rows[1.0].targets.tolist() == p.targets["train"].tolist()

@@ -32,7 +32,7 @@ from regraft.sources import load_source
 from regraft.watching import tracking
 from regraft.watching.following import look
 from regraft.watching.pages import report_of
-from regraft.watching.resources import Meter
+from regraft.watching.resources import ProcessMonitor
 from regraft.watching.runs import Runs
 
 pytestmark = pytest.mark.timeout(120)  # a pipe that is waited for would hold the suite up
@@ -147,7 +147,7 @@ class Commands:
         return self.called(lambda: report_of(runs.safe(self.run.name)))
 
     def watch(self) -> tuple[int, str]:
-        found = look(self.run, Meter())
+        found = look(self.run, ProcessMonitor())
         refused = found["state"] == "broken" or found.get("notes")
         return (2 if refused else 0), json.dumps(found)
 
@@ -321,10 +321,10 @@ def test_a_list_and_other_pages_survive_any_run(commands, run, made, cli):
     assert len(broken) == 11 and all("damaged" in found[name]["words"] for name in broken)
     code, text = commands.line("list", root)
     assert code == 0 and sum(" damaged " in line for line in text.splitlines()) == 11
-    assert look(root / "good", Meter())["state"] == "finished"
+    assert look(root / "good", ProcessMonitor())["state"] == "finished"
     runs = Runs(root)
     for name in broken:
-        assert look(runs.path(name), Meter())["state"] == "broken"
+        assert look(runs.path(name), ProcessMonitor())["state"] == "broken"
     with pytest.raises(
         UsageError, match=r"manifest\.jsonl is missing"
     ):  # a report of the folder named by bytes
@@ -350,7 +350,7 @@ def test_a_running_run_that_is_hostile_still_has_a_page(run):
         f"{at} seed {'9' * n}   epoch {'9' * n}/{'9' * n}" for at in stamps for n in (1, 9, 5000)
     ]
     put(run / "log.txt", "\n".join(log))
-    found = look(run, Meter())
+    found = look(run, ProcessMonitor())
     assert found["state"] == "failed" and len(found["history"]["lines"]) == good.count("\n")
     assert any("6 lines" in n for n in found["notes"]) and any(
         "too deep" in n for n in found["notes"]

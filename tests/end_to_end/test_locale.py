@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft.data.loading import look
+from regraft.data.loading import read_rows
 from regraft.data.manifest import read_manifest, write_manifest
 from regraft.data.types import DataOptions, Splits
 from regraft.formats import table
@@ -117,7 +117,7 @@ def test_line_ends_of_windows_give_the_same_rows(tmp_path, suffix):
         path = tmp_path / name / f"t{suffix}"
         path.write_bytes(content.encode())
         found.append(table.read(path, DataOptions(path)))
-        ids = [e.id for e in look(DataOptions(path)).examples]
+        ids = [e.id for e in read_rows(DataOptions(path)).examples]
     assert found[0] == found[1] == found[2] and len(ids) == len(found[0].rows)
 
 
@@ -127,7 +127,7 @@ def test_a_plan_and_a_manifest_with_line_ends_of_windows_read_the_same(texts, tm
     (tmp_path / "unix.toml").write_bytes(text.encode())
     (tmp_path / "dos.toml").write_bytes(text.replace("\n", "\r\n").encode())
     assert read_plan(tmp_path / "unix.toml", {}) == read_plan(tmp_path / "dos.toml", {})
-    splits = Splits("text", tuple(look(DataOptions(texts)).examples), (), (), "", "")
+    splits = Splits("text", tuple(read_rows(DataOptions(texts)).examples), (), (), "", "")
     write_manifest(splits, tmp_path / "unix.jsonl")
     written = (tmp_path / "unix.jsonl").read_bytes()
     assert b"\r" not in written

@@ -45,7 +45,7 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     monkeypatch.setattr("regraft.compute.malloc.glibc", lambda: found)
     monkeypatch.setattr("regraft.compute.malloc.set_by", lambda environment: False)
     monkeypatch.setattr(Objective, "step", watched(Objective.step))
-    monkeypatch.setattr(features, "on", watched(device.on))  # of what is judged
+    monkeypatch.setattr(features, "to_device", watched(device.to_device))  # of what is judged
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 import regraft
 from regraft.io import locks
 from regraft.pipeline import feature_reuse as reuse
-from regraft.training.checkpoints import Keeper
+from regraft.training.checkpoints import CheckpointManager
 from regraft.training.objective import Objective
 
 QUICK = (
@@ -430,7 +430,7 @@ def test_an_epoch_whose_end_was_not_worth_saving_is_trained_again(
         return step(self, batches, params, optimizer, epoch, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "_due", lambda self, at: (at.batches, at.epoch) == (0, 2))
+        patch.setattr(CheckpointManager, "_due", lambda self, at: (at.batches, at.epoch) == (0, 2))
         patch.setattr(Objective, "step", dies)
         assert cli(*args, "--out", out)[0] == 130
     assert [p.name for p in (out / "checkpoints").glob("step-*")] == ["step-00000003-epoch-1"]

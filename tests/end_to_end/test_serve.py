@@ -19,7 +19,7 @@ import regraft
 import serve_kit as kit
 from listeners import on_loopback_alone
 from regraft.evidence.ood import FILE
-from regraft.serving.guard import Door
+from regraft.serving.guard import AccessPolicy
 from regraft.serving.model import open_run
 
 pytestmark = pytest.mark.usefixtures("loopback")
@@ -154,7 +154,7 @@ def test_schemathesis_finds_nothing(kind, tmp_path):
 
     token = "a-token-of-many-letters"
     served = kit.pictures() if kind == "picture" else kit.texts(tmp_path, pairs=kind == "pair")
-    door = Door(frozenset({"localhost"}), token=token)
+    door = AccessPolicy(frozenset({"localhost"}), token=token)
     content = st.sampled_from(
         [kit.file(c, kind=k) for c in ("red", "blue") for k in ("PNG", "JPEG")]
     )
@@ -313,7 +313,7 @@ def test_a_text_is_typed_by_keyboard_alone_and_explained(tmp_path, browser):
 @pytest.mark.slow
 def test_the_token_in_the_address_is_used_and_leaves_it(browser):
     token = "a-token-of-many-letters"
-    with kit.running(kit.pictures(), door=Door(frozenset(), token=token)) as port:
+    with kit.running(kit.pictures(), door=AccessPolicy(frozenset(), token=token)) as port:
         address = f"http://127.0.0.1:{port}/"
         page, said, asked = opened(browser, f"{address}#token={token}")
         page.wait_for_selector("#drop")

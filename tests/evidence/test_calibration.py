@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regraft.evidence.calibration import calibration, cooled, fit_temperature, reliability
-from regraft.evidence.scoring import Scored
+from regraft.evidence.scoring import Predictions
 from regraft.metrics import ece, log_loss
 from regraft.tasks.classification import Classification
 
@@ -18,7 +18,7 @@ def rows(n, sharpness, seed=0):
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 1.5, (n, 4))
     truth = np.array([rng.choice(4, p=p) for p in softmax(z)])
-    return Scored(tuple(f"r{i}" for i in range(n)), truth, softmax(z * sharpness))
+    return Predictions(tuple(f"r{i}" for i in range(n)), truth, softmax(z * sharpness))
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

@@ -7,20 +7,20 @@ import pytest
 
 from regraft.errors import DataError
 from regraft.evidence.intervals import newcombe_paired, wilson
-from regraft.evidence.scoring import Scored, at_threshold, estimates, gain, paired
+from regraft.evidence.scoring import Predictions, at_threshold, estimates, gain, paired
 from regraft.metrics import accuracy, log_loss, macro_f1, mae, micro_f1
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
 from regraft.tasks.regression import Regression
 
 TASK = Classification().make([("a",), ("b",)], ("label",))
-EMPTY = Scored((), np.zeros(0, int), np.zeros((0, 2)))
+EMPTY = Predictions((), np.zeros(0, int), np.zeros((0, 2)))
 
 
 def scored(truth, predicted, groups=None):
     """Two classes, sure scores."""
     ids = tuple(f"r{i}" for i in range(len(truth)))
-    return Scored(ids, np.array(truth), 0.1 + 0.8 * np.eye(2)[predicted], groups)
+    return Predictions(ids, np.array(truth), 0.1 + 0.8 * np.eye(2)[predicted], groups)
 
 
 def test_estimates_by_hand():
@@ -71,14 +71,14 @@ def test_gain_is_newcombes_and_positive_is_better():
     worse = gain(log_loss, before, after)
     assert worse.value < 0 and gain(log_loss, after, before).value == pytest.approx(-worse.value)
     ids = ("r0", "r1")
-    near = Scored(ids, np.zeros((2, 1)), np.array([[1.0], [2.0]]))
-    far = Scored(ids, np.zeros((2, 1)), np.array([[3.0], [4.0]]))
+    near = Predictions(ids, np.zeros((2, 1)), np.array([[1.0], [2.0]]))
+    far = Predictions(ids, np.zeros((2, 1)), np.array([[3.0], [4.0]]))
     assert gain(mae, near, far).value == pytest.approx(2.0)
 
 
 def test_gain_pairs_rows_by_id():
     a = scored([0, 1, 1], [0, 1, 0])
-    turned = Scored(a.ids[::-1], a.truth[::-1], a.scores[::-1])
+    turned = Predictions(a.ids[::-1], a.truth[::-1], a.scores[::-1])
     assert gain(accuracy, a, turned).value == 0
     assert (paired(a, turned)[1].scores == a.scores).all()
     with pytest.raises(DataError, match="rows differ"):
@@ -93,7 +93,7 @@ def test_gain_pairs_rows_by_id():
 
 def test_labels_are_counted_at_the_tasks_threshold():
     task = MultiLabel(threshold=0.9).make([("x",), ("y",)], ("tags",))
-    rows = Scored(("a", "b"), np.eye(2), np.array([[0.95, 0.6], [0.1, 0.8]]))
+    rows = Predictions(("a", "b"), np.eye(2), np.array([[0.95, 0.6], [0.1, 0.8]]))
     assert estimates(task, {"f": micro_f1}, rows)["f"].value == pytest.approx(2 / 3)
     assert at_threshold(mae, task) is mae
     assert at_threshold(micro_f1, Regression().make([("1",), ("2",)], ("y",))) is micro_f1

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from regraft.errors import PlanError
-from regraft.evidence.frontier import ALPHAS, Point, blend, choose, move, walk
+from regraft.evidence.frontier import ALPHAS, Point, blend, choose, evaluate_points, load_point
 from regraft.evidence.retention import Retained
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
@@ -30,7 +30,7 @@ def no_rows():
 def test_both_ends_are_exact_and_points_between_are_the_weighted_mean(numbers_source):
     target, start, end = ends(numbers_source())
     for alpha in (0.0, 0.3, 1.0):
-        move(target, start, end, alpha, no_rows, CPU, "contiguous")
+        load_point(target, start, end, alpha, no_rows, CPU, "contiguous")
         for name, t in target.model.state_dict().items():
             if alpha in (0, 1):
                 assert torch.equal(t, (end if alpha else start)[name]), name
@@ -61,19 +61,19 @@ def test_statistics_that_moved_are_those_of_the_blended_weights(numbers_source):
     name = "backbone.one.1.running_mean"
     end[name] = end[name] + 5.0
     train = [(("a",), x, torch.zeros(40))]
-    move(target, start, end, 0.5, lambda: train, CPU, "contiguous")
+    load_point(target, start, end, 0.5, lambda: train, CPU, "contiguous")
     backbone = target.model.backbone
     into = backbone.one[0](x).detach()  # what the batch norm sees
     torch.testing.assert_close(backbone.one[1].running_mean, into.mean(0))
     torch.testing.assert_close(backbone.one[1].running_var, into.var(0))
     assert backbone.one[1].momentum == 0.1
-    move(target, start, end, 1.0, no_rows, CPU, "contiguous")
+    load_point(target, start, end, 1.0, no_rows, CPU, "contiguous")
     assert torch.equal(backbone.one[1].running_mean, end[name])
 
 
 def test_a_walk_visits_eleven_points_and_ends_at_the_fit():
     seen = []
-    points = walk(seen.append, lambda: {"accuracy": seen[-1], "loss": 0.0})
+    points = evaluate_points(seen.append, lambda: {"accuracy": seen[-1], "loss": 0.0})
     assert seen == [p.alpha for p in points] == list(ALPHAS)
     assert len(seen) == 11 and seen[0] == 0 and seen[-1] == 1
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import entropy
 
 from regraft.evidence.retention import linear_cka, measured, proxies, retained
-from regraft.evidence.scoring import Scored, gain
+from regraft.evidence.scoring import Predictions, gain
 from regraft.metrics import accuracy, log_loss, macro_f1
 from regraft.tasks.classification import Classification
 
@@ -77,7 +77,7 @@ def answers(right, truth, classes=4):
     """Scores that are right on the rows where ``right`` is 1, and next to it elsewhere."""
     scores = np.zeros((len(truth), classes))
     scores[np.arange(len(truth)), np.where(right, truth, (truth + 1) % classes)] = 1.0
-    return Scored(tuple(f"r{i}" for i in range(len(truth))), truth, scores)
+    return Predictions(tuple(f"r{i}" for i in range(len(truth))), truth, scores)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_nothing_forgotten_is_no_certainty(before_and_after):
     before, _ = before_and_after
     found = retained(accuracy, before, before)
     assert found.ratio == 1 and 0.97 < found.low < 1
-    few = [Scored(s.ids[:30], s.truth[:30], s.scores[:30]) for s in (before, before)]
+    few = [Predictions(s.ids[:30], s.truth[:30], s.scores[:30]) for s in (before, before)]
     assert retained(accuracy, *few).ratio is None  # one class alone: chance is not beaten
 
 

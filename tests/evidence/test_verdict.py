@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from regraft.errors import DataError
-from regraft.evidence.scoring import Scored, gain
-from regraft.evidence.verdict import judge, row_variance, settle
+from regraft.evidence.scoring import Predictions, gain
+from regraft.evidence.verdict import decide, row_variance, settle
 from regraft.metrics import accuracy, log_loss, macro_f1, mae
 from regraft.runs.estimates import Estimate
 
@@ -17,13 +17,13 @@ def arm(right, groups=None):
     """Rows of true class 1, right where ``right`` is 1."""
     right = np.asarray(right, dtype=int)
     ids = tuple(str(i) for i in range(len(right)))
-    return Scored(ids, np.ones(len(right), int), np.eye(2)[right], groups)
+    return Predictions(ids, np.ones(len(right), int), np.eye(2)[right], groups)
 
 
 def numbers(errors):
     errors = np.asarray(errors, dtype=float)
     ids = tuple(str(i) for i in range(len(errors)))
-    return Scored(ids, np.zeros((len(errors), 1)), errors[:, None])
+    return Predictions(ids, np.zeros((len(errors), 1)), errors[:, None])
 
 
 def test_the_formula_by_hand():  # absolute errors; gain = scratch − fine-tuned
@@ -33,24 +33,24 @@ def test_the_formula_by_hand():  # absolute errors; gain = scratch − fine-tune
     between = each.mean(1).var(ddof=1) / 3
     rows = each.mean(0).var(ddof=1) / 4
     half = np.sqrt(stats.t.ppf(0.975, 2) ** 2 * between + stats.t.ppf(0.975, 3) ** 2 * rows)
-    found = judge(mae, list(zip(fine, scratch, strict=True)))
+    found = decide(mae, list(zip(fine, scratch, strict=True)))
     assert found.gain is not None and found.seeds == 3
     assert found.gain.value == pytest.approx(each.mean())
     assert (found.gain.low, found.gain.high) == pytest.approx((1.5 - half, 1.5 + half))
     assert found.words == "transfer helps"
-    swapped = judge(mae, list(zip(scratch, fine, strict=True)))
+    swapped = decide(mae, list(zip(scratch, fine, strict=True)))
     assert swapped.words == "transfer hurts" and swapped.gain.value == pytest.approx(-1.5)
 
 
 def test_no_discordant_rows_is_no_certainty():
     same = [(arm([1] * 50), arm([1] * 50))] * 3
-    found = judge(accuracy, same)
+    found = decide(accuracy, same)
     assert found.words == "no evidence" and found.gain.low < 0 < found.gain.high
     # Agresti and Min: pseudo-rows +1 and −1 of half a row and one 0 give variance (1/52)/52
     assert row_variance(accuracy, same) == pytest.approx(1 / 52**2)
-    every = judge(accuracy, [(arm([1] * 50), arm([0] * 50))] * 3)
+    every = decide(accuracy, [(arm([1] * 50), arm([0] * 50))] * 3)
     assert every.words == "transfer helps" and 0.8 < every.gain.low < every.gain.high == 1
-    few = judge(macro_f1, [(arm([1, 1]), arm([0, 0]))] * 3)
+    few = decide(macro_f1, [(arm([1, 1]), arm([0, 0]))] * 3)
     assert few.words == "no evidence"  # two rows prove nothing, although nothing varies
 
 
@@ -80,28 +80,28 @@ def test_bootstrap_variance_is_that_of_a_mean():  # the general path against the
 
 def test_not_measured():
     pair = (arm([1, 1, 1, 0]), arm([0, 0, 1, 0]))
-    nothing = judge(accuracy, [])
+    nothing = decide(accuracy, [])
     assert nothing.words == "not measured" and nothing.gain is None
     assert "--controls scratch" in nothing.why
-    one = judge(accuracy, [pair])
+    one = decide(accuracy, [pair])
     assert one.words == "not measured" and one.gain == gain(accuracy, *pair)
     assert "--seeds 3" in one.why and "these two models, not the method" in one.why
-    two = judge(accuracy, [pair, pair])
+    two = decide(accuracy, [pair, pair])
     assert two.words == "not measured" and two.gain.value == 0.5
     assert "these four models, not the method" in two.why
-    row = judge(accuracy, [(arm([1]), arm([0]))] * 3)
+    row = decide(accuracy, [(arm([1]), arm([0]))] * 3)
     assert row.words == "not measured" and "2 test rows" in row.why
     patient = [(arm([1, 1], ("p", "p")), arm([0, 0], ("p", "p")))] * 3
-    assert "2 groups" in judge(accuracy, patient).why
+    assert "2 groups" in decide(accuracy, patient).why
 
 
 def test_other_rows_are_refused():
     with pytest.raises(DataError, match="rows differ"):
-        judge(accuracy, [(arm([1, 0]), arm([1, 0])), (arm([1, 0, 1]), arm([1, 0, 1]))])
+        decide(accuracy, [(arm([1, 0]), arm([1, 0])), (arm([1, 0, 1]), arm([1, 0, 1]))])
 
 
 def test_equal_models_have_no_gain():
-    found = judge(mae, [(numbers([1, 2]), numbers([1, 2]))] * 3)
+    found = decide(mae, [(numbers([1, 2]), numbers([1, 2]))] * 3)
     assert (found.gain.value, found.gain.low, found.gain.high) == (0, 0, 0)
     assert found.words == "no evidence"
 
@@ -119,10 +119,10 @@ def test_what_would_settle_it():
 def test_the_advice_names_what_can_be_bought():
     rng = np.random.default_rng(3)
     seeds = [(arm([1] * k + [0] * (400 - k)), arm([0] * 400)) for k in (0, 40, 200)]
-    assert "more seeds" in judge(accuracy, seeds).why
+    assert "more seeds" in decide(accuracy, seeds).why
     right = (rng.random(60) < 0.6).astype(int)
     rows = [(arm(right), arm(1 - right))] * 3
-    assert "more test rows" in judge(accuracy, rows).why
+    assert "more test rows" in decide(accuracy, rows).why
 
 
 # ------------------------------------------------------------ error rates
@@ -157,7 +157,7 @@ def expected(effect, spread):
 @pytest.mark.parametrize("spread", [0.1, 0.5])
 def test_false_verdicts_are_rare(spread):
     rng = np.random.default_rng(20)
-    words = [judge(accuracy, simulate(rng, 5, 200, 0.0, spread)).words for _ in range(200)]
+    words = [decide(accuracy, simulate(rng, 5, 200, 0.0, spread)).words for _ in range(200)]
     wrong = sum(w in ("transfer helps", "transfer hurts") for w in words)
     print(f"spread {spread}: {wrong} of 200 false verdicts")
     assert wrong <= 0.08 * 200
@@ -171,7 +171,7 @@ def test_false_verdicts_are_rare(spread):
 def test_intervals_cover_the_true_gain(seeds, spread):
     rng = np.random.default_rng(seeds)
     truth = expected(0.8, spread)
-    found = [judge(accuracy, simulate(rng, seeds, 150, 0.8, spread)).gain for _ in range(400)]
+    found = [decide(accuracy, simulate(rng, seeds, 150, 0.8, spread)).gain for _ in range(400)]
     covered = np.mean([g.low <= truth <= g.high for g in found])
     width = np.mean([g.high - g.low for g in found])
     print(f"{seeds} seeds, spread {spread}: gain {truth:.3f}, covered {covered:.4f}, {width:.3f}")
@@ -192,7 +192,7 @@ def test_intervals_cover_for_errors_too(seeds):  # MAE: seed, row and row-by-see
             shift = rng.uniform(0, 0.3, 2)
             fine = numbers(row + shift[0] + noise[0])
             pairs.append((fine, numbers(1.3 * row + shift[1] + noise[1])))
-        found.append(judge(mae, pairs).gain)
+        found.append(decide(mae, pairs).gain)
     covered = np.mean([g.low <= 0.3 <= g.high for g in found])
     print(f"{seeds} seeds, mae: covered {covered:.4f}")
     assert covered >= 0.93
@@ -222,7 +222,7 @@ def test_equal_arms_of_small_heads_rarely_get_a_verdict():
         arms = [
             [arm((x_test @ head(rng, x, y)).argmax(1) == y_test) for _ in range(5)] for _ in "ab"
         ]
-        words.append(judge(accuracy, list(zip(*arms, strict=True))).words)
+        words.append(decide(accuracy, list(zip(*arms, strict=True))).words)
     wrong = sum(w in ("transfer helps", "transfer hurts") for w in words)
     print(f"small heads: {wrong} of 200 false verdicts")
     assert wrong <= 0.08 * 200

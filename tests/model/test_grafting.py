@@ -5,7 +5,7 @@ import torch
 
 from regraft.errors import PlanError
 from regraft.model.grafting import graft
-from regraft.model.trainable import evaluating, set_trainable
+from regraft.model.trainable import eval_mode, set_trainable
 from regraft.model.types import LoadedTensor, match_blocks
 from regraft.training.optimizers import build, groups
 
@@ -109,7 +109,7 @@ def test_modes_are_put_back_after_evaluation(numbers_source):
     target = graft(numbers_source(), 3)
     set_trainable(target, {"two"}, "frozen")
     before = {n: m.training for n, m in target.model.named_modules()}
-    with pytest.raises(ZeroDivisionError), evaluating(target.model):
+    with pytest.raises(ZeroDivisionError), eval_mode(target.model):
         assert not any(m.training for m in target.model.modules())
         raise ZeroDivisionError
     assert before == {n: m.training for n, m in target.model.named_modules()}

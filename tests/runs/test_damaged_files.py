@@ -23,7 +23,7 @@ from regraft.plan.read import read_plan
 from regraft.runs.folder import RunFolder, finished, read_json, status_of
 from regraft.sources import _weights
 from regraft.training import checkpoints
-from regraft.training.checkpoints import Keeper
+from regraft.training.checkpoints import CheckpointManager
 
 DEEP = "[" * 100_000
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path,
     checkpoints.write(tmp_path / "step-00000001", good, tensors)
     checkpoints.write(tmp_path / "step-00000002", record, tensors)
     said: list[str] = []
-    keeper = Keeper(tmp_path, say=said.append)
+    keeper = CheckpointManager(tmp_path, say=said.append)
     keeper.look()
     assert keeper.good == [tmp_path / "step-00000001"] and keeper.count == 1
     why = "record.json is no record of a checkpoint"
@@ -147,7 +147,7 @@ def test_tensors_that_are_none_are_refused_though_their_sum_is_right(tmp_path):
     names = (checkpoints.TENSORS, checkpoints.RECORD)
     lines = [f"{checkpoints.digest_of(place / n)}  {n}\n" for n in names]
     (place / checkpoints.MANIFEST).write_text("".join(lines))
-    keeper = Keeper(tmp_path)
+    keeper = CheckpointManager(tmp_path)
     keeper.look()
     with pytest.raises(UsageError, match="step-00000001 does not read"):
         keeper.since("a")

@@ -9,7 +9,7 @@ from torch import nn
 
 from regraft.data.types import Example
 from regraft.errors import DivergedError
-from regraft.evidence.scoring import scored
+from regraft.evidence.scoring import score
 from regraft.model.forward import outputs
 from regraft.tasks.classification import Classification
 
@@ -51,7 +51,7 @@ def test_scoring_keeps_modes_weights_and_order():
     rows = outputs(model, Rows(batches), CPU)
     assert [m.training for m in model] == [True, False, True, True]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    found = scored(rows, TASK, examples("abcde", ["g", "g", None, "h", "h"]))
+    found = score(rows, TASK, examples("abcde", ["g", "g", None, "h", "h"]))
     expected = model.eval()(x).double().softmax(1).detach().numpy()
     assert found.ids == tuple("abcde")
     assert found.truth.tolist() == y.tolist()
@@ -61,7 +61,7 @@ def test_scoring_keeps_modes_weights_and_order():
 
 def test_rows_without_groups_have_none():
     rows = outputs(nn.Identity(), Rows([(("a", "b"), torch.eye(2), torch.tensor([0, 1]))]), CPU)
-    assert scored(rows, TASK, examples("ab")).groups is None
+    assert score(rows, TASK, examples("ab")).groups is None
 
 
 def test_outputs_take_dicts_of_tensors_and_can_be_learnt_from():
@@ -81,4 +81,4 @@ def test_scores_that_are_not_finite_are_an_error_naming_the_rows():
     x = torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])
     rows = outputs(nn.Identity(), Rows([(("bad", "good"), x, torch.tensor([0, 1]))]), CPU)
     with pytest.raises(DivergedError, match=r"1 of 2 rows.*\(bad\)"):
-        scored(rows, TASK, examples(["bad", "good"]))
+        score(rows, TASK, examples(["bad", "good"]))

@@ -20,7 +20,7 @@ from regraft.errors import UsageError
 from regraft.evidence.calibration import cooled
 from regraft.serving.app import PAGE, create_app
 from regraft.serving.batching import Batcher
-from regraft.serving.guard import Door
+from regraft.serving.guard import AccessPolicy
 from regraft.serving.limits import Limits
 from regraft.serving.server import bind, chosen_token, names, url
 
@@ -363,7 +363,7 @@ TOKEN = "a-token-of-many-letters"
      ("Bearer wrong", 401), (f"Bearer {TOKEN}x", 401), ("Bearer ü", 401), (None, 401)],
 )  # fmt: skip
 def test_everything_of_the_run_asks_for_the_token(given, status):
-    with client(door=Door(frozenset({"localhost"}), token=TOKEN)) as http:
+    with client(door=AccessPolicy(frozenset({"localhost"}), token=TOKEN)) as http:
         headers = {} if given is None else {"authorization": given.encode("latin-1")}
         for path in ("/about", "/metrics", "/openapi.json"):
             assert http.get(path, headers=headers).status_code == status
@@ -375,7 +375,7 @@ def test_everything_of_the_run_asks_for_the_token(given, status):
 
 
 def test_a_token_is_no_cookie_and_no_part_of_an_address():
-    with client(door=Door(frozenset({"localhost"}), token=TOKEN)) as http:
+    with client(door=AccessPolicy(frozenset({"localhost"}), token=TOKEN)) as http:
         assert http.get(f"/about?token={TOKEN}").status_code == 401
         assert http.get("/about", headers={"cookie": f"token={TOKEN}"}).status_code == 401
         good = http.get("/about", headers={"authorization": f"Bearer {TOKEN}"})
@@ -397,11 +397,11 @@ def test_elsewhere_a_token_is_made_and_on_loopback_not(monkeypatch):
 
 
 def test_beyond_loopback_literal_addresses_are_names_of_the_server_and_others_are_not():
-    door = Door(names("0.0.0.0", ["Models.example"]), addresses=True, token=TOKEN)
+    door = AccessPolicy(names("0.0.0.0", ["Models.example"]), addresses=True, token=TOKEN)
     known = ["192.168.1.5:8000", "[fe80::1]:8000", "models.example", "localhost"]
     assert all(map(door.knows, known))
     assert not door.knows("evil.example")
-    assert not Door(names("127.0.0.1", [])).knows("192.168.1.5")
+    assert not AccessPolicy(names("127.0.0.1", [])).knows("192.168.1.5")
 
 
 def test_a_port_that_is_taken_is_one_sentence_with_the_remedy(monkeypatch):

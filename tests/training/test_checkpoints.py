@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from regraft.errors import DiskError, DivergedError
 from regraft.training import checkpoints
-from regraft.training.checkpoints import DamagedError, Keeper, checked, read, write
+from regraft.training.checkpoints import CheckpointManager, DamagedError, checked, read, write
 from regraft.training.records import Progress
 from regraft.training.signals import Interrupted
 
@@ -32,13 +32,13 @@ def at(step: int, batches: int = 1) -> Progress:
     return Progress(step=step, batches=batches, sums={"task": step / 3})
 
 
-def keeper(folder: Path, **how) -> Keeper:
-    made = Keeper(folder, steps=1, **how)
+def keeper(folder: Path, **how) -> CheckpointManager:
+    made = CheckpointManager(folder, steps=1, **how)
     made.look()
     return made
 
 
-def saved(folder: Path, count: int = 3, arm: str = "seed 0") -> Keeper:
+def saved(folder: Path, count: int = 3, arm: str = "seed 0") -> CheckpointManager:
     made = keeper(folder)
     for step in range(1, count + 1):
         made.keep(arm, at(step), lambda step=step: {"model/w": torch.full((3,), float(step))})
@@ -86,7 +86,7 @@ def test_an_arm_that_came_to_nothing_leaves_its_steps_to_the_next(tmp_path):
 def test_steps_minutes_and_epochs_decide_when(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    k = Keeper(tmp_path, seconds=60)
+    k = CheckpointManager(tmp_path, seconds=60)
     k.last = 0.0
 
     def there():
@@ -117,7 +117,7 @@ def slowly(monkeypatch, cost: float) -> list[float]:
 
 def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
     now = slowly(monkeypatch, cost=1.0)
-    k = Keeper(tmp_path, seconds=600)
+    k = CheckpointManager(tmp_path, seconds=600)
     saved_at = []
     with k.fitting():
         for epoch in range(1, 200):
@@ -138,7 +138,7 @@ def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epoc
 ):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    k = Keeper(tmp_path, seconds=600, last=0.0)
+    k = CheckpointManager(tmp_path, seconds=600, last=0.0)
     saving = 0
 
     def gather() -> dict[str, torch.Tensor]:  # of divided weights: the writing is the least of it
@@ -158,7 +158,7 @@ def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epoc
 
 def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, monkeypatch):
     now = slowly(monkeypatch, cost=1.0)
-    k = Keeper(tmp_path, seconds=600, last=0.0)
+    k = CheckpointManager(tmp_path, seconds=600, last=0.0)
     for epoch in range(1, 5):
         now[0] += 9.0
         k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
@@ -174,7 +174,7 @@ def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp
         return False
 
     monkeypatch.setattr(checkpoints.distributed, "told", told)
-    other = Keeper(tmp_path, seconds=600, writes=False)
+    other = CheckpointManager(tmp_path, seconds=600, writes=False)
     other.keep("a", at(1), lambda: TENSORS)
     assert asked == []  # within an epoch nobody waits for anybody
     other.keep("a", at(2, batches=0), lambda: TENSORS)
@@ -183,7 +183,7 @@ def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp
 
 def test_with_a_number_of_steps_every_epochs_end_is_saved(tmp_path, monkeypatch):
     slowly(monkeypatch, cost=1.0)
-    k = Keeper(tmp_path, steps=100)
+    k = CheckpointManager(tmp_path, steps=100)
     for epoch in range(1, 5):
         k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
     assert k.count == 4
@@ -192,7 +192,7 @@ def test_with_a_number_of_steps_every_epochs_end_is_saved(tmp_path, monkeypatch)
 def test_a_signal_after_the_last_epoch_is_not_forgotten(tmp_path, monkeypatch):
     """The last epoch's end was not worth saving, so the signal waited for a step that never came."""
     now = slowly(monkeypatch, cost=1.0)
-    k = Keeper(tmp_path, seconds=600)
+    k = CheckpointManager(tmp_path, seconds=600)
     with pytest.raises(Interrupted, match="which is not saved") as stop, k.fitting():
         for step in (1, 2):
             now[0] += 0.5

@@ -24,7 +24,7 @@ from regraft.regularizers.l2 import L2
 from regraft.regularizers.l2_sp import L2SP
 from regraft.tasks.classification import Classification
 from regraft.training.loop import fine_tune
-from regraft.training.objective import divided
+from regraft.training.objective import split_slices
 from regraft.training.schedules import SCHEDULES, block_rates, factor
 from regraft.training.settings import Settings
 
@@ -184,7 +184,7 @@ def test_where_memory_is_too_small_a_step_goes_through_in_pieces(
 @pytest.mark.parametrize("pieces", [1, 2, 4, 8])
 def test_pieces_hold_every_row_once_and_none_is_a_single_row(pieces):
     for rows in range(1, 40):
-        found = [list(range(rows))[s] for s in divided(rows, pieces)]
+        found = [list(range(rows))[s] for s in split_slices(rows, pieces)]
         assert list(itertools.chain(*found)) == list(range(rows))
         assert min(map(len, found)) > 1 or rows == 1
         assert len(found) == min(pieces, max(1, rows // 2))

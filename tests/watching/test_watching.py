@@ -18,7 +18,7 @@ from regraft.io import locks
 from regraft.io.guarded import NotReadError, check_folder, read
 from regraft.watching import following
 from regraft.watching.following import look, read_lines, state_of, time_left
-from regraft.watching.resources import Meter, launcher
+from regraft.watching.resources import ProcessMonitor, launcher
 from regraft.watching.runs import Runs
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "\"&'", "チューリップ", "\x1b[31m"]
@@ -117,7 +117,7 @@ def test_half_a_last_line_waits_for_its_end():
 
 
 def test_a_page_is_sent_what_it_lacks_and_all_of_it_where_history_went_back(begun):
-    meter, path = Meter(), begun / "history.jsonl"
+    meter, path = ProcessMonitor(), begun / "history.jsonl"
     first = look(begun, meter)["history"]
     assert first["anew"] and [line["epoch"] for line in first["lines"]] == [0, 1, 2]
     assert first["crc"] == zlib.crc32(path.read_bytes())
@@ -139,7 +139,7 @@ def test_a_run_that_goes_in_the_middle_of_a_look_is_absent(begun, monkeypatch):
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
     monkeypatch.setattr(following.shutil, "disk_usage", gone)
-    assert look(begun, Meter())["state"] == "absent"
+    assert look(begun, ProcessMonitor())["state"] == "absent"
 
 
 def test_links_and_pipes_are_not_opened(begun, tmp_path):
@@ -147,7 +147,7 @@ def test_links_and_pipes_are_not_opened(begun, tmp_path):
     secret.write_text("key\n")
     (begun / "log.txt").unlink()
     (begun / "log.txt").symlink_to(secret)
-    found = look(begun, Meter())
+    found = look(begun, ProcessMonitor())
     assert found["log"] == [] and any("log.txt is a link" in note for note in found["notes"])
     assert "key" not in json.dumps(found)
     os.mkfifo(begun / "pipe")
@@ -166,7 +166,7 @@ def test_links_and_pipes_are_not_opened(begun, tmp_path):
 def test_the_best_so_far_is_that_of_each_seed(begun):
     with (begun / "history.jsonl").open("a") as file:
         file.write(epoch(1, 0) + epoch(1, 1, best=False) + epoch(1, 3, val={}))
-    found = look(begun, Meter())
+    found = look(begun, ProcessMonitor())
     assert [(b["seed"], b["epoch"]) for b in found["best"]] == [(0, 1), (1, 0)]
     assert found["best"][0]["val"]["accuracy"] == 0.51 and found["primary"] == "accuracy"
     assert found["now"].startswith("seed 0   epoch 2/4") and found["plan"]["source"] == "timm:x"
@@ -216,7 +216,7 @@ def test_resources_are_those_of_the_process_and_all_below_it(tmp_path):
     for pid, parent, anonymous in ((10, 1, 100), (11, 10, 20), (12, 11, 3), (99, 1, 5000)):
         process(pid, parent, 50, anonymous)
     now = [100.0]
-    meter = Meter(tmp_path, lambda: now[0])
+    meter = ProcessMonitor(tmp_path, lambda: now[0])
     use = meter.look(10)
     assert (use.processes, use.threads, use.memory, use.cores) == (3, 9, 123 * 1024, None)
     assert (use.read, use.written) == (300, 21)

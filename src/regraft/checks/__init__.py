@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Seen:
+class CheckContext:
     """What a check may look at. The tables by id are there where a check needs them and they could
     be had."""
 
@@ -69,6 +69,6 @@ class Check(Protocol):
 
     NEEDS: frozenset[Need]  # beside the rows themselves; none: ``fit`` runs it always
 
-    def check(self, seen: Seen) -> Iterable[Finding]:
+    def check(self, seen: CheckContext) -> Iterable[Finding]:
         """What it found; nothing where all is well. Neither rows nor files are changed."""
         ...

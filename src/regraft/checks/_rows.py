@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.columns import Examples
 from ..data.types import Example
-from . import Seen
+from . import CheckContext
 
 LATER = (("val", "train"), ("test", "train"), ("test", "val"))  # a row of the first is news in both
 
@@ -19,13 +19,13 @@ def content(example: Example) -> str:
     return example.id.partition("-")[0]
 
 
-def located(seen: Seen) -> Iterator[tuple[str, Example]]:
+def located(seen: CheckContext) -> Iterator[tuple[str, Example]]:
     """Yield every row with its split, in an order that does not depend on that of the data."""
     for split, rows in by_split(seen):
         yield from ((split, e) for e in in_place_order(rows))
 
 
-def repeated(seen: Seen) -> tuple[list[tuple[str, Example]], int]:
+def repeated(seen: CheckContext) -> tuple[list[tuple[str, Example]], int]:
     """Return the rows whose content others have too, as ``located`` does, and how many contents there are."""
     parts = by_split(seen)
     columns = [(split, rows) for split, rows in parts if isinstance(rows, Examples)]
@@ -37,7 +37,7 @@ def repeated(seen: Seen) -> tuple[list[tuple[str, Example]], int]:
     return [(split, e) for split, rows in again for e in rows.by_place()], len(keys)
 
 
-def distinct(seen: Seen) -> list[tuple[str, Sequence[Example]]]:
+def distinct(seen: CheckContext) -> list[tuple[str, Sequence[Example]]]:
     """Return the rows of each split in the order of ``located``, of equal ones the first alone."""
     return [(split, first_of_equals(in_place_order(rows))) for split, rows in by_split(seen)]
 
@@ -51,7 +51,7 @@ def first_of_equals(rows: Sequence[Example]) -> Sequence[Example]:
     return list(first.values())
 
 
-def by_split(seen: Seen) -> list[tuple[str, Sequence[Example]]]:
+def by_split(seen: CheckContext) -> list[tuple[str, Sequence[Example]]]:
     return [(s, seen.splits[s]) for s in ("train", "val", "test") if s in seen.splits]
 
 

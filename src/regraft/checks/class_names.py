@@ -10,7 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import located
 
 NEEDS: frozenset[Need] = frozenset()
@@ -18,7 +18,7 @@ NEEDS: frozenset[Need] = frozenset()
 SHORTEST = 4  # letters: shorter names differ by one for good reasons
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     names = sorted({name for _, e in located(seen) for name in seen.names(e)})
     found = [f"{a!r} and {b!r} ({why})" for a, b, why in alike(names)]
     if found:

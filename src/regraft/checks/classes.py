@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import in_order
 
 NEEDS: frozenset[Need] = frozenset()
@@ -17,7 +17,7 @@ FEW_TO_JUDGE = 2  # in val or test
 UNEVEN = 100  # the largest class ÷ the smallest
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     if seen.empty:
         yield Finding(
             "caution",

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..data.types import Example
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
     rows_again, contents = repeated(seen)
     for split, e in rows_again:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import LATER, content, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in seen.splits}
     for split, e in repeated(seen)[0]:
         places[split][content(e)].append(place(split, e))

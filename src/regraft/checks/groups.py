@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import LATER, in_order
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     groups = {s: {e.group for e in rows if e.group} for s, rows in seen.splits.items()}
     for later, earlier in LATER:
         if shared := in_order(groups.get(later, set()) & groups.get(earlier, set())):

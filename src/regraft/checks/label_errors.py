@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..data.types import Example
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
@@ -27,7 +27,7 @@ class Suspect:
     of_likelier: float
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     if suspects := ranked(seen):
         examples = tuple(
             f"{place(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
@@ -40,7 +40,7 @@ def check(seen: Seen) -> Iterator[Finding]:
                       "without its hard rows figures come out too good")  # fmt: skip
 
 
-def ranked(seen: Seen) -> list[Suspect]:
+def ranked(seen: CheckContext) -> list[Suspect]:
     """The rows whose label is probably wrong, the surest first, of those that have probabilities."""
     import numpy as np
     from cleanlab.filter import find_label_issues

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 
 NEEDS: frozenset[Need] = frozenset()
 
 HARMLESS = ("not named like a picture", "a folder named like a picture")
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for where, why in seen.left_out:
         by_reason[why].append(where)

@@ -12,14 +12,14 @@ from itertools import accumulate
 
 from ..data.columns import concatenated
 from ..data.types import Example
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._near import pairs
 from ._rows import LATER, content, distinct, place
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     parts = distinct(seen)  # of equal rows one in each split
     rows = concatenated([rows for _, rows in parts])
     ends = list(accumulate(len(rows) for _, rows in parts))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from ..data.types import Example, PictureFacts
-from . import Finding, Need, Seen, Severity
+from . import CheckContext, Finding, Need, Severity
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset()
@@ -58,7 +58,7 @@ KINDS: tuple[tuple[Severity, str, str, Test], ...] = (
 )
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     rows = [(split, e, e.facts) for split, e in located(seen) if e.facts]
     for severity, what, remedy, test in KINDS:
         found = [(s, e, f) for s, e, f in rows if test(f, suffix(e))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset()
@@ -12,7 +12,7 @@ NEEDS: frozenset[Need] = frozenset()
 SHORT = 3  # letters and digits
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     if seen.kind != "text":
         return
     found = [

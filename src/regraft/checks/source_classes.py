@@ -10,13 +10,13 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import in_order, located
 
 NEEDS: frozenset[Need] = frozenset({"source names"})
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     assert seen.source_names is not None
     known: dict[str, str] = {}  # plain form of each synonym → the source's class
     for name in seen.source_names:

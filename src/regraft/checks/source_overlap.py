@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen, Severity
+from . import CheckContext, Finding, Need, Severity
 from ._near import pairs
 from ._rows import content, key, located, place
 
 NEEDS: frozenset[Need] = frozenset({"source rows"})
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     assert seen.source_rows is not None
     source = {content(e): e for e in sorted(seen.source_rows, key=key)}
     target = [e for _, e in located(seen)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 from ._rows import located, place
 
 NEEDS: frozenset[Need] = frozenset({"tokens"})
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     assert seen.tokens is not None
     limit, lengths = seen.max_tokens, seen.tokens
     cut = [(split, e) for split, e in located(seen) if lengths[e.id] > limit]

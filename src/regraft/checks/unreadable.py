@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import Finding, Need, Seen
+from . import CheckContext, Finding, Need
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: Seen) -> Iterator[Finding]:
+def check(seen: CheckContext) -> Iterator[Finding]:
     if seen.unreadable:
         what = f"{'picture' if seen.kind == 'image' else seen.kind}s cannot be used"
         yield Finding(

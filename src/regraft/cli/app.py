@@ -812,7 +812,7 @@ def root(
         raise typer.Exit
 
 
-def speaks(error: Exception, what: str) -> bool:
+def is_rank0(error: Exception, what: str) -> bool:
     """Return whether this process says what went wrong. What all of several ranks see rank 0 says; what
     one alone sees, and that one is lost, the launcher says, and torchrun ends the others meanwhile."""
     from ..compute.launched import launched, report
@@ -828,7 +828,7 @@ def speaks(error: Exception, what: str) -> bool:
     return True
 
 
-def any_text() -> None:
+def make_streams_lenient() -> None:
     """What is printed may hold any character, and bytes of names that are none: no terminal's encoding
     stops a run. ASCII (a locale "C" that Python was told to take at its word) becomes UTF-8."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -854,14 +854,14 @@ def call(arguments: list[str]) -> None:
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, no traceback."""
     streams.open_closed()
-    any_text()
+    make_streams_lenient()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         call(arguments)
     except RegraftError as error:
         what = f"{kind_of(error)}: {error}"
-        says = speaks(error, what)
+        says = is_rank0(error, what)
         if debug:
             raise
         if says:
@@ -875,7 +875,7 @@ def main() -> None:
         what = f"unexpected {type(error).__name__}: {error}"  # a fault of ours: still one sentence
         if known is not None:
             what = f"{type(known).__name__}: {known}"
-        says = speaks(error, what)
+        says = is_rank0(error, what)
         if debug:
             raise
         if known is not None:

@@ -9,25 +9,25 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from ..io.progress import telling
+from ..io.progress import reporting
 from ..io.streams import complain, shown
 
 if TYPE_CHECKING:
     from ..data.batches import Batches
-    from ..io.streams import Say
+    from ..io.streams import Report
     from ..pipeline.arms import Track
     from ..training.records import Progress as At
 
 
 @contextmanager
-def bars(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
+def bars(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
     """(say a line, wrap training batches in a bar); both silent where ``on`` is false. Stages speak too."""
-    with _shown(on=on) as (say, track), telling(say):
+    with _shown(on=on) as (say, track), reporting(say):
         yield say, track
 
 
 @contextmanager
-def _shown(*, on: bool) -> Iterator[tuple[Say, Track | None]]:
+def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
     if not on:
         yield (lambda line: None), None
         return

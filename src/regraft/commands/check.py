@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..checks import Finding, Seen
+from ..checks import CheckContext, Finding
 from ..compute.malloc import freed_memory_kept
 from ..data.columns import InputsOf, cells_of, concatenated, ids_of
-from ..data.loading import as_brought, divide, look, rows_and_splits
+from ..data.loading import draw_splits, read_rows, rows_and_splits, splits_as_given
 from ..data.preprocessing import TextPreprocessor
 from ..data.types import DataOptions, Example, Splits
 from ..errors import DataError
-from ..io.progress import silent, telling
+from ..io.progress import no_progress, reporting
 from ..model.forward import joined
 from ..model.types import Source
 from ..pipeline.arms import probe_on
 from ..pipeline.feature_reuse import features
-from ..pipeline.findings import Checked, count_classes, in_order, run_checks, seen_of
+from ..pipeline.findings import CheckReport, count_classes, in_order, run_checks, seen_of
 from ..pipeline.label_errors import out_of_fold
 from ..pipeline.prepare import Prepared, prepare
 from ..pipeline.source_data import load_source_data
@@ -37,29 +37,29 @@ def check(
     plan: Plan,
     *,
     allow_code: bool = False,
-    say: Callable[[str], None] = silent,
+    say: Callable[[str], None] = no_progress,
     source: Source | None = None,
-) -> Checked:
+) -> CheckReport:
     """Look at the plan's data, and at its source where ``source.ref`` is not "".
 
     Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
     """
-    with telling(say):
-        return looked(plan, allow_code, say, source)
+    with reporting(say):
+        return check_data(plan, allow_code, say, source)
 
 
-def looked(
+def check_data(
     plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None
-) -> Checked:
+) -> CheckReport:
     options = plan_options.task_options(plan, allow_code=allow_code)
     how = replace(plan_options.data_options(plan).for_task(options), on_bad="skip")
-    found = look(how)
+    found = read_rows(how)
     stopped: list[Finding] = []
     task: Task | None = None
     try:
-        splits, task = divide(found, how, options.make, options.strata)
+        splits, task = draw_splits(found, how, options.make, options.strata)
     except DataError as error:
-        splits, text = as_brought(found), str(error)
+        splits, text = splits_as_given(found), str(error)
         stopped = [Finding("problem", "reason for fit to stop", 1, 1, (text,), "see there")]
     seen = seen_of(splits, str(plan.task.get("name", "classification")), task)
     source_rows = named_source_rows(plan, splits)
@@ -82,7 +82,7 @@ def looked(
         names = tuple(dict.fromkeys([*(seen.source_names or ()), *sorted(named)]))
         seen = replace(seen, source_rows=source_rows, source_names=names)
     findings, not_run = run_checks(seen)
-    return Checked(
+    return CheckReport(
         data=plan.data.path,
         source=plan.source.ref or (source.name if source else ""),
         kind=splits.kind,
@@ -115,7 +115,7 @@ def prepared(
     return prepare(bare, allow_code=allow_code, source=source, data=data), ""
 
 
-def with_source(seen: Seen, p: Prepared, say: Callable[[str], None]) -> Seen:
+def with_source(seen: CheckContext, p: Prepared, say: Callable[[str], None]) -> CheckContext:
     """Features of every row, probabilities by folds, and lengths in tokens."""
     if isinstance(p.preprocessor, TextPreprocessor):
         tokens: dict[str, int] = {}

@@ -25,12 +25,12 @@ from ..data.batches import order
 from ..data.columns import ids_of, some_of
 from ..errors import DataError, DivergedError, PlanError, UsageError
 from ..evidence.linear_probe import fit_probe
-from ..io.progress import telling
+from ..io.progress import reporting
 from ..model import reinitialise
 from ..model.forward import Outputs, outputs
 from ..model.types import Source
 from ..pipeline import scratch_search
-from ..pipeline.arms import begin, figures_of, fit_rows, logits_of
+from ..pipeline.arms import figures_of, fit_rows, initial_target, logits_of
 from ..pipeline.prepare import Prepared, prepare
 from ..pipeline.resolve import resolve, scratch_budget, settings
 from ..plan.schema import Plan
@@ -82,7 +82,7 @@ def curve(
         raise DataError(f"{plan.data.path} has a class with a single training row: no folds")
     counts = sorted(set(labels))
     taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
-    with RunFolder(out) as folder, telling(say):
+    with RunFolder(out) as folder, reporting(say):
         features = outputs(
             p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout
         )
@@ -140,7 +140,7 @@ def at(
         some = features.take(judged)
         figures = figures_of(q, [replace(some, values=probe.logits(some.values))])
         found["linear probe"].append(figures[q.task.primary])
-        target = begin(q, q.source, q.seeds[0] + f, probe)
+        target = initial_target(q, q.source, q.seeds[0] + f, probe)
         fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
         found["fit"].append(value(q, target, judged))
     if p.scratch is not None:
@@ -171,7 +171,7 @@ def from_scratch(
     found = []
     for f, (fit, judged) in enumerate(parts):
         source: Source = reinitialise.untrained(p.source, p.seeds[0] + f)
-        target = begin(p, source, p.seeds[0] + f, None)
+        target = initial_target(p, source, p.seeds[0] + f, None)
         fit_rows(p, target, chosen, p.seeds[0] + f, rows=fit)
         found.append(value(p, target, judged))
     return found

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageFont
 
-    from ..io.streams import Say
+    from ..io.streams import Report
     from ..pipeline.arms import Track
 
 
@@ -52,7 +52,7 @@ SHOWN = slice(898, None)  # digits of the demo; those before are for choosing it
 THREADS = 1  # two crawled beside other work on the same two cores
 
 
-def demo(out: Path, say: Say, track: Track | None = None) -> str:
+def demo(out: Path, say: Report, track: Track | None = None) -> str:
     """Write data and two runs below ``out``; → what to tell.
 
     Raises UsageError where ``out`` exists.

@@ -19,7 +19,7 @@ from ..io import locks
 from ..io.command_lines import command
 from ..io.work_folders import OWNER, abandoned, is_old, sweep, unproven
 from ..plan.schema import RunPlan
-from ..runs.folder import LOCK, can_go_on, status_of
+from ..runs.folder import LOCK, can_resume, status_of
 from ..runs.ledger import ledger_path
 
 LIBRARIES = ("torchvision", "timm", "transformers", "accelerate", "peft", "safetensors", "numpy",
@@ -135,9 +135,9 @@ def locks_in(runs: Path) -> Iterator[Finding]:
         elif lock.exists():
             who = locks.holder(lock)
             remove = shlex.join(["rm", str(lock)])
-            go_on = command("fit", "--resume", run) if can_go_on(run) else remove
+            go_on = command("fit", "--resume", run) if can_resume(run) else remove
             yield Finding("lock", f"{run} is locked by {who or 'nobody'}, which is gone", go_on)
-        elif can_go_on(run):
+        elif can_resume(run):
             left += 1
     finished = sum(status_of(run) == "finished" for run in folders)
     more = f", {left} unfinished (regraft fit --resume)" if left else ""

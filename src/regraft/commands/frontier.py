@@ -70,7 +70,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     or source have changed.
     """
     from ..evidence.linear_probe import Probe
-    from ..pipeline.arms import Arm, Folded, mover
+    from ..pipeline.arms import Arm, CrossValidation, point_loader
     from ..pipeline.evaluate import Trained
     from ..pipeline.model_folder import read_ends
     from ..pipeline.prepare import prepare
@@ -98,7 +98,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
         raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
     if p.source.digest != result["source"]["digest"]:
         raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
-    mover(p, p.target, start, end)(found.chosen.alpha)
+    point_loader(p, p.target, start, end)(found.chosen.alpha)
     solver = result["probe"]
     losses = {float(k): number_of(v) for k, v in solver["losses"].items()}
     head = start["head.weight"], start["head.bias"]
@@ -108,7 +108,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
         p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end
     )
     by_folds = found.chosen_by == "cross-validation"
-    cross = Folded(found.points if by_folds else [], 0, {})
+    cross = CrossValidation(found.points if by_folds else [], 0, {})
     with RunFolder(out) as folder:
         describe(p, folder, folder.log)
         folder.log(f"α = {found.chosen.alpha:g} of {run}, without training")

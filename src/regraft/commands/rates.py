@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import placed
+from ..compute.device import move_model
 from ..compute.malloc import freed_memory_kept
 from ..errors import DivergedError, UsageError
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
-from ..pipeline.arms import adapted, begin, features_of_source, probe_on
+from ..pipeline.arms import adapted, features_of_source, initial_target, probe_on
 from ..pipeline.prepare import Prepared, prepare
 from ..training import optimizers
 from ..training.loop import together
@@ -96,7 +96,7 @@ def range_test(
     tried: list[Tried] = []
     mean, broke = 0.0, None
     try:
-        model = placed(target.model, device, settings.layout)
+        model = move_model(target.model, device, settings.layout)
         set_trainable(target, trains, settings.batch_norm)
         groups = optimizers.groups(target, trains, settings.rates, settings.weight_decay)
         optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)
@@ -152,7 +152,7 @@ def of_plan(
     if not p.source.nothing_kept and p.plan.fit.start == "probe":
         say("features and linear probe, where the fit starts")
         start = probe_on(p, features_of_source(p))
-    target = begin(p, p.source, p.seeds[0], start)
+    target = initial_target(p, p.source, p.seeds[0], start)
     say(f"{steps} steps with rates from {LOW:g} to {HIGH:g} times the plan's")
     rows = p.train_rows()
     penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}

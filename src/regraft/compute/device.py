@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UsageError
-from .fsdp import divided
+from .fsdp import is_sharded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     return device, "as asked"
 
 
-def on(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
+def to_device(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
     """Inputs on a device; pictures [B, C, H, W] in the memory layout asked for."""
     soon = device.type == "cuda"  # what follows on the device waits for the copy, we do not
     if isinstance(inputs, dict):
@@ -43,11 +43,11 @@ def on(inputs: Inputs, device: torch.device, layout: str) -> Inputs:
     return moved
 
 
-def placed(model: nn.Module, device: torch.device, layout: str) -> nn.Module:
+def move_model(model: nn.Module, device: torch.device, layout: str) -> nn.Module:
     """The model on a device, its convolutions' weights in the memory layout asked for: a layout rounds
     in its own way, so a model that is judged must lie as it did when it was fitted. One whose weights are
     divided stays as it is."""
-    if divided(model):
+    if is_sharded(model):
         return model
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if layout == "channels_last" else model

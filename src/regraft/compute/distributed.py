@@ -30,43 +30,43 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)  # for a rank that is slow to come
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # for a rank that is slow to come
 
-BUCKET = 25_000_000  # numbers that are summed in one message
+MAX_BUCKET_NUMBERS = 25_000_000  # numbers that are summed in one message
 
 _alone: list[bool] = []  # inside of ``alone``: what this process does, it does by itself
 
 
-def started() -> int:
+def launched_world_size() -> int:
     """How many processes a launcher started; 1 where there was none."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join(wanted: int | None, *, cpu: bool) -> None:
     """Meet the other processes. Raises UsageError where there are not as many as ``wanted``."""
-    if wanted is not None and wanted != started():
+    if wanted is not None and wanted != launched_world_size():
         raise UsageError(
-            f"the plan asks for {wanted} processes and {started()} were started: "
+            f"the plan asks for {wanted} processes and {launched_world_size()} were started: "
             f"regraft fit PLAN --nproc {wanted}, or torchrun --nproc-per-node {wanted} -m regraft fit PLAN"
         )
-    if started() > 1 and not torch.distributed.is_initialized():
+    if launched_world_size() > 1 and not torch.distributed.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=cpu, **meeting_place())
+        PartialState(cpu=cpu, **rendezvous())
         found = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if found != started():
-            raise UsageError(f"{started()} processes were started and {found} have met")
+        if found != launched_world_size():
+            raise UsageError(f"{launched_world_size()} processes were started and {found} have met")
 
 
-def meeting_place() -> dict[str, Any]:
+def rendezvous() -> dict[str, Any]:
     """Return where ranks meet, as ``init_process_group`` takes it: a file, if ``regraft fit --nproc``
     started them; else the environment says it, as torchrun does."""
     if not launched():
         return {}
     end_with_launcher()
-    store = torch.distributed.FileStore(store_file(), started())  # type: ignore[attr-defined]
-    store.set_timeout(PATIENCE)
-    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": started()}
+    store = torch.distributed.FileStore(store_file(), launched_world_size())  # type: ignore[attr-defined]
+    store.set_timeout(RENDEZVOUS_TIMEOUT)
+    return {"store": store, "rank": int(os.environ["RANK"]), "world_size": launched_world_size()}
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def leave() -> None:
         PartialState._reset_state()
 
 
-def size() -> int:
+def world_size() -> int:
     return (
         1
         if _alone or not torch.distributed.is_initialized()
@@ -106,13 +106,13 @@ def rank() -> int:
     return 0 if _alone or not torch.distributed.is_initialized() else torch.distributed.get_rank()
 
 
-def first() -> bool:
+def is_rank0() -> bool:
     """Whether this process is the one that writes and speaks."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 @contextmanager
-def alone(so: bool = True) -> Iterator[None]:
+def single_process(so: bool = True) -> Iterator[None]:
     """Inside, this process is the only one, if ``so``."""
     if so:
         _alone.append(True)
@@ -126,33 +126,33 @@ def alone(so: bool = True) -> Iterator[None]:
 # ---------------------------------------------------------------- what they tell one another
 
 
-def total(*values: float) -> list[float]:
+def all_reduce_sum(*values: float) -> list[float]:
     """Each value's sum over the processes."""
-    if size() == 1:
+    if world_size() == 1:
         return list(values)
     from accelerate.utils import reduce
 
-    here = torch.tensor(values, dtype=torch.float64, device=_meeting())
+    here = torch.tensor(values, dtype=torch.float64, device=_message_device())
     return reduce(here, reduction="sum").tolist()  # type: ignore[no-any-return]
 
 
-def any_of(here: bool) -> bool:
+def any_rank(here: bool) -> bool:
     """Whether it is so in one process or more."""
-    return here if size() == 1 else total(float(here))[0] > 0
+    return here if world_size() == 1 else all_reduce_sum(float(here))[0] > 0
 
 
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """What the first process has."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
 
-def gathered(values: list[T]) -> list[T]:
+def gather_objects(values: list[T]) -> list[T]:
     """The lists of all processes, one after another."""
-    if size() == 1:
+    if world_size() == 1:
         return values
     from accelerate.utils import gather_object
 
@@ -161,19 +161,19 @@ def gathered(values: list[T]) -> list[T]:
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Each gradient becomes its sum over the processes, the same to the bit in all of them."""
-    if size() == 1:
+    if world_size() == 1:
         return
     bucket: list[Tensor] = []
     # those of divided weights are sums already
-    for gradient in [p.grad for p in parameters if p.grad is not None and not divided(p)]:
-        if bucket and sum(g.numel() for g in bucket) + gradient.numel() > BUCKET:
+    for gradient in [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]:
+        if bucket and sum(g.numel() for g in bucket) + gradient.numel() > MAX_BUCKET_NUMBERS:
             _sum(bucket)
             bucket = []
         bucket.append(gradient)
     _sum(bucket)
 
 
-def divided(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a share of it (see :mod:`regraft.compute.fsdp`)."""
     return hasattr(tensor, "full_tensor")
 
@@ -187,32 +187,32 @@ def _sum(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def same(model: nn.Module) -> None:
+def broadcast_model(model: nn.Module) -> None:
     """The model's tensors are those of the first process; divided ones are of one model anyway."""
-    if size() > 1:
-        for tensor in [t for t in (*model.parameters(), *model.buffers()) if not divided(t)]:
+    if world_size() > 1:
+        for tensor in [t for t in (*model.parameters(), *model.buffers()) if not is_sharded(t)]:
             torch.distributed.broadcast(tensor.data, 0)
 
 
-def mean_buffers(model: nn.Module) -> None:
+def average_buffers(model: nn.Module) -> None:
     """Statistics that each process took of its own rows become their mean."""
-    if size() > 1:
+    if world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 torch.distributed.all_reduce(buffer)
-                buffer.div_(size())
+                buffer.div_(world_size())
 
 
-def _meeting() -> torch.device:
+def _message_device() -> torch.device:
     """Where the processes' messages lie."""
     cuda = torch.distributed.get_backend() == "nccl"
     return torch.device("cuda" if cuda else "cpu")
 
 
-def spread(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
+def map_over_ranks(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
     """``compute(item)`` of every item, in order; each process computes some of them, alone."""
-    me, n = rank(), size()
-    with alone():
+    me, n = rank(), world_size()
+    with single_process():
         own = [compute(item) for item in items[me::n]]
-    by_process = gathered([own])
+    by_process = gather_objects([own])
     return [by_process[i % n][i // n] for i in range(len(items))]

@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A divided tensor put together, for which all processes must ask; another one as it is."""
     held: Any = tensor
-    together: Tensor = held.full_tensor() if distributed.divided(tensor) else tensor
+    together: Tensor = held.full_tensor() if distributed.is_sharded(tensor) else tensor
     return together
 
 
 def together(tensor: Tensor) -> Tensor:
     """A divided tensor put together on the CPU, so that a device holds one at a time; another as it is."""
-    return whole(tensor.detach()).cpu() if distributed.divided(tensor) else tensor
+    return full_tensor(tensor.detach()).cpu() if distributed.is_sharded(tensor) else tensor
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gather_full_tensors(tensor: Tensor) -> Tensor:
     """As :func:`together` in the first process; the others help and keep their share."""
-    if not distributed.divided(tensor) or distributed.first():
+    if not distributed.is_sharded(tensor) or distributed.is_rank0():
         return together(tensor)
-    whole(tensor.detach())
+    full_tensor(tensor.detach())
     return tensor
 
 
-def share(value: Tensor, like: Tensor) -> Tensor:
+def shard_of(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, equal in all processes, divided as ``like`` is."""
     from torch.distributed.tensor import distribute_tensor
 
@@ -51,12 +51,12 @@ def share(value: Tensor, like: Tensor) -> Tensor:
     return divided_
 
 
-def put_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Whole tensors, equal in all processes, into a model that may be divided.
 
     Raises RuntimeError where they are of another model.
     """
-    if not divided(model):
+    if not is_sharded(model):
         model.load_state_dict(dict(state))
         return
     own = model.state_dict()
@@ -66,8 +66,8 @@ def put_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, held in own.items():
             value = state[name]
-            held.copy_(share(value, held) if distributed.divided(held) else value)
+            held.copy_(shard_of(value, held) if distributed.is_sharded(held) else value)
 
 
-def divided(module: nn.Module) -> bool:
-    return any(distributed.divided(p) for p in module.parameters())
+def is_sharded(module: nn.Module) -> bool:
+    return any(distributed.is_sharded(p) for p in module.parameters())

@@ -36,14 +36,14 @@ def freed_memory_kept() -> Iterator[None]:
     if libc is None or set_by(os.environ):
         yield
         return
-    enter(libc)
+    start_keeping(libc)
     try:
         yield
     finally:
-        leave(libc)
+        stop_keeping(libc)
 
 
-def enter(libc: ctypes.CDLL) -> None:
+def start_keeping(libc: ctypes.CDLL) -> None:
     global inside
     with counting:
         inside += 1
@@ -51,7 +51,7 @@ def enter(libc: ctypes.CDLL) -> None:
             libc.mallopt(parameter, size)
 
 
-def leave(libc: ctypes.CDLL) -> None:
+def stop_keeping(libc: ctypes.CDLL) -> None:
     global inside
     with counting:
         inside -= 1

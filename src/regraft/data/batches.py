@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from ..compute.device import on
+from ..compute.device import to_device
 from ..errors import DataError, RegraftError, UsageError, shorten
 from .columns import InputsOf, ids_of, some_of
 from .fingerprints import KnownFiles
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..compute.arrays import Inputs
-    from .decoded_images import Kept
+    from .decoded_images import DecodedImages
 
 
 Index = tuple[int, int, Augment | None]  # draw, epoch, augmentation
 
 CHUNK = 1024  # texts tokenised at once
 
-HANGS = 900  # seconds that a batch of a loader process may take
+WORKER_TIMEOUT_S = 900  # seconds that a batch of a loader process may take
 
-LOOKS = 5  # seconds between two looks at whether the loader processes live
+WORKER_CHECK_S = 5  # seconds between two looks at whether the loader processes live
 
 WINDOW = 16  # batches whose texts are sorted by length together
 
@@ -97,7 +97,7 @@ class Batches:
         strata: Sequence[str] | None = None,
         share: tuple[int, int] = (0, 1),
         tokens: Tokens | None = None,
-        pictures: Kept | None = None,
+        pictures: DecodedImages | None = None,
         device: torch.device | None = None,
         layout: str = "contiguous",
     ) -> None:
@@ -223,7 +223,7 @@ class Batches:
             if isinstance(inputs, DataError):
                 raise inputs
             rows = [d % len(self) for d in batch]
-            ready = self.preprocessor.finish(on(inputs, self.device, self.layout))
+            ready = self.preprocessor.finish(to_device(inputs, self.device, self.layout))
             yield tuple(ids_of(some_of(self.examples, rows))), ready, self.targets[rows]
 
     def _next(self, loaded: Iterator[Inputs | DataError], batch: list[int]) -> Inputs | DataError:
@@ -234,7 +234,7 @@ class Batches:
                 return next(loaded)
             except (RuntimeError, ConnectionError, EOFError) as error:
                 late = _own(error) and "timed out" in str(error)
-                if late and time.monotonic() - began < HANGS:
+                if late and time.monotonic() - began < WORKER_TIMEOUT_S:
                     continue
                 # the connection to a killed one may break first; a transform's come as "Caught …"
                 cut = not isinstance(error, RuntimeError) and not str(error).startswith("Caught")
@@ -271,7 +271,7 @@ class _Staying:
             # the loader draws a seed for its workers: not from the caller's generator
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=_leave_interrupts,
-            timeout=LOOKS if of.workers else 0,
+            timeout=WORKER_CHECK_S if of.workers else 0,
         )
 
     def begin(self, todo: list[list[Index]]) -> Iterator[Inputs | DataError]:

@@ -20,7 +20,7 @@ SCHEMA = 3
 
 
 @dataclass
-class Kept:
+class DecodedImages:
     """Pictures by content. Another process maps the file anew."""
 
     path: Path
@@ -31,7 +31,7 @@ class Kept:
     pixels: NDArray[np.uint8] | None
 
     @classmethod
-    def of(cls, path: Path, index: Mapping[str, Any]) -> Kept:
+    def of(cls, path: Path, index: Mapping[str, Any]) -> DecodedImages:
         """Map the pixels of an entry. Raises ValueError or KeyError for what is none of pictures."""
         if index["schema"] != SCHEMA:
             raise ValueError(f"{path} has schema {index['schema']}")

@@ -29,7 +29,7 @@ import torch
 from ..compute import distributed
 from ..io.progress import stage
 from .columns import ByName, ids_of
-from .decoded_images import SCHEMA, Kept
+from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .store import write_index
@@ -135,22 +135,22 @@ def entry(
     passes: int,
     threads: int,
     say: Callable[[str], None],
-) -> Kept | None:
+) -> DecodedImages | None:
     """The entry of these pictures, from the cache or put there by the first process; None where that is
     not worth it."""
     key, what = key_of(preprocessor, whole, list(named)), f"decoded pictures of {split}"
     kept, failed = opened(cache, key)
-    there = not distributed.any_of(kept is None)
+    there = not distributed.any_rank(kept is None)
     # at random, since they are also what is checked of an entry
     some = [named[name] for name in PICK.sample(list(named), min(TIMED, len(named)))]
     began = time.perf_counter()
     decoded = [preprocessor.certain(e.inputs, whole) for e in some]
     seconds = (time.perf_counter() - began) * len(named) / len(some)
     size = sum(x.numel() for x in decoded) * len(named) // len(some)
-    if failed := next(filter(None, distributed.gathered([failed])), ""):
+    if failed := next(filter(None, distributed.gather_objects([failed])), ""):
         say(f"{what}: not kept, the cache cannot be used: {failed}")
         return None
-    why = distributed.told(no_gain(cache, seconds / threads, size, passes, threads, there))
+    why = distributed.broadcast(no_gain(cache, seconds / threads, size, passes, threads, there))
     if why:
         if passes * seconds / threads >= WORTH:  # else nothing was at stake
             say(f"{what}: not kept, {why}")
@@ -161,7 +161,7 @@ def entry(
             write(cache, key, seen.over(pictures(preprocessor, whole, named, threads)))
         except OSError as error:
             failed = str(error)
-    failed = distributed.told(failed)
+    failed = distributed.broadcast(failed)
     if not there and not failed:
         kept, failed = opened(cache, key)
     if kept is not None and not all(
@@ -175,15 +175,15 @@ def entry(
     return kept
 
 
-def opened(cache: FeatureCache, key: str) -> tuple[Kept | None, str]:
+def opened(cache: FeatureCache, key: str) -> tuple[DecodedImages | None, str]:
     """(the entry, or None; why one that is there cannot be used, or "")."""
     try:
-        return cache.read(key, Kept.of), ""
+        return cache.read(key, DecodedImages.of), ""
     except OSError as error:
         return None, str(error)
 
 
-def shows(kept: Kept, example: Example, picture: Tensor) -> bool:
+def shows(kept: DecodedImages, example: Example, picture: Tensor) -> bool:
     """Return whether an entry has this picture, or none of this row: that one is read from its file."""
     found = kept.get(example.id)
     return found is None or torch.equal(found, picture)

@@ -31,7 +31,16 @@ from ..tasks import Task
 from .columns import Examples, StoredRows, cells_of, identified, splits_of, stored, stored_facts
 from .decoding import Lookers
 from .images import facts_of, reason
-from .splitting import TEST, _check_folds, _draw, _drawn, _limit, _settle, _too_small, digest_of
+from .splitting import (
+    TEST,
+    _check_folds,
+    _draw,
+    _drawn,
+    _limit,
+    _resolve_leaks,
+    _too_small,
+    digest_of,
+)
 from .types import DataOptions, Example, PictureFacts, RawData, Row, Splits
 
 if TYPE_CHECKING:
@@ -42,7 +51,7 @@ AHEAD = 16  # pictures that each thread may have been given before the first is 
 
 
 @dataclass(frozen=True)
-class Rows:
+class IdentifiedRows:
     """The rows that can be used, sorted by content, and what was not taken."""
 
     raw: RawData  # its rows are the examples
@@ -74,16 +83,16 @@ def load_data(
 
     Raises DataError for data that cannot be used as they are, with every bad row counted.
     """
-    return divide(look(options), options, make_task, strata)
+    return draw_splits(read_rows(options), options, make_task, strata)
 
 
-def look(options: DataOptions) -> Rows:
+def read_rows(options: DataOptions) -> IdentifiedRows:
     """Every row of the data, read once and identified. Raises DataError as ``load_data`` does."""
     return _identify(read_raw(options), options.on_bad)
 
 
-def divide(
-    found: Rows,
+def draw_splits(
+    found: IdentifiedRows,
     options: DataOptions,
     make_task: Callable[[Sequence[Cells], Cells], Task],
     strata: Callable[[Sequence[Cells]], list[str]],
@@ -92,7 +101,7 @@ def divide(
     raw, parts, notes = found.raw, found.by_split(), list(found.notes)
     if options.leaks == "keep":
         _limit(parts, options)
-    settled = _settle(parts, options.leaks)
+    settled = _resolve_leaks(parts, options.leaks)
     if settled:
         places = [f"{where} {what}" for where, what in settled]
         notes.append(f'leaks = "{options.leaks}": {len(settled)} rows: {shorten(places, 3)}')
@@ -129,12 +138,12 @@ def divide(
         else:
             why = why or "the groups are too few" if options.val else "val = 0"
             notes.append(f"there is no val: {why}")
-    splits = replace(as_brought(found, parts), notes=(*raw.notes, *notes), settled=settled)
+    splits = replace(splits_as_given(found, parts), notes=(*raw.notes, *notes), settled=settled)
     give_back()
     return splits, task
 
 
-def as_brought(found: Rows, parts: dict[str, Examples] | None = None) -> Splits:
+def splits_as_given(found: IdentifiedRows, parts: dict[str, Examples] | None = None) -> Splits:
     """The splits that the data name, nothing drawn and no label checked; or other parts of them."""
     parts = found.by_split() if parts is None else parts
     return Splits(
@@ -299,7 +308,7 @@ def _inspected(kind: Kind, rows: Iterable[Row]) -> Iterator[tuple[Row, _Look]]:
         yield from ((row, look.result()) for row, look in begun)
 
 
-def _identify(raw: RawData, on_bad: str) -> Rows:
+def _identify(raw: RawData, on_bad: str) -> IdentifiedRows:
     """Rows sorted by content; bad inputs stop or are left out."""
     rows = raw.rows if isinstance(raw.rows, StoredRows) else stored(raw.rows)
     digests, usable = bytearray(32 * len(rows)), np.ones(len(rows), bool)
@@ -338,7 +347,7 @@ def _identify(raw: RawData, on_bad: str) -> Rows:
         notes.append(f"{half} of {usable.sum()} rows have one empty text of two")
     examples = identified(rows, np.frombuffer(digests, np.uint8).reshape(-1, 32), usable, facts)
     give_back()
-    return Rows(replace(raw, rows=()), examples, tuple(unreadable), tuple(notes))
+    return IdentifiedRows(replace(raw, rows=()), examples, tuple(unreadable), tuple(notes))
 
 
 def content(example: Example) -> str:

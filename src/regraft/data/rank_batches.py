@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ..compute.distributed import gathered, rank, size
+from ..compute.distributed import gather_objects, rank, world_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- who computes what
 
 
-def in_turn(
+def map_batches(
     batches: Batches, compute: Callable[[tuple[str, ...], Inputs, Tensor], T], view: int = 0
 ) -> Iterator[T]:
     """``compute(ids, inputs, targets)`` of every batch of evaluation (or of a view), in order.
 
     Each process computes some of them and is given all.
     """
-    own = batches.dealt(rank(), size(), view)
-    if size() == 1:
+    own = batches.dealt(rank(), world_size(), view)
+    if world_size() == 1:
         yield from (compute(*batch) for batch in own)
         return
-    for _ in range(ceil(batches.count / size())):
+    for _ in range(ceil(batches.count / world_size())):
         batch = next(own, None)
-        yield from gathered([] if batch is None else [compute(*batch)])
+        yield from gather_objects([] if batch is None else [compute(*batch)])

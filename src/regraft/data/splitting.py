@@ -44,7 +44,7 @@ def _limit(parts: dict[str, Examples], options: DataOptions) -> None:
             )
 
 
-def _settle(parts: dict[str, Examples], how: str) -> tuple[tuple[str, str], ...]:
+def _resolve_leaks(parts: dict[str, Examples], how: str) -> tuple[tuple[str, str], ...]:
     """Let one split alone hold what is equal, in place; (where, what) of each row that was touched.
 
     drop: test keeps it before val before train, the others leave it out. move: train gets it all
@@ -75,7 +75,7 @@ def _settle(parts: dict[str, Examples], how: str) -> tuple[tuple[str, str], ...]
     return tuple(sorted(settled))
 
 
-def _units(rows: Examples) -> NDArray[np.int64]:
+def _group_codes(rows: Examples) -> NDArray[np.int64]:
     """The number of each row's unit: rows of one group, or with equal inputs, directly or by a chain,
     must stay together."""
     contents, content = np.unique(rows.keys, return_inverse=True)
@@ -96,7 +96,7 @@ def _units(rows: Examples) -> NDArray[np.int64]:
 
 def _in_order(rows: Examples, seed: int) -> Iterator[list[int]]:
     """Yield the rows of each unit, units in the order of a hash of (seed, content)."""
-    unit = _units(rows)
+    unit = _group_codes(rows)
     least = np.full(int(unit.max(initial=-1)) + 1, 2**64 - 1, np.uint64)
     np.minimum.at(least, unit, rows.keys)
     hashes = bytearray(32 * len(least))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .scoring import Scored, estimates, gain
+from .scoring import Predictions, estimates, gain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ def cooled(scores: FloatArray, temperature: float) -> FloatArray:
     return result
 
 
-def fit_temperature(rows: Scored) -> float:
+def fit_temperature(rows: Predictions) -> float:
     """The temperature of least log loss on these rows."""
     from scipy.optimize import minimize_scalar
 
@@ -50,7 +50,7 @@ def fit_temperature(rows: Scored) -> float:
 
 
 def calibration(
-    task: Task, metrics: Mapping[str, Metric], val: Scored, test: Scored
+    task: Task, metrics: Mapping[str, Metric], val: Predictions, test: Predictions
 ) -> dict[str, Any]:
     """``calibration`` of result.json: test as it is and at the temperature fitted on val."""
     temperature = fit_temperature(val)
@@ -66,7 +66,7 @@ def calibration(
     }
 
 
-def reliability(rows: Scored) -> list[dict[str, float]]:
+def reliability(rows: Predictions) -> list[dict[str, float]]:
     """Per bin of confidence that has rows: its mean confidence, its accuracy, its rows."""
     from ..plugins import module
 

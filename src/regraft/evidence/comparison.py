@@ -26,7 +26,7 @@ from ..plugins import module
 from ..runs import records
 from ..runs.estimates import Estimate
 from ..runs.folder import finished, read_task
-from .scoring import Scored, at_threshold, gain
+from .scoring import Predictions, at_threshold, gain
 
 if TYPE_CHECKING:
     from ..tasks import Task
@@ -49,11 +49,11 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RunPredictions:
     path: Path
     result: dict[str, Any]
     task: Task
-    rows: Scored
+    rows: Predictions
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def in_words(lines: Sequence[Compared]) -> str:
     return "\n".join(out)
 
 
-def _line(run: Judgement, gained: Estimate | None) -> Compared:
+def _line(run: RunPredictions, gained: Estimate | None) -> Compared:
     primary = run.result["primary"]
     test = records.estimate_of(run.result["test"][primary])
     return Compared(str(run.path), run.result["source"]["name"], primary, test, gained)
 
 
-def _gain(metric: Metric, run: Judgement, first: Judgement) -> Estimate:
+def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimate:
     for what, value in first.kind.items():
         if run.kind[what] != value:
             raise UsageError(
@@ -126,7 +126,7 @@ def words(value: Any) -> str:
     return shorten(value) if isinstance(value, list) else str(value)
 
 
-def read_judgement(path: Path) -> Judgement:
+def read_judgement(path: Path) -> RunPredictions:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
     result, task = finished(path), read_task(path)
     for what, said, kept in (
@@ -150,9 +150,9 @@ def read_judgement(path: Path) -> Judgement:
     except DataError as error:
         raise guarded.damaged(path, "manifest.jsonl", error) from error
     groups = tuple(known[id_].get("group") for id_ in ids)
-    return Judgement(
+    return RunPredictions(
         path, result, task,
-        Scored(ids, truth, scores, groups if any(g is not None for g in groups) else None),
+        Predictions(ids, truth, scores, groups if any(g is not None for g in groups) else None),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import on
+from ..compute.device import to_device
 from ..errors import PlanError
 from ..model.trainable import estimating_statistics
 from ..model.weights import restore
@@ -64,7 +64,7 @@ def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     }
 
 
-def move(
+def load_point(
     target: Target,
     start: State,
     end: State,
@@ -81,7 +81,7 @@ def move(
         estimate_statistics(target.model, train(), device, layout)
 
 
-def walk(
+def evaluate_points(
     move_to: Callable[[float], None],
     judge: Callable[[], dict[str, float]],
     source: Callable[[], Retained | None] = lambda: None,
@@ -128,4 +128,4 @@ def estimate_statistics(
     """Batch-norm statistics from one pass over ``batches``: the mean over batches of each one's."""
     with estimating_statistics(model), torch.no_grad():
         for _, inputs, _ in batches:
-            model(on(inputs, device, layout))
+            model(to_device(inputs, device, layout))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
 
-WORSE = 2  # λ in a row that end the path
+MAX_WORSE_STEPS = 2  # λ in a row that end the path
 
 HELD = 16_000_000  # bytes of features that are held as float64
 
@@ -196,7 +196,7 @@ def _fit(
     for strength, found in zip(ordered, paths, strict=True):
         each = [mean_loss(h, judge, task) for h, (_, judge) in zip(found, parts, strict=True)]
         losses[strength], heads[strength] = float(np.average(each, weights=rows)), found[0]
-        if len(losses) - 1 - np.argmin(list(losses.values())) >= WORSE:
+        if len(losses) - 1 - np.argmin(list(losses.values())) >= MAX_WORSE_STEPS:
             break
     strength = min(losses, key=losses.__getitem__)  # of equal losses the strongest, which is first
     if val is None:

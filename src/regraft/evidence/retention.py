@@ -30,8 +30,8 @@ from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..tasks import Task
 from .intervals import ONE_SIDED, at_weights, effective_rows, newcombe_paired, resampled, wilson
-from .scoring import PerRow, Scored, estimates, gain, paired, resamples
-from .verdict import judge
+from .scoring import PerRow, Predictions, estimates, gain, paired, resamples
+from .verdict import decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from .intervals import Groups
 
 
-CLAIM = 200  # report rows below which a figure is shown without a claim
+MIN_ROWS_FOR_CLAIM = 200  # report rows below which a figure is shown without a claim
 
-EACH = 10  # report rows of a class below which nothing is said of it
+MIN_ROWS_PER_CLASS = 10  # report rows of a class below which nothing is said of it
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Retained:
     low: float | None  # of the ratio: it is at least this, with 95 % confidence (one-sided)
 
 
-def chance(metric: Metric, rows: Scored) -> float:
+def chance(metric: Metric, rows: Predictions) -> float:
     """The metric of the same answer for every row: the frequencies (or the mean) of the rows."""
     truth, outputs = rows.truth, rows.scores.shape[1]
     classes = truth.ndim == 1
@@ -67,7 +67,7 @@ def chance(metric: Metric, rows: Scored) -> float:
     return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
 
 
-def retained(metric: Metric, before: Scored, after: Scored) -> Retained:
+def retained(metric: Metric, before: Predictions, after: Predictions) -> Retained:
     """Retention and its one-sided lower bound.
 
     The bound is that of after − before, a score interval for proportions and a bootstrap for other
@@ -84,7 +84,7 @@ def retained(metric: Metric, before: Scored, after: Scored) -> Retained:
     return Retained(was, now, 1 + (now - was) / room, 1 + _least(metric, before, after) / room)
 
 
-def _least(metric: Metric, before: Scored, after: Scored) -> float:
+def _least(metric: Metric, before: Predictions, after: Predictions) -> float:
     """The lower end of after − before, one-sided 95 %."""
     if not metric.proportion:
         now = at_weights(metric, after.truth, after.scores)
@@ -107,7 +107,11 @@ def _least(metric: Metric, before: Scored, after: Scored) -> float:
 
 
 def measured(
-    metric: Metric, task: Task, before: Scored, after: Sequence[Scored], ends: Sequence[Scored]
+    metric: Metric,
+    task: Task,
+    before: Predictions,
+    after: Sequence[Predictions],
+    ends: Sequence[Predictions],
 ) -> dict[str, Any]:
     """``retention`` of result.json from report rows: the source, and a fit a seed at its chosen point
     and at α = 1 (``ends``).
@@ -121,26 +125,26 @@ def measured(
         "before": estimates(task, {task.primary: metric}, before)[task.primary],
         "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
         "forgetting": gain(metric, before, after[0]),
-        "forgetting over seeds": judge(metric, [(before, a) for a in after]).gain
+        "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain
         if len(after) > 1 else None,
         "chance": chance(metric, before),
         "ratio": first.ratio,
         "low": first.low,
-        "claim": len(before) >= CLAIM,
-        "claim from": CLAIM,
+        "claim": len(before) >= MIN_ROWS_FOR_CLAIM,
+        "claim from": MIN_ROWS_FOR_CLAIM,
         "seeds": [{"after": r.after, "ratio": r.ratio}
                   for r in (retained(metric, before, a) for a in after)],
         "most forgotten": by_class(task, before, after[0]),
     }  # fmt: skip
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
-        over_seeds = judge(metric, pairs).gain
+        over_seeds = decide(metric, pairs).gain
         found["at alpha 1"] = [retained(metric, before, e).after for e in ends]
         found["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
     return found
 
 
-def by_class(task: Task, before: Scored, after: Scored) -> list[dict[str, Any]]:
+def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
     """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
     if task.name != "classification":
         return []
@@ -152,7 +156,7 @@ def by_class(task: Task, before: Scored, after: Scored) -> list[dict[str, Any]]:
     ]
     for number, name in enumerate(task.classes):
         rows = int(of[number])
-        if rows >= EACH:
+        if rows >= MIN_ROWS_PER_CLASS:
             was, now = (int(r[number]) / rows for r in right)
             found.append({"class": name, "rows": rows, "before": was, "after": now})
     found.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))

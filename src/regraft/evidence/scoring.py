@@ -40,7 +40,7 @@ class PerRow(Metric, Protocol):
 
 
 @dataclass(frozen=True)
-class Scored:
+class Predictions:
     """What a model said about the rows of a split."""
 
     ids: tuple[str, ...]
@@ -52,7 +52,7 @@ class Scored:
         return len(self.ids)
 
 
-def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
+def score(rows: Outputs, task: Task, examples: Sequence[Example]) -> Predictions:
     """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
     scores = task.scores(rows.values).numpy()
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
@@ -62,7 +62,7 @@ def scored(rows: Outputs, task: Task, examples: Sequence[Example]) -> Scored:
             f"({shorten([rows.ids[i] for i in bad])}): the weights are damaged; fit again"
         )
     groups = tuple(groups_of(examples))
-    return Scored(
+    return Predictions(
         rows.ids, task.truth(rows.targets).numpy(), scores,
         groups if any(g is not None for g in groups) else None,
     )  # fmt: skip
@@ -99,7 +99,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     return cast(Metric, bound)
 
 
-def _ordered(scored: Scored, ids: Sequence[str]) -> Scored:
+def _ordered(scored: Predictions, ids: Sequence[str]) -> Predictions:
     """The same rows in the order of ``ids``. Raises DataError where they are not the same."""
     wanted = tuple(ids)
     if scored.ids == wanted:
@@ -115,10 +115,10 @@ def _ordered(scored: Scored, ids: Sequence[str]) -> Scored:
         )
     order = [place[i] for i in wanted]
     groups = None if scored.groups is None else tuple(scored.groups[i] for i in order)
-    return Scored(wanted, scored.truth[order], scored.scores[order], groups)
+    return Predictions(wanted, scored.truth[order], scored.scores[order], groups)
 
 
-def paired(a: Scored, b: Scored) -> tuple[Scored, Scored]:
+def paired(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
     """a, and b in a's order. Raises DataError where rows or their truth differ."""
     if not a.ids:
         raise DataError("there are no rows to compare")
@@ -134,7 +134,9 @@ def resamples(n: int) -> int:
     return max(2_000, min(10_000, DRAWS // n))
 
 
-def estimates(task: Task, metrics: Mapping[str, Metric], scored: Scored) -> dict[str, Estimate]:
+def estimates(
+    task: Task, metrics: Mapping[str, Metric], scored: Predictions
+) -> dict[str, Estimate]:
     """Each metric with its 95 % interval. Raises DataError where there are no rows."""
     n = len(scored)
     if n == 0:
@@ -153,7 +155,7 @@ def estimates(task: Task, metrics: Mapping[str, Metric], scored: Scored) -> dict
     return result
 
 
-def gain(metric: Metric, a: Scored, b: Scored) -> Estimate:
+def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
     """How much better a is than b on the same rows, with its 95 % interval.
 
     Positive is better for every metric: a − b where higher is better, b − a where lower is. It is

@@ -7,12 +7,12 @@ from typing import Literal
 
 from ..runs.estimates import Estimate
 
-Words = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
+VerdictLabel = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    words: Words
+    words: VerdictLabel
     gain: Estimate | None  # over scratch, on the primary metric; positive is better
     seeds: int
     why: str  # one sentence

@@ -27,8 +27,8 @@ import numpy as np
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from .intervals import at_weights, group_codes, resampled
-from .scoring import PerRow, Scored, gain, paired, resamples
-from .types import Verdict, Words
+from .scoring import PerRow, Predictions, gain, paired, resamples
+from .types import Verdict, VerdictLabel
 
 if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SEEDS = 3  # fewer say nothing about the method
 
 
-def judge(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> Verdict:
+def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> Verdict:
     """The verdict from one (fine-tuned, scratch) pair a seed, all on the same test rows.
 
     Without pairs, with fewer than 3 seeds or fewer than 2 rows (groups) the words are "not
@@ -66,7 +66,7 @@ def judge(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> Verdict:
         return Verdict("not measured", estimate, seeds, why + "models, not the method")
     between = float(gains.var(ddof=1)) / seeds
     estimate, share = _interval(float(gains.mean()), between, rows, seeds - 1, units - 1, metric, n)
-    words: Words = "no evidence"
+    words: VerdictLabel = "no evidence"
     if estimate.low > 0:
         words = "transfer helps"
     elif estimate.high < 0:
@@ -95,7 +95,7 @@ def settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
     return None if more > 20 * gain.n else max(0, round(more))
 
 
-def row_variance(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> float:
+def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> float:
     """V_rows of the seed-averaged difference; at least two rows (groups) are needed."""
     first = pairs[0][0]
     n = len(first)
@@ -124,7 +124,7 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Scored, Scored]]) -> floa
 
 
 def _difference(
-    metric: Metric, pairs: Sequence[tuple[Scored, Scored]]
+    metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]
 ) -> Callable[[FloatArray], FloatArray]:
     """metric(fine-tuned) − metric(scratch), averaged over pairs, as a function of row weights."""
     each = [tuple(at_weights(metric, s.truth, s.scores) for s in pair) for pair in pairs]

@@ -20,15 +20,15 @@ FIRST_LINE_S = 10  # seconds that a stage may take without a line
 LINES_APART_S = 60  # seconds between two lines of a stage, at most
 
 
-def silent(line: str) -> None:
+def no_progress(line: str) -> None:
     """Say nothing."""
 
 
-_say: ContextVar[Callable[[str], None]] = ContextVar("say", default=silent)
+_say: ContextVar[Callable[[str], None]] = ContextVar("say", default=no_progress)
 
 
 @contextmanager
-def telling(say: Callable[[str], None]) -> Iterator[None]:
+def reporting(say: Callable[[str], None]) -> Iterator[None]:
     """Give the lines of every stage inside the block to ``say``. Elsewhere stages are silent."""
     before = _say.set(say)
     try:

@@ -102,4 +102,4 @@ def own_input() -> Iterator[TextIO]:
             sys.stdin = given
 
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .types import Target
 
 
-class Whole(torch.nn.Module):
+class PenaltyForward(torch.nn.Module):
     """The target's model as penalties see it."""
 
     def __init__(self, target: Target, cut: int, mapped: bool) -> None:
@@ -33,7 +33,7 @@ class Whole(torch.nn.Module):
         return maps, features, self.model.get_submodule("head")(features)
 
 
-class Above(torch.nn.Module):
+class UpperBlocks(torch.nn.Module):
     """What lies above a cut, as a module: the output of the first ``cut`` blocks → logits [B, C]."""
 
     def __init__(self, target: Target, cut: int) -> None:

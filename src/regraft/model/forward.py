@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import autocast, on
-from ..compute.fsdp import divided
+from ..compute.device import autocast, to_device
+from ..compute.fsdp import is_sharded
 from ..data import rank_batches
 from ..io.progress import stage
-from .trainable import evaluating
+from .trainable import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,13 +57,13 @@ def outputs(
         ids: tuple[str, ...], inputs: Inputs, labels: Tensor
     ) -> tuple[tuple[str, ...], Tensor, Tensor]:
         with autocast(device, precision):
-            return ids, module(on(inputs, device, layout)).float().cpu(), labels
+            return ids, module(to_device(inputs, device, layout)).float().cpu(), labels
 
     seen = stage("computing outputs", len(batches))
     # what inference mode fetches of divided weights could not be used in training again
-    quiet = torch.no_grad() if divided(module) else torch.inference_mode()
-    with evaluating(module), quiet:
-        for names, given, labels in rank_batches.in_turn(batches, compute):
+    quiet = torch.no_grad() if is_sharded(module) else torch.inference_mode()
+    with eval_mode(module), quiet:
+        for names, given, labels in rank_batches.map_batches(batches, compute):
             if not left.issuperset(names):
                 raise RuntimeError(f"outputs of rows that are not among {len(batches)}, or twice")
             left.difference_update(names)

@@ -61,7 +61,7 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
         model=model,
         blocks=target_blocks(source.blocks, head),
         anchor=anchor,
-        report=(*(in_target(t, names) for t in source.report), *fresh(head)),
+        report=(*(target_name(t, names) for t in source.report), *fresh(head)),
         source=source,
         nothing_kept=source.nothing_kept,
     )
@@ -83,7 +83,7 @@ def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ..
     return (*under, Block("head", tensors, modules))
 
 
-def in_target(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
+def target_name(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
     """A line of the source's loading report as the target sees it: only the backbone is kept."""
     if tensor.state == "unused" or tensor.name in backbone:
         return tensor

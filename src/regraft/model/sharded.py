@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def aside(module: nn.Module, so: bool = True) -> Iterator[None]:
+def offloaded(module: nn.Module, so: bool = True) -> Iterator[None]:
     """On the CPU inside, if ``so``, and where it was afterwards; not after an error, which ends the run."""
     some = next(module.parameters(), None)
     where = torch.device("cpu") if some is None else some.device
@@ -38,9 +38,9 @@ def sharded(target: Target, device: torch.device) -> Iterator[Target]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    distributed.same(target.model.to(device))
+    distributed.broadcast_model(target.model.to(device))
     model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
-    mesh = init_device_mesh(device.type, (distributed.size(),))
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
     # a block is fetched as a whole, so each of its outermost modules is divided, then what is left over
     parts = [m for block in outermost(target) for m in map(model.get_submodule, block)]
     parts += [model.get_submodule("backbone"), model.get_submodule("head")]

@@ -45,7 +45,7 @@ def set_trainable(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """The whole model in eval mode; afterwards every module is in the mode it had."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
@@ -62,7 +62,7 @@ def estimating_statistics(model: nn.Module) -> Iterator[None]:
     all else is in eval mode. Afterwards every module is in the mode it had."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
-    with evaluating(model):
+    with eval_mode(model):
         for norm in norms:
             norm.reset_running_stats()
             norm.training, norm.momentum = True, None  # None: the cumulative mean

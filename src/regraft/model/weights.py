@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..compute.fsdp import put_whole, whole
+from ..compute.fsdp import full_tensor, load_full_state_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def snapshot(target: Target) -> dict[str, Tensor]:
-    return {n: whole(t.detach()).cpu().clone() for n, t in target.model.state_dict().items()}
+    return {n: full_tensor(t.detach()).cpu().clone() for n, t in target.model.state_dict().items()}
 
 
 def restore(target: Target, state: Mapping[str, Tensor]) -> None:
-    put_whole(target.model, state)
+    load_full_state_dict(target.model, state)

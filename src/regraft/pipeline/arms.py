@@ -15,21 +15,21 @@ import torch
 
 from .. import plugins
 from ..compute import distributed
-from ..compute.device import placed
+from ..compute.device import move_model
 from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
-from ..evidence.frontier import ALPHAS, Point, choose, move, walk
+from ..evidence.frontier import ALPHAS, Point, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
 from ..evidence.retention import Retained, retained
 from ..freezing import Adapting, Freezing
 from ..model.forward import Outputs, joined, outputs
 from ..model.grafting import graft
-from ..model.sharded import aside, sharded
-from ..model.trainable import evaluating, set_trainable
+from ..model.sharded import offloaded, sharded
+from ..model.trainable import eval_mode, set_trainable
 from ..model.types import Source, Target
 from ..model.weights import restore, snapshot
 from ..runs import records
-from ..training.checkpoints import Keeper
+from ..training.checkpoints import CheckpointManager
 from ..training.loop import fine_tune
 from ..training.records import Epoch, Fit, Progress, Saved
 from ..training.settings import Settings
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.batches import Batches
-    from ..evidence.scoring import Scored
-    from ..io.streams import Say
+    from ..evidence.scoring import Predictions
+    from ..io.streams import Report
 
 
 T = TypeVar("T")
@@ -79,13 +79,13 @@ def fit_arm(
     *,
     start: Probe | None,
     alpha: float | None = None,
-    select: Scored | None = None,
+    select: Predictions | None = None,
     points: Sequence[Point] = (),
     log: Callable[[Epoch], None] = lambda epoch: None,
     track: Track | None = None,
     label: str = "fit",
-    say: Say = lambda line: None,
-    keeper: Keeper | None = None,
+    say: Report = lambda line: None,
+    keeper: CheckpointManager | None = None,
 ) -> Arm:
     """Graft and fit with one seed, from a probe's head where one is given, and go to a point of the
     frontier: ``alpha``, or the best on val where it is None. Without a probe that is α = 1.
@@ -94,7 +94,7 @@ def fit_arm(
     the plan's floor hold. ``points`` are those of cross-validation, where there is no val. A
     ``keeper`` has what an earlier process left under this ``label``, and saves for a later one.
     """
-    target = begin(p, source, seed, start)
+    target = initial_target(p, source, seed, start)
     origin = snapshot(target)
     watch = partial(watched, p, target, select) if p.plan.source_data.each_epoch else dict
     done = fit_rows(
@@ -103,16 +103,18 @@ def fit_arm(
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
     end, walked = snapshot(target), list[Point]()
-    go = mover(p, target, origin, end)
+    go = point_loader(p, target, origin, end)
     if alpha is None and p.splits.val:
-        walked = walk(
+        walked = evaluate_points(
             go,
             lambda: figures_of(p, [logits_of(p, target, "val")]),
             lambda: retained_at(p, target, select),
         )
     elif alpha is None and points and select is not None:
         judged = iter(points)
-        walked = walk(go, lambda: next(judged).figures, lambda: retained_at(p, target, select))
+        walked = evaluate_points(
+            go, lambda: next(judged).figures, lambda: retained_at(p, target, select)
+        )
     if walked:
         alpha = choose(walked, p.metric, p.plan.fit.retain).alpha
     alpha = 1.0 if alpha is None else alpha
@@ -128,7 +130,7 @@ def each_arm(
 ) -> list[Arm]:
     """``fitted(item)`` of every item. With ``run.spread = "arms"`` each is fitted by one process alone,
     and put by the others onto the target that ``begun(item)`` gives."""
-    if p.plan.run.spread == "rows" or distributed.size() == 1:
+    if p.plan.run.spread == "rows" or distributed.world_size() == 1:
         return [fitted(item) for item in items]
 
     def sent(item: T) -> tuple[Fit, float, list[Point], dict[str, Tensor], dict[str, Tensor]]:
@@ -136,15 +138,17 @@ def each_arm(
         return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
 
     found = []
-    for item, (fit, alpha, points, state, end) in zip(items, spread(p, items, sent), strict=True):
+    for item, (fit, alpha, points, state, end) in zip(
+        items, map_over_ranks(p, items, sent), strict=True
+    ):
         target = begun(item)
-        placed(target.model, p.device, p.settings.layout)
+        move_model(target.model, p.device, p.settings.layout)
         restore(target, state)
         found.append(Arm(target, fit, alpha, points, end))
     return found
 
 
-def spread(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+def map_over_ranks(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
     """``processes.spread``. What one process alone came to keep it forgets afterwards: the others would
     wait for it where they compute that together. A fit of one that diverged is raised in all of them,
     once each has told the others of its own: they go on, or end, together."""
@@ -157,7 +161,7 @@ def spread(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R
 
     before = dict(p.kept)
     try:
-        found = distributed.spread(items, told)
+        found = distributed.map_over_ranks(items, told)
     finally:
         p.kept.clear()
         p.kept.update(before)
@@ -167,8 +171,13 @@ def spread(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -> list[R
     return [cast(R, value) for value, _ in found]
 
 
-def once(
-    keeper: Keeper, name: str, p: Prepared, source: Source, seed: int, fit: Callable[[], Arm]
+def load_or_fit(
+    keeper: CheckpointManager,
+    name: str,
+    p: Prepared,
+    source: Source,
+    seed: int,
+    fit: Callable[[], Arm],
 ) -> Arm:
     """The arm that an earlier process left under this name, or else ``fit()``, left for a later one."""
     left = keeper.done(name)
@@ -185,10 +194,10 @@ def once(
 
 def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     """An arm from what it left."""
-    target, record = begin(p, source, seed, None), left.record
+    target, record = initial_target(p, source, seed, None), left.record
     if why := records.problem(records.ArmRecord, record):
         raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
-    placed(target.model, p.device, p.settings.layout)
+    move_model(target.model, p.device, p.settings.layout)
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
     points = [
@@ -198,16 +207,16 @@ def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     return Arm(target, Fit(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
 
 
-def retained_at(p: Prepared, target: Target, select: Scored | None) -> Retained | None:
+def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retained | None:
     """What the target's backbone keeps of the source task, on the select rows."""
     if select is None or p.source_data is None:
         return None
     backbone = target.model.get_submodule("backbone")
-    after = select if unmoved(p, target) else p.source_data.scored(backbone, "select")
+    after = select if backbone_unchanged(p, target) else p.source_data.scored(backbone, "select")
     return retained(p.source_data.metric, select, after)
 
 
-def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
+def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:
     """The source metric on the select rows, and the share that is kept where that is defined."""
     found = retained_at(p, target, select)
     if found is None or p.source_data is None:
@@ -216,7 +225,7 @@ def watched(p: Prepared, target: Target, select: Scored | None) -> Figures:
     return {p.source_data.task.primary: found.after} | kept
 
 
-def features_of_source(p: Prepared, say: Say = lambda line: None) -> dict[str, Outputs]:
+def features_of_source(p: Prepared, say: Report = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
     precision = str(p.plan.run.feature_precision)
     return {
@@ -236,7 +245,7 @@ def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
     )
 
 
-def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
+def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
     """The probe that an earlier process left, or else ``fit()``, left for a later one."""
     left = keeper.done("probe")
     if left is None:
@@ -256,9 +265,9 @@ def probe_once(keeper: Keeper, fit: Callable[[], Probe]) -> Probe:
     )  # fmt: skip
 
 
-def begin(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
+def initial_target(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
     """The target before fitting, α = 0. Where weights are to be divided it lies on the CPU."""
-    with aside(source.backbone, p.plan.run.shard):
+    with offloaded(source.backbone, p.plan.run.shard):
         target = graft(source, p.task.outputs, seed=seed)
     if start is not None:
         start.write_to(target.model.get_submodule("head"))
@@ -276,8 +285,8 @@ def fit_rows(
     watch: Callable[[], Figures] = dict,
     track: Track | None = None,
     label: str = "fit",
-    say: Say = lambda line: None,
-    keeper: Keeper | None = None,
+    say: Report = lambda line: None,
+    keeper: CheckpointManager | None = None,
 ) -> Fit:
     """Fine-tune the target in place on train, or on some of its rows, as the plan says; from where the
     ``keeper`` has it under this ``label``."""
@@ -302,12 +311,12 @@ def fit_rows(
             keeper.keep(label, at, tensors)
 
     fitting = keeper.fitting() if keeper else nullcontext()
-    alone = aside(p.source.backbone, p.plan.run.shard)  # θs has no place beside the shares
+    alone = offloaded(p.source.backbone, p.plan.run.shard)  # θs has no place beside the shares
     with alone, fitted_as(p, target, strategy, seed) as fitted, fitting:
         return fine_tune(
             fitted, train, val, p.task, p.metric, chosen,
             freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
-            feeds=feature_reuse.feeds(
+            feeds=feature_reuse.phase_data(
                 p, fitted, train, val, chosen,
                 freezing=strategy, penalties=penalties, wrap=wrap, say=say,
             ),
@@ -319,7 +328,7 @@ def fitted_as(
     p: Prepared, target: Target, strategy: Freezing, seed: int
 ) -> AbstractContextManager[Target]:
     """What is fitted in place of the target: where weights are divided, a copy that is."""
-    if p.plan.run.shard and distributed.size() > 1:
+    if p.plan.run.shard and distributed.world_size() > 1:
         return sharded(target, p.device)
     return adapted(strategy, target, seed)
 
@@ -331,7 +340,7 @@ def adapted(strategy: Freezing, target: Target, seed: int) -> AbstractContextMan
     return nullcontext(target)
 
 
-def mover(
+def point_loader(
     p: Prepared,
     target: Target,
     begin: dict[str, Tensor],
@@ -340,7 +349,7 @@ def mover(
 ) -> Callable[[float], None]:
     """α → θ(α) is in the target's model."""
     train = partial(p.batches, "train", rows)
-    return lambda alpha: move(target, begin, end, alpha, train, p.device, p.settings.layout)
+    return lambda alpha: load_point(target, begin, end, alpha, train, p.device, p.settings.layout)
 
 
 def logits_of(
@@ -348,25 +357,25 @@ def logits_of(
 ) -> Outputs:
     """Of a split, or of some of its rows. Under a backbone that is still the source's, only the head
     is computed."""
-    if not unmoved(p, target):
+    if not backbone_unchanged(p, target):
         return outputs(target.model, p.batches(split, rows), p.device, p.settings.layout)
     features = source_features(p, split)
     features = features if rows is None else features.take(rows)
     head = target.model.get_submodule("head")
-    with evaluating(head), torch.no_grad():
+    with eval_mode(head), torch.no_grad():
         return replace(features, values=head(features.values.to(p.device)).float().cpu())
 
 
 def features_of(p: Prepared, target: Target, split: str, rows: Sequence[int]) -> Outputs:
     """What the target's backbone makes of some rows of a split."""
-    if unmoved(p, target):
+    if backbone_unchanged(p, target):
         return source_features(p, split).take(rows)
     backbone = target.model.get_submodule("backbone")
     return outputs(backbone, p.batches(split, rows), p.device, p.settings.layout)
 
 
 def source_features(
-    p: Prepared, split: str, precision: str = "float32", say: Say = lambda line: None
+    p: Prepared, split: str, precision: str = "float32", say: Report = lambda line: None
 ) -> Outputs:
     """What the source's backbone makes of a split, computed once. Only train and val, which later
     fits want too, are kept on disk."""
@@ -383,7 +392,7 @@ def source_features(
     return found
 
 
-def unmoved(p: Prepared, target: Target) -> bool:
+def backbone_unchanged(p: Prepared, target: Target) -> bool:
     """Whether the target's backbone is the source's, to the last bit."""
     here = target.model.get_submodule("backbone").state_dict()
     there = p.source.backbone.state_dict()
@@ -405,7 +414,7 @@ def figures_of(p: Prepared, rows: Sequence[Outputs]) -> Figures:
 
 
 @dataclass(frozen=True)
-class Folded:
+class CrossValidation:
     """Cross-validation over train: every row judged by models that never saw it."""
 
     points: list[Point]
@@ -418,9 +427,9 @@ def cross_validate(
     source: Source,
     chosen: Settings,
     features: Callable[[], Outputs] | None,
-    keeper: Keeper,
+    keeper: CheckpointManager,
     label: str = "fold",
-) -> Folded:
+) -> CrossValidation:
     """Over the folds, at every α from the probe on ``features``, or at α = 1 alone without them.
 
     The probe of a fold has its λ chosen within the fold's own training rows.
@@ -441,13 +450,13 @@ def cross_validate(
 
     numbers = range(len(folds))
     by_arms = p.plan.run.spread == "arms"
-    for found in spread(p, numbers, one) if by_arms else map(one, numbers):
+    for found in map_over_ranks(p, numbers, one) if by_arms else map(one, numbers):
         for alpha in sorted(found):
             judged.setdefault(alpha, []).append(found[alpha])
     place = np.argsort([i for _, others in folds for i in others])
     together = {alpha: joined(parts).take(place.tolist()) for alpha, parts in judged.items()}
     points = [Point(alpha, figures_of(p, [rows])) for alpha, rows in together.items()]
-    return Folded(points, len(folds), together)
+    return CrossValidation(points, len(folds), together)
 
 
 def fit_fold(
@@ -457,7 +466,7 @@ def fit_fold(
     features: Outputs | None,
     rows: Sequence[int],
     others: Sequence[int],
-    keeper: Keeper,
+    keeper: CheckpointManager,
     name: str,
 ) -> dict[float, Outputs]:
     """Fit on ``rows``; → α → logits of the ``others``."""
@@ -466,10 +475,10 @@ def fit_fold(
         inner = features.take(rows)
         plan = p.plan.probe
         start = fit_probe(inner, p.task, plan.strengths, folds=p.folds(rows), most=plan.rows)
-    target = begin(p, source, p.seeds[0], start)
+    target = initial_target(p, source, p.seeds[0], start)
     origin = snapshot(target)
     fit_rows(p, target, chosen, p.seeds[0], rows=rows, keeper=keeper, label=name)
-    go = mover(p, target, origin, snapshot(target), rows)
+    go = point_loader(p, target, origin, snapshot(target), rows)
     found = {}
     for alpha in ALPHAS if start else (1.0,):
         go(alpha)

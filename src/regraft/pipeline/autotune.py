@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compute import distributed
-from ..compute.device import autocast, on
+from ..compute.device import autocast, to_device
 from ..data.columns import ids_of, some_of
 from ..data.preprocessing import to_json
 from ..data.store import place_of
@@ -31,7 +31,7 @@ from ..data.types import ImageSpec
 from ..errors import DiskError
 from ..io.locks import open_regular
 from ..io.work_folders import is_own, work_folder
-from ..model.trainable import evaluating
+from ..model.trainable import eval_mode
 
 if TYPE_CHECKING:
     from ..compute.arrays import Inputs
@@ -143,10 +143,10 @@ def measured(
     some = some_of(examples, [i for i, _ in first])
     inputs = preprocessor.collate([preprocessor.one(e.inputs) for e in some])
     key = key_of(run, source, inputs, device, train)
-    kept: Mapping[str, float | None] = distributed.told(recall(run, key))
+    kept: Mapping[str, float | None] = distributed.broadcast(recall(run, key))
     names = {way: "/".join(way) for way in ways}
     if not all(n in kept for n in names.values()):
-        found = distributed.told(timed(source, inputs, device, ways, len(some), train))
+        found = distributed.broadcast(timed(source, inputs, device, ways, len(some), train))
         kept = {names[w]: s for w, s in found.items()}
         remember(run, key, kept)
     return {way: s for way, n in names.items() if (s := kept.get(n)) is not None}
@@ -166,7 +166,7 @@ def timed(
     backbone = copy.deepcopy(source.backbone).to(device)
     seconds: dict[Way, list[float]] = {way: [] for way in ways}
     failed: set[Way] = set()
-    with evaluating(backbone), torch.set_grad_enabled(train):
+    with eval_mode(backbone), torch.set_grad_enabled(train):
         for _ in range(ROUNDS + 1):  # the first of each also allocates
             for way in ways:
                 if way in failed:
@@ -188,7 +188,7 @@ def once(
         backbone.to(memory_format=torch.channels_last)
     else:
         backbone.to(memory_format=torch.contiguous_format)
-    x = on(inputs, device, layout)
+    x = to_device(inputs, device, layout)
     synchronize(device)
     began = time.perf_counter()
     with autocast(device, precision):
@@ -230,7 +230,7 @@ def key_of(run: RunPlan, source: Source, inputs: Inputs, device: torch.device, t
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def place(run: RunPlan) -> Path | None:
+def memory_file(run: RunPlan) -> Path | None:
     return None if run.cache == "off" else place_of(run.cache).parent / "speed.json"
 
 
@@ -249,7 +249,7 @@ def known_of(run: RunPlan, path: Path) -> dict[str, dict[str, float | None]]:
 
 
 def recall(run: RunPlan, key: str) -> dict[str, float | None]:
-    path = place(run)
+    path = memory_file(run)
     with suppress(OSError):
         if path is not None:
             return known_of(run, path).get(key, {})
@@ -258,8 +258,8 @@ def recall(run: RunPlan, key: str) -> dict[str, float | None]:
 
 def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
     """Of several writers the last one wins; a measurement that is lost is taken again."""
-    path = place(run)
-    if path is None or not distributed.first():
+    path = memory_file(run)
+    if path is None or not distributed.is_rank0():
         return
     with suppress(OSError, DiskError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,14 @@ import numpy as np
 from ..evidence.calibration import calibration
 from ..evidence.linear_probe import Probe
 from ..evidence.retention import measured, proxies
-from ..evidence.scoring import Scored, estimates, gain, scored
-from ..evidence.verdict import judge
+from ..evidence.scoring import Predictions, estimates, gain, score
+from ..evidence.verdict import decide
 from ..io.progress import stage
 from ..model.forward import Outputs, outputs
 from ..model.types import Target
 from ..model.weights import restore, snapshot
 from ..runs.confusion import record_of
-from .arms import Arm, Figures, Folded, logits_of, source_features, unmoved
+from .arms import Arm, CrossValidation, Figures, backbone_unchanged, logits_of, source_features
 from .prepare import Prepared
 from .source_data import SourceData
 
@@ -32,33 +32,33 @@ class Trained:
     arms: list[Arm]  # a seed each; the first is the model that is saved
     scratch: list[Arm]
     probe: Probe | None
-    cross: Folded  # the frontier by folds, where there is no val
+    cross: CrossValidation  # the frontier by folds, where there is no val
     fitted: bool  # False: by cross-validation the probe was better, and stands
     scratch_how: str = ""  # its rate, and by what that was chosen
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationResult:
     result: dict[str, Any]  # result.json, less timing and status
-    predictions: Scored  # of the first seed's model on test
+    predictions: Predictions  # of the first seed's model on test
 
 
-def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Judged:
+def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> EvaluationResult:
     """Metrics with intervals on val and test, controls, paired gains, retention and the verdict.
 
     ``opened`` and ``source_opened`` count how often test and the source's report rows were.
     """
     task, metric, examples = p.task, p.metric, p.splits.test
 
-    def on_test(target: Target) -> Scored:
-        return scored(logits_of(p, target, "test"), task, examples)
+    def on_test(target: Target) -> Predictions:
+        return score(logits_of(p, target, "test"), task, examples)
 
     fits, ends = map(list, zip(*(both_ends(a, on_test) for a in t.arms), strict=True))
     scratch = [on_test(a.target) for a in t.scratch]
     first = fits[0]
     val = None
     if p.splits.val:
-        val = scored(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
+        val = score(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
     trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
     controls = {trivial: replace(first, scores=np.broadcast_to(constant, first.scores.shape))}
@@ -70,12 +70,12 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         else:
             after = features_after(p, t.arms[0].target, "test")
             kept = proxies(p.source, features.values, after.values, first.groups)
-        controls["linear probe"] = scored(
+        controls["linear probe"] = score(
             replace(features, values=t.probe.logits(features.values)), task, examples
         )
     if scratch:
         controls["scratch"] = scratch[0]
-    verdict = judge(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
+    verdict = decide(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
     gains = {name: gain(metric, first, c) for name, c in controls.items()}
     if scratch and len(fits) > 1 and verdict.gain is not None:
         gains["scratch"] = verdict.gain  # over all seeds
@@ -113,10 +113,10 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ju
         "notes": [*p.splits.notes, *p.source.notes, *p.source_notes,
                   *([t.probe.note] if t.probe and t.probe.note else [])],
     }  # fmt: skip
-    return Judged(result, first)
+    return EvaluationResult(result, first)
 
 
-def both_ends(arm: Arm, rows: Callable[[Target], Scored]) -> tuple[Scored, Scored]:
+def both_ends(arm: Arm, rows: Callable[[Target], Predictions]) -> tuple[Predictions, Predictions]:
     """``rows`` of an arm at its chosen point and at α = 1; one and the same where it is there."""
     chosen = rows(arm.target)
     if not arm.end:
@@ -129,7 +129,7 @@ def both_ends(arm: Arm, rows: Callable[[Target], Scored]) -> tuple[Scored, Score
 
 
 def frontier(
-    p: Prepared, t: Trained, fits: list[Scored], ends: list[Scored]
+    p: Prepared, t: Trained, fits: list[Predictions], ends: list[Predictions]
 ) -> dict[str, Any] | None:
     """Where the line was walked: its points (of the first seed that left the start, or over the
     folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
@@ -139,7 +139,7 @@ def frontier(
     if len(points) < 2:  # nothing to choose between
         return None
     pairs = list(zip(fits, ends, strict=True))
-    over_seeds = judge(p.metric, pairs).gain
+    over_seeds = decide(p.metric, pairs).gain
     return {
         "alpha": t.arms[0].alpha if t.fitted else 0.0,
         "retain": p.plan.fit.retain,
@@ -151,16 +151,16 @@ def frontier(
     }
 
 
-def cross_validation(p: Prepared, cross: Folded) -> dict[str, Any]:
+def cross_validation(p: Prepared, cross: CrossValidation) -> dict[str, Any]:
     """The probe and the fit at α = 1 over the folds of train, each row judged by models that never saw
     it. Intervals are over rows, as if a fold's model were the model: how much models differ from fold
     to fold is not in them (Bengio and Grandvalet 2004, JMLR 5:1089)."""
     if not cross.rows:
         return {}
-    fit = scored(cross.rows[1.0], p.task, p.splits.train)
+    fit = score(cross.rows[1.0], p.task, p.splits.train)
     found = {"folds": cross.folds, "fit": estimates(p.task, p.metrics, fit)}
     if 0.0 in cross.rows:
-        probe = scored(cross.rows[0.0], p.task, p.splits.train)
+        probe = score(cross.rows[0.0], p.task, p.splits.train)
         found["linear probe"] = estimates(p.task, p.metrics, probe)
         found["gain"] = gain(p.metric, fit, probe)
     return found
@@ -169,7 +169,7 @@ def cross_validation(p: Prepared, cross: Folded) -> dict[str, Any]:
 def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
     """``retention`` of result.json from source data: the report rows, before and after."""
 
-    def report(target: Target) -> Scored:
+    def report(target: Target) -> Predictions:
         return data.scored(target.model.get_submodule("backbone"), "report")
 
     before = data.scored(p.source.backbone, "report")
@@ -178,7 +178,7 @@ def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
 
 
 def features_after(p: Prepared, target: Target, split: str) -> Outputs:
-    if unmoved(p, target):
+    if backbone_unchanged(p, target):
         return source_features(p, split)
     backbone = target.model.get_submodule("backbone")
     return outputs(backbone, p.batches(split), p.device, p.settings.layout)
@@ -189,7 +189,7 @@ def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:
     return {"linear probe": t.arms[0].fit.start} if p.splits.val and t.probe is not None else {}
 
 
-def value(p: Prepared, name: str, rows: Scored) -> float:
+def value(p: Prepared, name: str, rows: Predictions) -> float:
     return float(p.metrics[name].value(rows.truth, rows.scores, np.ones((1, len(rows))))[0])
 
 
@@ -197,9 +197,9 @@ def seed_line(
     p: Prepared,
     i: int,
     t: Trained,
-    fits: list[Scored],
-    ends: list[Scored],
-    scratch: list[Scored],
+    fits: list[Predictions],
+    ends: list[Predictions],
+    scratch: list[Predictions],
 ) -> dict[str, Any]:
     arm = t.arms[i]
     fit = arm.fit
@@ -217,7 +217,7 @@ def seed_line(
 
 
 def mean_over_seeds(
-    p: Prepared, fits: list[Scored], ends: list[Scored], scratch: list[Scored]
+    p: Prepared, fits: list[Predictions], ends: list[Predictions], scratch: list[Predictions]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Each arm's metrics over seeds: mean and standard deviation (S − 1); empty for one seed."""
     if len(fits) < 2:
@@ -263,7 +263,7 @@ def source_record(p: Prepared) -> dict[str, Any]:
     }
 
 
-def prediction_rows(p: Prepared, rows: Scored) -> Iterator[list[Any]]:
+def prediction_rows(p: Prepared, rows: Predictions) -> Iterator[list[Any]]:
     """Header, then a line a test row: id, where, truth, prediction, a score an output."""
     names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..compute import distributed
-from ..compute.device import autocast, on
+from ..compute.device import autocast, to_device
 from ..compute.versions import __version__
 from ..data import rank_batches
 from ..data.batches import Batches
@@ -34,9 +34,9 @@ from ..evidence.frontier import ALPHAS
 from ..freezing import Adapting
 from ..io.progress import stage
 from ..model.forward import Outputs, outputs
-from ..model.trainable import evaluating
-from ..training.records import Feed
-from ..training.unfreezing import lowest
+from ..model.trainable import eval_mode
+from ..training.records import PhaseData
+from ..training.unfreezing import lowest_trainable
 from .feature_keys import key_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ..compute.arrays import Inputs
     from ..data.types import Augment
     from ..freezing import Freezing
-    from ..io.streams import Say
+    from ..io.streams import Report
     from ..model.types import Target
     from ..regularizers import Penalty
     from ..training.settings import Settings
@@ -58,7 +58,7 @@ PARTS = ("torch", "torchvision", "Pillow", "timm", "transformers")  # what outpu
 
 PICK = random.SystemRandom()  # of the batch that is checked: no seed of a run is drawn from
 
-HOW = "how"  # (HOW, key) in Prepared.kept → "live" or "kept"
+DECISION = "how"  # (HOW, key) in Prepared.kept → "live" or "kept"
 
 Wrap = Callable[[Batches], Batches]
 
@@ -84,7 +84,7 @@ class Reused(Batches):
 
 
 @dataclass(frozen=True)
-class Below:
+class LowerBlocks:
     """The blocks of a backbone below a cut: inputs → the output of the last of them."""
 
     p: Prepared
@@ -95,9 +95,9 @@ class Below:
     def __call__(self, inputs: Inputs) -> Any:
         """On the CPU, without gradient."""
         blocks = self.p.source.blocks
-        x: Any = on(inputs, self.p.device, self.p.settings.layout)
+        x: Any = to_device(inputs, self.p.device, self.p.settings.layout)
         with (
-            evaluating(self.backbone),
+            eval_mode(self.backbone),
             torch.inference_mode(),
             autocast(self.p.device, self.precision),
         ):
@@ -139,10 +139,10 @@ def cache_of(p: Prepared) -> FeatureCache | None:
     return cache_in(run.cache, run.cache_users, int(run.cache_gb * 1e9))
 
 
-def features(p: Prepared, split: str, precision: str, say: Say = lambda line: None) -> Outputs:
+def features(p: Prepared, split: str, precision: str, say: Report = lambda line: None) -> Outputs:
     """What the source's backbone makes of a split, from the cache where it is there."""
     batches, backbone = p.batches(split), p.source.backbone.to(p.device)
-    below = Below(p, backbone, len(p.source.blocks), precision)
+    below = LowerBlocks(p, backbone, len(p.source.blocks), precision)
     found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
     if found is None:
         return outputs(backbone, batches, p.device, p.settings.layout, precision)
@@ -152,7 +152,7 @@ def features(p: Prepared, split: str, precision: str, say: Say = lambda line: No
     return Outputs(ids, values.float(), batches.targets.clone())
 
 
-def feeds(
+def phase_data(
     p: Prepared,
     target: Target,
     train: Batches,
@@ -162,17 +162,17 @@ def feeds(
     freezing: Freezing,
     penalties: Mapping[str, Penalty],
     wrap: Wrap,
-    say: Say,
-) -> Callable[[int], Feed]:
+    say: Report,
+) -> Callable[[int], PhaseData]:
     """Frozen leading blocks → where the rows of the fit come from while they are frozen."""
     live = wrap(train)
     names = [b.name for b in target.blocks]
-    cuts = [lowest(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
+    cuts = [lowest_trainable(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
     cache, scratch = cache_of(p), p.scratch
     folds = 0 if p.splits.val else len(p.folds())
     scratches = scratch.epochs * scratch.fits(len(p.seeds), folds) if scratch else 0
 
-    def feed(frozen: int) -> Feed:
+    def feed(frozen: int) -> PhaseData:
         found = fed(frozen)
         if found.train is live:
             passes = chosen.epochs * len(p.seeds) + scratches
@@ -182,7 +182,7 @@ def feeds(
             keep(val, "val", p.splits.val, cache, passes, p.kept, say)
         return found
 
-    def fed(frozen: int) -> Feed:
+    def fed(frozen: int) -> PhaseData:
         inside = frozen < len(p.source.blocks)
         if (
             not frozen
@@ -190,8 +190,8 @@ def feeds(
             or isinstance(freezing, Adapting)
             or (inside and any(b.run is None for b in p.source.blocks))
         ):
-            return Feed(live, val)
-        below = Below(p, target.model.get_submodule("backbone"), frozen, chosen.precision)
+            return PhaseData(live, val)
+        below = LowerBlocks(p, target.model.get_submodule("backbone"), frozen, chosen.precision)
         passes, seeds = cuts.count(frozen), len(p.seeds)
         judged = None
         if val is not None:
@@ -208,7 +208,7 @@ def feeds(
             again = passes if views != [0] else passes * seeds
             what = f"train below {names[frozen]}"
             found = entries(below, train, views, passes=again, what=what, say=say)
-        return Feed(
+        return PhaseData(
             wrap(Reused(train, found)) if found else live,
             Reused(val, judged) if val is not None and judged else val,
             frozen if found else 0,
@@ -239,13 +239,13 @@ def views_of(
 
 
 def entries(
-    below: Below,
+    below: LowerBlocks,
     batches: Batches,
     views: Sequence[int],
     *,
     passes: int | None,
     what: str,
-    say: Say,
+    say: Report,
 ) -> list[Entry] | None:
     """The outputs of all rows, one entry a view, from the cache or put there now.
 
@@ -258,7 +258,7 @@ def entries(
     keys = [below.key(batches, view) for view in views]
     if all(key in p.kept for key in keys):
         return [p.kept[key] for key in keys]
-    how = (HOW, keys[0])
+    how = (DECISION, keys[0])
     if p.kept.get(how) == "live":
         return None
     found, unusable = {}, ""
@@ -267,7 +267,7 @@ def entries(
     except OSError as error:
         unusable = str(error)
     # as one: what one process cannot use the others would wait to write
-    if unusable := next(filter(None, distributed.gathered([unusable])), ""):
+    if unusable := next(filter(None, distributed.gather_objects([unusable])), ""):
         p.kept[how] = "live"
         say(f"{what}: computed live, the feature cache cannot be used: {unusable}")
         return None
@@ -276,14 +276,14 @@ def entries(
     ids, inputs, _ = next(batches.dealt(PICK.randrange(batches.count), batches.count, views[tried]))
     live = below(inputs)
     seconds = (time.perf_counter() - began) * len(batches) / len(ids)
-    absent = distributed.total(*(float(found[key] is None) for key in keys))
+    absent = distributed.all_reduce_sum(*(float(found[key] is None) for key in keys))
     missing = [view for view, n in zip(views, absent, strict=True) if n]
     try:
         parts, _ = taken_apart(live, len(ids))
         size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
         undecided = missing and how not in p.kept
         why = no_gain(cache, seconds, size, len(missing), passes) if undecided else ""
-        if why := distributed.told(why):
+        if why := distributed.broadcast(why):
             p.kept[how] = "live"
             say(f"{what}: computed live, {why}")
             return None
@@ -296,7 +296,7 @@ def entries(
         say(f"{what}: computed live, the feature cache cannot hold it: {error}")
         return None
     taken = [entry for key in keys if (entry := found[key]) is not None]
-    if distributed.any_of(not all(holds(e, batches) for e in taken)) or distributed.any_of(
+    if distributed.any_rank(not all(holds(e, batches) for e in taken)) or distributed.any_rank(
         not close(taken[tried].batch(ids), live)
     ):
         p.kept[how] = "live"
@@ -314,7 +314,7 @@ def entries(
 def written(
     cache: FeatureCache,
     key: str,
-    below: Below,
+    below: LowerBlocks,
     batches: Batches,
     view: int,
     known: Mapping[tuple[str, ...], Any],
@@ -325,7 +325,7 @@ def written(
 
     Raises OSError where one of them does not see it afterwards, and as ``FeatureCache.write``.
     """
-    computed = rank_batches.in_turn(
+    computed = rank_batches.map_batches(
         batches, lambda ids, inputs, _: (ids, known[ids] if ids in known else below(inputs)), view
     )
     rows = stage(what, len(batches)).over(computed, lambda batch: len(batch[0]))
@@ -334,15 +334,15 @@ def written(
         try:
             entry = cache.write(key, rows)
         except (OSError, NotStorableError) as error:
-            if distributed.size() == 1:
+            if distributed.world_size() == 1:
                 raise
             failed = str(error)
     for _ in rows:  # what the first process writes, or could not: the others compute their share
         pass
-    if failed := distributed.told(failed):
+    if failed := distributed.broadcast(failed):
         raise OSError(failed)
     entry = entry or cache.open(key)
-    if distributed.any_of(entry is None):
+    if distributed.any_rank(entry is None):
         raise OSError(f"not every process sees {cache.root}")
     assert entry is not None
     return entry

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from .. import plugins
-from ..checks import Check, Finding, Need, Seen, Severity
+from ..checks import Check, CheckContext, Finding, Need, Severity
 from ..data.types import Example, Splits
 from ..errors import printable
 from ..tasks import Task
@@ -35,7 +35,7 @@ WHY: dict[Need, str] = {
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckReport:
     """All that was found, the gravest first, and what was not looked at."""
 
     data: str
@@ -68,7 +68,7 @@ def cheap(splits: Splits, task: Task) -> tuple[Finding, ...]:
     return in_order(run_checks(seen_of(splits, task.name, task))[0])
 
 
-def run_checks(seen: Seen) -> tuple[list[Finding], dict[str, str]]:
+def run_checks(seen: CheckContext) -> tuple[list[Finding], dict[str, str]]:
     """Every check that has what it needs; and why the others did not run."""
     there: dict[Need, bool] = {
         "features": seen.features is not None,
@@ -94,8 +94,8 @@ def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: (ORDER.index(f.severity), f.check)))
 
 
-def seen_of(splits: Splits, name: str, task: Task | None) -> Seen:
-    return Seen(
+def seen_of(splits: Splits, name: str, task: Task | None) -> CheckContext:
+    return CheckContext(
         kind=splits.kind,
         task=name,
         splits={"train": splits.train, "val": splits.val, "test": splits.test},
@@ -148,7 +148,7 @@ def class_lines(classes: dict[str, dict[str, int]]) -> Iterator[str]:
         yield f"{split}: {word}: {', '.join(names)}{least}"
 
 
-def in_words(found: Checked) -> str:
+def in_words(found: CheckReport) -> str:
     """The list as the terminal shows it."""
     rows = ", ".join(f"{s} {n:,}" for s, n in found.rows.items())
     head = f"{found.data}: {sum(found.rows.values()):,} {found.kind}s that can be used ({rows})"

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ..compute.arrays import FloatArray, Kind
     from ..data.types import Example, Splits
-    from ..evidence.scoring import Scored
+    from ..evidence.scoring import Predictions
     from ..runs.folder import RunFolder
     from ..tasks import Task
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COUNT, SIDE, LETTERS = 24, 128, 300  # errors, pixels of a thumbnail, letters of a text
 
 
-def write_gallery(folder: RunFolder, task: Task, splits: Splits, rows: Scored) -> None:
+def write_gallery(folder: RunFolder, task: Task, splits: Splits, rows: Predictions) -> None:
     """gallery/gallery.json, an entry an error, and a thumbnail each where the inputs are pictures.
 
     ``rows`` are the saved model's on test, in the order of ``splits.test``.
@@ -55,7 +55,7 @@ def shown(folder: RunFolder, example: Example, kind: Kind, name: str) -> dict[st
     }
 
 
-def wrongness(task: Task, rows: Scored) -> FloatArray:
+def wrongness(task: Task, rows: Predictions) -> FloatArray:
     """How wrong each row is: [N], 0 where it is right."""
     truth, scores = rows.truth, rows.scores
     if task.name == "classification":

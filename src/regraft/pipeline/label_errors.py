@@ -70,7 +70,7 @@ def write_suspects(folder: RunFolder, p: Prepared, probe: Probe | None) -> None:
     every = None
     if not record["why not"]:  # each process has a part in these
         every = joined([*features_of_source(p).values(), source_features(p, "test")])
-    if not distributed.first():
+    if not distributed.is_rank0():
         return
     if every is not None and probe is not None:
         try:

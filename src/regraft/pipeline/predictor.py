@@ -20,7 +20,7 @@ from ..data.loading import rows_of
 from ..data.preprocessing import Preprocessor, build
 from ..data.types import DataOptions, Example
 from ..errors import UsageError
-from ..evidence.scoring import Scored, estimates, scored
+from ..evidence.scoring import Predictions, estimates, score
 from ..evidence.types import Prediction
 from ..io import guarded
 from ..model.forward import outputs
@@ -98,7 +98,7 @@ class Predictor:
                           scores)  # fmt: skip
 
     @freed_memory_kept()
-    def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Scored, str]:
+    def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:
         """Metrics with intervals on new labelled data; also the scores and which rows they are of.
 
         Raises DataError for labels that the run does not know.
@@ -106,7 +106,7 @@ class Predictor:
         examples, which = rows_of(data, self.task, self.kind)
         targets = self.task.encode(cells_of(examples))
         batches = Batches(examples, targets, self.preprocessor, BATCH, device=self.device)
-        rows = scored(outputs(self.model, batches, self.device), self.task, examples)
+        rows = score(outputs(self.model, batches, self.device), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
         return estimates(self.task, metrics, rows), rows, which
 

@@ -29,7 +29,7 @@ from ..freezing import Adapting
 from ..metrics import Metric
 from ..model import reinitialise
 from ..model.grafting import graft
-from ..model.sharded import aside
+from ..model.sharded import offloaded
 from ..model.types import Source, Target
 from ..plan import options as plan_options
 from ..plan.schema import Plan
@@ -116,7 +116,7 @@ class Prepared:
             seed=seed,
             strata=[self.strata[i] for i in rows or range(len(examples))]
             if train and self.plan.fit.sampling == "balanced" else None,
-            share=(distributed.rank(), distributed.size()) if train else (0, 1),
+            share=(distributed.rank(), distributed.world_size()) if train else (0, 1),
             tokens=self._tokens(split, rows),
             pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
             device=self.device,
@@ -228,7 +228,7 @@ def prepare(
     reasons |= why_fast
     torch.set_num_threads(cast(int, plan.run.threads))
     source.backbone.to(device)  # every target is a copy of it, and lies there too
-    with aside(source.backbone, plan.run.shard):
+    with offloaded(source.backbone, plan.run.shard):
         target = graft(source, task.outputs, seed=plan.run.seed)
     chosen = settings(plan, target)
     if data_of_source is not None:

@@ -36,15 +36,19 @@ SCRATCH_RATES = {
     "SGD": 0.1, "Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "RMSprop": 1e-3,
 }  # fmt: skip
 
-SHARE = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scratch rate, for kept blocks
+LR_SHARE_OF_SCRATCH = {
+    "image": 0.03,
+    "text": 0.05,
+    "tensor": 0.1,
+}  # of the scratch rate, for kept blocks
 
-EPOCHS = {"image": 3, "text": 3, "tensor": 10}
+DEFAULT_EPOCHS = {"image": 3, "text": 3, "tensor": 10}
 
-BATCH = {"image": 32, "text": 16, "tensor": 32}
+DEFAULT_BATCH_SIZE = {"image": 32, "text": 16, "tensor": 32}
 
 SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aware minimisation
 
-FEWEST_STEPS = 60  # a fit on a handful of rows still takes this many
+MIN_STEPS = 60  # a fit on a handful of rows still takes this many
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,16 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     out: dict[str, Any] = {}
     out |= settle("fit", "scratch_lr", fit.scratch_lr, known, f"usual for {fit.optimizer}")
     scratch_lr = out.get("scratch_lr", fit.scratch_lr)
-    rate = scratch_lr if scratch else scratch_lr * SHARE[kind]
-    why = "nothing is kept" if scratch else f"{SHARE[kind]:g} of the scratch rate"
+    rate = scratch_lr if scratch else scratch_lr * LR_SHARE_OF_SCRATCH[kind]
+    why = "nothing is kept" if scratch else f"{LR_SHARE_OF_SCRATCH[kind]:g} of the scratch rate"
     out |= settle("fit", "lr", fit.lr, rate, why)
     lr = out.get("lr", fit.lr)
     out |= settle("fit", "head_lr", fit.head_lr, lr, "as the backbone: the probe has fitted it")
-    batch = min(BATCH[kind], max(4, train_rows // 8))
+    batch = min(DEFAULT_BATCH_SIZE[kind], max(4, train_rows // 8))
     out |= settle("fit", "batch_size", fit.batch_size, batch, f"{train_rows} training rows")
     steps = ceil(train_rows / out.get("batch_size", fit.batch_size) / fit.accumulate)
-    usual = EPOCHS[kind] * (5 if scratch else 1)
-    epochs = max(usual, ceil(FEWEST_STEPS / steps))
+    usual = DEFAULT_EPOCHS[kind] * (5 if scratch else 1)
+    epochs = max(usual, ceil(MIN_STEPS / steps))
     out |= settle(
         "fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch"
     )
@@ -114,7 +118,7 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     chosen: dict[str, Any] = {"device": str(device)} if run.device == "auto" else {}
     reasons |= {"run.device": why} if chosen else {}
     cores = os.cpu_count() or 1
-    started = distributed.started()
+    started = distributed.launched_world_size()
     chosen |= settle("run", "processes", run.processes, started, "as many as were started")
     decoding = kind == "image" and device.type != "cpu"
     workers = min(8, cores) if decoding else 0

@@ -35,7 +35,7 @@ FREE = {
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousRun:
     """A run folder that was left."""
 
     run: Path
@@ -51,7 +51,7 @@ class Earlier:
         }
 
 
-def earlier(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> Earlier:
+def previous_run(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> PreviousRun:
     """The plan to go on with. Raises UsageError with every difference that was not accepted."""
     before = read_run_plan(run, allow_code=allow_code)
     tree = given.model_dump(exclude_none=True)
@@ -67,7 +67,7 @@ def earlier(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -
             f"{run} was begun with another plan:\n{listed}\ngo on as it was with "
             f"{command('fit', '--resume', run)}, or with these changes, which are recorded, with --accept-changes"
         )
-    return Earlier(run, plan, tuple(changes))
+    return PreviousRun(run, plan, tuple(changes))
 
 
 def digest_of_plan(plan: Plan) -> str:
@@ -106,7 +106,7 @@ def shown(value: Any) -> str:
     return "not set" if value is None or value == {} else str(value)
 
 
-def refuse_changes(before: Earlier, p: Prepared, *, accept_changes: bool) -> Earlier:
+def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) -> PreviousRun:
     """With the data's and the source's changes among those that were accepted.
 
     Raises DataError or SourceError, saying what is different, where they were not.
@@ -132,7 +132,7 @@ def refuse_changes(before: Earlier, p: Prepared, *, accept_changes: bool) -> Ear
                 f"the weights of {p.source.name} have changed since {before.run} began: {accept}"
             )
         changes.append(f"the weights of {p.source.name}")
-    return Earlier(before.run, before.plan, tuple(changes))
+    return PreviousRun(before.run, before.plan, tuple(changes))
 
 
 def data_changes(run: Path, splits: Splits) -> str:

@@ -30,12 +30,12 @@ from ..evidence.frontier import Point, choose
 from ..evidence.linear_probe import Probe
 from ..evidence.ood import FEWEST, ROWS, Novelty, fit_novelty
 from ..evidence.retention import retained
-from ..evidence.scoring import Scored
+from ..evidence.scoring import Predictions
 from ..io import guarded
 from ..io.command_lines import command
 from ..io.locks import refuse
-from ..io.progress import silent, telling
-from ..io.streams import Say
+from ..io.progress import no_progress, reporting
+from ..io.streams import Report
 from ..model.forward import Outputs
 from ..model.reinitialise import untrained
 from ..model.types import Source, Target
@@ -56,31 +56,31 @@ from ..runs.folder import (
 )
 from ..runs.ledger import open_test
 from ..runs.records import Environment
-from ..training.checkpoints import Keeper
+from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch
 from ..training.signals import Interrupted, stopping
 from .arms import (
     Arm,
-    Folded,
+    CrossValidation,
     Track,
-    begin,
     cross_validate,
     each_arm,
     features_of,
     features_of_source,
     fit_arm,
-    once,
+    initial_target,
+    load_or_fit,
     probe_on,
     probe_once,
 )
 from .evaluate import Trained, evaluate_all, prediction_rows
-from .feature_reuse import HOW
+from .feature_reuse import DECISION
 from .findings import class_lines, classes_of, one_line, records
 from .gallery import write_gallery
 from .label_errors import write_suspects
 from .model_folder import save_ends, save_model, save_novelty
 from .prepare import Prepared, prepare
-from .resume import Earlier, digest_of_plan, earlier, refuse_changes
+from .resume import PreviousRun, digest_of_plan, previous_run, refuse_changes
 from .scratch import fit_scratch
 from .source_data import Part
 
@@ -89,7 +89,7 @@ def run(
     plan: Plan,
     *,
     allow_code: bool = False,
-    say: Say = lambda line: None,
+    say: Report = lambda line: None,
     track: Track | None = None,
     source: Source | None = None,
     resume: bool = False,
@@ -109,14 +109,14 @@ def run(
     distributed.join(wanted, cpu=choose_device(plan.run.device)[0].type == "cpu")
     try:
         with distributed.naming_a_lost_rank(str(plan.run.out)):
-            if not distributed.first():
-                say, track = silent, None
-            left = left_in(Path(plan.run.out), resume=resume) if distributed.first() else ""
-            left = distributed.told(left)
+            if not distributed.is_rank0():
+                say, track = no_progress, None
+            left = folder_state(Path(plan.run.out), resume=resume) if distributed.is_rank0() else ""
+            left = distributed.broadcast(left)
             if left == "finished":
                 return Path(plan.run.out)
-        with distributed.naming_a_lost_rank(str(plan.run.out)), telling(say):
-            return together(
+        with distributed.naming_a_lost_rank(str(plan.run.out)), reporting(say):
+            return run_job(
                 plan, allow_code, say, track, source,
                 begun=left == "begun", resume=resume, accept_changes=accept_changes,
             )  # fmt: skip
@@ -124,7 +124,7 @@ def run(
         distributed.leave()
 
 
-def left_in(out: Path, *, resume: bool) -> str:
+def folder_state(out: Path, *, resume: bool) -> str:
     """What a folder holds: nothing ("new"), a run that wrote no plan ("made"), one that did ("begun"),
     or a "finished" one.
 
@@ -144,10 +144,10 @@ def left_in(out: Path, *, resume: bool) -> str:
 
 
 @freed_memory_kept()
-def together(
+def run_job(
     plan: Plan,
     allow_code: bool,
-    say: Say,
+    say: Report,
     track: Track | None,
     source: Source | None,
     *,
@@ -157,19 +157,19 @@ def together(
 ) -> Path:
     """The run, by one process or by each of several that have met."""
     out, before = Path(str(plan.run.out)), None
-    if plan.run.shard and distributed.size() == 1:
+    if plan.run.shard and distributed.world_size() == 1:
         text = "run.shard: one process has nobody to divide weights with: --nproc N, or run.shard=false"
         raise PlanError([text])
     clock = Clock()
     with clock("prepare"):
         if begun:
-            before = earlier(out, plan, allow_code=allow_code, accept_changes=accept_changes)
+            before = previous_run(out, plan, allow_code=allow_code, accept_changes=accept_changes)
             plan = before.plan
         p = prepare(plan, allow_code=allow_code, source=source)
         if before is not None:
             before = refuse_changes(before, p, accept_changes=accept_changes)
-        distributed.total(0.0)  # all have read what the first now writes
-    mine = RunFolder(out, resume=resume) if distributed.first() else Unwritten(out)
+        distributed.all_reduce_sum(0.0)  # all have read what the first now writes
+    mine = RunFolder(out, resume=resume) if distributed.is_rank0() else Unwritten(out)
     # inside the folder's block, which writes down why a run failed
     with mine as folder, distributed.naming_a_lost_rank(str(out)), stopping() as signals:
 
@@ -180,7 +180,7 @@ def together(
         def about() -> dict[str, Any]:
             """What is kept of the run as a whole."""
             chosen = {
-                k[1]: how for k, how in p.kept.items() if isinstance(k, tuple) and k[0] == HOW
+                k[1]: how for k, how in p.kept.items() if isinstance(k, tuple) and k[0] == DECISION
             }
             return {
                 "history": folder.size("history.jsonl"),
@@ -190,15 +190,15 @@ def together(
                 "plan": digest_of_plan(p.plan),
             }
 
-        own_arms = plan.run.spread == "arms" and distributed.size() > 1
-        keeper = Keeper(
+        own_arms = plan.run.spread == "arms" and distributed.world_size() > 1
+        keeper = CheckpointManager(
             folder.path / "checkpoints", *checkpoint_every(plan), about=about, say=tell,
-            writes=distributed.first() and not own_arms, divided=plan.run.shard, signals=signals,
+            writes=distributed.is_rank0() and not own_arms, divided=plan.run.shard, signals=signals,
         )  # fmt: skip
         if before is None or before.changes:
             describe(p, folder, tell)
         if before is not None:
-            go_on(before, p, folder, keeper, clock, tell)
+            resumed(before, p, folder, keeper, clock, tell)
         try:
             trained = train(p, folder, tell, track, clock, keeper)
             finish(p, folder, trained, clock)
@@ -242,15 +242,20 @@ def half(plan: Plan) -> int:
     return max(1, int(plan.fit.batch_size) // 2)
 
 
-def go_on(
-    before: Earlier, p: Prepared, folder: RunFolder, keeper: Keeper, clock: Clock, say: Say
+def resumed(
+    before: PreviousRun,
+    p: Prepared,
+    folder: RunFolder,
+    keeper: CheckpointManager,
+    clock: Clock,
+    say: Report,
 ) -> None:
     """Take up what an earlier process left."""
     folder.remove("result.json")
     keeper.look()
     about = keeper.newest["about"] if keeper.newest else {}
     folder.cut("history.jsonl", about.get("history", 0))  # later lines will be written again
-    p.kept.update({(HOW, name): how for name, how in about.get("reuse", {}).items()})
+    p.kept.update({(DECISION, name): how for name, how in about.get("reuse", {}).items()})
     clock.add(about.get("seconds", {}))
     done = ", ".join(keeper.parts) or "nothing"
     say(f"{folder.path} is resumed; done before: {done}")
@@ -273,7 +278,7 @@ def go_on(
     folder.append("resumes.jsonl", record)
 
 
-def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
+def describe(p: Prepared, folder: RunFolder, say: Report) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
     for line in (
         *class_lines(classes_of(p.splits, p.task)), *p.splits.notes, *p.source.notes, *p.source_notes
@@ -286,7 +291,7 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
     folder.json("check.json", {"findings": records(p.findings), "settled": settled})
     folder.json("environment.json", environment(p))
     folder.json("loading.json", p.target.report)
-    if distributed.first():
+    if distributed.is_rank0():
         write_manifest(p.splits, folder.path / "manifest.jsonl")
     folder.text("plan.toml", write_plan(p.plan, p.reasons))  # last: with it a run can be resumed
 
@@ -294,26 +299,26 @@ def describe(p: Prepared, folder: RunFolder, say: Say) -> None:
 def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> None:
     """Save the first seed's model, open test, and write what was found."""
     arm = trained.arms[0]
-    if distributed.first():
+    if distributed.is_rank0():
         save_model(folder, arm.target, p.task)
     # over folds without a floor, only a run with source data walked the line of its own fit
-    if (arm.points or (trained.fitted and trained.cross.points[1:])) and distributed.first():
-        start = begin(p, p.source, p.seeds[0], trained.probe)
+    if (arm.points or (trained.fitted and trained.cross.points[1:])) and distributed.is_rank0():
+        start = initial_target(p, p.source, p.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("novelty"):
         novelty = novelty_of(p, arm.target)
-    if novelty is not None and distributed.first():
+    if novelty is not None and distributed.is_rank0():
         save_novelty(folder, novelty)
     with clock("evaluate"):
         where = str(folder.path.resolve())
         opened = source_opened = 0
-        if distributed.first():
+        if distributed.is_rank0():
             opened = open_test(p.splits.test_digest, where)
             source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
         judged = evaluate_all(p, trained, opened, source_opened)
     lines = prediction_rows(p, judged.predictions)
     folder.csv("predictions.csv", next(lines), lines, escape=p.plan.run.escape_csv)
-    if distributed.first():
+    if distributed.is_rank0():
         write_gallery(folder, p.task, p.splits, judged.predictions)
     with clock("suspects"):
         write_suspects(folder, p, trained.probe)
@@ -346,10 +351,15 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
 
 
 def train(
-    p: Prepared, folder: RunFolder, say: Say, track: Track | None, clock: Clock, keeper: Keeper
+    p: Prepared,
+    folder: RunFolder,
+    say: Report,
+    track: Track | None,
+    clock: Clock,
+    keeper: CheckpointManager,
 ) -> Trained:
     """Probe, then a fit a seed, then the scratch control; what the keeper has is not done again."""
-    probe, start, crossed, chosen = None, None, Folded([], 0, {}), p.settings
+    probe, start, crossed, chosen = None, None, CrossValidation([], 0, {}), p.settings
     alpha = None if p.plan.fit.alpha == "chosen" else p.plan.fit.alpha
 
     @cache
@@ -360,7 +370,7 @@ def train(
     def fit_probe() -> Probe:
         found = features()
         with clock("probe"):
-            return distributed.told(probe_on(p, found))  # L-BFGS rounds as its process does
+            return distributed.broadcast(probe_on(p, found))  # L-BFGS rounds as its process does
 
     if not p.source.nothing_kept:
         probe = probe_once(keeper, fit_probe)
@@ -389,7 +399,7 @@ def train(
         (say if track is None else folder.log)(line)  # what is said is logged too
 
     later: list[tuple[int, Epoch]] = []  # where each process fits other seeds, the first notes all
-    by_arms = distributed.size() > 1 and p.plan.run.spread == "arms"
+    by_arms = distributed.world_size() > 1 and p.plan.run.spread == "arms"
 
     def fitted(seed: int) -> Arm:
         def log(epoch: Epoch) -> None:
@@ -401,7 +411,7 @@ def train(
         source, label = source_of(p, seed), f"seed {seed}"
         # where α is chosen by folds, the first seed's points still say what the source keeps
         tells = walks and select is not None and seed == p.seeds[0]
-        arm = once(
+        arm = load_or_fit(
             keeper, label, p, source, seed,
             lambda: fit_arm(
                 p, source, chosen, seed, start=start, alpha=None if tells else alpha, select=select,
@@ -414,8 +424,10 @@ def train(
         return arm
 
     with clock("fit"):
-        arms = each_arm(p, p.seeds, fitted, lambda seed: begin(p, source_of(p, seed), seed, start))
-    for seed, epoch in sorted(distributed.gathered(later), key=lambda e: e[0]):
+        arms = each_arm(
+            p, p.seeds, fitted, lambda seed: initial_target(p, source_of(p, seed), seed, start)
+        )
+    for seed, epoch in sorted(distributed.gather_objects(later), key=lambda e: e[0]):
         note(seed, epoch)
     with clock("scratch"):
         scratch, how = fit_scratch(p, say, track, keeper) if p.scratch is not None else ([], "")
@@ -429,7 +441,7 @@ def source_of(p: Prepared, seed: int) -> Source:
     return replace(untrained(p.source, seed), name=p.source.name)
 
 
-def source_before(p: Prepared, part: Part) -> Scored | None:
+def source_before(p: Prepared, part: Part) -> Predictions | None:
     """What the source itself says of a part of its data.
 
     Raises PlanError where the floor is out of reach: even unchanged weights do not prove it.
@@ -512,7 +524,7 @@ def environment(p: Prepared) -> dict[str, Any]:
         if p.device.type == "cuda"
         else platform.machine(),
         "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
+        "processes": distributed.world_size(),
         "byteorder": sys.byteorder,
         "source_digest": p.source.digest,
         "source_data_digest": p.source_data.all_digest if p.source_data else None,

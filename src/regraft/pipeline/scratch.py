@@ -6,18 +6,27 @@ import numpy as np
 
 from ..errors import DivergedError
 from ..evidence.selection import improves
-from ..io.streams import Say
+from ..io.streams import Report
 from ..model import reinitialise
-from ..training.checkpoints import Keeper
+from ..training.checkpoints import CheckpointManager
 from ..training.records import Fit
 from ..training.settings import Settings
 from . import scratch_search
-from .arms import Arm, Figures, Track, begin, cross_validate, each_arm, fit_arm, once
+from .arms import (
+    Arm,
+    Figures,
+    Track,
+    cross_validate,
+    each_arm,
+    fit_arm,
+    initial_target,
+    load_or_fit,
+)
 from .prepare import Prepared
 
 
 def fit_scratch(
-    p: Prepared, say: Say, track: Track | None, keeper: Keeper
+    p: Prepared, say: Report, track: Track | None, keeper: CheckpointManager
 ) -> tuple[list[Arm], str]:
     """The scratch control for every seed, and how it was chosen: what is best for the first seed on
     val, or by folds where there is no val."""
@@ -27,7 +36,7 @@ def fit_scratch(
 
     def fitted(chosen: Settings, seed: int, label: str) -> Arm:
         source = reinitialise.untrained(p.source, seed)
-        return once(
+        return load_or_fit(
             keeper, label, p, source, seed,
             lambda: fit_arm(
                 p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper
@@ -61,14 +70,14 @@ def fit_scratch(
         except DivergedError as error:
             out(name, error)
             nothing = Fit(0, 0, 0, lost, lost, "diverged")
-            return Arm(begin(p, first, p.seeds[0], None), nothing)
+            return Arm(initial_target(p, first, p.seeds[0], None), nothing)
 
     def by_val(every: dict[str, Settings]) -> dict[str, Figures]:
         found = each_arm(
             p,
             list(every),
             lambda name: survived(name, every[name]),
-            lambda _: begin(p, first, p.seeds[0], None),
+            lambda _: initial_target(p, first, p.seeds[0], None),
         )
         arms.update(zip(every, found, strict=True))
         best = scratch_search.best_of({name: arm.fit.best for name, arm in arms.items()}, better)
@@ -103,6 +112,6 @@ def fit_scratch(
         p,
         p.seeds[len(done) :],
         again,
-        lambda seed: begin(p, reinitialise.untrained(p.source, seed), seed, None),
+        lambda seed: initial_target(p, reinitialise.untrained(p.source, seed), seed, None),
     )
     return done + others, how

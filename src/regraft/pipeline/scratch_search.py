@@ -24,7 +24,7 @@ from ..training.settings import Settings
 
 FURTHER = 2  # rates beyond the outermost, as long as that is the best
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def scratch_settings(settings: Settings, budget: ScratchBudget, rate: float) -> 
 def search(
     settings: Settings,
     budget: ScratchBudget,
-    tried: Callable[[dict[str, Settings]], Mapping[str, Found]],
-    better: Callable[[Found, Found], bool],
-    lost: Found,
-) -> tuple[str, Settings, Found]:
+    tried: Callable[[dict[str, Settings]], Mapping[str, Result]],
+    better: Callable[[Result, Result], bool],
+    lost: Result,
+) -> tuple[str, Settings, Result]:
     """What scratch is best with, by name: every rate, further ones while the best is the outermost,
     and the best of them with what else the fit has.
 
@@ -118,7 +118,7 @@ def search(
     the first stands. Raises DivergedError where all of them did.
     """
     alone = " alone" if budget.named else ""
-    every, found = dict[str, Settings](), dict[str, Found]()
+    every, found = dict[str, Settings](), dict[str, Result]()
 
     def best_with(some: dict[str, Settings]) -> str:
         every.update(some)
@@ -152,7 +152,7 @@ def search(
     return best, every[best], found[best]
 
 
-def best_of(found: Mapping[str, Found], better: Callable[[Found, Found], bool]) -> str:
+def best_of(found: Mapping[str, Result], better: Callable[[Result, Result], bool]) -> str:
     best, *others = found
     for name in others:
         if better(found[name], found[best]):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from .. import plugins
-from ..compute.device import on
+from ..compute.device import to_device
 from ..data.batches import Batches
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.loading import check_cells, load_data, rows_and_splits
@@ -29,7 +29,7 @@ from ..data.preprocessing import Preprocessor, build
 from ..data.splitting import digest_of
 from ..data.types import Augment, Example
 from ..errors import DataError, PlanError, RegraftError
-from ..evidence.scoring import Scored, at_threshold, scored
+from ..evidence.scoring import Predictions, at_threshold, score
 from ..metrics import Metric
 from ..model.forward import outputs
 from ..model.grafting import Model
@@ -81,12 +81,12 @@ class SourceData:
             self.kept[key] = compute()
         return cast(Found, self.kept[key])
 
-    def scored(self, backbone: nn.Module, part: Part) -> Scored:
+    def scored(self, backbone: nn.Module, part: Part) -> Predictions:
         """What the source's own, untouched head says of a backbone's features."""
         assert self.source.head is not None
         model = Model(backbone, self.source.head).to(self.device)
         rows = outputs(model, self.batches(part), self.device, self.layout)
-        return scored(rows, self.task, self.parts[part])
+        return score(rows, self.task, self.parts[part])
 
     @property
     def digest(self) -> str:
@@ -138,7 +138,7 @@ class Stream:
     def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]:
         ids, inputs, targets = next(self._batches)
         self._drawn += 1
-        return ids, on(inputs, self.device, self.layout), targets.to(self.device)
+        return ids, to_device(inputs, self.device, self.layout), targets.to(self.device)
 
 
 def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:

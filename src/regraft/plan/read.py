@@ -55,7 +55,7 @@ def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: b
     except ValueError as error:  # tomllib's own error, and what int() says of too many digits
         raise PlanError([printable(str(error))], where) from error
     for key, value in settings.items():
-        place(tree, key.split("."), value)
+        set_key(tree, key.split("."), value)
     return check(tree, where=where, lines=key_lines(text), allow_code=allow_code)
 
 
@@ -190,7 +190,7 @@ def key_lines(text: str) -> dict[str, int]:
     return lines
 
 
-def place(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+def set_key(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     """Set a dotted key in nested tables."""
     for i, key in enumerate(keys[:-1]):
         tree = tree.setdefault(key, {})

@@ -41,7 +41,7 @@ from ..data.types import Example, ImageSpec
 from ..errors import DataError, DiskError, ExportError, RegraftError, UsageError, did_you_mean
 from ..evidence.calibration import cooled
 from ..evidence.comparison import SCORES, read_scores
-from ..evidence.scoring import at_threshold, estimates, gain, scored
+from ..evidence.scoring import at_threshold, estimates, gain, score
 from ..exports import Export, Package
 from ..io import guarded
 from ..io.json_files import dumps, plain
@@ -493,7 +493,7 @@ def cost_of(
     if what != "test rows":
         return found
     targets = task.encode([e.cells for e in examples])
-    rows = scored(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets),
+    rows = score(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets),
                   task, examples)  # fmt: skip
     metric = at_threshold(cast(Any, plugins.module("metrics", task.primary)), task)
     a, b = (replace(rows, scores=s) for s in (small, full))

@@ -197,7 +197,7 @@ def check_new(path: Path) -> None:
         go_on = f"go on with `{command('fit', '--resume', path)}`"
         look = f"look at it with `{command('list', path.parent)}`"
         raise UsageError(
-            f"{path} exists and is never overwritten: {go_on if can_go_on(path) else look}, or write "
+            f"{path} exists and is never overwritten: {go_on if can_resume(path) else look}, or write "
             f"elsewhere with --out {shlex.quote(str(other))}"
         )
     check_writable(next(d for d in path.absolute().parents if d.exists()))
@@ -214,7 +214,7 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def can_go_on(path: Path) -> bool:
+def can_resume(path: Path) -> bool:
     """Whether a folder is a run that was left unfinished."""
     return guarded.is_file(path, "plan.toml") and status_of(path) != "finished"
 

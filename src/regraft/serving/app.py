@@ -30,9 +30,9 @@ from ..evidence.ood import LEVEL
 from .batching import Batcher
 from .explain import GRID, drawn, picture_cells, text_pieces
 from .figures import Figures
-from .guard import Door, Guard
+from .guard import AccessPolicy, Guard
 from .limits import Limits
-from .model import Answer, Served
+from .model import Answer, ServedModel
 
 PAGE = files("regraft.serving") / "page"
 
@@ -159,7 +159,7 @@ MANY = problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 # ---------------------------------------------------------------- what comes in
 
 
-def text_model(served: Served, limits: Limits) -> type[BaseModel]:
+def text_model(served: ServedModel, limits: Limits) -> type[BaseModel]:
     """The JSON of a text, or of two."""
     field = Field(min_length=1, max_length=limits.letters)
     names = ("text", "text_pair") if served.pairs else ("text",)
@@ -168,7 +168,7 @@ def text_model(served: Served, limits: Limits) -> type[BaseModel]:
     return create_model("Texts" if served.pairs else "Text", __config__=config, **fields)
 
 
-def body_schema(served: Served, limits: Limits) -> dict[str, Any]:
+def body_schema(served: ServedModel, limits: Limits) -> dict[str, Any]:
     """requestBody of /predict and /explain."""
     if not served.pictures:
         schema = text_model(served, limits).model_json_schema()
@@ -224,7 +224,7 @@ def in_words(errors: Any) -> str:
 # ---------------------------------------------------------------- places
 
 
-class Desk:
+class AdmissionControl:
     """How many requests are inside, and how many of them have not reached the batcher."""
 
     def __init__(self, figures: Figures, places: int, explanations: int) -> None:
@@ -268,8 +268,8 @@ class Desk:
 
 
 def create_app(
-    served: Served,
-    door: Door,
+    served: ServedModel,
+    door: AccessPolicy,
     limits: Limits | None = None,
     *,
     decoders: Decoders | None = None,
@@ -284,7 +284,7 @@ def create_app(
     own = Decoders(wall=limits.seconds) if decoders is None and served.pictures else None
     decoders = decoders or own
     figures = Figures()
-    desk = Desk(figures, limits.queue, limits.explanations)
+    desk = AdmissionControl(figures, limits.queue, limits.explanations)
     batcher: Batcher[Answer] = Batcher(
         served.answers, size=limits.batch, wait=limits.wait_ms / 1000, coming=lambda: desk.coming,
         seen=figures.batch.observe,
@@ -435,12 +435,12 @@ def page(name: str, kind: str) -> Callable[[Request], Any]:
     return give
 
 
-def explains(served: Served) -> bool:
+def explains(served: ServedModel) -> bool:
     """Whether parts of the input can be covered: a slow tokenizer does not say which tokens are a word."""
     return served.pictures or bool(served.predictor.preprocessor.tokenizer.is_fast)  # type: ignore[attr-defined]
 
 
-def predicted(served: Served, answer: Answer) -> Predicted:
+def predicted(served: ServedModel, answer: Answer) -> Predicted:
     numbers = served.task == "regression"
     order = range(len(answer.scores)) if numbers else np.argsort(-answer.scores, kind="stable")
     sharp = answer.calibrated
@@ -462,7 +462,7 @@ def predicted(served: Served, answer: Answer) -> Predicted:
     return Predicted(label=label, scores=scores, training_data=far)
 
 
-def explained(served: Served, given: Any, label: str | None) -> Explained:
+def explained(served: ServedModel, given: Any, label: str | None) -> Explained:
     """A sample of a picture, or texts, → what the label's score rests on."""
     sample = given if served.pictures else served.text(given)
     scores = served.answers([sample])[0].scores
@@ -481,7 +481,7 @@ def explained(served: Served, given: Any, label: str | None) -> Explained:
     )  # fmt: skip
 
 
-def about_run(served: Served, limits: Limits) -> About:
+def about_run(served: ServedModel, limits: Limits) -> About:
     n = served.novelty
     rates = None if n is None else n.false_alarms()
     return About(

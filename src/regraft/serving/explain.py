@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compute.device import on
+from ..compute.device import to_device
 from ..data.preprocessing import TextPreprocessor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..compute.arrays import FloatArray
-    from .model import Served
+    from .model import ServedModel
 
 
 GRID = 8  # a picture's cells by side; a square of 2 × 2 of them is covered at a time
@@ -48,7 +48,7 @@ class Piece:
     second: bool  # of the second text of a pair
 
 
-def picture_cells(served: Served, sample: Tensor, output: int) -> FloatArray:
+def picture_cells(served: ServedModel, sample: Tensor, output: int) -> FloatArray:
     """Importance by cell [GRID, GRID] for a sample [C, H, W]: the mean over the squares that cover it."""
     from captum.attr import Occlusion
 
@@ -86,7 +86,7 @@ def drawn(sample: Tensor, cells: FloatArray) -> bytes:
     return file.getvalue()
 
 
-def text_pieces(served: Served, texts: tuple[str, ...], output: int) -> list[Piece]:
+def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> list[Piece]:
     """The texts in pieces, each with its importance; what the model did not read is not among them."""
     from captum.attr import FeatureAblation
 
@@ -128,7 +128,7 @@ Span = tuple[
 
 
 def _spans(
-    served: Served, p: TextPreprocessor, texts: tuple[str, ...]
+    served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]
 ) -> tuple[dict[str, list[int]], list[Span]]:
     """The sample, and the stretches of the texts with their tokens: words, WORDS at most."""
     how = {"truncation": True, "max_length": p.spec.max_length}
@@ -164,13 +164,13 @@ def _spans(
     return dict(encoded), joined
 
 
-def _score(served: Served, output: int) -> Any:
+def _score(served: ServedModel, output: int) -> Any:
     """inputs → [B], the evidence for one output."""
     p = served.predictor
     others = [i for i in range(p.task.outputs) if i != output]
 
     def score(inputs: Any) -> Tensor:
-        logits: Tensor = p.model(on(inputs, p.device, "contiguous")).float().cpu()
+        logits: Tensor = p.model(to_device(inputs, p.device, "contiguous")).float().cpu()
         if p.task.name == "classification":
             return logits[:, output] - logits[:, others].logsumexp(1)
         scores = logits if p.task.name == "multilabel" else p.task.scores(logits)

@@ -43,7 +43,7 @@ HEADERS = security_headers(images="blob: data:")  # pictures that are dropped, a
 
 
 @dataclass(frozen=True)
-class Door:
+class AccessPolicy:
     """Under which names the server answers, and to whom."""
 
     hosts: frozenset[str]  # beside literal addresses, where ``addresses``
@@ -85,7 +85,7 @@ class Guard:
         self,
         app: App,
         *,
-        door: Door,
+        door: AccessPolicy,
         limits: Limits,
         figures: Figures,
         paths: frozenset[str],

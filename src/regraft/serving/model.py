@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compute.device import on
+from ..compute.device import to_device
 from ..data.decoding import Wanted
 from ..data.preprocessing import ImagePreprocessor
 from ..errors import RegraftError, SourceError, UsageError
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """The model of a run, and what it was found to be like."""
 
     name: str
@@ -86,7 +86,7 @@ class Served:
         """Raises RegraftError for scores that are not finite."""
         p = self.predictor
         with torch.inference_mode():
-            inputs = on(p.preprocessor.collate(samples), p.device, "contiguous")
+            inputs = to_device(p.preprocessor.collate(samples), p.device, "contiguous")
             features = p.model.get_submodule("backbone")(inputs)  # [B, D]
             scores = _scores(p, features)
             sharp = None if self.sharper is None else _scores(self.sharper, features)
@@ -117,7 +117,7 @@ def _scores(p: Predictor, features: Any) -> FloatArray:
     return found
 
 
-def open_run(run: Path, device: str = "cpu") -> Served:
+def open_run(run: Path, device: str = "cpu") -> ServedModel:
     """Raises UsageError or SourceError for a folder that is no run, or one that cannot be served."""
     predictor = load(run, device=device)
     if predictor.kind not in ("image", "text"):
@@ -137,7 +137,7 @@ def open_run(run: Path, device: str = "cpu") -> Served:
     temperature = predictor.temperature
     if temperature is None and predictor.task.name != "regression":
         notes.append("probabilities are not calibrated: the run fitted no temperature")
-    return Served(
+    return ServedModel(
         name=run.resolve().name,
         predictor=predictor,
         pairs=predictor.kind == "text" and _pairs(run),

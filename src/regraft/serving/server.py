@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import UsageError
 from .app import create_app
-from .guard import Door
+from .guard import AccessPolicy
 from .limits import Limits
 from .model import open_run
 
@@ -95,7 +95,7 @@ def serve(
             else:
                 say(f"{run} is served at {where}   (Ctrl-C stops)")
 
-        door = Door(names(bound, allow_host), addresses=not is_loopback(bound), token=token)
+        door = AccessPolicy(names(bound, allow_host), addresses=not is_loopback(bound), token=token)
         app = create_app(served, door, limits, started=started, complain=complain)
         with suppress(KeyboardInterrupt):  # uvicorn ends what was begun, then sends the signal on
             Server(app, limits, open_files(), complain).run(sockets=[listening])

@@ -134,7 +134,7 @@ def slug(name: str) -> str:
 
 
 @dataclass
-class Keeper:
+class CheckpointManager:
     """What a run has saved, and when it saves again."""
 
     folder: Path  # RUN/checkpoints
@@ -156,9 +156,9 @@ class Keeper:
 
     def look(self) -> None:
         """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
-        if distributed.first():
+        if distributed.is_rank0():
             self._look()
-        self.parts, self.good, self.newest, self.count = distributed.told(
+        self.parts, self.good, self.newest, self.count = distributed.broadcast(
             (self.parts, self.good, self.newest, self.count)
         )
 
@@ -220,11 +220,11 @@ class Keeper:
         """Save where an arm stands, if it is time to. Raises Interrupted where a signal asked for it."""
         asked_for = failpoint(f"step {at.step}") or failpoint(f"{arm} step {at.step}")
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
-        if distributed.any_of(bool(stop)):  # else one would wait for another that is gone
+        if distributed.any_rank(bool(stop)):  # else one would wait for another that is gone
             stop = stop or signal.SIGTERM
         due = bool(stop) or self._due(at)
         if self.divided or not at.batches:  # what a signal waits for is the same in all
-            due = distributed.told(due)
+            due = distributed.broadcast(due)
         if not due:
             self.signals.patient = True
             return

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 
 from ..compute import distributed
-from ..compute.device import placed
-from ..compute.fsdp import divided
+from ..compute.device import move_model
+from ..compute.fsdp import is_sharded
 from ..data.keyed_random import stable
 from ..evidence.selection import improves
-from ..model.cuts import Above
+from ..model.cuts import UpperBlocks
 from ..model.forward import outputs
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
 from . import optimizers
 from .averaging import average_of, averaged
 from .objective import Objective
-from .records import Epoch, Feed, Fit, Progress, Saved
+from .records import Epoch, Fit, PhaseData, Progress, Saved
 from .schedules import SCHEDULES, factor
 from .state import put_back, put_random_back, tensors_of
-from .unfreezing import lowest, thaws
+from .unfreezing import last_unfreeze_epoch, lowest_trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..regularizers import Penalty
     from ..tasks import Task
     from .objective import LabelledBatch
-    from .records import Keep
+    from .records import SaveCheckpoint
     from .settings import Settings
 
 
@@ -60,9 +60,9 @@ def fine_tune(
     seed: int,
     log: Callable[[Epoch], None] = lambda epoch: None,
     watch: Callable[[], dict[str, float]] = dict,
-    feeds: Callable[[int], Feed] | None = None,
+    feeds: Callable[[int], PhaseData] | None = None,
     since: Saved | None = None,
-    keep: Keep = lambda at, tensors: None,
+    keep: SaveCheckpoint = lambda at, tensors: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Fit:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
@@ -74,7 +74,7 @@ def fine_tune(
 
     Raises DivergedError at the first loss or gradient that is not finite.
     """
-    model = placed(target.model, device, settings.layout)
+    model = move_model(target.model, device, settings.layout)
     blocks = [b.name for b in target.blocks]
     per_epoch = ceil(ceil(len(train) / train.batch_size) / settings.accumulate)
     steps = settings.epochs * per_epoch
@@ -83,7 +83,7 @@ def fine_tune(
     # dropout; order and augmentation have their own generators
     rank = distributed.rank()
     torch.manual_seed(stable("dropout", seed, rank) if rank else seed)
-    distributed.same(model)
+    distributed.broadcast_model(model)
 
     average = average_of(model, settings.average)
     optimizer: torch.optim.Optimizer | None = None
@@ -91,12 +91,12 @@ def fine_tune(
     if since is not None:
         at, optimizer, best_state = put_back(since, target, settings, average)
     first = min(at.epoch, settings.epochs)  # that is trained now
-    frozen = lowest(blocks, freezing(blocks, first)) if first else 0
-    feed = feeds(frozen) if feeds else Feed(train, val)
+    frozen = lowest_trainable(blocks, freezing(blocks, first)) if first else 0
+    feed = feeds(frozen) if feeds else PhaseData(train, val)
     objective = Objective(target, task, penalties, settings, device, seed, feed.cut, say)
     draws = {name: p.draws for name, p in penalties.items() if p.draws is not None}
     if since is None:
-        start = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
+        start = validate(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
         at.start, at.best, best_state = start, start, snapshot(target)
         log(Epoch(0, 0, {}, {}, start, True, watch()))
     else:
@@ -105,7 +105,7 @@ def fine_tune(
         put_random_back(since, device)  # the first process's
         if rank:
             torch.manual_seed(stable("dropout", seed, rank, at.step))
-    last_thaw, stopped = thaws(freezing, blocks, settings.epochs), "all epochs done"
+    last_thaw, stopped = last_unfreeze_epoch(freezing, blocks, settings.epochs), "all epochs done"
 
     def tensors() -> dict[str, Tensor]:
         return tensors_of(model, optimizer, average, best_state, device)
@@ -123,8 +123,8 @@ def fine_tune(
             )
             at.thawed |= dict.fromkeys(wanted - trainable, at.step)
             at.trainable = sorted(wanted)
-            if feeds and lowest(blocks, wanted) != frozen:
-                frozen = lowest(blocks, wanted)
+            if feeds and lowest_trainable(blocks, wanted) != frozen:
+                frozen = lowest_trainable(blocks, wanted)
                 feed = feeds(frozen)
             objective = replace(objective, cut=feed.cut)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -145,9 +145,11 @@ def fine_tune(
             keep(at, tensors)
 
         if settings.batch_norm == "train":
-            distributed.mean_buffers(model)
+            distributed.average_buffers(model)
         with averaged(model, average):
-            figures = judge(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
+            figures = validate(
+                target, feed.val, task, metric, device, settings.layout, feed.val_cut
+            )
             # without val the last stands
             better = not figures or improves(figures, at.best, metric)
             if better:
@@ -166,7 +168,7 @@ def fine_tune(
     return Fit(at.best_epoch, at.epoch - 1, at.step, at.best, at.start, stopped)
 
 
-def judge(
+def validate(
     target: Target,
     val: Batches | None,
     task: Task,
@@ -179,13 +181,13 @@ def judge(
     if val is None:
         return {}
     # of divided weights no process computes anything without the others: each judges all rows
-    with distributed.alone(divided(target.model)):
-        rows = outputs(Above(target, cut) if cut else target.model, val, device, layout)
+    with distributed.single_process(is_sharded(target.model)):
+        rows = outputs(UpperBlocks(target, cut) if cut else target.model, val, device, layout)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
     value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()
     found = {task.primary: float(value), "loss": float(loss)}
-    return distributed.told(found) if divided(target.model) else found  # all choose alike
+    return distributed.broadcast(found) if is_sharded(target.model) else found  # all choose alike
 
 
 def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[LabelledBatch]]:

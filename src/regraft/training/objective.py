@@ -12,12 +12,12 @@ import torch
 
 from ..compute import distributed
 from ..compute.compiling import compiled
-from ..compute.device import autocast, on
-from ..compute.fsdp import divided as is_divided
-from ..compute.fsdp import whole
+from ..compute.device import autocast, to_device
+from ..compute.fsdp import full_tensor
+from ..compute.fsdp import is_sharded as is_divided
 from ..data.preprocessing import mix
 from ..errors import DivergedError, shorten
-from ..model.cuts import Whole
+from ..model.cuts import PenaltyForward
 from ..regularizers import Batch
 from .sam import ascended
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Pieces:
+class SplitFactor:
     """Into how many a micro-batch is divided: more than one where memory did not hold it whole."""
 
     count: int = 1
 
 
 @dataclass(frozen=True)
-class Part:
+class StepTerms:
     """What a micro-batch, or a piece of one, gave; on the device, where nobody waits for it."""
 
     ids: tuple[str, ...]
@@ -59,14 +59,14 @@ class Objective:
     seed: int
     cut: int = 0  # inputs are the output of so many blocks
     say: Callable[[str], None] = lambda line: None
-    pieces: Pieces = field(default_factory=Pieces)
+    pieces: SplitFactor = field(default_factory=SplitFactor)
 
     @cached_property
     def forward(self) -> Callable[[Inputs], tuple[dict[str, Tensor], Tensor, Tensor]]:
         """Inputs → (each block's output where a penalty looks, features, logits); compiled anew by each
         objective, of which there is one for every set of blocks that trains."""
         mapped = any(penalty.maps for penalty in self.penalties.values())
-        whole = Whole(self.target, self.cut, mapped)
+        whole = PenaltyForward(self.target, self.cut, mapped)
         return compiled(whole) if self.settings.compile else whole
 
     def step(
@@ -93,7 +93,7 @@ class Objective:
         # overflow, and a gradient that is not finite is a fault whatever the precision. Without clipping
         # too, or the weights would be lost, and saved, before the next loss tells.
         gradients = [g for p in params.values() if (g := p.grad) is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         now, length = checked(parts, norm, *where)
         clip = self.settings.clip_norm
         if clip and length > clip:  # else a pass over all weights would change nothing
@@ -103,7 +103,7 @@ class Objective:
         for after in (p.after for p in self.penalties.values() if p.after):
             after(params, rates_of(optimizer, params))
         values = values or now
-        return dict(zip(values, distributed.total(*values.values()), strict=True))
+        return dict(zip(values, distributed.all_reduce_sum(*values.values()), strict=True))
 
     def gradient(
         self,
@@ -112,7 +112,7 @@ class Objective:
         optimizer: torch.optim.Optimizer,
         epoch: int,
         step: int,
-    ) -> list[Part]:
+    ) -> list[StepTerms]:
         """Add the gradient of a step's loss, of all processes' rows, to that of the parameters; → what
         this process's parts of the batches gave.
 
@@ -125,7 +125,7 @@ class Objective:
             except torch.OutOfMemoryError:
                 if is_divided(self.target.model):
                     raise  # what follows asks the others, who wait for weights
-                rows = distributed.told(max(len(ids) for ids, _, _ in micro_batches))
+                rows = distributed.broadcast(max(len(ids) for ids, _, _ in micro_batches))
                 if rows < 4 * self.pieces.count:  # no piece is a single row
                     raise
             optimizer.zero_grad(set_to_none=True)
@@ -143,9 +143,9 @@ class Objective:
         params: Mapping[str, Tensor],
         epoch: int,
         step: int,
-    ) -> list[Part]:
-        (rows,) = distributed.total(sum(len(ids) for ids, _, _ in micro_batches))
-        found: list[Part] = []
+    ) -> list[StepTerms]:
+        (rows,) = distributed.all_reduce_sum(sum(len(ids) for ids, _, _ in micro_batches))
+        found: list[StepTerms] = []
         full = ""  # what an accelerator said whose memory did not hold a part
         try:
             for part, (ids, inputs, targets) in enumerate(self._mixed(micro_batches, epoch, step)):
@@ -163,16 +163,16 @@ class Objective:
                             term = penalty.term(batch)
                         terms[name] = term * (len(ids) / rows)
                     elif part == 0:  # a penalty on θ counts once a step
-                        terms[name] = penalty.term(batch) / distributed.size()
+                        terms[name] = penalty.term(batch) / distributed.world_size()
                 stacked = torch.stack(list(terms.values()))
                 stacked.sum().backward()  # type: ignore[no-untyped-call]
-                found.append(Part(ids, tuple(terms), stacked.detach()))
+                found.append(StepTerms(ids, tuple(terms), stacked.detach()))
         except torch.OutOfMemoryError as error:
             if is_divided(self.target.model):  # the others wait for weights, not for a word
                 raise
             full = str(error) or "out of memory"
         # where one process cannot go on, none does
-        if distributed.any_of(bool(full)):
+        if distributed.any_rank(bool(full)):
             raise torch.OutOfMemoryError(full or "out of memory in another process")
         distributed.sum_gradients(params.values())
         return found
@@ -185,17 +185,17 @@ class Objective:
         for part, (ids, inputs, targets) in enumerate(micro_batches):
             key = (self.seed, epoch, step * self.settings.accumulate + part)
             inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
-            for rows in divided(len(targets), self.pieces.count):
+            for rows in split_slices(len(targets), self.pieces.count):
                 x = (
                     {k: v[rows] for k, v in inputs.items()}
                     if isinstance(inputs, dict)
                     else inputs[rows]
                 )
-                yield ids[rows], on(x, self.device, layout), targets[rows].to(self.device)
+                yield ids[rows], to_device(x, self.device, layout), targets[rows].to(self.device)
 
 
 def checked(
-    parts: Sequence[Part],
+    parts: Sequence[StepTerms],
     norm: Tensor | None,
     step: int,
     epoch: int,
@@ -215,16 +215,16 @@ def checked(
         for name in part.names:
             values[name] = values.get(name, 0.0) + next(given)
     spoilt = [part for part in parts if not isfinite(next(given))]
-    if distributed.any_of(bool(spoilt)):
-        rows = distributed.gathered([i for part in spoilt for i in part.ids])
-        raise diverged("loss", step, epoch, tuple(rows), optimizer)
+    if distributed.any_rank(bool(spoilt)):
+        rows = distributed.gather_objects([i for part in spoilt for i in part.ids])
+        raise check_diverged("loss", step, epoch, tuple(rows), optimizer)
     length = next(given, 0.0)
     if not isfinite(length):
-        raise diverged("gradient", step, epoch, parts[0].ids, optimizer)
+        raise check_diverged("gradient", step, epoch, parts[0].ids, optimizer)
     return values, length
 
 
-def divided(rows: int, pieces: int) -> list[slice]:
+def split_slices(rows: int, pieces: int) -> list[slice]:
     """``rows`` in about equal pieces, none of a single row."""
     pieces = min(pieces, max(1, rows // 2))
     return [slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)]
@@ -236,7 +236,7 @@ def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     return {name: rate[id(p)] for name, p in params.items()}
 
 
-def diverged(
+def check_diverged(
     what: str, step: int, epoch: int, ids: tuple[str, ...], optimizer: torch.optim.Optimizer
 ) -> DivergedError:
     rates = {g["block"]: g["lr"] for g in optimizer.param_groups}

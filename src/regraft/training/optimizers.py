@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..compute.distributed import divided
+from ..compute.distributed import is_sharded
 from ..errors import PlanError, did_you_mean
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def build(
         "fused" in signature(cls).parameters
         and not {"fused", "foreach", "differentiable"} & set(values)
         and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-        and not any(divided(p) for p in parameters)  # torch knows not every fused step of those
+        and not any(is_sharded(p) for p in parameters)  # torch knows not every fused step of those
     ):
         values["fused"] = True
     try:

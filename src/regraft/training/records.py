@@ -36,7 +36,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Feed:
+class PhaseData:
     """The rows of a phase. With a cut of k they come as the output of the first k blocks, which are
     frozen; without one as the network's inputs."""
 
@@ -72,4 +72,4 @@ class Saved:
 
 
 # Told (the plain numbers, what gives the tensors): see regraft.training.state
-Keep = Callable[[Progress, Callable[[], "dict[str, Tensor]"]], None]
+SaveCheckpoint = Callable[[Progress, Callable[[], "dict[str, Tensor]"]], None]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.fsdp import whole
+from ..compute.fsdp import full_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
     moved = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in moved if p.grad is not None]
     here = [p.detach().clone() for p in moved]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     reach = float(rho / norm)  # asked once: an accelerator is waited for
     with torch.no_grad():
         for p, g in zip(moved, gradients, strict=True):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.distributed import divided
-from ..compute.fsdp import gathered, put_whole, share
+from ..compute.distributed import is_sharded
+from ..compute.fsdp import gather_full_tensors, load_full_state_dict, shard_of
 from ..errors import UsageError
 from ..model.trainable import set_trainable
 from . import optimizers
@@ -40,7 +40,7 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     """Everything but the plain numbers; of the model itself no copies, unless its weights are divided:
     then all processes must ask, and the first is given whole tensors on the CPU."""
-    found = {f"model/{n}": gathered(t) for n, t in model.state_dict().items()}
+    found = {f"model/{n}": gather_full_tensors(t) for n, t in model.state_dict().items()}
     found |= {f"best/{n}": t for n, t in best.items()}
     if average is not None:
         found |= {f"average/{n}": p for n, p in average.module.named_parameters()}
@@ -49,7 +49,7 @@ def tensors_of(
         for name, p in model.named_parameters():
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, torch.Tensor):
-                    found[f"optimizer/{name}/{key}"] = gathered(value)
+                    found[f"optimizer/{name}/{key}"] = gather_full_tensors(value)
                 elif value is not None:  # torch's own keep tensors
                     found[f"optimizer numbers/{name}/{key}"] = torch.tensor(value)
     found["random/cpu"] = torch.get_rng_state()
@@ -74,7 +74,7 @@ def put_back(
     model, tensors = target.model, saved.tensors
     at = Progress(**saved.record["at"])
     try:
-        put_whole(model, part(tensors, "model"))
+        load_full_state_dict(model, part(tensors, "model"))
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise UsageError(f"the checkpoint is of another model than the plan's: {first}") from error
@@ -110,8 +110,8 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     take for granted."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
-    if divided(parameter):
-        return share(value, parameter)
+    if is_sharded(parameter):
+        return shard_of(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 

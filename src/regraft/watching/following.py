@@ -24,7 +24,7 @@ from ..io.locks import Holder, held, holder
 from ..runs import records
 from ..runs.folder import LOCK
 from ..runs.summary import lines as summary_lines
-from .resources import PROC, Meter, launcher
+from .resources import PROC, ProcessMonitor, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
 
@@ -71,7 +71,7 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
     return "left", "Left unfinished: nobody writes it, and there is no result.", None, {}
 
 
-def look(run: Path, meter: Meter, *, offset: int = 0, crc: int = 0) -> dict[str, Any]:
+def look(run: Path, meter: ProcessMonitor, *, offset: int = 0, crc: int = 0) -> dict[str, Any]:
     """All that the page shows, as plain values.
 
     ``offset`` and ``crc`` say how much of history.jsonl the page has, and that it is that: lines that
@@ -83,7 +83,7 @@ def look(run: Path, meter: Meter, *, offset: int = 0, crc: int = 0) -> dict[str,
         return {"name": name_of(run), "state": "absent", "words": f"It cannot be read: {error}."}
 
 
-def _look(run: Path, meter: Meter, offset: int, crc: int) -> dict[str, Any]:
+def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
     state, words, who, result = state_of(run)
     found: dict[str, Any] = {"name": name_of(run), "path": str(run), "state": state, "words": words}
     if state in ("absent", "empty"):
@@ -236,7 +236,7 @@ def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, 
     return {"seconds": seconds, "words": words}
 
 
-def use_of(run: Path, who: Holder, meter: Meter) -> dict[str, Any]:
+def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
     """What the job's processes use; words alone where that is not known."""
     if not who.here():
         apart = who.host != socket.gethostname()

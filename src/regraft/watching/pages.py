@@ -19,7 +19,7 @@ from ..io.work_folders import temporary_folder
 from ..serving.local_pages import REPORT_CSP, need_extra
 from .following import look
 from .following import name_of as run_name
-from .resources import Meter
+from .resources import ProcessMonitor
 from .runs import Runs, fault
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PLAIN = "text/plain; charset=utf-8"
 def watch_app(run: Path) -> FastAPI:
     """The page of one run, which need not have begun."""
     app = _app("watch.html")
-    meter = Meter()
+    meter = ProcessMonitor()
     alone = Lock()
 
     @app.get("/state")
@@ -55,7 +55,7 @@ def ui_app(folder: Path) -> FastAPI:
 
     app = _app("ui.html")
     runs = Runs(folder)
-    meters: dict[str, Meter] = {}
+    meters: dict[str, ProcessMonitor] = {}
     several = Query(max_length=MOST)
     alone = Lock()
 
@@ -74,7 +74,7 @@ def ui_app(folder: Path) -> FastAPI:
         except UsageError as error:
             return as_json({"name": run, "state": "absent", "words": f"{error}."})
         with alone:
-            return as_json(looked(path, meters.setdefault(run, Meter()), offset, crc))
+            return as_json(looked(path, meters.setdefault(run, ProcessMonitor()), offset, crc))
 
     @app.get("/report")
     def report(run: str) -> Any:
@@ -137,7 +137,7 @@ def sendable(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def looked(run: Path, meter: Meter, offset: int, crc: int) -> dict[str, Any]:
+def looked(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
     """Return what a run says now, or the sentence that says why not."""
     try:
         return look(run, meter, offset=offset, crc=crc)

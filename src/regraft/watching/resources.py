@@ -27,7 +27,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Use:
+class ResourceUsage:
     processes: int
     threads: int
     cores: float | None  # busy on average since the last look
@@ -36,7 +36,7 @@ class Use:
     written: int | None
 
 
-class Meter:
+class ProcessMonitor:
     """Looks at one process tree, again and again."""
 
     def __init__(self, proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class Meter:
         self.before: tuple[float, dict[tuple[int, str], float]] | None = None
         self.cores: float | None = None
 
-    def look(self, root: int) -> Use | None:
+    def look(self, root: int) -> ResourceUsage | None:
         """None where the system does not say, or the process is gone."""
         now, everything = self.clock(), processes(self.proc)
         tree = below(everything, root)
@@ -60,7 +60,7 @@ class Meter:
         memory = [numbers(self.proc / str(pid) / "status").get("RssAnon", 0) for pid in tree]
         disk = [numbers(self.proc / str(pid) / "io") for pid in tree]
         known = [d for d in disk if "read_bytes" in d and "write_bytes" in d]
-        return Use(
+        return ResourceUsage(
             len(tree),
             sum(everything[pid].threads for pid in tree),
             self.cores,
