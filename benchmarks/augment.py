@@ -58,9 +58,7 @@ def main() -> None:
     first = next(iter(found.values()))
     for name, ms in found.items():
         ratio = statistics.median(a / b for a, b in zip(ms, first, strict=True))
-        print(
-            f"{name:22} {statistics.median(ms):5.2f} [{min(ms):.2f}, {max(ms):.2f}]   {ratio:.2f}"
-        )
+        print(f"{name:22} {statistics.median(ms):5.2f} [{min(ms):.2f}, {max(ms):.2f}]   {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -39,15 +39,11 @@ def main(photos: Path, out: Path, source: str) -> None:
     planted = make(photos, out)
     begin = time.monotonic()
     found = regraft.check(out, source=source)
-    print(
-        f"check of {out.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s"
-    )
+    print(f"check of {out.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s")
     score(planted, found)
     begin = time.monotonic()
     found = regraft.check(photos, source=source)
-    print(
-        f"\ncheck of {photos.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s"
-    )
+    print(f"\ncheck of {photos.name}: {sum(found.rows.values())} rows in {time.monotonic() - begin:.0f} s")
     for f in found.findings:
         print(f"  {f.severity} {f.check}: {f.count} of {f.of} {f.what}")
         for example in f.examples if f.check == "near_duplicates" else f.examples[:3]:
@@ -117,12 +113,7 @@ def broken(photo: Path) -> Iterator[tuple[str, str, str, object]]:
     frames = [image.rotate(a) for a in (5, 10)]
     looped = "a link that leads nowhere"
     yield "empty.jpg", "unreadable", "empty", lambda p: p.touch()
-    yield (
-        "truncated.jpg",
-        "unreadable",
-        "truncated",
-        lambda p: p.write_bytes(data[: len(data) // 2]),
-    )
+    yield ("truncated.jpg", "unreadable", "truncated", lambda p: p.write_bytes(data[: len(data) // 2]))
     yield "text.jpg", "unreadable", "not a JPEG", lambda p: p.write_text("<html>not found</html>")
     yield "bomb.ppm", "unreadable", "megapixels", lambda p: p.write_bytes(b"P6 60000 60000 255\n")
     yield "cmyk.jpg", "picture_kinds", "CMYK", lambda p: image.rotate(180).convert("CMYK").save(p)
@@ -134,12 +125,7 @@ def broken(photo: Path) -> Iterator[tuple[str, str, str, object]]:
     yield "folder.jpg", "left_out", "a folder named like a picture", lambda p: p.mkdir()
     yield "pipe.jpg", "left_out", "not a regular file", os.mkfifo
     yield "loop.jpg", "left_out", looped, lambda p: p.symlink_to(p.name)
-    yield (
-        "outside.jpg",
-        "left_out",
-        "out of the data folder",
-        lambda p: p.symlink_to(photo.resolve()),
-    )
+    yield ("outside.jpg", "left_out", "out of the data folder", lambda p: p.symlink_to(photo.resolve()))
 
 
 def copy(path: Path, to: Path) -> None:
@@ -156,9 +142,7 @@ def place(path: Path) -> str:
 
 def score(planted: Planted, found: CheckReport) -> None:
     def hits(names: list[str], check: str, words: str = "") -> list[str]:
-        texts = [
-            e for f in found.findings if f.check == check and words in f.what for e in f.examples
-        ]
+        texts = [e for f in found.findings if f.check == check and words in f.what for e in f.examples]
         return [n for n in names if any(n in text for text in texts)]
 
     for what, names, check, words in (
@@ -172,20 +156,13 @@ def score(planted: Planted, found: CheckReport) -> None:
         print(f"  {what}: {len(got)} of {len(names)}" + (f" (missed: {missed})" if missed else ""))
     for f in found.findings:
         if f.check in ("near_duplicates", "label_errors"):
-            others = [
-                e
-                for e in f.examples
-                if not any(n in e for n in vars(planted)["near"] + planted.flips)
-            ]
+            others = [e for e in f.examples if not any(n in e for n in vars(planted)["near"] + planted.flips)]
             print(f"  {f.check}: {f.count} {f.what}; not planted there: {len(others)}")
             for example in others[:12]:
                 print(f"    {example}")
     for name, (check, words) in planted.kinds.items():
         there = any(
-            name in e and words in f"{f.what} {e}"
-            for f in found.findings
-            if f.check == check
-            for e in f.examples
+            name in e and words in f"{f.what} {e}" for f in found.findings if f.check == check for e in f.examples
         )
         print(f"  {name:<16} {'found' if there else 'MISSED'} by {check}")
 

@@ -33,11 +33,19 @@ def regraft(lane: Lane) -> dict[str, Any]:
     from regraft.pipeline.run import run
     from regraft.plan.read import read_plan
 
-    plan = read_plan(None, {
-        "data.path": str(lane.data), "source.ref": f"timm:{peers.ARCH}", "run.out": str(lane.out / "run"),
-        "source.weights": str(peers.weights_file(lane.weights)), "run.seed": lane.seed,
-        "fit.batch_size": peers.BATCH, "fit.epochs": EPOCHS, "fit.alpha": 1.0,
-    })  # fmt: skip
+    plan = read_plan(
+        None,
+        {
+            "data.path": str(lane.data),
+            "source.ref": f"timm:{peers.ARCH}",
+            "run.out": str(lane.out / "run"),
+            "source.weights": str(peers.weights_file(lane.weights)),
+            "run.seed": lane.seed,
+            "fit.batch_size": peers.BATCH,
+            "fit.epochs": EPOCHS,
+            "fit.alpha": 1.0,
+        },
+    )
     clock = race.Batched()
     run(plan, track=clock)
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
@@ -46,9 +54,7 @@ def regraft(lane: Lane) -> dict[str, Any]:
 def loop(lane: Lane, workers: int, bf16: bool = False) -> dict[str, Any]:
     import peers
 
-    *_, (accuracy, train, val) = peers.by_hand(
-        lane, epochs=EPOCHS, lr=LR, workers=workers, bf16=bf16
-    )
+    *_, (accuracy, train, val) = peers.by_hand(lane, epochs=EPOCHS, lr=LR, workers=workers, bf16=bf16)
     return {"seconds": train, "val seconds": val, "val": accuracy}
 
 
@@ -56,9 +62,7 @@ def hf(lane: Lane, *, tuned: bool, **settings: Any) -> dict[str, Any]:
     import peers
 
     clock = peers.Clock()
-    peers.hf_pictures(
-        lane, clock, tuned=tuned, num_train_epochs=EPOCHS, learning_rate=LR, **settings
-    ).train()
+    peers.hf_pictures(lane, clock, tuned=tuned, num_train_epochs=EPOCHS, learning_rate=LR, **settings).train()
     return {"seconds": clock.train[-1], "val seconds": clock.val[-1], "val": clock.accuracy[-1]}
 
 
@@ -97,10 +101,15 @@ def lightning(lane: Lane) -> dict[str, Any]:
             clock.accuracy.append(float(self.trainer.callback_metrics["accuracy"]))
 
     trainer = pl.Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
         default_root_dir=str(lane.out),
-    )  # fmt: skip
+    )
     trainer.fit(
         Module(),
         peers.loader(lane.split.train, train=True, workers=0, each=True),
@@ -139,16 +148,11 @@ def fastai(lane: Lane) -> dict[str, Any]:
         device=torch.device("cpu"),
     )
     learner = Learner(
-        loaders,
-        peers.network(lane),
-        loss_func=torch.nn.CrossEntropyLoss(),
-        metrics=accuracy,
-        cbs=Stamps(),
+        loaders, peers.network(lane), loss_func=torch.nn.CrossEntropyLoss(), metrics=accuracy, cbs=Stamps()
     )
     with learner.no_bar(), learner.no_logging():
         learner.fit(EPOCHS, LR)
-    return {"seconds": clock.train[-1], "val seconds": clock.val[-1],
-            "val": float(learner.recorder.values[-1][-1])}  # fmt: skip
+    return {"seconds": clock.train[-1], "val seconds": clock.val[-1], "val": float(learner.recorder.values[-1][-1])}
 
 
 PEERS = {
@@ -171,10 +175,4 @@ RATIOS = [
 ]
 
 if __name__ == "__main__":
-    race.run(
-        __doc__,
-        PEERS,
-        RATIOS,
-        figures=("seconds", "val seconds", "val"),
-        optional=("lightning", "fastai"),
-    )
+    race.run(__doc__, PEERS, RATIOS, figures=("seconds", "val seconds", "val"), optional=("lightning", "fastai"))

@@ -29,9 +29,7 @@ def wide_cut(flowers: Path, out: Path, train: int, val: int) -> Path:
     """
     if not out.exists():
         for folder in sorted((flowers / "train").iterdir()):
-            pictures = sorted(
-                [*folder.iterdir(), *(flowers / "test" / folder.name).iterdir()], key=place
-            )
+            pictures = sorted([*folder.iterdir(), *(flowers / "test" / folder.name).iterdir()], key=place)
             for i, picture in enumerate(pictures):
                 split = "train" if i < train else "val" if i < train + val else "test"
                 to = out / split / folder.name / picture.name

@@ -67,8 +67,13 @@ def synthetic(weights: Path, rows: list[Any], half: bool, compiled: bool = False
 class Pictures(torch.utils.data.Dataset[Any]):
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
-        self.vary = v2.Compose([v2.RandomResizedCrop(PX, (0.35, 1.0), interpolation=3, antialias=True),
-                                v2.RandomHorizontalFlip(), v2.PILToTensor()])  # fmt: skip
+        self.vary = v2.Compose(
+            [
+                v2.RandomResizedCrop(PX, (0.35, 1.0), interpolation=3, antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.PILToTensor(),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,9 +92,13 @@ def by_hand(weights: Path, rows: list[Any], half: bool) -> float:
     model = network(weights, 17)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
     loader: Any = torch.utils.data.DataLoader(
-        Pictures(rows), BATCH, shuffle=True, num_workers=min(8, os.cpu_count() or 1),
-        pin_memory=True, persistent_workers=True,
-    )  # fmt: skip
+        Pictures(rows),
+        BATCH,
+        shuffle=True,
+        num_workers=min(8, os.cpu_count() or 1),
+        pin_memory=True,
+        persistent_workers=True,
+    )
     for _ in range(EPOCHS):
         began = time.perf_counter()
         for x, y in loader:
@@ -112,8 +121,7 @@ def hf_trainer(weights: Path, rows: list[Any], half: bool) -> float:
             return {"loss": cross_entropy(logits.float(), labels), "logits": logits}
 
     def collate(samples: list[Any]) -> Any:
-        return {"pixels": torch.stack([x for x, _ in samples]),
-                "labels": torch.tensor([y for _, y in samples])}  # fmt: skip
+        return {"pixels": torch.stack([x for x, _ in samples]), "labels": torch.tensor([y for _, y in samples])}
 
     seconds: list[float] = []
 
@@ -128,15 +136,22 @@ def hf_trainer(weights: Path, rows: list[Any], half: bool) -> float:
 
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
-            output_dir=out, per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, bf16=half,
-            learning_rate=LR, save_strategy="no", logging_strategy="no", report_to="none",
-            disable_tqdm=True, dataloader_num_workers=min(8, os.cpu_count() or 1),
-            dataloader_persistent_workers=True, remove_unused_columns=False,
-        )  # fmt: skip
+            output_dir=out,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=EPOCHS,
+            bf16=half,
+            learning_rate=LR,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=min(8, os.cpu_count() or 1),
+            dataloader_persistent_workers=True,
+            remove_unused_columns=False,
+        )
         Trainer(
-            model=Net(), args=arguments, train_dataset=Pictures(rows), data_collator=collate,
-            callbacks=[Stamps()],
-        ).train()  # fmt: skip
+            model=Net(), args=arguments, train_dataset=Pictures(rows), data_collator=collate, callbacks=[Stamps()]
+        ).train()
     return len(rows) / seconds[-1]
 
 
@@ -146,12 +161,22 @@ def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
 
     clock = Batched()
     with tempfile.TemporaryDirectory() as out:
-        plan = read_plan(None, {
-            "data.path": str(data), "source.ref": f"timm:{ARCH}", "source.weights": str(weights),
-            "run.out": f"{out}/run", "run.cache": f"{out}/cache", "fit.batch_size": BATCH,
-            "fit.epochs": EPOCHS, "fit.alpha": 1.0, "fit.lr": LR,
-            "run.precision": "bfloat16" if half else "float32", "run.device": "cuda",
-        })  # fmt: skip
+        plan = read_plan(
+            None,
+            {
+                "data.path": str(data),
+                "source.ref": f"timm:{ARCH}",
+                "source.weights": str(weights),
+                "run.out": f"{out}/run",
+                "run.cache": f"{out}/cache",
+                "fit.batch_size": BATCH,
+                "fit.epochs": EPOCHS,
+                "fit.alpha": 1.0,
+                "fit.lr": LR,
+                "run.precision": "bfloat16" if half else "float32",
+                "run.device": "cuda",
+            },
+        )
 
         run(plan, track=clock)
     return clock.rows / EPOCHS / clock.train[-1]
@@ -182,14 +207,17 @@ def main() -> None:
                 key = f"{name} {'bf16' if half else 'float32'}"
                 try:
                     found.setdefault(key, []).append(side(half))
-                except (
-                    Exception
-                ) as error:  # one side that does not run is no reason to lose the rest
+                except Exception as error:  # one side that does not run is no reason to lose the rest
                     print(f"{key}: {type(error).__name__}: {error}", flush=True)
                     continue
-                line = {"side": key, "repeat": repeat, "pictures a second": found[key][-1],
-                        "device": torch.cuda.get_device_name(), "cores": os.cpu_count(),
-                        "torch": torch.__version__}  # fmt: skip
+                line = {
+                    "side": key,
+                    "repeat": repeat,
+                    "pictures a second": found[key][-1],
+                    "device": torch.cuda.get_device_name(),
+                    "cores": os.cpu_count(),
+                    "torch": torch.__version__,
+                }
                 print(f"{repeat} {key}: {found[key][-1]:.0f} pictures a second", flush=True)
                 if args.out:
                     with args.out.open("a", encoding="utf-8") as file:
@@ -199,8 +227,10 @@ def main() -> None:
             continue
         mine = found[f"regraft {key.split()[1]}"]
         ratios = [a / b for a, b in zip(mine, values, strict=False)]
-        print(f"{key:20} {statistics.median(values):7.0f} [{min(values):.0f}, {max(values):.0f}]  "
-              f"regraft ÷ it {statistics.median(ratios):.2f}  n = {len(values)}")  # fmt: skip
+        print(
+            f"{key:20} {statistics.median(values):7.0f} [{min(values):.0f}, {max(values):.0f}]  "
+            f"regraft ÷ it {statistics.median(ratios):.2f}  n = {len(values)}"
+        )
 
 
 if __name__ == "__main__":

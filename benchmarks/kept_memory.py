@@ -29,9 +29,7 @@ from regraft.compute.malloc import freed_memory_kept
 WARM, STEPS, CLASSES = 2, 10, 17
 
 
-def measured(
-    lane: Lane, made: Callable[[], Callable[[int], None]], *, kept: bool
-) -> dict[str, Any]:
+def measured(lane: Lane, made: Callable[[], Callable[[int], None]], *, kept: bool) -> dict[str, Any]:
     with freed_memory_kept() if kept else nullcontext():
         step, seconds = made(), []
         for i in range(WARM):
@@ -75,8 +73,9 @@ def texts() -> Callable[[int], None]:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                        intermediate_size=1536, num_labels=CLASSES)  # fmt: skip
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=CLASSES
+    )
     model = BertForSequenceClassification(config)
 
     def logits(i: int) -> torch.Tensor:
@@ -110,7 +109,4 @@ RATIOS = [Ratio(f"{kind}_kept", [f"{kind}_usual"], 1.0) for kind in MADE]
 RATIOS += [Ratio(f"{kind}_kept", [f"{kind}_usual"], 1.2, figure="peak MB") for kind in MADE]
 
 if __name__ == "__main__":
-    race.run(
-        __doc__, PEERS, RATIOS, splits=False,
-        figures=("seconds", "system seconds", "page faults", "peak MB"),
-    )  # fmt: skip
+    race.run(__doc__, PEERS, RATIOS, splits=False, figures=("seconds", "system seconds", "page faults", "peak MB"))

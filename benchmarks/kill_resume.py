@@ -75,18 +75,22 @@ def main() -> int:
         make_data(tmp / "data")
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        save_file(
-            timm.create_model("test_resnet", pretrained=False).state_dict(), tmp / "w.safetensors"
-        )
+        save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), tmp / "w.safetensors")
         plan = {
             "source": {"ref": "timm:test_resnet", "weights": str(tmp / "w.safetensors"), "image_size": 32},
             "data": {"path": str(tmp / "data")},
-            "fit": {"epochs": 4, "batch_size": 4, "accumulate": 2, "average": 0.9, "start": "random",
-                    "lr": 5e-4, "head_lr": 0.01},
+            "fit": {
+                "epochs": 4,
+                "batch_size": 4,
+                "accumulate": 2,
+                "average": 0.9,
+                "start": "random",
+                "lr": 5e-4,
+                "head_lr": 0.01,
+            },
             "freezing": {"name": "gradual"},
-            "run": {"seeds": 2, "threads": 1, "workers": 0, "checkpoint_every": 1, "device": "cpu",
-                    "cache": "off"},
-        }  # fmt: skip
+            "run": {"seeds": 2, "threads": 1, "workers": 0, "checkpoint_every": 1, "device": "cpu", "cache": "off"},
+        }
         start = time.monotonic()
         _, status = os.waitpid(begin(plan, tmp / "alone"), 0)
         if status:
@@ -94,9 +98,7 @@ def main() -> int:
             return 1
         length = time.monotonic() - start
         expected = {name: (tmp / "alone" / name).read_bytes() for name in FILES}
-        print(
-            f"left alone: {length:.1f} s, {len(expected['history.jsonl'].splitlines())} lines of history"
-        )
+        print(f"left alone: {length:.1f} s, {len(expected['history.jsonl'].splitlines())} lines of history")
         kills = in_save = runs = equal = failed = 0
         while kills < asked.kills or runs == 0:
             out, killed = tmp / f"run{runs}", 0
@@ -116,9 +118,7 @@ def main() -> int:
             runs, kills = runs + 1, kills + killed
             same = not status and all((out / n).read_bytes() == expected[n] for n in FILES)
             equal, failed = equal + same, failed + bool(status)
-            print(
-                f"run {runs}: killed {killed} times, {'equal' if same else 'NOT EQUAL'}", flush=True
-            )
+            print(f"run {runs}: killed {killed} times, {'equal' if same else 'NOT EQUAL'}", flush=True)
             shutil.rmtree(out, ignore_errors=same)
         print(
             f"{kills} kills ({in_save} in the middle of a save) in {runs} runs: {failed} resumes failed, "

@@ -78,21 +78,30 @@ def main() -> None:
         right, zeros = [], []
         for seed in SEEDS:
             order = np.random.default_rng(seed).permutation(np.flatnonzero(DIGITS >= 5))
-            train = np.concatenate(
-                [[i for i in order if DIGITS[i] == d][:20] for d in range(5, 10)]
-            )
+            train = np.concatenate([[i for i in order if DIGITS[i] == d][:20] for d in range(5, 10)])
             test = np.setdiff1d(order, train)
             target = graft(from_digits, 5, seed=seed)
             settings = Settings(
-                epochs=30, rates=dict.fromkeys([b.name for b in target.blocks], 0.1),
-                optimizer="SGD", optimizer_options={"momentum": 0.9}, clip_norm=0.0,
+                epochs=30,
+                rates=dict.fromkeys([b.name for b in target.blocks], 0.1),
+                optimizer="SGD",
+                optimizer_options={"momentum": 0.9},
+                clip_norm=0.0,
                 augment=Augment(random_resized_crop=False, flip=False),
-            )  # fmt: skip
+            )
             penalties = {"l1": penalty.prepare(target, None, None)} if penalty else {}
             fine_tune(
-                target, batches(train, seed), None, task, accuracy, settings,
-                freezing=Everything(), penalties=penalties, device=CPU, seed=seed,
-            )  # fmt: skip
+                target,
+                batches(train, seed),
+                None,
+                task,
+                accuracy,
+                settings,
+                freezing=Everything(),
+                penalties=penalties,
+                device=CPU,
+                seed=seed,
+            )
             logits = outputs(target.model, batches(test), CPU)
             right.append(float((logits.values.argmax(1) == logits.targets).float().mean()))
             weights = [p for p in target.model.parameters() if p.ndim > 1]

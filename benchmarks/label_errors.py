@@ -19,8 +19,15 @@ from regraft.pipeline.feature_reuse import features
 from regraft.pipeline.prepare import prepare
 
 ROWS, FLIPS, FOLDS = 400, 10, 5
-WAYS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "low_normalized_margin",
-        "low_self_confidence", "predicted_neq_given")  # fmt: skip
+WAYS = (
+    "prune_by_noise_rate",
+    "prune_by_class",
+    "both",
+    "confident_learning",
+    "low_normalized_margin",
+    "low_self_confidence",
+    "predicted_neq_given",
+)
 
 
 def main(photos: str, draws: int) -> None:
@@ -53,13 +60,13 @@ def main(photos: str, draws: int) -> None:
                 suspects = find_label_issues(given, said, filter_by=way, n_jobs=1)
             hits[way].append(int(suspects[flipped].sum()))
             named[way].append(int(suspects.sum()))
-    print(
-        f"{FLIPS} flips among {ROWS}, {draws} draws: found (mean, least, draws with 7 or more), suspects (mean)"
-    )
+    print(f"{FLIPS} flips among {ROWS}, {draws} draws: found (mean, least, draws with 7 or more), suspects (mean)")
     for way in WAYS:
         found = np.array(hits[way])
-        print(f"| `{way}` | {found.mean():.1f} | {found.min()} | {(found >= 7).sum()} of {draws} "
-              f"| {np.mean(named[way]):.1f} |")  # fmt: skip
+        print(
+            f"| `{way}` | {found.mean():.1f} | {found.min()} | {(found >= 7).sum()} of {draws} "
+            f"| {np.mean(named[way]):.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,16 @@ EACH, SEEDS, HEAD_RATES = 5, range(5), (3e-4, 3e-3, 3e-2)
 
 def fit(data: Path, path: Path, seed: int, settings: dict) -> Path:
     if not (path / "result.json").exists():
-        run(check({
-            "source": {"ref": "bundled:efficientnet-lite0"}, "data": {"path": str(data)},
-            "fit": {"alpha": 1.0, "allow_large_lr": True} | settings,
-            "run": {"out": str(path), "seed": seed},
-        }))  # fmt: skip
+        run(
+            check(
+                {
+                    "source": {"ref": "bundled:efficientnet-lite0"},
+                    "data": {"path": str(data)},
+                    "fit": {"alpha": 1.0, "allow_large_lr": True} | settings,
+                    "run": {"out": str(path), "seed": seed},
+                }
+            )
+        )
     return path
 
 
@@ -40,16 +45,12 @@ def main(flowers: Path, out: Path) -> None:
     data = cut(flowers, out / "flowers", EACH)
     probe = [fit(data, out / f"probe-{s}", s, {"start": "probe"}) for s in SEEDS]
     plain = {
-        rate: [
-            fit(data, out / f"plain-{rate:g}-{s}", s, {"start": "random", "head_lr": rate})
-            for s in SEEDS
-        ]
+        rate: [fit(data, out / f"plain-{rate:g}-{s}", s, {"start": "random", "head_lr": rate}) for s in SEEDS]
         for rate in HEAD_RATES
     }
     on_val = {rate: float(np.mean([val(p) for p in runs])) for rate, runs in plain.items()}
     best = max(on_val, key=lambda r: on_val[r])
-    print(f"val by head rate: {on_val}; {best:g} is taken; from the probe "
-          f"{np.mean([val(p) for p in probe]):.3f}")  # fmt: skip
+    print(f"val by head rate: {on_val}; {best:g} is taken; from the probe {np.mean([val(p) for p in probe]):.3f}")
     arms = {"from the probe": probe, "random head": plain[best]}
     rows = {name: [read_judgement(p).rows for p in runs] for name, runs in arms.items()}
     for name, scored in rows.items():

@@ -43,9 +43,7 @@ def main() -> None:
         for i in pairs:
             print(f"{path.relative_to(folder)}   {train[i].relative_to(folder)}", flush=True)
         found += bool(pairs)
-    print(
-        f"{found} of {len(test)} test pictures are near duplicates of one of {len(train)} in train"
-    )
+    print(f"{found} of {len(test)} test pictures are near duplicates of one of {len(train)} in train")
 
 
 if __name__ == "__main__":

@@ -32,17 +32,10 @@ def main(run: Path, data: Path, others: dict[str, Path]) -> None:
         batches = Batches(examples, torch.zeros(len(examples)), model.preprocessor, 32)
         return outputs(model.model.backbone, batches, torch.device("cpu")).values.numpy()
 
-    of = {
-        s: features([data / r["where"] for r in rows if r["split"] == s])
-        for s in ("train", "val", "test")
-    }
-    classes = np.unique(
-        [r["cells"][0] for r in rows if r["split"] == "train"], return_inverse=True
-    )[1]
+    of = {s: features([data / r["where"] for r in rows if r["split"] == s]) for s in ("train", "val", "test")}
+    classes = np.unique([r["cells"][0] for r in rows if r["split"] == "train"], return_inverse=True)[1]
     for name, folder in others.items():
-        found = sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")
-        )
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         of[name] = features(found[:: max(1, len(found) // MOST)][:MOST])
 
     def show(name, distances):
@@ -62,10 +55,7 @@ def main(run: Path, data: Path, others: dict[str, Path]) -> None:
             show(f"{what}, {directions} directions", found.distances)
     bank = novelty.unit(of["train"])
     for k in (1, 5, 10):
-        show(
-            f"{k} nearest rows",
-            lambda x, k=k: np.sort(2 - 2 * novelty.unit(x) @ bank.T, 1)[:, k - 1],
-        )
+        show(f"{k} nearest rows", lambda x, k=k: np.sort(2 - 2 * novelty.unit(x) @ bank.T, 1)[:, k - 1])
     print(json.dumps({"rows": {k: len(v) for k, v in of.items()}}))
 
 

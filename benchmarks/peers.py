@@ -25,10 +25,7 @@ from torchvision.transforms import InterpolationMode, v2
 ARCH, SIDE, BATCH = "tf_efficientnet_lite0", 224, 32
 BICUBIC = InterpolationMode.BICUBIC
 PLAIN = [v2.Resize(256, BICUBIC, antialias=True), v2.CenterCrop(SIDE)]
-VARIED = [
-    v2.RandomResizedCrop(SIDE, (0.5, 1.0), (0.75, 4 / 3), BICUBIC, antialias=True),
-    v2.RandomHorizontalFlip(),
-]
+VARIED = [v2.RandomResizedCrop(SIDE, (0.5, 1.0), (0.75, 4 / 3), BICUBIC, antialias=True), v2.RandomHorizontalFlip()]
 NORMAL = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
 
 Rows = Sequence[tuple[str, int]]
@@ -56,9 +53,7 @@ class Pictures(Dataset[Any]):
 
     def __init__(self, rows: Rows, *, train: bool, each: bool = False, named: bool = False) -> None:
         self.rows, self.named = rows, named
-        self.steps = v2.Compose(
-            [*(VARIED if train else PLAIN), v2.PILToTensor(), *(NORMAL if each else [])]
-        )
+        self.steps = v2.Compose([*(VARIED if train else PLAIN), v2.PILToTensor(), *(NORMAL if each else [])])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -196,31 +191,34 @@ class Clock:
 
 
 def hf_trainer(
-    model: nn.Module,
-    train: Any,
-    val: Any,
-    lane: Lane,
-    clock: Clock,
-    collator: Any = None,
-    **settings: Any,
+    model: nn.Module, train: Any, val: Any, lane: Lane, clock: Clock, collator: Any = None, **settings: Any
 ) -> Any:
     """Trainer with its defaults but for ``settings``, and nothing written, logged or shown."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=str(lane.out), eval_strategy="epoch", save_strategy="no", logging_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=True, seed=lane.seed, **settings,
-    )  # fmt: skip
+        output_dir=str(lane.out),
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=lane.seed,
+        **settings,
+    )
     return Trainer(
-        model=model, args=arguments, train_dataset=train, eval_dataset=val, data_collator=collator,
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=val,
+        data_collator=collator,
         callbacks=[clock.callback()],
         compute_metrics=lambda p: {"accuracy": correct(p.predictions, p.label_ids)},
-    )  # fmt: skip
+    )
 
 
-def hf_pictures(
-    lane: Lane, clock: Clock, *, tuned: bool, frozen: bool = False, **settings: Any
-) -> Any:
+def hf_pictures(lane: Lane, clock: Clock, *, tuned: bool, frozen: bool = False, **settings: Any) -> Any:
     """Trainer on the pictures, batches of 32. Not tuned: float32, contiguous, no workers, pictures
     normalised one by one. Tuned: two workers that stay, channels-last, normalised as a batch."""
     net = network(lane)

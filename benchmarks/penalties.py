@@ -53,14 +53,18 @@ class Bench:
     def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
         path = self.out / f"{name}-{seed}"
         if not (path / "result.json").exists():
-            run(read.check({
-                "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
-                "data": {"path": str(self.flowers)},
-                "source_data": {"path": str(self.source_data)},
-                "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True} | self.options,
-                "regularizers": penalties,
-                "run": {"out": str(path), "seed": seed},
-            }))  # fmt: skip
+            run(
+                read.check(
+                    {
+                        "source": {"ref": "bundled:efficientnet-lite0", "image_size": SIDE},
+                        "data": {"path": str(self.flowers)},
+                        "source_data": {"path": str(self.source_data)},
+                        "fit": {"lr": rate, "head_lr": rate, "allow_large_lr": True} | self.options,
+                        "regularizers": penalties,
+                        "run": {"out": str(path), "seed": seed},
+                    }
+                )
+            )
         return path
 
     def ready(self, path: Path) -> Prepared:
@@ -134,10 +138,7 @@ def main(flowers: Path, source_data: Path, out: Path, options: dict) -> None:
     vals: dict[str, float] = {}
     for name, options in PENALTIES.items():
         ((key, strengths),) = options.items()
-        tried = {
-            s: bench.end_point(bench.fit(f"{name}-{s:g}", SEEDS[0], RATE, {name: {key: s}}))
-            for s in strengths
-        }
+        tried = {s: bench.end_point(bench.fit(f"{name}-{s:g}", SEEDS[0], RATE, {name: {key: s}})) for s in strengths}
         near = [s for s in strengths if tried[s][0] >= plain_val - TOLERATED]
         best = max(near, key=lambda s: tried[s][1]) if near else max(tried, key=tried.__getitem__)
         print(f"{name}: (val, select) by {key}: {tried}; chosen {best:g}", flush=True)

@@ -29,22 +29,36 @@ def regraft(lane: Lane) -> dict[str, Any]:
     weights = lane.weights
     if weights.is_dir():
         weights = weights / f"{ARCH}.imagenet.safetensors"
-    settings = [
-        "augment.random_resized_crop=false",
-        "augment.flip=false",
-        "fit.alpha=1.0",
-        f"source.weights={weights}",
+    settings = ["augment.random_resized_crop=false", "augment.flip=false", "fit.alpha=1.0", f"source.weights={weights}"]
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "fit",
+        str(lane.data),
+        "--source",
+        f"timm:{ARCH}",
+        "--freezing",
+        "head_only",
+        "--epochs",
+        "1",
+        "--quiet",
+        "--out",
+        str(lane.out / "run"),
+        *(x for s in settings for x in ("--set", s)),
     ]
-    command = [sys.executable, "-m", "regraft", "fit", str(lane.data), "--source", f"timm:{ARCH}",
-               "--freezing", "head_only", "--epochs", "1", "--quiet", "--out", str(lane.out / "run"),
-               *(x for s in settings for x in ("--set", s))]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = since_start()
     result = json.loads((lane.out / "run" / "result.json").read_text())
     timing = {f"s_{k}": v for k, v in result["timing"].items()}
-    return {"seconds": seconds, "without start-up": result["timing"]["total"],
-            "val": result["val"]["accuracy"]["value"], "test": result["test"]["accuracy"]["value"],
-            "probe test": result["controls"]["linear probe"]["accuracy"]["value"], **timing}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "without start-up": result["timing"]["total"],
+        "val": result["val"]["accuracy"]["value"],
+        "test": result["test"]["accuracy"]["value"],
+        "probe test": result["controls"]["linear probe"]["accuracy"]["value"],
+        **timing,
+    }
 
 
 def by_hand(lane: Lane) -> dict[str, Any]:
@@ -56,9 +70,7 @@ def by_hand(lane: Lane) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    weights = (
-        lane.weights / f"{ARCH}.imagenet.safetensors" if lane.weights.is_dir() else lane.weights
-    )
+    weights = lane.weights / f"{ARCH}.imagenet.safetensors" if lane.weights.is_dir() else lane.weights
     imported = since_start()
     model = timm.create_model(ARCH, checkpoint_path=str(weights)).eval()
     model = model.to(memory_format=torch.channels_last)
@@ -67,15 +79,15 @@ def by_hand(lane: Lane) -> dict[str, Any]:
     for split in ("train", "val", "test"):
         rows, features = getattr(lane.split, split), []
         for start in range(0, len(rows), 32):
-            pictures = [
-                transform(Image.open(f).convert("RGB")) for f, _ in rows[start : start + 32]
-            ]
+            pictures = [transform(Image.open(f).convert("RGB")) for f, _ in rows[start : start + 32]]
             batch = torch.stack(pictures).to(memory_format=torch.channels_last)
             with torch.inference_mode():
                 features.append(model.forward_head(model.forward_features(batch), pre_logits=True))
         parts[split] = torch.cat(features).numpy(), np.array([label for _, label in rows])
-    fits = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(*parts["train"])
-            for c in (1e-4, 1e-3, 1e-2, 1e-1, 1, 10)]  # fmt: skip
+    fits = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(*parts["train"])
+        for c in (1e-4, 1e-3, 1e-2, 1e-1, 1, 10)
+    ]
     best = max(fits, key=lambda fit: fit.score(*parts["val"]))
     val, test = best.score(*parts["val"]), best.score(*parts["test"])
     seconds = since_start()
@@ -93,8 +105,7 @@ def hf(lane: Lane, *, tuned: bool) -> dict[str, Any]:
     trainer.train()
     test = peers.hf_test(trainer, lane, tuned=tuned)
     seconds = since_start()
-    return {"seconds": seconds, "without start-up": seconds - imported, "val": clock.accuracy[-1],
-            "test": test}  # fmt: skip
+    return {"seconds": seconds, "without start-up": seconds - imported, "val": clock.accuracy[-1], "test": test}
 
 
 PEERS = {

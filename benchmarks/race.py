@@ -149,9 +149,7 @@ def run(
     ``optional``: peers that are packages' names, left out where those are not installed.
     """
     before = before or {}
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("weights", type=Path, nargs="?", help="a file, or the folder that holds it")
     parser.add_argument("--repeats", type=int, default=5)
@@ -167,9 +165,14 @@ def run(
     if args.peer:
         given = json.loads((args.work / "given.json").read_text())
         lane = Lane(
-            args.data or Path(), args.weights, Split(**given["split"]), args.seed, args.work / "lane",
-            args.work / "shared", given["found"],
-        )  # fmt: skip
+            args.data or Path(),
+            args.weights,
+            Split(**given["split"]),
+            args.seed,
+            args.work / "lane",
+            args.work / "shared",
+            given["found"],
+        )
         print(MARK + json.dumps({**before, **peers}[args.peer](lane)), flush=True)
         return
     if splits and args.data is None and not args.table:
@@ -195,12 +198,7 @@ def run(
 
 
 def measure(
-    args: argparse.Namespace,
-    peers: Sequence[str],
-    before: Sequence[str],
-    work: Path,
-    lines: list[Line],
-    splits: bool,
+    args: argparse.Namespace, peers: Sequence[str], before: Sequence[str], work: Path, lines: list[Line], splits: bool
 ) -> None:
     """Adds to ``lines``, and to --out, what they lack."""
     about = {"data": args.data.name if args.data else "", "limit": args.limit}
@@ -222,25 +220,25 @@ def measure(
         if failure:
             print(f"{peer}, repeat {repeat}: failed\n{failure}", flush=True)
             continue
-        line = {"benchmark": name, "about": about, "peer": peer, "repeat": repeat, **figures,
-                "load": os.getloadavg()[0], "cores": os.cpu_count(), "versions": versions()}  # fmt: skip
+        line = {
+            "benchmark": name,
+            "about": about,
+            "peer": peer,
+            "repeat": repeat,
+            **figures,
+            "load": os.getloadavg()[0],
+            "cores": os.cpu_count(),
+            "versions": versions(),
+        }
         lines.append(line)
         if args.out:
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         short = {k: v for k, v in figures.items() if isinstance(v, int | float | str)}
-        print(
-            f"{repeat} {peer}: {', '.join(f'{k} {shown(v)}' for k, v in short.items())}", flush=True
-        )
+        print(f"{repeat} {peer}: {', '.join(f'{k} {shown(v)}' for k, v in short.items())}", flush=True)
 
 
-def child(
-    args: argparse.Namespace,
-    peer: str,
-    seed: int,
-    data: Path | None,
-    work: Path,
-) -> tuple[Figures, str]:
+def child(args: argparse.Namespace, peer: str, seed: int, data: Path | None, work: Path) -> tuple[Figures, str]:
     """One measurement in a fresh process: (figures, "") or ({}, the end of what it said)."""
     lane = work / "lane"
     shutil.rmtree(lane, ignore_errors=True)
@@ -259,9 +257,7 @@ def child(
     points: list[list[float]] = []
     with (lane / "stderr").open("w") as said:
         environment["RACE_BEGAN"] = repr(time.monotonic())
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as process:
             assert process.stdout is not None
             memory = Memory(process.pid)
             memory.start()
@@ -298,9 +294,7 @@ def anonymous(pid: int) -> float:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    own = [
-        int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")
-    ]
+    own = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")]
     return sum(own) + sum(anonymous(int(c)) for c in children)
 
 
@@ -393,11 +387,7 @@ def table(lines: Sequence[Line], figures: Sequence[str], ratios: Sequence[Ratio]
 
 
 def by_repeat(lines: Sequence[Line], peer: str, figure: str) -> dict[int, float]:
-    return {
-        x["repeat"]: x[figure]
-        for x in lines
-        if x["peer"] == peer and isinstance(x.get(figure), int | float)
-    }
+    return {x["repeat"]: x[figure] for x in lines if x["peer"] == peer and isinstance(x.get(figure), int | float)}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -409,20 +399,12 @@ def spread(values: Sequence[float]) -> str:
 
 def shown(value: Any) -> str:
     if isinstance(value, float):
-        return (
-            f"{value:.3f}"
-            if abs(value) < 1
-            else f"{value:.2f}"
-            if abs(value) < 100
-            else f"{value:.0f}"
-        )
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
     return str(value)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print()

@@ -46,19 +46,23 @@ class InMemory(Batches):
 
 def ratio(name: str, over: list[float], under: list[float]) -> None:
     found = sorted(a / b for a, b in zip(over, under, strict=True))
-    print(
-        f"{name}: {statistics.median(found):.2f} [{found[0]:.2f}, {found[-1]:.2f}], n = {len(found)}"
-    )
+    print(f"{name}: {statistics.median(found):.2f} [{found[0]:.2f}, {found[-1]:.2f}], n = {len(found)}")
 
 
 @freed_memory_kept()  # as in a run
 def steps(data: Path, out: Path) -> None:
     half = 4
-    plan = read_plan(None, {
-        "source.ref": "bundled:efficientnet-lite0", "data.path": str(data), "run.cache": str(out / "steps"),
-        "augment.random_resized_crop": False, "augment.flip": False,
-        "freezing": {"name": "last_blocks", "blocks": half},
-    })  # fmt: skip
+    plan = read_plan(
+        None,
+        {
+            "source.ref": "bundled:efficientnet-lite0",
+            "data.path": str(data),
+            "run.cache": str(out / "steps"),
+            "augment.random_resized_crop": False,
+            "augment.flip": False,
+            "freezing": {"name": "last_blocks", "blocks": half},
+        },
+    )
     p = prepare(plan)
     target = initial_target(p, p.source, 0, None)
     names = [b.name for b in target.blocks]
@@ -72,26 +76,16 @@ def steps(data: Path, out: Path) -> None:
     train = p.batches("train", train=True)
     began = time.perf_counter()
     feed = reuse.phase_data(
-        p,
-        target,
-        train,
-        None,
-        p.settings,
-        freezing=p.freezing,
-        penalties={},
-        wrap=lambda b: b,
-        say=print,
+        p, target, train, None, p.settings, freezing=p.freezing, penalties={}, wrap=lambda b: b, say=print
     )(frozen)
-    print(f"cache of {len(train)} rows below {names[frozen]} ({frozen} of {len(names) - 1} blocks frozen): "
-          f"{time.perf_counter() - began:.1f} s")  # fmt: skip
+    print(
+        f"cache of {len(train)} rows below {names[frozen]} ({frozen} of {len(names) - 1} blocks frozen): "
+        f"{time.perf_counter() - began:.1f} s"
+    )
     assert feed.cut == frozen
     size = p.plan.fit.batch_size
     memory = InMemory(feed.train, PAIRS + 1).made
-    sides = {
-        "live": iter(train.epoch(1)),
-        "cache": iter(feed.train.epoch(1)),
-        "upper": iter(memory),
-    }
+    sides = {"live": iter(train.epoch(1)), "cache": iter(feed.train.epoch(1)), "upper": iter(memory)}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(PAIRS + 1):
         for name, batches in sides.items():
@@ -99,9 +93,7 @@ def steps(data: Path, out: Path) -> None:
             objective = live if name == "live" else cut
             objective.step([next(batches)], params, optimizer, 1, i)
             spent[name].append(time.perf_counter() - start)
-    print(
-        {n: f"{1e3 * statistics.median(s[1:]):.0f} ms a step of {size}" for n, s in spent.items()}
-    )
+    print({n: f"{1e3 * statistics.median(s[1:]):.0f} ms a step of {size}" for n, s in spent.items()})
     ratio("a step, cache ÷ live", spent["cache"][1:], spent["live"][1:])
     ratio("a step, cache ÷ upper blocks alone", spent["cache"][1:], spent["upper"][1:])
 
@@ -109,8 +101,17 @@ def steps(data: Path, out: Path) -> None:
 def until_first_step(data: Path, cache: Path) -> float:
     """Seconds from the start of a process to the end of its epoch 0, after which it is ended."""
     out = Path(tempfile.mkdtemp())
-    command = [sys.executable, "-m", "regraft", "fit", str(data), "--source", "bundled:efficientnet-lite0",
-               "--out", str(out / "run")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "fit",
+        str(data),
+        "--source",
+        "bundled:efficientnet-lite0",
+        "--out",
+        str(out / "run"),
+    ]
     environment = {**os.environ, "REGRAFT_CACHE": str(cache)}
     start = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -131,8 +132,10 @@ def starts(data: Path, out: Path) -> None:
         empty.append(until_first_step(data, cache))
         full.append(until_first_step(data, cache))
         shutil.rmtree(cache)
-    print(f"to the first step: {statistics.median(empty):.1f} s with an empty cache, "
-          f"{statistics.median(full):.1f} s with a full one")  # fmt: skip
+    print(
+        f"to the first step: {statistics.median(empty):.1f} s with an empty cache, "
+        f"{statistics.median(full):.1f} s with a full one"
+    )
     ratio("start, empty ÷ full", empty, full)
 
 

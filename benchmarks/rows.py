@@ -52,15 +52,21 @@ def write_pictures(shared: Path) -> None:
 
 
 def fit(lane: Lane, count: int, *more: str) -> None:
-    settings = [
-        "augment.random_resized_crop=false",
-        "augment.flip=false",
-        "fit.alpha=1.0",
-        f"source.image_size={SIDE}",
+    settings = ["augment.random_resized_crop=false", "augment.flip=false", "fit.alpha=1.0", f"source.image_size={SIDE}"]
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "fit",
+        str(lane.shared / f"{count}"),
+        "--source",
+        "bundled:efficientnet-lite0",
+        "--quiet",
+        "--out",
+        str(lane.out / "run"),
+        *more,
+        *(x for s in settings for x in ("--set", s)),
     ]
-    command = [sys.executable, "-m", "regraft", "fit", str(lane.shared / f"{count}"), "--source",
-               "bundled:efficientnet-lite0", "--quiet", "--out", str(lane.out / "run"), *more,
-               *(x for s in settings for x in ("--set", s))]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -161,6 +167,10 @@ RATIOS = [
 
 if __name__ == "__main__":
     race.run(
-        __doc__, PEERS, RATIOS, splits=False, setup=write_pictures,
+        __doc__,
+        PEERS,
+        RATIOS,
+        splits=False,
+        setup=write_pictures,
         figures=("seconds", "peak MB", "write", "read", "probe"),
-    )  # fmt: skip
+    )

@@ -23,11 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LENGTH, CLASSES, AGAIN = (
-    131,
-    20,
-    50,
-)  # bytes of a text; classes; one row in so many is another's twin
+LENGTH, CLASSES, AGAIN = (131, 20, 50)  # bytes of a text; classes; one row in so many is another's twin
 
 
 def write_table(path: Path, count: int) -> None:
@@ -69,14 +65,7 @@ class Peak:
 
 def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Return each stage as a function of the results of those before it."""
-    from regraft.checks import (  # fmt: skip
-        class_names,
-        classes,
-        conflicting_labels,
-        exact_duplicates,
-        near_duplicates,
-        short_texts,
-    )
+    from regraft.checks import class_names, classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts
     from regraft.data import loading as data
     from regraft.data import manifest
     from regraft.data.types import DataOptions
@@ -125,9 +114,7 @@ def measure(table: Path, count: int, leave_out: list[str]) -> None:
     at, steps = {}, stages(table)
     gc.collect()
     before = anonymous()
-    print(
-        f"\n| {count:,} rows | CPU seconds | resident bytes a row | peak bytes a row |\n|---|---|---|---|"
-    )
+    print(f"\n| {count:,} rows | CPU seconds | resident bytes a row | peak bytes a row |\n|---|---|---|---|")
     for name, step in steps.items():
         if name in leave_out:
             continue

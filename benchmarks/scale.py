@@ -23,9 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-Work = Callable[
-    [], float | None
-]  # what is timed; its own seconds, where they are not those of the clock
+Work = Callable[[], float | None]  # what is timed; its own seconds, where they are not those of the clock
 RNG = np.random.default_rng(0)
 
 
@@ -120,10 +118,7 @@ def near_texts(rows: int, classes: int) -> Work:
 
     words = [f"w{i:x}" for i in range(5_000)]
     drawn = RNG.integers(0, 5_000, (rows, 20))
-    examples = [
-        Example(str(i), (" ".join(words[k] for k in row),), ("x",), "")
-        for i, row in enumerate(drawn)
-    ]
+    examples = [Example(str(i), (" ".join(words[k] for k in row),), ("x",), "") for i, row in enumerate(drawn)]
     return lambda: of_texts(examples, None) and None
 
 
@@ -188,11 +183,20 @@ def predictions(rows: int, classes: int) -> Work:
 
 
 STAGES: dict[str, Callable[[int, int], Work]] = {
-    "macro_f1": bootstrap("macro_f1"), "balanced_accuracy": bootstrap("balanced_accuracy"),
-    "auc": bootstrap("auc"), "ece": bootstrap("ece"), "confusion": confusion, "balanced": balanced,
-    "problem": problem, "multilabel": multilabel, "near_pictures": near_pictures,
-    "near_texts": near_texts, "probe": probe, "outputs": outputs, "predictions": predictions,
-}  # fmt: skip
+    "macro_f1": bootstrap("macro_f1"),
+    "balanced_accuracy": bootstrap("balanced_accuracy"),
+    "auc": bootstrap("auc"),
+    "ece": bootstrap("ece"),
+    "confusion": confusion,
+    "balanced": balanced,
+    "problem": problem,
+    "multilabel": multilabel,
+    "near_pictures": near_pictures,
+    "near_texts": near_texts,
+    "probe": probe,
+    "outputs": outputs,
+    "predictions": predictions,
+}
 
 
 def child(name: str, rows: int, classes: int) -> None:
@@ -211,9 +215,11 @@ def measured(name: str, rows: int, classes: int) -> tuple[float, float, str]:
     """CPU seconds, gigabytes and what else a process says."""
     done = subprocess.run(
         [sys.executable, __file__, name, "--child", "--rows", str(rows), "--classes", str(classes)],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
         env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     seconds, memory = json.loads(done.stdout)
     return seconds, memory, done.stderr.strip()
 

@@ -44,9 +44,7 @@ def round_of(port: int, contents: list[bytes], kind: str, requests: int, connect
         while (i := next(numbers)) < requests:
             begin = time.perf_counter()
             try:
-                link.request(
-                    "POST", "/predict", contents[i % len(contents)], {"Content-Type": kind}
-                )
+                link.request("POST", "/predict", contents[i % len(contents)], {"Content-Type": kind})
                 reply = link.getresponse()
                 reply.read()
                 status = str(reply.status)
@@ -66,10 +64,15 @@ def round_of(port: int, contents: list[bytes], kind: str, requests: int, connect
         thread.join()
     seconds = time.perf_counter() - begin
     latencies.sort()
-    return {"requests": requests, "connections": connections, "seconds": round(seconds, 2),
-            "per_second": round(requests / seconds, 1), "statuses": statuses,
-            "p50_ms": round(1000 * median(latencies), 1),
-            "p99_ms": round(1000 * latencies[int(0.99 * (len(latencies) - 1))], 1)}  # fmt: skip
+    return {
+        "requests": requests,
+        "connections": connections,
+        "seconds": round(seconds, 2),
+        "per_second": round(requests / seconds, 1),
+        "statuses": statuses,
+        "p50_ms": round(1000 * median(latencies), 1),
+        "p99_ms": round(1000 * latencies[int(0.99 * (len(latencies) - 1))], 1),
+    }
 
 
 def slow_clients(port: int, number: int) -> list[socket.socket]:
@@ -108,16 +111,23 @@ def main() -> None:
                 sock.close()
             ratio = many["per_second"] / alone["per_second"]
             load = round(os.getloadavg()[0], 1)
-            print(json.dumps({"repeat": repeat, "ratio": round(ratio, 2), "alone": alone, "many": many,
-                              "slow": args.slow, "load": load}), flush=True)  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "repeat": repeat,
+                        "ratio": round(ratio, 2),
+                        "alone": alone,
+                        "many": many,
+                        "slow": args.slow,
+                        "load": load,
+                    }
+                ),
+                flush=True,
+            )
         link = http.client.HTTPConnection("127.0.0.1", port)
         link.request("GET", "/metrics")
         lines = link.getresponse().read().decode().splitlines()
-        of = {
-            line.split()[0]: float(line.split()[1])
-            for line in lines
-            if line.startswith("regraft_batch_rows_")
-        }
+        of = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("regraft_batch_rows_")}
         mean = of["regraft_batch_rows_sum"] / of["regraft_batch_rows_count"]
         print(json.dumps({"mean_rows_of_a_pass": round(mean, 2)}))
     finally:

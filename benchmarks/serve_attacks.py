@@ -103,12 +103,18 @@ def attacked(run: Path, honest: bytes, name: str, seconds: float) -> dict[str, o
     ended = time.monotonic() - sent
     over.set()
     return {
-        "attack": name, "connections": connections, "MB": round(len(content) / 1e6, 2),
-        "attack_answers": before_end, "honest": dict(statuses),
+        "attack": name,
+        "connections": connections,
+        "MB": round(len(content) / 1e6, 2),
+        "attack_answers": before_end,
+        "honest": dict(statuses),
         "honest_median_s": round(sorted(times)[len(times) // 2], 2),
-        "honest_max_s": round(max(times), 2), "rss_begin_GB": round(begin / 1e9, 2),
-        "rss_peak_GB": round(peak[0] / 1e9, 2), "sigterm_s": round(ended, 1), "exit": code,
-    }  # fmt: skip
+        "honest_max_s": round(max(times), 2),
+        "rss_begin_GB": round(begin / 1e9, 2),
+        "rss_peak_GB": round(peak[0] / 1e9, 2),
+        "sigterm_s": round(ended, 1),
+        "exit": code,
+    }
 
 
 def main() -> None:

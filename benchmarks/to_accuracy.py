@@ -39,9 +39,22 @@ def regraft(lane: Lane) -> dict[str, Any]:
     if weights.is_dir():
         weights = weights / "tf_efficientnet_lite0.imagenet.safetensors"
     out = lane.out / "run"
-    command = [sys.executable, "-m", "regraft", "fit", str(lane.data), "--source", "timm:tf_efficientnet_lite0",
-               "--set", f"source.weights={weights}", "--set", f"run.seed={lane.seed}", "--quiet",
-               "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "fit",
+        str(lane.data),
+        "--source",
+        "timm:tf_efficientnet_lite0",
+        "--set",
+        f"source.weights={weights}",
+        "--set",
+        f"run.seed={lane.seed}",
+        "--quiet",
+        "--out",
+        str(out),
+    ]
     seen, last, stopped = 0, 0.0, False
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         ended = False
@@ -93,10 +106,7 @@ def searched(fit: Fit) -> race.Peer:
     def search(lane: Lane) -> dict[str, Any]:
         other = replace(lane, seed=SEARCH_SEED)
         final = {lr: fit(other, lr, lambda accuracy: None)[-1] for lr in RATES}
-        return {
-            "lr": max(final, key=final.__getitem__),
-            "tried": {f"{k:g}": v for k, v in final.items()},
-        }
+        return {"lr": max(final, key=final.__getitem__), "tried": {f"{k:g}": v for k, v in final.items()}}
 
     return search
 
@@ -128,11 +138,7 @@ def reached(points: list[list[float]], accuracy: float) -> float | None:
     return next((at for at, value in points if value >= accuracy), None)
 
 
-PEERS = {
-    "regraft": regraft,
-    "hf": fitted(hf_fit, "hf"),
-    "loop": fitted(loop_fit, "loop"),
-}
+PEERS = {"regraft": regraft, "hf": fitted(hf_fit, "hf"), "loop": fitted(loop_fit, "loop")}
 SEARCHES = {"hf_search": searched(hf_fit), "loop_search": searched(loop_fit)}
 RATIOS = [
     Ratio("regraft", ["regraft"], 0.5, figure="to the best peer", of="best peer in all"),
@@ -143,6 +149,10 @@ RATIOS = [
 
 if __name__ == "__main__":
     race.run(
-        __doc__, PEERS, RATIOS, before=SEARCHES, derived=derived,
+        __doc__,
+        PEERS,
+        RATIOS,
+        before=SEARCHES,
+        derived=derived,
         figures=("to its best", "best val", "in all", "val", "to the best peer"),
-    )  # fmt: skip
+    )

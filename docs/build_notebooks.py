@@ -10,8 +10,7 @@ from pathlib import Path
 
 TUTORIALS = Path(__file__).with_name("tutorials")
 FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$\n?",
-    re.M | re.S,
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$\n?", re.M | re.S
 )
 
 
@@ -40,11 +39,13 @@ def notebook(page: str) -> str:
     def add(kind: str, text: str) -> None:
         text = text.strip("\n")
         if text:
-            cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {},
-                    "source": text.splitlines(keepends=True)}  # fmt: skip
-            cells.append(
-                cell | ({"execution_count": None, "outputs": []} if kind == "code" else {})
-            )
+            cell = {
+                "cell_type": kind,
+                "id": f"cell-{len(cells)}",
+                "metadata": {},
+                "source": text.splitlines(keepends=True),
+            }
+            cells.append(cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
 
     done = 0
     for block in blocks(page):
@@ -61,9 +62,7 @@ def notebook(page: str) -> str:
 
 def main() -> None:
     for page in sorted(TUTORIALS.glob("*.md")):
-        page.with_suffix(".ipynb").write_text(
-            notebook(page.read_text(encoding="utf-8")), encoding="utf-8"
-        )
+        page.with_suffix(".ipynb").write_text(notebook(page.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{TUTORIALS}: notebooks written")
 
 

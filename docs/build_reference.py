@@ -21,62 +21,47 @@ def main() -> None:
 
 
 def command_line() -> None:
-    lines = ["# Command line", "", "Made by `make docs` from the code; do not edit.", "",
-             "`regraft --help` lists the commands; each takes `--help`, and `--debug` for the traceback of an "
-             "error.", ""]  # fmt: skip
+    lines = [
+        "# Command line",
+        "",
+        "Made by `make docs` from the code; do not edit.",
+        "",
+        "`regraft --help` lists the commands; each takes `--help`, and `--debug` for the traceback of an error.",
+        "",
+    ]
     group = typer.main.get_command(app)
     for name, command in group.commands.items():
-        taken = [
-            p.metavar or p.name.upper() for p in command.params if p.param_type_name == "argument"
+        taken = [p.metavar or p.name.upper() for p in command.params if p.param_type_name == "argument"]
+        lines += [
+            f"## regraft {name}",
+            "",
+            " ".join((command.help or "").split()),
+            "",
+            f"`regraft {name} {' '.join(taken)} [OPTIONS]`".replace("  ", " "),
+            "",
+            "| option | default | meaning |",
+            "|---|---|---|",
         ]
-        lines += [f"## regraft {name}", "", " ".join((command.help or "").split()), "",
-                  f"`regraft {name} {' '.join(taken)} [OPTIONS]`".replace("  ", " "), "",
-                  "| option | default | meaning |", "|---|---|---|"]  # fmt: skip
         for p in command.params:
             if p.name == "help":
                 continue
-            shown = (
-                p.metavar or p.name.upper()
-                if p.param_type_name == "argument"
-                else ", ".join(p.opts)
-            )
-            none = (
-                p.default is None
-                or p.default is False
-                or p.default == []
-                or p.required
-                or callable(p.default)
-            )
+            shown = p.metavar or p.name.upper() if p.param_type_name == "argument" else ", ".join(p.opts)
+            none = p.default is None or p.default is False or p.default == [] or p.required or callable(p.default)
             default = "required" if p.required else "" if none else f"`{p.default}`"
-            lines.append(
-                f"| `{shown}` | {default} | {p.help or ''} |".replace(
-                    "`DATA|PLAN`", "`DATA` or `PLAN`"
-                )
-            )
+            lines.append(f"| `{shown}` | {default} | {p.help or ''} |".replace("`DATA|PLAN`", "`DATA` or `PLAN`"))
         lines.append("")
     lines += ["## Exit codes", "", "| code | means |", "|---|---|", "| 0 | fine |"]
     for name, code, about in re.findall(r"(\w+Error) +(\d+) *(.*)", errors.__doc__ or ""):
         lines.append(
             f"| {code} | `{name}` {about or 'any other fault, or a finding of `verify-resume` and `doctor`'} |"
         )
-    lines += [
-        "| 130 | interrupted, with a checkpoint saved |",
-        "| 143 | terminated, likewise |",
-        "",
-    ]
+    lines += ["| 130 | interrupted, with a checkpoint saved |", "| 143 | terminated, likewise |", ""]
     COMMANDS.write_text("\n".join(lines), encoding="utf-8")
     print(f"{COMMANDS} written")
 
 
 def reference() -> None:
-    lines = [
-        "# Reference",
-        "",
-        "Made by `make docs` from the code; do not edit.",
-        "",
-        "## The plan",
-        "",
-    ]
+    lines = ["# Reference", "", "Made by `make docs` from the code; do not edit.", "", "## The plan", ""]
     for section, field in Plan.model_fields.items():
         model = field.annotation
         if not isinstance(model, type) or not (

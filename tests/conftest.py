@@ -27,8 +27,14 @@ settings.register_profile("shared machine", deadline=None)  # no test asserts a 
 settings.load_profile("shared machine")
 
 
-CALLS = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
-         "socket.gethostbyname", "socket.gethostbyaddr")  # fmt: skip
+CALLS = (
+    "socket.connect",
+    "socket.sendto",
+    "socket.sendmsg",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "socket.gethostbyaddr",
+)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 allowed: list[str] = []  # hosts that the test in progress may call
 
@@ -107,11 +113,7 @@ def numbers_source():
             net = Net(dropout)
             net(torch.randn(64, 4) * 2 + 1)
         source = Source.from_module(
-            net.eval(),
-            head="head",
-            preprocess=CallableSpec(read_numbers),
-            example=torch.zeros(2, 4),
-            name="numbers",
+            net.eval(), head="head", preprocess=CallableSpec(read_numbers), example=torch.zeros(2, 4), name="numbers"
         )
         # the forward pass is the chain of its blocks, so it can be cut between them
         source.blocks = tuple(replace(b, run=partial(child, b.name)) for b in source.blocks)

@@ -27,9 +27,7 @@ def jpeg_of_scans(side, scans):
 def colour_jpeg(side):
     """A progressive JPEG in colour without subsampling, as encoders write it: it takes most memory."""
     file = io.BytesIO()
-    Image.new("RGB", (side, side), (200, 30, 40)).save(
-        file, "JPEG", progressive=True, subsampling=0
-    )
+    Image.new("RGB", (side, side), (200, 30, 40)).save(file, "JPEG", progressive=True, subsampling=0)
     return file.getvalue()
 
 

@@ -32,10 +32,10 @@ class Faults:
             if found:
                 self.numbers[item.nodeid] = found
         items[:] = [
-            i for i in items
-            if self.run and i.nodeid in self.numbers
-            and (not self.only or self.only & set(self.numbers[i.nodeid]))
-        ]  # fmt: skip
+            i
+            for i in items
+            if self.run and i.nodeid in self.numbers and (not self.only or self.only & set(self.numbers[i.nodeid]))
+        ]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         worst = {"passed": 0, "skipped": 1, "failed": 2}
@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> int:
     faults = Faults({int(a) for a in arguments if a.isdigit()}, "--list" not in arguments)
     here: Any = str(Path(__file__).parent)
     options = ["-q", "--no-header", "-m", "not gpu", "-p", "no:cacheprovider", here]
-    code = pytest.main(
-        options + ([] if faults.run else ["--collect-only", "-qq"]), plugins=[faults]
-    )
+    code = pytest.main(options + ([] if faults.run else ["--collect-only", "-qq"]), plugins=[faults])
     text, good = table(faults)
     print(text)
     return 0 if good and code in (0, 5) else 1

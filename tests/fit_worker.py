@@ -78,9 +78,7 @@ def fit(options):
     net.low = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh())
     net.high = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
     net.fc = nn.Linear(8, 4)
-    source = Source.from_module(
-        net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net"
-    )
+    source = Source.from_module(net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net")
     source = replace(source, labels=("p", "q", "r", "s"))
     task = Classification().make([("a",), ("b",), ("c",)], ("label",))
     target = graft(source, 3, seed=0)
@@ -88,12 +86,17 @@ def fit(options):
     train = Noting(rows(options["n"], task, options["batch_size"], share))
     val = rows(21, task, 8)
     settings = Settings(
-        epochs=3, rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
-        optimizer=options.get("optimizer", "AdamW"), weight_decay=0.01, warmup=0.1,
-        accumulate=options.get("accumulate", 1), sharpness=options.get("sharpness", 0.0),
-        clip_norm=options.get("clip", 1.0), average=options.get("average", 0.0),
+        epochs=3,
+        rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
+        optimizer=options.get("optimizer", "AdamW"),
+        weight_decay=0.01,
+        warmup=0.1,
+        accumulate=options.get("accumulate", 1),
+        sharpness=options.get("sharpness", 0.0),
+        clip_norm=options.get("clip", 1.0),
+        average=options.get("average", 0.0),
         augment=Augment(random_resized_crop=False, flip=False),
-    )  # fmt: skip
+    )
     penalties = {
         "l2_sp": L2SP(alpha=0.1).prepare(target, None, None),
         "lwf": LwF(strength=0.5).prepare(target, None, None),
@@ -105,25 +108,35 @@ def fit(options):
     history = []
     freezing = Gradual() if options.get("gradual") else Everything()
     with sharded(target, CPU) if options.get("shard") else nullcontext(target) as fitted:
-        shares = (
-            sum(p.to_local().numel() for p in fitted.model.parameters())
-            if options.get("shard")
-            else 0
-        )
+        shares = sum(p.to_local().numel() for p in fitted.model.parameters()) if options.get("shard") else 0
         fit = fine_tune(
-            fitted, train, val, task, accuracy, settings, freezing=freezing, penalties=penalties,
-            device=CPU, seed=0, log=history.append,
-        )  # fmt: skip
+            fitted,
+            train,
+            val,
+            task,
+            accuracy,
+            settings,
+            freezing=freezing,
+            penalties=penalties,
+            device=CPU,
+            seed=0,
+            log=history.append,
+        )
     given = processes.gather_objects([train.seen])
     logits = outputs(target.model, val, CPU)
     if processes.is_rank0():
         out = Path(options["out"])
         save_file(target.model.state_dict(), out / "model.safetensors")
         record = {
-            "history": [[e.terms, e.val] for e in history], "best": fit.best_epoch, "given": given,
-            "ids": logits.ids, "logits": logits.values.tolist(), "size": processes.world_size(),
-            "shares": shares, "weights": sum(p.numel() for p in target.model.parameters()),
-        }  # fmt: skip
+            "history": [[e.terms, e.val] for e in history],
+            "best": fit.best_epoch,
+            "given": given,
+            "ids": logits.ids,
+            "logits": logits.values.tolist(),
+            "size": processes.world_size(),
+            "shares": shares,
+            "weights": sum(p.numel() for p in target.model.parameters()),
+        }
         (out / "record.json").write_text(json.dumps(record))
 
 

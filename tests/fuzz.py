@@ -50,9 +50,23 @@ class Escape(BaseException):
 
 
 escapes: list[str] = []  # of the input that is being read: a library may swallow what is raised
-BEGUN = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen",
-         "pty.spawn", "socket.bind", "socket.connect", "socket.sendto", "socket.getaddrinfo",
-         "socket.gethostbyname", "builtins.input", "ctypes.dlopen")  # fmt: skip
+BEGUN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.bind",
+    "socket.connect",
+    "socket.sendto",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "builtins.input",
+    "ctypes.dlopen",
+)
 
 
 @dataclass
@@ -147,10 +161,7 @@ def work_through(out: Path, work: Path, all_of: dict[str, Reader], seed: int, en
     signal.signal(signal.SIGALRM, alarm)
     import matplotlib.font_manager  # noqa: F401  (where no list of fonts is kept it makes one, by fc-list)
 
-    used = (
-        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        * resource.getpagesize()
-    )
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     guard(out)
     counts = read_counts(out)
@@ -163,16 +174,7 @@ def work_through(out: Path, work: Path, all_of: dict[str, Reader], seed: int, en
         begun = time.monotonic()
         try:
             all_of[name].make(folder, random.Random(f"{seed} {name} {count.inputs}"))
-        except (
-            ValueError,
-            UnicodeError,
-            RecursionError,
-            OSError,
-            OverflowError,
-            TypeError,
-            AttributeError,
-            KeyError,
-        ):
+        except (ValueError, UnicodeError, RecursionError, OSError, OverflowError, TypeError, AttributeError, KeyError):
             count.inputs += 1  # the damage itself went wrong: no input
             continue
         (out / "now.txt").write_text(f"{name}\n{count.inputs}\n", encoding="utf-8")
@@ -193,9 +195,7 @@ def work_through(out: Path, work: Path, all_of: dict[str, Reader], seed: int, en
 
 def write_counts(out: Path, counts: dict[str, Count]) -> None:
     part = out / "counts.part"
-    part.write_text(
-        json.dumps({n: asdict(c) for n, c in counts.items()}, indent=1), encoding="utf-8"
-    )
+    part.write_text(json.dumps({n: asdict(c) for n, c in counts.items()}, indent=1), encoding="utf-8")
     part.replace(out / "counts.json")
 
 
@@ -205,15 +205,11 @@ def read_counts(out: Path) -> dict[str, Count]:
 
 
 def table(counts: dict[str, Count]) -> str:
-    lines = [
-        f"{'reader':<14} {'inputs':>9} {'results':>9} {'refused':>9} {'crashes':>8} {'seconds':>8}"
-    ]
+    lines = [f"{'reader':<14} {'inputs':>9} {'results':>9} {'refused':>9} {'crashes':>8} {'seconds':>8}"]
     total = Count()
     for name, c in counts.items():
         crashes = sum(c.crashes.values())
-        lines.append(
-            f"{name:<14} {c.inputs:>9,} {c.results:>9,} {c.refused:>9,} {crashes:>8,} {c.seconds:>8,.0f}"
-        )
+        lines.append(f"{name:<14} {c.inputs:>9,} {c.results:>9,} {c.refused:>9,} {crashes:>8,} {c.seconds:>8,.0f}")
         lines += [f"    {n} × {what}" for what, n in c.crashes.items()]
         total.inputs += c.inputs
         total.results += c.results

@@ -35,10 +35,7 @@ OFTEN = 0.3
 def strings_marked(tree: Any, rng: random.Random) -> Any:
     """A tree with some of its strings, names too, in place of which is code, YAML and Markdown."""
     if isinstance(tree, dict):
-        return {
-            (k if rng.random() < 0.98 else k + MARKED): strings_marked(v, rng)
-            for k, v in tree.items()
-        }
+        return {(k if rng.random() < 0.98 else k + MARKED): strings_marked(v, rng) for k, v in tree.items()}
     if isinstance(tree, list):
         return [strings_marked(v, rng) for v in tree]
     return tree + MARKED if isinstance(tree, str) and rng.random() < 0.2 else tree
@@ -114,17 +111,17 @@ def read_card(run: Path, predictor: Any, scratch: Path) -> None:
     files, format = RunFiles.read(run), plugins.module("exports", "timm")
     examples, what = exporting.rows_for(files, predictor, 2, scratch)
     package = exporting.packed(files, predictor, examples, format)
-    record = {"calibrated": False, "numbers": False, "int8": None,
-              "parity": {"n": 2, "rows": what, "difference": 0.0, "same": 2, "ties": 0}}  # fmt: skip
+    record = {
+        "calibrated": False,
+        "numbers": False,
+        "int8": None,
+        "parity": {"n": 2, "rows": what, "difference": 0.0, "same": 2, "ties": 0},
+    }
     code = format.snippet(package)
     text = card(files, package, "timm", code, (), record)
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head)["library_name"] == "timm", "another head"
-    fences = [
-        t.content
-        for t in MarkdownIt().parse(body)
-        if t.type in ("fence", "code_block", "html_block")
-    ]
+    fences = [t.content for t in MarkdownIt().parse(body) if t.type in ("fence", "code_block", "html_block")]
     assert fences == [code.strip() + "\n"], "another block of code"
 
 
@@ -133,18 +130,45 @@ def read_card(run: Path, predictor: Any, scratch: Path) -> None:
 
 REFERENCES = [
     {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}},
-    {"custom_pipelines": {"a": {"impl": "evil.Evil"}}}, {"backbone": "resnet18", "use_timm_backbone": True},
-    {"backbone": "hf-hub:a/b", "use_pretrained_backbone": True}, {"architecture": "hf-hub:a/b"},
-    {"architecture": "local-dir:/etc"}, {"attn_implementation": "kernels-community/flash-attn"},
-    {"_attn_implementation": "a/b:c"}, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-    {"quantization_config": {"quant_method": "fbgemm_fp8"}}, {"torch_dtype": "os.system"}, {"dtype": "evil"},
-    {"num_hidden_layers": 10**6}, {"hidden_size": 10**7}, {"vocab_size": 10**9}, {"image_size": 10**5},
-    {"text_config": {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": "bert"}}, {"_name_or_path": "../.."},
-    {"tokenizer_class": "evil.Evil"}, {"tokenizer_class": "AutoModel"}, {"hidden_act": "evil"},
-    {"base_model_tp_plan": {"*": "evil"}}, {"id2label": {"a": []}}, {"architectures": ["evil.Evil"]},
-]  # fmt: skip
-KINDS = ["bert", "vit", "distilbert", "xlnet", "timm_wrapper", "timm_backbone", "dpt", "upernet",
-         "encoder-decoder", "vision-text-dual-encoder", "clip", "unknown", "../bert"]  # fmt: skip
+    {"custom_pipelines": {"a": {"impl": "evil.Evil"}}},
+    {"backbone": "resnet18", "use_timm_backbone": True},
+    {"backbone": "hf-hub:a/b", "use_pretrained_backbone": True},
+    {"architecture": "hf-hub:a/b"},
+    {"architecture": "local-dir:/etc"},
+    {"attn_implementation": "kernels-community/flash-attn"},
+    {"_attn_implementation": "a/b:c"},
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    {"quantization_config": {"quant_method": "fbgemm_fp8"}},
+    {"torch_dtype": "os.system"},
+    {"dtype": "evil"},
+    {"num_hidden_layers": 10**6},
+    {"hidden_size": 10**7},
+    {"vocab_size": 10**9},
+    {"image_size": 10**5},
+    {"text_config": {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": "bert"}},
+    {"_name_or_path": "../.."},
+    {"tokenizer_class": "evil.Evil"},
+    {"tokenizer_class": "AutoModel"},
+    {"hidden_act": "evil"},
+    {"base_model_tp_plan": {"*": "evil"}},
+    {"id2label": {"a": []}},
+    {"architectures": ["evil.Evil"]},
+]
+KINDS = [
+    "bert",
+    "vit",
+    "distilbert",
+    "xlnet",
+    "timm_wrapper",
+    "timm_backbone",
+    "dpt",
+    "upernet",
+    "encoder-decoder",
+    "vision-text-dual-encoder",
+    "clip",
+    "unknown",
+    "../bert",
+]
 
 
 def with_references(config: Any, rng: random.Random) -> Any:
@@ -173,16 +197,20 @@ def a_recipe(folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.5:
         inner = json.loads(FOLDERS["vit"]["config.json"])
         image = config["recipe"].get("image")
-        config["recipe"] = {"source": "transformers", "auto": rng.choice(("AutoModel", "AutoTokenizer", "pipeline")),
-                            "config": with_references(inner, rng), "pooling": "mean", "head": False,
-                            "licence": "", "image": image}  # fmt: skip
+        config["recipe"] = {
+            "source": "transformers",
+            "auto": rng.choice(("AutoModel", "AutoTokenizer", "pipeline")),
+            "config": with_references(inner, rng),
+            "pooling": "mean",
+            "head": False,
+            "licence": "",
+            "image": image,
+        }
     else:
         config["recipe"] |= {
             rng.choice(list(config["recipe"])): rng.choice(("hf-hub:a/b", "local-dir:.", "evil:f", hostile(rng)))
-        }  # fmt: skip
-    (folder / "model" / "config.json").write_bytes(
-        as_json(altered(config, rng) if rng.random() < 0.5 else config, rng)
-    )
+        }
+    (folder / "model" / "config.json").write_bytes(as_json(altered(config, rng) if rng.random() < 0.5 else config, rng))
 
 
 def read_a_recipe(folder: Path) -> None:
@@ -202,22 +230,32 @@ def make_tokenizer(work: Path) -> None:
     TOKENIZER.update({f.name: f.read_bytes() for f in sorted((work / "tokenizer").iterdir())})
     TOKENIZER["vocab.txt"] = FOLDERS["bert"]["vocab.txt"]
     TOKENIZER["config.json"] = FOLDERS["bert"]["config.json"]
-    TOKENIZER["special_tokens_map.json"] = (
-        b'{"pad_token": "[PAD]", "unk_token": {"content": "[UNK]"}}'
-    )
+    TOKENIZER["special_tokens_map.json"] = b'{"pad_token": "[PAD]", "unk_token": {"content": "[UNK]"}}'
     TOKENIZER["added_tokens.json"] = b'{"day": 7}'
 
 
 SETTINGS = [
     *(r for r in REFERENCES if {"auto_map", "tokenizer_class", "custom_pipelines"} & set(r)),
-    {"tokenizer_file": "/etc/passwd"}, {"vocab_file": "/etc/passwd"}, {"auto_map": ["evil.Evil", "evil.Evil"]},
-    {"fast_tokenizer_files": ["../../tokenizer.1.0.json", "tokenizer.json"]}, {"init_inputs": ["/etc/passwd"]},
-    {"tokenizer_class": "AutoTokenizer"}, {"tokenizer_class": "Trainer"}, {"tokenizer_class": "GPT2Tokenizer"},
-    {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "TokenizersBackend"}, {"pad_token": None},
-    {"model_max_length": -1}, {"model_max_length": "x"}, {"padding_side": "up"}, {"chat_template": "{{ 1 / 0 }}"},
+    {"tokenizer_file": "/etc/passwd"},
+    {"vocab_file": "/etc/passwd"},
+    {"auto_map": ["evil.Evil", "evil.Evil"]},
+    {"fast_tokenizer_files": ["../../tokenizer.1.0.json", "tokenizer.json"]},
+    {"init_inputs": ["/etc/passwd"]},
+    {"tokenizer_class": "AutoTokenizer"},
+    {"tokenizer_class": "Trainer"},
+    {"tokenizer_class": "GPT2Tokenizer"},
+    {"tokenizer_class": "LlamaTokenizer"},
+    {"tokenizer_class": "TokenizersBackend"},
+    {"pad_token": None},
+    {"model_max_length": -1},
+    {"model_max_length": "x"},
+    {"padding_side": "up"},
+    {"chat_template": "{{ 1 / 0 }}"},
     {"added_tokens_decoder": {"0": {"content": "[PAD]", "special": True}, "99999999999": {"content": "x"}}},
-    {"extra_special_tokens": {"a": "b"}}, {"tokenizer_class": None}, {"backend": "custom"},
-]  # fmt: skip
+    {"extra_special_tokens": {"a": "b"}},
+    {"tokenizer_class": None},
+    {"backend": "custom"},
+]
 
 
 def a_tokenizer(folder: Path, rng: random.Random) -> None:

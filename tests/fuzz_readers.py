@@ -86,7 +86,7 @@ threads = 1
 ROWS = [["text", "label", "split", "who"]] + [
     [f"text {i} of words, with a comma", "abc"[i % 3], ("train", "train", "test")[i // 3 % 3], f"w{i % 5}"]
     for i in range(60)
-]  # fmt: skip
+]
 
 
 def file_of(name: str, seeds: list[bytes], made: Callable[[random.Random], bytes] | None) -> Any:
@@ -136,9 +136,7 @@ def parquet(rng: random.Random) -> bytes:
         lambda: pa.array([[[i]] for i in range(n)], pa.list_(pa.list_(pa.int32()))),
         lambda: pa.array([[("k", i)] for i in range(n)], pa.map_(pa.string(), pa.int64())),
     ]
-    names = rng.choice(
-        (["text", "label"], ["image", "label"], ["text", "label", "split"], ["text", "text"])
-    )
+    names = rng.choice((["text", "label"], ["image", "label"], ["text", "label", "split"], ["text", "text"]))
     table = pa.Table.from_arrays([rng.choice(kinds)() for _ in names], names=names)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression=rng.choice(("none", "snappy", "zstd")))
@@ -152,18 +150,32 @@ def picture_seeds() -> list[bytes]:
     exif[0x0112] = 6
     seeds = []
     for mode, format, how in (
-        ("RGB", "PNG", {"exif": exif}), ("RGBA", "PNG", {}), ("P", "PNG", {"transparency": 3}), ("1", "PNG", {}),
-        ("RGB", "JPEG", {"exif": exif}), ("CMYK", "JPEG", {}), ("L", "JPEG", {"progressive": True}),
-        ("P", "GIF", {"save_all": True, "append_images": [Image.fromarray(pixels[..., 0])]}), ("RGB", "BMP", {}),
-        ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("L", "TIFF", {"compression": "tiff_deflate"}),
-        ("F", "TIFF", {}), ("I;16", "TIFF", {}), ("I;16", "PNG", {}), ("YCbCr", "TIFF", {}), ("LAB", "TIFF", {}),
-        ("RGBA", "WEBP", {"lossless": True}), ("RGB", "WEBP", {"exif": exif}), ("RGB", "PPM", {}), ("L", "PPM", {}),
+        ("RGB", "PNG", {"exif": exif}),
+        ("RGBA", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("1", "PNG", {}),
+        ("RGB", "JPEG", {"exif": exif}),
+        ("CMYK", "JPEG", {}),
+        ("L", "JPEG", {"progressive": True}),
+        ("P", "GIF", {"save_all": True, "append_images": [Image.fromarray(pixels[..., 0])]}),
+        ("RGB", "BMP", {}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("L", "TIFF", {"compression": "tiff_deflate"}),
+        ("F", "TIFF", {}),
+        ("I;16", "TIFF", {}),
+        ("I;16", "PNG", {}),
+        ("YCbCr", "TIFF", {}),
+        ("LAB", "TIFF", {}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGB", "WEBP", {"exif": exif}),
+        ("RGB", "PPM", {}),
+        ("L", "PPM", {}),
         ("I", "PPM", {}),
-    ):  # fmt: skip
+    ):
         sink = io.BytesIO()
-        Image.fromarray(pixels).convert("RGB").convert("L" if mode[0] in "IF" else mode).convert(
-            mode
-        ).save(sink, format, **how)
+        Image.fromarray(pixels).convert("RGB").convert("L" if mode[0] in "IF" else mode).convert(mode).save(
+            sink, format, **how
+        )
         seeds.append(sink.getvalue())
     return seeds
 
@@ -177,22 +189,32 @@ def read_a_picture(folder: Path) -> None:
 
 def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
     """A folder of pictures, with links, pipes, odd names and damaged files in it."""
-    names = [*(f"{i}.png" for i in range(5)), "train", "test", "val", "a", "é.jpg", "-rf.gif", "n\nl.png", "b",
-             "x" * 250, "A.PNG", "a.png", ".hidden.png", "train.csv", "x.tar",
-             os.fsdecode(b"\xff.png"), " "]  # fmt: skip
+    names = [
+        *(f"{i}.png" for i in range(5)),
+        "train",
+        "test",
+        "val",
+        "a",
+        "é.jpg",
+        "-rf.gif",
+        "n\nl.png",
+        "b",
+        "x" * 250,
+        "A.PNG",
+        "a.png",
+        ".hidden.png",
+        "train.csv",
+        "x.tar",
+        os.fsdecode(b"\xff.png"),
+        " ",
+    ]
 
     def make(folder: Path, rng: random.Random) -> None:
         places = [folder / "data"]
         places[0].mkdir()
         for c in "ab":
             for i in range(3):
-                path = (
-                    folder
-                    / "data"
-                    / rng.choice((".", "train", "test"))
-                    / c
-                    / f"{i}{rng.random()}.png"
-                )
+                path = folder / "data" / rng.choice((".", "train", "test")) / c / f"{i}{rng.random()}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(rng.choice(pictures))
                 places += [path.parent]
@@ -205,11 +227,7 @@ def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
                 path.mkdir()
                 places.append(path)
             elif how == 1:
-                path.symlink_to(
-                    rng.choice(
-                        ["..", ".", path.name, "/", "/dev/zero", "/etc/passwd", "nowhere", "a"]
-                    )
-                )
+                path.symlink_to(rng.choice(["..", ".", path.name, "/", "/dev/zero", "/etc/passwd", "nowhere", "a"]))
             elif how == 2:
                 os.mkfifo(path)
             elif how == 3:
@@ -254,10 +272,15 @@ def safetensors(rng: random.Random) -> bytes:
 
 def torch_seeds() -> list[bytes]:
     states: list[Any] = [
-        STATE, {"state_dict": {f"module.{k}": v for k, v in STATE.items()}}, {"a.weight": torch.zeros(1).expand(10**9)},
+        STATE,
+        {"state_dict": {f"module.{k}": v for k, v in STATE.items()}},
+        {"a.weight": torch.zeros(1).expand(10**9)},
         {"a.weight": torch.ones(3, 4, dtype=torch.bfloat16), "a.bias": torch.eye(3).to_sparse()},
-        {"a.weight": torch.empty(3, 4, device="meta")}, [1, "a"], torch.nn.Linear(2, 2), {1: torch.ones(2)},
-    ]  # fmt: skip
+        {"a.weight": torch.empty(3, 4, device="meta")},
+        [1, "a"],
+        torch.nn.Linear(2, 2),
+        {1: torch.ones(2)},
+    ]
     found = []
     for state in states:
         for zipped in (True, False):
@@ -290,22 +313,20 @@ def make_run(work: Path) -> None:
     torch.manual_seed(0)
     import timm
 
-    save_file(
-        timm.create_model("test_resnet", pretrained=False).state_dict(), work / "w.safetensors"
-    )
-    settings = {"source.weights": str(work / "w.safetensors"), "source.image_size": 32, "fit.epochs": 1,
-                "fit.batch_size": 8, "run.threads": 1, "run.workers": 0, "run.cache": "off"}  # fmt: skip
-    run = regraft.fit(data, source="timm:test_resnet", out=work / "run", settings=settings).path
-    record = {
-        "count": 1,
-        "arm": "seed 0",
-        "at": {"step": 3, "epoch": 1},
-        "about": {"history": 0, "seconds": {}},
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), work / "w.safetensors")
+    settings = {
+        "source.weights": str(work / "w.safetensors"),
+        "source.image_size": 32,
+        "fit.epochs": 1,
+        "fit.batch_size": 8,
+        "run.threads": 1,
+        "run.workers": 0,
+        "run.cache": "off",
     }
+    run = regraft.fit(data, source="timm:test_resnet", out=work / "run", settings=settings).path
+    record = {"count": 1, "arm": "seed 0", "at": {"step": 3, "epoch": 1}, "about": {"history": 0, "seconds": {}}}
     checkpoints.write(run / "checkpoints" / "step-00000003", record, STATE)
-    checkpoints.write(
-        run / "checkpoints" / "done-probe", {"count": 0, "part": "probe", "about": {}}, STATE
-    )
+    checkpoints.write(run / "checkpoints" / "done-probe", {"count": 0, "part": "probe", "about": {}}, STATE)
     locks.take(run / "lock")
     (run / "resumes.jsonl").write_text('{"time": "now", "changes": []}\n', encoding="utf-8")
     for path in sorted(run.rglob("*")):
@@ -438,8 +459,7 @@ def make_folders(work: Path) -> None:
 
     logging.disable_progress_bar()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day"]
-    sides: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-                             "intermediate_size": 8}  # fmt: skip
+    sides: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     text = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=16, **sides)
     transformers.BertForSequenceClassification(text).save_pretrained(work / "bert")
     (work / "bert" / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
@@ -448,8 +468,14 @@ def make_folders(work: Path) -> None:
     transformers.ViTForImageClassification(
         transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **sides)
     ).save_pretrained(work / "vit")
-    settings = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-                "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255}  # fmt: skip
+    settings = {
+        "size": {"height": 8, "width": 8},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+    }
     (work / "vit" / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     for name in ("bert", "vit"):
         files = sorted((work / name).iterdir())
@@ -478,28 +504,18 @@ def readers(work: Path) -> dict[str, Reader]:
     json_seed = "\n".join(map(json.dumps, lines)).encode()
     tables = [parquet(random.Random(i)) for i in range(40)]
     return {
-        "plan": Reader(
-            file_of("plan.toml", plans, lambda r: as_toml(altered(plan, r), r)),
-            read_a_plan,
-        ),
+        "plan": Reader(file_of("plan.toml", plans, lambda r: as_toml(altered(plan, r), r)), read_a_plan),
         "csv": Reader(file_of("t.csv", [csv_seed], lambda r: as_csv(ROWS, r)), rows_in("t.csv")),
-        "jsonl": Reader(
-            file_of("t.jsonl", [json_seed], lambda r: as_lines(lines, r)), rows_in("t.jsonl")
-        ),
+        "jsonl": Reader(file_of("t.jsonl", [json_seed], lambda r: as_lines(lines, r)), rows_in("t.jsonl")),
         "parquet": Reader(file_of("t.parquet", tables, parquet), rows_in("t.parquet")),
         "picture": Reader(file_of("picture", pictures, None), read_a_picture),
         "folder": Reader(a_folder(pictures), read_a_folder),
         "safetensors": Reader(file_of("weights", [save(STATE)], safetensors), read_weights),
         "torch weights": Reader(file_of("weights", torch_seeds(), None), read_weights),
-        "run files": Reader(
-            a_run(lambda n: not n.startswith(("model/m", "frontier", "checkpoints"))), read_a_run
-        ),
-        "report": Reader(
-            a_run(lambda n: not n.startswith(("model/m", "frontier", "checkpoints"))),
-            read_for_a_report,
-        ),
+        "run files": Reader(a_run(lambda n: not n.startswith(("model/m", "frontier", "checkpoints"))), read_a_run),
+        "report": Reader(a_run(lambda n: not n.startswith(("model/m", "frontier", "checkpoints"))), read_for_a_report),
         "run model": Reader(a_run(lambda n: n.startswith("model/")), read_a_model),
         "checkpoints": Reader(a_run(lambda n: n.startswith("checkpoints/")), read_checkpoints),
         "cache": Reader(a_cache, read_a_cache),
         "transformers": Reader(a_transformers_folder, read_a_transformers_folder),
-    }  # fmt: skip
+    }

@@ -40,15 +40,11 @@ class Colour(nn.Module):
         return x.mean((2, 3))
 
 
-def pictures(
-    *, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True
-):
+def pictures(*, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True):
     """A model that says which colour a picture has, or how red it is."""
     head = nn.Linear(3, 3 if task == "classification" else 1)
     with torch.no_grad():
-        head.weight.copy_(
-            torch.eye(3).flip(0) * 4 if task == "classification" else torch.eye(3)[:1]
-        )
+        head.weight.copy_(torch.eye(3).flip(0) * 4 if task == "classification" else torch.eye(3)[:1])
         head.bias.zero_()
     if task == "classification":
         assert list(names) == sorted(names)
@@ -62,9 +58,8 @@ def pictures(
     rows = [rng.normal(size=(40, 3)) * 0.05 + np.eye(3)[c] for c in range(3)]
     near = fit_novelty(np.vstack(rows), np.repeat(range(3), 40), np.vstack([r[::2] for r in rows]))
     return ServedModel(
-        "colours", predictor, False, predictor.calibrated() if temperature else None,
-        near if novelty else None,
-    )  # fmt: skip
+        "colours", predictor, False, predictor.calibrated() if temperature else None, near if novelty else None
+    )
 
 
 class Words(nn.Module):
@@ -115,14 +110,7 @@ def running(served, limits=None, door=HERE, complain=lambda line: None, own=Fals
     listening = bind("127.0.0.1", 0)
     ready = threading.Event()
     limits = limits or Limits()
-    app = create_app(
-        served,
-        door,
-        limits,
-        decoders=None if own else shared(),
-        started=ready.set,
-        complain=complain,
-    )
+    app = create_app(served, door, limits, decoders=None if own else shared(), started=ready.set, complain=complain)
     server = Server(app, limits, files, complain)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()

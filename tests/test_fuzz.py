@@ -33,12 +33,14 @@ def broken():
 
 @pytest.mark.parametrize(
     ("what", "outcome", "words"),
-    [(lambda: 1, "result", ""), (refused, "refused", "DataError"), (broken, "crash", "KeyError"),
-     (endless, "crash", "Hang")],
-)  # fmt: skip
-def test_a_result_and_a_refusal_are_fine_and_the_rest_is_a_crash(
-    tmp_path, monkeypatch, what, outcome, words
-):
+    [
+        (lambda: 1, "result", ""),
+        (refused, "refused", "DataError"),
+        (broken, "crash", "KeyError"),
+        (endless, "crash", "Hang"),
+    ],
+)
+def test_a_result_and_a_refusal_are_fine_and_the_rest_is_a_crash(tmp_path, monkeypatch, what, outcome, words):
     import signal
 
     monkeypatch.setattr(fuzz, "HANG", 0.3)
@@ -57,11 +59,7 @@ def test_the_same_seed_gives_the_same_inputs_and_another_others():
     def inputs(seed):
         rng = random.Random(seed)
         return [
-            (
-                flipped(b"some bytes", rng, [b"other"]),
-                repr(altered(tree, rng)),
-                as_csv([["a", "b"]], rng),
-            )
+            (flipped(b"some bytes", rng, [b"other"]), repr(altered(tree, rng)), as_csv([["a", "b"]], rng))
             for _ in range(30)
         ]
 
@@ -91,7 +89,7 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
         lines += [f"try: {code}", f"except fuzz.Escape: print('stopped', {number})"]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True
-    )  # fmt: skip
+    )
     expected = [f"stopped {number}" for number in range(len(REACHING))]
     assert done.stdout.splitlines() == expected, done.stderr
     assert (tmp_path / "work/inside.txt").exists() and not (tmp_path / "outside.txt").exists()
@@ -171,11 +169,13 @@ def test_each_reader_of_foreign_folders_sees_a_planted_fault(tmp_path):
     code = PLANTED.format(tests=str(Path(__file__).parent), work=str(tmp_path / "work"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], input="yes\n" * 9, capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+    )
     lines = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
     assert [line[:2] for line in lines[:3]] == [
-        ["run folder", "result"], ["recipe", "result"], ["tokenizer", "result"]
-    ], done.stdout + done.stderr  # fmt: skip
+        ["run folder", "result"],
+        ["recipe", "result"],
+        ["tokenizer", "result"],
+    ], done.stdout + done.stderr
     words = [
         "AssertionError: another block",
         "fuzz.Escape: socket.getaddrinfo",

@@ -18,25 +18,11 @@ ROOT = Path(regraft.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = sorted(ROOT.rglob("*.py"))
 # What plug-ins may import beside their folder: the errors and the nouns.
-NOUNS = {
-    "errors",
-    "compute.arrays",
-    "data.types",
-    "model.types",
-    "io.progress",
-    "tasks.__init__",
-}
+NOUNS = {"errors", "compute.arrays", "data.types", "model.types", "io.progress", "tasks.__init__"}
 SHARED = {
     "sources.__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
-    "sources.run": {
-        "plugins",
-        "io.guarded",
-        "runs.records",
-    },  # a run names the file that builds its model
-    "sources.bundled": {
-        "sources.timm",
-        "sources.transformers",
-    },  # it fetches the file; they load it
+    "sources.run": {"plugins", "io.guarded", "runs.records"},  # a run names the file that builds its model
+    "sources.bundled": {"sources.timm", "sources.transformers"},  # it fetches the file; they load it
     "sources.random": {"sources.timm"},  # timm's architecture without weights
     "sources._folder": {"io.foreign_code"},  # tokenizers load in one place, which refuses code
     "sources.transformers": {"io.foreign_code"},
@@ -72,8 +58,7 @@ def imports(module: str, late: bool = True) -> frozenset[str]:
     hidden = {
         id(node)
         for top in ast.walk(tree)
-        if isinstance(top, ast.FunctionDef)
-        or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
+        if isinstance(top, ast.FunctionDef) or (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top.test))
         for node in ast.walk(top)
     }
     seen: set[str] = set()
@@ -155,9 +140,7 @@ def test_other_rooms_know_contracts_and_no_plug_in():
         (module, other)
         for module in MODULES
         for other in inside(module)
-        if room_of(module) not in FOLDERS
-        and room_of(other) in FOLDERS
-        and not other.endswith(".__init__")
+        if room_of(module) not in FOLDERS and room_of(other) in FOLDERS and not other.endswith(".__init__")
     }
     assert known == BY_NAME
 

@@ -25,34 +25,8 @@ from sweeping import Outcome
 LARGEST = 60_000_000  # parameters
 SIDES = (64, 128, None)  # pixels that are tried, the architecture's own last
 LIMIT_S = 300
-SIZES = {
-    "small",
-    "base",
-    "large",
-    "huge",
-    "giant",
-    "medium",
-    "little",
-    "light",
-    "lite",
-    "mini",
-    "tiny",
-    "micro",
-}
-SIZES |= {
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "zepto",
-    "xs",
-    "xxs",
-    "xl",
-    "xxl",
-    "xlarge",
-    "xsmall",
-    "xxsmall",
-}
+SIZES = {"small", "base", "large", "huge", "giant", "medium", "little", "light", "lite", "mini", "tiny", "micro"}
+SIZES |= {"atto", "femto", "pico", "nano", "zepto", "xs", "xxs", "xl", "xxl", "xlarge", "xsmall", "xxsmall"}
 SIZES |= set("xsmlbthgncd")
 
 
@@ -140,9 +114,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
         found = load(folder / "run").model(source.example)
     if not torch.equal(expected, found):
         apart = float((expected - found).abs().max())
-        raise ValueError(
-            f"the model that was loaded differs from the one that was saved by {apart}"
-        )
+        raise ValueError(f"the model that was loaded differs from the one that was saved by {apart}")
     if not bool(torch.isfinite(found).all()):
         raise ValueError("its outputs are not finite")
     outcome.passed.append("predict")
@@ -184,9 +156,7 @@ def exported(model: Any, example: Any, folder: Path) -> None:
     import torch
 
     file = folder / "model.onnx"
-    program = torch.onnx.export(
-        model, (example,), dynamo=True, input_names=["inputs"], verbose=False
-    )
+    program = torch.onnx.export(model, (example,), dynamo=True, input_names=["inputs"], verbose=False)
     program.save(file)
     (found,) = onnxruntime.InferenceSession(file).run(None, {"inputs": example.numpy()})
     with torch.no_grad():
@@ -216,9 +186,7 @@ def main() -> int:
     for name_of_family, name, n in large:
         print(f"skipped {name_of_family:24}{name:36} {n / 1e6:.0f} M parameters", flush=True)
     todo = [(f, name) for f, name, n in found if n <= options.largest]
-    outcomes = sweeping.run(
-        Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out
-    )
+    outcomes = sweeping.run(Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out)
     return 0 if all(o.whole or o.refused for o in outcomes) else 1
 
 

@@ -28,25 +28,78 @@ TEXTS = ("w5 w6 w7 w8 w9 w10", "w11 w12", "w13 w14 w15", "w16")
 SMALL: dict[str, Any] = {
     "vocab_size": WORDS,
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embedding_size", "embed_dim", "kv_channels",
-         "d_embed", "hidden_dim_size", "rotary_dim_size", "projection_dim", "project_dim", "embedding_dim",
-         "word_embed_proj_dim", "input_embedding_size", "output_embedding_size", "true_hidden_size",
-         "intra_bottleneck_size"), 32,
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "emb_dim",
+            "dim",
+            "embedding_size",
+            "embed_dim",
+            "kv_channels",
+            "d_embed",
+            "hidden_dim_size",
+            "rotary_dim_size",
+            "projection_dim",
+            "project_dim",
+            "embedding_dim",
+            "word_embed_proj_dim",
+            "input_embedding_size",
+            "output_embedding_size",
+            "true_hidden_size",
+            "intra_bottleneck_size",
+        ),
+        32,
     ),
     **dict.fromkeys(
-        ("intermediate_size", "d_ff", "d_inner", "hidden_dim", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
-         "n_inner", "dff", "moe_intermediate_size", "shared_expert_intermediate_size", "feed_forward_size",
-         "decoder_intermediate_size", "decoder_hidden_size", "ffn_hidden_size", "moe_shared_expert_intermediate_size",
-         "linear_value_dim"), 32,
+        (
+            "intermediate_size",
+            "d_ff",
+            "d_inner",
+            "hidden_dim",
+            "ffn_dim",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "n_inner",
+            "dff",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "feed_forward_size",
+            "decoder_intermediate_size",
+            "decoder_hidden_size",
+            "ffn_hidden_size",
+            "moe_shared_expert_intermediate_size",
+            "linear_value_dim",
+        ),
+        32,
     ),
     **dict.fromkeys(
-        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
-         "num_decoder_layers", "decoder_num_hidden_layers"), 2,
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "num_decoder_layers",
+            "decoder_num_hidden_layers",
+        ),
+        2,
     ),
     **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-         "decoder_attention_heads", "num_key_value_heads", "decoder_num_attention_heads", "num_kv_heads",
-         "mamba_n_heads"), 2,
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "num_key_value_heads",
+            "decoder_num_attention_heads",
+            "num_kv_heads",
+            "mamba_n_heads",
+        ),
+        2,
     ),
     **dict.fromkeys(("head_dim", "d_kv", "d_head", "qk_nope_head_dim", "v_head_dim"), 16),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim"), 16),
@@ -55,10 +108,23 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "num_experts_per_token"), 2),
     "image_size": 64,
     **dict.fromkeys(("pad_token_id", "pad_index"), 0),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
-                     "bos_index", "eos_index", "unk_index", "mask_index", "decoder_start_token_id",
-                     "forced_eos_token_id"), 1),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "bos_token_id",
+            "eos_token_id",
+            "cls_token_id",
+            "sep_token_id",
+            "mask_token_id",
+            "bos_index",
+            "eos_index",
+            "unk_index",
+            "mask_index",
+            "decoder_start_token_id",
+            "forced_eos_token_id",
+        ),
+        1,
+    ),
+}
 UNLIKE: dict[str, dict[str, Any]] = {
     "efficientnet": {"hidden_dim": 2560},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -75,7 +141,7 @@ UNLIKE: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 6},
     "deepseek_v2": {"topk_method": "greedy", "n_group": None, "topk_group": None},
-}  # fmt: skip
+}
 
 
 def families() -> list[tuple[str, str]]:
@@ -147,11 +213,7 @@ def write(net: Any, kind: str, folder: Path) -> None:
     net.save_pretrained(folder)
     if net.main_input_name == "pixel_values" or kind.endswith(" both"):
         side = side_of(net.config)
-        settings = {
-            "size": {"height": side, "width": side},
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-        }
+        settings = {"size": {"height": side, "width": side}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
         return
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -161,9 +223,13 @@ def write(net: Any, kind: str, folder: Path) -> None:
     plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64,
+        tokenizer_object=plain,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
         model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def side_of(config: Any) -> int:
@@ -201,26 +267,25 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     from regraft.tasks.classification import Classification
 
     source = load_source(f"transformers:{folder}", SourceOptions(offline=True))
-    outcome.more = {"pooling": source.recipe["pooling"], "blocks": len(source.blocks),
-                    "head": source.recipe["head_name"]}  # fmt: skip
+    outcome.more = {
+        "pooling": source.recipe["pooling"],
+        "blocks": len(source.blocks),
+        "head": source.recipe["head_name"],
+    }
     outcome.passed.append("load")
     if isinstance(source.preprocess, ImageSpec):
         inputs: Any = torch.randn(4, source.preprocess.channels, *source.preprocess.size)
     else:
         texts = build(source.preprocess)
         if not all(row["input_ids"] for row in texts.many([(t,) for t in TEXTS])):  # type: ignore[union-attr]
-            outcome.skipped = (
-                "the library's class of tokenizer for this family has none of the words"
-            )
+            outcome.skipped = "the library's class of tokenizer for this family has none of the words"
             return
         inputs = texts.collate(texts.many([(t,) for t in TEXTS]))  # type: ignore[union-attr]
     target = graft(source, 2)
     optimizer = torch.optim.SGD(target.model.parameters(), lr=1e-4)
     y = torch.tensor([0, 1, 0, 1])
     torch.nn.functional.cross_entropy(target.model.train()(inputs), y).backward()
-    if not any(
-        p.grad is not None for n, p in target.model.named_parameters() if n.startswith("backbone.")
-    ):
+    if not any(p.grad is not None for n, p in target.model.named_parameters() if n.startswith("backbone.")):
         raise ValueError("no weight of the backbone has a gradient")
     optimizer.step()
     outcome.passed.append("fit")
@@ -261,9 +326,7 @@ def main() -> int:
     found = families()
     todo = [f for f in found if not options.only or f[0] in options.only][:: options.every]
     todo = sweeping.part(todo, options.part)
-    outcomes = sweeping.run(
-        Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out
-    )
+    outcomes = sweeping.run(Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out)
     return 0 if all(o.whole or o.refused or o.skipped for o in outcomes) else 1
 
 

@@ -44,15 +44,7 @@ class Outcome:
         return "predict" in self.passed
 
     def line(self) -> str:
-        state = (
-            "ok"
-            if self.whole
-            else "skipped"
-            if self.skipped
-            else "refused"
-            if self.refused
-            else "FAILED"
-        )
+        state = "ok" if self.whole else "skipped" if self.skipped else "refused" if self.refused else "FAILED"
         why = self.failed or self.refused or self.skipped
         return f"{state:8}{self.family:24}{self.name:36}{self.seconds:6.1f} s  {why}"
 
@@ -81,20 +73,14 @@ def work(attempt: Callable[[str, str], Outcome]) -> None:
         print(json.dumps(asdict(outcome)), file=answers, flush=True)
 
 
-def sweep(
-    command: Sequence[str], todo: Sequence[tuple[str, str]], limit_s: float, lines: IO[str]
-) -> Iterator[Outcome]:
+def sweep(command: Sequence[str], todo: Sequence[tuple[str, str]], limit_s: float, lines: IO[str]) -> Iterator[Outcome]:
     """Yield one outcome a family, from workers started as ``command``. Each family has ``limit_s`` seconds."""
     worker: subprocess.Popen[str] | None = None
     for family, name in todo:
         fresh = worker is None
         if worker is None:
             worker = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         answer = ask(worker, family, name, limit_s + START_S * fresh)
         if answer.startswith("{"):
@@ -163,11 +149,7 @@ def report(outcomes: Sequence[Outcome]) -> str:
 
 
 def run(
-    script: Path,
-    todo: Sequence[tuple[str, str]],
-    arguments: Sequence[str],
-    limit_s: float,
-    out: Path,
+    script: Path, todo: Sequence[tuple[str, str]], arguments: Sequence[str], limit_s: float, out: Path
 ) -> list[Outcome]:
     """Sweep with workers of ``script``, print a line a family and the summary, and return the outcomes."""
     outcomes = []

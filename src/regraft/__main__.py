@@ -35,9 +35,7 @@ def leave(end: SystemExit) -> None:
             return
         atexit._run_exitfuncs()  # loader processes, temporary folders
     for stream in (sys.stdout, sys.stderr):
-        with suppress(
-            OSError, AttributeError
-        ):  # the reader has gone, the disk is full, it is closed
+        with suppress(OSError, AttributeError):  # the reader has gone, the disk is full, it is closed
             stream.flush()
     os._exit(code)
 

@@ -97,10 +97,7 @@ def fit(
     named = {"run.out": str(out)}
     plan = as_plan(data, source, named | (settings or {}), sections, allow_code)
     given = source if isinstance(source, Source) else None
-    path = run_plan(
-        plan, allow_code=allow_code, say=say, source=given, resume=resume,
-        accept_changes=accept_changes,
-    )  # fmt: skip
+    path = run_plan(plan, allow_code=allow_code, say=say, source=given, resume=resume, accept_changes=accept_changes)
     return Run.read(path)
 
 
@@ -126,11 +123,7 @@ def check(
 
 
 def as_plan(
-    data: str | Path,
-    source: str | Source,
-    settings: dict[str, Any],
-    sections: dict[str, Any],
-    allow_code: bool,
+    data: str | Path, source: str | Source, settings: dict[str, Any], sections: dict[str, Any], allow_code: bool
 ) -> Plan:
     """The plan of a call. Raises PlanError with every problem at once."""
     tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}

@@ -23,10 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import did_you_mean
 
-FOLDERS = (
-    "sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks", "exports",
-    "trackers",
-)  # fmt: skip
+FOLDERS = ("sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks", "exports", "trackers")
 
 
 def names(folder: str) -> list[str]:

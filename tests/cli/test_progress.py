@@ -38,9 +38,15 @@ def test_a_terminal_shows_a_bar_the_mean_terms_the_best_and_the_rates(monkeypatc
         monkeypatch.delenv(name, raising=False)
     with bars(on=True) as (say, track):
         assert len(list(track(6, "seed 7")(Rows()).epoch(1))) == 2
-        at = Progress(epoch=3, batches=2, step=12, sums={"task": 1.0, "<l2[/red]>": 0.5},
-                      rates={"stem": 1e-5, "middle": 1e-5, "head": 1e-3},
-                      best={"accuracy": 0.75, "loss": 0.5}, best_epoch=2)  # fmt: skip
+        at = Progress(
+            epoch=3,
+            batches=2,
+            step=12,
+            sums={"task": 1.0, "<l2[/red]>": 0.5},
+            rates={"stem": 1e-5, "middle": 1e-5, "head": 1e-3},
+            best={"accuracy": 0.75, "loss": 0.5},
+            best_epoch=2,
+        )
         track.step("seed 7", at, 2)
         at.batches, at.sums = 0, {}  # the epoch's end: its means stay
         track.step("seed 7", at, 0)
@@ -64,10 +70,7 @@ def test_elsewhere_there_is_no_bar_and_quiet_is_silent(capsys):
 
 def test_what_is_not_known_is_not_shown():
     assert best(Progress()) == "" and rates({}) == ""
-    assert (
-        best(Progress(best={"accuracy": 0.5}))
-        == "best so far on val: the starting point   accuracy 0.5"
-    )
+    assert best(Progress(best={"accuracy": 0.5})) == "best so far on val: the starting point   accuracy 0.5"
 
 
 @pytest.fixture
@@ -118,6 +121,4 @@ def test_stages_speak_inside_the_bars(clock, capsys):
 
 
 def test_durations_are_said_in_two_units():
-    assert [duration(s) for s in (0.4, 59.6, 3_599, 7_500)] == [
-        "0 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"
-    ]  # fmt: skip
+    assert [duration(s) for s in (0.4, 59.6, 3_599, 7_500)] == ["0 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"]

@@ -87,10 +87,7 @@ def test_files_that_do_not_read_are_listed_each_with_its_reason(flowers):
     whole = noise(flowers / "train/iris/cut.jpg", 99).read_bytes()
     (flowers / "train/iris/cut.jpg").write_bytes(whole[: len(whole) * 9 // 10])
     found = only("unreadable", flowers)
-    assert found.severity == "problem" and (found.count, found.of) == (
-        len(BAD) + 1,
-        24 + len(BAD) + 1,
-    )
+    assert found.severity == "problem" and (found.count, found.of) == (len(BAD) + 1, 24 + len(BAD) + 1)
     for name, (_, why) in (BAD | {"cut.jpg": (b"", "truncated")}).items():
         assert any(e.startswith(f"train/iris/{name} (") and why in e for e in found.examples), name
 
@@ -150,9 +147,13 @@ def test_links_pipes_and_folders_named_like_pictures_are_listed_and_not_opened(f
 @pytest.mark.fault(55)
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("../secret.png", "lies outside .*--image-root"), ("/etc/hostname", "lies outside .*--image-root"),
-     ("link.png", "is a link out of"), ("deep/../../secret.png", "lies outside .*--image-root")],
-)  # fmt: skip
+    [
+        ("../secret.png", "lies outside .*--image-root"),
+        ("/etc/hostname", "lies outside .*--image-root"),
+        ("link.png", "is a link out of"),
+        ("deep/../../secret.png", "lies outside .*--image-root"),
+    ],
+)
 def test_a_table_reads_no_picture_outside_its_root(tmp_path, name, words):
     noise(tmp_path / "secret.png", 1)
     root = tmp_path / "data"
@@ -168,16 +169,10 @@ def test_a_table_that_names_pipes_loops_and_devices_lists_them(tmp_path):
     good = [noise(tmp_path / f"{i}.png", i).name for i in range(2)]
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    path = table(
-        tmp_path / "t.csv",
-        [(n, "x") for n in (*good, "pipe.png", "folder.png", "a" * 300)],
-        "image,label",
-    )
+    path = table(tmp_path / "t.csv", [(n, "x") for n in (*good, "pipe.png", "folder.png", "a" * 300)], "image,label")
     found = only("unreadable", path)
     assert found.count == 3
-    assert [e.partition(": ")[2][:40] for e in found.examples][:2] == [
-        "it is not a regular file)"
-    ] * 2
+    assert [e.partition(": ")[2][:40] for e in found.examples][:2] == ["it is not a regular file)"] * 2
     (tmp_path / "loop.png").symlink_to("loop.png")
     with pytest.raises(DataError, match=r"circle|levels of symbolic links"):
         read_rows(DataOptions(table(tmp_path / "l.csv", [("loop.png", "x")], "image,label")))
@@ -251,8 +246,12 @@ def test_groups_in_two_splits_are_a_problem(tmp_path):
 @given(st.permutations(range(24)))
 def test_findings_do_not_depend_on_the_order_of_rows(tmp_path_factory, order):
     rows = [(sentence(i), "ab"[i % 2], "train") for i in range(20)]
-    rows += [(sentence(3), "a", "test"), (sentence(4).upper() + "!", "a", "test"), ("x", "b", "test"),
-             (sentence(99), "A", "val")]  # fmt: skip
+    rows += [
+        (sentence(3), "a", "test"),
+        (sentence(4).upper() + "!", "a", "test"),
+        ("x", "b", "test"),
+        (sentence(99), "A", "val"),
+    ]
     found = findings(table(tmp_path_factory.mktemp("t") / "t.csv", [rows[i] for i in order]))
     assert [(f.check, f.what, f.count) for f in found] == [
         ("class_names", "pairs of class names look alike", 1),
@@ -318,9 +317,17 @@ def test_classes_a_thousand_to_one_are_a_caution(tmp_path):
 @pytest.mark.fault(38)
 @pytest.mark.parametrize(
     ("a", "b"),
-    [("Tulip", "tulip"), ("tulip ", "tulip"), ("caf\u00e9", "cafe\u0301"), ("tulip", "tulips"),
-     ("tulip", "tulpi x"), ("rose-hip", "rose_hip"), ("tullip", "tulip"), ("tuljp", "tulip")],
-)  # fmt: skip
+    [
+        ("Tulip", "tulip"),
+        ("tulip ", "tulip"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("tulip", "tulips"),
+        ("tulip", "tulpi x"),
+        ("rose-hip", "rose_hip"),
+        ("tullip", "tulip"),
+        ("tuljp", "tulip"),
+    ],
+)
 def test_names_that_look_alike_are_paired_and_not_merged(tmp_path, a, b):
     rows = [(f"text {i}", (a, b, "ivy", "oak")[i % 4], "train") for i in range(40)]
     path = table(tmp_path / "t.csv", rows)
@@ -373,12 +380,8 @@ def test_empty_texts_are_a_problem_and_very_short_ones_a_note(tmp_path):
 
 
 def seen_of_texts(n=4, **given):
-    rows = tuple(
-        Example(f"{i:016x}-0", (f"text {i}",), ("ab"[i % 2],), f"row {i}") for i in range(n)
-    )
-    return CheckContext(
-        "text", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells, **given
-    )
+    rows = tuple(Example(f"{i:016x}-0", (f"text {i}",), ("ab"[i % 2],), f"row {i}") for i in range(n))
+    return CheckContext("text", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells, **given)
 
 
 def found_by(name, seen):
@@ -389,10 +392,7 @@ def found_by(name, seen):
 def test_cut_texts_are_counted_with_the_share_of_tokens():
     lengths = dict(zip((f"{i:016x}-0" for i in range(4)), (10, 30, 50, 10), strict=True))
     (found,) = found_by("truncated_texts", seen_of_texts(tokens=lengths, max_tokens=20))
-    assert (found.count, found.of) == (
-        2,
-        4,
-    ) and "40.0% of all tokens" in found.what  # 10 + 30 of 100
+    assert (found.count, found.of) == (2, 4) and "40.0% of all tokens" in found.what  # 10 + 30 of 100
     assert found_by("truncated_texts", seen_of_texts(tokens=lengths, max_tokens=50)) == []
 
 
@@ -406,9 +406,7 @@ def test_flipped_labels_are_suspected_the_surest_first():
         said[e.id] = np.array([right, 1 - right] if i % 2 == 0 else [1 - right, right])
     flipped = {seen.rows[i].id for i in range(0, 60, 6)}
     rows = tuple(replace(e, cells=("b",)) if e.id in flipped else e for e in seen.rows)
-    seen = replace(
-        seen, splits={"train": rows, "val": (), "test": ()}, probabilities=said, classes=("a", "b")
-    )
+    seen = replace(seen, splits={"train": rows, "val": (), "test": ()}, probabilities=said, classes=("a", "b"))
     (found,) = found_by("label_errors", seen)
     named = {e.partition(" (")[0] for e in found.examples}
     assert named == {e.where for e in rows if e.id in flipped} and found.count == 10
@@ -423,9 +421,7 @@ def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_c
     seen = seen_of_texts(300, classes=("a", "b"))
     of_own = np.empty((150, 2))  # the probability of the row's own label, of rows of a and of b
     of_own[:, 0] = [*rng.uniform(0.25, 0.3, 10), *rng.uniform(0.9, 1.0, 140)]
-    of_own[:, 1] = [
-        *rng.uniform(0.0, 0.02, 5), *rng.uniform(0.18, 0.22, 5), *rng.uniform(0.55, 0.8, 140)
-    ]  # fmt: skip
+    of_own[:, 1] = [*rng.uniform(0.0, 0.02, 5), *rng.uniform(0.18, 0.22, 5), *rng.uniform(0.55, 0.8, 140)]
     said = {
         e.id: np.array([p, 1 - p] if i % 2 == 0 else [1 - p, p])
         for i, (e, p) in enumerate(zip(seen.rows, of_own.ravel(), strict=True))
@@ -440,14 +436,28 @@ def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_c
 
 @pytest.mark.parametrize(
     ("target", "source", "shared"),
-    [("ants", "ant, emmet, pismire", True), ("Bees", "bee", True), ("bee", "beetle", False),
-     ("daisies", "daisy", True), ("sea lion", "sea_lion", True), ("buses", "bus, coach", False),
-     ("iris", "iris", True), ("glasses", "glass", True), ("foxes", "red fox, fox", True), ("a", "s", False)],
-)  # fmt: skip
+    [
+        ("ants", "ant, emmet, pismire", True),
+        ("Bees", "bee", True),
+        ("bee", "beetle", False),
+        ("daisies", "daisy", True),
+        ("sea lion", "sea_lion", True),
+        ("buses", "bus, coach", False),
+        ("iris", "iris", True),
+        ("glasses", "glass", True),
+        ("foxes", "red fox, fox", True),
+        ("a", "s", False),
+    ],
+)
 def test_a_class_of_the_source_is_known_by_its_name(target, source, shared):
     rows = (Example("0" * 16 + "-0", ("x",), (target,), "row 1"),)
-    seen = CheckContext("image", "classification", {"train": rows, "val": (), "test": ()}, lambda e: e.cells,
-                source_names=("tench", source))  # fmt: skip
+    seen = CheckContext(
+        "image",
+        "classification",
+        {"train": rows, "val": (), "test": ()},
+        lambda e: e.cells,
+        source_names=("tench", source),
+    )
     found = found_by("source_classes", seen)
     assert [f.count for f in found] == ([1] if shared else [])
     if shared:
@@ -480,9 +490,7 @@ def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flow
 
 
 def test_what_did_not_run_says_what_it_needs(flowers):
-    _, not_run = run_checks(
-        seen_of(splits_as_given(read_rows(DataOptions(flowers))), "classification", None)
-    )
+    _, not_run = run_checks(seen_of(splits_as_given(read_rows(DataOptions(flowers))), "classification", None))
     assert set(not_run) == {"label_errors", "source_classes", "source_overlap"}
     assert all("--source" in why for why in not_run.values())
     assert set(run_checks(seen_of_texts())[1]) - set(not_run) == {"truncated_texts"}

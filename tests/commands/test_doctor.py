@@ -37,9 +37,15 @@ def test_a_torchvision_for_another_torch_has_a_remedy(monkeypatch):
 @pytest.mark.fault(87)
 @pytest.mark.parametrize(
     ("version", "words"),
-    [("2.9.1", "older than 2.10"), ("1.13.0+cu117", "older than"), ("2.16.0", "newer than 2.15"),
-     ("", "pip install torch"), ("2.10.0", ""), ("2.15.1+cpu", "")],
-)  # fmt: skip
+    [
+        ("2.9.1", "older than 2.10"),
+        ("1.13.0+cu117", "older than"),
+        ("2.16.0", "newer than 2.15"),
+        ("", "pip install torch"),
+        ("2.10.0", ""),
+        ("2.15.1+cpu", ""),
+    ],
+)
 def test_older_and_newer_torch_is_said(version, words):
     said = remedy_for_torch(version)
     assert words in said and bool(said) == bool(words)
@@ -64,9 +70,7 @@ def test_locks_of_a_folder_of_runs(tmp_path):
 def test_the_whole_examination_is_words_or_json(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "LOW", 1e18)
     found = examine(tmp_path)
-    assert {"torch", "torchvision", "cpu", "feature cache", "ledger", "disk, here"} <= {
-        f.what for f in found
-    }
+    assert {"torch", "torchvision", "cpu", "feature cache", "ledger", "disk, here"} <= {f.what for f in found}
     text = in_words(found)
     assert "make room on the disk" in text and "need attention" in text
     assert json.loads(json.dumps([asdict(f) for f in found]))

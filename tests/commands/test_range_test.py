@@ -30,14 +30,11 @@ def settings(rate, **more):
 def trial(source, rows, target, task, chosen, *, freezing, batch=21, **more):
     pre = build(source.preprocess)
     return range_test(
-        target, Batches(*rows, pre, batch), task, chosen, freezing=freezing, penalties={}, device=CPU,
-        seed=0, **more,
-    )  # fmt: skip
+        target, Batches(*rows, pre, batch), task, chosen, freezing=freezing, penalties={}, device=CPU, seed=0, **more
+    )
 
 
-def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature(
-    numbers_source, number_rows
-):
+def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature(numbers_source, number_rows):
     """Full-batch descent on the head of a least-squares loss diverges for a rate above 2/λmax."""
     source, (rows, _) = numbers_source(), number_rows(40)
     target = graft(source, 1)
@@ -50,14 +47,12 @@ def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature
     loss = task.loss(z @ gradient_at, y).mean()
     (g,) = torch.autograd.grad(loss, gradient_at, create_graph=True)
     hessian = torch.stack(
-        [
-            torch.autograd.grad(g[i, 0], gradient_at, retain_graph=True)[0][:, 0]
-            for i in range(len(g))
-        ]
+        [torch.autograd.grad(g[i, 0], gradient_at, retain_graph=True)[0][:, 0] for i in range(len(g))]
     )
     edge = 2 / float(torch.linalg.eigvalsh(hessian).max())
-    found = trial(source, (rows, y), target, task, settings(edge), freezing=HeadOnly(), batch=40,
-                   steps=120, low=1e-2, high=1e2)  # fmt: skip
+    found = trial(
+        source, (rows, y), target, task, settings(edge), freezing=HeadOnly(), batch=40, steps=120, low=1e-2, high=1e2
+    )
     assert found.broke is not None and edge < found.broke < 5 * edge
     assert 0.05 * edge < found.least.lr < found.broke
     below = [t for t in found.tried if t.lr < edge / 2]
@@ -68,8 +63,18 @@ def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature
 def test_the_smoothed_loss_is_the_average_it_says(numbers_source, number_rows):
     source, rows = numbers_source(), number_rows(21)
     task = Classification().make([("0",), ("1",), ("2",)], ("label",))
-    found = trial(source, rows, graft(source, 3), task, settings(0.01), freezing=Everything(),
-                   batch=7, steps=30, low=0.1, high=1e4)  # fmt: skip
+    found = trial(
+        source,
+        rows,
+        graft(source, 3),
+        task,
+        settings(0.01),
+        freezing=Everything(),
+        batch=7,
+        steps=30,
+        low=0.1,
+        high=1e4,
+    )
     mean = 0.0
     for i, t in enumerate(found.tried):
         mean = DECAY * mean + (1 - DECAY) * t.loss
@@ -79,10 +84,7 @@ def test_the_smoothed_loss_is_the_average_it_says(numbers_source, number_rows):
     assert found.tried[0].lr == pytest.approx(0.001)
     assert found.least.smoothed == min(t.smoothed for t in found.tried)
     if found.broke is not None and len(found.tried) < 30:
-        assert (
-            found.tried[-1].smoothed > WORSE * found.least.smoothed
-            or found.broke > found.tried[-1].lr
-        )
+        assert found.tried[-1].smoothed > WORSE * found.least.smoothed or found.broke > found.tried[-1].lr
 
 
 @pytest.mark.parametrize("high", [10.0, 1e30])  # the second ends in a loss that is not finite
@@ -94,15 +96,35 @@ def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
     before = {n: t.clone() for n, t in target.model.state_dict().items()}
     learns = [p.requires_grad for p in target.model.parameters()]
     state = torch.get_rng_state()
-    found = trial(source, rows, target, task, settings(0.1, batch_norm="train"), freezing=Everything(),
-                   batch=7, steps=12, low=0.1, high=high)  # fmt: skip
+    found = trial(
+        source,
+        rows,
+        target,
+        task,
+        settings(0.1, batch_norm="train"),
+        freezing=Everything(),
+        batch=7,
+        steps=12,
+        low=0.1,
+        high=high,
+    )
     assert all(torch.equal(t, before[n]) for n, t in target.model.state_dict().items())
     assert [p.requires_grad for p in target.model.parameters()] == learns
     assert all(p.grad is None for p in target.model.parameters())
     assert not any(m.training for m in target.model.modules())
     assert torch.equal(torch.get_rng_state(), state)
-    again = trial(source, rows, target, task, settings(0.1, batch_norm="train"), freezing=Everything(),
-                   batch=7, steps=12, low=0.1, high=high)  # fmt: skip
+    again = trial(
+        source,
+        rows,
+        target,
+        task,
+        settings(0.1, batch_norm="train"),
+        freezing=Everything(),
+        batch=7,
+        steps=12,
+        low=0.1,
+        high=high,
+    )
     assert again == found
     if high > 1e20:
         assert found.broke is not None and "broke away at" in in_words(found)

@@ -29,21 +29,30 @@ def test_a_compiled_fit_is_the_same_to_rounding(numbers_source, number_rows):
     for compile_ in (False, True):
         target = graft(source, 3, seed=0)
         chosen = Settings(
-            epochs=3, rates=dict.fromkeys([b.name for b in target.blocks], 0.01), compile=compile_,
+            epochs=3,
+            rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
+            compile=compile_,
             augment=Augment(random_resized_crop=False, flip=False),
-        )  # fmt: skip
+        )
         penalties = {"l2_sp": L2SP(alpha=0.1).prepare(target, None, None)}
         torch._dynamo.utils.counters.clear()
         fit = fine_tune(
-            target, Batches(rows, targets, build(source.preprocess), 8), None, task, accuracy, chosen,
-            freezing=Gradual(), penalties=penalties, device=CPU, seed=0,
-        )  # fmt: skip
+            target,
+            Batches(rows, targets, build(source.preprocess), 8),
+            None,
+            task,
+            accuracy,
+            chosen,
+            freezing=Gradual(),
+            penalties=penalties,
+            device=CPU,
+            seed=0,
+        )
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         ends.append(target.model.state_dict())
         assert fit.steps == 15
     assert counts[0] == 0 and counts[1] >= 3  # anew at each thaw
-    moved = [n for n, t in graft(source, 3, seed=0).model.state_dict().items()
-             if not torch.equal(t, ends[0][n])]  # fmt: skip
+    moved = [n for n, t in graft(source, 3, seed=0).model.state_dict().items() if not torch.equal(t, ends[0][n])]
     assert "backbone.one.0.weight" in moved
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
@@ -51,9 +60,7 @@ def test_a_compiled_fit_is_the_same_to_rounding(numbers_source, number_rows):
 
 def test_without_a_compiler_the_plan_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        PlanError, match=r"fit.compile: there is no C.. compiler no-such-compiler here"
-    ):
+    with pytest.raises(PlanError, match=r"fit.compile: there is no C.. compiler no-such-compiler here"):
         check_compiler(CPU)
 
 
@@ -68,7 +75,5 @@ def test_a_model_that_cannot_be_compiled_says_so(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: fail)
     call = compiled(torch.nn.Identity())
-    with pytest.raises(
-        RegraftError, match=r"fails on this model \(Fails: no such operator\): set fit"
-    ):
+    with pytest.raises(RegraftError, match=r"fails on this model \(Fails: no such operator\): set fit"):
         call(torch.zeros(1))

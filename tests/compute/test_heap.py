@@ -46,11 +46,7 @@ def seen(fails: bool = False, **environment: str) -> dict[str, float]:
     code = CODE.replace("FAILS", str(int(not fails)))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=env | environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], env=env | environment, capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
     assert found.pop("light")

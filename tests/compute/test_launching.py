@@ -67,8 +67,7 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(ranks, capfd, number, mo
     assert launch(2, [], out) == 128 + number
     assert time.monotonic() - began < 60
     name = signal.Signals(number).name
-    sentence = (f"rank 1 of 2 was killed (signal {number}, {name}{more}): go on with "
-                f"`regraft fit --resume {out}`")  # fmt: skip
+    sentence = f"rank 1 of 2 was killed (signal {number}, {name}{more}): go on with `regraft fit --resume {out}`"
     assert capfd.readouterr().err == f"RankError: {sentence}\n"
     assert json.loads((out / "result.json").read_text())["error"] == sentence
     assert not (out / "lock").exists()
@@ -152,7 +151,7 @@ from regraft.commands import launch as launching
 real = subprocess.Popen
 launching.subprocess.Popen = lambda command, **how: real([sys.executable, "-c", {RANK + WAIT!r}, sys.argv[1]], **how)
 launching.launch(2, [], Path(sys.argv[1]))
-"""  # fmt: skip
+"""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     out = tmp_path / "run"
     out.mkdir()

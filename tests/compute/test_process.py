@@ -125,9 +125,7 @@ def test_loader_processes_that_fork_read_what_the_main_process_reads():
     torch.set_num_threads(2)
     try:
         torch.randn(400, 400) @ torch.randn(400, 400)
-        double = rows_of(
-            lambda inputs: torch.ones(300, 300).mm(torch.ones(300, 1))[0] * int(inputs[0])
-        )
+        double = rows_of(lambda inputs: torch.ones(300, 300).mm(torch.ones(300, 1))[0] * int(inputs[0]))
         got = torch.cat([x for _, x, _ in double])
     finally:
         torch.set_num_threads(before)
@@ -147,10 +145,13 @@ def test_a_loader_process_leaves_an_interrupt_to_its_parent():
 @pytest.mark.fault(19)
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
-     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")],
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
     ids=["python", "torch", "accelerator"],
-)  # fmt: skip
+)
 def test_too_little_memory_suggests_a_smaller_batch(numbers_source, tmp_path, monkeypatch, error):
     import regraft
     from regraft.training.objective import Objective
@@ -164,16 +165,12 @@ def test_too_little_memory_suggests_a_smaller_batch(numbers_source, tmp_path, mo
 
     monkeypatch.setattr(Objective, "step", fail)
     settings = {"fit.batch_size": 8, "run.threads": 1, "run.workers": 0}
-    with pytest.raises(
-        RegraftError, match=r"not enough memory .*--batch-size 4 --set fit.accumulate=2"
-    ):
+    with pytest.raises(RegraftError, match=r"not enough memory .*--batch-size 4 --set fit.accumulate=2"):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "run", settings=settings)
 
 
 @pytest.mark.fault(21)
-def test_a_loader_process_that_is_killed_during_a_step_is_said(
-    numbers_source, tmp_path, monkeypatch
-):
+def test_a_loader_process_that_is_killed_during_a_step_is_said(numbers_source, tmp_path, monkeypatch):
     import regraft
     from regraft.training.objective import Objective
 
@@ -186,9 +183,7 @@ def test_a_loader_process_that_is_killed_during_a_step_is_said(
 
     monkeypatch.setattr(Objective, "step", fail)
     with pytest.raises(RegraftError, match=r"loader process was killed .*--resume .*--workers 0"):
-        regraft.fit(
-            table, source=numbers_source(), out=tmp_path / "run", settings={"run.threads": 1}
-        )
+        regraft.fit(table, source=numbers_source(), out=tmp_path / "run", settings={"run.threads": 1})
 
 
 @pytest.mark.fault(29)
@@ -202,9 +197,8 @@ def test_batches_of_one_row_are_refused_where_batch_norm_trains(numbers_source, 
     with pytest.raises(PlanError, match="batch norm that trains has no statistics of one row"):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "a", settings=settings)
     run = regraft.fit(
-        table, source=numbers_source(), out=tmp_path / "b",
-        settings=settings | {"fit.batch_norm": "frozen"},
-    )  # fmt: skip
+        table, source=numbers_source(), out=tmp_path / "b", settings=settings | {"fit.batch_norm": "frozen"}
+    )
     assert run.result["fit"]["epochs"] == 1
 
 

@@ -35,11 +35,13 @@ def fit(folder: Path, count: int, check: bool = True, **options):
     command = [sys.executable, str(WORKER), str(folder / "options.json")]
     started = [
         subprocess.Popen(
-            command, env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if count > 1 else {}),
-            stderr=subprocess.PIPE, text=True,
+            command,
+            env=env | ({"RANK": str(r), "LOCAL_RANK": str(r)} if count > 1 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for r in range(count)
-    ]  # fmt: skip
+    ]
     ends = [(p.communicate(timeout=120)[1], p.returncode) for p in started]
     if not check:
         return ends
@@ -56,10 +58,7 @@ def fits(folder: Path, count: int, cases, **options):
     run = {"processes": count} if count > 1 else {}
     ends = fit(folder / "all", count, check=False, cases=each, **run)
     assert [code for _, code in ends] == [0] * count, ends
-    return [
-        (json.loads((f / "record.json").read_text()), load_file(f / "model.safetensors"))
-        for f in folders
-    ]
+    return [(json.loads((f / "record.json").read_text()), load_file(f / "model.safetensors")) for f in folders]
 
 
 CASES = [
@@ -76,14 +75,10 @@ def test_two_processes_fit_as_one(tmp_path):
         assert (one["size"], two["size"]) == (1, 2)
         (whole,), (first, second) = one["given"], two["given"]
         for batch, a, b in zip(whole, first, second, strict=True):
-            assert sorted(batch) == sorted(a + b) and not set(a) & set(b), (
-                case
-            )  # each row once, no padding
+            assert sorted(batch) == sorted(a + b) and not set(a) & set(b), case  # each row once, no padding
             assert batch[::2] == a and batch[1::2] == b, case  # and in the same order
         same(one, weights, two, others, case)
-        torch.testing.assert_close(
-            torch.tensor(two["logits"]), torch.tensor(one["logits"]), rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(torch.tensor(two["logits"]), torch.tensor(one["logits"]), rtol=0, atol=1e-5)
 
 
 DIVIDED = [

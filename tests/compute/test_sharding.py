@@ -27,9 +27,7 @@ PLAIN = {"source": {"ref": "x"}, "data": {"path": "x"}, "fit": {"optimizer": "Ad
 
 def target_of(net, example=(4, 5)):
     spec = CallableSpec(torch.as_tensor)
-    source = Source.from_module(
-        net, head="fc", preprocess=spec, example=torch.randn(*example), name="net"
-    )
+    source = Source.from_module(net, head="fc", preprocess=spec, example=torch.randn(*example), name="net")
     return graft(source, 3, seed=0)
 
 
@@ -44,10 +42,12 @@ def network():
 def test_what_needs_whole_weights_is_refused_all_at_once():
     plan = Plan.model_validate(
         PLAIN
-        | {"fit": {"compile": True, "average": 0.9, "views": 2, "optimizer": "Adafactor"},
-           "run": {"spread": "arms", "shard": True, "layout": "channels_last"},
-           "source_data": {"each_epoch": True}}
-    )  # fmt: skip
+        | {
+            "fit": {"compile": True, "average": 0.9, "views": 2, "optimizer": "Adafactor"},
+            "run": {"spread": "arms", "shard": True, "layout": "channels_last"},
+            "source_data": {"each_epoch": True},
+        }
+    )
     step, batch = Penalty(lambda b: b.logits.sum()), Penalty(lambda b: b.logits.sum(), per="batch")
     penalties = {
         "ewc": (EWC(), batch),
@@ -59,13 +59,23 @@ def test_what_needs_whole_weights_is_refused_all_at_once():
     with pytest.raises(PlanError) as error:
         check_shard(plan, LoRA(), penalties, target_of(network()))
     said = str(error.value)
-    for part in ("arms", "layout", "compile", "average", "views", "Adafactor", "each_epoch", "adapters",
-                 "ewc", "l2", "mapped", "proximal"):  # fmt: skip
+    for part in (
+        "arms",
+        "layout",
+        "compile",
+        "average",
+        "views",
+        "Adafactor",
+        "each_epoch",
+        "adapters",
+        "ewc",
+        "l2",
+        "mapped",
+        "proximal",
+    ):
         assert part in said, part
     assert "bss" not in said
-    check_shard(
-        Plan.model_validate(PLAIN), Everything(), {"bss": penalties["bss"]}, target_of(network())
-    )
+    check_shard(Plan.model_validate(PLAIN), Everything(), {"bss": penalties["bss"]}, target_of(network()))
 
 
 def test_weights_that_cannot_be_divided_are_named():
@@ -88,7 +98,4 @@ def test_weights_that_cannot_be_divided_are_named():
 
 def test_each_block_is_divided_by_itself_the_last_one_too():
     found = outermost(target_of(network()))
-    assert found == [
-        ["backbone.low"],
-        ["backbone.high", "backbone.fc"],
-    ]  # where the source's head was
+    assert found == [["backbone.low"], ["backbone.high", "backbone.fc"]]  # where the source's head was

@@ -20,10 +20,16 @@ def facts(seed: int, **other) -> PictureFacts:
     """Of a picture like no other seed's."""
     rng = np.random.default_rng(seed)
     given = {
-        "format": "JPEG", "mode": "RGB", "size": (64, 48), "deep": False, "animated": False,
-        "orientation": 1, "hash": int(rng.integers(1, 2**63)), "mirrored": int(rng.integers(1, 2**63)),
+        "format": "JPEG",
+        "mode": "RGB",
+        "size": (64, 48),
+        "deep": False,
+        "animated": False,
+        "orientation": 1,
+        "hash": int(rng.integers(1, 2**63)),
+        "mirrored": int(rng.integers(1, 2**63)),
         "thumb": rng.integers(0, 255, 256, np.uint8).tobytes(),
-    }  # fmt: skip
+    }
     return PictureFacts(**{**given, **other})
 
 
@@ -32,7 +38,7 @@ def row(i: int, label: str, *, content: int | None = None, name: str = "", **oth
     key = i if content is None else content
     return Example(
         f"{key:016x}-{i}", (where,), (label,), where, other.get("group"), facts(key, **other.get("facts", {}))
-    )  # fmt: skip
+    )
 
 
 def clean() -> CheckContext:
@@ -48,11 +54,18 @@ def clean() -> CheckContext:
     right = {e.id: np.array([0.95, 0.05] if e.cells == ("iris",) else [0.05, 0.95]) for e in every}
     rng = np.random.default_rng(1)
     return CheckContext(
-        "image", "classification", parts, lambda e: e.cells,
-        features={e.id: rng.normal(size=8) for e in every}, probabilities=right, classes=("iris", "tulip"),
-        tokens={e.id: 5 for e in every}, max_tokens=10, source_names=("ant, emmet", "bee"),
+        "image",
+        "classification",
+        parts,
+        lambda e: e.cells,
+        features={e.id: rng.normal(size=8) for e in every},
+        probabilities=right,
+        classes=("iris", "tulip"),
+        tokens={e.id: 5 for e in every},
+        max_tokens=10,
+        source_names=("ant, emmet", "bee"),
         source_rows=tuple(row(1000 + k, "ant") for k in range(5)),
-    )  # fmt: skip
+    )
 
 
 def dirty() -> CheckContext:
@@ -81,20 +94,18 @@ def dirty() -> CheckContext:
         unreadable=(("iris/bad.jpg", "it is empty"),),
         left_out=(("iris/pipe.jpg", "not a regular file"),),
         empty=("rose",),
-        features=None, probabilities=said, classes=order,
+        features=None,
+        probabilities=said,
+        classes=order,
         tokens={e.id: 20 for e in every},
-    )  # fmt: skip
+    )
 
 
 def texts(seen: CheckContext) -> CheckContext:
     """The same rows as texts, two of them short."""
     parts = {
         s: tuple(
-            replace(
-                e,
-                inputs=(f"row {e.id} says {hashlib.sha256(e.id.encode()).hexdigest()}",),
-                facts=None,
-            )
+            replace(e, inputs=(f"row {e.id} says {hashlib.sha256(e.id.encode()).hexdigest()}",), facts=None)
             for e in rows
         )
         for s, rows in seen.splits.items()

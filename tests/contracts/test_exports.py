@@ -36,9 +36,15 @@ def test_only_what_keeps_the_task_leaves_scaling_to_regraft(format):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(
     ("dtype", "low", "high"),
-    [("uint16", 0, 65535), ("uint16", 0, 90), ("int32", -40, 70_000), ("float32", 0, 1),
-     ("float32", 0, 255), ("float32", -3, 9)],
-)  # fmt: skip
+    [
+        ("uint16", 0, 65535),
+        ("uint16", 0, 90),
+        ("int32", -40, 70_000),
+        ("float32", 0, 1),
+        ("float32", 0, 255),
+        ("float32", -3, 9),
+    ],
+)
 def test_an_exports_lines_read_deep_pictures_as_the_run_does(tmp_path, channels, dtype, low, high):
     values = np.linspace(low, high, 48).reshape(6, 8).astype(dtype)
     Image.fromarray(values).save(tmp_path / "deep.tif")

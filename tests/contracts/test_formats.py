@@ -231,11 +231,24 @@ def test_a_link_out_of_the_image_root_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("Train", "train"), ("TRAINING", "train"), ("train_set", "train"), ("TestSet", "test"), ("trainset", "train"),
-     ("seg_test", "test"), ("valid", "val"), ("Validation Images", "val"), ("dev", "val"),
-     ("train-00000-of-00002", "train"), ("trains", None), ("protest", None), ("test_train", None),
-     ("x_train", None), ("2017", None)],
-)  # fmt: skip
+    [
+        ("Train", "train"),
+        ("TRAINING", "train"),
+        ("train_set", "train"),
+        ("TestSet", "test"),
+        ("trainset", "train"),
+        ("seg_test", "test"),
+        ("valid", "val"),
+        ("Validation Images", "val"),
+        ("dev", "val"),
+        ("train-00000-of-00002", "train"),
+        ("trains", None),
+        ("protest", None),
+        ("test_train", None),
+        ("x_train", None),
+        ("2017", None),
+    ],
+)
 def test_names_of_splits_are_read_as_people_write_them(name, split):
     assert split_of(name) == split
 
@@ -253,16 +266,12 @@ def test_split_folders_in_any_case_are_splits_and_said(tmp_path):
     assert raw.notes == ("folders read as splits: Test_Set is test, Train is train",)
 
 
-@pytest.mark.parametrize(
-    "names", [("trn", "tst"), ("X_train", "X_test"), ("traindata", "Holdout"), ("tr", "te")]
-)
+@pytest.mark.parametrize("names", [("trn", "tst"), ("X_train", "X_test"), ("traindata", "Holdout"), ("tr", "te")])
 def test_folders_that_look_like_splits_and_hold_the_same_folders_are_no_classes(tmp_path, names):
     for name in names:
         picture(tmp_path / name / "cat/a.jpg")
         picture(tmp_path / name / "dog/a.jpg")
-    with pytest.raises(
-        DataError, match=r"hold the same folders \(cat, dog\).*call them train, val and test"
-    ):
+    with pytest.raises(DataError, match=r"hold the same folders \(cat, dog\).*call them train, val and test"):
         image_folder.read(tmp_path, DataOptions(tmp_path))
 
 
@@ -278,9 +287,7 @@ def test_splits_full_of_pictures_are_no_classes_and_their_tables_are_named(tmp_p
     for name in names:
         picture(tmp_path / name / "cat.1.jpg")
         write(tmp_path / name / "metadata.csv", "file_name,label\n")
-    with pytest.raises(
-        DataError, match=f"no class folders in them.*, such as .*{names[0]}/metadata.csv"
-    ):
+    with pytest.raises(DataError, match=f"no class folders in them.*, such as .*{names[0]}/metadata.csv"):
         image_folder.read(tmp_path, DataOptions(tmp_path))
 
 
@@ -336,9 +343,7 @@ def test_pictures_under_other_suffixes_are_rows_by_their_content(tmp_path):
         Image.new("RGB", (4, 4), "red").save(tmp_path / "fox" / name, format=kind)
     (tmp_path / "fox/BMnotes.txt").write_text("BM is no bitmap")
     _, raw = rows_of(tmp_path)
-    assert sorted(r.where for r in raw.rows) == [
-        "cat/a.jpg", "fox/a.jfif", "fox/b", "fox/c.download", "fox/d.x"
-    ]  # fmt: skip
+    assert sorted(r.where for r in raw.rows) == ["cat/a.jpg", "fox/a.jfif", "fox/b", "fox/c.download", "fox/d.x"]
 
 
 def test_pictures_that_are_not_read_are_rows_so_that_they_are_counted(tmp_path):
@@ -393,11 +398,15 @@ def test_folders_inside_a_class_are_said_to_belong_to_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("text;label\na, b;x\nc;y\n", "semicolons"), ("text\tlabel\na, b\tx\nc\ty\n", "tabs"),
-     ("sep=;\ntext;label\na, b;x\nc;y\n", "semicolons"), ("text|label\na, b|x\nc|y\n", "bars"),
-     (" text ,label,,,\n\"a, b\",x,,,\nc,y,,,\n,,,,\n", None),
-     ("text,label\n\"a, b\",x,\nc,y,,,\n\n,\n", None)],
-)  # fmt: skip
+    [
+        ("text;label\na, b;x\nc;y\n", "semicolons"),
+        ("text\tlabel\na, b\tx\nc\ty\n", "tabs"),
+        ("sep=;\ntext;label\na, b;x\nc;y\n", "semicolons"),
+        ("text|label\na, b|x\nc|y\n", "bars"),
+        (' text ,label,,,\n"a, b",x,,,\nc,y,,,\n,,,,\n', None),
+        ('text,label\n"a, b",x,\nc,y,,,\n\n,\n', None),
+    ],
+)
 def test_tables_of_spreadsheets_read_as_they_look(tmp_path, text, said):
     raw = read(write(tmp_path / "t.csv", text))
     assert [(r.inputs, r.cells) for r in raw.rows] == [(("a, b",), ("x",)), (("c",), ("y",))]
@@ -407,10 +416,15 @@ def test_tables_of_spreadsheets_read_as_they_look(tmp_path, text, said):
 
 @pytest.mark.parametrize(
     "text",
-    ['text,label,"a;b;c;d"\nc,y,1\n', "text,label,score (0|1|2|3)\nc,y,1\nc,y,2\n",
-     '"text";"label";"x, y, z, w"\nc;y;1\n', "sep=\t\ntext\tlabel\nc\ty\n",
-     '"sep=;"\ntext;label\nc;y\n', 'text,label\n"c\n;",y\n'],
-)  # fmt: skip
+    [
+        'text,label,"a;b;c;d"\nc,y,1\n',
+        "text,label,score (0|1|2|3)\nc,y,1\nc,y,2\n",
+        '"text";"label";"x, y, z, w"\nc;y;1\n',
+        "sep=\t\ntext\tlabel\nc\ty\n",
+        '"sep=;"\ntext;label\nc;y\n',
+        'text,label\n"c\n;",y\n',
+    ],
+)
 def test_a_header_that_holds_other_signs_keeps_its_own(tmp_path, text):
     raw = read(write(tmp_path / "t.csv", text))
     assert {r.cells for r in raw.rows} == {("y",)} and {r.inputs[0][0] for r in raw.rows} == {"c"}
@@ -446,12 +460,14 @@ def test_a_table_with_very_many_columns_reads(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "options", "message"),
-    [(["R&B; Soul", "Pop"], {"empty_labels": True}, 'label "R&B; Soul" holds the separator ";"'),
-     (["a", "b"], {}, "a list of 2 labels: say --task multilabel"),
-     ([["a"], "b"], {"empty_labels": True}, 'column "label" holds a list, not text'),
-     ("['a', 'b']", {"empty_labels": True}, "holds a list written as text"),
-     ('["a"]', {}, "holds a list written as text")],
-)  # fmt: skip
+    [
+        (["R&B; Soul", "Pop"], {"empty_labels": True}, 'label "R&B; Soul" holds the separator ";"'),
+        (["a", "b"], {}, "a list of 2 labels: say --task multilabel"),
+        ([["a"], "b"], {"empty_labels": True}, 'column "label" holds a list, not text'),
+        ("['a', 'b']", {"empty_labels": True}, "holds a list written as text"),
+        ('["a"]', {}, "holds a list written as text"),
+    ],
+)
 def test_lists_of_labels_that_would_not_read_back_are_refused(tmp_path, value, options, message):
     path = write(tmp_path / "t.jsonl", json.dumps({"text": "a", "label": value}))
     with pytest.raises(DataError, match=re.escape(message)):
@@ -488,9 +504,7 @@ def test_pictures_in_a_table_may_be_named_with_backslashes(tmp_path):
 
 def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
     """The rows have the ids of a folder with the same files."""
-    names = json.dumps(
-        {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    )
+    names = json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}})
     (tmp_path / "ds/data").mkdir(parents=True)
     for split, colours in (("train", ("red", "blue")), ("test", ("green", "pink"))):
         cells = []
@@ -502,22 +516,14 @@ def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
         made = pa.table({"image": cells, "label": [0, 1]})
         made = made.replace_schema_metadata({b"huggingface": names.encode()})
         pq.write_table(made, tmp_path / f"ds/data/{split}-00000-of-00001.parquet")
-    packed, plain = (
-        read_rows(DataOptions(tmp_path / "ds")),
-        read_rows(DataOptions(tmp_path / "folder")),
-    )
-    found = [
-        [(e.id, e.cells, s) for e, s in zip(rows.examples, rows.named, strict=True)]
-        for rows in (packed, plain)
-    ]
+    packed, plain = (read_rows(DataOptions(tmp_path / "ds")), read_rows(DataOptions(tmp_path / "folder")))
+    found = [[(e.id, e.cells, s) for e, s in zip(rows.examples, rows.named, strict=True)] for rows in (packed, plain)]
     assert found[0] == found[1] and len(found[0]) == 4
     again = read_rows(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
     assert set(again.named) == {None} and len(again.examples) == 2
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"), [(["no", "yes"], ["no", "yes"]), (["no", "no"], ["0", "1"])]
-)
+@pytest.mark.parametrize(("names", "expected"), [(["no", "yes"], ["no", "yes"]), (["no", "no"], ["0", "1"])])
 def test_names_of_classes_that_are_equal_are_not_used(tmp_path, names, expected):
     about = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
     schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)

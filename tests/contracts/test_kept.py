@@ -37,9 +37,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("name", names("freezing"))
-def test_the_model_that_is_loaded_gives_what_was_judged(
-    source: Source, name: str, tmp_path: Path
-) -> None:
+def test_the_model_that_is_loaded_gives_what_was_judged(source: Source, name: str, tmp_path: Path) -> None:
     made, problems = make(options_class("freezing", name), {}, "freezing")
     assert not problems
     strategy: Any = made
@@ -54,9 +52,7 @@ def test_the_model_that_is_loaded_gives_what_was_judged(
         set_trainable(fitted, strategy(blocks, epoch), "train")
         parameters = [p for p in fitted.model.parameters() if p.requires_grad]
         loss = torch.nn.functional.cross_entropy(fitted.model(x), torch.tensor([0, 1]))
-        for p, g in zip(
-            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-        ):
+        for p, g in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if g is not None:
                 p.data -= 0.05 * g / (g.norm() + 1e-12)
         judged = fitted.model.eval()(x).detach()  # after each epoch, as a fit does

@@ -40,11 +40,7 @@ NUMBERS = RNG.normal(50, 3, (N, 2))
 GUESSES = NUMBERS + RNG.normal(0, 2, (N, 2))
 TOP = SCORES.argmax(axis=1)
 FLAGS = LABEL_SCORES >= 0.5
-DATA = {
-    "classification": (CLASSES, SCORES),
-    "multilabel": (LABELS, LABEL_SCORES),
-    "regression": (NUMBERS, GUESSES),
-}
+DATA = {"classification": (CLASSES, SCORES), "multilabel": (LABELS, LABEL_SCORES), "regression": (NUMBERS, GUESSES)}
 TASK = {
     "accuracy": "classification",
     "balanced_accuracy": "classification",
@@ -72,52 +68,17 @@ def ece_by_hand(w):
 
 REFERENCE = [
     (accuracy, CLASSES, SCORES, lambda w: sk.accuracy_score(CLASSES, TOP, sample_weight=w)),
-    (
-        balanced_accuracy,
-        CLASSES,
-        SCORES,
-        lambda w: sk.balanced_accuracy_score(CLASSES, TOP, sample_weight=w),
-    ),
-    (
-        macro_f1,
-        CLASSES,
-        SCORES,
-        lambda w: sk.f1_score(CLASSES, TOP, average="macro", sample_weight=w),
-    ),
+    (balanced_accuracy, CLASSES, SCORES, lambda w: sk.balanced_accuracy_score(CLASSES, TOP, sample_weight=w)),
+    (macro_f1, CLASSES, SCORES, lambda w: sk.f1_score(CLASSES, TOP, average="macro", sample_weight=w)),
     (log_loss, CLASSES, SCORES, lambda w: sk.log_loss(CLASSES, SCORES, sample_weight=w)),
     (ece, CLASSES, SCORES, lambda w: ece_by_hand(w)),
     (auc, BINARY, TWO, lambda w: sk.roc_auc_score(BINARY, P, sample_weight=w)),
-    (
-        auc,
-        CLASSES,
-        SCORES,
-        lambda w: sk.roc_auc_score(CLASSES, SCORES, multi_class="ovr", sample_weight=w),
-    ),
-    (
-        map,
-        LABELS,
-        LABEL_SCORES,
-        lambda w: sk.average_precision_score(LABELS, LABEL_SCORES, sample_weight=w),
-    ),
-    (
-        micro_f1,
-        LABELS,
-        LABEL_SCORES,
-        lambda w: sk.f1_score(LABELS, FLAGS, average="micro", sample_weight=w),
-    ),
-    (
-        macro_f1_labels,
-        LABELS,
-        LABEL_SCORES,
-        lambda w: sk.f1_score(LABELS, FLAGS, average="macro", sample_weight=w),
-    ),
+    (auc, CLASSES, SCORES, lambda w: sk.roc_auc_score(CLASSES, SCORES, multi_class="ovr", sample_weight=w)),
+    (map, LABELS, LABEL_SCORES, lambda w: sk.average_precision_score(LABELS, LABEL_SCORES, sample_weight=w)),
+    (micro_f1, LABELS, LABEL_SCORES, lambda w: sk.f1_score(LABELS, FLAGS, average="micro", sample_weight=w)),
+    (macro_f1_labels, LABELS, LABEL_SCORES, lambda w: sk.f1_score(LABELS, FLAGS, average="macro", sample_weight=w)),
     (mae, NUMBERS, GUESSES, lambda w: sk.mean_absolute_error(NUMBERS, GUESSES, sample_weight=w)),
-    (
-        rmse,
-        NUMBERS,
-        GUESSES,
-        lambda w: sk.root_mean_squared_error(NUMBERS, GUESSES, sample_weight=w),
-    ),
+    (rmse, NUMBERS, GUESSES, lambda w: sk.root_mean_squared_error(NUMBERS, GUESSES, sample_weight=w)),
     (r2, NUMBERS, GUESSES, lambda w: sk.r2_score(NUMBERS, GUESSES, sample_weight=w)),
 ]
 
@@ -184,8 +145,7 @@ def by_column(score, truth, scores, w):
     own = [
         score(truth[:, c], scores[:, c], sample_weight=w)
         for c in range(truth.shape[1])
-        if w @ truth[:, c] > 0
-        and (score is sk.average_precision_score or w @ (1 - truth[:, c]) > 0)
+        if w @ truth[:, c] > 0 and (score is sk.average_precision_score or w @ (1 - truth[:, c]) > 0)
     ]
     return np.mean(own)
 
@@ -193,16 +153,31 @@ def by_column(score, truth, scores, w):
 @pytest.mark.parametrize(
     ("metric", "truth", "scores", "reference"),
     [
-        (macro_f1, CLASS, SURE, lambda w: sk.f1_score(
-            CLASS, SURE.argmax(1), average="macro", sample_weight=w,
-            labels=np.union1d(CLASS[w > 0], SURE.argmax(1)[w > 0]))),
-        (balanced_accuracy, CLASS, SURE, lambda w: sk.recall_score(
-            CLASS, SURE.argmax(1), average="macro", sample_weight=w, labels=np.unique(CLASS[w > 0]))),
+        (
+            macro_f1,
+            CLASS,
+            SURE,
+            lambda w: sk.f1_score(
+                CLASS,
+                SURE.argmax(1),
+                average="macro",
+                sample_weight=w,
+                labels=np.union1d(CLASS[w > 0], SURE.argmax(1)[w > 0]),
+            ),
+        ),
+        (
+            balanced_accuracy,
+            CLASS,
+            SURE,
+            lambda w: sk.recall_score(
+                CLASS, SURE.argmax(1), average="macro", sample_weight=w, labels=np.unique(CLASS[w > 0])
+            ),
+        ),
         (auc, CLASS, SURE, lambda w: by_column(sk.roc_auc_score, np.eye(MANY)[CLASS], SURE, w)),
         (map, SOME, SURE, lambda w: by_column(sk.average_precision_score, SOME, SURE, w)),
     ],
     ids=lambda v: getattr(v, "__name__", "").rpartition(".")[2],
-)  # fmt: skip
+)
 def test_many_classes_with_ties_are_scikit_learns(monkeypatch, metric, truth, scores, reference):
     monkeypatch.setattr("regraft.metrics._ranks.STORED", 300)  # several blocks of columns
     expected = [reference(w) for w in WEIGHTS]

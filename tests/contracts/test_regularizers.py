@@ -207,17 +207,13 @@ def test_strength_by_block(numbers_source, name):  # the term is linear in each 
     alone = [value({"*": 0.0, block: 3.0}) for block in ("one", "two", "head")]
     assert none == 0 and alone[0] > 0 and alone[1] > 0
     assert sum(alone) == pytest.approx(3 * value({}), rel=1e-5)
-    assert value({"one": 2.0, "o*": 3.0, "two": 0.0, "head": 0.0}) == pytest.approx(
-        alone[0], rel=1e-5
-    )
+    assert value({"one": 2.0, "o*": 3.0, "two": 0.0, "head": 0.0}) == pytest.approx(alone[0], rel=1e-5)
     with pytest.raises(PlanError, match='"three" matches no block; there are: one, two, head'):
         value({"three": 1.0})
 
 
 def test_the_proximal_step_is_by_block_too(numbers_source):
-    target, l1 = setting(
-        numbers_source(), "l1", strength=1.0, proximal=True, by_block={"one": 0.0, "two": 2.0}
-    )
+    target, l1 = setting(numbers_source(), "l1", strength=1.0, proximal=True, by_block={"one": 0.0, "two": 2.0})
     params = {n: p for n, p in target.model.named_parameters() if p.ndim > 1}
     before = {n: p.detach().clone() for n, p in params.items()}
     l1.after(params, dict.fromkeys(params, 0.1))
@@ -242,8 +238,11 @@ def test_proximal_l1_soft_thresholds_matrices_at_their_rate(numbers_source):
 
 
 def test_proximal_l1_goes_with_sgd_alone():
-    tree = {"source": {"ref": "random:timm/test_resnet"}, "data": {"path": "x"},
-            "regularizers": {"l1": {"proximal": True}}}  # fmt: skip
+    tree = {
+        "source": {"ref": "random:timm/test_resnet"},
+        "data": {"path": "x"},
+        "regularizers": {"l1": {"proximal": True}},
+    }
     with pytest.raises(PlanError, match=r"goes with SGD alone, not AdamW: set fit\.optimizer"):
         check(tree)
     check(tree | {"fit": {"optimizer": "SGD"}})
@@ -254,16 +253,24 @@ def test_proximal_l1_reaches_the_lasso(linear_source):
     n, strength = len(x), 0.1
     train = Batches(
         [Example(f"r{i}", (" ".join(map(str, r)),), ("",), f"row {i}") for i, r in enumerate(x)],
-        torch.from_numpy(y).float()[:, None], build(source.preprocess), batch_size=n,
-    )  # fmt: skip
+        torch.from_numpy(y).float()[:, None],
+        build(source.preprocess),
+        batch_size=n,
+    )
     target = graft(source, 1)
     l1 = options_class("regularizers", "l1")(strength=2 * strength, proximal=True)
     fine_tune(
-        target, train, None, Squares(), Squares(),
+        target,
+        train,
+        None,
+        Squares(),
+        Squares(),
         Settings(300, {"body": 0.1, "head": 0.1}, "SGD", clip_norm=0, schedule="constant", warmup=0),
-        freezing=options_class("freezing", "head_only")(), penalties={"l1": l1.prepare(target, None, None)},
-        device=torch.device("cpu"), seed=0,
-    )  # fmt: skip
+        freezing=options_class("freezing", "head_only")(),
+        penalties={"l1": l1.prepare(target, None, None)},
+        device=torch.device("cpu"),
+        seed=0,
+    )
     # theirs is 1/2 · mean squared error + strength · ‖w‖₁
     theirs = Lasso(alpha=strength, tol=1e-10, max_iter=100_000).fit(x.astype(float), y)
     ours = target.model.head.weight.detach()[0].numpy()
@@ -296,9 +303,7 @@ def linear_source():
     def read(inputs):
         return torch.tensor([float(v) for v in inputs[0].split()])
 
-    source = Source.from_module(
-        net, head="head", preprocess=CallableSpec(read), example=torch.zeros(2, 8)
-    )
+    source = Source.from_module(net, head="head", preprocess=CallableSpec(read), example=torch.zeros(2, 8))
     return x, y, source
 
 
@@ -368,13 +373,9 @@ def test_delta_weighs_channels_by_what_the_target_loses_without_each(numbers_sou
     target = graft(source, 3)
     set_trainable(target, {b.name for b in target.blocks}, "frozen")
     with torch.no_grad():
-        target.model.head.weight.normal_().mul_(
-            5
-        )  # else no channel is worth much more than another
+        target.model.head.weight.normal_().mul_(5)  # else no channel is worth much more than another
     head = {n: t.clone() for n, t in target.model.head.state_dict().items()}
-    regularizer = options_class("regularizers", "delta")(
-        strength=0.5, beta=0.0, attention=True, examples=9
-    )
+    regularizer = options_class("regularizers", "delta")(strength=0.5, beta=0.0, attention=True, examples=9)
     delta = regularizer.prepare(target, None, train)
     with torch.no_grad():
         for p in target.model.parameters():
@@ -427,8 +428,12 @@ def test_a_silenced_channel_is_zero_in_its_copy_alone():
 
 
 def test_attention_goes_with_the_probes_head_alone():
-    tree = {"source": {"ref": "bundled:efficientnet-lite0"}, "data": {"path": "x"},
-            "regularizers": {"delta": {"attention": True}}, "fit": {"start": "random"}}  # fmt: skip
+    tree = {
+        "source": {"ref": "bundled:efficientnet-lite0"},
+        "data": {"path": "x"},
+        "regularizers": {"delta": {"attention": True}},
+        "fit": {"start": "random"},
+    }
     with pytest.raises(PlanError, match=r"goes with probe alone, not random: set fit\.start"):
         check(tree)
     check(tree | {"fit": {"start": "probe"}})
@@ -437,9 +442,7 @@ def test_attention_goes_with_the_probes_head_alone():
 def test_delta_needs_cuts_and_a_pattern_that_matches(numbers_source):
     source = numbers_source()
     with pytest.raises(PlanError, match=r'"stem" matches no block; there are: one, two'):
-        options_class("regularizers", "delta")(blocks=("stem",)).prepare(
-            graft(source, 3), None, None
-        )
+        options_class("regularizers", "delta")(blocks=("stem",)).prepare(graft(source, 3), None, None)
     source.blocks = tuple(replace(b, run=None) for b in source.blocks)
     with pytest.raises(PlanError, match=r"cannot be cut"):
         options_class("regularizers", "delta")().prepare(graft(source, 3), None, None)
@@ -477,9 +480,7 @@ def test_ewc_fisher_is_the_mean_of_squared_gradients(numbers_source, labels):
     params = dict(source.backbone.named_parameters())
     total, of_batch = {n: torch.zeros_like(p) for n, p in params.items()}, {}
     for i in range(24):
-        loss = torch.nn.functional.cross_entropy(
-            source.head(source.backbone(rows.x[i : i + 1])), y[i : i + 1]
-        )
+        loss = torch.nn.functional.cross_entropy(source.head(source.backbone(rows.x[i : i + 1])), y[i : i + 1])
         for n, g in zip(params, torch.autograd.grad(loss, params.values()), strict=True):
             total[n] += g.square() / 24
             of_batch[n] = of_batch.get(n, 0) + g / 24
@@ -489,9 +490,7 @@ def test_ewc_fisher_is_the_mean_of_squared_gradients(numbers_source, labels):
     assert far > 1e-3  # the square of the mean is something else
     part = options_class("regularizers", "ewc")(examples=5, labels="true")
     first = fisher(source.backbone, source.head, rows, part)
-    torch.testing.assert_close(
-        first["one.0.bias"], fisher_by_hand(source, rows.x[:5], rows.y[:5], "one.0.bias")
-    )
+    torch.testing.assert_close(first["one.0.bias"], fisher_by_hand(source, rows.x[:5], rows.y[:5], "one.0.bias"))
 
 
 class Branching(torch.nn.Module):
@@ -517,9 +516,7 @@ def test_ewc_fisher_of_a_model_that_branches_is_the_same(numbers_source):
 def fisher_by_hand(source, x, y, name):
     squares = []
     for i in range(len(x)):
-        loss = torch.nn.functional.cross_entropy(
-            source.head(source.backbone(x[i : i + 1])), y[i : i + 1]
-        )
+        loss = torch.nn.functional.cross_entropy(source.head(source.backbone(x[i : i + 1])), y[i : i + 1])
         (g,) = torch.autograd.grad(loss, source.backbone.get_parameter(name))
         squares.append(g.square())
     return torch.stack(squares).mean(0)
@@ -531,12 +528,7 @@ def test_ewc_weighs_each_distance_by_its_fisher(numbers_source):
     with torch.no_grad():
         for p in target.model.backbone.parameters():
             p.add_(0.3)
-    f = fisher(
-        source.backbone,
-        source.head,
-        Rows(source),
-        options_class("regularizers", "ewc")(examples=24),
-    )
+    f = fisher(source.backbone, source.head, Rows(source), options_class("regularizers", "ewc")(examples=24))
     by_hand = 2.5 * 0.09 * sum(t.sum() for t in f.values())
     torch.testing.assert_close(ewc.term(batch(target)).detach(), by_hand, rtol=1e-4, atol=1e-7)
 
@@ -557,9 +549,16 @@ def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source
         target = graft(source, 3)
         delta = options_class("regularizers", "delta")(strength=strength, beta=0.0)
         fine_tune(
-            target, train, None, task, accuracy, Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
+            target,
+            train,
+            None,
+            task,
+            accuracy,
+            Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
             freezing=options_class("freezing", "everything")(),
-            penalties={"delta": delta.prepare(target, None, None)}, device=torch.device("cpu"), seed=0,
-        )  # fmt: skip
+            penalties={"delta": delta.prepare(target, None, None)},
+            device=torch.device("cpu"),
+            seed=0,
+        )
         moved[strength] = float((target.model.backbone(x) - source.backbone(x)).detach().norm())
     assert moved[10.0] < moved[0.0] / 2

@@ -23,20 +23,8 @@ from regraft.model.types import Source, SourceOptions
 from regraft.plugins import module
 from regraft.sources import load_source
 
-TIMM = (
-    "resnet18",
-    "convnext_atto",
-    "test_vit",
-    "tf_efficientnet_lite0",
-    "mobilenetv3_small_050",
-)
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "num_labels": 5,
-}
+TIMM = ("resnet18", "convnext_atto", "test_vit", "tf_efficientnet_lite0", "mobilenetv3_small_050")
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "num_labels": 5}
 TEXT = {**TINY, "vocab_size": 40, "max_position_embeddings": 34}
 PICTURE = {**TINY, "image_size": 32, "patch_size": 8}
 CHAINED = {*TIMM, "bert", "roberta", "vit", "plain-bert"}
@@ -91,9 +79,7 @@ def transformers_case(name: str, folder: Path) -> Case:
         "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**PICTURE)),
         "plain-bert": lambda: transformers.BertModel(transformers.BertConfig(**TEXT)),
         "distilbert": lambda: transformers.DistilBertForSequenceClassification(
-            transformers.DistilBertConfig(
-                vocab_size=40, dim=16, hidden_dim=24, n_layers=2, n_heads=2, num_labels=5
-            )
+            transformers.DistilBertConfig(vocab_size=40, dim=16, hidden_dim=24, n_layers=2, n_heads=2, num_labels=5)
         ),
     }[name]()
     net.eval()
@@ -119,9 +105,7 @@ def transformers_case(name: str, folder: Path) -> Case:
     return Case(name, source, inputs, out.logits)
 
 
-@pytest.fixture(
-    scope="module", params=[*TIMM, "bert", "roberta", "vit", "plain-bert", "distilbert"]
-)
+@pytest.fixture(scope="module", params=[*TIMM, "bert", "roberta", "vit", "plain-bert", "distilbert"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -230,14 +214,10 @@ def test_lora_trains_a_change_of_every_layer_and_merges_it(case: Case) -> None:
                 for block in adapted.blocks[:-1]:
                     assert block.run is not None
                     x = block.run(adapted.model.get_submodule("backbone"), x)
-                torch.testing.assert_close(
-                    adapted.model.get_submodule("head")(x), said, rtol=1e-4, atol=1e-5
-                )
+                torch.testing.assert_close(adapted.model.get_submodule("head")(x), said, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         head = graft(case.source, 3).model.get_submodule("head")
-        torch.testing.assert_close(
-            start, head(case.source.backbone(case.inputs)), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(start, head(case.source.backbone(case.inputs)), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(target.model(case.inputs), said, rtol=1e-3, atol=1e-4)
     after = target.model.state_dict()
     assert list(after) == list(before)

@@ -97,9 +97,7 @@ def test_balanced_weights_average_to_one_and_mixed_targets_agree():
     torch.testing.assert_close(task.loss(logits, shares), task.loss(logits, targets))
     # by hand: w = N / (C · N_c), t' = 0.9·t + 0.1/3
     w, smooth = torch.tensor([0.5, 1.5, 3.0]), 0.9 * shares + 0.1 / 3
-    torch.testing.assert_close(
-        task.loss(logits, targets), -(w * smooth * logits.log_softmax(1)).sum(1)
-    )
+    torch.testing.assert_close(task.loss(logits, targets), -(w * smooth * logits.log_softmax(1)).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -218,12 +216,7 @@ def test_a_label_is_found_without_a_search_through_all_classes(name):
 def test_given_labels_are_those_that_are_encoded():
     task = MultiLabel(separator=",").make([("b,a",), ("c",), ("",)], ("tags",))
     flags = MultiLabel().make([("1", "0"), ("0", "1")], ("y", "x"))
-    for of, row in (
-        (task, ("c, b,b",)),
-        (task, ("",)),
-        (flags, ("1", "true")),
-        (flags, ("0", "1")),
-    ):
+    for of, row in ((task, ("c, b,b",)), (task, ("",)), (flags, ("1", "true")), (flags, ("0", "1"))):
         on = of.encode([row])[0].tolist()
         assert of.given(row) == tuple(c for c, flag in zip(of.classes, on, strict=True) if flag)
     with pytest.raises(DataError, match="row 1"):

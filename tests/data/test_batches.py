@@ -33,9 +33,7 @@ NUMBER = CallableSpec(lambda inputs: torch.tensor([float(inputs[0])]))
 def test_workers_change_no_bit(tmp_path):
     rows, targets = examples(tmp_path), torch.arange(13)
     augment = Augment(randaugment=9)
-    none, two = (
-        Batches(rows, targets, build(SPEC), 4, workers=w, augment=augment, seed=3) for w in (0, 2)
-    )
+    none, two = (Batches(rows, targets, build(SPEC), 4, workers=w, augment=augment, seed=3) for w in (0, 2))
     for one, other in ((none, two), (none.epoch(2), two.epoch(2))):
         for (ids, x, y), (ids2, x2, y2) in zip(one, other, strict=True):
             assert ids == ids2 and torch.equal(x, x2) and torch.equal(y, y2)
@@ -102,9 +100,7 @@ def words_of(tmp_path):
     words = {"[PAD]": 0, "[UNK]": 1, "a": 2}
     raw = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]"
-    ).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path)
     return build(TextSpec(str(tmp_path), 64))
 
 
@@ -131,10 +127,7 @@ def test_the_tokens_of_some_texts_are_those_of_the_texts_alone(tmp_path):
 def test_texts_of_like_length_train_together_and_none_is_lost(tmp_path):
     p = words_of(tmp_path)
     rng = np.random.default_rng(0)
-    rows = [
-        Example(f"i{k}-0", ("a " * int(n),), ("x",), str(k))
-        for k, n in enumerate(rng.integers(1, 50, 203))
-    ]
+    rows = [Example(f"i{k}-0", ("a " * int(n),), ("x",), str(k)) for k, n in enumerate(rng.integers(1, 50, 203))]
     one = list(Batches(rows, torch.arange(203), p, 8, seed=1).epoch(3))
     back = list(Batches(rows[::-1], torch.arange(203).flip(0), p, 8, seed=1).epoch(3))
     ids = [i for batch in one for i in batch[0]]
@@ -210,8 +203,7 @@ def test_a_balanced_epoch_augments_a_repeated_row_anew_and_evaluation_stays_as_i
     rows, targets = examples(tmp_path, 9), torch.arange(9)
     strata = ["rare"] + ["often"] * 8
     batches = Batches(rows, targets, build(SPEC), 4, augment=Augment(), strata=strata, workers=2)
-    seen = [(i, x, int(y)) for ids, xs, ys in batches.epoch(1)
-            for i, x, y in zip(ids, xs, ys, strict=True)]  # fmt: skip
+    seen = [(i, x, int(y)) for ids, xs, ys in batches.epoch(1) for i, x, y in zip(ids, xs, ys, strict=True)]
     rare = [x for i, x, _ in seen if i == "id0-0"]
     assert len(seen) == 9 and len(rare) in (4, 5)
     assert all(y == int(i[2]) for i, _, y in seen)
@@ -250,9 +242,7 @@ def test_two_passes_at_once_do_not_mix():
             assert [n[2:-2] for n in names] == [str(int(t)) for t in targets]
     for n in (3, 3):  # a pass that is left in the middle does no harm to the next
         next(iter(batches.epoch(n)))
-    assert sorted(i for ids, _, _ in batches.epoch(3) for i in ids) == sorted(
-        e.id for e in batches.examples
-    )
+    assert sorted(i for ids, _, _ in batches.epoch(3) for i in ids) == sorted(e.id for e in batches.examples)
 
 
 def test_pictures_travel_as_bytes_and_come_in_the_layout_asked_for(tmp_path):

@@ -88,9 +88,7 @@ def test_a_change_between_two_epochs_is_seen(rows):
 def test_a_picture_is_hashed_once_as_long_as_its_file_stays(rows, monkeypatch):
     hashed = []
     real = module.hashlib.file_digest
-    monkeypatch.setattr(
-        module.hashlib, "file_digest", lambda f, how: (hashed.append(f.name), real(f, how))[1]
-    )
+    monkeypatch.setattr(module.hashlib, "file_digest", lambda f, how: (hashed.append(f.name), real(f, how))[1])
     batches, _ = read(rows)
     list(batches)
     assert sorted(map(str, hashed)) == sorted(e.inputs[0] for e in rows)
@@ -102,16 +100,20 @@ def test_a_run_whose_data_change_ends_with_3_and_names_the_file(tmp_path, shapes
 
     data = shapes(tmp_path / "data", {"train": {"a": 12, "b": 12}, "test": {"a": 4, "b": 4}})
     path = data / "train/b/3.png"
-    settings = {"source.weights": tiny_weights[3], "source.image_size": 32, "run.threads": 1,
-                "fit.epochs": 2, "fit.batch_size": 8, "run.cache": "off"}  # fmt: skip
+    settings = {
+        "source.weights": tiny_weights[3],
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 2,
+        "fit.batch_size": 8,
+        "run.cache": "off",
+    }
 
     def say(line):
         if line.startswith("linear probe"):
             replace_content(path)
 
     with pytest.raises(DataError, match=r"b/3\.png was changed after the data were read") as caught:
-        regraft.fit(
-            data, source="timm:test_resnet", out=tmp_path / "run", settings=settings, say=say
-        )
+        regraft.fit(data, source="timm:test_resnet", out=tmp_path / "run", settings=settings, say=say)
     assert caught.value.exit_code == 3
     assert '"status": "failed"' in (tmp_path / "run/result.json").read_text()

@@ -17,13 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regraft.checks import (
-    classes,
-    conflicting_labels,
-    exact_duplicates,
-    near_duplicates,
-    short_texts,
-)
+from regraft.checks import classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts
 from regraft.data import columns
 from regraft.data import loading as data
 from regraft.data.batches import Batches
@@ -41,21 +35,14 @@ task = Classification()
 words = st.sampled_from(["", "a", "a ", "é", "a,b", 'say "a"', "two\nlines", *"bcdefghij"])
 names = st.sampled_from(["x", "y", "z"])
 splits = st.sampled_from(["", "train", "val", "test"])
-rows = st.lists(
-    st.tuples(words, words, names, splits, st.sampled_from(["", "", "g", "h", "ü"])), max_size=70
-)
+rows = st.lists(st.tuples(words, words, names, splits, st.sampled_from(["", "", "g", "h", "ü"])), max_size=70)
 sure = [(f"sure {i}", "", "xyz"[i % 3], "train", "") for i in range(60)]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Batches and blocks of a few rows, in a file."""
-    for name, value in {
-        "BATCH_ROWS": 7,
-        "BLOCK_ROWS": 5,
-        "IN_MEMORY_BYTES": 1,
-        "SHARED": 2,
-    }.items():
+    for name, value in {"BATCH_ROWS": 7, "BLOCK_ROWS": 5, "IN_MEMORY_BYTES": 1, "SHARED": 2}.items():
         monkeypatch.setattr(columns, name, value)
 
 
@@ -76,9 +63,7 @@ def plain_identify(found):
     examples = []
     for row, key in texts:
         number, seen[key] = seen[key], seen[key] + 1
-        examples.append(
-            Example(f"{key[:16]}-{number}", row.inputs, row.cells, row.where, row.group)
-        )
+        examples.append(Example(f"{key[:16]}-{number}", row.inputs, row.cells, row.where, row.group))
     return examples, [row.split for row, _ in texts]
 
 
@@ -95,11 +80,7 @@ def plain_settle(parts, how):
             if split == there or how == "move":
                 after[there].append(e)
             if split != there:
-                verb = (
-                    "left out of {}: it is in {} too"
-                    if how == "drop"
-                    else "moved from {} to {}: it is there too"
-                )
+                verb = "left out of {}: it is in {} too" if how == "drop" else "moved from {} to {}: it is there too"
                 settled.append((e.where, verb.format(split, there)))
     for split in order:
         after[split].sort(key=lambda e: (data.content(e), int(e.id.partition("-")[2])))
@@ -135,9 +116,7 @@ def plain_draw(train, fraction, seed):
             for s, n in counts.items():
                 wanted[s] -= n
                 left[s] -= n
-    return [e for i, e in enumerate(train) if i in taken], [
-        e for i, e in enumerate(train) if i not in taken
-    ]
+    return [e for i, e in enumerate(train) if i in taken], [e for i, e in enumerate(train) if i not in taken]
 
 
 def plain_digest(parts):
@@ -147,32 +126,34 @@ def plain_digest(parts):
 
 def plain_load(found, options):
     examples, named = plain_identify(found)
-    parts = {s: [e for e, n in zip(examples, named, strict=True) if (n or "train") == s]
-             for s in ("train", "val", "test")}  # fmt: skip
+    parts = {
+        s: [e for e, n in zip(examples, named, strict=True) if (n or "train") == s] for s in ("train", "val", "test")
+    }
     parts, settled = plain_settle(parts, options.leaks)
     for name, fraction in (("test", 0.2), ("val", options.val)):
-        if not parts[name] and (name == "test" or (min(Counter(e.cells[0] for e in parts["train"]).values()) >= 5
-                                and len(parts["train"]) >= 50)):  # fmt: skip
+        if not parts[name] and (
+            name == "test"
+            or (min(Counter(e.cells[0] for e in parts["train"]).values()) >= 5 and len(parts["train"]) >= 50)
+        ):
             parts[name], parts["train"] = plain_draw(parts["train"], fraction, options.split_seed)
     return parts, settled
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.fault(43)
-@given(
-    rows, st.booleans(), st.booleans(), st.integers(0, 3), st.sampled_from(["keep", "drop", "move"])
-)
-def test_ids_splits_and_digests_are_those_of_the_plain_rules(
-    tmp_path, small, found, named, grouped, seed, leaks
-):
+@given(rows, st.booleans(), st.booleans(), st.integers(0, 3), st.sampled_from(["keep", "drop", "move"]))
+def test_ids_splits_and_digests_are_those_of_the_plain_rules(tmp_path, small, found, named, grouped, seed, leaks):
     found = [(*r[:3], r[3] if named else "train", r[4] if grouped else "") for r in [*found, *sure]]
     write(tmp_path / "t.csv", [(*r[:3], r[3] or "train", r[4]) for r in found])
     options = DataOptions(
-        tmp_path / "t.csv", text=("a", "b"), group="group" if grouped else None, split_seed=seed,
-        leaks=leaks, leak_limit=1.0, on_bad="skip",
-    )  # fmt: skip
+        tmp_path / "t.csv",
+        text=("a", "b"),
+        group="group" if grouped else None,
+        split_seed=seed,
+        leaks=leaks,
+        leak_limit=1.0,
+        on_bad="skip",
+    )
     parts, settled = plain_load(table.read(options.path, options).rows, options)
     splits, _ = load_data(options, task.make, task.strata)
     for name, part in parts.items():
@@ -184,18 +165,14 @@ def test_ids_splits_and_digests_are_those_of_the_plain_rules(
     assert splits.digest == plain_digest(parts)
     assert splits.test_digest == plain_digest({"test": parts["test"]})
     write_manifest(splits, tmp_path / "columns.jsonl")
-    write_manifest(
-        replace(splits, **{s: tuple(p) for s, p in parts.items()}), tmp_path / "plain.jsonl"
-    )
+    write_manifest(replace(splits, **{s: tuple(p) for s, p in parts.items()}), tmp_path / "plain.jsonl")
     assert (tmp_path / "columns.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
 
 
 def test_a_content_of_more_than_ten_rows_is_sorted_as_text_is(tmp_path, small):
     write(tmp_path / "t.csv", [("same", "", "xyz"[i % 3], "train", "") for i in range(25)])
     found = read_rows(DataOptions(tmp_path / "t.csv", text=("a", "b")))
-    plain, _ = plain_identify(
-        table.read(tmp_path / "t.csv", DataOptions(tmp_path / "t.csv", text=("a", "b"))).rows
-    )
+    plain, _ = plain_identify(table.read(tmp_path / "t.csv", DataOptions(tmp_path / "t.csv", text=("a", "b"))).rows)
     assert found.examples == plain and plain[10].id.endswith("-10")
     assert splits_as_given(found).digest == plain_digest({"train": plain, "val": [], "test": []})
 
@@ -203,14 +180,19 @@ def test_a_content_of_more_than_ten_rows_is_sorted_as_text_is(tmp_path, small):
 # ---------------------------------------------------------------- checks
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows)
 def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
-    found = [*found, *sure, ("twin", "", "x", "train", ""), ("twin", "", "y", "test", ""), ("pair", "", "x", "val", ""),
-             ("pair", "", "x", "val", ""), ("a longer text that comes twice", "", "x", "test", ""),
-             ("a longer text that comes  twice!", "", "y", "val", "")]  # fmt: skip
+    found = [
+        *found,
+        *sure,
+        ("twin", "", "x", "train", ""),
+        ("twin", "", "y", "test", ""),
+        ("pair", "", "x", "val", ""),
+        ("pair", "", "x", "val", ""),
+        ("a longer text that comes twice", "", "x", "test", ""),
+        ("a longer text that comes  twice!", "", "y", "val", ""),
+    ]
     write(tmp_path / "t.csv", [(*r[:3], r[3] or "train", r[4]) for r in found])
     options = DataOptions(tmp_path / "t.csv", text=("a", "b"), leak_limit=1.0, on_bad="skip")
     splits = splits_as_given(read_rows(options))
@@ -296,10 +278,9 @@ def test_few_pictures_are_begun_ahead_of_what_is_asked_for(monkeypatch):
 
 def test_rows_with_any_names_come_back_as_they_were(small):
     given = [
-        Row((f"in \udcff{i}", "two"), ("x",) * (i % 3), f"\udc80 row {i}", [None, "val"][i % 2],
-            [None, "", "g"][i % 3])
+        Row((f"in \udcff{i}", "two"), ("x",) * (i % 3), f"\udc80 row {i}", [None, "val"][i % 2], [None, "", "g"][i % 3])
         for i in range(20)
-    ]  # fmt: skip
+    ]
     found = stored(iter(given))
     assert list(found) == given and len(found) == 20
     assert found[3] == given[3] and found[-1] == given[-1] and found[2:9:3] == given[2:9:3]
@@ -350,10 +331,7 @@ def test_what_was_seen_of_a_picture_comes_back(small):
     found = [Row((f"{i}",), ("x",), f"row {i}") for i in range(3)]
     digests = np.arange(96, dtype=np.uint8).reshape(3, 32)[::-1]
     kept = columns.identified(
-        stored(found),
-        digests,
-        np.array([f is not None for f in given]),
-        columns.stored_facts(given),
+        stored(found), digests, np.array([f is not None for f in given]), columns.stored_facts(given)
     )
     assert [e.facts for e in kept] == [given[2], given[0]] and kept[0].facts == given[2]
 
@@ -370,9 +348,7 @@ def test_equal_keys_with_other_contents_are_sorted_by_the_whole_hash(small):
 # ---------------------------------------------------------------- text files as streams
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=12) | st.text(max_size=9).map(str.encode), st.booleans())
 def test_a_file_of_chunks_is_judged_as_its_whole_text_is(tmp_path, monkeypatch, content, marked):
     monkeypatch.setattr(table, "CHUNK_BYTES", 3)
@@ -385,9 +361,7 @@ def test_a_file_of_chunks_is_judged_as_its_whole_text_is(tmp_path, monkeypatch, 
     except UnicodeDecodeError as error:
         byte = error.start + 3 * marked
         row = content.count(b"\n", 0, error.start) + 1
-        with pytest.raises(
-            DataError, match=rf"byte {byte} \(row {row}\) is 0x{content[error.start]:02x};"
-        ):
+        with pytest.raises(DataError, match=rf"byte {byte} \(row {row}\) is 0x{content[error.start]:02x};"):
             table._check_text(path)
         return
     if text.strip():
@@ -399,13 +373,12 @@ def test_a_file_of_chunks_is_judged_as_its_whole_text_is(tmp_path, monkeypatch, 
 
 def test_a_column_of_the_last_json_row_is_a_column(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text(
-        '\ufeff{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y", "group": "g"}'
-    )
+    path.write_text('\ufeff{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y", "group": "g"}')
     found = table.read(path, DataOptions(path, group="group")).rows
     assert [(r.inputs, r.group, r.where) for r in found] == [
-        (("a",), None, "t.jsonl row 1"), (("b",), "g", "t.jsonl row 3")
-    ]  # fmt: skip
+        (("a",), None, "t.jsonl row 1"),
+        (("b",), "g", "t.jsonl row 3"),
+    ]
 
 
 def test_dividing_found_rows_again_gives_the_same(examples, tmp_path):

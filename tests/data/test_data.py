@@ -17,9 +17,7 @@ def make_task(cells, columns):
     classes = {c[0] for c in cells}
     if len(classes) < 2:
         raise DataError("needs at least 2 classes")
-    return SimpleNamespace(
-        problem=lambda c: None if c[0] in classes else f'class "{c[0]}" is not in train'
-    )
+    return SimpleNamespace(problem=lambda c: None if c[0] in classes else f'class "{c[0]}" is not in train')
 
 
 def strata(cells):
@@ -38,11 +36,7 @@ def rows(n, classes=3):
 
 def split_of(splits):
     """{(id, text, label): split}"""
-    return {
-        (e.id, e.inputs, e.cells): name
-        for name in ("train", "val", "test")
-        for e in getattr(splits, name)
-    }
+    return {(e.id, e.inputs, e.cells): name for name in ("train", "val", "test") for e in getattr(splits, name)}
 
 
 table_rows = st.lists(
@@ -56,15 +50,11 @@ table_rows = st.lists(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.fault(43)
 @pytest.mark.fault(44)
 @given(table_rows, st.integers(0, 3), st.randoms(use_true_random=False))
-def test_splits_do_not_depend_on_row_order_and_keep_groups_and_duplicates_whole(
-    tmp_path, found, seed, rng
-):
+def test_splits_do_not_depend_on_row_order_and_keep_groups_and_duplicates_whole(tmp_path, found, seed, rng):
     found += [(f"sure {i}", "xy"[i % 2], "") for i in range(8)]
     first = load(tmp_path / "t.csv", found, split_seed=seed)
     rng.shuffle(found)
@@ -117,11 +107,7 @@ def test_brought_splits_are_kept(tmp_path):
     ("found", "options", "why"),
     [
         (rows(50), {}, "train has 41 rows, fewer than 50"),
-        (
-            [*rows(100, 2), *[(f"rare {i}", "rare", "") for i in range(5)]],
-            {},
-            'train has 4 rows of "rare"',
-        ),
+        ([*rows(100, 2), *[(f"rare {i}", "rare", "") for i in range(5)]], {}, 'train has 4 rows of "rare"'),
         (rows(100), {"val": 0.0}, "val = 0"),
     ],
 )
@@ -136,11 +122,7 @@ def test_small_data_have_no_val_and_say_so(tmp_path, found, options, why):
     ("leaks", "expected", "said"),
     [
         ("keep", {"train": 61, "val": 2, "test": 3}, None),
-        (
-            "drop",
-            {"train": 58, "val": 1, "test": 3},
-            "t.csv row 2 left out of train: it is in test",
-        ),
+        ("drop", {"train": 58, "val": 1, "test": 3}, "t.csv row 2 left out of train: it is in test"),
         ("move", {"train": 64, "val": 1, "test": 1}, "t.csv row 63 moved from test to train"),
     ],
 )
@@ -153,9 +135,7 @@ def test_leaks_are_settled_only_where_the_plan_says_so(tmp_path, leaks, expected
     assert {s: len(getattr(splits, s)) for s in expected} == expected
     assert bool(splits.settled) == (said is not None)
     contents = {s: {e.inputs for e in getattr(splits, s)} for s in expected}
-    shared = any(
-        contents[a] & contents[b] for a, b in [("train", "val"), ("train", "test"), ("val", "test")]
-    )
+    shared = any(contents[a] & contents[b] for a, b in [("train", "val"), ("train", "test"), ("val", "test")])
     assert shared == (leaks == "keep")
     if said:
         assert any(f"{where} {what}".startswith(said) for where, what in splits.settled)
@@ -164,9 +144,7 @@ def test_leaks_are_settled_only_where_the_plan_says_so(tmp_path, leaks, expected
 
 
 @pytest.mark.fault(40)
-@pytest.mark.parametrize(
-    ("later", "earlier"), [("test", "train"), ("val", "train"), ("test", "val")]
-)
+@pytest.mark.parametrize(("later", "earlier"), [("test", "train"), ("val", "train"), ("test", "val")])
 def test_more_leaks_than_the_limit_stop_a_fit_and_name_rows(tmp_path, later, earlier):
     found = [(*r[:2], "train") for r in rows(60)] + [(f"val {i}", "c0", "val") for i in range(4)]
     found += [(f"test {i}", "c0", "test") for i in range(4)]

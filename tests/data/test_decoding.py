@@ -19,15 +19,7 @@ from regraft.data import decoding
 from regraft.data import images as pictures
 from regraft.data.decoding import Decoders, Lookers, StoppedError, Wanted, Worker, vet
 from regraft.data.image_costs import bounded, excess
-from regraft.data.images import (
-    TooCostlyError,
-    TooManyPixelsError,
-    facts_of,
-    picture_of,
-    reason,
-    resized,
-    size_after,
-)
+from regraft.data.images import TooCostlyError, TooManyPixelsError, facts_of, picture_of, reason, resized, size_after
 from regraft.data.loading import read_rows
 from regraft.data.preprocessing import ImagePreprocessor
 from regraft.data.types import DataOptions, ImageSpec
@@ -79,9 +71,13 @@ def test_what_encoders_write_is_not_refused(tmp_path):
     for name, how in {
         "a.jpg": {"progressive": True, "exif": exif, "comment": b"\xff\xda" * 500},
         "b.jpg": {"quality": 100, "subsampling": 0, "icc_profile": b"\xff\xda" * 40_000},
-        "c.png": {}, "d.ppm": {}, "e.gif": {}, "f.webp": {}, "g.tif": {"compression": "jpeg"},
+        "c.png": {},
+        "d.ppm": {},
+        "e.gif": {},
+        "f.webp": {},
+        "g.tif": {"compression": "jpeg"},
         "h.bmp": {},
-    }.items():  # fmt: skip
+    }.items():
         picture.save(tmp_path / name, **how)
         assert excess((tmp_path / name).read_bytes()) is None, name
     assert bounded(tmp_path / "c.png")
@@ -178,9 +174,7 @@ def test_a_worker_that_was_killed_between_pictures_is_replaced(decoders, small):
 
 
 @pytest.mark.fault(82)
-def test_a_picture_that_takes_too_long_costs_a_worker_which_is_replaced(
-    decoders, small, monkeypatch
-):
+def test_a_picture_that_takes_too_long_costs_a_worker_which_is_replaced(decoders, small, monkeypatch):
     monkeypatch.setattr(decoding, "QUICK_S", 0.2)
     monkeypatch.setattr(decoding, "SLOW_S", 0.3)
     first = decoders._workers[1][0].start()  # the one for large files
@@ -217,8 +211,10 @@ def test_a_picture_that_takes_too_much_memory_is_refused(monkeypatch):
     try:
         head, _ = worker.ask(
             {"channels": 3, "max_pixels": 50_000_000, "resize": 16, "resample": 3},
-            costly.deep_png(7000, 7000), 60, HUNG_S,
-        )  # fmt: skip
+            costly.deep_png(7000, 7000),
+            60,
+            HUNG_S,
+        )
         assert head["kind"] == "cost" and "memory" in head["error"]
     finally:
         worker.close()

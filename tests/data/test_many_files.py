@@ -82,9 +82,7 @@ print(len(splits.train) + len(splits.val) + len(splits.test), anonymous() - befo
 def test_fifty_thousand_small_files_are_read_in_bounded_memory(tmp_path):
     count = 50_000
     few, many = write(tmp_path / "few", 100), write(tmp_path / "many", count)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, few, many], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", MEASURE, few, many], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows, kept, most = map(int, done.stdout.split())
     assert rows == count

@@ -210,7 +210,4 @@ def test_between_keeps_pairs_across_the_border_alone():
 
 
 def test_a_row_of_another_kind_has_no_pairs():
-    assert _near.pairs([replace(r, facts=None) for r in rows_of(["a", "b"])], "tensor", None) == (
-        [],
-        False,
-    )
+    assert _near.pairs([replace(r, facts=None) for r in rows_of(["a", "b"])], "tensor", None) == ([], False)

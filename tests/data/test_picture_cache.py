@@ -55,12 +55,8 @@ def unread(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    "augment", [None, VARIED, Augment(random_resized_crop=False, randaugment=9)]
-)
-def test_no_bit_depends_on_whether_pictures_were_kept(
-    rows, tmp_path, augment, workers, always, monkeypatch
-):
+@pytest.mark.parametrize("augment", [None, VARIED, Augment(random_resized_crop=False, randaugment=9)])
+def test_no_bit_depends_on_whether_pictures_were_kept(rows, tmp_path, augment, workers, always, monkeypatch):
     live, kept, said = batches(rows, augment), batches(rows, augment, workers=workers), []
     expected = [list(live.epoch(n) if augment else live) for n in (1, 2)]
     cache = FeatureCache(tmp_path / "cache", 10**9)
@@ -107,9 +103,7 @@ def test_a_damaged_picture_is_read_from_its_file(rows, tmp_path):
     kept = opened(path)
     assert [kept.get(e.id) is None for e in rows] == [i == 1 for i in range(12)]
     given, expected = batches(rows, pictures=kept), batches(rows)
-    assert all(
-        torch.equal(a[1], b[1]) for a, b in zip(given.epoch(1), expected.epoch(1), strict=True)
-    )
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(given.epoch(1), expected.epoch(1), strict=True))
 
 
 @pytest.mark.parametrize("harm", ["short", "gone", "no json", "other rows", "schema", "sides"])
@@ -221,9 +215,7 @@ def test_the_key_is_of_all_that_the_pixels_depend_on():
     assert key() == key(size=(8, 8), interpolation="bilinear", mean=(0.1, 0.2, 0.3))
     assert key(False) == key(False, mean=(0.1, 0.2, 0.3))
     others = [key(), key(False), key(rows=("a",)), key(mean=(0.5,), std=(0.5,))]
-    others += [
-        key(False, **s) for s in ({"size": (8, 8)}, {"resize": 30}, {"interpolation": "nearest"})
-    ]
+    others += [key(False, **s) for s in ({"size": (8, 8)}, {"resize": 30}, {"interpolation": "nearest"})]
     assert len(set(others)) == len(others)
 
 
@@ -253,9 +245,8 @@ print(anonymous() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts RssAnon")
 def test_reading_mapped_pictures_takes_no_memory_of_ones_own(tmp_path):
     said = subprocess.run(
-        [sys.executable, "-c", READER, str(tmp_path), "400"], capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", READER, str(tmp_path), "400"], capture_output=True, text=True, check=True
+    )
     assert float(said.stdout) < 20  # MB, of 79 that were read
 
 

@@ -44,10 +44,15 @@ def test_every_mode_reads_as_every_number_of_channels(tmp_path, mode):
 
 
 STORED = {  # EXIF orientation → how a camera stores what stands upright
-    1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2), 6: lambda x: np.rot90(x, 1),
-    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2), 8: lambda x: np.rot90(x, -1),
-}  # fmt: skip
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
 
 
 @pytest.mark.fault(51)

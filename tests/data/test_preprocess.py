@@ -33,11 +33,7 @@ def tokenizer(tmp_path):
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
+        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(tmp_path / "tok")
     return TextSpec(str(tmp_path / "tok"), max_length=5)
 
@@ -174,9 +170,7 @@ def test_a_text_without_a_token_is_refused_by_name(tmp_path):
     assert p.one(("oo",))["input_ids"] == [1, 1]
     with pytest.raises(DataError, match="makes no token of 1 texts: 'xyz'"):
         p.many([("o",), ("xyz",)])
-    rows = tuple(
-        Example(f"{i:016x}-0", (t,), ("a",), f"row {i}") for i, t in enumerate(("o", "xyz"))
-    )
+    rows = tuple(Example(f"{i:016x}-0", (t,), ("a",), f"row {i}") for i, t in enumerate(("o", "xyz")))
     with pytest.raises(DataError, match="no token of 1 of 2 texts: row 1"):
         cut_texts(p, Splits("text", rows, (), (), "", ""))
 
@@ -242,10 +236,12 @@ def test_a_tokenizer_that_does_not_load_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "alter", "words"),
-    [("tokenizer.json", lambda t: t["model"]["vocab"].pop("[UNK]"), "its tokenizer fails on a text"),
-     ("tokenizer_config.json", lambda t: t.update(model_max_length="x"), "its tokenizer fails on a text"),
-     ("tokenizer_config.json", lambda t: t.pop("pad_token"), "no token to pad with")],
-)  # fmt: skip
+    [
+        ("tokenizer.json", lambda t: t["model"]["vocab"].pop("[UNK]"), "its tokenizer fails on a text"),
+        ("tokenizer_config.json", lambda t: t.update(model_max_length="x"), "its tokenizer fails on a text"),
+        ("tokenizer_config.json", lambda t: t.pop("pad_token"), "no token to pad with"),
+    ],
+)
 def test_a_tokenizer_that_fails_on_a_text_is_named(tokenizer, file, alter, words):
     path = Path(tokenizer.tokenizer) / file
     tree = json.loads(path.read_text())
@@ -272,8 +268,7 @@ def test_specs_survive_json(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{}, {"kind": "image"}, {"kind": "text"}, {"kind": "callable"}, {"kind": "image", "size": 3}],
+    "values", [{}, {"kind": "image"}, {"kind": "text"}, {"kind": "callable"}, {"kind": "image", "size": 3}]
 )
 def test_a_spec_that_does_not_read_is_a_source_error(tmp_path, values):
     with pytest.raises(SourceError):

@@ -64,11 +64,19 @@ def test_cautions_alone_exit_with_0(pictures, cli, tmp_path):
     assert code == 0 and "1 caution" in out and "0 problems" in out
 
 
-def test_a_source_adds_label_errors_and_leaves_its_features_for_fit(
-    planted, weights, cli, tmp_path
-):
-    args = ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32",
-            "--set", "run.threads=1", "--set", "run.layout=contiguous"]  # fmt: skip
+def test_a_source_adds_label_errors_and_leaves_its_features_for_fit(planted, weights, cli, tmp_path):
+    args = [
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--set",
+        "source.image_size=32",
+        "--set",
+        "run.threads=1",
+        "--set",
+        "run.layout=contiguous",
+    ]
     code, out, _ = cli("check", planted, *args, "--json")
     assert code == 3
     found = by_check(json.loads(out))
@@ -89,9 +97,7 @@ def test_a_fit_keeps_what_the_cheap_checks_found(planted, weights, cli, tmp_path
     code, _, err = cli("fit", planted, *args, "--out", tmp_path / "run")
     assert code == 0
     # its twin may be drawn for val
-    assert re.search(
-        r"problem: exact_duplicates: 1 of 25 rows of test that are also in (train|val)", err
-    )
+    assert re.search(r"problem: exact_duplicates: 1 of 25 rows of test that are also in (train|val)", err)
     record = json.loads((tmp_path / "run/check.json").read_text())
     assert {"unreadable", "exact_duplicates", "conflicting_labels"} <= set(by_check(record))
     assert record["settled"] == []
@@ -105,9 +111,7 @@ def test_a_fit_keeps_what_the_cheap_checks_found(planted, weights, cli, tmp_path
     assert all(f["severity"] != "problem" for f in by_check(record).get("exact_duplicates", []))
     what = "left out of train: it is in test too"
     assert record["settled"] == [{"where": "train/amber/000.png", "what": what}]
-    assert all(
-        row["where"] != "train/amber/000.png" for row in read_manifest(out / "manifest.jsonl")
-    )
+    assert all(row["where"] != "train/amber/000.png" for row in read_manifest(out / "manifest.jsonl"))
 
 
 def test_a_plan_is_checked_as_its_fit_would_read_it(planted, cli, tmp_path):
@@ -120,9 +124,7 @@ def test_a_plan_is_checked_as_its_fit_would_read_it(planted, cli, tmp_path):
 def test_data_that_stop_a_fit_are_still_looked_at(planted, cli):
     rose = planted / "test/rose"
     rose.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(
-        rose / "a.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(rose / "a.png")
     code, out, _ = cli("check", planted, "--json")
     found = by_check(json.loads(out))
     assert code == 3
@@ -167,9 +169,7 @@ def test_a_bomb_is_refused_in_bounded_memory(pictures, cli, tmp_path):
     bomb = tmp_path / "c/train/amber/bomb.png"  # kilobytes on disk, 3.6 GB of pixels
     size = struct.pack(">IIBBBBB", 20_000, 60_000, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(bytes(9_000_000))), (b"IEND", b""))
-    parts = [
-        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
-    ]
+    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code, out, _ = cli("check", tmp_path / "c")
@@ -182,8 +182,16 @@ def test_a_bomb_is_refused_in_bounded_memory(pictures, cli, tmp_path):
 def test_names_of_any_kind_are_read_and_written(pictures, weights, cli, tmp_path):
     root = tmp_path / "c"
     shutil.copytree(pictures, root)
-    odd = ["new\nline.png", 'quo"te.png', "<script>alert(1)</script>.png".replace("/", "_"), "-rf.png",
-           "é" * 120 + ".png", "A.png", "a.png", os.fsdecode(b"not\xffutf8.png")]  # fmt: skip
+    odd = [
+        "new\nline.png",
+        'quo"te.png',
+        "<script>alert(1)</script>.png".replace("/", "_"),
+        "-rf.png",
+        "é" * 120 + ".png",
+        "A.png",
+        "a.png",
+        os.fsdecode(b"not\xffutf8.png"),
+    ]
     rng = np.random.default_rng(5)
     for name in odd:
         pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
@@ -194,9 +202,7 @@ def test_names_of_any_kind_are_read_and_written(pictures, weights, cli, tmp_path
     code, out, _ = cli("check", root, "--out", tmp_path / "x.json")
     assert code == 3 and "bad\\udcff.jpg" in out
     args = ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
-    code, _, err = cli(
-        "fit", root, *args, "--epochs", 1, "--on-bad", "skip", "--out", tmp_path / "run", "-q"
-    )
+    code, _, err = cli("fit", root, *args, "--epochs", 1, "--on-bad", "skip", "--out", tmp_path / "run", "-q")
     assert code == 0, err
     where = {row["where"] for row in read_manifest(tmp_path / "run/manifest.jsonl")}
     assert {f"train/amber/{name}" for name in odd} <= where

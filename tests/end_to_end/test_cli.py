@@ -54,21 +54,9 @@ def refused(found: tuple[int, str, str], code: int, *words: str) -> None:
 def photo_run(pictures, weights, tmp_path_factory) -> Path:
     """One fit that several tests look at."""
     out: Path = tmp_path_factory.mktemp("runs") / "colours"
-    command = [
-        sys.executable,
-        "-m",
-        "regraft",
-        "fit",
-        pictures,
-        *tiny(weights),
-        *quick(2),
-        "--out",
-        out,
-    ]
+    command = [sys.executable, "-m", "regraft", "fit", pictures, *tiny(weights), *quick(2), "--out", out]
     state = {f"REGRAFT_{x.upper()}": str(out.parent / x) for x in ("state", "cache")}
-    done = subprocess.run(
-        [str(c) for c in command], env=ENV | state, capture_output=True, text=True
-    )
+    done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "TARGET" in done.stdout
     assert "TRANSFER not measured" in done.stdout
@@ -82,19 +70,30 @@ def photo_run(pictures, weights, tmp_path_factory) -> Path:
 def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
     names = {str(p.relative_to(photo_run)) for p in photo_run.rglob("*") if p.is_file()}
     assert names == {
-        "plan.toml", "check.json", "environment.json", "manifest.jsonl", "loading.json", "history.jsonl",
-        "result.json", "predictions.csv", "log.txt", "model/model.safetensors",
-        "model/config.json", "model/preprocess.json", "model/labels.json", "gallery/gallery.json",
+        "plan.toml",
+        "check.json",
+        "environment.json",
+        "manifest.jsonl",
+        "loading.json",
+        "history.jsonl",
+        "result.json",
+        "predictions.csv",
+        "log.txt",
+        "model/model.safetensors",
+        "model/config.json",
+        "model/preprocess.json",
+        "model/labels.json",
+        "gallery/gallery.json",
         "gallery/suspects.json",
-    }  # fmt: skip
-    assert "auto" not in [line.split("=")[1].split("#")[0].strip(' "')
-                          for line in (photo_run / "plan.toml").read_text().splitlines()
-                          if "=" in line and line.split(" =")[0] not in ("format", "pooling")]  # fmt: skip
+    }
+    assert "auto" not in [
+        line.split("=")[1].split("#")[0].strip(' "')
+        for line in (photo_run / "plan.toml").read_text().splitlines()
+        if "=" in line and line.split(" =")[0] not in ("format", "pooling")
+    ]
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_can_be_skipped(
-    photo_run, pictures, cli, tmp_path
-):
+def test_pictures_that_cannot_be_read_are_counted_and_can_be_skipped(photo_run, pictures, cli, tmp_path):
     good = pictures / "test" / "navy" / "000.png"
     for name in ("bad.png", "worse.png"):
         (tmp_path / name).write_bytes(b"no picture")
@@ -103,8 +102,9 @@ def test_pictures_that_cannot_be_read_are_counted_and_can_be_skipped(
     code, out, err = cli("predict", photo_run, *given, "--on-bad", "skip")
     assert code == 0 and [line.partition(",")[0] for line in out.splitlines()[1:]] == [str(good)]
     assert [line.split()[3] for line in err.splitlines() if line.startswith("no prediction for")] == [
-        str(tmp_path / "bad.png"), str(tmp_path / "worse.png")
-    ]  # fmt: skip
+        str(tmp_path / "bad.png"),
+        str(tmp_path / "worse.png"),
+    ]
 
 
 def test_predict_and_evaluate_agree_with_the_run(photo_run, pictures, cli, tmp_path):
@@ -144,15 +144,11 @@ def test_a_saved_plan_gives_the_same_bytes(photo_run, cli, tmp_path):
     code, _, err = cli("fit", photo_run / "plan.toml", "--out", tmp_path / "again", "-q")
     assert code == 0, err
     assert bytes_of(tmp_path / "again") == bytes_of(photo_run)
-    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (
-        photo_run / "predictions.csv"
-    ).read_bytes()
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (photo_run / "predictions.csv").read_bytes()
 
 
 def test_workers_change_no_bit(photo_run, cli, tmp_path):
-    code, _, err = cli(
-        "fit", photo_run / "plan.toml", "--out", tmp_path / "w", "-q", "--workers", 2
-    )
+    code, _, err = cli("fit", photo_run / "plan.toml", "--out", tmp_path / "w", "-q", "--workers", 2)
     assert code == 0, err
     assert bytes_of(tmp_path / "w") == bytes_of(photo_run)
 
@@ -175,8 +171,11 @@ def test_the_ledger_counts_openings_of_the_same_test(pictures, weights, cli, tmp
 
 def test_texts(bert, cli, tmp_path):
     draw = random.Random(0)
-    rows = [(f"the {w} {draw.choice(['day', 'film', 'was'])} {i % 7}", label)
-            for i in range(40) for w, label in (("good", "NA"), ("bad", "007"))]  # fmt: skip
+    rows = [
+        (f"the {w} {draw.choice(['day', 'film', 'was'])} {i % 7}", label)
+        for i in range(40)
+        for w, label in (("good", "NA"), ("bad", "007"))
+    ]
     data = tmp_path / "texts.csv"
     with data.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
@@ -253,12 +252,20 @@ def test_several_labels_a_row(pictures, weights, cli, tmp_path):
     assert first["probability"] is None
 
 
-def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(
-    make_pictures, weights, cli, tmp_path
-):
+def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(make_pictures, weights, cli, tmp_path):
     data = make_pictures(tmp_path / "few", train=3, test=6)
-    args = [*tiny(weights), *quick(), "--seeds", 3, "--controls", "scratch",
-            "--set", "evaluate.scratch_rates=[1.0]", "--set", "evaluate.scratch_budget=2"]  # fmt: skip
+    args = [
+        *tiny(weights),
+        *quick(),
+        "--seeds",
+        3,
+        "--controls",
+        "scratch",
+        "--set",
+        "evaluate.scratch_rates=[1.0]",
+        "--set",
+        "evaluate.scratch_budget=2",
+    ]
     code, printed, err = cli("fit", data, *args, "--out", tmp_path / "run")
     assert code == 0, err
     r = result(tmp_path / "run")
@@ -284,8 +291,18 @@ def test_the_frontier_joins_the_probe_and_the_fit(make_pictures, weights, cli, t
     data = make_pictures(tmp_path / "noisy", noise=150)
     runs = {}
     for name in ("chosen", "0.5", "0", "1"):
-        settings = [*tiny(weights), *quick(), "--set", "fit.lr=5e-4", "--set", "fit.head_lr=5e-4",
-                    "--set", "fit.epochs=4", "--set", f"fit.alpha={name}"]  # fmt: skip
+        settings = [
+            *tiny(weights),
+            *quick(),
+            "--set",
+            "fit.lr=5e-4",
+            "--set",
+            "fit.head_lr=5e-4",
+            "--set",
+            "fit.epochs=4",
+            "--set",
+            f"fit.alpha={name}",
+        ]
         code, _, err = cli("fit", data, *settings, "--out", tmp_path / name)
         assert code == 0, err
         runs[name] = result(tmp_path / name)
@@ -347,13 +364,12 @@ def test_init_writes_a_plan_that_plan_accepts_with_every_block(pictures, weights
     source = load_source("timm:test_resnet", SourceOptions(weights=weights, image_size=32))
     lines = [line.split()[0] for line in printed.splitlines() if line.strip()]
     assert [n for n in lines if n in {b.name for b in source.blocks} | {"head"}] == [
-        *(b.name for b in source.blocks), "head",
-    ]  # fmt: skip
+        *(b.name for b in source.blocks),
+        "head",
+    ]
 
 
-@pytest.mark.parametrize(
-    "what", ["sources", "formats", "tasks", "freezing", "regularizers", "metrics", "all"]
-)
+@pytest.mark.parametrize("what", ["sources", "formats", "tasks", "freezing", "regularizers", "metrics", "all"])
 def test_list_names_every_file(what, cli):
     from regraft import plugins
 
@@ -429,8 +445,7 @@ def test_an_empty_class_folder_is_no_class_and_is_said(make_pictures, weights, c
 
 def test_a_column_that_does_not_exist(pictures, weights, cli, tmp_path):
     data = table(tmp_path, pictures, ["kind"], lambda c, i: [c])
-    found = cli("fit", data, *tiny(weights), "--image-root", pictures, "--label", "knid",
-                "--out", tmp_path / "run")  # fmt: skip
+    found = cli("fit", data, *tiny(weights), "--image-root", pictures, "--label", "knid", "--out", tmp_path / "run")
     refused(found, 3, 'did you mean "kind"')
 
 
@@ -473,8 +488,19 @@ def test_weights_that_cannot_be_used(pictures, weights, cli, tmp_path):
 def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_path):
     args = ["fit", pictures, *tiny(weights), *quick()]
     refused(cli(*args, "--lr", 1e6, "--out", tmp_path / "a"), 2, "scratch rate", "allow_large_lr")
-    wild = [*args, "--lr", 1e30, "--head-lr", 1e30, "--optimizer", "SGD", "--set",
-            "fit.allow_large_lr=true", "--set", "fit.batch_norm=frozen"]  # fmt: skip
+    wild = [
+        *args,
+        "--lr",
+        1e30,
+        "--head-lr",
+        1e30,
+        "--optimizer",
+        "SGD",
+        "--set",
+        "fit.allow_large_lr=true",
+        "--set",
+        "fit.batch_norm=frozen",
+    ]
     refused(cli(*wild, "--out", tmp_path / "b"), 5, "not finite", "step", "lower fit.lr")
     said = result(tmp_path / "b")
     assert said["status"] == "failed"
@@ -499,9 +525,7 @@ def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_p
         (["--device", "cuda:77"], "cannot be used"),
     ],
 )
-def test_a_plan_that_is_wrong_exits_with_2_and_leaves_nothing(
-    pictures, weights, cli, tmp_path, more, words
-):
+def test_a_plan_that_is_wrong_exits_with_2_and_leaves_nothing(pictures, weights, cli, tmp_path, more, words):
     out = tmp_path / "run"
     refused(cli("fit", pictures, *tiny(weights), *quick(), *more, "--out", out), 2, words)
     assert not out.exists()
@@ -543,10 +567,7 @@ def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -m regraft list all | true"
     for _ in range(2):
         done = subprocess.run(
-            ["bash", "-c", command + "; echo ${PIPESTATUS[0]}"],
-            env=ENV,
-            capture_output=True,
-            text=True,
+            ["bash", "-c", command + "; echo ${PIPESTATUS[0]}"], env=ENV, capture_output=True, text=True
         )
         assert done.stderr == ""
         assert done.stdout.strip() in ("0", "1", "141")

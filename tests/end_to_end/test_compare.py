@@ -18,8 +18,13 @@ from regraft.errors import UsageError
 @pytest.fixture(scope="module")
 def make(weights: Path) -> Any:
     def run(data: Path, out: Path, **settings: Any) -> Path:
-        plan = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
-                "fit.epochs": 1, "fit.batch_size": 16} | settings  # fmt: skip
+        plan = {
+            "source.weights": str(weights),
+            "source.image_size": 32,
+            "run.threads": 1,
+            "fit.epochs": 1,
+            "fit.batch_size": 16,
+        } | settings
         regraft.fit(data, source="timm:test_resnet", out=out, settings=plan)
         return out
 
@@ -74,32 +79,24 @@ def test_the_order_of_rows_does_not_matter(runs: list[Path], tmp_path: Path) -> 
     assert regraft.compare([runs[0], other])[1].gain == regraft.compare(runs)[1].gain
 
 
-def test_the_command_prints_a_line_a_run_and_says_what_it_is_about(
-    runs: list[Path], cli: Any
-) -> None:
+def test_the_command_prints_a_line_a_run_and_says_what_it_is_about(runs: list[Path], cli: Any) -> None:
     code, printed, err = cli("compare", *runs)
     assert code == 0, err
-    assert (
-        "accuracy on test, n = 60" in printed and "about these models, not the methods" in printed
-    )
+    assert "accuracy on test, n = 60" in printed and "about these models, not the methods" in printed
     assert all(sum(str(r) in line for line in printed.splitlines()[1:3]) == 1 for r in runs)
     code, printed, err = cli("compare", *runs, "--json")
     gain = regraft.compare(runs)[1].gain
     assert gain is not None and json.loads(printed)[1]["gain"]["value"] == gain.value
 
 
-def test_other_test_rows_are_refused(
-    runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path
-) -> None:
+def test_other_test_rows_are_refused(runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "fewer", test=7, noise=170)
     other = make(data, tmp_path / "run")
     with pytest.raises(UsageError, match=r"first and .*run cannot be compared.*39 do not belong"):
         regraft.compare([runs[0], other])
 
 
-def test_other_tasks_fewer_than_two_and_no_runs_are_refused(
-    runs: list[Path], cli: Any, tmp_path: Path
-) -> None:
+def test_other_tasks_fewer_than_two_and_no_runs_are_refused(runs: list[Path], cli: Any, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(runs[1], other)
     result = json.loads((other / "result.json").read_text())

@@ -20,11 +20,33 @@ from .conftest import Cli
 @pytest.fixture
 def made(cli: Cli, pictures: Path, weights: Path, tmp_path: Path) -> tuple[dict[str, Any], str]:
     code, out, err = cli(
-        "curve", pictures, "--source", "timm:test_resnet", "--weights", weights, "--out",
-        tmp_path / "curve", "--labels", 4, "--labels", 2, "--controls", "scratch", "--epochs", 1,
-        "--set", "source.image_size=32", "--set", "run.threads=1", "--set", "fit.batch_size=8",
-        "--set", "evaluate.scratch_budget=1.0", "--set", "evaluate.scratch_rates=[1.0, 1e30]",
-    )  # fmt: skip
+        "curve",
+        pictures,
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--out",
+        tmp_path / "curve",
+        "--labels",
+        4,
+        "--labels",
+        2,
+        "--controls",
+        "scratch",
+        "--epochs",
+        1,
+        "--set",
+        "source.image_size=32",
+        "--set",
+        "run.threads=1",
+        "--set",
+        "fit.batch_size=8",
+        "--set",
+        "evaluate.scratch_budget=1.0",
+        "--set",
+        "evaluate.scratch_rates=[1.0, 1e30]",
+    )
     assert code == 0, err
     assert "scratch 1e+27 is out at 4 labels: the " in " ".join(out.split())
     record: dict[str, Any] = json.loads((tmp_path / "curve" / "curve.json").read_text())
@@ -49,10 +71,15 @@ def test_every_arm_has_a_point_at_every_number_of_labels(made: tuple[dict[str, A
 
 
 def prepared(pictures: Path, weights: Path) -> Any:
-    return prepare(check({
-        "source": {"ref": "timm:test_resnet", "weights": str(weights), "image_size": 32},
-        "data": {"path": str(pictures)}, "run": {"threads": 1},
-    }))  # fmt: skip
+    return prepare(
+        check(
+            {
+                "source": {"ref": "timm:test_resnet", "weights": str(weights), "image_size": 32},
+                "data": {"path": str(pictures)},
+                "run": {"threads": 1},
+            }
+        )
+    )
 
 
 def test_rows_are_nested_and_as_many_of_each_class(pictures: Path, weights: Path) -> None:
@@ -66,8 +93,18 @@ def test_rows_are_nested_and_as_many_of_each_class(pictures: Path, weights: Path
 def test_too_few_rows_are_refused_by_class_before_anything_is_made(
     cli: Cli, pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
-    arguments = ("curve", pictures, "--source", "timm:test_resnet", "--weights", weights, "--set",
-                 "source.image_size=32", "--out", tmp_path / "c")  # fmt: skip
+    arguments = (
+        "curve",
+        pictures,
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--set",
+        "source.image_size=32",
+        "--out",
+        tmp_path / "c",
+    )
     code, _, err = cli(*arguments, "--labels", 500)
     assert code != 0 and '--labels 500: a fold of train has 12 rows of "amber"' in err
     code, _, err = cli(*arguments, "--labels", 0)
@@ -77,8 +114,10 @@ def test_too_few_rows_are_refused_by_class_before_anything_is_made(
 
 def test_the_answer_is_about_the_last_step_beyond_the_scatter() -> None:
     def fits(*folds: float) -> list[CurvePoint]:
-        return [CurvePoint("fit", n, n, v, v, v, (v, v + 0.01 * i, v - 0.01 * i))
-                for i, (n, v) in enumerate(zip((3, 10), folds, strict=True))]  # fmt: skip
+        return [
+            CurvePoint("fit", n, n, v, v, v, (v, v + 0.01 * i, v - 0.01 * i))
+            for i, (n, v) in enumerate(zip((3, 10), folds, strict=True))
+        ]
 
     assert answer(fits(0.6, 0.8), True).startswith("more labels are likely to help: from 3 to 10")
     assert answer(fits(0.8, 0.6), False).startswith("more labels are likely to help")

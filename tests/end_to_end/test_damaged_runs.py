@@ -17,12 +17,16 @@ def made(weights: Path, make_pictures: Any, tmp_path_factory: pytest.TempPathFac
     here = tmp_path_factory.mktemp("damaged")
     data = make_pictures(here / "data", train=6, test=4, noise=170)
     names = ("amber", "navy", "olive")
-    for name, other in zip(
-        names, ("navy", "olive", "amber"), strict=True
-    ):  # so that some are wrong
+    for name, other in zip(names, ("navy", "olive", "amber"), strict=True):  # so that some are wrong
         (data / "test" / name / "000.png").rename(data / "test" / other / "moved.png")
-    settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1, "fit.epochs": 1,
-                "fit.batch_size": 8, "run.cache": "off"}  # fmt: skip
+    settings = {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 1,
+        "fit.batch_size": 8,
+        "run.cache": "off",
+    }
     return regraft.fit(data, source="timm:test_resnet", out=here / "run", settings=settings).path
 
 
@@ -42,8 +46,18 @@ def changed(path: Path, value: Any, *keys: Any) -> None:
     path.write_text(json.dumps(tree if keys else value), encoding="utf-8")
 
 
-RESULTS = [("seeds", []), ("seeds", 7), ("primary", "nothing"), ("test", None), ("controls", [1]), ("task", []),
-           ("mean", "x"), ("verdict", {}), ("timing", None), ("rows", 7)]  # fmt: skip
+RESULTS = [
+    ("seeds", []),
+    ("seeds", 7),
+    ("primary", "nothing"),
+    ("test", None),
+    ("controls", [1]),
+    ("task", []),
+    ("mean", "x"),
+    ("verdict", {}),
+    ("timing", None),
+    ("rows", 7),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), RESULTS)
@@ -71,24 +85,34 @@ def test_one_damaged_run_does_not_hide_the_others(run, made, cli):
 @pytest.mark.parametrize(
     ("file", "value", "keys"),
     [
-        ("check.json", {}, ()), ("check.json", ["x"], ("findings",)), ("environment.json", 3, ()),
-        ("gallery/gallery.json", ["x"], ()), ("gallery/gallery.json", [{"picture": 7}], ()),
-        ("gallery/suspects.json", [], ()), ("gallery/suspects.json", {"why not": ""}, ()),
+        ("check.json", {}, ()),
+        ("check.json", ["x"], ("findings",)),
+        ("environment.json", 3, ()),
+        ("gallery/gallery.json", ["x"], ()),
+        ("gallery/gallery.json", [{"picture": 7}], ()),
+        ("gallery/suspects.json", [], ()),
+        ("gallery/suspects.json", {"why not": ""}, ()),
         ("gallery/suspects.json", {"why not": "", "count": 1, "of": 2, "rows": [{"picture": 7}]}, ()),
         ("loading.json", {"a": 1}, ()),
     ],
-)  # fmt: skip
-def test_other_files_that_are_not_what_they_were_stop_the_report_in_words(
-    run, cli, file, value, keys
-):
+)
+def test_other_files_that_are_not_what_they_were_stop_the_report_in_words(run, cli, file, value, keys):
     changed(run / file, value, *keys)
     code, _, err = cli("report", run)
     assert code in (0, 2) and "unexpected" not in err
     assert code == 0 or "is damaged" in err
 
 
-RECIPES = [("architecture", 7), ("architecture", "os:system"), ("architecture", None), ("image", {}), ("source", "run"),
-           ("source", "../x"), ("image", {"size": [10**6, 10**6], "resize": 32}), ("num_classes", [])]  # fmt: skip
+RECIPES = [
+    ("architecture", 7),
+    ("architecture", "os:system"),
+    ("architecture", None),
+    ("image", {}),
+    ("source", "run"),
+    ("source", "../x"),
+    ("image", {"size": [10**6, 10**6], "resize": 32}),
+    ("num_classes", []),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), RECIPES)
@@ -100,8 +124,7 @@ def test_a_recipe_that_names_no_network_is_refused(run, pictures, cli, key, valu
 
 
 @pytest.mark.parametrize(
-    ("value", "keys"),
-    [(7, ()), ("nothing", ("task",)), (["a"], ("classes",)), (None, ("classes",)), ([], ("task",))],
+    ("value", "keys"), [(7, ()), ("nothing", ("task",)), (["a"], ("classes",)), (None, ("classes",)), ([], ("task",))]
 )
 def test_labels_that_are_none_are_refused(run, pictures, cli, value, keys):
     changed(run / "model/labels.json", value, *keys)

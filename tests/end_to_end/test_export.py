@@ -74,9 +74,12 @@ def runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]:
             value = 1000 + 7 * ["amber", "navy", "olive"].index(path.parent.name)
             writer.writerow([path, path.parent.parent.name, value + int(path.stem) % 3])
     regraft.fit(
-        numbers, source="timm:test_resnet", out=folder / "number", task={"name": "regression"},
+        numbers,
+        source="timm:test_resnet",
+        out=folder / "number",
+        task={"name": "regression"},
         settings=photo | {"data.image": "image", "data.label": ["red"]},
-    )  # fmt: skip
+    )
 
     texts = folder / "texts.csv"
     with texts.open("w", newline="") as file:
@@ -112,19 +115,19 @@ def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]
     for name, how in (("vit", {"size": {"height": 32, "width": 32}}), ("vit-crop", crop)):
         torch.manual_seed(0)
         config = transformers.ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-            image_size=32, patch_size=8,
-        )  # fmt: skip
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            image_size=32,
+            patch_size=8,
+        )
         source = folder / f"{name}-source"
         transformers.ViTForImageClassification(config).save_pretrained(source)
         settings = how | {"image_mean": [0.5] * 3, "image_std": [0.4] * 3, "resample": 3}
         (source / "preprocessor_config.json").write_text(json.dumps(settings))
         regraft.fit(pictures, source=f"transformers:{source}", out=folder / name, settings=QUICK)
-    grey = QUICK | {
-        "source.weights": str(weights),
-        "source.image_size": 32,
-        "source.in_channels": 1,
-    }
+    grey = QUICK | {"source.weights": str(weights), "source.image_size": 32, "source.in_channels": 1}
     regraft.fit(pictures, source="timm:test_resnet", out=folder / "grey", settings=grey)
 
     pairs = folder / "pairs.csv"
@@ -135,30 +138,49 @@ def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]
         for i in range(80):
             a, b = (rng.choice(["good", "bad", "day"], int(rng.integers(1, 30))) for _ in range(2))
             tags = [w for w in ("good", "bad") if w in a[:3] and rng.random() < 0.7]
-            writer.writerow(
-                [" ".join(a), " ".join(b), ";".join(tags), "test" if i > 59 else "train"]
-            )
+            writer.writerow([" ".join(a), " ".join(b), ";".join(tags), "test" if i > 59 else "train"])
     regraft.fit(
-        pairs, source=f"transformers:{bert}", out=folder / "pair", task={"name": "multilabel"},
+        pairs,
+        source=f"transformers:{bert}",
+        out=folder / "pair",
+        task={"name": "multilabel"},
         settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
-    )  # fmt: skip
+    )
     regraft.fit(
-        pairs, source=f"transformers:{bert}", out=folder / "lora", task={"name": "multilabel"},
-        freezing={"name": "lora"}, settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
-    )  # fmt: skip
+        pairs,
+        source=f"transformers:{bert}",
+        out=folder / "lora",
+        task={"name": "multilabel"},
+        freezing={"name": "lora"},
+        settings=QUICK | {"data.text": ["a", "b"], "data.label": ["tags"]},
+    )
     torch.set_num_threads(threads)
     return {n: folder / n for n in ("vit", "vit-crop", "grey", "pair", "lora")}
 
 
 WAYS = [  # every format once; the rest at length
-    ("photo", "timm"), ("photo", "torch"), ("number", "bundle"), ("number", "onnx"),
-    ("plain", "transformers-features"), ("headed", "transformers"),
-    *(pytest.param(run, to, marks=pytest.mark.slow) for run, to in (
-        ("photo", "bundle"), ("photo", "onnx"), ("number", "timm"), ("number", "torch"),
-        ("plain", "bundle"), ("plain", "onnx"), ("plain", "torch"),
-        ("headed", "bundle"), ("headed", "onnx"), ("headed", "torch"),
-    )),
-]  # fmt: skip
+    ("photo", "timm"),
+    ("photo", "torch"),
+    ("number", "bundle"),
+    ("number", "onnx"),
+    ("plain", "transformers-features"),
+    ("headed", "transformers"),
+    *(
+        pytest.param(run, to, marks=pytest.mark.slow)
+        for run, to in (
+            ("photo", "bundle"),
+            ("photo", "onnx"),
+            ("number", "timm"),
+            ("number", "torch"),
+            ("plain", "bundle"),
+            ("plain", "onnx"),
+            ("plain", "torch"),
+            ("headed", "bundle"),
+            ("headed", "onnx"),
+            ("headed", "torch"),
+        )
+    ),
+]
 
 
 def code_in(card: Path) -> list[str]:
@@ -213,11 +235,19 @@ def test_an_export_is_the_run(runs, exported, run, to):
 
 
 MORE = [
-    ("vit", "transformers"), ("vit", "onnx"), ("vit", "torch"), ("vit-crop", "transformers"),
-    ("grey", "timm"), ("grey", "onnx"), ("grey", "torch"),
-    ("pair", "transformers-features"), ("pair", "onnx"), ("pair", "bundle"),
-    ("lora", "transformers-features"), ("lora", "torch"),
-]  # fmt: skip
+    ("vit", "transformers"),
+    ("vit", "onnx"),
+    ("vit", "torch"),
+    ("vit-crop", "transformers"),
+    ("grey", "timm"),
+    ("grey", "onnx"),
+    ("grey", "torch"),
+    ("pair", "transformers-features"),
+    ("pair", "onnx"),
+    ("pair", "bundle"),
+    ("lora", "transformers-features"),
+    ("lora", "torch"),
+]
 
 
 @pytest.mark.slow
@@ -265,9 +295,7 @@ def test_a_difference_aborts_and_leaves_nothing(runs, tmp_path, monkeypatch):
         return right(package, folder)
 
     monkeypatch.setattr(timm, "write", wrong)
-    with pytest.raises(
-        ExportError, match=r"(?s)not the run.*largest difference.*by the export"
-    ) as e:
+    with pytest.raises(ExportError, match=r"(?s)not the run.*largest difference.*by the export") as e:
         regraft.export(runs["photo"], to="timm", out=tmp_path / "out")
     assert e.value.exit_code == 7
     assert list(tmp_path.iterdir()) == []
@@ -319,9 +347,7 @@ def test_a_missing_extra_names_the_command(runs, tmp_path, monkeypatch):
 
 def test_calibrated_outputs_are_the_calibrated_probabilities(runs, tmp_path):
     done = regraft.export(runs["photo"], to="timm", out=tmp_path / "out", calibrated=True)
-    temperature = json.loads((runs["photo"] / "result.json").read_text())["calibration"][
-        "temperature"
-    ]
+    temperature = json.loads((runs["photo"] / "result.json").read_text())["calibration"]["temperature"]
     assert abs(temperature - 1) > 0.01  # or the test says nothing
     assert done.parity.from_file < 1e-4  # the run's file, cooled independently
     assert f"divided by {temperature:.4g}" in (tmp_path / "out" / "README.md").read_text()
@@ -347,8 +373,9 @@ def test_int8_is_measured_on_test(exported):
     assert done.int8["difference"] > done.parity.difference  # 8 bits are not 32
 
 
-@pytest.mark.parametrize("head", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False),
-                                  nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))])  # fmt: skip
+@pytest.mark.parametrize(
+    "head", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False), nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))]
+)
 def test_folding_is_the_affine_map(head):
     x = torch.randn(7, 5)
     scale, shift = [2.0, -3.0, 0.5], [100.0, 0.0, -1.0]
@@ -395,9 +422,12 @@ def hostile(runs, tmp_path) -> Path:
         c["recipe"]["licence"] = evil("licence")
 
     change("result.json", of_result)
-    change("environment.json", lambda e: e.update(
-        regraft=evil("version"), data_digest=evil("data"), test_digest=evil("test"),
-        versions={evil("a"): evil("b")}))  # fmt: skip
+    change(
+        "environment.json",
+        lambda e: e.update(
+            regraft=evil("version"), data_digest=evil("data"), test_digest=evil("test"), versions={evil("a"): evil("b")}
+        ),
+    )
     change("model/labels.json", lambda t: t.update(classes=[evil(c) for c in t["classes"]]))
     change("model/config.json", of_config)
     plan = tomllib.loads((run / "plan.toml").read_text())
@@ -417,8 +447,7 @@ def test_nothing_of_a_run_is_run_by_its_export(hostile, tmp_path, runs, exported
     whole = card.read_text()
     body = whole.split("---\n", 2)[2]
     found, usual = (
-        yaml.safe_load(t.read_text().split("---\n", 2)[1])
-        for t in (card, exported("photo", "timm").path / "README.md")
+        yaml.safe_load(t.read_text().split("---\n", 2)[1]) for t in (card, exported("photo", "timm").path / "README.md")
     )
     assert found.keys() == usual.keys()
     assert found["license"] == "other"
@@ -426,10 +455,7 @@ def test_nothing_of_a_run_is_run_by_its_export(hostile, tmp_path, runs, exported
     kinds = [t.type for t in markdown(body)]
     assert not {"html_block", "html_inline", "link_open", "hr"} & set(kinds)
     usual_kinds = [
-        t.type
-        for t in markdown(
-            (exported("photo", "timm").path / "README.md").read_text().split("---\n", 2)[2]
-        )
+        t.type for t in markdown((exported("photo", "timm").path / "README.md").read_text().split("---\n", 2)[2])
     ]
     assert kinds.count("heading_open") == usual_kinds.count("heading_open")
     assert str(tmp_path) + "/run" not in whole
@@ -461,10 +487,15 @@ def markdown(text: str) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("file", "keys", "value"),
-    [("result.json", ["rows", "test"], {"a": 1}), ("result.json", ["test", "accuracy", "n"], "```"),
-     ("environment.json", ["regraft"], {"a": ["```"]}), ("environment.json", ["data_digest"], 3),
-     ("result.json", ["test", "accuracy", "value"], {}), ("result.json", ["source", "name"], None)],
-)  # fmt: skip
+    [
+        ("result.json", ["rows", "test"], {"a": 1}),
+        ("result.json", ["test", "accuracy", "n"], "```"),
+        ("environment.json", ["regraft"], {"a": ["```"]}),
+        ("environment.json", ["data_digest"], 3),
+        ("result.json", ["test", "accuracy", "value"], {}),
+        ("result.json", ["source", "name"], None),
+    ],
+)
 def test_a_value_of_another_kind_is_a_damaged_run(runs, tmp_path, file, keys, value):
     run = tmp_path / "run"
     shutil.copytree(runs["photo"], run, ignore=shutil.ignore_patterns("exports"))
@@ -479,8 +510,19 @@ def test_a_value_of_another_kind_is_a_damaged_run(runs, tmp_path, file, keys, va
         predictor = regraft.load(run)
         rows = exporting.rows_for(files, predictor, 2, tmp_path)[0]
         package = exporting.packed(files, predictor, rows, timm_format())
-        card(files, package, "timm", "pass", (), {"calibrated": False, "numbers": False, "int8": None,
-             "parity": {"n": 1, "rows": "x", "difference": 0.0, "same": 1, "ties": 0}})  # fmt: skip
+        card(
+            files,
+            package,
+            "timm",
+            "pass",
+            (),
+            {
+                "calibrated": False,
+                "numbers": False,
+                "int8": None,
+                "parity": {"n": 1, "rows": "x", "difference": 0.0, "same": 1, "ties": 0},
+            },
+        )
 
 
 def timm_format() -> Any:
@@ -488,11 +530,7 @@ def timm_format() -> Any:
 
 
 def test_class_names_and_escapes_survive_where_paths_are_cut():
-    values = {
-        "classes": ["/a\nb/c"],
-        "note": "read /home/me/data/x\n/b",
-        "n": [1, None, "/home/me/y"],
-    }
+    values = {"classes": ["/a\nb/c"], "note": "read /home/me/data/x\n/b", "n": [1, None, "/home/me/y"]}
     found = exporting.brief_values(values)
     assert found["classes"] == ["/a\nb/c"]
     assert "me" not in json.dumps(found) and found["n"][:2] == [1, None]
@@ -517,25 +555,29 @@ def test_a_tokenizer_that_asks_for_code_is_refused(asking, runs, tmp_path, cli, 
     lines.write_text("yes\n" * 50)
     table = runs["plain"].parent / "texts.csv"
     commands = [
-        ("predict", asking, lines), ("evaluate", asking, table), ("serve", asking, "--port", 0),
+        ("predict", asking, lines),
+        ("evaluate", asking, table),
+        ("serve", asking, "--port", 0),
         ("export", asking, "--to", "bundle", "--out", tmp_path / "out"),
         ("fit", table, "--source", asking, "--out", tmp_path / "new"),
-        ("plan", table, "--source", asking), ("check", table, "--source", asking),
-    ]  # fmt: skip
+        ("plan", table, "--source", asking),
+        ("check", table, "--source", asking),
+    ]
     with lines.open() as answers:
         monkeypatch.setattr(sys, "stdin", answers)
         for command in commands:
             code, _, said = cli(*command)
             assert code == 4, (command, said)
-            assert 'tokenizer_config.json: refused, nothing executed: its "auto_map"' in said, (
-                command
-            )
+            assert 'tokenizer_config.json: refused, nothing executed: its "auto_map"' in said, command
         assert answers.buffer.raw.tell() == 0
     with lines.open() as answers:
         done = subprocess.run(
             [sys.executable, "-m", "regraft", "predict", asking, "-"],
-            stdin=answers, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            stdin=answers,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert os.lseek(answers.fileno(), 0, os.SEEK_CUR) == 0, "lines were read"
     assert done.returncode == 4 and "[y/N]" not in done.stdout + done.stderr
     assert not (tmp_path / "sentinel").exists()
@@ -549,9 +591,4 @@ def test_lines_of_standard_input_are_predicted_each(runs, cli, tmp_path, monkeyp
         monkeypatch.setattr(sys, "stdin", given)
         code, out, said = cli("predict", runs["plain"], "-")
     assert code == 0, said
-    assert [line.split(",")[0] for line in out.splitlines()] == [
-        "input",
-        "line 1",
-        "line 2",
-        "line 3",
-    ]
+    assert [line.split(",")[0] for line in out.splitlines()] == ["input", "line 1", "line 2", "line 3"]

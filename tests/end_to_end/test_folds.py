@@ -28,9 +28,7 @@ def split(run: Path, name: str) -> set[str]:
     return {r["id"] for r in rows if r["split"] == name}
 
 
-def test_folds_take_the_place_of_val_and_leave_test_alone(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_folds_take_the_place_of_val_and_leave_test_alone(pictures: Path, weights: Path, tmp_path: Path) -> None:
     plain = fit(pictures, weights, tmp_path / "plain")
     r = fit(pictures, weights, tmp_path / "folds", **{"data.folds": 4})
     assert plain["rows"]["val"] > 0 and not plain["cross_validation"]
@@ -39,10 +37,7 @@ def test_folds_take_the_place_of_val_and_leave_test_alone(
     c = r["cross_validation"]
     assert c["folds"] == 4 and r["probe"]["chosen_by"] == "4-fold cross-validation"
     for arm in ("fit", "linear probe"):
-        assert (
-            c[arm]["accuracy"]["n"] == 60
-            and c[arm]["accuracy"]["low"] < c[arm]["accuracy"]["value"]
-        )
+        assert c[arm]["accuracy"]["n"] == 60 and c[arm]["accuracy"]["low"] < c[arm]["accuracy"]["value"]
     difference = c["fit"]["accuracy"]["value"] - c["linear probe"]["accuracy"]["value"]
     assert c["gain"]["value"] == pytest.approx(difference)
     assert r["frontier"] is None or r["frontier"]["chosen_by"] == "cross-validation"
@@ -59,17 +54,25 @@ def test_labels_drawn_by_lot_are_not_learnt_over_folds(weights: Path, tmp_path: 
         lines.append((f"p/{i}.png", "ab"[rng.integers(2)], "train" if i < 60 else "test"))
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    r = fit(tmp_path / "rows.csv", weights, tmp_path / "run",
-            **{"data.folds": 5, "data.image": "file", "data.label": ["label"], "data.split": "split",
-               "probe.strengths": [1e-5], "fit.lr": 1e-4})  # fmt: skip
+    r = fit(
+        tmp_path / "rows.csv",
+        weights,
+        tmp_path / "run",
+        **{
+            "data.folds": 5,
+            "data.image": "file",
+            "data.label": ["label"],
+            "data.split": "split",
+            "probe.strengths": [1e-5],
+            "fit.lr": 1e-4,
+        },
+    )
     c = r["cross_validation"]
     for arm in ("fit", "linear probe"):
         assert 0.25 < c[arm]["accuracy"]["value"] < 0.75
 
 
-def test_more_folds_than_rows_of_a_class_are_refused(
-    make_pictures: Any, weights: Path, tmp_path: Path
-) -> None:
+def test_more_folds_than_rows_of_a_class_are_refused(make_pictures: Any, weights: Path, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "few", train=3, test=2)
     with pytest.raises(DataError, match=r'folds = 5: train has 3 rows of "amber".*at most 3'):
         fit(data, weights, tmp_path / "run", **{"data.folds": 5})
@@ -86,40 +89,57 @@ def test_groups_are_not_torn_apart_by_folds(weights: Path, tmp_path: Path) -> No
     assert sorted(i for _, judged in found for i in judged) == list(range(60))
 
 
-def test_balanced_sampling_is_refused_where_it_means_nothing(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_balanced_sampling_is_refused_where_it_means_nothing(pictures: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="both make up for rare classes: choose one"):
-        fit(pictures, weights, tmp_path / "run",
-            **{"fit.sampling": "balanced", "task.class_weights": "balanced"})  # fmt: skip
+        fit(pictures, weights, tmp_path / "run", **{"fit.sampling": "balanced", "task.class_weights": "balanced"})
     r = fit(pictures, weights, tmp_path / "ok", **{"fit.sampling": "balanced"})
     assert r["fit"]["epochs"] == 1
 
 
-def test_a_group_that_fills_more_folds_than_there_are_groups_is_refused(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_a_group_that_fills_more_folds_than_there_are_groups_is_refused(weights: Path, tmp_path: Path) -> None:
     from .conftest import picture
 
     lines = [("file", "label", "split", "plant")]
     for i in range(24):
         picture(tmp_path / "p" / f"{i}.png", (20 + 200 * (i % 2), 120, 120), i)
-        lines.append((f"p/{i}.png", "ab"[i % 2], "train" if i < 16 else "test",
-                      f"g{i // 8}"))  # fmt: skip
+        lines.append((f"p/{i}.png", "ab"[i % 2], "train" if i < 16 else "test", f"g{i // 8}"))
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     with pytest.raises(DataError, match=r"folds = 4: train has 2 groups.*at most 2"):
-        fit(tmp_path / "rows.csv", weights, tmp_path / "run",
-            **{"data.folds": 4, "data.image": "file", "data.label": ["label"], "data.split": "split",
-               "data.group": "plant"})  # fmt: skip
+        fit(
+            tmp_path / "rows.csv",
+            weights,
+            tmp_path / "run",
+            **{
+                "data.folds": 4,
+                "data.image": "file",
+                "data.label": ["label"],
+                "data.split": "split",
+                "data.group": "plant",
+            },
+        )
 
 
 def test_rates_are_tried_from_the_command_line_and_leave_no_file(
     pictures: Path, weights: Path, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = ["rates", pictures, "--source", "timm:test_resnet", "--weights", weights, "--steps", 12,
-            "--batch-size", 16, "--set", "source.image_size=32", "--set", "run.threads=1"]  # fmt: skip
+    args = [
+        "rates",
+        pictures,
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--steps",
+        12,
+        "--batch-size",
+        16,
+        "--set",
+        "source.image_size=32",
+        "--set",
+        "run.threads=1",
+    ]
     code, printed, err = cli(*args)
     assert code == 0, err
     assert "A tenth of the least is the usual choice: --lr" in printed
@@ -157,9 +177,7 @@ def test_calibrated_probabilities_are_those_the_run_reported(
     assert code == 2 and "fitted no temperature" in err and not printed
 
 
-def test_folds_estimate_a_fit_without_a_probe_too(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_folds_estimate_a_fit_without_a_probe_too(pictures: Path, weights: Path, tmp_path: Path) -> None:
     r = fit(pictures, weights, tmp_path / "run", **{"data.folds": 3, "fit.start": "random"})
     assert set(r["cross_validation"]) == {"folds", "fit"} and r["frontier"] is None
     assert r["cross_validation"]["fit"]["accuracy"]["n"] == 60
@@ -171,17 +189,11 @@ def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
     from regraft.pipeline.prepare import prepare
     from regraft.plan.read import read_plan
 
-    known = {
-        "source.ref": "timm:test_resnet",
-        "source.weights": str(weights),
-        "data.path": str(pictures),
-    }
+    known = {"source.ref": "timm:test_resnet", "source.weights": str(weights), "data.path": str(pictures)}
     return prepare(read_plan(None, SETTINGS | known | settings))
 
 
-def test_rows_over_folds_come_in_the_order_of_train(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Path, tmp_path: Path) -> None:
     """Groups and ids are put beside them by position."""
     from regraft.pipeline.arms import cross_validate
     from regraft.training.checkpoints import CheckpointManager

@@ -11,10 +11,7 @@ import torch
 
 import regraft
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 EXACT = ("--set", "run.precision=float32", "--set", "run.feature_precision=float32")
 
 
@@ -24,9 +21,22 @@ def fit(pictures, weights, tmp_path, cli):
 
     def call(name, *more, code=0, source=given):
         found, _, err = cli(
-            "fit", pictures, *source, "--set", "fit.start=random", "--head-lr", 0.03,
-            "--epochs", 2, "--batch-size", 8, "--quiet", "--out", tmp_path / name, *more,
-        )  # fmt: skip
+            "fit",
+            pictures,
+            *source,
+            "--set",
+            "fit.start=random",
+            "--head-lr",
+            0.03,
+            "--epochs",
+            2,
+            "--batch-size",
+            8,
+            "--quiet",
+            "--out",
+            tmp_path / name,
+            *more,
+        )
         assert found == code, err
         return tmp_path / name
 
@@ -46,8 +56,7 @@ def test_a_fit_on_the_gpu_is_that_of_the_cpu(fit):
     here = fit("cpu", "--set", "run.device=cpu", *EXACT)
     assert json.loads((there / "environment.json").read_text())["device"].startswith("cuda")
     terms = [
-        [json.loads(line)["terms"].get("task", 0) for line in (run / "history.jsonl").open()]
-        for run in (there, here)
+        [json.loads(line)["terms"].get("task", 0) for line in (run / "history.jsonl").open()] for run in (there, here)
     ]
     assert terms[0][-1] > 0 and terms[0] == pytest.approx(terms[1], rel=0.05)
     assert np.abs(predictions(there) - predictions(here)).max() < 0.05

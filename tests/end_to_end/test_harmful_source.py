@@ -75,16 +75,27 @@ def verdict(folder: Path, rng: np.random.Generator, seed: int, shuffled: bool) -
             for p in net.parameters():
                 p.copy_(p.flatten()[torch.randperm(p.numel())].view_as(p))
     source = Source.from_module(
-        net, head="head", preprocess=CallableSpec(numbers, kind="text"),
-        example=torch.zeros(2, SIDE), blocks=[("low", ["low"]), ("high", ["high"])],
-    )  # fmt: skip
+        net,
+        head="head",
+        preprocess=CallableSpec(numbers, kind="text"),
+        example=torch.zeros(2, SIDE),
+        blocks=[("low", ["low"]), ("high", ["high"])],
+    )
     folder.mkdir()
     run = folder / "run"
     settings = {
-        "data.text": ["text"], "data.label": ["label"], "evaluate.controls": ["scratch"],
-        "fit.epochs": 10, "fit.batch_size": 16, "fit.lr": 5e-4, "fit.head_lr": 5e-4,
-        "fit.scratch_lr": 3e-3, "fit.sharpness": 0.0, "run.seeds": SEEDS, "run.threads": 1,
-    }  # fmt: skip
+        "data.text": ["text"],
+        "data.label": ["label"],
+        "evaluate.controls": ["scratch"],
+        "fit.epochs": 10,
+        "fit.batch_size": 16,
+        "fit.lr": 5e-4,
+        "fit.head_lr": 5e-4,
+        "fit.scratch_lr": 3e-3,
+        "fit.sharpness": 0.0,
+        "run.seeds": SEEDS,
+        "run.threads": 1,
+    }
     source = replace(source, name=f"net-{seed}")
     regraft.fit(write(folder, rng, rule), source=source, out=run, settings=settings)
     words: str = json.loads((run / "result.json").read_text())["verdict"]["words"]

@@ -93,9 +93,13 @@ def test_a_malicious_pickle_as_weights(harmless, evil, data, tmp_path, command):
 def test_a_malicious_pickle_in_a_run_and_in_a_folder(harmless, evil, data, bert, tmp_path):
     run = tmp_path / "theirs"
     (run / "model").mkdir(parents=True)
-    recipe = {"source": "timm", "architecture": "test_resnet", "num_classes": 0, "licence": "",
-              "image": {"size": [32, 32], "resize": 32, "interpolation": "bilinear", "mean": [0.5] * 3,
-                        "std": [0.5] * 3}}  # fmt: skip
+    recipe = {
+        "source": "timm",
+        "architecture": "test_resnet",
+        "num_classes": 0,
+        "licence": "",
+        "image": {"size": [32, 32], "resize": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3},
+    }
     task = {"task": "classification", "classes": ["a", "b"], "primary": "accuracy"}
     config = {"schema": 1, "recipe": recipe, "features": 1, "task": task}
     (run / "model/config.json").write_text(json.dumps(config))
@@ -113,10 +117,7 @@ def test_a_malicious_pickle_in_a_run_and_in_a_folder(harmless, evil, data, bert,
     texts.write_text("text,label\n" + "".join(f"the film {i},{'ab'[i % 2]}\n" for i in range(60)))
     args = ["fit", texts, "--source", f"transformers:{folder}", "--out", tmp_path / "run"]
     assert "refused, nothing executed" in harmless(4, *args)
-    for recipe in (
-        {"source": "os:system"},
-        {"source": "transformers", "auto": "pipeline", "config": {}},
-    ):
+    for recipe in ({"source": "os:system"}, {"source": "transformers", "auto": "pipeline", "config": {}}):
         (run / "model/config.json").write_text(json.dumps(config | {"recipe": recipe}))
         harmless(4, "predict", run, picture)
 
@@ -137,7 +138,7 @@ def png(width: int, height: int, pixels: int) -> bytes:
     """A PNG that claims so many pixels and brings some of them: kilobytes that unpack to gigabytes."""
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(bytes(pixels), 9)), (b"IEND", b""))
-    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]  # fmt: skip
+    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -201,8 +202,7 @@ def test_links_that_go_round_or_out(cli, harmless, data, weights, tmp_path):
     assert refused[0] == 3 and "train/devices (a link to a folder)" in refused[2]
 
 
-OUTSIDE = ["../secret.png", "/etc/passwd", "amber/../../secret.png", "link.png", "round.png",
-           "links/secret.png"]  # fmt: skip
+OUTSIDE = ["../secret.png", "/etc/passwd", "amber/../../secret.png", "link.png", "round.png", "links/secret.png"]
 
 
 @pytest.mark.fault(55)
@@ -218,9 +218,17 @@ def test_a_plan_with_a_path_outside_the_data_root(harmless, data, weights, tmp_p
     good = [f"{c}/{i:03d}.png,{c}" for c in ("amber", "navy") for i in range(20)]
     table.write_text("\n".join(["image,label", *good, f"{name},amber"]) + "\n")
     plan = tmp_path / "plan.toml"
-    lines = ["[source]", 'ref = "timm:test_resnet"', f'weights = "{weights}"', "image_size = 32", "[data]",
-             f'path = "{table}"', f'image_root = "{place}"' if root else "", "[run]",
-             f'out = "{tmp_path / "run"}"']  # fmt: skip
+    lines = [
+        "[source]",
+        'ref = "timm:test_resnet"',
+        f'weights = "{weights}"',
+        "image_size = 32",
+        "[data]",
+        f'path = "{table}"',
+        f'image_root = "{place}"' if root else "",
+        "[run]",
+        f'out = "{tmp_path / "run"}"',
+    ]
     plan.write_text("\n".join(lines))
     for command in ("fit", "plan", "check"):
         said = harmless(3, command, plan)

@@ -49,8 +49,14 @@ def made(weights: Path, make_pictures: Any, tmp_path_factory: pytest.TempPathFac
     """A finished run whose every file is there; not to be changed."""
     here = tmp_path_factory.mktemp("hostile")
     data = make_pictures(here / "data", train=8, test=4, noise=170)
-    settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1, "fit.epochs": 1,
-                "fit.batch_size": 12, "run.cache": "off"}  # fmt: skip
+    settings = {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 1,
+        "fit.batch_size": 12,
+        "run.cache": "off",
+    }
     return regraft.fit(data, source="timm:test_resnet", out=here / "run", settings=settings).path
 
 
@@ -175,11 +181,7 @@ class Commands:
 
     def track(self) -> tuple[int, str]:
         def tracked() -> object:
-            return (
-                tracking.params(self.run),
-                [*tracking.epochs(self.run, 0.1)],
-                tracking.end(self.run),
-            )
+            return (tracking.params(self.run), [*tracking.epochs(self.run, 0.1)], tracking.end(self.run))
 
         code, text = self.called(tracked)
         return (2 if "'broken'" in text else code), text
@@ -273,7 +275,7 @@ def test_a_pipe_holds_no_command_up(commands, run, secret, name):
     refused(commands, READS[name], "no plain file|no files")
 
 
-HUGE = [n for n in PIPES if n not in ("log.txt", "model/model.safetensors", "model/novelty.safetensors")]  # fmt: skip
+HUGE = [n for n in PIPES if n not in ("log.txt", "model/model.safetensors", "model/novelty.safetensors")]
 
 
 @pytest.mark.parametrize("name", HUGE)
@@ -303,8 +305,11 @@ def test_a_list_and_other_pages_survive_any_run(commands, run, made, cli):
         "deep": '{"status": "finished", "test": ' + "[" * 100_000,
         "deep value": whole.replace('"notes": ', '"notes": ' + "[" * 500 + "]" * 500 + ', "were": '),
         "latin": "\xe9".encode("latin-1").decode("latin-1") * 3,
-        "list": "[1, 2]", "null": "null", "empty": "", "status": '{"status": ["finished"]}',
-    }.items():  # fmt: skip
+        "list": "[1, 2]",
+        "null": "null",
+        "empty": "",
+        "status": '{"status": ["finished"]}',
+    }.items():
         assert name in ("list", "null", "empty", "status", "latin", "deep") or text != whole
         (root / name).mkdir()
         (root / name / "result.json").write_text(text, encoding="utf-8")
@@ -325,9 +330,7 @@ def test_a_list_and_other_pages_survive_any_run(commands, run, made, cli):
     runs = Runs(root)
     for name in broken:
         assert look(runs.path(name), ProcessMonitor())["state"] == "broken"
-    with pytest.raises(
-        UsageError, match=r"manifest\.jsonl is missing"
-    ):  # a report of the folder named by bytes
+    with pytest.raises(UsageError, match=r"manifest\.jsonl is missing"):  # a report of the folder named by bytes
         report_of(runs.safe(r"bytes \udcff\udcfe"))
 
 
@@ -346,15 +349,11 @@ def test_a_running_run_that_is_hostile_still_has_a_page(run):
     lines = [bad, bad | {"seed": 10**30}, bad | {"seed": 0, "val": {"accuracy": [1]}}, [], None, 7]
     put(run / "history.jsonl", good + "".join(json.dumps(line) + "\n" for line in lines))
     stamps = ("2026-99-99 99:99:99", "0000-00-00 00:00:00", "2026-01-01 00:00:00")
-    log = [
-        f"{at} seed {'9' * n}   epoch {'9' * n}/{'9' * n}" for at in stamps for n in (1, 9, 5000)
-    ]
+    log = [f"{at} seed {'9' * n}   epoch {'9' * n}/{'9' * n}" for at in stamps for n in (1, 9, 5000)]
     put(run / "log.txt", "\n".join(log))
     found = look(run, ProcessMonitor())
     assert found["state"] == "failed" and len(found["history"]["lines"]) == good.count("\n")
-    assert any("6 lines" in n for n in found["notes"]) and any(
-        "too deep" in n for n in found["notes"]
-    )
+    assert any("6 lines" in n for n in found["notes"]) and any("too deep" in n for n in found["notes"])
     json.dumps(found, allow_nan=False)
     from regraft.watching.following import time_left
 
@@ -363,9 +362,29 @@ def test_a_running_run_that_is_hostile_still_has_a_page(run):
 
 # ---------------------------------------------------------------- values of any kind
 
-HOSTILE: list[Any] = [None, True, -1, 7, 10**19, 1e300, -1e300, 0.5, "", "x", "../../secret",
-                      "<script>alert(1)</script>", "a\nb\x1b[31m\x00", "\ud800", "9" * 5000, [], {}, [[]],
-                      {"a": None}, [1, "x"], "x" * 2_000_000]  # fmt: skip
+HOSTILE: list[Any] = [
+    None,
+    True,
+    -1,
+    7,
+    10**19,
+    1e300,
+    -1e300,
+    0.5,
+    "",
+    "x",
+    "../../secret",
+    "<script>alert(1)</script>",
+    "a\nb\x1b[31m\x00",
+    "\ud800",
+    "9" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": None},
+    [1, "x"],
+    "x" * 2_000_000,
+]
 
 
 def places(tree: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -387,14 +406,21 @@ def with_value(tree: Any, place: tuple[Any, ...], value: Any) -> str:
     return json.dumps(copied)
 
 
-VALUED = ["result.json", "environment.json", "check.json", "gallery/gallery.json", "gallery/suspects.json",
-          "history.jsonl", "manifest.jsonl", "model/labels.json", "model/config.json"]  # fmt: skip
+VALUED = [
+    "result.json",
+    "environment.json",
+    "check.json",
+    "gallery/gallery.json",
+    "gallery/suspects.json",
+    "history.jsonl",
+    "manifest.jsonl",
+    "model/labels.json",
+    "model/config.json",
+]
 
 
 @pytest.mark.parametrize("name", VALUED)
-def test_any_value_anywhere_is_shown_or_refused_in_words(
-    commands, run, made, tmp_path, monkeypatch, name
-):
+def test_any_value_anywhere_is_shown_or_refused_in_words(commands, run, made, tmp_path, monkeypatch, name):
     """A complete run with one value changed, many times: no command fails in a way of its own."""
     monkeypatch.setattr(plots, "figure", lambda draw, *args, **how: "")  # drawn in the next test
     text = (made / name).read_text(encoding="utf-8")
@@ -403,9 +429,13 @@ def test_any_value_anywhere_is_shown_or_refused_in_words(
     rng = random.Random(name)
     cases = [(place, value) for place in places(tree) for value in HOSTILE]
     some = rng.sample(cases, min(len(cases), 20))
-    own = {"result.json": ["list", "ui", "watch", "compare", "frontier", "track"],
-           "history.jsonl": ["watch", "track"], "manifest.jsonl": ["compare"],
-           "model/labels.json": ["compare"], "model/config.json": ["source"]}.get(name, [])  # fmt: skip
+    own = {
+        "result.json": ["list", "ui", "watch", "compare", "frontier", "track"],
+        "history.jsonl": ["watch", "track"],
+        "manifest.jsonl": ["compare"],
+        "model/labels.json": ["compare"],
+        "model/config.json": ["source"],
+    }.get(name, [])
     for place, value in some:
         put(run / name, "\n".join([with_value(tree, place, value), *rest]))
         for command in [*own, *(["report"] if not name.startswith("model") else [])]:
@@ -428,10 +458,7 @@ def test_a_report_draws_numbers_and_names_of_any_kind(run, made):
     odd[-1] |= {"epoch": 10**15, "terms": {name: 1e100, "task": None}}
     put(run / "history.jsonl", "".join(json.dumps(line) + "\n" for line in odd))
     html = report([run]).read_text(encoding="utf-8")
-    assert (
-        "<b>"
-        not in html.split("<body")[1].replace("<b>", "", 0).split("<svg")[1].split("</svg>")[0]
-    )
+    assert "<b>" not in html.split("<body")[1].replace("<b>", "", 0).split("<svg")[1].split("</svg>")[0]
 
 
 # ---------------------------------------------------------------- what leaves, and what is written into
@@ -449,9 +476,7 @@ def test_a_bundle_holds_what_a_run_has_by_name_and_nothing_else(commands, run, m
     assert {p.name for p in (out / "model").iterdir()} == own | {"tokenizer"}
     assert [p.name for p in (out / "model" / "tokenizer").iterdir()] == ["vocab.txt"]
     assert SECRET not in text and "evil" not in text
-    assert {p.name for p in out.iterdir()} == {
-        "model", "plan.toml", "result.json", "export.json", "README.md",
-    }  # fmt: skip
+    assert {p.name for p in out.iterdir()} == {"model", "plan.toml", "result.json", "export.json", "README.md"}
 
 
 def test_an_export_is_not_written_through_a_link(run, tmp_path, cli):
@@ -461,8 +486,17 @@ def test_an_export_is_not_written_through_a_link(run, tmp_path, cli):
     assert code == 2 and "exports is a link" in err and not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("name", ["log.txt", "history.jsonl", ".result.json.part", "checkpoints",
-                                  "checkpoints/step-00000003", "checkpoints/step-00000003/record.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log.txt",
+        "history.jsonl",
+        ".result.json.part",
+        "checkpoints",
+        "checkpoints/step-00000003",
+        "checkpoints/step-00000003/record.json",
+    ],
+)
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_a_run_is_not_resumed_through_a_link_or_a_pipe(run, secret, tmp_path, cli, name, kind):
     put(run / "result.json", '{"status": "interrupted", "error": ""}')

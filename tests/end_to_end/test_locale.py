@@ -40,9 +40,7 @@ def regraft(folder: Path, environment: dict[str, str], *args: object) -> tuple[i
 def texts(tmp_path):
     """A table whose labels and texts are no ASCII."""
     path = tmp_path / "t.csv"
-    lines = [
-        f"the {w} film {i},{c}" for i in range(40) for w, c in (("good", "grün"), ("bad", "チ"))
-    ]
+    lines = [f"the {w} film {i},{c}" for i in range(40) for w, c in (("good", "grün"), ("bad", "チ"))]
     path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     return path
 
@@ -74,12 +72,7 @@ def test_a_run_is_the_same_in_any_locale(texts, bert, tmp_path):
                 header, *rows = csv.reader(out.splitlines())
                 assert header == ["input", "predicted", "grün", "チ"] and len(rows) == 80
         runs.append(run)
-    for file in (
-        "manifest.jsonl",
-        "predictions.csv",
-        "model/model.safetensors",
-        "model/labels.json",
-    ):
+    for file in ("manifest.jsonl", "predictions.csv", "model/model.safetensors", "model/labels.json"):
         one, two = ((run / file).read_bytes() for run in runs)
         assert one == two, file
 
@@ -108,11 +101,7 @@ def test_line_ends_of_windows_give_the_same_rows(tmp_path, suffix):
         rows = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
         text = "\n".join(map(json.dumps, rows)) + "\n"
     found = []
-    for name, content in (
-        ("unix", text),
-        ("dos", text.replace("\n", "\r\n")),
-        ("bom", "\ufeff" + text),
-    ):
+    for name, content in (("unix", text), ("dos", text.replace("\n", "\r\n")), ("bom", "\ufeff" + text)):
         (tmp_path / name).mkdir()
         path = tmp_path / name / f"t{suffix}"
         path.write_bytes(content.encode())

@@ -50,8 +50,18 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
 
 
 def tiny(weights: Path) -> list[object]:
-    return ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32",
-            "--set", "run.threads=1", "--set", "run.cache=off"]  # fmt: skip
+    return [
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--set",
+        "source.image_size=32",
+        "--set",
+        "run.threads=1",
+        "--set",
+        "run.cache=off",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +75,15 @@ def tiny(weights: Path) -> list[object]:
     ],
 )
 def test_what_a_batch_frees_is_kept_for_the_next(
-    command: str, more: list[object], pictures: Path, weights: Path, cli: Any, libc: Libc,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    command: str,
+    more: list[object],
+    pictures: Path,
+    weights: Path,
+    cli: Any,
+    libc: Libc,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = cli(command, pictures, *tiny(weights), *more)
     assert code == 0, err
@@ -75,9 +91,7 @@ def test_what_a_batch_frees_is_kept_for_the_next(
     assert libc.now == USUAL and libc.given_back
 
 
-def test_so_it_is_when_a_run_is_used(
-    pictures: Path, weights: Path, cli: Any, libc: Libc, tmp_path: Path
-) -> None:
+def test_so_it_is_when_a_run_is_used(pictures: Path, weights: Path, cli: Any, libc: Libc, tmp_path: Path) -> None:
     run = tmp_path / "run"
     folds = ("--set", "data.folds=2")  # the last epoch stands, so that there is a frontier
     assert cli("fit", pictures, *tiny(weights), *folds, "--epochs", 1, "--out", run)[0] == 0

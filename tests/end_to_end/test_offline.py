@@ -46,25 +46,14 @@ for args in json.loads(sys.argv[1]):
     [
         lambda: socket.create_connection(("93.184.215.14", 80), timeout=1),
         lambda: socket.socket().connect_ex(("93.184.215.14", 80)),
-        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(
-            b"x", ("93.184.215.14", 53)
-        ),
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("93.184.215.14", 53)),
         lambda: socket.socket(socket.AF_INET6).connect(("2606:2800::1", 80)),
         lambda: socket.getaddrinfo("example.org", 80),
         lambda: socket.gethostbyname("example.org"),
         lambda: socket.create_connection(("127.0.0.1", 9)),
         lambda: urllib.request.urlopen("http://example.org", timeout=1),
     ],
-    ids=[
-        "connect",
-        "connect_ex",
-        "datagram",
-        "IPv6",
-        "getaddrinfo",
-        "gethostbyname",
-        "loopback",
-        "urllib",
-    ],
+    ids=["connect", "connect_ex", "datagram", "IPv6", "getaddrinfo", "gethostbyname", "loopback", "urllib"],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_suite_sees_every_way_to_call_out(call):
@@ -91,15 +80,15 @@ def commands(folder: Path, *lines: list[object]) -> tuple[subprocess.CompletedPr
     called = folder / "called.txt"
     called.write_text("")
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
-    env = keep | {"PYTHONPATH": str(folder / "block"), "CALLED": str(called), "OMP_NUM_THREADS": "1",
-                  "HF_HOME": str(folder / "hub")}  # fmt: skip
+    env = keep | {
+        "PYTHONPATH": str(folder / "block"),
+        "CALLED": str(called),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(folder / "hub"),
+    }
     args = json.dumps([[str(a) for a in line] for line in lines])
-    code = (
-        COMMANDS if lines else "import urllib.request; urllib.request.urlopen('http://example.org')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, args], env=env, capture_output=True, text=True
-    )
+    code = COMMANDS if lines else "import urllib.request; urllib.request.urlopen('http://example.org')"
+    done = subprocess.run([sys.executable, "-c", code, args], env=env, capture_output=True, text=True)
     return done, called.read_text()
 
 
@@ -117,8 +106,7 @@ def test_the_whole_job_calls_nobody(pictures, weights, bert, tmp_path):
     quick = ["--epochs", 1, "--set", "run.threads=1", "-q"]
     texts = tmp_path / "t.csv"
     texts.write_text(
-        "text,label\n"
-        + "".join(f"the {'good' if i % 2 else 'bad'} film {i},{'ab'[i % 2]}\n" for i in range(60))
+        "text,label\n" + "".join(f"the {'good' if i % 2 else 'bad'} film {i},{'ab'[i % 2]}\n" for i in range(60))
     )
     run, words = tmp_path / "run", tmp_path / "words"
     done, called = commands(
@@ -135,11 +123,9 @@ def test_the_whole_job_calls_nobody(pictures, weights, bert, tmp_path):
         ["export", words, "--to", "transformers-features"],
         ["fit", pictures, "--source", run, *quick, "--out", tmp_path / "next"],
         ["doctor", tmp_path],
-    )  # fmt: skip
+    )
     ends = [line for line in done.stderr.splitlines() if line.startswith("exit ")]
-    assert ends == ["exit 0"] * 12 or ends == ["exit 0"] * 11 + ["exit 1"], (
-        done.stderr
-    )  # doctor may find fault
+    assert ends == ["exit 0"] * 12 or ends == ["exit 0"] * 11 + ["exit 1"], done.stderr  # doctor may find fault
     assert called == ""
 
 
@@ -149,7 +135,7 @@ def test_offline_asks_no_hub_and_says_the_remedy(pictures, tmp_path):
         tmp_path,
         ["fit", pictures, "--source", "timm:resnet18", "--offline", "--out", tmp_path / "a"],
         ["fit", pictures, "--source", "transformers:no/model", "--offline", "--out", tmp_path / "b"],
-    )  # fmt: skip
+    )
     assert done.stderr.count("exit 4") == 2, done.stderr
     assert "--weights FILE" in done.stderr and "give a folder that holds the model" in done.stderr
     assert called == ""

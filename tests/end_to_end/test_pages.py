@@ -18,8 +18,14 @@ from listeners import on_loopback_alone
 
 pytestmark = pytest.mark.slow
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--no-first-run"]  # fmt: skip
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 def regraft(*args: object, **how: Any) -> subprocess.Popen[str]:
@@ -28,8 +34,23 @@ def regraft(*args: object, **how: Any) -> subprocess.Popen[str]:
 
 
 def fit(pictures: Path, weights: Path, out: Path, *more: object) -> list[object]:
-    return ["fit", pictures, "--source", "timm:test_resnet", "--weights", weights, "--out", out,
-            "--set", "source.image_size=32", "--set", "run.threads=1", "--batch-size", 16, *more]  # fmt: skip
+    return [
+        "fit",
+        pictures,
+        "--source",
+        "timm:test_resnet",
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--set",
+        "source.image_size=32",
+        "--set",
+        "run.threads=1",
+        "--batch-size",
+        16,
+        *more,
+    ]
 
 
 @contextmanager
@@ -53,9 +74,7 @@ def browser(address: str, problems: list[str]) -> Iterator[Any]:
     """A page of a real browser; what it complains of or asks elsewhere is a problem."""
     from playwright.sync_api import sync_playwright
 
-    path = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.fail("this test needs Chromium: apt-get install chromium, or chromium-browser")
     with sync_playwright() as play:
@@ -80,9 +99,7 @@ def browser(address: str, problems: list[str]) -> Iterator[Any]:
             chromium.close()
 
 
-def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_compared(
-    pictures, weights, tmp_path
-):
+def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_compared(pictures, weights, tmp_path):
     runs = tmp_path / "runs"
     problems: list[str] = []
     quiet = ("-q", "--set", "regularizers.l2_sp.alpha=0.01")
@@ -107,7 +124,11 @@ def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_com
         assert page.inner_text("#verdict") == "transfer not measured"
         titles = page.locator("#charts figcaption").all_inner_texts()
         assert [t.rsplit(" ", 1)[0] for t in titles] == [
-            "val accuracy", "val loss", "loss term task", "loss term l2_sp"]  # fmt: skip
+            "val accuracy",
+            "val loss",
+            "loss term task",
+            "loss term l2_sp",
+        ]
         drawn = page.locator("#charts path.line").first.get_attribute("d")
         assert drawn.count("L") == 40 and page.locator("#rates .legend li").count() > 2
         for width in (1280, 360):
@@ -115,9 +136,7 @@ def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_com
             assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert problems == []
 
-    done = regraft(
-        *fit(pictures, weights, runs / "two", "--epochs", 1, "-q"), stdout=subprocess.DEVNULL
-    )
+    done = regraft(*fit(pictures, weights, runs / "two", "--epochs", 1, "-q"), stdout=subprocess.DEVNULL)
     assert done.wait(240) == 0
     hostile = runs / "<img src=x onerror=alert(1)>"
     hostile.mkdir()
@@ -144,9 +163,7 @@ def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_com
             page.click("#compare")
         other = opened.value
         other.wait_for_selector("h1")
-        assert other.inner_text(
-            "h1"
-        ) == "one, two" and "paired on the same rows" in other.inner_text("main")
+        assert other.inner_text("h1") == "one, two" and "paired on the same rows" in other.inner_text("main")
         with context.expect_page() as opened:
             page.get_by_label("report of one").click()
         other = opened.value
@@ -161,12 +178,7 @@ def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_com
 def test_on_a_terminal_a_fit_shows_terms_best_and_rates(pictures, weights, tmp_path):
     here, there = pty.openpty()
     env = ENV | {"TERM": "xterm", "COLUMNS": "200", "LINES": "40"}
-    command = [
-        sys.executable,
-        "-m",
-        "regraft",
-        *map(str, fit(pictures, weights, tmp_path / "run", "--epochs", 3)),
-    ]
+    command = [sys.executable, "-m", "regraft", *map(str, fit(pictures, weights, tmp_path / "run", "--epochs", 3))]
     job = subprocess.Popen(command, env=env, stderr=there, stdout=subprocess.DEVNULL)
     os.close(there)
     said = b""

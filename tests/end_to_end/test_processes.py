@@ -22,16 +22,30 @@ pytestmark = pytest.mark.slow  # each run imports torch in three processes
 
 
 COMMAND = [
-    sys.executable, "-m", "regraft", "fit", "--source", "timm:test_resnet", "--set",
-    "source.image_size=32", "--set", "run.threads=1", "--batch-size", "7",
+    sys.executable,
+    "-m",
+    "regraft",
+    "fit",
+    "--source",
+    "timm:test_resnet",
+    "--set",
+    "source.image_size=32",
+    "--set",
+    "run.threads=1",
+    "--batch-size",
+    "7",
     # from the probe nothing would move: it separates these colours
-    "--set", "fit.start=random", "--head-lr", "0.03", "--set", "fit.lr=5e-4",
-]  # fmt: skip
+    "--set",
+    "fit.start=random",
+    "--head-lr",
+    "0.03",
+    "--set",
+    "fit.lr=5e-4",
+]
 
 
 def fit(pictures, weights, out, *more, code=0, env=()):
-    command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--epochs", "2",
-               *more]  # fmt: skip
+    command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--epochs", "2", *more]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **dict(env)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == code, done.stderr
@@ -49,22 +63,17 @@ def test_two_processes_make_the_run_of_one(pictures, weights, tmp_path):
     one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5)
-    for a, b in zip(
-        lines(tmp_path / "one/history.jsonl"), lines(tmp_path / "two/history.jsonl"), strict=True
-    ):
+    for a, b in zip(lines(tmp_path / "one/history.jsonl"), lines(tmp_path / "two/history.jsonl"), strict=True):
         assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
         assert b["val"] == pytest.approx(a["val"], abs=1e-4)
     first, second = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
     assert first["test"]["accuracy"] == second["test"]["accuracy"]
-    assert (tmp_path / "one/manifest.jsonl").read_bytes() == (
-        tmp_path / "two/manifest.jsonl"
-    ).read_bytes()
+    assert (tmp_path / "one/manifest.jsonl").read_bytes() == (tmp_path / "two/manifest.jsonl").read_bytes()
     assert json.loads((tmp_path / "two/environment.json").read_text())["processes"] == 2
 
 
 def test_seeds_and_scratch_by_processes_are_those_of_one(pictures, weights, tmp_path):
-    more = ["--seeds", "3", "--controls", "scratch", "--set", "evaluate.scratch_budget=1",
-            "--set", "fit.average=0.5"]  # fmt: skip
+    more = ["--seeds", "3", "--controls", "scratch", "--set", "evaluate.scratch_budget=1", "--set", "fit.average=0.5"]
     fit(pictures, weights, tmp_path / "one", *more)
     fit(pictures, weights, tmp_path / "two", "--nproc", "2", "--set", "run.spread=arms", *more)
     one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
@@ -76,8 +85,9 @@ def test_seeds_and_scratch_by_processes_are_those_of_one(pictures, weights, tmp_
 
 
 def test_an_error_is_said_once_with_its_exit_code(pictures, weights, tmp_path):
-    done = fit(pictures, weights, tmp_path / "no", "--nproc", "2", "--set", "fit.patience=1",
-               "--set", "data.folds=3", code=2)  # fmt: skip
+    done = fit(
+        pictures, weights, tmp_path / "no", "--nproc", "2", "--set", "fit.patience=1", "--set", "data.folds=3", code=2
+    )
     assert done.stderr.count("PlanError") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "no").exists()
 
@@ -93,33 +103,35 @@ def test_two_processes_that_are_killed_go_on_as_two_or_as_one(pictures, weights,
         fit(pictures, weights, out, "--nproc", "2", *more, code=128 + signal.SIGKILL, env=kill)
         left = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
         assert left and left[-1] < "step-00000010"
-        command = [
-            sys.executable,
-            "-m",
-            "regraft",
-            "fit",
-            "--resume",
-            str(out),
-            "--nproc",
-            str(count),
-        ]
+        command = [sys.executable, "-m", "regraft", "fit", "--resume", str(out), "--nproc", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         assert "goes on from step" in (out / "log.txt").read_text()
         assert lines(out / "history.jsonl")[-1]["best"]  # so what is compared was trained
         for name, value in load_file(out / "model/model.safetensors").items():
             torch.testing.assert_close(value, whole[name], rtol=0, atol=tolerance)
-        for a, b in zip(
-            lines(tmp_path / "whole/history.jsonl"), lines(out / "history.jsonl"), strict=True
-        ):
+        for a, b in zip(lines(tmp_path / "whole/history.jsonl"), lines(out / "history.jsonl"), strict=True):
             assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
 
 
 def test_divided_weights_make_the_run_of_whole_ones_after_a_kill_too(pictures, weights, tmp_path):
     """Of the scratch control too, whose batch norms train: so of two processes both times."""
-    more = ["--nproc", "2", "--set", "run.checkpoint_every=2", "--set", "run.precision=float32",
-            "--set", "run.layout=contiguous", "--controls", "scratch", "--set",
-            "evaluate.scratch_budget=1", "--set", "evaluate.scratch_rates=[1.0]"]  # fmt: skip
+    more = [
+        "--nproc",
+        "2",
+        "--set",
+        "run.checkpoint_every=2",
+        "--set",
+        "run.precision=float32",
+        "--set",
+        "run.layout=contiguous",
+        "--controls",
+        "scratch",
+        "--set",
+        "evaluate.scratch_budget=1",
+        "--set",
+        "evaluate.scratch_rates=[1.0]",
+    ]
     whole, out = tmp_path / "whole", tmp_path / "divided"
     fit(pictures, weights, whole, *more)
     kill = {"REGRAFT_FAILPOINT": "kill written step-00000010"}  # of the first process, as it saves
@@ -165,9 +177,7 @@ def test_what_one_process_came_to_know_alone_is_not_waited_for(pictures, weights
 def training(command, out):
     """A command that has saved a checkpoint."""
     before = set(out.glob("checkpoints/step-*"))
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as launched:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launched:
         until = time.monotonic() + 120
         try:
             while not set(out.glob("checkpoints/step-*")) - before:
@@ -182,8 +192,20 @@ def training(command, out):
 @pytest.mark.fault(24)
 def test_a_signal_to_launcher_or_rank_ends_all_and_is_named(pictures, weights, tmp_path):
     out = tmp_path / "stopped"
-    command = [*COMMAND, str(pictures), "--weights", str(weights), "--out", str(out), "--nproc", "2",
-               "--epochs", "200", "--workers", "1"]  # fmt: skip
+    command = [
+        *COMMAND,
+        str(pictures),
+        "--weights",
+        str(weights),
+        "--out",
+        str(out),
+        "--nproc",
+        "2",
+        "--epochs",
+        "200",
+        "--workers",
+        "1",
+    ]
     with training(command, out) as launched:
         assert on_loopback_alone(launched.pid) >= 5  # ranks, and a loader worker of each
         launched.send_signal(signal.SIGTERM)
@@ -192,15 +214,10 @@ def test_a_signal_to_launcher_or_rank_ends_all_and_is_named(pictures, weights, t
     assert json.loads((out / "result.json").read_text())["status"] == "interrupted"
     assert list(out.glob("checkpoints/step-*")) and not (out / "lock").exists()
 
-    for number, words in (
-        (signal.SIGKILL, "SIGKILL; perhaps out of memory"),
-        (signal.SIGSTOP, "SIGSTOP"),
-    ):
+    for number, words in ((signal.SIGKILL, "SIGKILL; perhaps out of memory"), (signal.SIGSTOP, "SIGSTOP")):
         command = [*COMMAND[:4], "--resume", str(out), "--nproc", "2"]
         with training(command, out) as launched:
-            rank = next(
-                p for p in psutil.Process(launched.pid).children() if p.environ()["RANK"] == "1"
-            )
+            rank = next(p for p in psutil.Process(launched.pid).children() if p.environ()["RANK"] == "1")
             rank.send_signal(number)
             _, said = launched.communicate(timeout=60)
         assert launched.returncode == 128 + number
@@ -215,7 +232,19 @@ def test_a_signal_to_launcher_or_rank_ends_all_and_is_named(pictures, weights, t
 
 
 def test_resume_is_exact_with_two_processes_too(pictures, weights):
-    command = [*COMMAND[:3], "verify-resume", *COMMAND[4:], str(pictures), "--weights", str(weights),
-               "--epochs", "2", "--nproc", "2", "--steps", "4"]  # fmt: skip
+    command = [
+        *COMMAND[:3],
+        "verify-resume",
+        *COMMAND[4:],
+        str(pictures),
+        "--weights",
+        str(weights),
+        "--epochs",
+        "2",
+        "--nproc",
+        "2",
+        "--steps",
+        "4",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "resume is exact here" in done.stdout, done.stdout + done.stderr

@@ -25,8 +25,16 @@ def run(weights: Path, make_pictures: Any, tmp_path_factory: pytest.TempPathFact
     names = sorted(p.name for p in (data / "test").iterdir())
     for name, other in zip(names, [*names[1:], names[0]], strict=True):  # so that some are wrong
         (data / "test" / name / "000.png").rename(data / "test" / other / "moved.png")
-    plan = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1, "fit.epochs": 4,
-            "fit.batch_size": 16, "fit.lr": 1e-3, "fit.head_lr": 1e-3, "fit.allow_large_lr": True}  # fmt: skip
+    plan = {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 4,
+        "fit.batch_size": 16,
+        "fit.lr": 1e-3,
+        "fit.head_lr": 1e-3,
+        "fit.allow_large_lr": True,
+    }
     regraft.fit(data, source="timm:test_resnet", out=here / "run", settings=plan)
     return here / "run"
 
@@ -66,15 +74,8 @@ def fit(weights: Path, make_pictures: Any, tmp_path: Path) -> Any:
         data = make_pictures(tmp_path / "data")
         for split in ("train", "test"):
             (data / split / "amber" / "000.png").rename(data / split / "navy" / "wrong.png")
-        plan = {
-            "source.weights": str(weights),
-            "source.image_size": 32,
-            "run.threads": 1,
-            "fit.epochs": 1,
-        }
-        return regraft.fit(
-            data, source="timm:test_resnet", out=tmp_path / "run", settings=plan | more
-        )
+        plan = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1, "fit.epochs": 1}
+        return regraft.fit(data, source="timm:test_resnet", out=tmp_path / "run", settings=plan | more)
 
     return call
 
@@ -121,15 +122,11 @@ def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: A
 
     monkeypatch.setattr(suspects, "MOST", 10)
     run = fit()
-    assert "more than the 10 that a fit looks at" in section(
-        run.report().read_text(encoding="utf-8"), "suspects"
-    )
+    assert "more than the 10 that a fit looks at" in section(run.report().read_text(encoding="utf-8"), "suspects")
 
 
 @pytest.mark.parametrize("where", ["ranked", "shown"])
-def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(
-    fit: Any, monkeypatch: Any, where: str
-) -> None:
+def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypatch: Any, where: str) -> None:
     from regraft.pipeline import label_errors as suspects
 
     def fails(*_: Any) -> None:
@@ -157,8 +154,10 @@ def test_a_class_that_is_one_group_is_not_taken_for_mislabelled() -> None:
     from regraft.tasks.classification import Classification
 
     names = [c for c in "abc" for _ in range(20)]
-    rows = [Example(f"{i:016x}-0", (f"{i}",), (c,), f"row {i}", group="one" if c == "a" else f"g{i}")
-            for i, c in enumerate(names)]  # fmt: skip
+    rows = [
+        Example(f"{i:016x}-0", (f"{i}",), (c,), f"row {i}", group="one" if c == "a" else f"g{i}")
+        for i, c in enumerate(names)
+    ]
     task = Classification().make([(c,) for c in names], ("label",))
     noise = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) / 10
     values = torch.eye(3).repeat_interleave(20, 0) @ torch.eye(3, 5) + noise
@@ -170,15 +169,11 @@ def test_a_class_that_is_one_group_is_not_taken_for_mislabelled() -> None:
     assert all(said[label[name]] > 0.5 for name, said in found.items())
     rows[:] = [Example(e.id, e.inputs, e.cells, e.where, group="all") for e in rows]
     assert out_of_fold(p, every, 1e-3) is None
-    rows[:] = [
-        Example(e.id, e.inputs, e.cells, e.where, group=f"site {i % 3}") for i, e in enumerate(rows)
-    ]
+    rows[:] = [Example(e.id, e.inputs, e.cells, e.where, group=f"site {i % 3}") for i, e in enumerate(rows)]
     found = out_of_fold(p, every, 1e-3)  # three folds, not five
     assert found is not None and len(found) == 60
     for i, e in enumerate(rows):  # one content twenty times over, as one group is
-        rows[i] = Example(
-            f"{0:016x}-{i}" if e.cells == ("a",) else e.id, e.inputs, e.cells, e.where
-        )
+        rows[i] = Example(f"{0:016x}-{i}" if e.cells == ("a",) else e.id, e.inputs, e.cells, e.where)
     every = Outputs(tuple(e.id for e in rows), values, every.targets)
     found = out_of_fold(p, every, 1e-3)
     assert found is not None and set(found) == {e.id for e in rows if e.cells != ("a",)}
@@ -202,9 +197,7 @@ def test_blocks_tell_how_far_they_moved(run: Path) -> None:
     assert alpha > 0 and first["drift"] == pytest.approx(float(moved / size), rel=1e-4)
 
 
-def test_a_point_chosen_without_training_has_a_report_too(
-    run: Path, cli: Any, tmp_path: Path
-) -> None:
+def test_a_point_chosen_without_training_has_a_report_too(run: Path, cli: Any, tmp_path: Path) -> None:
     assert cli("frontier", run, "--out", tmp_path / "other")[0] == 0
     code, _, err = cli("report", tmp_path / "other", "--out", tmp_path / "page.html")
     assert code == 0, err
@@ -238,12 +231,14 @@ def test_texts_are_quoted(bert: Path, cli: Any, tmp_path: Path) -> None:
             lines.append(f"{said} {i} <b>,{label}")
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{split}.csv").write_text("\n".join(lines) + "\n")
-    run = regraft.fit(tmp_path / "data", source=f"transformers:{bert}", out=tmp_path / "run",
-                      settings={"fit.epochs": 1, "run.threads": 1})  # fmt: skip
+    run = regraft.fit(
+        tmp_path / "data",
+        source=f"transformers:{bert}",
+        out=tmp_path / "run",
+        settings={"fit.epochs": 1, "run.threads": 1},
+    )
     gallery = json.loads((run.path / "gallery" / "gallery.json").read_text(encoding="utf-8"))
     html = run.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert gallery and all(e["picture"] is None and e["text"].endswith("<b>") for e in gallery)
     assert f"<blockquote>{gallery[0]['text']}</blockquote>" in section(html, "errors")  # unescaped
-    assert "<b>,"[:3] not in re.sub(
-        r"<b>\w+</b>", "", html.split('id="errors"')[1].split("</section>")[0]
-    )
+    assert "<b>,"[:3] not in re.sub(r"<b>\w+</b>", "", html.split('id="errors"')[1].split("</section>")[0])

@@ -21,16 +21,7 @@ from regraft.pipeline import feature_reuse as reuse
 from regraft.training.checkpoints import CheckpointManager
 from regraft.training.objective import Objective
 
-QUICK = (
-    "--epochs",
-    3,
-    "--batch-size",
-    16,
-    "--set",
-    "run.threads=1",
-    "--set",
-    "run.checkpoint_every=2",
-)
+QUICK = ("--epochs", 3, "--batch-size", 16, "--set", "run.threads=1", "--set", "run.checkpoint_every=2")
 MOVING = ("--set", "fit.start=random", "--head-lr", 0.03, "--set", "fit.lr=5e-4")
 
 
@@ -67,9 +58,7 @@ def stop(cli, monkeypatch):
 def resumed(cli, stop, tmp_path):
     """A fit that is stopped at each of these points and resumed → its folder, beside one that is not."""
 
-    def call(
-        points: list[str], *args: object, resume: tuple[object, ...] = ()
-    ) -> tuple[Path, Path]:
+    def call(points: list[str], *args: object, resume: tuple[object, ...] = ()) -> tuple[Path, Path]:
         out, alone = tmp_path / "stopped", tmp_path / "alone"
         command: tuple[object, ...] = ("fit", *args, "--out", out)
         for point in points:
@@ -107,11 +96,8 @@ def is_the_same(out: Path, alone: Path) -> None:
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mid_epoch_and_again(resumed, pictures, weights, workers):
-    how = ("--set", "fit.average=0.9", "--set", "fit.accumulate=2", "--set", "fit.sharpness=0.05",
-           "--workers", workers)  # fmt: skip
-    out, alone = resumed(
-        ["step 1", "step 3", "step 5"], pictures, *tiny(weights), *QUICK, *MOVING, *how
-    )
+    how = ("--set", "fit.average=0.9", "--set", "fit.accumulate=2", "--set", "fit.sharpness=0.05", "--workers", workers)
+    out, alone = resumed(["step 1", "step 3", "step 5"], pictures, *tiny(weights), *QUICK, *MOVING, *how)
     is_the_same(out, alone)
     assert len(result(out)["resumed"]) == 3
 
@@ -119,9 +105,7 @@ def test_mid_epoch_and_again(resumed, pictures, weights, workers):
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("given", [("--set", "fit.views=3"), ()], ids=["views", "augmented anew"])
 @pytest.mark.parametrize("freezing", ["gradual", "last_blocks", "head_only"])
-def test_frozen_blocks_and_cached_features(
-    resumed, pictures, weights, freezing, given, monkeypatch
-):
+def test_frozen_blocks_and_cached_features(resumed, pictures, weights, freezing, given, monkeypatch):
     monkeypatch.setattr(reuse, "no_gain", lambda *given: "")
     how = ("--freezing", freezing, *given)
     out, alone = resumed(["step 2", "step 4"], pictures, *tiny(weights), *QUICK, *MOVING, *how)
@@ -148,8 +132,16 @@ def test_what_was_computed_live_stays_live(resumed, pictures, weights, monkeypat
 
 @pytest.mark.fault(13)
 def test_finished_seeds_and_rates_of_scratch_are_not_trained_again(resumed, pictures, weights):
-    how = ("--seeds", 2, "--controls", "scratch", "--set", "evaluate.scratch_rates=[1.0, 3.0]",
-           "--set", "evaluate.scratch_budget=1")  # fmt: skip
+    how = (
+        "--seeds",
+        2,
+        "--controls",
+        "scratch",
+        "--set",
+        "evaluate.scratch_rates=[1.0, 3.0]",
+        "--set",
+        "evaluate.scratch_budget=1",
+    )
     points = [
         "seed 0 step 4",
         "seed 1 step 5",
@@ -175,14 +167,20 @@ def test_folds(resumed, make_pictures, weights, tmp_path):
 
 
 @pytest.mark.fault(13)
-def test_penalties_with_a_run_as_the_source(
-    resumed, cli, pictures, make_pictures, weights, tmp_path
-):
+def test_penalties_with_a_run_as_the_source(resumed, cli, pictures, make_pictures, weights, tmp_path):
     hard = make_pictures(tmp_path / "hard", noise=200)
     source = tmp_path / "source"
     assert cli("fit", hard, *tiny(weights), *QUICK, "--out", source)[0] == 0
-    how = ("--set", "regularizers.replay.strength=1.0", "--set", "regularizers.lwf.strength=1.0",
-           "--set", "regularizers.delta.strength=0.01", "--set", "source_data.each_epoch=true")  # fmt: skip
+    how = (
+        "--set",
+        "regularizers.replay.strength=1.0",
+        "--set",
+        "regularizers.lwf.strength=1.0",
+        "--set",
+        "regularizers.delta.strength=0.01",
+        "--set",
+        "source_data.each_epoch=true",
+    )
     out, alone = resumed(["step 2", "step 5"], pictures, "--source", source, *QUICK, *how)
     is_the_same(out, alone)
 
@@ -192,21 +190,27 @@ def test_texts(resumed, bert, tmp_path):
     import random
 
     draw = random.Random(0)
-    rows = [(f"the {w} {' '.join(draw.choices(['day', 'film', 'was'], k=1 + i % 5))}", label)
-            for i in range(40) for w, label in (("good", "yes"), ("bad", "no"))]  # fmt: skip
+    rows = [
+        (f"the {w} {' '.join(draw.choices(['day', 'film', 'was'], k=1 + i % 5))}", label)
+        for i in range(40)
+        for w, label in (("good", "yes"), ("bad", "no"))
+    ]
     table = tmp_path / "t.csv"
     table.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows))
-    out, alone = resumed(
-        ["step 2", "step 6"], table, "--source", f"transformers:{bert}", *QUICK, *MOVING
-    )
+    out, alone = resumed(["step 2", "step 6"], table, "--source", f"transformers:{bert}", *QUICK, *MOVING)
     is_the_same(out, alone)
 
 
 def test_resume_from_python(pictures, weights, tmp_path, monkeypatch):
     from regraft.training.signals import Interrupted
 
-    settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
-                "fit.epochs": 2, "fit.batch_size": 16}  # fmt: skip
+    settings = {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 2,
+        "fit.batch_size": 16,
+    }
     how = {"source": "timm:test_resnet", "out": tmp_path / "run", "settings": settings}
     monkeypatch.setenv("REGRAFT_FAILPOINT", "stop step 2")
     with pytest.raises(Interrupted, match="stopped at step 2 of seed 0, which is saved"):
@@ -234,9 +238,7 @@ def test_a_changed_plan_is_refused_with_the_difference_and_accepted_on_record(le
     changed = ("fit", *args, "--epochs", 5, "--lr", 1e-5, "--out", run, "--resume")
     code, _, err = cli(*changed)
     assert code == 2
-    assert (
-        "fit.epochs: 3 → 5" in err and "fit.lr: 3e-05 → 1e-05" in err and "--accept-changes" in err
-    )
+    assert "fit.epochs: 3 → 5" in err and "fit.lr: 3e-05 → 1e-05" in err and "--accept-changes" in err
     assert "fit.batch_size" not in err
     code, _, err = cli(*changed, "--accept-changes")
     assert code == 0, err
@@ -274,9 +276,7 @@ def test_changed_data_are_refused_and_named(left, cli):
 
 @pytest.mark.fault(15)
 def test_rows_in_another_order_are_the_same_data(stop, cli, bert, tmp_path):
-    rows = [
-        (f"the {w} day {'film ' * (i % 4)}was {i}", w) for i in range(30) for w in ("good", "bad")
-    ]
+    rows = [(f"the {w} day {'film ' * (i % 4)}was {i}", w) for i in range(30) for w in ("good", "bad")]
     table = tmp_path / "t.csv"
 
     def write(rows: list[tuple[str, str]]) -> None:
@@ -290,16 +290,9 @@ def test_rows_in_another_order_are_the_same_data(stop, cli, bert, tmp_path):
     code, _, err = cli("fit", "--resume", tmp_path / "a")
     assert code == 0, err
     assert cli(*args, "--out", tmp_path / "b")[0] == 0
-    assert (
-        files(tmp_path / "a")["model/model.safetensors"]
-        == files(tmp_path / "b")["model/model.safetensors"]
-    )
+    assert files(tmp_path / "a")["model/model.safetensors"] == files(tmp_path / "b")["model/model.safetensors"]
     assert stop("step 2", *args, "--out", tmp_path / "c")[0] == 143
-    write(
-        [("the bad day was 29", "good") if r == ("the bad day was 29", "bad") else r for r in rows][
-            1:
-        ]
-    )
+    write([("the bad day was 29", "good") if r == ("the bad day was 29", "bad") else r for r in rows][1:])
     code, _, err = cli("fit", "--resume", tmp_path / "c")
     assert code == 3 and "removed" in err, err
 
@@ -400,9 +393,7 @@ def signalled(monkeypatch):
 @pytest.mark.fault(10)
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_and_saves(
-    cli, signalled, pictures, weights, tmp_path, sent, code
-):
+def test_a_signal_finishes_the_step_and_saves(cli, signalled, pictures, weights, tmp_path, sent, code):
     args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--set", "run.checkpoint_every=500")
     signalled(sent)
     got, _, err = cli(*args, "--out", tmp_path / "run")
@@ -418,9 +409,7 @@ def test_a_signal_finishes_the_step_and_saves(
 
 
 @pytest.mark.fault(13)
-def test_an_epoch_whose_end_was_not_worth_saving_is_trained_again(
-    cli, pictures, weights, tmp_path, monkeypatch
-):
+def test_an_epoch_whose_end_was_not_worth_saving_is_trained_again(cli, pictures, weights, tmp_path, monkeypatch):
     args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--set", "fit.average=0.9")
     out, step = tmp_path / "run", Objective.step
 
@@ -456,9 +445,7 @@ def test_in_an_epochs_first_step_a_signal_stops_at_once_since_the_epoch_before_i
 
 
 @pytest.mark.fault(10)
-def test_a_second_signal_stops_at_once_and_nothing_is_corrupt(
-    cli, signalled, pictures, weights, tmp_path
-):
+def test_a_second_signal_stops_at_once_and_nothing_is_corrupt(cli, signalled, pictures, weights, tmp_path):
     args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING)
     signalled(signal.SIGINT, signal.SIGINT)
     got, _, err = cli(*args, "--out", tmp_path / "run")
@@ -476,18 +463,14 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.fault(11)
 @pytest.mark.fault(24)
-def test_a_real_process_that_is_terminated_leaves_no_worker_behind(
-    cli, pictures, weights, tmp_path
-):
+def test_a_real_process_that_is_terminated_leaves_no_worker_behind(cli, pictures, weights, tmp_path):
     out = tmp_path / "run"
     args = [pictures, *tiny(weights), *QUICK, *MOVING, "--epochs", 200, "--workers", 2]
     command = [sys.executable, "-m", "regraft", "fit", *map(str, args), "--out", str(out), "-q"]
-    child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)  # fmt: skip
+    child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     while not list(out.glob("checkpoints/step-*")) and child.poll() is None:
         time.sleep(0.05)
-    workers = [
-        int(p) for p in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    ]
+    workers = [int(p) for p in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 143, err
@@ -505,9 +488,7 @@ def test_a_real_process_that_is_terminated_leaves_no_worker_behind(
 
 
 @pytest.mark.fault(4)
-def test_a_full_disk_ends_with_6_and_what_was_saved_is_good(
-    cli, pictures, weights, tmp_path, monkeypatch
-):
+def test_a_full_disk_ends_with_6_and_what_was_saved_is_good(cli, pictures, weights, tmp_path, monkeypatch):
     import errno
 
     from regraft.training import checkpoints
@@ -522,9 +503,7 @@ def test_a_full_disk_ends_with_6_and_what_was_saved_is_good(
             try:
                 raise OSError(errno.ENOSPC, "No space left on device")
             except OSError as error:
-                raise DiskError(
-                    f"{path} cannot be written: it takes 1 bytes and 0 are free"
-                ) from error
+                raise DiskError(f"{path} cannot be written: it takes 1 bytes and 0 are free") from error
         real(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_tensors", full)
@@ -563,9 +542,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(pictures, weigh
     folder.mkdir()
     mounted = os.geteuid() == 0 and not (
         subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode
-        or subprocess.run(
-            ["mount", "-o", "remount,ro,bind", folder], capture_output=True
-        ).returncode
+        or subprocess.run(["mount", "-o", "remount,ro,bind", folder], capture_output=True).returncode
     )
     if not mounted:
         folder.chmod(0o500)
@@ -576,9 +553,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(pictures, weigh
         "try:\n    main()\nexcept SystemExit as e:\n    print(e.code, 'torch' in sys.modules)\n"
     )
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     finally:
         if mounted:
             subprocess.run(["umount", folder], check=True)
@@ -588,9 +563,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(pictures, weigh
 
 
 @pytest.mark.fault(25)
-def test_a_run_that_diverges_names_its_last_good_checkpoint(
-    cli, pictures, weights, tmp_path, monkeypatch
-):
+def test_a_run_that_diverges_names_its_last_good_checkpoint(cli, pictures, weights, tmp_path, monkeypatch):
     from regraft.errors import DivergedError
     from regraft.training.objective import Objective
 
@@ -607,9 +580,7 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(
     assert "the last good checkpoint is" in err and "step-00000004" in err
 
 
-def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(
-    cli, pictures, weights, tmp_path, monkeypatch
-):
+def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(cli, pictures, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
     import tempfile
@@ -617,10 +588,7 @@ def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", None)
     code, out, err = cli("verify-resume", pictures, *tiny(weights), *QUICK, *MOVING, "--steps", 3)
     assert code == 0, err
-    assert (
-        "resume is exact here: killed with signal 9 in step 3, resumed, compared after step 6"
-        in out
-    )
+    assert "resume is exact here: killed with signal 9 in step 3, resumed, compared after step 6" in out
     assert not list((tmp_path / "t").glob("regraft-verify-*"))
 
 
@@ -630,18 +598,11 @@ def test_verify_resume_would_see_a_difference(tmp_path):
     from regraft.commands.verify_resume import Verified, differences
     from regraft.training.records import Saved
 
-    one = Saved(
-        {"at": {"step": 1}},
-        {"model/w": torch.ones(3), "random/cpu": torch.zeros(2, dtype=torch.uint8)},
-    )
-    other = Saved(
-        {"at": {"step": 1}}, {**one.tensors, "model/w": torch.tensor([1.0, 1.0, 1 + 2**-23])}
-    )
+    one = Saved({"at": {"step": 1}}, {"model/w": torch.ones(3), "random/cpu": torch.zeros(2, dtype=torch.uint8)})
+    other = Saved({"at": {"step": 1}}, {**one.tensors, "model/w": torch.tensor([1.0, 1.0, 1 + 2**-23])})
     assert differences(one, one) == ()
     (found,) = differences(one, other)
     assert found.startswith("model/w is 1.19e-07 apart")
     assert "NOT exact" in str(Verified(3, 6, 2, (found,)))
     zero = {"a": torch.tensor([0.0])}, {"a": torch.tensor([-0.0])}
-    assert differences(
-        Saved({"at": 0}, zero[0]), Saved({"at": 0}, zero[1])
-    )  # to the sign of a zero
+    assert differences(Saved({"at": 0}, zero[0]), Saved({"at": 0}, zero[1]))  # to the sign of a zero

@@ -66,8 +66,11 @@ def test_pictures(fit, pictures, weights, freezing, given, monkeypatch):
 
 def test_texts(fit, bert, tmp_path):
     draw = random.Random(0)
-    rows = [(f"the {w} {' '.join(draw.choices(['day', 'film', 'was'], k=1 + i % 5))}", label)
-            for i in range(40) for w, label in (("good", "yes"), ("bad", "no"))]  # fmt: skip
+    rows = [
+        (f"the {w} {' '.join(draw.choices(['day', 'film', 'was'], k=1 + i % 5))}", label)
+        for i in range(40)
+        for w, label in (("good", "yes"), ("bad", "no"))
+    ]
     table = tmp_path / "t.csv"
     table.write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows))
     how = ("--source", f"transformers:{bert}", "--set", "freezing.name=last_blocks")

@@ -50,16 +50,23 @@ def fit(tmp_path):
         write("test", 90)
         torch.manual_seed(0)
         source = Source.from_module(
-            Net(), head="head", preprocess=CallableSpec(numbers, kind="text"),
-            example=torch.zeros(2, SIDE), name="net",
-        )  # fmt: skip
+            Net(), head="head", preprocess=CallableSpec(numbers, kind="text"), example=torch.zeros(2, SIDE), name="net"
+        )
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         given = {
-            "data.text": ["text"], "data.label": ["label"], "evaluate.controls": ["scratch"],
-            "evaluate.scratch_rates": [3.0], "fit.epochs": 2, "fit.batch_size": 16, "fit.lr": 5e-4,
-            "fit.head_lr": 5e-4, "fit.scratch_lr": 1e-2, "fit.sharpness": 0.0, "run.threads": 1,
+            "data.text": ["text"],
+            "data.label": ["label"],
+            "evaluate.controls": ["scratch"],
+            "evaluate.scratch_rates": [3.0],
+            "fit.epochs": 2,
+            "fit.batch_size": 16,
+            "fit.lr": 5e-4,
+            "fit.head_lr": 5e-4,
+            "fit.scratch_lr": 1e-2,
+            "fit.sharpness": 0.0,
+            "run.threads": 1,
             "probe.strengths": [0.01],
-        } | {name.replace("__", "."): value for name, value in settings.items()}  # fmt: skip
+        } | {name.replace("__", "."): value for name, value in settings.items()}
         regraft.fit(tmp_path, source=source, out=out, settings=given)
         return out
 
@@ -70,11 +77,7 @@ def scratch(out):
     return json.loads((out / "result.json").read_text())["seeds"][0]["scratch"]
 
 
-MUCH = [
-    {"fit__average": 0.999},
-    {"fit__weight_decay": 50.0},
-    {"regularizers__l2__strength": 50.0},
-]
+MUCH = [{"fit__average": 0.999}, {"fit__weight_decay": 50.0}, {"regularizers__l2__strength": 50.0}]
 
 
 @pytest.mark.parametrize("much", MUCH, ids=lambda m: next(iter(m)))
@@ -94,8 +97,7 @@ def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(fit, rows)
         assert scratch(some) == scratch(one)
         assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
     with pytest.raises(
-        DivergedError,
-        match=r"every rate diverged \(1e\+26, 1e\+27, 1e\+28\): lower evaluate.scratch_rates",
+        DivergedError, match=r"every rate diverged \(1e\+26, 1e\+27, 1e\+28\): lower evaluate.scratch_rates"
     ):
         fit(rows, evaluate__scratch_rates=[1e29, 1e30])
 
@@ -121,9 +123,7 @@ def test_beside_a_pull_to_the_source_scratch_has_the_usual_decay_and_no_further_
     out = fit(120, regularizers__l2_sp__alpha=0.1)
     assert tomllib.loads((out / "plan.toml").read_text())["fit"]["weight_decay"] == 0
     assert scratch(out) == scratch(fit(120))
-    assert json.loads((out / "result.json").read_text())["scratch"]["chosen"].startswith(
-        "rate 0.03,"
-    )
+    assert json.loads((out / "result.json").read_text())["scratch"]["chosen"].startswith("rate 0.03,")
 
 
 def test_where_the_best_rate_is_the_outermost_one_beyond_is_tried(fit):

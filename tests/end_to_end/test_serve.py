@@ -24,11 +24,16 @@ from regraft.serving.model import open_run
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
-QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.device": "cpu", "run.workers": 0,
-         "probe.strengths": [1e-2]}  # fmt: skip
+QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.device": "cpu", "run.workers": 0, "probe.strengths": [1e-2]}
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-         "--disable-component-update", "--no-first-run"]  # fmt: skip
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--disable-component-update",
+    "--no-first-run",
+]
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +112,18 @@ def test_what_can_not_be_served_is_said(cli, tmp_path, run):
 @pytest.mark.fault(90)
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_stopped(run, stop):
-    wide = (
-        stop == signal.SIGINT
-    )  # on all interfaces where that is asked for, else on loopback alone
-    command = [sys.executable, "-m", "regraft", "serve", str(run), "--port", "0", "--json",
-               *(["--host", "0.0.0.0"] if wide else [])]  # fmt: skip
+    wide = stop == signal.SIGINT  # on all interfaces where that is asked for, else on loopback alone
+    command = [
+        sys.executable,
+        "-m",
+        "regraft",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--json",
+        *(["--host", "0.0.0.0"] if wide else []),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         line = json.loads(p.stdout.readline())
         port, token = line["port"], line.get("token")
@@ -155,9 +167,7 @@ def test_schemathesis_finds_nothing(kind, tmp_path):
     token = "a-token-of-many-letters"
     served = kit.pictures() if kind == "picture" else kit.texts(tmp_path, pairs=kind == "pair")
     door = AccessPolicy(frozenset({"localhost"}), token=token)
-    content = st.sampled_from(
-        [kit.file(c, kind=k) for c in ("red", "blue") for k in ("PNG", "JPEG")]
-    )
+    content = st.sampled_from([kit.file(c, kind=k) for c in ("red", "blue") for k in ("PNG", "JPEG")])
     schemathesis.openapi.format("binary", content)
     for media in {*PICTURES, *RAW}:
         schemathesis.openapi.media_type(media, content)
@@ -181,20 +191,21 @@ def test_schemathesis_finds_nothing(kind, tmp_path):
                     continue  # it has nothing that could be wrong
 
                 @given(case=operation.as_strategy(generation_mode=mode))
-                @settings(max_examples=30, deadline=None, database=None, derandomize=True,
-                          phases=[Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
+                @settings(
+                    max_examples=30,
+                    deadline=None,
+                    database=None,
+                    derandomize=True,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
                 def check(case):
                     case.headers.update(head)
                     reply = case.call_and_validate(session=http, base_url=address)
                     seen.add((case.operation.label, reply.status_code))
 
                 check()
-    assert {
-        ("POST /predict", 200),
-        ("POST /explain", 200),
-        ("GET /about", 200),
-        ("GET /metrics", 200),
-    } <= seen
+    assert {("POST /predict", 200), ("POST /explain", 200), ("GET /about", 200), ("GET /metrics", 200)} <= seen
     assert any(label == "POST /predict" and status in (415, 422) for label, status in seen)
 
 
@@ -207,8 +218,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     assert Path(CHROMIUM).exists(), (
-        f"{CHROMIUM} is not there: install it (Debian: apt-get install chromium), or name another "
-        "with CHROMIUM=/path"
+        f"{CHROMIUM} is not there: install it (Debian: apt-get install chromium), or name another with CHROMIUM=/path"
     )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -251,13 +261,12 @@ def test_a_browser_drops_a_picture_and_reads_the_right_class(browser):
         for colour, name in (((20, 30, 220), "blue"), ((230, 60, 30), "red")):
             data = base64.b64encode(kit.file(colour, (48, 48))).decode()
             page.evaluate(DROP, [data, f"{name}.png"])
-            page.wait_for_function(
-                "n => document.getElementById('label').textContent === n", arg=name
-            )
+            page.wait_for_function("n => document.getElementById('label').textContent === n", arg=name)
         assert page.locator("#scores-body tr").count() == 3
         assert "calibrated confidence" in page.text_content("#confidence")
-        page.set_input_files("#file", {"name": "n.png", "mimeType": "image/png",
-                                       "buffer": kit.file((90, 90, 90), (48, 48))})  # fmt: skip
+        page.set_input_files(
+            "#file", {"name": "n.png", "mimeType": "image/png", "buffer": kit.file((90, 90, 90), (48, 48))}
+        )
         page.wait_for_function("() => document.getElementById('caption').textContent === 'n.png'")
         assert page.locator("#unlike").is_visible()  # no class has that colour
         page.click("#explain")

@@ -23,15 +23,28 @@ def source_data(make_pictures: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def source(source_data: Path, weights: Path) -> Path:
-    settings = {"source.weights": str(weights), "source.image_size": 32, "run.threads": 1,
-                "fit.epochs": 3, "fit.lr": 0.0005, "fit.head_lr": 0.0005, "fit.batch_size": 16}  # fmt: skip
+    settings = {
+        "source.weights": str(weights),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 3,
+        "fit.lr": 0.0005,
+        "fit.head_lr": 0.0005,
+        "fit.batch_size": 16,
+    }
     out = source_data.parent / "source"
     regraft.fit(source_data, source="timm:test_resnet", out=out, settings=settings)
     return out
 
 
-SETTINGS = {"run.threads": 1, "fit.epochs": 1, "fit.batch_size": 16, "fit.lr": 0.0009,
-            "fit.head_lr": 0.0009, "run.seeds": 2}  # fmt: skip
+SETTINGS = {
+    "run.threads": 1,
+    "fit.epochs": 1,
+    "fit.batch_size": 16,
+    "fit.lr": 0.0009,
+    "fit.head_lr": 0.0009,
+    "run.seeds": 2,
+}
 
 
 def result(run: Path) -> dict[str, Any]:
@@ -91,11 +104,13 @@ def test_data_of_the_source_that_are_gone_leave_a_proxy_and_a_note(
         regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS, say=said.append)
         assert any("forgetting is seen by a proxy alone" in line for line in said)
         assert result(run)["retention"]["kind"] == "agreement on target inputs"
-        with pytest.raises(
-            PlanError, match=r'"replay" needs labelled source data \(.* does not exi'
-        ):
-            regraft.fit(pictures, source=str(source), out=tmp_path / "other",
-                        settings=SETTINGS | {"regularizers.replay.strength": 1.0})  # fmt: skip
+        with pytest.raises(PlanError, match=r'"replay" needs labelled source data \(.* does not exi'):
+            regraft.fit(
+                pictures,
+                source=str(source),
+                out=tmp_path / "other",
+                settings=SETTINGS | {"regularizers.replay.strength": 1.0},
+            )
     finally:
         moved.rename(source_data)
 
@@ -107,8 +122,7 @@ def test_data_of_the_source_that_changed_are_not_taken(
     shutil.copy(next((pictures / "train" / "navy").iterdir()), new)
     try:
         said: list[str] = []
-        regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=SETTINGS,
-                    say=said.append)  # fmt: skip
+        regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=SETTINGS, say=said.append)
         assert any("has changed since the run" in line for line in said)
     finally:
         new.unlink()
@@ -119,10 +133,26 @@ def test_penalties_draw_from_a_folder_that_is_named(
 ) -> None:
     run = tmp_path / "run"
     code, _, err = cli(
-        "fit", pictures, "--source", source, "--source-data", source_data / "test", "--out", run,
-        "--epochs", 1, "--set", "fit.lr=0.0009", "--set", "fit.head_lr=0.0009", "--set",
-        "regularizers.ewc.examples=10", "--set", "regularizers.replay.strength=1", "--quiet",
-    )  # fmt: skip
+        "fit",
+        pictures,
+        "--source",
+        source,
+        "--source-data",
+        source_data / "test",
+        "--out",
+        run,
+        "--epochs",
+        1,
+        "--set",
+        "fit.lr=0.0009",
+        "--set",
+        "fit.head_lr=0.0009",
+        "--set",
+        "regularizers.ewc.examples=10",
+        "--set",
+        "regularizers.replay.strength=1",
+        "--quiet",
+    )
     assert code == 0, err
     kept = result(run)["retention"]
     assert kept["before"]["n"] < 60  # a quarter of 120
@@ -138,19 +168,13 @@ def refused(source: Path, pictures: Path, tmp_path: Path, **settings: Any) -> No
     regraft.fit(pictures, source=str(source), out=tmp_path / "no", settings=SETTINGS | settings)
 
 
-def test_a_floor_that_cannot_be_kept_is_refused_before_training(
-    source: Path, pictures: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        PlanError, match=r"no point keeps 1 of the source for sure; the best is 0\.\d"
-    ):
+def test_a_floor_that_cannot_be_kept_is_refused_before_training(source: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"no point keeps 1 of the source for sure; the best is 0\.\d"):
         refused(source, pictures, tmp_path, **{"fit.retain": 1.0})
     assert not (tmp_path / "no" / "history.jsonl").exists()
     with pytest.raises(PlanError, match=r'fit\.retain chooses α: set fit\.alpha to "chosen"'):
         refused(source, pictures, tmp_path / "b", **{"fit.retain": 0.5, "fit.alpha": 0.5})
-    with pytest.raises(
-        PlanError, match=r"fit\.retain is measured on source data: add --source-data"
-    ):
+    with pytest.raises(PlanError, match=r"fit\.retain is measured on source data: add --source-data"):
         settings = {"fit.retain": 0.5, "source_data.path": "none"}
         refused(source, pictures, tmp_path / "c", **settings)
 
@@ -190,15 +214,17 @@ def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cl
     files = [r / "model" / "model.safetensors" for r in (new, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
     a, b = result(new), result(again)
-    assert a["test"] == b["test"] and a["retention"] == {
-        **b["retention"],
-        "opened": a["retention"]["opened"],
-    }
+    assert a["test"] == b["test"] and a["retention"] == {**b["retention"], "opened": a["retention"]["opened"]}
     assert a["frontier"]["alpha"] == b["frontier"]["alpha"]
 
 
-FOLDED = SETTINGS | {"data.folds": 2, "fit.epochs": 4, "fit.lr": 0.003, "fit.head_lr": 0.003,
-                     "fit.allow_large_lr": True}  # fmt: skip
+FOLDED = SETTINGS | {
+    "data.folds": 2,
+    "fit.epochs": 4,
+    "fit.lr": 0.003,
+    "fit.head_lr": 0.003,
+    "fit.allow_large_lr": True,
+}
 
 
 def test_over_folds_the_points_say_what_the_source_keeps_too(
@@ -255,9 +281,7 @@ def test_a_run_without_a_frontier_says_so(source: Path, pictures: Path, cli: Cli
     assert code == 2 and "has no frontier" in err and not (run / "frontier").exists()
 
 
-def test_the_source_is_watched_after_every_epoch_when_asked(
-    source: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_the_source_is_watched_after_every_epoch_when_asked(source: Path, pictures: Path, tmp_path: Path) -> None:
     more = SETTINGS | {"run.seeds": 1, "fit.epochs": 2, "source_data.each_epoch": True}
     regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=more)
     lines = [json.loads(x) for x in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
@@ -274,13 +298,15 @@ def test_the_source_is_watched_after_every_epoch_when_asked(
     assert all(x["source"] == {} for x in seen)
     assert [x["terms"] for x in seen] == [x["terms"] for x in lines]  # watching changes nothing
     with pytest.raises(PlanError, match="each_epoch needs labelled source data"):
-        regraft.fit(pictures, source=str(source), out=tmp_path / "no",
-                    settings=plain | {"source_data.path": "none", "source_data.each_epoch": True})  # fmt: skip
+        regraft.fit(
+            pictures,
+            source=str(source),
+            out=tmp_path / "no",
+            settings=plain | {"source_data.path": "none", "source_data.each_epoch": True},
+        )
 
 
-def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(
-    target: Path, tmp_path: Path
-) -> None:
+def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(target: Path, tmp_path: Path) -> None:
     from regraft.commands.frontier import rechoose, write_chosen
 
     run = tmp_path / "run"
@@ -293,9 +319,7 @@ def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(
     with pytest.raises(SourceError, match=r"has changed since .* was made: fit it again"):
         write_chosen(run, found, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (run / "result.json").write_text(
-        json.dumps({**record, "frontier": {**record["frontier"], "seed": 1}})
-    )
+    (run / "result.json").write_text(json.dumps({**record, "frontier": {**record["frontier"], "seed": 1}}))
     with pytest.raises(UsageError, match=r"saved the model of seed 0.*is of seed 1"):
         rechoose(run, None)
 

@@ -33,10 +33,13 @@ class Clean(NamedTuple):
     def environment(self, cwd: Path) -> dict[str, str]:
         """No variable that points elsewhere."""
         return {
-            "PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(cwd), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "REGRAFT_STATE": str(cwd / "state"),
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(cwd),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "REGRAFT_STATE": str(cwd / "state"),
             "REGRAFT_CACHE": str(cwd / "cache"),
-        }  # fmt: skip
+        }
 
     def run(self, *command: str, cwd: Path) -> str:
         """stdout of a program of this environment."""
@@ -55,11 +58,7 @@ class Clean(NamedTuple):
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
     """Build from a copy, sdist first and the wheel from it, and install the wheel alone."""
     here = tmp_path_factory.mktemp("dist")
-    shutil.copytree(
-        ROOT / "src",
-        here / "copy" / "src",
-        ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"),
-    )
+    shutil.copytree(ROOT / "src", here / "copy" / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, here / "copy")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(here / "out")]
@@ -84,11 +83,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
 def test_the_wheel_holds_every_file_of_the_package(clean: Clean) -> None:
     kept = {".py", ".html", ".js", ".css", ".svg", ".typed"}
     src = ROOT / "src"
-    wanted = {
-        p.relative_to(src).as_posix()
-        for p in src.rglob("*")
-        if p.suffix in kept or p.name == "py.typed"
-    }
+    wanted = {p.relative_to(src).as_posix() for p in src.rglob("*") if p.suffix in kept or p.name == "py.typed"}
     with zipfile.ZipFile(clean.wheel) as wheel:
         assert wanted <= set(wheel.namelist())
         assert not [n for n in wheel.namelist() if not n.startswith("regraft")]
@@ -96,21 +91,18 @@ def test_the_wheel_holds_every_file_of_the_package(clean: Clean) -> None:
         inside = {n.partition("/src/")[2] for n in sdist.getnames() if "/src/" in n}
     assert wanted <= inside
     strays = [
-        p for p in (src / "regraft").rglob("*")
+        p
+        for p in (src / "regraft").rglob("*")
         if p.is_file() and p.suffix not in kept | {".pyc"} and p.name != "py.typed"
-    ]  # fmt: skip
+    ]
     assert not strays, "a kind of file that the wheel leaves out: add it to package-data"
 
 
 def test_the_wheel_is_what_runs(clean: Clean, tmp_path: Path) -> None:
-    said = clean.run(
-        "python", "-c", "import regraft, sys; print(regraft.__file__, *sys.path)", cwd=tmp_path
-    )
+    said = clean.run("python", "-c", "import regraft, sys; print(regraft.__file__, *sys.path)", cwd=tmp_path)
     file, *paths = said.split()
     assert Path(file).is_relative_to(clean.packages)
-    assert not [
-        p for p in paths if Path(p).is_relative_to(ROOT) and Path(p).name != "site-packages"
-    ]
+    assert not [p for p in paths if Path(p).is_relative_to(ROOT) and Path(p).name != "site-packages"]
 
 
 def test_every_command_of_the_wheel_has_its_help(clean: Clean, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_scores_read_back_to_the_last_bit(run):
     "text",
     ["", "id,where\n", HEADER, f"{HEADER}r0,x,a,a,0.5\nr1,x,b,b,0.5,0.5,0.5\n", f"{HEADER}r0,x,a,a,0.5,x\n"],
     ids=["empty", "other columns", "no rows", "ragged rows", "no number"],
-)  # fmt: skip
+)
 def test_damaged_predictions_are_one_sentence(run, text):
     with pytest.raises(UsageError, match="damaged"):
         read_scores(run(text), 2)

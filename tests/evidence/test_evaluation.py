@@ -25,9 +25,7 @@ def scored(truth, predicted, groups=None):
 
 def test_estimates_by_hand():
     found = estimates(
-        TASK,
-        {"accuracy": accuracy, "log_loss": log_loss},
-        scored([0] * 10 + [1] * 10, [0] * 10 + [1] * 6 + [0] * 4),
+        TASK, {"accuracy": accuracy, "log_loss": log_loss}, scored([0] * 10 + [1] * 10, [0] * 10 + [1] * 6 + [0] * 4)
     )
     assert found["accuracy"].value == 0.8 and found["accuracy"].n == 20
     assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx(wilson(16, 20))

@@ -59,9 +59,7 @@ def test_many_labels_are_one_logistic_regression_each():
     ours = (torch.from_numpy(x) @ weight.T + bias).sigmoid().numpy()
     for k in range(3):  # the loss is the mean over three labels
         theirs = LogisticRegression(C=1 / (len(x) * 0.03), tol=1e-10, max_iter=9_999)
-        np.testing.assert_allclose(
-            ours[:, k], theirs.fit(z, hot[:, k]).predict_proba(z)[:, 1], atol=2e-3
-        )
+        np.testing.assert_allclose(ours[:, k], theirs.fit(z, hot[:, k]).predict_proba(z)[:, 1], atol=2e-3)
 
 
 def test_the_strength_is_the_best_on_val_and_val_alone_decides():
@@ -201,8 +199,10 @@ def test_passes_over_all_rows_come_near_to_the_fit_of_all_and_val_decides(monkey
     whole = fit_probe(train, CLASSES, [1e-2], val=val)
     start = fit_probe(train.take(part_of(train, 30)), CLASSES, [1e-2], val=val)
     part = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
-    loss = {name: mean_loss((p.weight.double(), p.bias.double()), val, CLASSES)
-            for name, p in (("whole", whole), ("start", start), ("part", part))}  # fmt: skip
+    loss = {
+        name: mean_loss((p.weight.double(), p.bias.double()), val, CLASSES)
+        for name, p in (("whole", whole), ("start", start), ("part", part))
+    }
     assert 1 <= part.passes <= 4 and f"{part.passes} times" in part.note
     assert loss["part"] - loss["whole"] < 0.5 * (loss["start"] - loss["whole"])
     turned = every.take(range(2_999, -1, -1))

@@ -24,9 +24,7 @@ from regraft.plan.write import write_plan
 from regraft.training import checkpoints
 
 quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-characters = st.characters(
-    exclude_categories=["Cs"]
-)  # a lone surrogate is no text of TOML or UTF-8
+characters = st.characters(exclude_categories=["Cs"])  # a lone surrogate is no text of TOML or UTF-8
 texts = st.text(characters)
 
 
@@ -35,9 +33,7 @@ texts = st.text(characters)
 
 def values_of(field: FieldInfo) -> st.SearchStrategy[Any]:
     """Any value that a key of a plan takes, by its annotation."""
-    return values(
-        Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    )
+    return values(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
@@ -47,11 +43,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if kind is bool:
         return st.booleans()
     if kind in (float, int):
-        return (
-            st.floats(allow_nan=False, allow_infinity=False)
-            if kind is float
-            else st.integers(-9, 9)
-        )
+        return st.floats(allow_nan=False, allow_infinity=False) if kind is float else st.integers(-9, 9)
     if hasattr(kind, "__metadata__"):
         inner, *limits = arguments
         limits = [m for limit in limits for m in (getattr(limit, "metadata", None) or [limit])]
@@ -65,14 +57,11 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         if inner is float:
             above = [m for m in limits if getattr(m, "gt", None) is not None]
             below = [m for m in limits if getattr(m, "lt", None) is not None]
-            return st.floats(max(low, default=0.0), min(high, default=1e6), exclude_min=bool(above),
-                             exclude_max=bool(below and high))  # fmt: skip
+            return st.floats(
+                max(low, default=0.0), min(high, default=1e6), exclude_min=bool(above), exclude_max=bool(below and high)
+            )
         size = max((getattr(m, "min_length", 0) or 0 for m in limits), default=0)
-        return (
-            st.lists(values(get_args(inner)[0]), min_size=size, max_size=4)
-            if size
-            else values(inner)
-        )
+        return st.lists(values(get_args(inner)[0]), min_size=size, max_size=4) if size else values(inner)
     origin = getattr(kind, "__origin__", None)
     if origin is list:
         return st.lists(values(arguments[0]), max_size=4)
@@ -89,9 +78,7 @@ def sections() -> st.SearchStrategy[dict[str, Any]]:
     for name, field in Plan.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys = {k: values_of(f) for k, f in field.annotation.model_fields.items()}
-            needed = {
-                k: v for k, v in keys.items() if field.annotation.model_fields[k].is_required()
-            }
+            needed = {k: v for k, v in keys.items() if field.annotation.model_fields[k].is_required()}
             optional = {k: v for k, v in keys.items() if k not in needed}
             found[name] = st.fixed_dictionaries(needed, optional=optional)
     return st.fixed_dictionaries(found)
@@ -110,10 +97,13 @@ def test_any_plan_is_written_and_reads_back_as_it_was(tmp_path, tree):
 
 
 @quick
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.dates(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=12,
-))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | texts | st.dates(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=12,
+    )
+)
 def test_whatever_stands_in_a_plan_is_a_plan_or_refused_in_words(anything):
     for name in Plan.model_fields:
         tree = {"source": {"ref": "a"}, "data": {"path": "b"}, name: anything}
@@ -128,13 +118,16 @@ def test_whatever_stands_in_a_plan_is_a_plan_or_refused_in_words(anything):
 
 examples = st.lists(
     st.builds(
-        Example, id=st.integers(0, 2**64 - 1).map("{:016x}-0".format), inputs=st.just(("",)),
+        Example,
+        id=st.integers(0, 2**64 - 1).map("{:016x}-0".format),
+        inputs=st.just(("",)),
         cells=st.lists(texts, max_size=3).map(tuple),
         where=st.text(),  # names of files may be no UTF-8: surrogates
         group=st.none() | texts,
     ),
-    unique_by=lambda e: e.id, max_size=8,
-)  # fmt: skip
+    unique_by=lambda e: e.id,
+    max_size=8,
+)
 
 
 @quick
@@ -148,7 +141,7 @@ def test_a_manifest_reads_back_every_row_in_its_order(tmp_path, train, val, test
         | ({} if e.group is None else {"group": e.group})
         for s, part in parts.items()
         for e in part
-    ]  # fmt: skip
+    ]
     assert list(read_manifest(tmp_path / "manifest.jsonl")) == expected
     shuffled = {s: part[::-1] for s, part in parts.items()}
     assert digest_of(shuffled) == splits.digest
@@ -161,7 +154,7 @@ numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infini
 @given(
     st.dictionaries(texts, st.none() | st.booleans() | numbers | texts | st.lists(numbers)),
     st.dictionaries(st.text(characters, min_size=1), st.lists(st.floats(width=32), max_size=5), max_size=3),
-)  # fmt: skip
+)
 def test_a_checkpoint_reads_back_and_any_changed_byte_is_seen(tmp_path, record, tensors):
     place = tmp_path / "step-00000001"
     tensors = {n: torch.tensor(v) for n, v in tensors.items() if n != "__metadata__"}
@@ -230,7 +223,7 @@ def test_batches_of_several_processes_are_those_of_one(rows, batch, processes, e
         return [
             [(i, float(x), int(t)) for i, x, t in zip(names, inputs[:, 0], targets, strict=False)]
             for names, inputs, targets in batches.epoch(epoch + 1)
-        ]  # fmt: skip
+        ]
 
     whole = read((0, 1))
     sizes = [len(b) for b in whole]
@@ -241,6 +234,4 @@ def test_batches_of_several_processes_are_those_of_one(rows, batch, processes, e
     parts = [read((rank, processes)) for rank in range(processes)]
     for k, b in enumerate(whole):
         dealt = [row for p in parts for row in p[k]]
-        assert sorted(dealt) == sorted(b) and [p[k] for p in parts] == [
-            b[r::processes] for r in range(processes)
-        ]
+        assert sorted(dealt) == sorted(b) and [p[k] for p in parts] == [b[r::processes] for r in range(processes)]

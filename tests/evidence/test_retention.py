@@ -52,10 +52,7 @@ def test_without_a_head_of_classes_features_are_compared(numbers_source, change)
     else:
         source.task = "regression"
     found = proxies(source, features(0), features(1))
-    assert found == {
-        "kind": "features on target inputs",
-        "cka": linear_cka(features(0), features(1)),
-    }
+    assert found == {"kind": "features on target inputs", "cka": linear_cka(features(0), features(1))}
 
 
 def test_cka_knows_rotation_and_scale_and_tells_others_apart():

@@ -219,9 +219,7 @@ def test_equal_arms_of_small_heads_rarely_get_a_verdict():
         centres = rng.normal(0, 0.8, (3, 10))
         y, y_test = rng.integers(0, 3, 60), rng.integers(0, 3, 250)
         x, x_test = (centres[c] + rng.normal(size=(len(c), 10)) for c in (y, y_test))
-        arms = [
-            [arm((x_test @ head(rng, x, y)).argmax(1) == y_test) for _ in range(5)] for _ in "ab"
-        ]
+        arms = [[arm((x_test @ head(rng, x, y)).argmax(1) == y_test) for _ in range(5)] for _ in "ab"]
         words.append(decide(accuracy, list(zip(*arms, strict=True))).words)
     wrong = sum(w in ("transfer helps", "transfer hurts") for w in words)
     print(f"small heads: {wrong} of 200 false verdicts")

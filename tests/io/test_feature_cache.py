@@ -25,8 +25,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64  # keys
 
 def rows(count: int, seed: int = 0) -> list[tuple[list[str], torch.Tensor]]:
     values = torch.randn(count, 3, 2, generator=torch.Generator().manual_seed(seed))
-    return [([f"r{i}" for i in range(k, min(k + 4, count))], values[k : k + 4])
-            for k in range(0, count, 4)]  # fmt: skip
+    return [([f"r{i}" for i in range(k, min(k + 4, count))], values[k : k + 4]) for k in range(0, count, 4)]
 
 
 def texts() -> list[tuple[list[str], dict[str, torch.Tensor]]]:
@@ -80,9 +79,7 @@ def test_a_missing_entry_is_none(tmp_path):
     assert FeatureCache(tmp_path / "nowhere", BIG).open(A) is None
 
 
-@pytest.mark.parametrize(
-    "harm", ["bit", "short", "index", "gone", "no json", "outside", "names", "no sum"]
-)
+@pytest.mark.parametrize("harm", ["bit", "short", "index", "gone", "no json", "outside", "names", "no sum"])
 def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
     cache = FeatureCache(tmp_path / "cache", BIG)
     cache.write(A, rows(9))
@@ -99,13 +96,9 @@ def test_a_damaged_entry_is_removed_and_written_again(tmp_path, harm):
         index.write_text("{")
     elif harm == "outside":  # by somebody who knows how to
         (tmp_path / "other.bin").write_bytes(raw)
-        write_index(
-            index.parent, json.loads(index.read_text().replace('"output"', '"../../other"'))
-        )
+        write_index(index.parent, json.loads(index.read_text().replace('"output"', '"../../other"')))
     elif harm == "names":  # nothing but the sum could tell
-        index.write_text(
-            index.read_text().replace('"r0"', '"x"').replace('"r1"', '"r0"').replace('"x"', '"r1"')
-        )
+        index.write_text(index.read_text().replace('"r0"', '"x"').replace('"r1"', '"r0"').replace('"x"', '"r1"'))
     elif harm == "no sum":
         (index.parent / SUM).unlink()
     else:

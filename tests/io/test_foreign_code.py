@@ -19,8 +19,20 @@ from regraft.sources.transformers import skeleton
 
 PACKAGE = Path(regraft.__file__).parent
 LOADS = {"from_pretrained", "from_config"}  # calls of transformers that look for a folder's code
-NEVER = {"input", "eval", "exec", "__import__", "pipeline", "transformers.pipeline", "os.system", "os.popen",
-         "pickle.load", "pickle.loads", "yaml.load", "torch.hub.load"}  # fmt: skip
+NEVER = {
+    "input",
+    "eval",
+    "exec",
+    "__import__",
+    "pipeline",
+    "transformers.pipeline",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+    "torch.hub.load",
+}
 SHOWN = re.compile(r"from_pretrained\(")
 
 
@@ -51,9 +63,7 @@ def strings(tree: ast.AST) -> list[str]:
     return [s for s in found if isinstance(s, str)]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_load_says_that_no_code_is_run(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     wrong = [f"line {c.lineno}: {name}" for name, c in calls(tree) if not allowed(name, c)]
@@ -66,10 +76,18 @@ def test_every_load_says_that_no_code_is_run(path):
 
 @pytest.mark.parametrize(
     "line",
-    ["AutoTokenizer.from_pretrained(x)", "auto.from_config(c)", "m.from_pretrained(x, trust_remote_code=y)",
-     "transformers.pipeline('x')", "torch.hub.load('a', 'b')", "torch.load(f)", "pickle.load(f)", "input('? ')",
-     "np.load(f, allow_pickle=True)"],
-)  # fmt: skip
+    [
+        "AutoTokenizer.from_pretrained(x)",
+        "auto.from_config(c)",
+        "m.from_pretrained(x, trust_remote_code=y)",
+        "transformers.pipeline('x')",
+        "torch.hub.load('a', 'b')",
+        "torch.load(f)",
+        "pickle.load(f)",
+        "input('? ')",
+        "np.load(f, allow_pickle=True)",
+    ],
+)
 def test_a_load_that_does_not_say_so_is_seen(line):
     assert [name for name, call in calls(ast.parse(line)) if not allowed(name, call)]
 
@@ -98,9 +116,7 @@ HOOKS = [
 def test_a_hook_for_code_is_refused_by_file_and_key(tmp_path, file, hook, key):
     base = {"model_type": "bert"} if file == "config.json" else {}
     (tmp_path / file).write_text(json.dumps(base | hook), encoding="utf-8")
-    with pytest.raises(
-        SourceError, match=rf'{file}: refused, nothing executed: its "{key}".*remedy'
-    ) as e:
+    with pytest.raises(SourceError, match=rf'{file}: refused, nothing executed: its "{key}".*remedy') as e:
         foreign_code.refuse(tmp_path)
     assert str(e.value).count("\n") == 0
     (tmp_path / "config.json").touch()
@@ -111,13 +127,9 @@ def test_a_hook_for_code_is_refused_by_file_and_key(tmp_path, file, hook, key):
 def test_modules_of_another_package_are_refused(tmp_path):
     for named in ("evil.Evil", None, "sentence_transformersevil.X"):
         (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "type": named}]))
-        with pytest.raises(
-            SourceError, match=r'modules\.json: refused, nothing executed: its "type"'
-        ):
+        with pytest.raises(SourceError, match=r'modules\.json: refused, nothing executed: its "type"'):
             foreign_code.refuse(tmp_path)
-    (tmp_path / "modules.json").write_text(
-        json.dumps([{"type": "sentence_transformers.models.Pooling"}])
-    )
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling"}]))
     foreign_code.refuse(tmp_path)
 
 
@@ -126,12 +138,7 @@ def test_names_of_classes_are_no_hooks(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "data_config.json").write_text('[{"name": "auto_map"}]')
     (tmp_path / "vocab.json").write_text(json.dumps({"auto_map": 7}))
-    for named in (
-        "BertTokenizer",
-        "XLMRobertaTokenizerFast",
-        "PreTrainedTokenizerFast",
-        "TokenizersBackend",
-    ):
+    for named in ("BertTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
         foreign_code.refuse(tmp_path)
 
@@ -142,9 +149,7 @@ def test_a_recipe_that_names_code_deep_inside_is_refused():
         skeleton({"auto": "AutoModel", "config": config}, "run", 10**9)
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer_config.json", "config.json", "vocab.txt", "modules.json"]
-)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "vocab.txt", "modules.json"])
 def test_a_pipe_or_a_device_in_a_folder_is_not_read(tmp_path, name):
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         make(tmp_path / name)

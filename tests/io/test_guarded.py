@@ -40,9 +40,7 @@ def test_a_regular_file_is_read_and_one_that_is_not_there_is_none(run):
     assert guarded.read_json(run.parent / "other", NAME)
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "", ".", "model/../../secret", "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "", ".", "model/../../secret", "a\0b"])
 def test_a_name_leads_out_of_no_run(run, name):
     with pytest.raises(NotReadError, match="is no name of a file"):
         guarded.read(run, name)
@@ -142,12 +140,20 @@ def test_a_line_without_end_is_refused(run, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[" * 100_000, "nested too deep"), ("[" * 65 + "]" * 65, "nested too deep"),
-        ('{"a":' * 65 + "1" + "}" * 65, "nested too deep"), ("9" * 5000, "5000 digits"),
-        ("-" + "9" * 30, "digits"), ("1e400", "not finite"), ("9" * 400 + ".0", "not finite"), ("NaN", "not finite"),
-        ("[Infinity]", "not finite"), ("-Infinity", "not finite"), ("{", "Expecting"), ("", "Expecting"),
+        ("[" * 100_000, "nested too deep"),
+        ("[" * 65 + "]" * 65, "nested too deep"),
+        ('{"a":' * 65 + "1" + "}" * 65, "nested too deep"),
+        ("9" * 5000, "5000 digits"),
+        ("-" + "9" * 30, "digits"),
+        ("1e400", "not finite"),
+        ("9" * 400 + ".0", "not finite"),
+        ("NaN", "not finite"),
+        ("[Infinity]", "not finite"),
+        ("-Infinity", "not finite"),
+        ("{", "Expecting"),
+        ("", "Expecting"),
     ],
-)  # fmt: skip
+)
 def test_json_that_python_cannot_hold_is_refused(text, words):
     with pytest.raises(ValueError, match=words):
         guarded.parse_json(text)
@@ -161,8 +167,9 @@ def test_json_within_the_limits_is_what_json_says():
     assert guarded.parse_json("[Infinity]", finite=False) == [float("inf")]
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 3000, "a." * 3000 + "a = 1", "a = " + "9" * 5000,
-                                  "a = 0x" + "f" * 4000, "a ="])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 3000, "a." * 3000 + "a = 1", "a = " + "9" * 5000, "a = 0x" + "f" * 4000, "a ="]
+)
 def test_toml_that_python_cannot_hold_is_refused(text):
     with pytest.raises(ValueError):
         guarded.parse_toml(text)
@@ -185,26 +192,30 @@ def test_a_problem_names_its_field():
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, 2**60, -1, None, float("nan")])
 def test_a_count_is_a_whole_number_of_a_size(value):
-    env = {"regraft": "", "python": "", "versions": {}, "device": "", "device_name": "", "threads": value,
-           "data_digest": "", "test_digest": ""}  # fmt: skip
+    env = {
+        "regraft": "",
+        "python": "",
+        "versions": {},
+        "device": "",
+        "device_name": "",
+        "threads": value,
+        "data_digest": "",
+        "test_digest": "",
+    }
     assert str(records.problem(records.Environment, env)).startswith("threads: ")
 
 
 # ---------------------------------------------------------------- nothing reads beside it
 
-READING = {
-    "read_text",
-    "read_bytes",
-    "open",
-    "load_file",
-    "safe_open",
-    "copyfile",
-    "copytree",
-    "copy2",
-    "fdopen",
+READING = {"read_text", "read_bytes", "open", "load_file", "safe_open", "copyfile", "copytree", "copy2", "fdopen"}
+PARSING = {
+    ("json", "load"),
+    ("json", "loads"),
+    ("tomllib", "load"),
+    ("tomllib", "loads"),
+    ("np", "load"),
+    ("torch", "load"),
 }
-PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib", "loads"), ("np", "load"),
-           ("torch", "load")}  # fmt: skip
 # file → why what it opens is no file of a run folder, or was checked before
 ALLOWED = {
     "plugins.py": "regraft's own files",
@@ -279,9 +290,7 @@ def opens(file: Path) -> list[str]:
             continue
         of = node.func
         name = of.attr if isinstance(of, ast.Attribute) else getattr(of, "id", "")
-        owner = (
-            of.value.id if isinstance(of, ast.Attribute) and isinstance(of.value, ast.Name) else ""
-        )
+        owner = of.value.id if isinstance(of, ast.Attribute) and isinstance(of.value, ast.Name) else ""
         if (name in READING and owner != "guarded") or (owner, name) in PARSING:
             found.append(f"line {node.lineno}: {name}")
     return found
@@ -300,9 +309,7 @@ def test_a_listed_reason_is_of_a_file_that_is_there():
 
 
 def test_the_test_sees_a_file_that_reads_by_itself(tmp_path):
-    (tmp_path / "a.py").write_text(
-        "import json\njson.loads(path.read_text())\nopen('x')\npath.open()\n"
-    )
+    (tmp_path / "a.py").write_text("import json\njson.loads(path.read_text())\nopen('x')\npath.open()\n")
     assert len(opens(tmp_path / "a.py")) == 4
 
 
@@ -312,9 +319,7 @@ def test_a_fault_of_regraft_is_not_called_a_damaged_run():
     for name in READERS:
         for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler) and node.type is not None:
-                assert not {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} & broad, (
-                    name
-                )
+                assert not {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} & broad, name
 
 
 def test_not_read_is_a_usage_error():

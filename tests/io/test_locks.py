@@ -48,9 +48,7 @@ def nothing_stays_open():
 @pytest.fixture
 def other(tmp_path):
     """A process that holds the lock."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "lock"], stdout=subprocess.PIPE
-    )
+    child = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"held\n"
     yield child
     child.kill()
@@ -84,20 +82,21 @@ def test_a_pid_that_another_process_has_by_now_holds_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "apart",
-    [{"host": "elsewhere"}, {"namespace": "pid:[1]"}, {"started": "another boot 1"},
-     {"host": socket.gethostname() + "-1"}],
-)  # fmt: skip
+    [
+        {"host": "elsewhere"},
+        {"namespace": "pid:[1]"},
+        {"started": "another boot 1"},
+        {"host": socket.gethostname() + "-1"},
+    ],
+)
 def test_a_holder_of_which_nothing_is_proven_holds(tmp_path, apart):
     """The pid is unused here, which says nothing of another machine, container or boot."""
     write(tmp_path / "lock", pid=2**22 + 1, **apart)
-    with pytest.raises(
-        UsageError, match=r"process 4194305 on .*if that run is gone, remove .*lock"
-    ):
+    with pytest.raises(UsageError, match=r"process 4194305 on .*if that run is gone, remove .*lock"):
         take(tmp_path / "lock")
 
 
-@pytest.mark.parametrize("apart", [{"namespace": "pid:[1]"}, {"started": "another boot 1"},
-                                   {"host": "elsewhere"}])  # fmt: skip
+@pytest.mark.parametrize("apart", [{"namespace": "pid:[1]"}, {"started": "another boot 1"}, {"host": "elsewhere"}])
 def test_an_flock_that_nobody_has_proves_a_holder_gone(tmp_path, monkeypatch, apart):
     """On a disk of this machine's own; elsewhere only if the holder's kernel was this one."""
     for own_disk in (False, True):
@@ -130,9 +129,7 @@ def test_a_holder_in_another_container_of_this_host_is_refused_until_it_ends(tmp
 
 def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path):
     code = HOLD.replace("print(", "import os\nif not os.fork(): time.sleep(60)\nprint(")
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"held\n"
     (worker,) = psutil.Process(child.pid).children()
     child.kill()
@@ -168,10 +165,14 @@ def test_of_many_that_take_over_a_stale_lock_one_has_it(tmp_path):
     write(tmp_path / "lock", pid=2**22 + 1)
     code = HOLD.replace("take(Path(sys.argv[1]))", "input()\ntake(Path(sys.argv[1]))")
     children = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "lock"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for _ in range(6)
-    ]  # fmt: skip
+    ]
     for child in children:
         child.stdin.write(b"go\n")
         child.stdin.flush()

@@ -13,8 +13,7 @@ from regraft.commands.predict import write_predictions
 from regraft.evidence.types import Prediction
 from regraft.io.csv_cells import escaped, unescaped
 
-FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "-1;-2",
-            "=", "'=1"]  # fmt: skip
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "-1;-2", "=", "'=1"]
 PLAIN = ["-1", "+3.5", "-1e-5", ".5", "-.5", "1=2", "tulip", "", "'", "'tulip", " =1", "007", "NA"]
 
 

@@ -27,9 +27,7 @@ DEEP = "/".join(["a" * 200] * 30)
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A line of a shell in which R is regraft."""
     env = os.environ | {"R": f"{sys.executable} -m regraft"}
-    return subprocess.run(
-        ["/bin/sh", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run(["/bin/sh", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("$R list nothing 2> /dev/full", 2, ""),
         ("$R list sources <&-", 0, ""),
     ],
-)  # fmt: skip
+)
 def test_odd_surroundings_are_one_sentence(tmp_path, line, code, words):
     done = shell(line, tmp_path)
     assert done.returncode == code, done.stderr
@@ -54,10 +52,19 @@ def test_odd_surroundings_are_one_sentence(tmp_path, line, code, words):
 
 @pytest.mark.parametrize(
     "words",
-    [("list", LONG), ("report", DEEP), ("predict", LONG, "x"), ("init", "bundled:x", "data", "--out", LONG),
-     ("init", "bundled:x", "data", "--out", "missing/folder/plan.toml"), ("ui", LONG), ("doctor", LONG),
-     ("fit", "data", "--source", "timm:x", "--out", DEEP), ("check", LONG), ("compare", DEEP, LONG)],
-)  # fmt: skip
+    [
+        ("list", LONG),
+        ("report", DEEP),
+        ("predict", LONG, "x"),
+        ("init", "bundled:x", "data", "--out", LONG),
+        ("init", "bundled:x", "data", "--out", "missing/folder/plan.toml"),
+        ("ui", LONG),
+        ("doctor", LONG),
+        ("fit", "data", "--source", "timm:x", "--out", DEEP),
+        ("check", LONG),
+        ("compare", DEEP, LONG),
+    ],
+)
 def test_a_name_that_no_system_takes_is_one_sentence(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["regraft", *words])
@@ -94,8 +101,7 @@ with streams.own_input() as own:
     print(repr(own.read()))
 print(repr(sys.stdin.read()))
 """
-    done = subprocess.run([sys.executable, "-c", code], input="yes\nno\n", capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], input="yes\nno\n", capture_output=True, text=True, timeout=60)
     lines = done.stdout.removeprefix("run the custom code? [y/N] ").splitlines()
     assert lines == ["empty", "'' b''", "'yes\\nno\\n'", "''"], done.stderr
 
@@ -114,18 +120,22 @@ def test_text_in_memory_is_input_too(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("é α → “x”\n\ty", "é α → “x”\n\ty"), ("\x1b[2J\x07", "\\u001b[2J\\u0007"), ("a\rb\x7f", "a\\rb\\u007f"),
-     ("\u202e\x9b", "\\u202e\\u009b"), ("\udcff", "\\udcff"), ("\U000e0001", "\\udb40\\udc01")],
-)  # fmt: skip
+    [
+        ("é α → “x”\n\ty", "é α → “x”\n\ty"),
+        ("\x1b[2J\x07", "\\u001b[2J\\u0007"),
+        ("a\rb\x7f", "a\\rb\\u007f"),
+        ("\u202e\x9b", "\\u202e\\u009b"),
+        ("\udcff", "\\udcff"),
+        ("\U000e0001", "\\udb40\\udc01"),
+    ],
+)
 def test_no_string_commands_a_terminal(text, expected, capsys):
     streams.echo(text)
     streams.complain(text)
     assert capsys.readouterr() == (expected + "\n", expected + "\n")
 
 
-@pytest.mark.parametrize(
-    "name", ["a b", "$(touch x)", "; touch x", "`touch x`", "it's", "a\nb", "-x"]
-)
+@pytest.mark.parametrize("name", ["a b", "$(touch x)", "; touch x", "`touch x`", "it's", "a\nb", "-x"])
 def test_a_command_to_paste_names_the_folder(tmp_path, name):
     line = command("fit", "--resume", Path("runs") / name).replace("regraft", "printf '%s|'", 1)
     done = shell(line, tmp_path)
@@ -143,13 +153,7 @@ def test_every_command_prints_through_streams():
 
 
 def test_errors_of_the_system_have_the_code_of_their_kind():
-    for number, kind in (
-        (36, UsageError),
-        (2, UsageError),
-        (28, DiskError),
-        (13, DiskError),
-        (11, None),
-    ):
+    for number, kind in ((36, UsageError), (2, UsageError), (28, DiskError), (13, DiskError), (11, None)):
         found = of_the_system(OSError(number, "why", "name\n\x1b"))
         assert found is None if kind is None else isinstance(found, kind)
         assert found is None or "name\\n\\x1b" in str(found)
@@ -160,8 +164,12 @@ def test_a_started_process_looks_where_this_one_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for here, expected in ((False, ""), (True, "a file of the working folder\n")):
         monkeypatch.setattr(sys, "path", [*sys.path, *([str(tmp_path)] if here else [])])
-        line = [*python(), "-c", "import importlib.util as u; s = u.find_spec('torch'); "
-                f"s and s.origin == {str(tmp_path / 'torch.py')!r} and __import__('torch')"]  # fmt: skip
+        line = [
+            *python(),
+            "-c",
+            "import importlib.util as u; s = u.find_spec('torch'); "
+            f"s and s.origin == {str(tmp_path / 'torch.py')!r} and __import__('torch')",
+        ]
         assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == expected
 
 
@@ -177,8 +185,6 @@ def test_rows_of_data_are_escaped_for_a_terminal_alone(monkeypatch, terminal, ex
             return terminal
 
     monkeypatch.setattr("sys.stdout", Output())
-    write_predictions(
-        streams.output(), ["a\x1b[2J"], [Prediction("b\x1b[2J", 1.0, {})], as_json=False
-    )
+    write_predictions(streams.output(), ["a\x1b[2J"], [Prediction("b\x1b[2J", 1.0, {})], as_json=False)
     assert expected.strip() in sys.stdout.getvalue()
     assert ("\x1b" in sys.stdout.getvalue()) is not terminal

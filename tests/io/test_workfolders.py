@@ -50,16 +50,22 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["tmp-host-1-x", "tmp-host-x-y", "left.part", "left.0123456789ABCDEF.part", ".0123456789abcdef.part",
-     "left.0123456789abcdef.part.zip", "left.0123456789abcdef.part\n"],
-)  # fmt: skip
+    [
+        "tmp-host-1-x",
+        "tmp-host-x-y",
+        "left.part",
+        "left.0123456789ABCDEF.part",
+        ".0123456789abcdef.part",
+        "left.0123456789abcdef.part.zip",
+        "left.0123456789abcdef.part\n",
+    ],
+)
 def test_a_folder_of_another_name_is_left_alone(tmp_path, name):
     assert left(tmp_path, name).exists()
     assert sweep(tmp_path) == [] and (tmp_path / name / "content").exists()
 
 
-@pytest.mark.parametrize("apart", [{"host": "elsewhere"}, {"namespace": "pid:[1]"},
-                                   {"started": "another boot 1"}])  # fmt: skip
+@pytest.mark.parametrize("apart", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}, {"started": "another boot 1"}])
 def test_what_may_be_written_elsewhere_is_left_alone(tmp_path, apart):
     left(tmp_path, "far.0123456789abcdef.part", **apart)
     gone = left(tmp_path)

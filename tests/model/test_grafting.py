@@ -38,9 +38,7 @@ def test_only_what_came_from_the_source_has_an_anchor(numbers_source):
     source = numbers_source()
     marks = {t.name: t for t in source.report}
     fresh = "two.0.weight"
-    source.report = tuple(
-        LoadedTensor(n, "fresh" if n == fresh else t.state, t.shape) for n, t in marks.items()
-    )
+    source.report = tuple(LoadedTensor(n, "fresh" if n == fresh else t.state, t.shape) for n, t in marks.items())
     target = graft(source, 3)
     assert f"backbone.{fresh}" not in target.anchor and "backbone.two.0.bias" in target.anchor
     assert "head.weight" not in target.anchor

@@ -19,9 +19,12 @@ from regraft.model.types import Source
 
 def source_of(net):
     return Source.from_module(
-        net.eval(), head="head", preprocess=CallableSpec(lambda i: torch.zeros(3, 6, 6)),
-        example=torch.zeros(2, 3, 6, 6), name="net",
-    )  # fmt: skip
+        net.eval(),
+        head="head",
+        preprocess=CallableSpec(lambda i: torch.zeros(3, 6, 6)),
+        example=torch.zeros(2, 3, 6, 6),
+        name="net",
+    )
 
 
 class Net(nn.Module):
@@ -151,10 +154,13 @@ def test_the_change_is_alpha_over_r_times_b_a_and_all_else_stays(target):
         trained = {n: p.detach().clone() for n, p in train.items()}
         said = adapted.model.eval()(images()).detach()
     assert set(trained) == {
-        "backbone.full.lora_A.default.weight", "backbone.full.lora_B.default.weight",
-        "backbone.line.lora_A.default.weight", "backbone.line.lora_B.default.weight",
-        "head.weight", "head.bias",
-    }  # fmt: skip
+        "backbone.full.lora_A.default.weight",
+        "backbone.full.lora_B.default.weight",
+        "backbone.line.lora_A.default.weight",
+        "backbone.line.lora_B.default.weight",
+        "head.weight",
+        "head.bias",
+    }
     after = target.model.state_dict()
     assert list(after) == list(before)
     for layer in ("full", "line"):
@@ -235,11 +241,19 @@ def test_a_run_saves_the_sources_own_shape(tmp_path):
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", pretrained=False)
     save_file(net.state_dict(), tmp_path / "w.safetensors")
-    settings = {"source.weights": str(tmp_path / "w.safetensors"), "source.image_size": 32,
-                "run.threads": 1, "fit.epochs": 3, "fit.lr": 9e-4, "fit.head_lr": 9e-4, "fit.alpha": 1.0,
-                "freezing.name": "lora", "freezing.rank": 2, "fit.batch_size": 7}  # fmt: skip
-    run = regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "run",
-                      settings=settings)  # fmt: skip
+    settings = {
+        "source.weights": str(tmp_path / "w.safetensors"),
+        "source.image_size": 32,
+        "run.threads": 1,
+        "fit.epochs": 3,
+        "fit.lr": 9e-4,
+        "fit.head_lr": 9e-4,
+        "fit.alpha": 1.0,
+        "freezing.name": "lora",
+        "freezing.rank": 2,
+        "fit.batch_size": 7,
+    }
+    run = regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "run", settings=settings)
     before = {f"backbone.{n}": t for n, t in net.state_dict().items()}
     moved = low_rank(tmp_path / "run", before, 2)
     if run.result["fit"]["best_epoch"]:
@@ -247,11 +261,17 @@ def test_a_run_saves_the_sources_own_shape(tmp_path):
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert len([json.loads(x) for x in lines]) == 4
     assert regraft.load(tmp_path / "run").predict([tmp_path / "data/test/red/00.png"])
-    with pytest.raises(
-        PlanError, match="pulls weights to the source, and freezing lora leaves them"
-    ):
-        regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "no",
-                    settings=settings | {"regularizers.l2_sp.alpha": 0.1})  # fmt: skip
+    with pytest.raises(PlanError, match="pulls weights to the source, and freezing lora leaves them"):
+        regraft.fit(
+            tmp_path / "data",
+            source="timm:test_resnet",
+            out=tmp_path / "no",
+            settings=settings | {"regularizers.l2_sp.alpha": 0.1},
+        )
     with pytest.raises(PlanError, match="by_block is about the source's weights"):
-        regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "no",
-                    settings=settings | {"regularizers.l2.by_block": {"head": 2.0}})  # fmt: skip
+        regraft.fit(
+            tmp_path / "data",
+            source="timm:test_resnet",
+            out=tmp_path / "no",
+            settings=settings | {"regularizers.l2.by_block": {"head": 2.0}},
+        )

@@ -112,15 +112,23 @@ def checkpoints() -> dict[str, Any]:
 
     return {
         "timm": {
-            "epoch": 3, "arch": "net", "state_dict": state, "optimizer": optimizer_state(), "version": 2,
-            "args": argparse.Namespace(lr=0.1, out=Path("/runs")), "metric": np.float64(71.2),
+            "epoch": 3,
+            "arch": "net",
+            "state_dict": state,
+            "optimizer": optimizer_state(),
+            "version": 2,
+            "args": argparse.Namespace(lr=0.1, out=Path("/runs")),
+            "metric": np.float64(71.2),
         },
         "mae": {"model": state, "scaler": {"scale": torch.ones(1)}, "args": argparse.Namespace()},
         "swav": {"net": state, "acc": torch.tensor(93.1), "epoch": np.int64(9)},
         "lightning": {
-            "state_dict": under("model._orig_mod."), "hyper_parameters": OrderedDict(lr=1.0),
-            "callbacks": {"best": {"score": torch.tensor(1.0)}}, "optimizer_states": [optimizer_state()],
-            "started": datetime(2026, 1, 2), "pytorch-lightning_version": "2.5",
+            "state_dict": under("model._orig_mod."),
+            "hyper_parameters": OrderedDict(lr=1.0),
+            "callbacks": {"best": {"score": torch.tensor(1.0)}},
+            "optimizer_states": [optimizer_state()],
+            "started": datetime(2026, 1, 2),
+            "pytorch-lightning_version": "2.5",
         },
         "fabric": {"a": {"b": {"weights": under("_forward_module.")}}},
         "dino": {"teacher": under("backbone."), "dino_loss": {"center": torch.zeros(1, 4)}},
@@ -128,14 +136,12 @@ def checkpoints() -> dict[str, Any]:
         "fsdp": under("module._fsdp_wrapped_module."),
         "compiled part": {k.replace("0.", "0._orig_mod."): v for k, v in state.items()},
         "any name": under("classifier_of_birds.trunk."),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("form", checkpoints())
 @pytest.mark.parametrize("zipped", [True, False])
-def test_weights_are_found_under_any_key_and_prefix(
-    tmp_path: Path, form: str, zipped: bool
-) -> None:
+def test_weights_are_found_under_any_key_and_prefix(tmp_path: Path, form: str, zipped: bool) -> None:
     file = tmp_path / "checkpoint.pth.tar"
     torch.save(checkpoints()[form], file, _use_new_zipfile_serialization=zipped)
     found = read(file, known=None)
@@ -148,16 +154,13 @@ def test_of_two_networks_in_a_file_the_key_says_which(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     torch.save({"state_dict": state, "state_dict_ema": other, "epoch": 1}, file)
     with pytest.raises(
-        SourceError,
-        match=r"2 of its dictionaries fit: state_dict .*state_dict_ema .*source\.weights_key=state_dict",
+        SourceError, match=r"2 of its dictionaries fit: state_dict .*state_dict_ema .*source\.weights_key=state_dict"
     ):
         read(file)
     assert torch.equal(read(file, key="state_dict_ema")["0.bias"], other["0.bias"])
     with pytest.raises(SourceError, match=r'weights_key "ema" is no dictionary .*state_dict_ema'):
         read(file, key="ema")
-    both = {"student." + k: v for k, v in state.items()} | {
-        "teacher." + k: v for k, v in other.items()
-    }
+    both = {"student." + k: v for k, v in state.items()} | {"teacher." + k: v for k, v in other.items()}
     torch.save(both, file)
     with pytest.raises(SourceError, match=r'several networks .*"student\." and "teacher\."'):
         read(file)
@@ -188,20 +191,14 @@ class Config:
 def test_a_foreign_class_is_refused_by_name_without_torchs_advice(
     tmp_path: Path, beside: Any, words: str, zipped: bool
 ) -> None:
-    torch.save(
-        {"model": net().state_dict(), "x": beside},
-        tmp_path / "w.pt",
-        _use_new_zipfile_serialization=zipped,
-    )
+    torch.save({"model": net().state_dict(), "x": beside}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(SourceError, match=words) as caught:
         read(tmp_path / "w.pt")
     assert "state_dict() with safetensors" in str(caught.value)
     assert "weights_only" not in str(caught.value) and "add_safe_globals" not in str(caught.value)
 
 
-def test_nothing_of_an_allowed_class_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_of_an_allowed_class_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(checkpoints()["timm"], tmp_path / "w.pt")
 
     def trap(*_: Any, **__: Any) -> None:
@@ -241,9 +238,7 @@ def scripted(path: Path) -> None:
         ("w.pth", b"", "empty"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_by_its_name(
-    tmp_path: Path, name: str, content: Any, words: str
-) -> None:
+def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path: Path, name: str, content: Any, words: str) -> None:
     file = tmp_path / name
     content(file) if callable(content) else file.write_bytes(content)
     with pytest.raises(SourceError, match=words) as caught:
@@ -287,9 +282,7 @@ def test_nothing_matched_and_values_not_finite_are_errors() -> None:
 
 
 @pytest.mark.fault(74)
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str)
 def test_other_precisions_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     state = {k: v.to(dtype) for k, v in net().state_dict().items()}
     save_file(state, tmp_path / "w")

@@ -20,9 +20,7 @@ FITS = replace(BARE, average=0.999, sharpness=0.1)
 
 def found(settings, score, factors=(0.3, 1.0, 3.0), penalties=()):
     """What ``search`` ends with, and every name and settings that it tried, in order."""
-    budget = scratch_budget(
-        settings, 1e-3, factors, 5.0, has_val=True, weight_decay=0.01, penalties=penalties
-    )
+    budget = scratch_budget(settings, 1e-3, factors, 5.0, has_val=True, weight_decay=0.01, penalties=penalties)
     tried = []
 
     def judged(every):
@@ -39,8 +37,11 @@ def test_every_rate_is_tried_bare_and_the_best_one_with_what_the_fit_has_too():
 
     (name, chosen, best), tried, budget = found(FITS, score)
     assert [n for n, _ in tried] == [
-        "0.0003 alone", "0.001 alone", "0.003 alone", "0.001 with average 0.999 and sharpness 0.1"
-    ]  # fmt: skip
+        "0.0003 alone",
+        "0.001 alone",
+        "0.003 alone",
+        "0.001 with average 0.999 and sharpness 0.1",
+    ]
     assert all(s.average == s.sharpness == 0 for _, s in tried[:3])
     with_both = tried[3][1]
     assert (with_both.average, with_both.sharpness) == (0.999, 0.1)
@@ -62,9 +63,7 @@ def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stand
     assert name == "0.001" and len(tried) == 3
     (name, _, _), tried, budget = found(BARE, lambda s: 1.0, [1.0, 3.0, 1.0])
     assert name == "0.001" and [n for n, _ in tried] == ["0.001", "0.003", "0.000333333"]
-    assert str(budget).endswith(
-        "the best rate of 0.001, 0.003 and beyond where the best is the outermost"
-    )
+    assert str(budget).endswith("the best rate of 0.001, 0.003 and beyond where the best is the outermost")
 
 
 def test_while_the_best_rate_is_the_outermost_one_beyond_is_tried_twice_at_most():
@@ -101,9 +100,7 @@ def test_a_decay_and_penalties_scratch_has_only_where_it_is_better_with_them():
 
 
 def test_all_that_diverged_are_named_and_fits_are_counted():
-    with pytest.raises(
-        DivergedError, match=r"every rate diverged \(9e-05, 0.0003, 0.001, 0.003\):"
-    ):
+    with pytest.raises(DivergedError, match=r"every rate diverged \(9e-05, 0.0003, 0.001, 0.003\):"):
         found(BARE, lambda s: -inf)
     budget = scratch_budget(BARE, 1e-3, [0.3, 1.0, 3.0], 5.0, has_val=True, weight_decay=0.01)
     assert budget.tries == 5
@@ -112,10 +109,7 @@ def test_all_that_diverged_are_named_and_fits_are_counted():
 
 
 def test_the_budget_is_never_less_than_the_fit_has():
-    budgets = [
-        scratch_budget(FITS, 1e-3, [1.0], share, has_val=False, weight_decay=0.01)
-        for share in (0.1, 1.1, 5.0)
-    ]
+    budgets = [scratch_budget(FITS, 1e-3, [1.0], share, has_val=False, weight_decay=0.01) for share in (0.1, 1.1, 5.0)]
     assert [b.epochs for b in budgets] == [4, 5, 20] and budgets[0].patience == 0
 
 

@@ -40,8 +40,7 @@ def test_equal_inputs_and_groups_stay_in_one_part():
 def test_what_the_source_was_trained_on_is_never_reported():
     examples = rows(600)
     three = divide(examples, ["train"] * 200 + ["val"] * 200 + ["test"] * 200)
-    assert three == {k: tuple(examples[i : i + 200]) for k, i in
-                     (("fit", 0), ("select", 200), ("report", 400))}  # fmt: skip
+    assert three == {k: tuple(examples[i : i + 200]) for k, i in (("fit", 0), ("select", 200), ("report", 400))}
     two = divide(examples, [None] * 300 + ["test"] * 300)
     assert two["fit"] == tuple(examples[:300])
     assert sorted(e.id for e in two["select"] + two["report"]) == [e.id for e in examples[300:]]
@@ -51,9 +50,7 @@ def test_what_the_source_was_trained_on_is_never_reported():
 def test_too_few_rows_for_a_part_are_refused(numbers_source):
     source = numbers_source()
     task = source_task(source, names(source))
-    with pytest.raises(
-        DataError, match=r"x is too small a source sample \(2 fit, 0 select, 0 report"
-    ):
+    with pytest.raises(DataError, match=r"x is too small a source sample \(2 fit, 0 select, 0 report"):
         assemble(source, task, {"fit": tuple(rows(2)), "select": (), "report": ()}, "x")
 
 
@@ -63,9 +60,7 @@ def names(source):
 
 def test_the_heads_outputs_need_names(numbers_source):
     source = numbers_source()
-    with pytest.raises(
-        PlanError, match=r"does not name the outputs .* list them in source_data\.cl"
-    ):
+    with pytest.raises(PlanError, match=r"does not name the outputs .* list them in source_data\.cl"):
         source_task(source, [])
     with pytest.raises(PlanError, match=r"source_data\.classes: 2 names for the \d+ outputs"):
         source_task(source, ["a", "b"])

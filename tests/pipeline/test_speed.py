@@ -41,9 +41,12 @@ class Convolutional(nn.Module):
 def source():
     torch.manual_seed(0)
     made = Source.from_module(
-        Convolutional(), head="fc", preprocess=CallableSpec(lambda row: torch.ones(3, 8, 8)),
-        example=torch.zeros(2, 3, 8, 8), name="convolutional",
-    )  # fmt: skip
+        Convolutional(),
+        head="fc",
+        preprocess=CallableSpec(lambda row: torch.ones(3, 8, 8)),
+        example=torch.zeros(2, 3, 8, 8),
+        name="convolutional",
+    )
     made.preprocess = ImageSpec((8, 8), 8)
     return made
 
@@ -94,9 +97,7 @@ def test_the_faster_ways_are_taken_with_their_reason(source, clock):
     assert "under 15 % faster" in why["run.precision"]
 
 
-@pytest.mark.parametrize(
-    ("half", "chosen"), [(0.84, "bfloat16"), (0.86, "float32"), (None, "float32")]
-)
+@pytest.mark.parametrize(("half", "chosen"), [(0.84, "bfloat16"), (0.86, "float32"), (None, "float32")])
 def test_bfloat16_is_taken_from_15_percent_on(half, chosen):
     times = {(LAST, "float32"): 1.0} | ({(LAST, "bfloat16"): half} if half else {})
     assert speed.best_precision(times, LAST, "a step")[0] == chosen
@@ -104,10 +105,9 @@ def test_bfloat16_is_taken_from_15_percent_on(half, chosen):
 
 def test_a_measurement_is_taken_once_and_a_settled_plan_needs_none(source, clock):
     asked = clock(
-        infer={(PLAIN, "float32"): 2e-3, (LAST, "float32"): 4e-3, (PLAIN, "bfloat16"): 1e-3,
-               (LAST, "bfloat16"): 1e-3},
+        infer={(PLAIN, "float32"): 2e-3, (LAST, "float32"): 4e-3, (PLAIN, "bfloat16"): 1e-3, (LAST, "bfloat16"): 1e-3},
         train={(PLAIN, "float32"): 5e-3, (PLAIN, "bfloat16"): 1e-3},
-    )  # fmt: skip
+    )
     first, _ = settle(source)
     assert asked == [False, True]
     again, _ = settle(source)
@@ -133,8 +133,7 @@ def test_a_frozen_backbones_steps_take_its_features_precision(source, clock, ask
 
 
 def test_what_is_asked_for_stays(source, clock):
-    clock({(PLAIN, "float32"): 2e-3, (PLAIN, "bfloat16"): 1e-3},
-          {(PLAIN, "float32"): 2e-3, (PLAIN, "bfloat16"): 1e-3})  # fmt: skip
+    clock({(PLAIN, "float32"): 2e-3, (PLAIN, "bfloat16"): 1e-3}, {(PLAIN, "float32"): 2e-3, (PLAIN, "bfloat16"): 1e-3})
     asked_for = RunPlan(layout=PLAIN, precision="float32")
     run, why = settle(source, asked_for)
     assert (run.layout, run.precision, run.feature_precision) == (PLAIN, "float32", "bfloat16")
@@ -174,9 +173,7 @@ def net_source():
     net.low, net.high = Watched(5, 32), nn.Sequential(nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
     net.low.seen = []
     net.fc = nn.Linear(8, 4)
-    return Source.from_module(
-        net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net"
-    )
+    return Source.from_module(net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net")
 
 
 def numbers(row):
@@ -198,14 +195,25 @@ def fit(freezing=None, **settings):
     target = graft(net_source(), 3, seed=0)
     target.model.get_submodule("backbone").low.seen.clear()  # of the source's example
     values = {
-        "epochs": 4, "rates": dict.fromkeys([b.name for b in target.blocks], 0.01), "warmup": 0.0,
+        "epochs": 4,
+        "rates": dict.fromkeys([b.name for b in target.blocks], 0.01),
+        "warmup": 0.0,
         "augment": Augment(random_resized_crop=False, flip=False),
-    }  # fmt: skip
+    }
     history = []
     fine_tune(
-        target, rows(160), rows(40), task, accuracy, Settings(**(values | settings)),
-        freezing=freezing or Everything(), penalties={}, device=CPU, seed=0, log=history.append,
-    )  # fmt: skip
+        target,
+        rows(160),
+        rows(40),
+        task,
+        accuracy,
+        Settings(**(values | settings)),
+        freezing=freezing or Everything(),
+        penalties={},
+        device=CPU,
+        seed=0,
+        log=history.append,
+    )
     return target, history
 
 
@@ -219,11 +227,13 @@ def test_steps_run_in_bfloat16_and_what_is_judged_in_float32():
     moved = [
         torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a - c)
         for (n, a), b, c in zip(
-            full.model.named_parameters(), half.model.parameters(),
-            graft(net_source(), 3, seed=0).model.parameters(), strict=True,
+            full.model.named_parameters(),
+            half.model.parameters(),
+            graft(net_source(), 3, seed=0).model.parameters(),
+            strict=True,
         )
         if "head" not in n
-    ]  # fmt: skip
+    ]
     assert max(moved) < 0.3, "the two go the same way"
     assert history[-1].terms["task"] == pytest.approx(exact[-1].terms["task"], abs=0.02)
     assert history[-1].terms != exact[-1].terms
@@ -250,9 +260,12 @@ def test_a_penalty_is_zero_at_the_source_in_bfloat16_too():
     names = [b.name for b in target.blocks]
     set_trainable(target, names, "frozen")
     chosen = Settings(
-        epochs=1, rates=dict.fromkeys(names, 0.0), optimizer="SGD", precision="bfloat16",
+        epochs=1,
+        rates=dict.fromkeys(names, 0.0),
+        optimizer="SGD",
+        precision="bfloat16",
         augment=Augment(random_resized_crop=False, flip=False),
-    )  # fmt: skip
+    )
     optimizer = build_optimizer("SGD", {}, groups(target, names, chosen.rates, 0.0))
     params = {n: p for n, p in target.model.named_parameters() if p.requires_grad}
     penalties = {"lwf": LwF().prepare(target, None, None)}

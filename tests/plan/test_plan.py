@@ -127,9 +127,12 @@ def test_a_file_that_is_no_toml_or_not_there_is_one_sentence(tmp_path):
 
 
 @given(
-    st.text(), st.floats(1e-9, 1e3, allow_nan=False), st.lists(st.text()), st.booleans(),
+    st.text(),
+    st.floats(1e-9, 1e3, allow_nan=False),
+    st.lists(st.text()),
+    st.booleans(),
     st.dictionaries(st.text(min_size=1), st.floats(1e-9, 1.0)),
-)  # fmt: skip
+)
 def test_a_written_plan_reads_back_as_it_was(text, lr, words, flag, rates):
     plan = check(
         {
@@ -153,8 +156,12 @@ def test_reasons_stand_in_the_written_plan():
 
 def test_lines_are_those_of_the_keys():
     assert key_lines('a = 1\n[b]\n# c = 2\nd = 3\n[e."f g"]\nh.i = 4\n') == {
-        "a": 1, "b": 2, "b.d": 4, "e.f g": 5, "e.f g.h.i": 6,
-    }  # fmt: skip
+        "a": 1,
+        "b": 2,
+        "b.d": 4,
+        "e.f g": 5,
+        "e.f g.h.i": 6,
+    }
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.toml")))

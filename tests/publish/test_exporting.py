@@ -22,14 +22,7 @@ def classes(names=("a", "b", "c")):
 
 
 def numbers(mean, std):
-    state = {
-        "classes": ["n"],
-        "primary": "mae",
-        "loss": "mse",
-        "huber_delta": 1.0,
-        "mean": [mean],
-        "std": [std],
-    }
+    state = {"classes": ["n"], "primary": "mae", "loss": "mse", "huber_delta": 1.0, "mean": [mean], "std": [std]}
     return plugins.module("tasks", "regression").restore(state)
 
 
@@ -109,9 +102,7 @@ def test_a_folder_that_came_meanwhile_stays(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(
-    "name", ["<img src=x onerror=alert(1)>", "a|b", "[x](y)", "# h", "`c`\n```\n$z_{$"]
-)
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "a|b", "[x](y)", "# h", "`c`\n```\n$z_{$"])
 def test_a_class_name_is_text_and_nothing_else(name):
     text = plain_text(name)
     assert "<" not in text

@@ -14,14 +14,7 @@ from regraft.report.reading import RunFiles, brief
 from regraft.report.render import report, sections
 from regraft.report.sections import curves
 
-HOSTILE = [
-    "<img src=x onerror=alert(1)>",
-    "</script><b>",
-    "$bad_{$",
-    "\"&'",
-    "チューリップ",
-    "{{ 7*7 }}",
-]
+HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "$bad_{$", "\"&'", "チューリップ", "{{ 7*7 }}"]
 
 
 def estimate(value=0.5, n=60):
@@ -30,45 +23,97 @@ def estimate(value=0.5, n=60):
 
 def result(classes, **changes):
     k = len(classes)
-    point = {"alpha": 0.0, "figures": {"accuracy": 0.5, "loss": 1.0},
-             "source": {"before": 0.9, "after": 0.9, "ratio": 1.0, "low": 0.98}}  # fmt: skip
-    bins = [
-        {"confidence": 0.4, "accuracy": 0.5, "rows": 30},
-        {"confidence": 0.9, "accuracy": 0.8, "rows": 30},
-    ]
+    point = {
+        "alpha": 0.0,
+        "figures": {"accuracy": 0.5, "loss": 1.0},
+        "source": {"before": 0.9, "after": 0.9, "ratio": 1.0, "low": 0.98},
+    }
+    bins = [{"confidence": 0.4, "accuracy": 0.5, "rows": 30}, {"confidence": 0.9, "accuracy": 0.8, "rows": 30}]
     found = {
-        "schema": 1, "task": "classification", "classes": classes, "primary": "accuracy",
+        "schema": 1,
+        "task": "classification",
+        "classes": classes,
+        "primary": "accuracy",
         "rows": {"train": 90, "val": 30, "test": 60},
-        "test": {"accuracy": estimate(0.7), "macro_f1": estimate(0.6)}, "val": {"accuracy": estimate(0.7)},
+        "test": {"accuracy": estimate(0.7), "macro_f1": estimate(0.6)},
+        "val": {"accuracy": estimate(0.7)},
         "controls": {"majority": {"accuracy": estimate(0.2)}, "linear probe": {"accuracy": estimate(0.6)}},
         "gain": {"majority": estimate(0.5), "linear probe": estimate(0.1)},
         "verdict": {"words": "not measured", "gain": None, "seeds": 0, "why": "no scratch"},
         "test_opened": 3,
-        "seeds": [{"seed": 0, "best_epoch": 2, "epochs": 2, "alpha": 0.5, "val": {"accuracy": 0.7},
-                   "test": {"accuracy": 0.7}, "test at alpha 1": {"accuracy": 0.7}, "scratch": None}],
-        "mean": {}, "val_controls": {}, "cross_validation": {},
-        "frontier": {"alpha": 0.5, "retain": None, "chosen_by": "val", "seed": 0,
-                     "points": [point, point | {"alpha": 0.5}, point | {"alpha": 1.0}],
-                     "gain over alpha 1": estimate(0.01)},
-        "retention": {"kind": "source data", "metric": "accuracy", "before": estimate(0.9, 50),
-                      "after": estimate(0.8, 50), "forgetting": estimate(0.1, 50),
-                      "forgetting over seeds": None, "ratio": 0.9, "claim": False, "claim from": 200,
-                      "most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}]},
-        "calibration": {"temperature": 1.5, "fitted_on": 30, "before": {"ece": estimate(0.1), "log_loss": estimate(1)},
-                        "after": {"ece": estimate(0.05), "log_loss": estimate(0.9)},
-                        "gain": {"ece": estimate(0.05), "log_loss": estimate(0.1)},
-                        "reliability": {"before": bins, "after": bins}},
+        "seeds": [
+            {
+                "seed": 0,
+                "best_epoch": 2,
+                "epochs": 2,
+                "alpha": 0.5,
+                "val": {"accuracy": 0.7},
+                "test": {"accuracy": 0.7},
+                "test at alpha 1": {"accuracy": 0.7},
+                "scratch": None,
+            }
+        ],
+        "mean": {},
+        "val_controls": {},
+        "cross_validation": {},
+        "frontier": {
+            "alpha": 0.5,
+            "retain": None,
+            "chosen_by": "val",
+            "seed": 0,
+            "points": [point, point | {"alpha": 0.5}, point | {"alpha": 1.0}],
+            "gain over alpha 1": estimate(0.01),
+        },
+        "retention": {
+            "kind": "source data",
+            "metric": "accuracy",
+            "before": estimate(0.9, 50),
+            "after": estimate(0.8, 50),
+            "forgetting": estimate(0.1, 50),
+            "forgetting over seeds": None,
+            "ratio": 0.9,
+            "claim": False,
+            "claim from": 200,
+            "most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}],
+        },
+        "calibration": {
+            "temperature": 1.5,
+            "fitted_on": 30,
+            "before": {"ece": estimate(0.1), "log_loss": estimate(1)},
+            "after": {"ece": estimate(0.05), "log_loss": estimate(0.9)},
+            "gain": {"ece": estimate(0.05), "log_loss": estimate(0.1)},
+            "reliability": {"before": bins, "after": bins},
+        },
         "fit": {"best_epoch": 2, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-        "confusion": None if "confusion" in changes else
-        [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
-        "source": {"name": "/home/jane/secret/runs/base", "digest": "0" * 64, "licence": "mit",
-                   "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}, "fresh": ["head.weight"],
-                   "unused": [], "nothing_kept": False},
-        "blocks": [{"name": "stem", "parameters": 12345, "state": "kept", "first_epoch": None, "rate": 1e-4,
-                    "over_scratch": 0.1, "weight_decay": 0.01, "anchored": False, "drift": 0.0123}],
+        "confusion": None
+        if "confusion" in changes
+        else [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
+        "source": {
+            "name": "/home/jane/secret/runs/base",
+            "digest": "0" * 64,
+            "licence": "mit",
+            "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
+            "fresh": ["head.weight"],
+            "unused": [],
+            "nothing_kept": False,
+        },
+        "blocks": [
+            {
+                "name": "stem",
+                "parameters": 12345,
+                "state": "kept",
+                "first_epoch": None,
+                "rate": 1e-4,
+                "over_scratch": 0.1,
+                "weight_decay": 0.01,
+                "anchored": False,
+                "drift": 0.0123,
+            }
+        ],
         "notes": ["2 rows of /home/jane/secret/data were left out"],
-        "timing": {"fit": 3.0, "total": 4.0}, "status": "finished",
-    }  # fmt: skip
+        "timing": {"fit": 3.0, "total": 4.0},
+        "status": "finished",
+    }
     return found | changes
 
 
@@ -80,23 +125,57 @@ def make_run(tmp_path):
         run, classes = tmp_path / name, list(classes)
         (run / "gallery").mkdir(parents=True)
         (run / "result.json").write_text(json.dumps(result(classes, **changes)))
-        (run / "environment.json").write_text(json.dumps({
-            "regraft": "0.1.0", "python": "3.11.7", "versions": {"torch": "2.15.0"}, "device": "cpu",
-            "device_name": "x86_64", "threads": 2, "data_digest": "d" * 64, "test_digest": "e" * 64,
-        }))  # fmt: skip
+        (run / "environment.json").write_text(
+            json.dumps(
+                {
+                    "regraft": "0.1.0",
+                    "python": "3.11.7",
+                    "versions": {"torch": "2.15.0"},
+                    "device": "cpu",
+                    "device_name": "x86_64",
+                    "threads": 2,
+                    "data_digest": "d" * 64,
+                    "test_digest": "e" * 64,
+                }
+            )
+        )
         (run / "plan.toml").write_text('[data]\npath = "/home/jane/secret/flowers"\n')
-        history = [{"seed": 0, "epoch": e, "step": e, "terms": {"task": 1.0 / e} if e else {},
-                    "rates": {"stem": 1e-4} if e else {}, "val": {"accuracy": 0.6 + e / 20, "loss": 1.0},
-                    "best": True, "source": {}} for e in range(3)]  # fmt: skip
+        history = [
+            {
+                "seed": 0,
+                "epoch": e,
+                "step": e,
+                "terms": {"task": 1.0 / e} if e else {},
+                "rates": {"stem": 1e-4} if e else {},
+                "val": {"accuracy": 0.6 + e / 20, "loss": 1.0},
+                "best": True,
+                "source": {},
+            }
+            for e in range(3)
+        ]
         (run / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in history))
-        manifest = [{"id": f"{s}{c}", "split": s, "cells": [c], "where": f"{s}/{i}.png"}
-                    for s in ("train", "val", "test") for i, c in enumerate(classes)]  # fmt: skip
+        manifest = [
+            {"id": f"{s}{c}", "split": s, "cells": [c], "where": f"{s}/{i}.png"}
+            for s in ("train", "val", "test")
+            for i, c in enumerate(classes)
+        ]
         (run / "manifest.jsonl").write_text("".join(json.dumps(m) + "\n" for m in manifest))
         (run / "gallery" / "0.jpg").write_bytes(b"\xff\xd8 a picture")
-        (run / "gallery" / "gallery.json").write_text(json.dumps([{
-            "id": "x", "where": f"/home/jane/secret/{classes[0]}", "truth": classes[0], "predicted": classes[-1],
-            "probability": 0.9, "picture": "0.jpg", "text": None,
-        }]))  # fmt: skip
+        (run / "gallery" / "gallery.json").write_text(
+            json.dumps(
+                [
+                    {
+                        "id": "x",
+                        "where": f"/home/jane/secret/{classes[0]}",
+                        "truth": classes[0],
+                        "predicted": classes[-1],
+                        "probability": 0.9,
+                        "picture": "0.jpg",
+                        "text": None,
+                    }
+                ]
+            )
+        )
         return run
 
     return make
@@ -145,19 +224,8 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
     assert [a["id"] for t, a in page.tags if t == "section"] == names
     assert {f"#{n}" for n in names} <= {a.get("href") for t, a in page.tags if t == "a"}
     for section, words in {
-        "verdict": [
-            "TRANSFER not measured",
-            "0.700 [0.600, 0.800]",
-            "+0.100 [+0.000, +0.200]",
-            "macro_f1",
-        ],
-        "caution": [
-            "Test has 60 rows",
-            "1 seed",
-            "opened 3 times",
-            "50 source rows, under 200",
-            "ant (4)",
-        ],
+        "verdict": ["TRANSFER not measured", "0.700 [0.600, 0.800]", "+0.100 [+0.000, +0.200]", "macro_f1"],
+        "caution": ["Test has 60 rows", "1 seed", "opened 3 times", "50 source rows, under 200", "ant (4)"],
         "data": ["2 rows of …/data were left out", "90"],
         "weights": ["4 of 4 backbone tensors kept", "12,345", "frozen", "0.0123"],
         "curves": ["Epoch 0 is the starting point", "stem"],
@@ -174,16 +242,27 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
 
 
 def test_over_seeds_the_figure_of_scratch_is_the_mean_that_its_gain_is_about(make_run):
-    seeds = [{"seed": s, "best_epoch": 1, "epochs": 2, "alpha": 1.0, "val": {"accuracy": 0.7},
-              "test": {"accuracy": 0.7}, "test at alpha 1": {"accuracy": 0.7},
-              "scratch": {"accuracy": 0.5 + s / 10}} for s in range(3)]  # fmt: skip
-    mean = {
-        "fit": {"accuracy": {"mean": 0.7, "sd": 0.0}},
-        "scratch": {"accuracy": {"mean": 0.612, "sd": 0.1}},
+    seeds = [
+        {
+            "seed": s,
+            "best_epoch": 1,
+            "epochs": 2,
+            "alpha": 1.0,
+            "val": {"accuracy": 0.7},
+            "test": {"accuracy": 0.7},
+            "test at alpha 1": {"accuracy": 0.7},
+            "scratch": {"accuracy": 0.5 + s / 10},
+        }
+        for s in range(3)
+    ]
+    mean = {"fit": {"accuracy": {"mean": 0.7, "sd": 0.0}}, "scratch": {"accuracy": {"mean": 0.612, "sd": 0.1}}}
+    changes = {
+        "seeds": seeds,
+        "mean": mean,
+        "gain": {"scratch": estimate(0.088)},
+        "controls": {"scratch": {"accuracy": estimate(0.5)}},
+        "verdict": {"words": "transfer helps", "gain": estimate(0.2), "seeds": 3, "why": "by far"},
     }
-    changes = {"seeds": seeds, "mean": mean, "gain": {"scratch": estimate(0.088)},
-               "controls": {"scratch": {"accuracy": estimate(0.5)}},
-               "verdict": {"words": "transfer helps", "gain": estimate(0.2), "seeds": 3, "why": "by far"}}  # fmt: skip
     html, page = page_of(make_run(**changes))
     said = " ".join(page.words["verdict"].split())
     assert "scratch 0.612 (sd 0.100) +0.088 [-0.012, +0.188] over 3 seeds" in said
@@ -240,12 +319,32 @@ def test_ten_thousand_classes_need_no_work_that_grows_with_their_square(make_run
 
 
 def test_what_was_not_measured_is_said(make_run):
-    changes = {"task": "regression", "primary": "mae", "confusion": None, "calibration": None, "frontier": None,
-               "retention": {"kind": "features on target inputs", "cka": 0.9}}  # fmt: skip
-    mae = {"test": {"mae": estimate(3.0), "r2": estimate(0.2)}, "val": {}, "gain": {"mean": estimate(0.2)},
-           "controls": {"mean": {"mae": estimate(3.2)}}}  # fmt: skip
-    seeds = [{"seed": 0, "best_epoch": 1, "epochs": 2, "alpha": 1.0, "val": {"mae": 3.0}, "test": {"mae": 3.0},
-              "test at alpha 1": {"mae": 3.0}, "scratch": None}]  # fmt: skip
+    changes = {
+        "task": "regression",
+        "primary": "mae",
+        "confusion": None,
+        "calibration": None,
+        "frontier": None,
+        "retention": {"kind": "features on target inputs", "cka": 0.9},
+    }
+    mae = {
+        "test": {"mae": estimate(3.0), "r2": estimate(0.2)},
+        "val": {},
+        "gain": {"mean": estimate(0.2)},
+        "controls": {"mean": {"mae": estimate(3.2)}},
+    }
+    seeds = [
+        {
+            "seed": 0,
+            "best_epoch": 1,
+            "epochs": 2,
+            "alpha": 1.0,
+            "val": {"mae": 3.0},
+            "test": {"mae": 3.0},
+            "test at alpha 1": {"mae": 3.0},
+            "scratch": None,
+        }
+    ]
     run = make_run(classes=["y"], **changes, **mae, seeds=seeds)
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     lines = [json.dumps(h | {"val": {"mae": 3.0, "loss": 1.0}}) + "\n" for h in history]
@@ -273,10 +372,7 @@ def test_rows_whose_label_nobody_could_judge_are_counted(make_run):
 
 def test_a_figure_that_is_not_defined_is_a_dash(make_run):
     none = {"value": None, "low": None, "high": None, "n": 60}
-    changes = {
-        "test": {"accuracy": none, "macro_f1": none},
-        "gain": {"majority": none, "linear probe": none},
-    }
+    changes = {"test": {"accuracy": none, "macro_f1": none}, "gain": {"majority": none, "linear probe": none}}
     _, page = page_of(make_run(**changes))
     assert "fine-tuned, the saved model –" in " ".join(page.words["verdict"].split())
 
@@ -285,9 +381,7 @@ def test_several_runs_need_a_place_and_an_unfinished_one_is_refused(make_run, tm
     one, two = make_run("one"), make_run("two")
     with pytest.raises(UsageError, match=r"say which with --out"):
         report([one, two])
-    (two / "result.json").write_text(
-        json.dumps({"status": "failed", "error": "the loss is not finite"})
-    )
+    (two / "result.json").write_text(json.dumps({"status": "failed", "error": "the loss is not finite"}))
     with pytest.raises(UsageError, match="is no finished run: its status is failed"):
         report([two])
     (one / "manifest.jsonl").write_text('{"id": "a", "split"')
@@ -319,10 +413,7 @@ def test_paths_lose_the_folders_above():
     assert brief('path = "/home/jane/a b"') == 'path = "…/a b"'
     assert brief("2 rows of /data/x/flowers were left out") == "2 rows of …/flowers were left out"
     assert brief("C:\\Users\\jane\\flowers") == "…/flowers"
-    assert (
-        brief("bundled:efficientnet-lite0 and timm:a/b")
-        == "bundled:efficientnet-lite0 and timm:a/b"
-    )
+    assert brief("bundled:efficientnet-lite0 and timm:a/b") == "bundled:efficientnet-lite0 and timm:a/b"
     assert brief("runs/one") == "runs/one" and brief("~/secret/runs/one") == "…/one"
 
 

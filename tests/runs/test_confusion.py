@@ -42,9 +42,14 @@ def test_ten_thousand_classes_take_what_their_rows_take():
 
 @pytest.mark.parametrize(
     "record",
-    [[[1, 0]], [[1, 0], [1]], {"truth": [0, 2], "predicted": [0, 0], "rows": [1, 1]},
-     {"truth": [0, -1], "predicted": [0, 0], "rows": [1, 1]}, {"truth": [0], "predicted": [0], "rows": []}],
-)  # fmt: skip
+    [
+        [[1, 0]],
+        [[1, 0], [1]],
+        {"truth": [0, 2], "predicted": [0, 0], "rows": [1, 1]},
+        {"truth": [0, -1], "predicted": [0, 0], "rows": [1, 1]},
+        {"truth": [0], "predicted": [0], "rows": []},
+    ],
+)
 def test_a_record_of_other_classes_is_refused(record):
     with pytest.raises(ValueError):
         rows_of(record, 2)

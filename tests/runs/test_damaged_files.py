@@ -33,9 +33,7 @@ def test_brackets_deeper_than_any_stack(tmp_path):
     path.write_text(f"a = {DEEP}")
     with pytest.raises(PlanError, match="nested too deep"):
         read_plan(path, {})
-    path.write_text(
-        "a." * 3000 + "a = 1"
-    )  # tomllib needs no stack for these, and what reads them does
+    path.write_text("a." * 3000 + "a = 1")  # tomllib needs no stack for these, and what reads them does
     with pytest.raises(PlanError, match="nested too deep"):
         read_plan(path, {})
     path.write_text("a = " + "9" * 5000)
@@ -119,9 +117,19 @@ def test_torch_files_with_any_bit_flipped_are_read_or_refused(tmp_path):
     assert refused > 20
 
 
-@pytest.mark.parametrize("record", [[], None, {"count": "3"}, {"count": 1e999}, {"count": 2, "part": 7},
-                                    {"count": 2, "arm": "seed 0"}, {"count": 2, "arm": "seed 0", "at": {"step": "1"}},
-                                    {"count": 2, "part": "a", "about": []}])  # fmt: skip
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        None,
+        {"count": "3"},
+        {"count": 1e999},
+        {"count": 2, "part": 7},
+        {"count": 2, "arm": "seed 0"},
+        {"count": 2, "arm": "seed 0", "at": {"step": "1"}},
+        {"count": 2, "part": "a", "about": []},
+    ],
+)
 def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path, record):
     """Though its sums are right."""
     tensors = {"a": torch.ones(2)}
@@ -155,14 +163,7 @@ def test_tensors_that_are_none_are_refused_though_their_sum_is_right(tmp_path):
 
 def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
     whole = asdict(locks.Holder(1, "host", "", "now"))
-    for change in (
-        {"pid": "1"},
-        {"pid": -1},
-        {"pid": 2**70},
-        {"pid": True},
-        {"host": None},
-        {"started": 3},
-    ):
+    for change in ({"pid": "1"}, {"pid": -1}, {"pid": 2**70}, {"pid": True}, {"host": None}, {"started": 3}):
         (tmp_path / "lock").write_text(json.dumps(whole | change))
         assert locks.held(tmp_path / "lock") is None
     (tmp_path / "lock").write_text(DEEP)

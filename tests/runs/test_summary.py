@@ -10,18 +10,28 @@ def estimate(value):
 def result(**changed):
     seeds = [{"seed": s, "alpha": 1.0} for s in range(3)]
     return {
-        "task": "classification", "primary": "accuracy", "rows": {"train": 9, "val": 5, "test": 50},
-        "test": {"accuracy": estimate(0.8), "macro_f1": estimate(0.7)}, "seeds": seeds,
+        "task": "classification",
+        "primary": "accuracy",
+        "rows": {"train": 9, "val": 5, "test": 50},
+        "test": {"accuracy": estimate(0.8), "macro_f1": estimate(0.7)},
+        "seeds": seeds,
         "controls": {"majority": {"accuracy": estimate(0.2)}, "scratch": {"accuracy": estimate(0.71)}},
         "gain": {"majority": estimate(0.6), "scratch": estimate(0.3)},
-        "mean": {"fit": {"accuracy": {"mean": 0.81, "sd": 0.01}},
-                 "scratch": {"accuracy": {"mean": 0.51, "sd": 0.02}}},
-        "source": {"nothing_kept": False, "fresh": ["head.weight"], "unused": [],
-                   "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
+        "mean": {"fit": {"accuracy": {"mean": 0.81, "sd": 0.01}}, "scratch": {"accuracy": {"mean": 0.51, "sd": 0.02}}},
+        "source": {
+            "nothing_kept": False,
+            "fresh": ["head.weight"],
+            "unused": [],
+            "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
+        },
         "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
         "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
-        "frontier": None, "retention": None, "cross_validation": {}, "timing": {"total": 61.0}, "test_opened": 2,
-    } | changed  # fmt: skip
+        "frontier": None,
+        "retention": None,
+        "cross_validation": {},
+        "timing": {"total": 61.0},
+        "test_opened": 2,
+    } | changed
 
 
 def test_scratch_is_shown_as_the_mean_that_its_gain_is_over():
@@ -58,9 +68,18 @@ def test_a_proxy_of_retention_is_named_as_one():
 
 
 def test_forgetting_over_seeds_is_what_is_claimed():
-    kept = {"kind": "source data", "metric": "accuracy", "before": estimate(0.9) | {"n": 250},
-            "after": estimate(0.85), "ratio": 0.94, "forgetting": estimate(0.05), "claim": True, "claim from": 200,
-            "forgetting over seeds": estimate(0.06), "seeds": [{}, {}, {}]}  # fmt: skip
+    kept = {
+        "kind": "source data",
+        "metric": "accuracy",
+        "before": estimate(0.9) | {"n": 250},
+        "after": estimate(0.85),
+        "ratio": 0.94,
+        "forgetting": estimate(0.05),
+        "claim": True,
+        "claim from": 200,
+        "forgetting over seeds": estimate(0.06),
+        "seeds": [{}, {}, {}],
+    }
     said = summary(Path("runs/x"), result(retention=kept))
     assert "SOURCE   accuracy 0.900 before, 0.850 after, 94.0% kept" in said
     assert "forgetting +0.060 [-0.040, +0.160] over 3 seeds   n = 250 source rows\n" in said
@@ -73,15 +92,16 @@ def test_forgetting_over_seeds_is_what_is_claimed():
 def test_calibration_is_shown_beside_the_temperature_that_would_help():
     found = {"temperature": 1.5, "before": {"ece": estimate(0.3)}, "after": {"ece": estimate(0.2)}}
     said = summary(Path("runs/x"), result(calibration=found))
-    assert (
-        "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200"
-        in said
-    )
+    assert "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200" in said
 
 
 def test_folds_are_shown_for_the_fit_and_the_probe():
-    found = {"folds": 5, "fit": {"accuracy": estimate(0.8)}, "gain": estimate(0.1),
-             "linear probe": {"accuracy": estimate(0.7)}}  # fmt: skip
+    found = {
+        "folds": 5,
+        "fit": {"accuracy": estimate(0.8)},
+        "gain": estimate(0.1),
+        "linear probe": {"accuracy": estimate(0.7)},
+    }
     said = summary(Path("runs/x"), result(cross_validation=found))
     assert "5 folds of train, n = 50   α = 1 0.800 [0.700, 0.900], linear probe 0.700" in said
 
@@ -97,11 +117,7 @@ def test_a_figure_that_is_not_defined_is_a_dash():
     controls = {"linear probe": {"accuracy": none}}
     changes = {"gain": {"linear probe": none}, "controls": controls, "mean": mean}
     said = summary(
-        Path("runs/x"),
-        result(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes),
+        Path("runs/x"), result(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes)
     )
-    assert (
-        "accuracy –   macro_f1 0.700 [–, 0.800]" in said
-        and "over linear probe –   –   paired" in said
-    )
+    assert "accuracy –   macro_f1 0.700 [–, 0.800]" in said and "over linear probe –   –   paired" in said
     assert "accuracy – (sd –)" in said

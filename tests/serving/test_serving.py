@@ -30,9 +30,7 @@ PNG = {"content-type": "image/png"}
 
 
 def client(served=None, door=kit.HERE, limits=None, complain=lambda line: None):
-    app = create_app(
-        served or kit.pictures(), door, limits, decoders=kit.shared(), complain=complain
-    )
+    app = create_app(served or kit.pictures(), door, limits, decoders=kit.shared(), complain=complain)
     return TestClient(app, base_url="http://127.0.0.1:8000")
 
 
@@ -102,15 +100,16 @@ def test_a_pair_is_answered_and_needs_both_texts(tmp_path):
         assert http.post("/predict", json={"text": "good"}).status_code == 422
         pieces = http.post("/explain", json=both).json()["pieces"]
     assert [(p["text"], p["second"]) for p in pieces] == [
-        ("good", False), (" day", False), ("bad", True), (" bad", True)
-    ]  # fmt: skip
+        ("good", False),
+        (" day", False),
+        ("bad", True),
+        (" bad", True),
+    ]
 
 
 def test_the_warning_is_for_what_lies_elsewhere(http):
     far = http.post("/predict", content=kit.file((90, 90, 90)), headers=PNG).json()["training_data"]
-    near = http.post("/predict", content=kit.file((255, 127, 127)), headers=PNG).json()[
-        "training_data"
-    ]
+    near = http.post("/predict", content=kit.file((255, 127, 127)), headers=PNG).json()["training_data"]
     assert far["unlike"] and far["distance"] > far["threshold"] == near["threshold"]
     assert not near["unlike"]
     assert "regraft_unlike_training_data_total 1.0" in http.get("/metrics").text
@@ -118,10 +117,7 @@ def test_the_warning_is_for_what_lies_elsewhere(http):
 
 def test_without_a_measure_there_is_no_warning_and_it_is_said():
     with client(kit.pictures(novelty=False)) as http:
-        assert (
-            http.post("/predict", content=kit.file("red"), headers=PNG).json()["training_data"]
-            is None
-        )
+        assert http.post("/predict", content=kit.file("red"), headers=PNG).json()["training_data"] is None
         assert http.get("/about").json()["false_alarms"] is None
 
 
@@ -233,9 +229,7 @@ def test_what_is_no_text_is_refused(words, kind, body, status):
 
 
 def test_a_compressed_body_is_refused(http):
-    reply = http.post(
-        "/predict", content=kit.file("red"), headers=PNG | {"content-encoding": "gzip"}
-    )
+    reply = http.post("/predict", content=kit.file("red"), headers=PNG | {"content-encoding": "gzip"})
     assert reply.status_code == 415
 
 
@@ -243,15 +237,11 @@ def bomb(width, height):
     """A PNG whose header claims more than its body has."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     packed = zlib.compress(b"\0" * 1000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 @pytest.mark.fault(82)
@@ -266,12 +256,8 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(http, monkeypatch, size):
 
 def test_the_limit_of_pixels_is_the_servers_own():
     with client(limits=Limits(megapixels=0.0001)) as http:
-        assert (
-            http.post("/predict", content=kit.file("red", (10, 10)), headers=PNG).status_code == 200
-        )
-        assert (
-            http.post("/predict", content=kit.file("red", (11, 10)), headers=PNG).status_code == 413
-        )
+        assert http.post("/predict", content=kit.file("red", (10, 10)), headers=PNG).status_code == 200
+        assert http.post("/predict", content=kit.file("red", (11, 10)), headers=PNG).status_code == 413
 
 
 @pytest.mark.fault(82)
@@ -304,9 +290,18 @@ def test_a_fault_of_the_server_is_told_in_a_line_and_not_to_the_client(monkeypat
 
 @pytest.mark.fault(82)
 @pytest.mark.parametrize(
-    "path", ["/../pyproject.toml", "/%2e%2e/%2e%2e/etc/passwd", "/page/app.js", "/app.js/../server.py",
-             "/docs", "/redoc", "/static/app.js", "//etc/passwd"],
-)  # fmt: skip
+    "path",
+    [
+        "/../pyproject.toml",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/page/app.js",
+        "/app.js/../server.py",
+        "/docs",
+        "/redoc",
+        "/static/app.js",
+        "//etc/passwd",
+    ],
+)
 def test_only_the_named_paths_are_there(http, path):
     assert http.get(path).status_code == 404
 
@@ -317,10 +312,19 @@ def test_only_the_named_paths_are_there(http, path):
 @pytest.mark.fault(82)
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:8000", 200), ("localhost", 200), ("LOCALHOST:9", 200), ("[::1]:8000", 200),
-     ("evil.example", 400), ("evil.example:8000", 400), ("localhost.evil.example", 400),
-     ("127.0.0.1.evil.example", 400), ("192.168.1.5", 400), ("", 400)],
-)  # fmt: skip
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost", 200),
+        ("LOCALHOST:9", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 400),
+        ("evil.example:8000", 400),
+        ("localhost.evil.example", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("192.168.1.5", 400),
+        ("", 400),
+    ],
+)
 def test_only_its_own_names_are_answered(http, host, status):
     for path in ("/about", "/"):
         assert http.get(path, headers={"host": host}).status_code == status
@@ -359,9 +363,17 @@ TOKEN = "a-token-of-many-letters"
 
 @pytest.mark.parametrize(
     ("given", "status"),
-    [(f"Bearer {TOKEN}", 200), (f"bearer {TOKEN}", 200), (TOKEN, 401), (f"Basic {TOKEN}", 401),
-     ("Bearer wrong", 401), (f"Bearer {TOKEN}x", 401), ("Bearer ü", 401), (None, 401)],
-)  # fmt: skip
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer {TOKEN}", 200),
+        (TOKEN, 401),
+        (f"Basic {TOKEN}", 401),
+        ("Bearer wrong", 401),
+        (f"Bearer {TOKEN}x", 401),
+        ("Bearer ü", 401),
+        (None, 401),
+    ],
+)
 def test_everything_of_the_run_asks_for_the_token(given, status):
     with client(door=AccessPolicy(frozenset({"localhost"}), token=TOKEN)) as http:
         headers = {} if given is None else {"authorization": given.encode("latin-1")}
@@ -435,9 +447,7 @@ def test_the_page_names_no_other_host_and_has_no_markup_of_its_own_making():
     html, script, style = ((PAGE / n).read_text() for n in ("index.html", "app.js", "style.css"))
     for text in (html, script, style):
         assert "http:" not in text and "https:" not in text
-    assert (
-        "innerHTML" not in script and "insertAdjacentHTML" not in script and "eval(" not in script
-    )
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "eval(" not in script
     assert " style=" not in html and " onclick=" not in html and "<script>" not in html
 
 
@@ -487,13 +497,7 @@ def test_requests_that_come_together_share_a_pass():
     rest = [batcher.submit(i) for i in range(1, 12)]
     rest[3].cancel()
     go.set()
-    assert [f.result(10) for f in (first, *rest) if not f.cancelled()] == [
-        0,
-        1,
-        2,
-        3,
-        *range(5, 12),
-    ]
+    assert [f.result(10) for f in (first, *rest) if not f.cancelled()] == [0, 1, 2, 3, *range(5, 12)]
     batcher.close()
     assert sizes == [1, 7, 3]  # the one that was cancelled is not computed
     with pytest.raises(RuntimeError, match="stopping"):
@@ -549,12 +553,8 @@ def test_hostile_class_names_stay_text():
 
 
 def test_the_schema_says_what_the_run_takes(http, words):
-    content = http.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"][
-        "content"
-    ]
+    content = http.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"multipart/form-data", "image/jpeg", "image/png"} <= content.keys()
     assert "application/json" not in content
-    content = words.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"][
-        "content"
-    ]
+    content = words.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert list(content) == ["application/json"]

@@ -158,7 +158,7 @@ def test_within_the_queue_none_is_turned_away_and_each_has_its_own_answer():
         (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         (b"TRACE /predict HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     ],
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("ignore")
 def test_odd_requests_are_refused_and_the_server_goes_on(port, data, status):
     with kit.connected(port) as sock:
@@ -188,9 +188,7 @@ def test_a_stop_answers_what_was_begun(monkeypatch):
         with kit.running(served) as port:
             answer = pool.submit(kit.sent, port, predict(port))
             until = time.monotonic() + 20
-            while "regraft_waiting_requests 1.0" not in str(
-                kit.sent(port, kit.request(port, path="/metrics"))[2]
-            ):
+            while "regraft_waiting_requests 1.0" not in str(kit.sent(port, kit.request(port, path="/metrics"))[2]):
                 assert time.monotonic() < until
             threading.Timer(0.3, go.set).start()
         assert answer.result(20)[0] == 200
@@ -202,11 +200,16 @@ def test_a_stop_answers_what_was_begun(monkeypatch):
 @pytest.mark.fault(82)
 @pytest.mark.parametrize(
     "twice",
-    [("Origin", "http://evil.example", "http://127.0.0.1:{port}"), ("Sec-Fetch-Site", "cross-site", "none"),
-     ("Host", "evil.example", "127.0.0.1:{port}"), ("Content-Length", "0", "{size}"),
-     ("Content-Type", "text/plain", "image/png"), ("Authorization", "Bearer a", "Bearer b"),
-     ("origin", "http://127.0.0.1:{port}", "http://127.0.0.1:{port}")],
-)  # fmt: skip
+    [
+        ("Origin", "http://evil.example", "http://127.0.0.1:{port}"),
+        ("Sec-Fetch-Site", "cross-site", "none"),
+        ("Host", "evil.example", "127.0.0.1:{port}"),
+        ("Content-Length", "0", "{size}"),
+        ("Content-Type", "text/plain", "image/png"),
+        ("Authorization", "Bearer a", "Bearer b"),
+        ("origin", "http://127.0.0.1:{port}", "http://127.0.0.1:{port}"),
+    ],
+)
 def test_a_header_that_decides_stands_there_once(port, twice):
     name, *values = twice
     lines = [f"{name}: {value}\r\n".format(port=port, size=len(RED)).encode() for value in values]
@@ -266,9 +269,13 @@ with kit.running(kit.pictures(), files=open_files(), complain=said.append) as po
 print(len(said))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TESTS)},
-    ) as process:  # fmt: skip
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+    ) as process:
         port = int(process.stdout.readline())
         idle = [kit.connected(port) for _ in range(400)]
         for _ in range(3):
@@ -289,9 +296,7 @@ def test_a_stop_does_not_wait_for_a_picture_that_costs_much(monkeypatch):
             slow = pool.submit(kit.sent, port, predict(port, costly.gif_of_blocks(18)))
             assert kit.sent(port, predict(port))[0] == 200
             until = time.monotonic() + 20
-            while "regraft_waiting_requests 1.0" not in str(
-                kit.sent(port, kit.request(port, path="/metrics"))[2]
-            ):
+            while "regraft_waiting_requests 1.0" not in str(kit.sent(port, kit.request(port, path="/metrics"))[2]):
                 assert time.monotonic() < until
         status, _, body = slow.result(60)
     assert status == 503 and "stop" in json.loads(body)["detail"]

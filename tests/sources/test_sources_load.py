@@ -53,9 +53,7 @@ def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
     assert not any("pooler" in n for n, _ in source.backbone.named_parameters())
 
 
-def test_an_altered_or_absent_package_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pth").write_bytes(b"altered")
     with pytest.raises(SourceError, match="sha256"):
         bundled.pinned(tmp_path / "w.pth", bundled.LITE0)
@@ -112,12 +110,7 @@ def test_random_keeps_nothing_and_has_no_head() -> None:
 
 def bert(folder: Path, **change: Any) -> Path:
     config = transformers.BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_labels=3
     )
     net = transformers.BertForSequenceClassification(config)
     net.save_pretrained(folder)
@@ -168,9 +161,7 @@ def resnet(folder: Path) -> Path:
 
 
 @pytest.mark.fault(77)
-def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and_say_so(
-    tmp_path: Path,
-) -> None:
+def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and_say_so(tmp_path: Path) -> None:
     options = SourceOptions(weights=resnet(tmp_path), image_size=32)
     source = load_source("timm:test_resnet", options)
     assert source.preprocess == ImageSpec((32, 32), 33, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -180,9 +171,7 @@ def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and
 
 
 @pytest.mark.fault(77)
-def test_what_a_config_beside_the_weights_says_of_normalisation_holds_and_is_said(
-    tmp_path: Path,
-) -> None:
+def test_what_a_config_beside_the_weights_says_of_normalisation_holds_and_is_said(tmp_path: Path) -> None:
     options = SourceOptions(weights=resnet(tmp_path), image_size=32)
     theirs = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "architecture": "test_resnet"}
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": theirs}))
@@ -218,9 +207,8 @@ def test_a_folder_whose_normalisation_is_missing_or_does_not_fit_is_refused(
     tmp_path: Path, change: dict[str, Any] | None, words: str
 ) -> None:
     config = transformers.ViTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        image_size=32, patch_size=16,
-    )  # fmt: skip
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32, patch_size=16
+    )
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
     path = tmp_path / "preprocessor_config.json"
@@ -260,10 +248,7 @@ def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
         ("[1]", "config.json: damaged, an object expected"),
         (("tokenizer.json", '{"version": 1}'), "its tokenizer cannot be loaded"),
         (
-            (
-                "tokenizer.json",
-                '{"version": "1.0", "model": {"type": "WordPiece"}, "added_tokens": []}',
-            ),
+            ("tokenizer.json", '{"version": "1.0", "model": {"type": "WordPiece"}, "added_tokens": []}'),
             "its tokenizer cannot be loaded .*missing field",
         ),
         (("modules.json", "{}"), "modules.json: damaged, a list expected"),

@@ -13,11 +13,20 @@ import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SMALL = {
-    "starnet_s": "starnet_s050", "mobilevit": "mobilevit_xxs", "edgenext_xx": "edgenext_xx_small",
-    "mobilenetv": "mobilenetv3_small_050", "lcnet": "lcnet_035", "dla": "dla46x_c", "efficientvit_m": "efficientvit_m0",
-    "test_nfnet": "test_nfnet", "test_byobnet": "test_byobnet", "test_vit_relpos": "test_vit_relpos",
-    "test_maxvit": "test_maxvit", "xcit": "xcit_nano_12_p8_224", "levit": "levit_128s",
-}  # fmt: skip
+    "starnet_s": "starnet_s050",
+    "mobilevit": "mobilevit_xxs",
+    "edgenext_xx": "edgenext_xx_small",
+    "mobilenetv": "mobilenetv3_small_050",
+    "lcnet": "lcnet_035",
+    "dla": "dla46x_c",
+    "efficientvit_m": "efficientvit_m0",
+    "test_nfnet": "test_nfnet",
+    "test_byobnet": "test_byobnet",
+    "test_vit_relpos": "test_vit_relpos",
+    "test_maxvit": "test_maxvit",
+    "xcit": "xcit_nano_12_p8_224",
+    "levit": "levit_128s",
+}
 
 
 def tool(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -41,13 +50,7 @@ def test_a_family_passes_from_load_to_predict(family: str, monkeypatch: pytest.M
 def test_a_family_is_a_name_before_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     tool("sweeping", monkeypatch)
     family = tool("sweep_timm", monkeypatch).family
-    names = (
-        "regnety_002",
-        "vit_relpos_small_patch16_224",
-        "resnet50",
-        "seresnext26t_32x4d",
-        "coat_tiny",
-    )
+    names = ("regnety_002", "vit_relpos_small_patch16_224", "resnet50", "seresnext26t_32x4d", "coat_tiny")
     assert [family(n) for n in names] == ["regnety", "vit_relpos", "resnet", "seresnext", "coat"]
 
 

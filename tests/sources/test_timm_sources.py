@@ -82,9 +82,7 @@ def test_heads_of_every_form_are_a_function_of_the_features(form: str, width: in
 
 
 @pytest.mark.parametrize("name", ["dla46x_c", "pit_ti_distilled_224", "levit_128s"])
-def test_a_timm_model_with_an_unusual_head_or_without_groups_loads(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_timm_model_with_an_unusual_head_or_without_groups_loads(name: str, tmp_path: Path) -> None:
     net, file = weights(name, tmp_path)
     source = load_source(f"timm:{name}", SourceOptions(weights=file))
     assert isinstance(source.preprocess, ImageSpec) and source.head is not None
@@ -134,9 +132,7 @@ class Draws(nn.Module):
 
 def test_a_source_that_draws_in_eval_mode_is_refused() -> None:
     with pytest.raises(SourceError, match="two passes over one input differ"):
-        Source.from_module(
-            Draws(), head="head", preprocess=lambda row: row, example=torch.ones(2, 4)
-        )
+        Source.from_module(Draws(), head="head", preprocess=lambda row: row, example=torch.ones(2, 4))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of timm itself
@@ -158,16 +154,12 @@ def test_tensors_of_another_image_size_are_those_that_timm_makes(name: str, tmp_
     with torch.no_grad():
         x = torch.randn(2, 3, 96, 96)
         assert source.head is not None
-        torch.testing.assert_close(
-            source.head(source.backbone(x)), theirs.eval()(x), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(source.head(source.backbone(x)), theirs.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_size_that_an_architecture_does_not_take_is_refused_in_words(tmp_path: Path) -> None:
     _, file = weights("efficientformerv2_s0", tmp_path)
-    with pytest.raises(
-        SourceError, match=r"5 shapes differ: .*attention_biases .*leave out source\.image_size 96"
-    ):
+    with pytest.raises(SourceError, match=r"5 shapes differ: .*attention_biases .*leave out source\.image_size 96"):
         load_source("timm:efficientformerv2_s0", SourceOptions(weights=file, image_size=96))
     _, file = weights("test_vit", tmp_path)
     with pytest.raises(SourceError, match=r"cannot resample .*another source\.image_size than 7"):
@@ -211,9 +203,7 @@ def test_a_folder_that_timm_wrote_loads_with_its_head_size_and_names(tmp_path: P
         ({"label_names": ["elm"]}, ""),
     ],
 )
-def test_a_damaged_folder_of_timms_is_refused_in_words(
-    tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_a_damaged_folder_of_timms_is_refused_in_words(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
@@ -242,12 +232,9 @@ def test_a_recipe_gives_timm_no_files_to_open(option, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"layers": [900, 900, 900, 900]}, "tensors"), ({"stem_width": 9_000}, "values")],
+    ("arguments", "words"), [({"layers": [900, 900, 900, 900]}, "tensors"), ({"stem_width": 9_000}, "values")]
 )
-def test_a_recipe_far_larger_than_its_weights_is_refused_while_it_is_built(
-    arguments, words, tmp_path
-):
+def test_a_recipe_far_larger_than_its_weights_is_refused_while_it_is_built(arguments, words, tmp_path):
     recipe, folder = hostile_run(tmp_path, **arguments)
     with pytest.raises(SourceError, match=rf"network of more than [\d,]+ {words}"):
         timm_source.build(recipe, folder)

@@ -24,16 +24,8 @@ from regraft.sources import transformers as plugin
 OFFLINE = SourceOptions(offline=True)
 WORDS = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(37))]
 TEXTS = ("w4 w5 w6 w7 w8", "w9 w10", "w11")
-NET: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-}  # fmt: skip
-TEXT = {
-    **NET,
-    "vocab_size": 40,
-    "max_position_embeddings": 32,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
+NET: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+TEXT = {**NET, "vocab_size": 40, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 1}
 PICTURE = {**NET, "image_size": 32, "patch_size": 8}
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
 
@@ -48,9 +40,14 @@ def tokenizer(folder: Path, side: str = "right", pad: bool = True) -> None:
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     named = {"pad_token": "<pad>"} if pad else {}
     hf.PreTrainedTokenizerFast(
-        tokenizer_object=plain, eos_token="</s>", unk_token="<unk>", model_max_length=30,
-        padding_side=side, model_input_names=["input_ids", "attention_mask"], **named,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer_object=plain,
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=30,
+        padding_side=side,
+        model_input_names=["input_ids", "attention_mask"],
+        **named,
+    ).save_pretrained(folder)
 
 
 def saved(folder: Path, make: Callable[[], Any], **how: Any) -> Any:
@@ -59,11 +56,7 @@ def saved(folder: Path, make: Callable[[], Any], **how: Any) -> Any:
     net = make().eval()
     net.save_pretrained(folder)
     if how.pop("pictures", net.main_input_name == "pixel_values"):
-        spec = {
-            "size": {"height": 32, "width": 32},
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-        }
+        spec = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (folder / "preprocessor_config.json").write_text(json.dumps(spec))
     else:
         tokenizer(folder, **how)
@@ -111,17 +104,24 @@ def same_again(source: Source, folder: Path, inputs: Any) -> None:
 
 def gpt2(pad: int | None) -> Any:
     return hf.GPT2ForSequenceClassification(
-        hf.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=3,
-                      bos_token_id=1, eos_token_id=1, pad_token_id=pad)
-    )  # fmt: skip
+        hf.GPT2Config(
+            vocab_size=40,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=32,
+            num_labels=3,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=pad,
+        )
+    )
 
 
 @pytest.mark.parametrize("own", [0, None, 5], ids=["same pad", "no pad", "other pad"])
 @pytest.mark.parametrize(("side", "pad"), [("right", True), ("left", True), ("right", False)])
 @torch.no_grad()
-def test_a_score_is_read_at_the_last_token_whatever_pads(
-    tmp_path: Path, own: int | None, side: str, pad: bool
-) -> None:
+def test_a_score_is_read_at_the_last_token_whatever_pads(tmp_path: Path, own: int | None, side: str, pad: bool) -> None:
     net = saved(tmp_path, lambda: gpt2(own), side=side, pad=pad)
     source = loaded(tmp_path)
     inputs = batch_of(source)
@@ -132,21 +132,67 @@ def test_a_score_is_read_at_the_last_token_whatever_pads(
 
 
 HEADS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "llama": ("score", lambda: hf.LlamaForSequenceClassification(
-        hf.LlamaConfig(**TEXT, num_key_value_heads=1, num_labels=3, pad_token_id=None))),
-    "bloom": ("score", lambda: hf.BloomForSequenceClassification(
-        hf.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=0))),
-    "opt": ("score", lambda: hf.OPTForSequenceClassification(hf.OPTConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, ffn_dim=24, num_attention_heads=2, num_labels=3,
-        max_position_embeddings=32, word_embed_proj_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=1))),
-    "ctrl": ("classifier", lambda: hf.CTRLForSequenceClassification(
-        hf.CTRLConfig(vocab_size=40, n_embd=16, dff=24, n_layer=2, n_head=2, n_positions=32, num_labels=3))),
-    "xlnet": ("logits_proj", lambda: hf.XLNetForSequenceClassification(hf.XLNetConfig(
-        vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=3, pad_token_id=0))),
-    "xlm": ("sequence_summary.summary", lambda: hf.XLMForSequenceClassification(hf.XLMConfig(
-        vocab_size=40, emb_dim=16, n_layers=2, n_heads=2, num_labels=3, pad_index=0, pad_token_id=0,
-        bos_index=1, eos_index=1, unk_index=2, mask_index=2))),
-}  # fmt: skip
+    "llama": (
+        "score",
+        lambda: hf.LlamaForSequenceClassification(
+            hf.LlamaConfig(**TEXT, num_key_value_heads=1, num_labels=3, pad_token_id=None)
+        ),
+    ),
+    "bloom": (
+        "score",
+        lambda: hf.BloomForSequenceClassification(
+            hf.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=0)
+        ),
+    ),
+    "opt": (
+        "score",
+        lambda: hf.OPTForSequenceClassification(
+            hf.OPTConfig(
+                vocab_size=40,
+                hidden_size=16,
+                num_hidden_layers=2,
+                ffn_dim=24,
+                num_attention_heads=2,
+                num_labels=3,
+                max_position_embeddings=32,
+                word_embed_proj_dim=16,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=1,
+            )
+        ),
+    ),
+    "ctrl": (
+        "classifier",
+        lambda: hf.CTRLForSequenceClassification(
+            hf.CTRLConfig(vocab_size=40, n_embd=16, dff=24, n_layer=2, n_head=2, n_positions=32, num_labels=3)
+        ),
+    ),
+    "xlnet": (
+        "logits_proj",
+        lambda: hf.XLNetForSequenceClassification(
+            hf.XLNetConfig(vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=24, num_labels=3, pad_token_id=0)
+        ),
+    ),
+    "xlm": (
+        "sequence_summary.summary",
+        lambda: hf.XLMForSequenceClassification(
+            hf.XLMConfig(
+                vocab_size=40,
+                emb_dim=16,
+                n_layers=2,
+                n_heads=2,
+                num_labels=3,
+                pad_index=0,
+                pad_token_id=0,
+                bos_index=1,
+                eos_index=1,
+                unk_index=2,
+                mask_index=2,
+            )
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -161,17 +207,19 @@ def test_heads_of_other_names_give_the_models_own_logits(tmp_path: Path, kind: s
 
 
 def test_a_head_that_is_not_known_is_named(tmp_path: Path) -> None:
-    saved(tmp_path, lambda: hf.SwiftFormerForImageClassification(hf.SwiftFormerConfig(
-        image_size=32, depths=[1] * 4, embed_dims=[8] * 4)))  # fmt: skip
+    saved(
+        tmp_path,
+        lambda: hf.SwiftFormerForImageClassification(
+            hf.SwiftFormerConfig(image_size=32, depths=[1] * 4, embed_dims=[8] * 4)
+        ),
+    )
     assert "several heads (dist_head, head, norm)" in refused(tmp_path)
 
 
 # ---------------------------------------------------------------- encoders
 
 
-@pytest.mark.parametrize(
-    "name", ["T5EncoderModel", "T5ForConditionalGeneration", "UMT5EncoderModel"]
-)
+@pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForConditionalGeneration", "UMT5EncoderModel"])
 @torch.no_grad()
 def test_the_encoder_of_a_pair_is_taken_alone(tmp_path: Path, name: str) -> None:
     config = (hf.UMT5Config if name.startswith("U") else hf.T5Config)(**T5)
@@ -188,10 +236,26 @@ def test_the_encoder_of_a_pair_is_taken_alone(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", ["BartModel", "BartForSequenceClassification"])
 def test_an_encoder_and_a_decoder_are_refused_as_such(tmp_path: Path, name: str) -> None:
-    saved(tmp_path, lambda: getattr(hf, name)(hf.BartConfig(
-        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0, bos_token_id=1,
-        eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=1)))  # fmt: skip
+    saved(
+        tmp_path,
+        lambda: getattr(hf, name)(
+            hf.BartConfig(
+                vocab_size=40,
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=16,
+                decoder_ffn_dim=16,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=1,
+                decoder_start_token_id=1,
+                forced_eos_token_id=1,
+            )
+        ),
+    )
     said = refused(tmp_path)
     assert f"{name} is an encoder and a decoder" in said and "allow_fresh" not in said
 
@@ -200,13 +264,17 @@ TOWERS: dict[str, tuple[bool, Callable[[], Any]]] = {
     "DPRQuestionEncoder": (False, lambda: hf.DPRQuestionEncoder(hf.DPRConfig(**TEXT))),
     "DPRContextEncoder": (False, lambda: hf.DPRContextEncoder(hf.DPRConfig(**TEXT, projection_dim=8))),
     "CLIPTextModel": (False, lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT))),
-    "CLIPTextModelWithProjection": (False, lambda: hf.CLIPTextModelWithProjection(
-        hf.CLIPTextConfig(**TEXT, projection_dim=8))),
-    "AltCLIPTextModel": (False, lambda: hf.AltCLIPTextModel(
-        hf.AltCLIPTextConfig(**TEXT, project_dim=8, pad_token_id=0))),
+    "CLIPTextModelWithProjection": (
+        False,
+        lambda: hf.CLIPTextModelWithProjection(hf.CLIPTextConfig(**TEXT, projection_dim=8)),
+    ),
+    "AltCLIPTextModel": (
+        False,
+        lambda: hf.AltCLIPTextModel(hf.AltCLIPTextConfig(**TEXT, project_dim=8, pad_token_id=0)),
+    ),
     "CLIPVisionModel": (True, lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**PICTURE))),
     "SiglipVisionModel": (True, lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**PICTURE))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -224,9 +292,7 @@ def test_a_towers_own_vector_is_its_features(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "texts"])
 @torch.no_grad()
-def test_a_model_of_two_towers_gives_the_one_that_is_prepared_for(
-    tmp_path: Path, pictures: bool
-) -> None:
+def test_a_model_of_two_towers_gives_the_one_that_is_prepared_for(tmp_path: Path, pictures: bool) -> None:
     text = {**TEXT, "projection_dim": 8}
     config = hf.CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=8)
     net = saved(tmp_path, lambda: hf.CLIPModel(config), pictures=pictures)
@@ -316,8 +382,11 @@ def sentence(folder: Path, pooling: dict[str, Any], *more: tuple[str, dict[str, 
 
 def pooled(rows: list[Tensor], mode: str) -> Tensor:
     """Each row's tokens [T, D] reduced by the definition, without padding."""
-    weights = {"mean": lambda n: torch.ones(n) / n, "mean_sqrt_len_tokens": lambda n: torch.ones(n) / n**0.5,
-               "weightedmean": lambda n: torch.arange(1.0, n + 1) / (n * (n + 1) / 2)}  # fmt: skip
+    weights = {
+        "mean": lambda n: torch.ones(n) / n,
+        "mean_sqrt_len_tokens": lambda n: torch.ones(n) / n**0.5,
+        "weightedmean": lambda n: torch.arange(1.0, n + 1) / (n * (n + 1) / 2),
+    }
     if mode in weights:
         return torch.stack([weights[mode](len(r)) @ r for r in rows])
     pick = {"cls": lambda r: r[0], "lasttoken": lambda r: r[-1], "max": lambda r: r.max(0).values}
@@ -325,15 +394,17 @@ def pooled(rows: list[Tensor], mode: str) -> Tensor:
 
 
 FLAGS = {
-    "cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken",
-    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens",
-}  # fmt: skip
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean": "mean_tokens",
+    "lasttoken": "lasttoken",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+}
 ALL = {f"pooling_mode_{flag}": False for flag in FLAGS.values()}
 
 
-@pytest.mark.parametrize(
-    "modes", [[m] for m in FLAGS] + [["cls", "mean"], ["max", "lasttoken"]], ids="+".join
-)
+@pytest.mark.parametrize("modes", [[m] for m in FLAGS] + [["cls", "mean"], ["max", "lasttoken"]], ids="+".join)
 @torch.no_grad()
 def test_poolings_of_old_and_new_folders_are_as_defined(tmp_path: Path, modes: list[str]) -> None:
     new = {"embedding_dimension": 16, "pooling_mode": modes if len(modes) > 1 else modes[0]}
@@ -357,8 +428,14 @@ def dense(inputs: int, outputs: int, **more: Any) -> tuple[str, dict[str, Any]]:
 @torch.no_grad()
 def test_dense_layers_follow_the_pooling_and_normalise_between(tmp_path: Path) -> None:
     gelu = "torch.nn.modules.activation.GELU"
-    net = sentence(tmp_path, {"pooling_mode": "mean"}, ("Normalize", {}), dense(16, 8, activation_function=gelu),
-                   dense(8, 8, bias=False, use_residual=True), ("Normalize", {}))  # fmt: skip
+    net = sentence(
+        tmp_path,
+        {"pooling_mode": "mean"},
+        ("Normalize", {}),
+        dense(16, 8, activation_function=gelu),
+        dense(8, 8, bias=False, use_residual=True),
+        ("Normalize", {}),
+    )
     first, second = nn.Linear(16, 8), nn.Linear(8, 8, bias=False)
     for part, layer in (("3_Dense", first), ("4_Dense", second)):
         state = {f"linear.{n}": t for n, t in layer.state_dict().items()}
@@ -372,8 +449,10 @@ def test_dense_layers_follow_the_pooling_and_normalise_between(tmp_path: Path) -
     torch.testing.assert_close(source.backbone(inputs), expected, rtol=1e-4, atol=1e-5)
     assert source.features == 8 and any("unit length" in n for n in source.notes)
     assert {t.name for t in source.report if t.name.startswith("after.")} == {
-        "after.1.linear.weight", "after.1.linear.bias", "after.2.linear.weight",
-    }  # fmt: skip
+        "after.1.linear.weight",
+        "after.1.linear.bias",
+        "after.2.linear.weight",
+    }
     same_again(source, tmp_path / "run", inputs)
 
 
@@ -415,17 +494,12 @@ def test_an_encoder_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
     [
         ({"path": "", "type": "evil.Transformer"}, "asks for code of its own"),
         ({"path": "../x", "type": "sentence_transformers.models.Transformer"}, "elsewhere"),
-        (
-            {"path": "", "type": "sentence_transformers.models.WordEmbeddings"},
-            "begins with WordEmb",
-        ),
+        ({"path": "", "type": "sentence_transformers.models.WordEmbeddings"}, "begins with WordEmb"),
         (7, "has 7, not a type and a path"),
     ],
     ids=["code", "elsewhere", "words", "number"],
 )
-def test_a_list_of_modules_names_no_code_and_no_other_place(
-    tmp_path: Path, module: Any, words: str
-) -> None:
+def test_a_list_of_modules_names_no_code_and_no_other_place(tmp_path: Path, module: Any, words: str) -> None:
     sentence(tmp_path, {"pooling_mode": "mean"})
     (tmp_path / "modules.json").write_text(json.dumps([module]))
     assert words in refused(tmp_path)
@@ -444,8 +518,9 @@ def test_prompts_that_are_not_used_are_said(tmp_path: Path) -> None:
 
 
 def swin() -> Any:
-    return hf.SwinModel(hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2],
-                                      window_size=4))  # fmt: skip
+    return hf.SwinModel(
+        hf.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    )
 
 
 @pytest.mark.fault(77)
@@ -475,10 +550,7 @@ def test_a_runs_recipe_is_held_against_its_weights_too(tmp_path: Path) -> None:
     saved(tmp_path, lambda: gpt2(0))
     source, run = loaded(tmp_path), tmp_path / "run"
     plugin.save_files(source, run)
-    save_file(
-        {f"backbone.{n}": t for n, t in source.backbone.state_dict().items()},
-        run / "model.safetensors",
-    )
+    save_file({f"backbone.{n}": t for n, t in source.backbone.state_dict().items()}, run / "model.safetensors")
     config = {**source.recipe["config"], "n_embd": 2**14}
     changes: list[tuple[dict[str, Any], str]] = [
         ({"config": config}, "GB"),
@@ -496,10 +568,7 @@ def test_a_runs_recipe_is_held_against_its_weights_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"model_type": "timm_wrapper", "architecture": "hf-hub:x/y"},
-            "timm's hf-hub:x/y in a wrapper",
-        ),
+        ({"model_type": "timm_wrapper", "architecture": "hf-hub:x/y"}, "timm's hf-hub:x/y in a wrapper"),
         ({"model_type": "timm_backbone"}, "in a wrapper"),
         ({"model_type": "upernet"}, "is a network around another one"),
         ({"backbone": "x/y"}, "names another network (backbone: x/y)"),
@@ -511,9 +580,7 @@ def test_a_runs_recipe_is_held_against_its_weights_too(tmp_path: Path) -> None:
         ({"model_type": ""}, "has no model_type"),
     ],
 )
-def test_a_config_that_names_another_network_is_refused(
-    tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_a_config_that_names_another_network_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     saved(tmp_path, swin)
     changed(tmp_path / "config.json", **change)
     assert words in refused(tmp_path)
@@ -533,8 +600,22 @@ def test_an_adapter_without_its_model_is_named(tmp_path: Path) -> None:
 def test_counts_of_the_librarys_own_configs_are_no_fault() -> None:
     from regraft.sources._budget import check_counts
 
-    for kind in ("bert", "canine", "gemma3_text", "qwen3", "swin", "funnel", "gpt_neo", "albert", "reformer",
-                 "clip", "efficientnet", "perceiver", "bigbird_pegasus", "mpt"):  # fmt: skip
+    for kind in (
+        "bert",
+        "canine",
+        "gemma3_text",
+        "qwen3",
+        "swin",
+        "funnel",
+        "gpt_neo",
+        "albert",
+        "reformer",
+        "clip",
+        "efficientnet",
+        "perceiver",
+        "bigbird_pegasus",
+        "mpt",
+    ):
         check_counts(hf.AutoConfig.for_model(kind).to_dict(), kind)
 
 

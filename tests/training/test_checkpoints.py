@@ -22,10 +22,7 @@ from regraft.training.checkpoints import CheckpointManager, DamagedError, checke
 from regraft.training.records import Progress
 from regraft.training.signals import Interrupted
 
-TENSORS = {
-    "model/w": torch.arange(6.0).view(2, 3),
-    "random/cpu": torch.arange(9, dtype=torch.uint8),
-}
+TENSORS = {"model/w": torch.arange(6.0).view(2, 3), "random/cpu": torch.arange(9, dtype=torch.uint8)}
 
 
 def at(step: int, batches: int = 1) -> Progress:
@@ -55,9 +52,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert got.record == {"at": {"sums": {"task": 0.1 + 0.2}}}
     assert all(torch.equal(got.tensors[n], t) for n, t in TENSORS.items())
     assert names(tmp_path) == ["c"]
-    check = subprocess.run(
-        ["sha256sum", "-c", "MANIFEST.sha256"], cwd=tmp_path / "c", capture_output=True
-    )
+    check = subprocess.run(["sha256sum", "-c", "MANIFEST.sha256"], cwd=tmp_path / "c", capture_output=True)
     assert check.returncode == 0, check.stdout
 
 
@@ -133,9 +128,7 @@ def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
     assert k.count == pytest.approx(0.1 * now[0], abs=1)
 
 
-def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epochs(
-    tmp_path, monkeypatch
-):
+def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epochs(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     k = CheckpointManager(tmp_path, seconds=600, last=0.0)
@@ -294,8 +287,7 @@ for step in range(1, 5):
 @pytest.mark.fault(1)
 @pytest.mark.fault(2)
 @pytest.mark.parametrize(
-    ("point", "step"),
-    [("renamed step-00000003", 3), ("written step-00000003", 2), ("renamed step-00000001", 1)],
+    ("point", "step"), [("renamed step-00000003", 3), ("written step-00000003", 2), ("renamed step-00000001", 1)]
 )
 def test_a_kill_in_the_middle_of_a_save_leaves_a_good_one(tmp_path, point, step):
     env = os.environ | {"REGRAFT_FAILPOINT": f"kill {point}"}
@@ -328,9 +320,13 @@ def test_files_reach_the_disk_before_their_name_does(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", note_rename)
     write(tmp_path / "c", {}, TENSORS)
     assert done == [
-        ("sync", "tensors.safetensors"), ("sync", "record.json"), ("sync", "MANIFEST.sha256"),
-        ("sync", "tmp-c"), ("rename", "c"), ("sync", tmp_path.name),
-    ]  # fmt: skip
+        ("sync", "tensors.safetensors"),
+        ("sync", "record.json"),
+        ("sync", "MANIFEST.sha256"),
+        ("sync", "tmp-c"),
+        ("rename", "c"),
+        ("sync", tmp_path.name),
+    ]
 
 
 @pytest.mark.fault(7)

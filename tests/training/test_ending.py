@@ -28,22 +28,15 @@ NOWHERE = ["fit", "nowhere", "--source", "none", "--out", "x"]
 PROFILE = "import torch; sys.setprofile(lambda *of: None)"
 
 
-def ended(
-    before: str, arguments: list[str], **environment: str
-) -> subprocess.CompletedProcess[str]:
+def ended(before: str, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     handler = 'atexit.register(print, "handlers ran")'
     code = CODE.format(before=before, arguments=arguments, handler=handler)
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV_")} | environment
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
 
 
 @pytest.mark.parametrize("before", [TORCH, DAEMON])
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [(["--version"], 0), (NOWHERE, 3)],
-)
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (NOWHERE, 3)])
 def test_with_torch_it_ends_at_once_with_its_status_and_all_it_printed(before, arguments, status):
     run = ended(before, arguments)
     assert run.returncode == status, run.stderr
@@ -75,9 +68,8 @@ def test_a_reader_that_has_gone_is_no_complaint():
     os.close(reader)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # printed last
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=env, check=False
+    )
     os.close(writer)
     assert run.returncode == 3, run.stderr
     assert "nowhere" in run.stderr

@@ -41,18 +41,26 @@ def settings(epochs=2, rate=0.05, optimizer="SGD", **kw):
 
 
 def fitted(
-    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None,
-    say=lambda line: None,
-):  # fmt: skip
+    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None, say=lambda line: None
+):
     target = graft(source, 3, seed=seed)
     before = copy.deepcopy(target.model.state_dict())
     made = {name: r.prepare(target, None, None) for name, r in (penalties or {}).items()}
     pre = build(source.preprocess)
     done = fine_tune(
-        target, Batches(*rows, pre, batch, seed=seed), Batches(*val, pre, 8) if val else None,
-        TASK, accuracy, chosen, freezing=freezing or Everything(), penalties=made, device=CPU,
-        seed=seed, log=log or (lambda epoch: None), say=say,
-    )  # fmt: skip
+        target,
+        Batches(*rows, pre, batch, seed=seed),
+        Batches(*val, pre, 8) if val else None,
+        TASK,
+        accuracy,
+        chosen,
+        freezing=freezing or Everything(),
+        penalties=made,
+        device=CPU,
+        seed=seed,
+        log=log or (lambda epoch: None),
+        say=say,
+    )
     return target, before, done
 
 
@@ -81,9 +89,7 @@ def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, 
     model.eval()  # batch norm keeps its statistics; there is no dropout in this net
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
-    mine = getattr(torch.optim, name)(
-        [{"params": matrices}, {"params": vectors}], lr=0.01, weight_decay=0.0, **options
-    )
+    mine = getattr(torch.optim, name)([{"params": matrices}, {"params": vectors}], lr=0.01, weight_decay=0.0, **options)
     train = Batches(*rows, build(numbers_source().preprocess), 8)
     step, steps, warm = 0, 9, 1
     for epoch in (1, 2, 3):
@@ -103,9 +109,7 @@ def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, 
 
 @pytest.mark.fault(30)
 def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm buffers move
-    target, before, _ = fitted(
-        numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=HeadOnly()
-    )
+    target, before, _ = fitted(numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=HeadOnly())
     assert changed(target, before) == {"head.weight", "head.bias"}
     target, before, _ = fitted(
         numbers_source(0.5), number_rows(20), settings(batch_norm="train"), freezing=LastBlocks(1)
@@ -132,9 +136,7 @@ def test_dropout_of_a_frozen_block_drops_nothing(numbers_source, number_rows):
     assert not torch.equal(with_.model.head.weight, before["head.weight"])
 
 
-def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(
-    numbers_source, number_rows
-):
+def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(numbers_source, number_rows):
     rows = number_rows(32)
     penalty = {"l2": L2(strength=0.1)}
     one, _, _ = fitted(numbers_source(), rows, settings(), batch=16, penalties=penalty)
@@ -161,17 +163,13 @@ def small_memory(monkeypatch, rows):
 
 @pytest.mark.fault(20)
 @pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"sharpness": 0.05}], ids=str)
-def test_where_memory_is_too_small_a_step_goes_through_in_pieces(
-    numbers_source, number_rows, monkeypatch, how
-):
+def test_where_memory_is_too_small_a_step_goes_through_in_pieces(numbers_source, number_rows, monkeypatch, how):
     """And is the same step: every row counts as before, and a penalty on θ once."""
     source, rows, penalties = numbers_source(), number_rows(38), {"l2": L2(strength=0.1)}
     whole, before, _ = fitted(source, rows, settings(**how), batch=16, penalties=penalties)
     said: list[str] = []
     asked = small_memory(monkeypatch, 4)
-    pieces, _, done = fitted(
-        source, rows, settings(**how), batch=16, penalties=penalties, say=said.append
-    )
+    pieces, _, done = fitted(source, rows, settings(**how), batch=16, penalties=penalties, say=said.append)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(pieces.model.state_dict()[key], value, rtol=0, atol=1e-6)
     assert changed(pieces, before) and done.steps == {1: 6, 2: 4}[how.get("accumulate", 1)]
@@ -204,9 +202,8 @@ def test_l2_with_sgd_is_weight_decay(numbers_source, number_rows):
     chosen = settings(10, optimizer_options={"momentum": 0.9})
     term, _, _ = fitted(numbers_source(), rows, chosen, penalties={"l2": L2(strength=0.02)})
     decay, _, done = fitted(
-        numbers_source(), rows,
-        settings(10, optimizer_options={"momentum": 0.9}, weight_decay=0.02),
-    )  # fmt: skip
+        numbers_source(), rows, settings(10, optimizer_options={"momentum": 0.9}, weight_decay=0.02)
+    )
     assert done.steps == 50
     for key, value in decay.model.state_dict().items():
         torch.testing.assert_close(term.model.state_dict()[key], value, rtol=0, atol=1e-6)
@@ -235,9 +232,7 @@ def test_the_starting_point_competes(numbers_source, number_rows):
 def test_the_best_epoch_on_val_is_what_the_model_holds(numbers_source, number_rows):
     val = number_rows(60, seed=1)
     lines = []
-    target, _, done = fitted(
-        numbers_source(), number_rows(60), settings(6, rate=0.5), val=val, log=lines.append
-    )
+    target, _, done = fitted(numbers_source(), number_rows(60), settings(6, rate=0.5), val=val, log=lines.append)
     got = outputs(target.model, Batches(*val, build(target.source.preprocess), 8), CPU)
     value = float((got.values.argmax(1) == got.targets).float().mean())
     assert value == pytest.approx(done.best["accuracy"]) == max(x.val["accuracy"] for x in lines)
@@ -248,13 +243,10 @@ def test_the_best_epoch_on_val_is_what_the_model_holds(numbers_source, number_ro
 def test_patience_counts_from_the_last_thaw(numbers_source, number_rows):
     """Nothing ever improves, so the epochs that run are the thaws plus the patience."""
     val = number_rows(60, seed=1)
-    _, _, at_once = fitted(
-        numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val
-    )
+    _, _, at_once = fitted(numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val)
     _, _, gradual = fitted(
-        numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val,
-        freezing=Gradual(),
-    )  # fmt: skip
+        numbers_source(), number_rows(30), settings(12, rate=30.0, patience=2), val=val, freezing=Gradual()
+    )
     assert at_once.epochs == 3  # thawed in epoch 1
     assert gradual.epochs == 5  # the last block thaws in epoch 3
 
@@ -322,18 +314,15 @@ def test_a_lower_error_improves_and_a_tie_goes_to_the_lower_loss():
 
 def test_rates_fall_towards_the_input_and_an_override_holds():
     rates = block_rates(
-        ["stem", "a.0", "a.1", "head"], lr=1e-3, head_lr=5e-3, layer_decay=0.5,
-        overrides={"a.*": 7e-4, "a.1": 2e-4},
-    )  # fmt: skip
+        ["stem", "a.0", "a.1", "head"], lr=1e-3, head_lr=5e-3, layer_decay=0.5, overrides={"a.*": 7e-4, "a.1": 2e-4}
+    )
     assert rates == {"stem": pytest.approx(2.5e-4), "a.0": 7e-4, "a.1": 2e-4, "head": 5e-3}
 
 
 def test_schedules_warm_up_from_a_blocks_own_thaw():
     cosine = SCHEDULES["cosine"]
     at = [factor(cosine, step=s, steps=10, warm=2) for s in range(10)]
-    assert at[:3] == [0.5, 1.0, 1.0] and at[-1] == pytest.approx(
-        0.5 * (1 + math.cos(math.pi * 7 / 8))
-    )
+    assert at[:3] == [0.5, 1.0, 1.0] and at[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert all(x >= y for x, y in itertools.pairwise(at[2:]))
     late = factor(SCHEDULES["constant"], step=5, steps=10, warm=4, thawed=5)
     assert late == 0.25

@@ -51,8 +51,15 @@ class Plain(nn.Module):
 def settings(target: Any, **change: Any) -> Settings:
     rates = {"low": 0.003, "high": 0.01, "head": 0.02}
     assert [b.name for b in target.blocks] == list(rates)
-    values = {"epochs": 3, "rates": rates, "optimizer": "SGD", "schedule": "constant",
-              "warmup": 0.0, "clip_norm": 0.0, "augment": PLAIN}  # fmt: skip
+    values = {
+        "epochs": 3,
+        "rates": rates,
+        "optimizer": "SGD",
+        "schedule": "constant",
+        "warmup": 0.0,
+        "clip_norm": 0.0,
+        "augment": PLAIN,
+    }
     return Settings(**{**values, **change})
 
 
@@ -93,9 +100,7 @@ def module_source() -> Callable[..., Source]:
     def make(net: Callable[[], nn.Module] = Noisy, seed: int = 0) -> Source:
         torch.manual_seed(seed)
         preprocess = CallableSpec(numbers, kind="text")
-        return Source.from_module(
-            net(), head="fc", preprocess=preprocess, example=torch.randn(4, 5), name="net"
-        )
+        return Source.from_module(net(), head="fc", preprocess=preprocess, example=torch.randn(4, 5), name="net")
 
     return make
 
@@ -109,18 +114,13 @@ def net_target(module_source: Callable[..., Source]) -> Target:
 def rows() -> Callable[..., tuple[Batches, torch.Tensor, torch.Tensor, Any]]:
     """(batches, inputs [N, 5], targets [N], task) of three noisy clusters."""
 
-    def make(
-        n: int = 32, batch_size: int = 8, seed: int = 0
-    ) -> tuple[Batches, torch.Tensor, torch.Tensor, Any]:
+    def make(n: int = 32, batch_size: int = 8, seed: int = 0) -> tuple[Batches, torch.Tensor, torch.Tensor, Any]:
         generator = torch.Generator().manual_seed(100 + seed)
         targets = torch.arange(n) % 3
         centres = 2 * torch.eye(5)[:3]
         inputs = centres[targets] + torch.randn(n, 5, generator=generator)
         words = [" ".join(repr(float(v)) for v in row) for row in inputs]
-        examples = [
-            Example(f"{seed:04d}{i:04d}-0", (words[i],), ("abc"[targets[i]],), f"row {i}")
-            for i in range(n)
-        ]
+        examples = [Example(f"{seed:04d}{i:04d}-0", (words[i],), ("abc"[targets[i]],), f"row {i}") for i in range(n)]
         task = Classification().make([("a",), ("b",), ("c",)], ("label",))
         batches = Batches(examples, targets, build(CallableSpec(numbers, kind="text")), batch_size)
         return batches, inputs, targets, task
@@ -145,8 +145,16 @@ def test_the_loop_is_torchs_optimiser_written_out(
     train, _, _, task = rows(32, 8)
     target = graft(module_source(Plain), 3, seed=1)
     model = copy.deepcopy(target.model).train()
-    chosen = settings(target, optimizer=name, optimizer_options=options, weight_decay=decay,
-                      schedule=schedule, warmup=warmup, clip_norm=clip, sharpness=rho)  # fmt: skip
+    chosen = settings(
+        target,
+        optimizer=name,
+        optimizer_options=options,
+        weight_decay=decay,
+        schedule=schedule,
+        warmup=warmup,
+        clip_norm=clip,
+        sharpness=rho,
+    )
     fit(target, train, task, chosen)
 
     groups, rates = [], []
@@ -163,8 +171,9 @@ def test_the_loop_is_torchs_optimiser_written_out(
     for epoch in (1, 2, 3):
         for _, inputs, targets in train.epoch(epoch):
             progress = max(0.0, (step - warm) / (steps - warm))
-            bend = {"constant": 1.0, "linear": 1 - progress,
-                    "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[schedule]  # fmt: skip
+            bend = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+                schedule
+            ]
             rise = min(1.0, (step + 1) / warm) if warm else 1.0
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * rise * bend
@@ -194,9 +203,7 @@ def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(mo
     seen = []
     fit(target, train, task, settings(target, average=0.8), val=train, log=seen.append)
     rates = {"backbone.low": 0.003, "backbone.high": 0.01, "head": 0.02}
-    optimizer = torch.optim.SGD(
-        [{"params": model.get_submodule(n).parameters(), "lr": r} for n, r in rates.items()]
-    )
+    optimizer = torch.optim.SGD([{"params": model.get_submodule(n).parameters(), "lr": r} for n, r in rates.items()])
     steps: list[dict[str, torch.Tensor]] = []
     for epoch in (1, 2, 3):
         for _, inputs, targets in train.epoch(epoch):
@@ -205,10 +212,7 @@ def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(mo
             optimizer.zero_grad()
             steps.append({n: p.detach().clone() for n, p in model.named_parameters()})
     shares = [0.8**i for i in reversed(range(len(steps)))]
-    shadow = {
-        n: sum(share * at[n] for share, at in zip(shares, steps, strict=True)) / sum(shares)
-        for n in steps[0]
-    }
+    shadow = {n: sum(share * at[n] for share, at in zip(shares, steps, strict=True)) / sum(shares) for n in steps[0]}
     kept = dict(target.model.named_parameters())
     assert seen[-1].best  # so the last epoch's average is what is kept
     for name, value in shadow.items():
@@ -233,15 +237,8 @@ def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(mo
         return Penalty(term)
 
     seen: list[Any] = []
-    fit(
-        one,
-        train,
-        task,
-        settings(one),
-        penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one, None, None)},
-    )
-    fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)},
-        log=seen.append)  # fmt: skip
+    fit(one, train, task, settings(one), penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one, None, None)})
+    fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)}, log=seen.append)
     assert calls == list(range(12))
     assert [e.step for e in seen] == [0, 4, 8, 12]
     for key, value in one.model.state_dict().items():
@@ -253,8 +250,7 @@ def test_a_penalty_on_a_batch_counts_by_its_share_of_the_rows(module_source, row
     target = graft(module_source(Plain), 3)
     seen: list[Any] = []
     one = Penalty(lambda batch: batch.logits.new_ones(()), per="batch")
-    fit(target, train, task, settings(target, accumulate=3, epochs=1), penalties={"one": one},
-        log=seen.append)  # fmt: skip
+    fit(target, train, task, settings(target, accumulate=3, epochs=1), penalties={"one": one}, log=seen.append)
     assert seen[-1].terms["one"] == pytest.approx(1.0, abs=1e-6)
 
 
@@ -264,10 +260,14 @@ def test_l2_is_torchs_weight_decay_over_fifty_steps(module_source, rows, momentu
     by_term = graft(module_source(Plain), 3, seed=2)
     by_decay = graft(module_source(Plain), 3, seed=2)
     options = {"momentum": momentum} if momentum else {}
-    fit(by_term, train, task, settings(by_term, epochs=10, optimizer_options=options),
-        penalties={"l2": L2(strength=0.05).prepare(by_term, None, None)})  # fmt: skip
-    done = fit(by_decay, train, task,
-               settings(by_decay, epochs=10, optimizer_options=options, weight_decay=0.05))  # fmt: skip
+    fit(
+        by_term,
+        train,
+        task,
+        settings(by_term, epochs=10, optimizer_options=options),
+        penalties={"l2": L2(strength=0.05).prepare(by_term, None, None)},
+    )
+    done = fit(by_decay, train, task, settings(by_decay, epochs=10, optimizer_options=options, weight_decay=0.05))
     assert done.steps == 50
     moved = 0.0
     for key, value in by_decay.model.state_dict().items():
@@ -279,9 +279,7 @@ def test_l2_is_torchs_weight_decay_over_fifty_steps(module_source, rows, momentu
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 @pytest.mark.parametrize("strategy", [LastBlocks(blocks=1), Gradual(epochs_per_stage=9)])
-def test_frozen_tensors_and_buffers_are_bitwise_what_they_were(
-    net_target, rows, strategy, batch_norm
-):
+def test_frozen_tensors_and_buffers_are_bitwise_what_they_were(net_target, rows, strategy, batch_norm):
     train, _, _, task = rows()
     before = state(net_target)
     fit(net_target, train, task, settings(net_target, batch_norm=batch_norm), freezing=strategy)
@@ -344,8 +342,7 @@ def test_mixed_pictures_train_and_twice_the_same(mixed):
     found = []
     for augment in (replace(PLAIN, **mixed), replace(PLAIN, **mixed), PLAIN):
         target = graft(source, 2)
-        chosen = Settings(epochs=2, rates={"body": 0.1, "head": 0.1}, optimizer="SGD",
-                          augment=augment)  # fmt: skip
+        chosen = Settings(epochs=2, rates={"body": 0.1, "head": 0.1}, optimizer="SGD", augment=augment)
         fit(target, train, task, chosen)
         found.append(state(target))
     assert all(torch.equal(t, found[1][n]) for n, t in found[0].items())

@@ -36,9 +36,10 @@ from regraft.training.settings import Settings
 CPU = torch.device("cpu")
 TASK = Classification().make([("0",), ("1",), ("2",)], ("label",))
 SETTINGS = Settings(
-    epochs=4, rates=block_rates(["one", "two", "head"], lr=0.02, head_lr=0.05),
+    epochs=4,
+    rates=block_rates(["one", "two", "head"], lr=0.02, head_lr=0.05),
     augment=Augment(random_resized_crop=False, flip=False),
-)  # fmt: skip
+)
 SGD = {"optimizer": "SGD", "optimizer_options": {"momentum": 0.9}}
 CASES = {
     "AdamW": {},
@@ -83,10 +84,17 @@ def fit(source, rows, val, chosen, *, freezing=None, penalties=(), since=None, k
 
     def go(target):
         return fine_tune(
-            target, Batches(*rows, pre, 6), Batches(*val, pre, 8), TASK, accuracy, chosen, **given_,
-            log=lambda line: lines.append(asdict(line)), since=since,
+            target,
+            Batches(*rows, pre, 6),
+            Batches(*val, pre, 8),
+            TASK,
+            accuracy,
+            chosen,
+            **given_,
+            log=lambda line: lines.append(asdict(line)),
+            since=since,
             keep=keep or (lambda at, tensors: None),
-        )  # fmt: skip
+        )
 
     if isinstance(strategy, LoRA):
         with strategy.adapted(target, 0) as other:
@@ -119,14 +127,7 @@ def resumed_is_the_same(source, rows, val, chosen, step, place, epoch_end=False,
     with pytest.raises(Stopped):
         keep = stop_after(step, place, epoch_end)
         target_source = source()
-        fit(
-            target_source,
-            rows,
-            val,
-            chosen,
-            keep=lambda at, t: (before.append(at.epoch), keep(at, t)),
-            **how,
-        )
+        fit(target_source, rows, val, chosen, keep=lambda at, t: (before.append(at.epoch), keep(at, t)), **how)
     checked(place)
     torch.rand(step)  # the generator is wherever it is
     torch.manual_seed(999)
@@ -144,9 +145,7 @@ def test_every_setting(numbers_source, number_rows, tmp_path, name, epoch_end):
     chosen = replace(SETTINGS, **CASES[name])
     rows, val = number_rows(40), number_rows(20, seed=1)
     for step in (1, 4):
-        resumed_is_the_same(
-            lambda: numbers_source(0.4), rows, val, chosen, step, tmp_path / f"c{step}", epoch_end
-        )
+        resumed_is_the_same(lambda: numbers_source(0.4), rows, val, chosen, step, tmp_path / f"c{step}", epoch_end)
 
 
 @pytest.mark.fault(13)
@@ -156,9 +155,8 @@ def test_gradual_unfreezing_around_each_thaw(numbers_source, number_rows, tmp_pa
     rows, val = number_rows(40), number_rows(20, seed=1)
     for end in (False, True):
         resumed_is_the_same(
-            lambda: numbers_source(0.4), rows, val, chosen, step, tmp_path / f"c{end}", end,
-            freezing=Gradual(),
-        )  # fmt: skip
+            lambda: numbers_source(0.4), rows, val, chosen, step, tmp_path / f"c{end}", end, freezing=Gradual()
+        )
 
 
 @pytest.mark.fault(13)
@@ -168,14 +166,10 @@ def test_gradual_unfreezing_around_each_thaw(numbers_source, number_rows, tmp_pa
     ids=lambda p: "+".join(type(r).__name__ for r in p),
 )
 @pytest.mark.parametrize("rho", [0.0, 0.1])
-def test_penalties_go_on_where_their_draws_were(
-    numbers_source, number_rows, tmp_path, penalties, rho
-):
+def test_penalties_go_on_where_their_draws_were(numbers_source, number_rows, tmp_path, penalties, rho):
     chosen = replace(SETTINGS, sharpness=rho, accumulate=2)
     rows, val = number_rows(40), number_rows(20, seed=1)
-    resumed_is_the_same(
-        lambda: numbers_source(0.4), rows, val, chosen, 5, tmp_path / "c", penalties=penalties
-    )
+    resumed_is_the_same(lambda: numbers_source(0.4), rows, val, chosen, 5, tmp_path / "c", penalties=penalties)
 
 
 @pytest.mark.fault(13)
@@ -183,13 +177,11 @@ def test_proximal_steps_and_low_rank_changes(numbers_source, number_rows, tmp_pa
     rows, val = number_rows(40), number_rows(20, seed=1)
     sgd = replace(SETTINGS, **SGD)
     resumed_is_the_same(
-        lambda: numbers_source(0.4), rows, val, sgd, 5, tmp_path / "a",
-        penalties=[L1(strength=0.01, proximal=True)],
-    )  # fmt: skip
+        lambda: numbers_source(0.4), rows, val, sgd, 5, tmp_path / "a", penalties=[L1(strength=0.01, proximal=True)]
+    )
     resumed_is_the_same(
-        lambda: numbers_source(0.4), rows, val, SETTINGS, 5, tmp_path / "b",
-        freezing=LoRA(rank=2, dropout=0.3),
-    )  # fmt: skip
+        lambda: numbers_source(0.4), rows, val, SETTINGS, 5, tmp_path / "b", freezing=LoRA(rank=2, dropout=0.3)
+    )
 
 
 @pytest.mark.fault(13)
@@ -200,9 +192,14 @@ def test_any_step_of_any_setting(numbers_source, number_rows, tmp_path_factory, 
     per_epoch = -(-7 // chosen.accumulate)
     step = min(step, per_epoch * 2)
     resumed_is_the_same(
-        lambda: numbers_source(0.4), number_rows(40), number_rows(20, seed=1), chosen, step,
-        tmp_path_factory.mktemp("c") / "c", end,
-    )  # fmt: skip
+        lambda: numbers_source(0.4),
+        number_rows(40),
+        number_rows(20, seed=1),
+        chosen,
+        step,
+        tmp_path_factory.mktemp("c") / "c",
+        end,
+    )
 
 
 def test_a_stream_that_is_set_goes_on_as_if_it_had_been_drawn(numbers_source, number_rows):

@@ -19,25 +19,47 @@ def estimate(value, low, high):
 
 
 RESULT = {
-    "schema": 1, "status": "finished", "task": "classification", "primary": "accuracy",
-    "classes": ["a", "b"], "rows": {"train": 90, "val": 30, "test": 60},
+    "schema": 1,
+    "status": "finished",
+    "task": "classification",
+    "primary": "accuracy",
+    "classes": ["a", "b"],
+    "rows": {"train": 90, "val": 30, "test": 60},
     "test": {"accuracy": estimate(0.7, 0.6, 0.8), "macro_f1": estimate(0.65, None, None)},
-    "controls": {"scratch": {"accuracy": estimate(0.4, 0.3, 0.5)}}, "gain": {"scratch": estimate(0.3, 0.1, 0.5)},
-    "mean": {}, "cross_validation": {}, "calibration": None, "test_opened": 2, "frontier": None,
+    "controls": {"scratch": {"accuracy": estimate(0.4, 0.3, 0.5)}},
+    "gain": {"scratch": estimate(0.3, 0.1, 0.5)},
+    "mean": {},
+    "cross_validation": {},
+    "calibration": None,
+    "test_opened": 2,
+    "frontier": None,
     "verdict": {"words": "transfer helps", "gain": estimate(0.3, 0.1, 0.5), "why": "by far"},
-    "seeds": [{"seed": 3, "alpha": 1.0}, {"seed": 4, "alpha": 1.0}], "retention": None,
+    "seeds": [{"seed": 3, "alpha": 1.0}, {"seed": 4, "alpha": 1.0}],
+    "retention": None,
     "fit": {"best_epoch": 1, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-    "source": {"name": "/home/jane/secret/base", "digest": "0" * 64, "nothing_kept": False, "fresh": [], "unused": [],
-               "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0}},
+    "source": {
+        "name": "/home/jane/secret/base",
+        "digest": "0" * 64,
+        "nothing_kept": False,
+        "fresh": [],
+        "unused": [],
+        "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
+    },
     "timing": {"total": 4.5},
-}  # fmt: skip
+}
 
 
 def line(seed, n):
-    return {"seed": seed, "epoch": n, "step": 5 * n, "terms": {"task": 1.5 / n, "l2_sp": 0.1} if n else {},
-            "rates": {"stem": 1e-5, "head": 1e-3} if n else {}, "best": True,
-            "val": {"accuracy": 0.5 + n / 10 + seed / 100, "loss": None},
-            "source": {"accuracy": 0.9} if n else {}}  # fmt: skip
+    return {
+        "seed": seed,
+        "epoch": n,
+        "step": 5 * n,
+        "terms": {"task": 1.5 / n, "l2_sp": 0.1} if n else {},
+        "rates": {"stem": 1e-5, "head": 1e-3} if n else {},
+        "best": True,
+        "val": {"accuracy": 0.5 + n / 10 + seed / 100, "loss": None},
+        "source": {"accuracy": 0.9} if n else {},
+    }
 
 
 @pytest.fixture
@@ -62,11 +84,22 @@ def mlflow_env(monkeypatch):
         monkeypatch.setenv(name, "true")
 
 
-EXPECTED = {"test/accuracy": 0.7, "test/accuracy low": 0.6, "test/accuracy high": 0.8, "test/macro_f1": 0.65,
-            "gain/scratch": 0.3, "gain/scratch low": 0.1, "gain/scratch high": 0.5, "control/scratch": 0.4,
-            "control/scratch low": 0.3, "control/scratch high": 0.5, "verdict/gain over scratch": 0.3,
-            "verdict/gain over scratch low": 0.1, "verdict/gain over scratch high": 0.5,
-            "seconds/total": 4.5}  # fmt: skip
+EXPECTED = {
+    "test/accuracy": 0.7,
+    "test/accuracy low": 0.6,
+    "test/accuracy high": 0.8,
+    "test/macro_f1": 0.65,
+    "gain/scratch": 0.3,
+    "gain/scratch low": 0.1,
+    "gain/scratch high": 0.5,
+    "control/scratch": 0.4,
+    "control/scratch low": 0.3,
+    "control/scratch high": 0.5,
+    "verdict/gain over scratch": 0.3,
+    "verdict/gain over scratch low": 0.1,
+    "verdict/gain over scratch high": 0.5,
+    "seconds/total": 4.5,
+}
 
 
 def test_tensorboard_reads_every_curve_and_the_evidence(run):
@@ -82,26 +115,15 @@ def test_tensorboard_reads_every_curve_and_the_evidence(run):
 
     for seed in (3, 4):
         read = part(f"seed-{seed}")
-        expected = {
-            "val/accuracy",
-            "loss/task",
-            "loss/l2_sp",
-            "source/accuracy",
-            "rate/stem",
-            "rate/head",
-        }
+        expected = {"val/accuracy", "loss/task", "loss/l2_sp", "source/accuracy", "rate/stem", "rate/head"}
         assert set(read.Tags()["scalars"]) == expected  # and no val/loss, which was not finite
         found = [(s.step, s.value) for s in read.Scalars("val/accuracy")]
         assert [step for step, _ in found] == [0, 1, 2]
-        assert [value for _, value in found] == pytest.approx(
-            [x + seed / 100 for x in (0.5, 0.6, 0.7)]
-        )
+        assert [value for _, value in found] == pytest.approx([x + seed / 100 for x in (0.5, 0.6, 0.7)])
         assert [(s.step, s.value) for s in read.Scalars("loss/task")] == [(1, 1.5), (2, 0.75)]
     end = part("end")
     assert {k: end.Scalars(k)[0].value for k in end.Tags()["scalars"]} == pytest.approx(EXPECTED)
-    texts = {
-        k: end.Tensors(k)[0].tensor_proto.string_val[0].decode() for k in end.Tags()["tensors"]
-    }
+    texts = {k: end.Tensors(k)[0].tensor_proto.string_val[0].decode() for k in end.Tags()["tensors"]}
     assert "transfer helps: +0.300 [+0.100, +0.500]" in texts["summary/text_summary"]
     assert "verdict: transfer helps" in texts["tags/text_summary"]
     assert "    fit.epochs = 2" in texts["plan/text_summary"]
@@ -132,16 +154,12 @@ def test_mlflow_reads_every_curve_the_plan_and_the_evidence(run, tmp_path, mlflo
     assert found.info.run_name == "flowers" and found.info.status == "FINISHED"
     assert found.info.run_id in said
     assert found.data.params == {
-        "data.path": "…/flowers", "data.text": "[]", "fit.epochs": "2", "regularizers.l2_sp.alpha": "0.1"
-    }  # fmt: skip
-    curves = (
-        "val/accuracy",
-        "loss/task",
-        "loss/l2_sp",
-        "source/accuracy",
-        "rate/stem",
-        "rate/head",
-    )
+        "data.path": "…/flowers",
+        "data.text": "[]",
+        "fit.epochs": "2",
+        "regularizers.l2_sp.alpha": "0.1",
+    }
+    curves = ("val/accuracy", "loss/task", "loss/l2_sp", "source/accuracy", "rate/stem", "rate/head")
     names = {name for c in curves for name in (c, f"seed 4/{c}")}
     assert set(found.data.metrics) == names | set(EXPECTED)
     assert {k: found.data.metrics[k] for k in EXPECTED} == pytest.approx(EXPECTED)
@@ -195,9 +213,7 @@ def test_a_running_run_is_followed_and_each_epoch_is_sent_once(tmp_path):
 
 
 def test_what_cannot_be_tracked_is_said(run, tmp_path, monkeypatch):
-    with pytest.raises(
-        UsageError, match=r'no tracker is called "tensorbord"; did you mean "tensorboard"'
-    ):
+    with pytest.raises(UsageError, match=r'no tracker is called "tensorbord"; did you mean "tensorboard"'):
         track(run, "tensorbord")
     with pytest.raises(UsageError, match="is no run folder"):
         track(tmp_path / "none", "tensorboard")
@@ -209,9 +225,7 @@ def test_what_cannot_be_tracked_is_said(run, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"result\.json is damaged.* task: Field required"):
         track(run, "tensorboard")
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(
-        UsageError, match=r'mlflow, not installed here: pip install "regraft\[track\]"'
-    ):
+    with pytest.raises(UsageError, match=r'mlflow, not installed here: pip install "regraft\[track\]"'):
         track(run, "mlflow")
 
 

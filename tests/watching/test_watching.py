@@ -29,23 +29,42 @@ def me(**changes):
 
 
 def epoch(seed, n, **more):
-    line = {"seed": seed, "epoch": n, "step": 5 * n, "terms": {"task": 1 / n} if n else {},
-            "rates": {"stem": 1e-5, "head": 1e-3} if n else {}, "val": {"accuracy": 0.5 + n / 100, "loss": 1.0},
-            "best": n != 2, "source": {}}  # fmt: skip
+    line = {
+        "seed": seed,
+        "epoch": n,
+        "step": 5 * n,
+        "terms": {"task": 1 / n} if n else {},
+        "rates": {"stem": 1e-5, "head": 1e-3} if n else {},
+        "val": {"accuracy": 0.5 + n / 100, "loss": 1.0},
+        "best": n != 2,
+        "source": {},
+    }
     return json.dumps(line | more) + "\n"
 
 
 def finished(name="n", **changes):
     e = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 60}
     return {
-        "status": "finished", "task": "classification", "primary": "accuracy",
-        "rows": {"train": 90, "val": 30, "test": 60}, "test": {"accuracy": e, "macro_f1": e},
-        "controls": {}, "gain": {}, "mean": {}, "cross_validation": {}, "calibration": None,
-        "verdict": {"words": "not measured", "gain": None, "why": ""}, "test_opened": 1,
-        "seeds": [{"seed": 0, "alpha": 1.0}], "frontier": None, "retention": None,
+        "status": "finished",
+        "task": "classification",
+        "primary": "accuracy",
+        "rows": {"train": 90, "val": 30, "test": 60},
+        "test": {"accuracy": e, "macro_f1": e},
+        "controls": {},
+        "gain": {},
+        "mean": {},
+        "cross_validation": {},
+        "calibration": None,
+        "verdict": {"words": "not measured", "gain": None, "why": ""},
+        "test_opened": 1,
+        "seeds": [{"seed": 0, "alpha": 1.0}],
+        "frontier": None,
+        "retention": None,
         "fit": {"best_epoch": 1, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-        "source": {"name": name, "nothing_kept": True}, "timing": {"total": 4.0}, "classes": HOSTILE,
-    } | changes  # fmt: skip
+        "source": {"name": name, "nothing_kept": True},
+        "timing": {"total": 4.0},
+        "classes": HOSTILE,
+    } | changes
 
 
 @pytest.fixture
@@ -54,14 +73,10 @@ def begun(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").write_text(me())
-    (run / "plan.toml").write_text(
-        '[source]\nref = "timm:x"\n[fit]\nepochs = 4\n[run]\nseed = 0\nseeds = 2\n'
-    )
+    (run / "plan.toml").write_text('[source]\nref = "timm:x"\n[fit]\nepochs = 4\n[run]\nseed = 0\nseeds = 2\n')
     (run / "history.jsonl").write_text("".join(epoch(0, n) for n in range(3)))
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    (run / "log.txt").write_text(
-        f"{stamp} linear probe: λ = 1\n{stamp} seed 0   epoch 2/4   task 0.5\n"
-    )
+    (run / "log.txt").write_text(f"{stamp} linear probe: λ = 1\n{stamp} seed 0   epoch 2/4   task 0.5\n")
     return run
 
 
@@ -87,9 +102,7 @@ def test_the_state_is_what_lock_and_result_say(tmp_path, begun):
     assert state_of(begun)[0] == "left"
 
     for status in ("failed", "interrupted"):
-        (begun / "result.json").write_text(
-            json.dumps({"status": status, "error": "no \x1b[31mluck"})
-        )
+        (begun / "result.json").write_text(json.dumps({"status": status, "error": "no \x1b[31mluck"}))
         state, words, _, _ = state_of(begun)
         assert state == status and "no \\x1b[31mluck" in words
     (begun / "lock").write_text(me())  # resumed: the old result is from before
@@ -174,8 +187,7 @@ def test_the_best_so_far_is_that_of_each_seed(begun):
 
 def log_of(*epochs, total=10):
     return [
-        f"2026-01-01 00:{at // 60:02}:{at % 60:02} seed {seed}   epoch {n}/{total}   task 1"
-        for seed, n, at in epochs
+        f"2026-01-01 00:{at // 60:02}:{at % 60:02} seed {seed}   epoch {n}/{total}   task 1" for seed, n, at in epochs
     ]
 
 
@@ -198,7 +210,9 @@ def test_the_time_left_is_epochs_to_come_times_what_the_last_ones_took():
     assert time_left(log, plan, now=at(1901))["seconds"] is None
     log = log_of((0, 0, 0), (0, 1, 10), total=1)
     assert time_left(log, {}, now=at(11)) == {
-        "seconds": None, "words": "all epochs are done; what evaluation takes is not known"}  # fmt: skip
+        "seconds": None,
+        "words": "all epochs are done; what evaluation takes is not known",
+    }
 
 
 def test_resources_are_those_of_the_process_and_all_below_it(tmp_path):
@@ -268,11 +282,7 @@ def many(tmp_path):
     make(
         "poor",
         result_json=json.dumps(
-            finished(
-                test=dict.fromkeys(
-                    ("accuracy", "macro_f1"), dict.fromkeys(("value", "low", "high")) | {"n": 0}
-                )
-            )
+            finished(test=dict.fromkeys(("accuracy", "macro_f1"), dict.fromkeys(("value", "low", "high")) | {"n": 0}))
         ),
     )
     make("live", lock=me(), history_jsonl=epoch(0, 1))
@@ -311,17 +321,7 @@ def test_the_list_follows_what_happens(many):
 def test_only_names_that_a_search_finds_lead_to_a_run(many):
     runs = Runs(many)
     assert runs.path("good") == many / "good"
-    for name in (
-        "../elsewhere",
-        "link",
-        "loop/good",
-        ".hidden",
-        "good/..",
-        "good/",
-        "",
-        str(many / "good"),
-        "curve",
-    ):
+    for name in ("../elsewhere", "link", "loop/good", ".hidden", "good/..", "good/", "", str(many / "good"), "curve"):
         with pytest.raises(UsageError, match="no run is called"):
             runs.path(name)
     (many / "good" / "manifest.jsonl").symlink_to(many.parent / "elsewhere" / "result.json")
@@ -335,9 +335,7 @@ def test_a_run_is_read_once_for_as_long_as_it_stays_as_it_is(tmp_path, monkeypat
         run.mkdir()
         (run / "result.json").write_text(json.dumps(finished()))
     runs, looked = Runs(tmp_path), []
-    monkeypatch.setattr(
-        "regraft.watching.runs.state_of", lambda path: looked.append(path) or state_of(path)
-    )
+    monkeypatch.setattr("regraft.watching.runs.state_of", lambda path: looked.append(path) or state_of(path))
     assert len(runs.all()) == len(looked) == 40
     (tmp_path / "r7" / "result.json").write_text(json.dumps(finished(status="failed")))
     assert {r["name"]: r["state"] for r in runs.all()}["r7"] == "failed"
@@ -369,19 +367,8 @@ def test_a_page_and_its_files_ask_nothing_of_elsewhere(many):
             assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
             assert "unsafe" not in policy and answer.headers["x-content-type-options"] == "nosniff"
             text = answer.text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
-            assert (
-                "http://" not in text
-                and "https://" not in text
-                and "//" not in text.replace("// ", "")
-            )
-            for word in (
-                "innerHTML",
-                "outerHTML",
-                "insertAdjacentHTML",
-                "document.write",
-                "eval(",
-                "style=",
-            ):
+            assert "http://" not in text and "https://" not in text and "//" not in text.replace("// ", "")
+            for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "style="):
                 assert word not in text
         for name in (
             "static/watch.html",
@@ -471,12 +458,7 @@ def test_a_report_of_what_has_none_is_a_sentence(many):
     from regraft.watching.pages import ui_app
 
     asks = client(ui_app(many))
-    for name, words in (
-        ("live", "is this a run folder"),
-        ("odd", ""),
-        ("good", ""),
-        ("no", "no run is called"),
-    ):
+    for name, words in (("live", "is this a run folder"), ("odd", ""), ("good", ""), ("no", "no run is called")):
         answer = asks.get("/report", params={"run": name})
         assert answer.status_code == 409 and words in answer.text and "Traceback" not in answer.text
         assert answer.headers["content-type"].startswith("text/plain")

@@ -63,10 +63,7 @@ class Pair:
 
 
 def pairs(
-    rows: Sequence[Example],
-    kind: Kind,
-    features: Mapping[str, FloatArray] | None,
-    between: int | None = None,
+    rows: Sequence[Example], kind: Kind, features: Mapping[str, FloatArray] | None, between: int | None = None
 ) -> tuple[list[Pair], bool]:
     """Pairs of positions in ``rows``, in order, and whether there are more than were looked at.
 
@@ -101,9 +98,7 @@ def of_pictures(
     keep = grey >= GREY
     a, b, mirrored, grey = place[a[keep]], place[b[keep]], mirrored[keep], grey[keep]
     result: dict[tuple[int, int], Pair] = {}
-    for i, j, turned, r in zip(
-        a.tolist(), b.tolist(), mirrored.tolist(), grey.tolist(), strict=True
-    ):
+    for i, j, turned, r in zip(a.tolist(), b.tolist(), mirrored.tolist(), grey.tolist(), strict=True):
         how = f"{'mirrored, ' if turned else ''}correlation {r:.3f}"
         if features is not None and rows[i].id in features and rows[j].id in features:
             cosine = similarity(features[rows[i].id], features[rows[j].id])
@@ -167,9 +162,7 @@ class Index:
         order = np.argsort(keys, kind="stable")
         counts = np.bincount(keys, minlength=1 << len(bits))
         asked = np.flatnonzero(order < plain)
-        return cls(
-            values[order], order, counts, np.cumsum(counts) - counts, keys[order[asked]], asked
-        )
+        return cls(values[order], order, counts, np.cumsum(counts) - counts, keys[order[asked]], asked)
 
     def close(self, mask: int, within: int) -> Iterator[NDArray[np.int64]]:
         """Yield first · M + second of close values whose keys differ by exactly ``mask``."""
@@ -193,9 +186,7 @@ class Index:
             at = to
 
 
-def correlations(
-    thumbs: Sequence[bytes], a: NDArray[Any], b: NDArray[Any], mirrored: NDArray[Any]
-) -> FloatArray:
+def correlations(thumbs: Sequence[bytes], a: NDArray[Any], b: NDArray[Any], mirrored: NDArray[Any]) -> FloatArray:
     """Of the grey values of each pair [P], one of them mirrored where that is said."""
     result = np.empty(len(a))
     for at in range(0, len(a), CHUNK):
@@ -285,9 +276,15 @@ def shingles(texts: Sequence[str]) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
-        analyzer="char", ngram_range=(GRAM, GRAM), n_features=2**24, binary=True, norm=None,
-        alternate_sign=False, lowercase=False, dtype=np.float32,
-    )  # fmt: skip
+        analyzer="char",
+        ngram_range=(GRAM, GRAM),
+        n_features=2**24,
+        binary=True,
+        norm=None,
+        alternate_sign=False,
+        lowercase=False,
+        dtype=np.float32,
+    )
     return vectorizer.transform(texts)
 
 

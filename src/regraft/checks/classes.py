@@ -33,31 +33,61 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         return  # numbers
     total = len(everything)
     if len(everything) < 2:
-        yield Finding("problem", "class is all there is", 1, 1, tuple(everything),
-                      "add rows of another class: nothing can be told apart")  # fmt: skip
-    if strangers := in_order(everything - set(train)):
-        examples = tuple(
-            f"{n} ({', '.join(f'{c[n]} in {s}' for s, c in counts.items() if c[n])})"
-            for n in strangers
+        yield Finding(
+            "problem",
+            "class is all there is",
+            1,
+            1,
+            tuple(everything),
+            "add rows of another class: nothing can be told apart",
         )
-        yield Finding("problem", "classes are not in train", len(strangers), total, examples,
-                      "add rows of them to train, or remove them: fit stops at them")  # fmt: skip
+    if strangers := in_order(everything - set(train)):
+        examples = tuple(f"{n} ({', '.join(f'{c[n]} in {s}' for s, c in counts.items() if c[n])})" for n in strangers)
+        yield Finding(
+            "problem",
+            "classes are not in train",
+            len(strangers),
+            total,
+            examples,
+            "add rows of them to train, or remove them: fit stops at them",
+        )
     for split in ("val", "test"):
         if not seen.splits[split]:
             continue
         if missing := in_order(set(train) - set(counts[split])):
-            yield Finding("caution", f"classes of train are not in {split}", len(missing), total,
-                          missing, f"add rows of them to {split}: nothing is known of them there")  # fmt: skip
+            yield Finding(
+                "caution",
+                f"classes of train are not in {split}",
+                len(missing),
+                total,
+                missing,
+                f"add rows of them to {split}: nothing is known of them there",
+            )
         if few := in_order(n for n in train if 0 < counts[split][n] < FEW_TO_JUDGE):
-            yield Finding("note", f"classes have a single row in {split}", len(few), total, few,
-                          f"add rows of them to {split}: one row says next to nothing")  # fmt: skip
+            yield Finding(
+                "note",
+                f"classes have a single row in {split}",
+                len(few),
+                total,
+                few,
+                f"add rows of them to {split}: one row says next to nothing",
+            )
     if few := in_order(n for n in train if train[n] < FEW):
-        yield Finding("caution", f"classes have fewer than {FEW} rows in train", len(few), total,
-                      tuple(f"{n} ({train[n]})" for n in few),
-                      "add rows of them; until then nothing is drawn for val, and data.folds needs as "
-                      "many rows a class as folds")  # fmt: skip
+        yield Finding(
+            "caution",
+            f"classes have fewer than {FEW} rows in train",
+            len(few),
+            total,
+            tuple(f"{n} ({train[n]})" for n in few),
+            "add rows of them; until then nothing is drawn for val, and data.folds needs as many rows a class as folds",
+        )
     if train and (ratio := max(train.values()) / min(train.values())) >= UNEVEN:
         most, least = (f(train, key=lambda n: (train[n], n)) for f in (max, min))
-        yield Finding("caution", f"classes are uneven, the largest {ratio:,.0f} times the smallest",
-                      total, total, (f"{most} ({train[most]})", f"{least} ({train[least]})"),
-                      'judge by macro_f1 or balanced_accuracy; try fit.sampling = "balanced"')  # fmt: skip
+        yield Finding(
+            "caution",
+            f"classes are uneven, the largest {ratio:,.0f} times the smallest",
+            total,
+            total,
+            (f"{most} ({train[most]})", f"{least} ({train[least]})"),
+            'judge by macro_f1 or balanced_accuracy; try fit.sampling = "balanced"',
+        )

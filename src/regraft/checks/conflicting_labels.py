@@ -19,10 +19,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         by_content[content(e)].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
     if differ:
-        examples = tuple(
-            " = ".join(f'{place(split, e)} "{";".join(e.cells)}"' for split, e in rows)
-            for rows in differ
-        )
+        examples = tuple(" = ".join(f'{place(split, e)} "{";".join(e.cells)}"' for split, e in rows) for rows in differ)
         yield Finding(
             "problem",
             "inputs have rows with different labels",

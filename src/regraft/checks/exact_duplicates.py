@@ -30,15 +30,9 @@ def check(seen: CheckContext) -> Iterator[Finding]:
                 len(shared),
                 len(seen.splits[later]),
                 tuple(shared),
-                f'remove them from {earlier}, or set data.leaks = "drop": else figures on {later} come out '
-                "too good",
+                f'remove them from {earlier}, or set data.leaks = "drop": else figures on {later} come out too good',
             )
-    again = [
-        f"{there} = {rows[0]}"
-        for of_split in places.values()
-        for rows in of_split.values()
-        for there in rows[1:]
-    ]
+    again = [f"{there} = {rows[0]}" for of_split in places.values() for rows in of_split.values() for there in rows[1:]]
     if again:
         yield Finding(
             "caution",

@@ -34,10 +34,15 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             f"{s.likelier} ({s.of_likelier:.2f})"
             for s in suspects
         )
-        yield Finding("caution", "labels are probably wrong, the most suspicious first", len(suspects),
-                      len(seen.probabilities or ()), examples,
-                      "look at each; mend what is wrong and keep what is merely hard, in test above all: "
-                      "without its hard rows figures come out too good")  # fmt: skip
+        yield Finding(
+            "caution",
+            "labels are probably wrong, the most suspicious first",
+            len(suspects),
+            len(seen.probabilities or ()),
+            examples,
+            "look at each; mend what is wrong and keep what is merely hard, in test above all: "
+            "without its hard rows figures come out too good",
+        )
 
 
 def ranked(seen: CheckContext) -> list[Suspect]:
@@ -53,11 +58,7 @@ def ranked(seen: CheckContext) -> list[Suspect]:
     said = np.stack([probabilities[e.id] for _, e in rows])  # [N, C]
     # By class and joint, cleanlab's default, finds fewer of flipped labels: see docs/decisions/009.
     worst = find_label_issues(
-        given,
-        said,
-        filter_by="low_self_confidence",
-        return_indices_ranked_by="self_confidence",
-        n_jobs=1,
+        given, said, filter_by="low_self_confidence", return_indices_ranked_by="self_confidence", n_jobs=1
     )  # the surest first
     return [
         Suspect(

@@ -63,10 +63,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
     for severity, what, remedy, test in KINDS:
         found = [(s, e, f) for s, e, f in rows if test(f, suffix(e))]
         if found:
-            examples = tuple(
-                f"{place(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})"
-                for s, e, f in found
-            )
+            examples = tuple(f"{place(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})" for s, e, f in found)
             yield Finding(severity, what, len(found), len(rows), examples, remedy)
 
 

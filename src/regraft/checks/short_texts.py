@@ -21,6 +21,11 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         if sum(map(str.isalnum, "".join(e.inputs))) < SHORT
     ]
     if found:
-        yield Finding("note", f"texts have fewer than {SHORT} letters or digits", len(found),
-                      seen.count, tuple(found),
-                      "remove those that say nothing; a model can only guess their label")  # fmt: skip
+        yield Finding(
+            "note",
+            f"texts have fewer than {SHORT} letters or digits",
+            len(found),
+            seen.count,
+            tuple(found),
+            "remove those that say nothing; a model can only guess their label",
+        )

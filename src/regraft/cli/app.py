@@ -39,8 +39,7 @@ app = typer.Typer(
 )
 
 Calibrated = Annotated[
-    bool,
-    typer.Option("--calibrated", help="Probabilities at the temperature that fits the run's val."),
+    bool, typer.Option("--calibrated", help="Probabilities at the temperature that fits the run's val.")
 ]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -49,23 +48,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alo
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")
-]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")]
 
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with a run that was left; DATA may be its folder."),
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was left; DATA may be its folder.")]
 
 AcceptChanges = Annotated[
-    bool,
-    typer.Option("--accept-changes", help="Resume though data or plan changed; it is recorded."),
+    bool, typer.Option("--accept-changes", help="Resume though data or plan changed; it is recorded.")
 ]
 
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the plan.")
-]
+Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any key of the plan.")]
 
 
 class TaskName(StrEnum):
@@ -84,19 +75,12 @@ class Control(StrEnum):
 
 
 Source = Annotated[
-    str | None,
-    typer.Option(
-        help="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME, a run."
-    ),
+    str | None, typer.Option(help="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME, a run.")
 ]
 
-SourceData = Annotated[
-    Path | None, typer.Option(help="Labelled rows of the source task: what fitting cost it.")
-]
+SourceData = Annotated[Path | None, typer.Option(help="Labelled rows of the source task: what fitting cost it.")]
 
-Retain = Annotated[
-    float | None, typer.Option(help="Share of the source task to keep for sure, as 0.98.")
-]
+Retain = Annotated[float | None, typer.Option(help="Share of the source task to keep for sure, as 0.98.")]
 
 Weights = Annotated[Path | None, typer.Option(help="A weights file for the source.")]
 
@@ -128,9 +112,7 @@ HeadLr = Annotated[float | None, typer.Option(help="Learning rate of the head.")
 
 Optimizer = Annotated[str | None, typer.Option(help="Any of torch.optim, by name.")]
 
-Freezing = Annotated[
-    str | None, typer.Option(help="everything, head_only, last_blocks, gradual or lora.")
-]
+Freezing = Annotated[str | None, typer.Option(help="everything, head_only, last_blocks, gradual or lora.")]
 
 Seed = Annotated[int | None, typer.Option(help="The first seed.")]
 
@@ -183,9 +165,7 @@ FLAGS: dict[str, tuple[str, Any, Any]] = {
 }
 
 
-def with_flags(
-    *, but: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(*, but: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that takes ``flags`` the options of FLAGS; typer reads the signature."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -211,11 +191,7 @@ def with_flags(
 
 
 def make_plan(
-    data: str,
-    flags: dict[str, Any],
-    settings: list[str],
-    allow_code: bool,
-    needs_source: bool = True,
+    data: str, flags: dict[str, Any], settings: list[str], allow_code: bool, needs_source: bool = True
 ) -> Plan:
     """The plan of a command line: a plan file or data, then flags, then --set."""
     from ..plan.read import parse_setting, read_plan
@@ -234,9 +210,7 @@ def make_plan(
     if not is_plan and not needs_source:
         values.setdefault("source.ref", "")
     if not is_plan and "source.ref" not in values:
-        raise UsageError(
-            "say what to start from: --source bundled:efficientnet-lite0, or see --help"
-        )
+        raise UsageError("say what to start from: --source bundled:efficientnet-lite0, or see --help")
     return read_plan(Path(data) if is_plan else None, values, allow_code=allow_code)
 
 
@@ -257,15 +231,33 @@ def init(
     if out.exists():
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     run = str(Path("runs") / (Path(data.rstrip("/")).stem or "run"))
-    flags = {"source": source, "task": task, "image_root": image_root, "image": image, "text": text,
-             "label": label, "out": run}  # fmt: skip
+    flags = {
+        "source": source,
+        "task": task,
+        "image_root": image_root,
+        "image": image,
+        "text": text,
+        "label": label,
+        "out": run,
+    }
     text_of_plan = write_plan(make_plan(data, flags, [], False))
     out.write_text(text_of_plan, encoding="utf-8")
     streams.echo(f"{out} written; next: {command('plan', out)}   ·   {command('fit', out)}")
 
 
-TRAINING = ("epochs", "batch_size", "lr", "head_lr", "optimizer", "freezing", "retain", "controls",
-            "seed", "seeds", "out")  # fmt: skip
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "head_lr",
+    "optimizer",
+    "freezing",
+    "retain",
+    "controls",
+    "seed",
+    "seeds",
+    "out",
+)
 
 
 @app.command(rich_help_panel=START)
@@ -366,9 +358,8 @@ def fit(
     try:
         with bars(on=first and not quiet and not as_json) as (say, track):
             path = run(
-                chosen, allow_code=allow_code, say=say, track=track, resume=resume,
-                accept_changes=accept_changes,
-            )  # fmt: skip
+                chosen, allow_code=allow_code, say=say, track=track, resume=resume, accept_changes=accept_changes
+            )
     except Interrupted as stop:
         if first:
             streams.complain(str(stop))
@@ -406,9 +397,12 @@ def verify_resume(
 def curve(
     data: Data,
     flags: dict[str, Any],
-    labels: Annotated[
-        list[int], typer.Option(help="Labels a class (rows, for numbers); several for a curve.")
-    ] = [3, 5, 10, 30],  # noqa: B006
+    labels: Annotated[list[int], typer.Option(help="Labels a class (rows, for numbers); several for a curve.")] = [  # noqa: B006
+        3,
+        5,
+        10,
+        30,
+    ],
     settings: Settings = [],  # noqa: B006
     allow_code: AllowCode = False,
     as_json: AsJson = False,
@@ -420,10 +414,7 @@ def curve(
     from ..commands.curve import in_words
     from ..runs.folder import read_json
 
-    path = drawn(
-        chosen, labels, allow_code=allow_code,
-        say=unless(quiet or as_json),
-    )  # fmt: skip
+    path = drawn(chosen, labels, allow_code=allow_code, say=unless(quiet or as_json))
     record = read_json(path, "curve.json")
     streams.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
@@ -445,10 +436,7 @@ def rates(
     chosen = make_plan(data, flags, settings, allow_code)
     from ..commands.rates import in_words, of_plan
 
-    found = of_plan(
-        chosen, steps, allow_code=allow_code,
-        say=unless(quiet or as_json),
-    )  # fmt: skip
+    found = of_plan(chosen, steps, allow_code=allow_code, say=unless(quiet or as_json))
     streams.echo(json.dumps(asdict(found)) if as_json else in_words(found))
 
 
@@ -467,9 +455,7 @@ def show_result(path: Path, as_json: bool) -> None:
 
 @app.command(rich_help_panel=START)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for data and runs; must not exist yet.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for data and runs; must not exist yet.")] = Path("runs/demo"),
     quiet: Quiet = False,
 ) -> None:
     """The whole thing on data that ships inside packages: offline, two to three minutes."""
@@ -501,8 +487,14 @@ def evaluate(
     from ..commands.predict import like_run
     from ..pipeline.predictor import load
 
-    given = {"image_root": image_root, "image": image, "text": text, "label": label, "group": group,
-             "on_bad": on_bad and on_bad.value}  # fmt: skip
+    given = {
+        "image_root": image_root,
+        "image": image,
+        "text": text,
+        "label": label,
+        "group": group,
+        "on_bad": on_bad and on_bad.value,
+    }
     model = load(run, device=device or "cpu")
     model = model.calibrated() if calibrated else model
     figures, rows, which = model.evaluate(like_run(run, data, given))
@@ -517,8 +509,7 @@ def evaluate(
 
 @app.command(rich_help_panel=JUDGE)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
-    as_json: AsJson = False,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")], as_json: AsJson = False
 ) -> None:
     """Runs side by side, with paired differences to the first on the same test rows."""
     from dataclasses import asdict
@@ -558,12 +549,8 @@ def frontier(
 
 @app.command(rich_help_panel=JUDGE)
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN …", help="One run folder, or several to compare.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write; default: report.html in the run folder.")
-    ] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN …", help="One run folder, or several to compare.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: report.html in the run folder.")] = None,
 ) -> None:
     """One HTML file: the verdict, the data, curves, errors, what the source lost; no network."""
     from ..report.render import report as write_report
@@ -589,13 +576,10 @@ def watch(
 
 @app.command(rich_help_panel=JUDGE)
 def track(
-    run: Annotated[
-        Path, typer.Argument(help="A run folder; a running one is followed to its end.")
-    ],
+    run: Annotated[Path, typer.Argument(help="A run folder; a running one is followed to its end.")],
     to: Annotated[str, typer.Option(help="tensorboard or mlflow.")],
     out: Annotated[
-        str | None,
-        typer.Option(help="A folder, or for MLflow an address; default: RUN/tensorboard, mlruns."),
+        str | None, typer.Option(help="A folder, or for MLflow an address; default: RUN/tensorboard, mlruns.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -618,33 +602,24 @@ def ui(
     from ..serving.local_pages import serve as answer
     from ..watching.pages import ui_app
 
-    answer(
-        ui_app(folder), port, browser=not no_browser, say=streams.echo, ready=f"runs of {folder}"
-    )
+    answer(ui_app(folder), port, browser=not no_browser, say=streams.echo, ready=f"runs of {folder}")
 
 
 @app.command(rich_help_panel=USE)
 def predict(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")
-    ],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")],
     image_root: ImageRoot = None,
     image: Image = None,
     text: Text = [],  # noqa: B006
     on_bad: OnBad = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write CSV here instead of the terminal.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write CSV here instead of the terminal.")] = None,
     calibrated: Calibrated = False,
     device: Device = None,
     as_json: AsJson = False,
     no_escape: Annotated[
-        bool,
-        typer.Option(
-            "--no-escape", help="CSV cells as they are, though a spreadsheet may run them."
-        ),
+        bool, typer.Option("--no-escape", help="CSV cells as they are, though a spreadsheet may run them.")
     ] = False,
 ) -> None:
     """Predictions for files, folders, tables or lines, as CSV."""
@@ -676,17 +651,10 @@ def predict(
 @app.command(rich_help_panel=USE)
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[
-        str,
-        typer.Option(help="bundle, timm, transformers, transformers-features, onnx or torch."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="The folder to make; default: RUN/exports/FORMAT.")
-    ] = None,
+    to: Annotated[str, typer.Option(help="bundle, timm, transformers, transformers-features, onnx or torch.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to make; default: RUN/exports/FORMAT.")] = None,
     calibrated: Calibrated = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="ONNX: also with 8-bit weights, and what that costs.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: also with 8-bit weights, and what that costs.")] = False,
     rows: Annotated[int, typer.Option(help="Rows that are compared, at most.")] = 2000,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -696,10 +664,7 @@ def export(
     from ..publish.export import export as exported
     from ..publish.export import in_words
 
-    done = exported(
-        run, to, out, calibrated=calibrated, int8=int8, rows=rows,
-        say=unless(quiet or as_json),
-    )  # fmt: skip
+    done = exported(run, to, out, calibrated=calibrated, int8=int8, rows=rows, say=unless(quiet or as_json))
     streams.echo(json.dumps(plain(done), ensure_ascii=False) if as_json else in_words(done))
 
 
@@ -710,9 +675,7 @@ def serve(
         str, typer.Option(help="Address to listen on; beyond this machine a token is asked for.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
-    token: Annotated[
-        str | None, typer.Option(help="Instead of a drawn one; better in REGRAFT_TOKEN.")
-    ] = None,
+    token: Annotated[str | None, typer.Option(help="Instead of a drawn one; better in REGRAFT_TOKEN.")] = None,
     allow_host: Annotated[
         list[str], typer.Option(help="Another name that requests may come by, as behind a proxy.")
     ] = [],  # noqa: B006
@@ -732,22 +695,25 @@ def serve(
         text = f'regraft serve needs {error.name}: pip install "regraft[serve]"'
         raise UsageError(text) from error
     try:
-        limits = Limits(
-            batch=batch, wait_ms=wait_ms, queue=queue, seconds=seconds, megabytes=megabytes
-        )
+        limits = Limits(batch=batch, wait_ms=wait_ms, queue=queue, seconds=seconds, megabytes=megabytes)
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from error
     served(
-        run, host=host, port=port, token=token, allow_host=allow_host, limits=limits,
-        device=device or "cpu", say=streams.echo, complain=streams.complain,
+        run,
+        host=host,
+        port=port,
+        token=token,
+        allow_host=allow_host,
+        limits=limits,
+        device=device or "cpu",
+        say=streams.echo,
+        complain=streams.complain,
         as_json=as_json,
-    )  # fmt: skip
+    )
 
 
 @app.command(rich_help_panel=HELP)
-def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False,
-) -> None:
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Remove every entry.")] = False) -> None:
     """Where features are kept for the next run, how much they take, and --clear."""
     from ..data.store import cache_in
     from ..io.places import pictures_root, unpacked_pictures
@@ -770,8 +736,7 @@ def cache(
 
 @app.command(rich_help_panel=HELP)
 def doctor(
-    runs: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"),
-    as_json: AsJson = False,
+    runs: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """Versions, devices, disk, caches, locks: what is wrong, and what to do about it."""
     from dataclasses import asdict
@@ -802,9 +767,7 @@ def list_(
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         from ..compute.versions import __version__
 

@@ -35,13 +35,7 @@ def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
         yield complain, None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Shown(Progress):
@@ -55,21 +49,13 @@ def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
                 yield Text(line, style="dim")
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Shown(*columns, console=console, transient=True) as progress:
 
         def show(lines: tuple[str, ...]) -> None:
             progress.lines = lines
 
-        yield (
-            (lambda line: console.print(shown(line), markup=False, highlight=False)),
-            Bars(progress, show),
-        )
+        yield ((lambda line: console.print(shown(line), markup=False, highlight=False)), Bars(progress, show))
 
 
 class Bars:

@@ -34,11 +34,7 @@ from ..tasks import Task
 
 @freed_memory_kept()
 def check(
-    plan: Plan,
-    *,
-    allow_code: bool = False,
-    say: Callable[[str], None] = no_progress,
-    source: Source | None = None,
+    plan: Plan, *, allow_code: bool = False, say: Callable[[str], None] = no_progress, source: Source | None = None
 ) -> CheckReport:
     """Look at the plan's data, and at its source where ``source.ref`` is not "".
 
@@ -48,9 +44,7 @@ def check(
         return check_data(plan, allow_code, say, source)
 
 
-def check_data(
-    plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None
-) -> CheckReport:
+def check_data(plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None) -> CheckReport:
     options = plan_options.task_options(plan, allow_code=allow_code)
     how = replace(plan_options.data_options(plan).for_task(options), on_bad="skip")
     found = read_rows(how)
@@ -65,11 +59,7 @@ def check_data(
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
         p, why = prepared(plan, (splits, task) if task else None, allow_code, source)
-        loaded = (
-            p.source
-            if p
-            else source or load_source(plan.source.ref, plan_options.source_options(plan))
-        )
+        loaded = p.source if p else source or load_source(plan.source.ref, plan_options.source_options(plan))
         if p is None and why:
             say(why)
         if p is not None:

@@ -55,11 +55,7 @@ class CurvePoint:
 
 @freed_memory_kept()
 def curve(
-    plan: Plan,
-    labels: Sequence[int],
-    *,
-    allow_code: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    plan: Plan, labels: Sequence[int], *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> Path:
     """Fit and judge at every number of labels, and write ``curve.json`` and ``curve.png``.
 
@@ -74,27 +70,28 @@ def curve(
     check_new(out)
     p = prepare(plan, allow_code=allow_code)
     if p.source.nothing_kept:
-        raise PlanError(
-            [f"a curve compares a source with scratch, and {p.source.name} keeps nothing"]
-        )
+        raise PlanError([f"a curve compares a source with scratch, and {p.source.name} keeps nothing"])
     folds = p.folds()
     if not folds:
         raise DataError(f"{plan.data.path} has a class with a single training row: no folds")
     counts = sorted(set(labels))
     taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
     with RunFolder(out) as folder, reporting(say):
-        features = outputs(
-            p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout
-        )
+        features = outputs(p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout)
         points: list[CurvePoint] = []
         for n in counts:
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
             points += at(p, plan, n, parts, features, say)
             say(f"{n} labels: {len(folds)} folds done")
         unit = "labels a class" if p.task.name == "classification" else "labelled rows"
-        record = {"primary": p.task.primary, "unit": unit, "folds": len(folds), "points": points,
-                  "answer": answer(points, p.metric.higher_is_better),
-                  "plan": p.plan.model_dump(exclude_none=True)}  # fmt: skip
+        record = {
+            "primary": p.task.primary,
+            "unit": unit,
+            "folds": len(folds),
+            "points": points,
+            "answer": answer(points, p.metric.higher_is_better),
+            "plan": p.plan.model_dump(exclude_none=True),
+        }
         folder.json("curve.json", record)
         draw([asdict(q) for q in points], p.task.primary, unit, out / "curve.png")
     return out
@@ -159,15 +156,12 @@ def at(
             return fitted
 
         _, _, found["scratch"] = scratch_search.search(
-            q.settings, budget, tried,
-            lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)), lost,
-        )  # fmt: skip
+            q.settings, budget, tried, lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)), lost
+        )
     return [point(arm, n, rows, values) for arm, values in found.items()]
 
 
-def from_scratch(
-    p: Prepared, chosen: Settings, parts: Sequence[tuple[list[int], list[int]]]
-) -> list[float]:
+def from_scratch(p: Prepared, chosen: Settings, parts: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     found = []
     for f, (fit, judged) in enumerate(parts):
         source: Source = reinitialise.untrained(p.source, p.seeds[0] + f)
@@ -206,9 +200,7 @@ def answer(points: Sequence[CurvePoint], higher_is_better: bool) -> str:
 
 def in_words(record: dict[str, Any]) -> str:
     """The curve as lines for the terminal, and its answer."""
-    lines = [
-        f"{record['primary']} on {record['folds']} folds of train, with a band of their scatter"
-    ]
+    lines = [f"{record['primary']} on {record['folds']} folds of train, with a band of their scatter"]
     for q in record["points"]:
         band = f"{q['mean']:.3f} [{q['low']:.3f}, {q['high']:.3f}]"
         lines.append(f"{q['labels']:>6} labels   {q['arm']:<12}   {band}")
@@ -225,14 +217,9 @@ def draw(points: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) 
         own = [q for q in points if q["arm"] == arm]
         x = [q["labels"] for q in own]
         (line,) = axes.plot(x, [q["mean"] for q in own], marker="o", label=arm)
-        axes.fill_between(
-            x, [q["low"] for q in own], [q["high"] for q in own], color=line.get_color(), alpha=0.15
-        )
+        axes.fill_between(x, [q["low"] for q in own], [q["high"] for q in own], color=line.get_color(), alpha=0.15)
     axes.set_xscale("log")
-    axes.set_xticks(
-        sorted({q["labels"] for q in points}),
-        labels=sorted({str(q["labels"]) for q in points}, key=int),
-    )
+    axes.set_xticks(sorted({q["labels"] for q in points}), labels=sorted({str(q["labels"]) for q in points}, key=int))
     axes.minorticks_off()
     axes.set_xlabel(unit)
     axes.set_ylabel(primary)

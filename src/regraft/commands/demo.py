@@ -37,9 +37,22 @@ PAGE = 64  # pixels that a letter is drawn on
 
 LETTERS = string.ascii_uppercase + "abdefghmnqrt"  # lower case where it is another shape
 
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif",
-         "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "cmr10",
-         "cmss10", "cmtt10", "cmti10", "cmmi10")  # fmt: skip
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralItalic",
+    "STIXGeneralBol",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+    "cmti10",
+    "cmmi10",
+)
 
 EACH_TRAIN, EACH_TEST = 159, 6  # pictures a letter; 228 in test: enough to claim what was forgotten
 
@@ -64,10 +77,7 @@ def demo(out: Path, say: Report, track: Track | None = None) -> str:
 
     say("\n1. a source: a small network learns the letters")
     source = run(source_plan(out / "letters", out / "source"), say=say, track=track)
-    say(
-        f"\n2. the target: {LABELS} labelled digits a class, {SEEDS} seeds, beside the same "
-        f"network from scratch"
-    )
+    say(f"\n2. the target: {LABELS} labelled digits a class, {SEEDS} seeds, beside the same network from scratch")
     target = run(target_plan(source, out / "digits", out / "transfer"), say=say, track=track)
     result = finished(target)
     shown = report([target])
@@ -88,29 +98,37 @@ def demo(out: Path, say: Report, track: Track | None = None) -> str:
 
 
 def source_plan(letters: Path, out: Path) -> Plan:
-    return check({
-        "source": {"ref": "random:timm/test_resnet", "image_size": 32, "in_channels": 1},
-        "data": {"path": str(letters)},
-        "augment": {"random_resized_crop": False, "flip": False},  # no two are drawn alike
-        "fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3, "head_lr": 3e-3},
-        "run": {"out": str(out), "workers": 0, "threads": THREADS},
-    })  # fmt: skip
+    return check(
+        {
+            "source": {"ref": "random:timm/test_resnet", "image_size": 32, "in_channels": 1},
+            "data": {"path": str(letters)},
+            "augment": {"random_resized_crop": False, "flip": False},  # no two are drawn alike
+            "fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3, "head_lr": 3e-3},
+            "run": {"out": str(out), "workers": 0, "threads": THREADS},
+        }
+    )
 
 
 def target_plan(source: Path, digits: Path, out: Path) -> Plan:
     """Settings chosen on digits that the demo never shows (docs/log.md)."""
-    return check({
-        "source": {"ref": str(source)},
-        "data": {"path": str(digits)},
-        "augment": {"scale": [0.7, 1.0], "flip": False},
-        # The control tries 0.3, 1 and 3 times scratch_lr (and beyond), the rate that taught it letters.
-        "fit": {
-            "epochs": 20, "batch_size": 15, "lr": 2e-3, "head_lr": 2e-3, "layer_decay": 0.7,
-            "scratch_lr": 3e-3,
-        },
-        "evaluate": {"controls": ["scratch"]},
-        "run": {"out": str(out), "seeds": SEEDS, "workers": 0, "threads": THREADS},
-    })  # fmt: skip
+    return check(
+        {
+            "source": {"ref": str(source)},
+            "data": {"path": str(digits)},
+            "augment": {"scale": [0.7, 1.0], "flip": False},
+            # The control tries 0.3, 1 and 3 times scratch_lr (and beyond), the rate that taught it letters.
+            "fit": {
+                "epochs": 20,
+                "batch_size": 15,
+                "lr": 2e-3,
+                "head_lr": 2e-3,
+                "layer_decay": 0.7,
+                "scratch_lr": 3e-3,
+            },
+            "evaluate": {"controls": ["scratch"]},
+            "run": {"out": str(out), "seeds": SEEDS, "workers": 0, "threads": THREADS},
+        }
+    )
 
 
 def write_digits(folder: Path, labels: int, seed: int, part: slice = SHOWN) -> None:
@@ -141,10 +159,7 @@ def write_letters(folder: Path, seed: int) -> None:
         name = f"{letter}-{'upper' if letter.isupper() else 'lower'}"
         for i in range(EACH_TRAIN + EACH_TEST):
             split = "train" if i < EACH_TRAIN else "test"
-            save(
-                draw(letter, fonts[rng.integers(len(fonts))], rng),
-                folder / split / name / f"{i:03d}.png",
-            )
+            save(draw(letter, fonts[rng.integers(len(fonts))], rng), folder / split / name / f"{i:03d}.png")
 
 
 def draw(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -169,9 +184,7 @@ def draw(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) ->
     ink = map_coordinates(np.asarray(page, dtype=np.float32), at, order=1) > 80  # of 255
 
     high, wide = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    crop = Image.fromarray(
-        ink[high[0] : high[-1] + 1, wide[0] : wide[-1] + 1].astype(np.uint8) * 255
-    )
+    crop = Image.fromarray(ink[high[0] : high[-1] + 1, wide[0] : wide[-1] + 1].astype(np.uint8) * 255)
     full = 4 * SIDE
     width = min(full, max(3, round(crop.width * full / crop.height)))
     box = Image.new("L", (full, full))

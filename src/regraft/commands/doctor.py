@@ -22,8 +22,19 @@ from ..plan.schema import RunPlan
 from ..runs.folder import LOCK, can_resume, status_of
 from ..runs.ledger import ledger_path
 
-LIBRARIES = ("torchvision", "timm", "transformers", "accelerate", "peft", "safetensors", "numpy",
-             "scikit-learn", "scipy", "Pillow", "pyarrow")  # fmt: skip
+LIBRARIES = (
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "Pillow",
+    "pyarrow",
+)
 
 LOW = 2e9  # bytes
 
@@ -71,9 +82,7 @@ def devices() -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # whatever a broken installation throws
-        yield Finding(
-            "devices", f"torch does not import: {error}", "pip install -U torch torchvision"
-        )
+        yield Finding("devices", f"torch does not import: {error}", "pip install -U torch torchvision")
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -154,16 +163,13 @@ def leftovers(runs: Path) -> Iterator[Finding]:
     unique = sorted({place.resolve() for place in places})
     size = sum(bytes_in(folder) for place in unique for folder in abandoned(place))
     gone = [folder for place in unique for folder in sweep(place)]
-    gone += [
-        file for run in sorted(runs.glob("*")) for file in unfinished_files(run) if removed(file)
-    ]
+    gone += [file for run in sorted(runs.glob("*")) for file in unfinished_files(run) if removed(file)]
     if gone:
         says = f"{len(gone)} left by killed processes, {size / 1e6:.1f} MB, removed: "
         yield Finding("left behind", says + shorten([str(path) for path in gone]))
     for folder in (f for place in unique for f in unproven(place)):
         who = locks.holder(folder / OWNER)
-        yield Finding("left behind", f"{folder} is a day old, of {who}",
-                      f"if that process is gone: rm -r {folder}")  # fmt: skip
+        yield Finding("left behind", f"{folder} is a day old, of {who}", f"if that process is gone: rm -r {folder}")
 
 
 def unfinished_files(run: Path) -> list[Path]:

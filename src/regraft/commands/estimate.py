@@ -32,7 +32,8 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
     rows = {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")}
     parts = [
         f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
-        f"data    {p.plan.data.path}   " + "   ".join(f"{s} {n}" for s, n in rows.items())
+        f"data    {p.plan.data.path}   "
+        + "   ".join(f"{s} {n}" for s, n in rows.items())
         + f"   {p.task.name}: {p.task.outputs} outputs",
         *(f"classes {line}" for line in class_lines(classes_of(p.splits, p.task))),
         *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes, *probe_note(p))),
@@ -43,7 +44,7 @@ def show(plan: Plan, *, allow_code: bool = False) -> str:
         *(f"{key:<18} {choice(p, key)}   {why}" for key, why in p.reasons.items()),
         "",
         cost(p),
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)
 
 
@@ -67,24 +68,19 @@ def block_table(p: Prepared) -> str:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in (
-        "block",
-        "parameters",
-        "weights",
-        "trains from",
-        "rate",
-        "÷ scratch",
-        "decay",
-        "anchored",
-    ):
+    for title in ("block", "parameters", "weights", "trains from", "rate", "÷ scratch", "decay", "anchored"):
         table.add_column(title, justify="left" if title in ("block", "weights") else "right")
     for b in p.table:
         table.add_row(
-            b.name, f"{b.parameters:,}", b.state,
+            b.name,
+            f"{b.parameters:,}",
+            b.state,
             "frozen" if b.first_epoch is None else f"epoch {b.first_epoch}",
-            f"{b.rate:.2g}", f"{b.over_scratch:.2g}", f"{b.weight_decay:.2g}",
+            f"{b.rate:.2g}",
+            f"{b.over_scratch:.2g}",
+            f"{b.weight_decay:.2g}",
             "yes" if b.anchored else "no",
-        )  # fmt: skip
+        )
     out = StringIO()
     Console(file=out, width=120, no_color=True).print(table)
     return out.getvalue().rstrip("\n")
@@ -104,9 +100,17 @@ def cost(p: Prepared) -> str:
         begin = time.monotonic()
         with adapted(p.freezing, target, p.seeds[0]) as fitted:
             fine_tune(
-                fitted, train, None, p.task, p.metric, once, freezing=p.freezing, penalties={},
-                device=p.device, seed=p.seeds[0],
-            )  # fmt: skip
+                fitted,
+                train,
+                None,
+                p.task,
+                p.metric,
+                once,
+                freezing=p.freezing,
+                penalties={},
+                device=p.device,
+                seed=p.seeds[0],
+            )
         return time.monotonic() - begin
 
     def forward() -> float:

@@ -39,9 +39,7 @@ def rechoose(run: Path, retain: float | None) -> Rechosen:
     result = finished(run)
     front = result.get("frontier")
     if not front:
-        raise UsageError(
-            f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted"
-        )
+        raise UsageError(f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted")
     if front.get("seed") not in (None, saved := result["seeds"][0]["seed"]):
         raise UsageError(
             f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
@@ -104,9 +102,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     head = start["head.weight"], start["head.bias"]
     probe = Probe(*head, solver["strength"], losses, solver["chosen_by"])
     fit = Fit(**{f.name: result["fit"][f.name] for f in fields(Fit)})
-    arm = Arm(
-        p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end
-    )
+    arm = Arm(p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
     cross = CrossValidation(found.points if by_folds else [], 0, {})
     with RunFolder(out) as folder:

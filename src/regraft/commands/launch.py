@@ -64,16 +64,23 @@ def launch(count: int, arguments: Sequence[str], out: Path) -> int:
             os.close(ours)
 
 
-def started(
-    rank: int, count: int, arguments: Sequence[str], folder: Path, pipe: int
-) -> subprocess.Popen[bytes]:
+def started(rank: int, count: int, arguments: Sequence[str], folder: Path, pipe: int) -> subprocess.Popen[bytes]:
     each = str(max(1, (os.cpu_count() or 1) // count))
     loopback = loopback_name()
-    environment = {"OMP_NUM_THREADS": each} | os.environ | {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count), FOLDER: str(folder), PIPE: str(pipe),
-        "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}",
-    }  # fmt: skip
+    environment = (
+        {"OMP_NUM_THREADS": each}
+        | os.environ
+        | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            FOLDER: str(folder),
+            PIPE: str(pipe),
+            "GLOO_SOCKET_IFNAME": loopback,
+            "NCCL_SOCKET_IFNAME": f"={loopback}",
+        }
+    )
     words = [*python(), "-m", "regraft", *arguments]
     return subprocess.Popen(words, env=environment, pass_fds=[pipe], stdin=subprocess.DEVNULL)
 
@@ -83,9 +90,7 @@ def loopback_name() -> str:
     import psutil
 
     found = (
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if any(a.address == "127.0.0.1" for a in addresses)
+        name for name, addresses in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in addresses)
     )
     return next(found, "lo")
 

@@ -21,13 +21,9 @@ def listing(what: str, as_json: bool) -> str:
     if what in plugins.FOLDERS or what == "all":
         folders = plugins.FOLDERS if what == "all" else (what,)
         found = {folder: [plugin(folder, n) for n in plugins.names(folder)] for folder in folders}
-        return (
-            json.dumps(found) if as_json else "\n\n".join(in_words(f, p) for f, p in found.items())
-        )
+        return json.dumps(found) if as_json else "\n\n".join(in_words(f, p) for f, p in found.items())
     if not Path(what).is_dir():
-        raise UsageError(
-            f'nothing is called "{what}"; {did_you_mean(what, [*plugins.FOLDERS, "all"])}'
-        )
+        raise UsageError(f'nothing is called "{what}"; {did_you_mean(what, [*plugins.FOLDERS, "all"])}')
     runs = [run_line(path) for path in runs_below(Path(what))]
     if as_json:
         return json.dumps(runs)

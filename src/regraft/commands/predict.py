@@ -77,9 +77,7 @@ def named_inputs(
     return names, values
 
 
-def readable(
-    names: Sequence[str], values: Sequence[Value], on_bad: str
-) -> tuple[list[str], list[Value], list[str]]:
+def readable(names: Sequence[str], values: Sequence[Value], on_bad: str) -> tuple[list[str], list[Value], list[str]]:
     """Decode each picture once; return (names, inputs) of those that decode, and lines on the others.
 
     Raises DataError, with their count, where there are others and ``on_bad`` is not "skip", or where no
@@ -124,17 +122,12 @@ def text_of(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; save it "
-            f"as UTF-8"
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
         ) from error
 
 
 def write_predictions(
-    file: TextIO | Shown,
-    names: Sequence[str],
-    predictions: Iterable[Prediction],
-    as_json: bool,
-    escape: bool = True,
+    file: TextIO | Shown, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool, escape: bool = True
 ) -> None:
     """CSV with a header, or one JSON object a line. With ``escape`` no cell is a formula to a
     spreadsheet."""

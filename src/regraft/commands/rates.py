@@ -83,9 +83,7 @@ def range_test(
     fewer than two steps or factors that do not grow.
     """
     if steps < 2 or not 0 < low < high:
-        raise UsageError(
-            "a range test takes 2 steps or more, from a factor above 0 to a larger one"
-        )
+        raise UsageError("a range test takes 2 steps or more, from a factor above 0 to a larger one")
     blocks = [b.name for b in target.blocks]
     backbone = blocks[-2] if len(blocks) > 1 else blocks[-1]
     trains = max((freezing(blocks, e) for e in range(1, settings.epochs + 1)), key=len)
@@ -102,11 +100,7 @@ def range_test(
         optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         objective = Objective(target, task, penalties, settings, device, seed)
-        batches = (
-            (epoch, micro)
-            for epoch in count(1)
-            for micro in together(train.epoch(epoch), settings.accumulate)
-        )
+        batches = ((epoch, micro) for epoch in count(1) for micro in together(train.epoch(epoch), settings.accumulate))
         for step, (epoch, micro) in enumerate(islice(batches, steps)):
             factor = low * (high / low) ** (step / (steps - 1))
             for group in optimizer.param_groups:
@@ -140,11 +134,7 @@ def range_test(
 
 @freed_memory_kept()
 def of_plan(
-    plan: Plan,
-    steps: int,
-    *,
-    allow_code: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> RangeTest:
     """The range test of a plan's first seed, from the start that its fit has."""
     p: Prepared = prepare(plan, allow_code=allow_code)
@@ -158,9 +148,16 @@ def of_plan(
     penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}
     with adapted(p.freezing, target, p.seeds[0]) as tested:
         return range_test(
-            tested, p.batches("train", seed=p.seeds[0], train=True), p.task, p.settings,
-            freezing=p.freezing, penalties=penalties, device=p.device, seed=p.seeds[0], steps=steps,
-        )  # fmt: skip
+            tested,
+            p.batches("train", seed=p.seeds[0], train=True),
+            p.task,
+            p.settings,
+            freezing=p.freezing,
+            penalties=penalties,
+            device=p.device,
+            seed=p.seeds[0],
+            steps=steps,
+        )
 
 
 def in_words(found: RangeTest) -> str:

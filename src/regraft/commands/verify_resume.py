@@ -46,16 +46,16 @@ class Verified:
             return (
                 f"resume is exact here: {what}: all {self.tensors} tensors (weights, optimiser, averages, "
                 f"generator) are bit for bit those of the run that was left alone"
-            )  # fmt: skip
+            )
         return "\n".join(
-            [f"resume is NOT exact here: {what}: {len(self.differ)} of {self.tensors} tensors differ",
-             *(f"  {name}" for name in self.differ[:10])]
-        )  # fmt: skip
+            [
+                f"resume is NOT exact here: {what}: {len(self.differ)} of {self.tensors} tensors differ",
+                *(f"  {name}" for name in self.differ[:10]),
+            ]
+        )
 
 
-def verify(
-    plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None]
-) -> Verified:
+def verify(plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None]) -> Verified:
     """Raises UsageError for fewer than 2 steps, RegraftError where a run fails."""
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
@@ -94,15 +94,9 @@ class Runs:
         file = self.tmp / "plan.toml"
         file.write_text(write_plan(self.plan.model_copy(update={"run": run})), encoding="utf-8")
         code = ["--allow-code"] if self.allow_code else []
-        command = [*python(), "-m", "regraft", "fit", str(file), "--out",
-                   str(self.tmp / name), "-q", *more, *code]  # fmt: skip
-        env = os.environ | {
-            "REGRAFT_FAILPOINT": failpoint,
-            "REGRAFT_STATE": str(self.tmp / "state"),
-        }
-        done = subprocess.run(
-            command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False
-        )
+        command = [*python(), "-m", "regraft", "fit", str(file), "--out", str(self.tmp / name), "-q", *more, *code]
+        env = os.environ | {"REGRAFT_FAILPOINT": failpoint, "REGRAFT_STATE": str(self.tmp / "state")}
+        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False)
         ended = shell_code(done.returncode)
         if ended not in (0, KILLED, STOPPED):
             raise RegraftError(f"the run failed: {done.stderr.strip() or ended}")

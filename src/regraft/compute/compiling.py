@@ -47,12 +47,9 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            first = next(
-                (line for line in str(error).splitlines() if line.strip()), "no reason given"
-            )
+            first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
             raise RegraftError(
-                f"torch.compile fails on this model ({type(error).__name__}: {first}): set fit.compile to "
-                f"false"
+                f"torch.compile fails on this model ({type(error).__name__}: {first}): set fit.compile to false"
             ) from error
 
     return call

@@ -80,8 +80,7 @@ def naming_a_lost_rank(out: str) -> Iterator[None]:
         if not torch.distributed.is_initialized() or not of_a_collective:
             raise
         raise RankError(
-            "another rank has ended, and this one cannot go on alone: go on with "
-            f"`{command('fit', '--resume', out)}`"
+            f"another rank has ended, and this one cannot go on alone: go on with `{command('fit', '--resume', out)}`"
         ) from None
 
 
@@ -95,11 +94,7 @@ def leave() -> None:
 
 
 def world_size() -> int:
-    return (
-        1
-        if _alone or not torch.distributed.is_initialized()
-        else torch.distributed.get_world_size()
-    )
+    return 1 if _alone or not torch.distributed.is_initialized() else torch.distributed.get_world_size()
 
 
 def rank() -> int:

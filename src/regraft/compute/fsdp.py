@@ -45,9 +45,7 @@ def shard_of(value: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     held: Any = like
-    divided_: Tensor = distribute_tensor(
-        value.to(held.device), held.device_mesh, held.placements, src_data_rank=None
-    )
+    divided_: Tensor = distribute_tensor(value.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
     return divided_
 
 

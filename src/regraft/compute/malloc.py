@@ -70,15 +70,8 @@ def give_back() -> None:
 
 
 def set_by(environment: Mapping[str, str]) -> bool:
-    names = (
-        "MALLOC_TRIM_THRESHOLD_",
-        "MALLOC_MMAP_THRESHOLD_",
-        "MALLOC_MMAP_MAX_",
-        "MALLOC_TOP_PAD_",
-    )
-    return not environment.keys().isdisjoint(names) or "glibc.malloc." in environment.get(
-        "GLIBC_TUNABLES", ""
-    )
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+    return not environment.keys().isdisjoint(names) or "glibc.malloc." in environment.get("GLIBC_TUNABLES", "")
 
 
 def glibc() -> ctypes.CDLL | None:

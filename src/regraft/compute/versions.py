@@ -37,18 +37,13 @@ def dotted(numbers: tuple[int, ...]) -> str:
     return ".".join(map(str, numbers))
 
 
-def misfit(
-    installed: Callable[[str], str] = installed,
-    requires: Callable[[str], list[str] | None] = requires,
-) -> str:
+def misfit(installed: Callable[[str], str] = installed, requires: Callable[[str], list[str] | None] = requires) -> str:
     """What to do where torchvision was built for another torch, from what its package says; or ""."""
     vision, torch = installed("torchvision"), installed("torch")
     if not vision:
         return "pip install torchvision"
     wanted = [
-        match[1]
-        for need in requires("torchvision") or []
-        if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", need))
+        match[1] for need in requires("torchvision") or [] if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", need))
     ]
     plain = torch.partition("+")[0]
     if not wanted or wanted[0] == plain:

@@ -136,9 +136,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         return self.dealt(0, 1)
 
-    def dealt(
-        self, rank: int, size: int, view: int = 0
-    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+    def dealt(self, rank: int, size: int, view: int = 0) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
         """Every ``size``-th batch from number ``rank`` on: of the rows as evaluation sees them or, from
         view 1 on, of the rows as they stand, each augmented as in that epoch."""
         rows = list(range(len(self)))
@@ -161,9 +159,7 @@ class Batches:
         rank, size = self.share
         batches = self._split(rows, n)[skip:]
         own = [b[rank::size] or b[:1] for b in batches]
-        for batch, (names, inputs, targets) in zip(
-            batches, self._batches(own, self.augment, n), strict=True
-        ):
+        for batch, (names, inputs, targets) in zip(batches, self._batches(own, self.augment, n), strict=True):
             yield (names if rank < len(batch) else ()), inputs, targets
 
     def _split(self, rows: list[int], epoch: int) -> list[list[int]]:
@@ -179,9 +175,7 @@ class Batches:
             window = sorted(rows[start : start + width], key=self.tokens.length)
             count = math.ceil(len(window) / self.batch_size)
             parts += [part.tolist() for part in np.array_split(window, count)]
-        return [
-            parts[i] for i in order([named(self.examples, p[0]) for p in parts], self.seed, epoch)
-        ]
+        return [parts[i] for i in order([named(self.examples, p[0]) for p in parts], self.seed, epoch)]
 
     def _batches(
         self, batches: list[list[int]], augment: Augment | None, epoch: int

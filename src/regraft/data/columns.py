@@ -37,8 +37,7 @@ BATCH_BYTES = 1 << 24  # of texts, at most, where rows are long
 
 SHARED = 1 << 16  # different label cells, at most, of which equal ones are one object
 
-FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored",
-         "thumb")  # fmt: skip
+FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored", "thumb")
 
 
 # ---------------------------------------------------------------- the file
@@ -221,9 +220,12 @@ class StoredRows(Sequence[Row]):
         for block in self.table.lists(places, ["inputs", "cells", "where", "split", "group"]):
             for inputs, cells, where, split, group in zip(*block.values(), strict=True):
                 yield Row(
-                    tuple(map(decoded, inputs)), tuple(map(decoded, cells)), decoded(where),
-                    decoded_or_none(split), decoded_or_none(group),
-                )  # fmt: skip
+                    tuple(map(decoded, inputs)),
+                    tuple(map(decoded, cells)),
+                    decoded(where),
+                    decoded_or_none(split),
+                    decoded_or_none(group),
+                )
 
 
 # ---------------------------------------------------------------- rows with their identity
@@ -276,9 +278,7 @@ def distinct(row: Row) -> tuple[Any, ...]:
 class Content:
     """The rows that splits are made of, sorted by content."""
 
-    def __init__(
-        self, table: Mapped, keys: NDArray[np.uint64], numbers: NDArray[np.int32], pictures: bool
-    ) -> None:
+    def __init__(self, table: Mapped, keys: NDArray[np.uint64], numbers: NDArray[np.int32], pictures: bool) -> None:
         self.table, self.pictures = table, pictures
         self.keys = keys  # the first 64 bits of the hash of each row's inputs
         self.numbers = numbers  # how many rows with that key come before
@@ -340,9 +340,13 @@ class Examples(Sequence[Example]):
         rows = zip(self.content.ids(places), *columns, facts, strict=True)
         for id_, inputs, cells, where, group, seen in rows:
             yield Example(
-                id_, tuple(map(decoded, inputs)), tuple(map(decoded, cells)), decoded(where),
-                decoded_or_none(group), seen,
-            )  # fmt: skip
+                id_,
+                tuple(map(decoded, inputs)),
+                tuple(map(decoded, cells)),
+                decoded(where),
+                decoded_or_none(group),
+                seen,
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -496,9 +500,18 @@ def shared(values: Iterable[bytes | None]) -> list[str | None]:
 def fact_fields() -> list[Any]:
     import pyarrow as pa
 
-    kinds = {"format": pa.string(), "mode": pa.string(), "width": pa.int64(), "height": pa.int64(),
-             "deep": pa.bool_(), "animated": pa.bool_(), "orientation": pa.int64(), "hash": pa.uint64(),
-             "mirrored": pa.uint64(), "thumb": pa.binary()}  # fmt: skip
+    kinds = {
+        "format": pa.string(),
+        "mode": pa.string(),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "deep": pa.bool_(),
+        "animated": pa.bool_(),
+        "orientation": pa.int64(),
+        "hash": pa.uint64(),
+        "mirrored": pa.uint64(),
+        "thumb": pa.binary(),
+    }
     return [pa.field(name, kinds[name]) for name in FACTS]
 
 

@@ -30,15 +30,7 @@ from PIL import Image
 
 from ..errors import DataError, RegraftError
 from .image_costs import LARGE_BYTES, bounded, excess
-from .images import (
-    MAX_PIXELS,
-    UNREADABLE,
-    TooCostlyError,
-    TooManyPixelsError,
-    facts_of,
-    picture_of,
-    resized,
-)
+from .images import MAX_PIXELS, UNREADABLE, TooCostlyError, TooManyPixelsError, facts_of, picture_of, resized
 from .types import PictureFacts
 
 LOOK_S = 30.0  # of processor time, for a picture of a data folder
@@ -66,9 +58,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4000000",  # so that glibc gives a picture's memory back
 }
 
-KINDS: dict[str, type[DataError]] = {
-    "pixels": TooManyPixelsError, "cost": TooCostlyError, "data": DataError,
-}  # fmt: skip
+KINDS: dict[str, type[DataError]] = {"pixels": TooManyPixelsError, "cost": TooCostlyError, "data": DataError}
 
 
 class SlowError(TooCostlyError):
@@ -103,9 +93,7 @@ class Worker:
                 self._process = _started(self._arguments)
             return self._process
 
-    def ask(
-        self, request: dict[str, Any], content: bytes, seconds: float, wall: float
-    ) -> tuple[dict[str, Any], bytes]:
+    def ask(self, request: dict[str, Any], content: bytes, seconds: float, wall: float) -> tuple[dict[str, Any], bytes]:
         """Return a worker's reply. Raises SlowError, or TooCostlyError where it ended otherwise."""
         process, late = self.start(), threading.Event()
         assert process.stdin is not None and process.stdout is not None
@@ -168,9 +156,12 @@ def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code, package, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=os.environ | ENVIRONMENT, **own,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | ENVIRONMENT,
+            **own,
+        )
     except OSError as error:
         raise StoppedError(f"no process to decode pictures could be started: {error}") from error
 

@@ -24,9 +24,7 @@ class KnownFiles:
         path = Path(example.inputs[0])
         try:
             found = path.stat()
-            if not stat.S_ISREG(
-                found.st_mode
-            ):  # reading it would say so, and never wait for a pipe
+            if not stat.S_ISREG(found.st_mode):  # reading it would say so, and never wait for a pipe
                 return
             state = (found.st_ino, found.st_size, found.st_mtime_ns)
             if self.states.get(example.id) == state:

@@ -146,10 +146,7 @@ def _chunks(content: bytes, most: int) -> tuple[int, int]:
 def _excess_of_ppm(content: bytes) -> str | None:
     magic = HEADER.match(content)
     assert magic is not None
-    end, values = (
-        magic.end(),
-        2 if content[1:2] in b"14" else 3,
-    )  # width, height and the largest value
+    end, values = (magic.end(), 2 if content[1:2] in b"14" else 3)  # width, height and the largest value
     for _ in range(values):
         found = VALUE.match(content, end, MAX_HEADER_BYTES)
         if found is None:

@@ -62,9 +62,13 @@ def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
     spec = to_json(p.spec)
     sized = {} if whole else {k: spec[k] for k in ("size", "resize", "interpolation")}
     what = {
-        "schema": SCHEMA, "pictures": list(rows), "channels": p.spec.channels, "whole": whole, **sized,
+        "schema": SCHEMA,
+        "pictures": list(rows),
+        "channels": p.spec.channels,
+        "whole": whole,
+        **sized,
         "versions": {name: version(name) for name in ("regraft", "Pillow", "torchvision")},
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,13 +80,7 @@ def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]])
     """
 
     def fill(folder: Path) -> None:
-        index: dict[str, Any] = {
-            "schema": SCHEMA,
-            "key": key,
-            "rows": [],
-            "shapes": [],
-            "checks": [],
-        }
+        index: dict[str, Any] = {"schema": SCHEMA, "key": key, "rows": [], "shapes": [], "checks": []}
         size = 0
         with (folder / "pixels.bin").open("wb") as file:
             for name, picture in pictures:
@@ -164,9 +162,7 @@ def entry(
     failed = distributed.broadcast(failed)
     if not there and not failed:
         kept, failed = opened(cache, key)
-    if kept is not None and not all(
-        shows(kept, e, picture) for e, picture in zip(some, decoded, strict=True)
-    ):
+    if kept is not None and not all(shows(kept, e, picture) for e, picture in zip(some, decoded, strict=True)):
         kept, failed = None, "what it holds differs from the pictures"
     if kept is None:
         say(f"{what}: not kept, the cache cannot hold them: {failed}")
@@ -205,9 +201,7 @@ def pictures(
             yield from zip(part, pool.map(read, [named[name] for name in part]), strict=True)
 
 
-def no_gain(
-    cache: FeatureCache, decoding: float, size: int, passes: int, workers: int, there: bool
-) -> str:
+def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, workers: int, there: bool) -> str:
     """Why it is not worth it to keep ``size`` bytes that take ``decoding`` seconds a pass; or ""."""
     folder = next((d for d in (cache.root, *cache.root.parents) if d.is_dir()), Path.cwd())
     room = min(cache.limit, shutil.disk_usage(folder).free // 2)

@@ -127,9 +127,7 @@ def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]
     return _decode(Path(path), str(path), channels, MAX_PIXELS)
 
 
-def _decode(
-    content: Path | BytesIO, name: str, channels: int, max_pixels: int
-) -> tuple[Image.Image, dict[str, Any]]:
+def _decode(content: Path | BytesIO, name: str, channels: int, max_pixels: int) -> tuple[Image.Image, dict[str, Any]]:
     try:
         with Image.open(content, formats=FORMATS) as file:
             _check_size(file, max_pixels)
@@ -190,9 +188,7 @@ class TooManyPixelsError(TooCostlyError):
 def _check_size(file: Image.Image, max_pixels: int) -> None:
     width, height = file.size
     if width * height > max_pixels:
-        raise TooManyPixelsError(
-            f"{width} × {height} pixels are more than {max_pixels / 1_000_000:g} megapixels"
-        )
+        raise TooManyPixelsError(f"{width} × {height} pixels are more than {max_pixels / 1_000_000:g} megapixels")
 
 
 def _orientation(file: Image.Image) -> int:
@@ -224,9 +220,7 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(wanted) if image.mode != wanted else image.copy()
 
 
-def _in_strips(
-    image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str
-) -> Image.Image:
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
     """Return ``convert(image)``, computed strip by strip: what lies between takes little memory."""
     if image.width * image.height <= STRIP_PIXELS:
         return convert(image)

@@ -31,16 +31,7 @@ from ..tasks import Task
 from .columns import Examples, StoredRows, cells_of, identified, splits_of, stored, stored_facts
 from .decoding import Lookers
 from .images import facts_of, reason
-from .splitting import (
-    TEST,
-    _check_folds,
-    _draw,
-    _drawn,
-    _limit,
-    _resolve_leaks,
-    _too_small,
-    digest_of,
-)
+from .splitting import TEST, _check_folds, _draw, _drawn, _limit, _resolve_leaks, _too_small, digest_of
 from .types import DataOptions, Example, PictureFacts, RawData, Row, Splits
 
 if TYPE_CHECKING:
@@ -193,9 +184,7 @@ def _read_raw(options: DataOptions) -> RawData:
     elif options.format in names:
         name = options.format
     else:
-        raise DataError(
-            f'there is no format "{options.format}"; {did_you_mean(options.format, names)}'
-        )
+        raise DataError(f'there is no format "{options.format}"; {did_you_mean(options.format, names)}')
     module = plugins.module("formats", name)
     raw: RawData
     rows: Iterable[Row]
@@ -208,9 +197,15 @@ def _read_raw(options: DataOptions) -> RawData:
 
 
 ARCHIVES = {  # by their first bytes: the name of a file says nothing for sure
-    b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
-}  # fmt: skip
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+}
 
 WORKBOOKS = (".xlsx", ".xlsm", ".xltx", ".ods", ".numbers")
 
@@ -250,9 +245,7 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[Examples, str
     return rows, which
 
 
-def rows_and_splits(
-    options: DataOptions, kind: Kind
-) -> tuple[Examples, list[str | None], list[str]]:
+def rows_and_splits(options: DataOptions, kind: Kind) -> tuple[Examples, list[str | None], list[str]]:
     """Every row of the data, the split that they name for it, and notes; labels are not checked.
 
     Raises DataError for inputs of another kind.

@@ -81,9 +81,7 @@ class ImagePreprocessor:
         self._decoded: dict[tuple[object, ...], Any] = {}  # by path and state of the file
         self._room = DECODED
 
-    def one(
-        self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
-    ) -> Tensor:
+    def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")) -> Tensor:
         """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
         return self.varied(self.certain(inputs, whole_for(augment)), augment, key)
 
@@ -169,11 +167,7 @@ class ImagePreprocessor:
 
         if augment not in self._varied:
             crop = v2.RandomResizedCrop(
-                list(self.spec.size),
-                augment.scale,
-                augment.ratio,
-                self.interpolation,
-                antialias=True,
+                list(self.spec.size), augment.scale, augment.ratio, self.interpolation, antialias=True
             )
             by_pillow = self.interpolation == InterpolationMode.LANCZOS  # tensors have none
             steps: list[Any] = []
@@ -193,13 +187,7 @@ def whole_for(augment: Augment | None) -> bool:
 
 
 def mix(
-    inputs: Inputs,
-    targets: Tensor,
-    outputs: int,
-    augment: Augment,
-    seed: int,
-    epoch: int,
-    step: int,
+    inputs: Inputs, targets: Tensor, outputs: int, augment: Augment, seed: int, epoch: int, step: int
 ) -> tuple[Inputs, Tensor]:
     """MixUp or CutMix of a batch: (inputs [B, C, H, W], targets [B, outputs] float).
 
@@ -246,9 +234,7 @@ class TextPreprocessor:
         if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides what is padded
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.tokenizer.pad_token is None:
-            raise SourceError(
-                f"{spec.tokenizer}: its tokenizer has no token to pad with: give it a pad_token"
-            )
+            raise SourceError(f"{spec.tokenizer}: its tokenizer has no token to pad with: give it a pad_token")
         try:
             known = self.tokenizer.pad_token_id is not None
         except RecursionError:  # the token for the unknown is unknown itself
@@ -333,9 +319,7 @@ class CallablePreprocessor:
     def __init__(self, spec: CallableSpec) -> None:
         self.spec = spec
 
-    def one(
-        self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
-    ) -> Tensor:
+    def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")) -> Tensor:
         """What the function returns; where it draws from torch, a function of ``key``."""
 
         with drawing(key):
@@ -382,7 +366,5 @@ def from_json(values: dict[str, Any], folder: Path) -> Preprocess:
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{folder}: the preprocessing does not read: {error}") from error
     if kind == "callable":
-        raise SourceError(
-            f"{folder} was fitted with preprocessing of one's own, which is not saved; pass it in"
-        )
+        raise SourceError(f"{folder} was fitted with preprocessing of one's own, which is not saved; pass it in")
     raise SourceError(f'{folder}: unknown preprocessing "{kind}"')

@@ -114,11 +114,7 @@ def _in_order(rows: Examples, seed: int) -> Iterator[list[int]]:
 
 
 def _draw(
-    parts: dict[str, Examples],
-    name: str,
-    fraction: float,
-    strata: Callable[[Sequence[Cells]], list[str]],
-    seed: int,
+    parts: dict[str, Examples], name: str, fraction: float, strata: Callable[[Sequence[Cells]], list[str]], seed: int
 ) -> dict[str, int]:
     """Moves about ``fraction`` of train to the split ``name``, in place; rows of it a stratum.
 
@@ -156,9 +152,7 @@ def _too_small(strata: Counter[str]) -> str:
     return f"train has {strata.total()} rows, fewer than {MIN_ROWS}" if few else ""
 
 
-def _check_folds(
-    train: Examples, strata: Callable[[Sequence[Cells]], list[str]], folds: int
-) -> None:
+def _check_folds(train: Examples, strata: Callable[[Sequence[Cells]], list[str]], folds: int) -> None:
     """Raises DataError where a class, or the groups, cannot be in every fold."""
     counts = Counter(strata(cells_of(train)))
     rarest = min(counts, key=lambda s: (counts[s], s))

@@ -142,9 +142,7 @@ class FeatureCache:
         if not all(stat.S_ISREG(f.st_mode) for f in files):
             raise OSError(errno.EINVAL, f"{path} holds something that is no regular file")
         if self.users == "own" and not all(is_own(a) for a in (folder, *files)):
-            raise PermissionError(
-                errno.EPERM, f'{path} is another user\'s (run.cache_users = "all" would use it)'
-            )
+            raise PermissionError(errno.EPERM, f'{path} is another user\'s (run.cache_users = "all" would use it)')
 
     def _read(self, path: Path, index: Mapping[str, Any]) -> Entry:
         arrays, dtypes, shapes = {}, {}, {}

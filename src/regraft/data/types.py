@@ -170,15 +170,11 @@ class Augment:
 
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
-    random_resized_crop: bool = field(
-        default=True, metadata={"help": "else the evaluation's resize and centre crop"}
-    )
+    random_resized_crop: bool = field(default=True, metadata={"help": "else the evaluation's resize and centre crop"})
     scale: tuple[float, float] = field(
         default=(0.5, 1.0), metadata={"help": "share of the picture's area that a crop keeps"}
     )
-    ratio: tuple[float, float] = field(
-        default=(0.75, 4 / 3), metadata={"help": "width ÷ height of a crop"}
-    )
+    ratio: tuple[float, float] = field(default=(0.75, 4 / 3), metadata={"help": "width ÷ height of a crop"})
     flip: bool = field(default=True, metadata={"help": "left to right, half of the time"})
     randaugment: int = field(default=0, metadata={"help": "magnitude, 0 (off) to 30"})
     mixup: float = field(default=0.0, metadata={"help": "alpha of MixUp; 0: off"})

@@ -49,9 +49,7 @@ def fit_temperature(rows: Predictions) -> float:
     return float(np.exp(found.x))
 
 
-def calibration(
-    task: Task, metrics: Mapping[str, Metric], val: Predictions, test: Predictions
-) -> dict[str, Any]:
+def calibration(task: Task, metrics: Mapping[str, Metric], val: Predictions, test: Predictions) -> dict[str, Any]:
     """``calibration`` of result.json: test as it is and at the temperature fitted on val."""
     temperature = fit_temperature(val)
     after = replace(test, scores=cooled(test.scores, temperature))
@@ -72,8 +70,7 @@ def reliability(rows: Predictions) -> list[dict[str, float]]:
 
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
-        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()),
-         "rows": int(own.sum())}
+        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}
         for b in np.unique(bins)
         for own in [bins == b]
-    ]  # fmt: skip
+    ]

@@ -117,8 +117,7 @@ def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimat
         return gain(metric, run.rows, first.rows)
     except DataError as error:
         raise UsageError(
-            f"{first.path} and {run.path} cannot be compared, for {error}, with the same data and "
-            f"data.split_seed"
+            f"{first.path} and {run.path} cannot be compared, for {error}, with the same data and data.split_seed"
         ) from error
 
 
@@ -129,10 +128,7 @@ def words(value: Any) -> str:
 def read_judgement(path: Path) -> RunPredictions:
     """Raises UsageError for a folder that is no finished run or a damaged one."""
     result, task = finished(path), read_task(path)
-    for what, said, kept in (
-        ("task", result["task"], task.name),
-        ("classes", result["classes"], list(task.classes)),
-    ):
+    for what, said, kept in (("task", result["task"], task.name), ("classes", result["classes"], list(task.classes))):
         if said != kept:
             raise guarded.damaged(path, "result.json", f"{what} is not that of model/labels.json")
     if result["primary"] not in task.metrics:
@@ -151,9 +147,8 @@ def read_judgement(path: Path) -> RunPredictions:
         raise guarded.damaged(path, "manifest.jsonl", error) from error
     groups = tuple(known[id_].get("group") for id_ in ids)
     return RunPredictions(
-        path, result, task,
-        Predictions(ids, truth, scores, groups if any(g is not None for g in groups) else None),
-    )  # fmt: skip
+        path, result, task, Predictions(ids, truth, scores, groups if any(g is not None for g in groups) else None)
+    )
 
 
 def read_scores(

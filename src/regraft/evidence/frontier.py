@@ -58,10 +58,7 @@ def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
     """
     if alpha in (0, 1):
         return {n: t.clone() for n, t in (end if alpha else start).items()}
-    return {
-        n: torch.lerp(start[n], t, alpha) if t.is_floating_point() else t.clone()
-        for n, t in end.items()
-    }
+    return {n: torch.lerp(start[n], t, alpha) if t.is_floating_point() else t.clone() for n, t in end.items()}
 
 
 def load_point(
@@ -116,15 +113,15 @@ def above(points: Sequence[Point], retain: float) -> list[Point]:
     if not found:
         best, low = max(kept, key=lambda k: k[1])
         raise PlanError(
-            [f"fit.retain: no point keeps {retain:g} of the source for sure; the best is {low:.3f}, at "
-             f"α = {best.alpha:g}: lower the floor, or bring more source rows"]
-        )  # fmt: skip
+            [
+                f"fit.retain: no point keeps {retain:g} of the source for sure; the best is {low:.3f}, at "
+                f"α = {best.alpha:g}: lower the floor, or bring more source rows"
+            ]
+        )
     return found
 
 
-def estimate_statistics(
-    model: nn.Module, batches: Batches, device: torch.device, layout: str
-) -> None:
+def estimate_statistics(model: nn.Module, batches: Batches, device: torch.device, layout: str) -> None:
     """Batch-norm statistics from one pass over ``batches``: the mean over batches of each one's."""
     with estimating_statistics(model), torch.no_grad():
         for _, inputs, _ in batches:

@@ -46,14 +46,10 @@ def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * sqrt(max(p * (1 - p), 0.0) / n + z**2 / (4 * n**2))
     # at p = 0 and 1 the end is exact; the formula leaves it a rounding error away
-    return (0.0 if p <= 0 else max(0.0, middle - half)), (
-        1.0 if p >= 1 else min(1.0, middle + half)
-    )
+    return (0.0 if p <= 0 else max(0.0, middle - half)), (1.0 if p >= 1 else min(1.0, middle + half))
 
 
-def newcombe_paired(
-    a_only: float, b_only: float, both: float, neither: float, z: float = Z
-) -> tuple[float, float]:
+def newcombe_paired(a_only: float, b_only: float, both: float, neither: float, z: float = Z) -> tuple[float, float]:
     """Interval of (a_only − b_only) / n: Newcombe's method 10, a score interval.
 
         low  = d − √(dl₁² − 2φ·dl₁·du₂ + du₂²),   high = d + √(du₁² − 2φ·du₁·dl₂ + dl₂²)
@@ -156,13 +152,7 @@ def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray]
 
 
 def bootstrap(
-    metric: Metric,
-    truth: Any,
-    scores: Any,
-    *,
-    groups: Groups | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
+    metric: Metric, truth: Any, scores: Any, *, groups: Groups | None = None, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
     """A metric of truth [N, …] and scores [N, C] with its percentile bootstrap interval.
 
@@ -193,12 +183,7 @@ def bootstrap_difference(
 
 
 def _percentile(
-    of: Callable[[FloatArray], FloatArray],
-    n: int,
-    groups: Groups | None,
-    resamples: int,
-    seed: int,
-    title: str,
+    of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int, title: str
 ) -> Estimate:
     point = float(of(np.ones((1, n)))[0])
     what = f"bootstrap of {title}"

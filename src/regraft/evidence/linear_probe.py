@@ -107,8 +107,9 @@ def fit_probe(
     if of > most:
         rows = part_of(train, most)
         place = {row: i for i, row in enumerate(rows)}
-        inside = [([place[i] for i in fit if i in place], [place[i] for i in judge if i in place])
-                  for fit, judge in folds]  # fmt: skip
+        inside = [
+            ([place[i] for i in fit if i in place], [place[i] for i in judge if i in place]) for fit, judge in folds
+        ]
         part, folds = train.take(rows), [fold for fold in inside if all(fold)]
         found = _fit(part, task, strengths, val, folds)
         found = over_all(found, train, len(rows), val, task) if val is not None else found
@@ -141,10 +142,7 @@ def over_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) 
         w, b = (t.detach().double() for t in head)
         found = w / std, b - w / std @ mean
         if (loss_on_val := mean_loss(found, val, task)) < least:
-            best, least = (
-                replace(probe, weight=found[0].float(), bias=found[1].float(), passes=number),
-                loss_on_val,
-            )
+            best, least = (replace(probe, weight=found[0].float(), bias=found[1].float(), passes=number), loss_on_val)
     return best
 
 
@@ -171,13 +169,7 @@ def part_of(train: Outputs, most: int) -> list[int]:
     return sorted(chosen)
 
 
-def _fit(
-    train: Outputs,
-    task: Task,
-    strengths: Sequence[float],
-    val: Outputs | None,
-    folds: Sequence[Fold],
-) -> Probe:
+def _fit(train: Outputs, task: Task, strengths: Sequence[float], val: Outputs | None, folds: Sequence[Fold]) -> Probe:
     ordered = sorted(strengths, reverse=True)
     if val is not None:
         parts, chosen_by = [(train, val)], "val"
@@ -286,16 +278,13 @@ def solve(
             value += float(loss.detach())
             for slope, more in zip(slopes, torch.autograd.grad(loss, head), strict=True):
                 slope += more
-        (gradient,) = torch.autograd.grad(
-            [decay, weight, bias], w, [torch.ones_like(decay), *slopes]
-        )
+        (gradient,) = torch.autograd.grad([decay, weight, bias], w, [torch.ones_like(decay), *slopes])
         return value + float(decay.detach()), gradient.numpy().ravel()
 
     with blas().limit(limits=1):
         found = minimize(
-            objective, start.ravel(), jac=True, method="L-BFGS-B",
-            options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8},
-        )  # fmt: skip
+            objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8}
+        )
     return np.asarray(found.x, dtype=np.float64).reshape(shape)
 
 

@@ -101,9 +101,7 @@ def place(held_out: int) -> int:
     return math.ceil(round((held_out + 1) * (1 - LEVEL), 9))
 
 
-def fit_novelty(
-    train: NDArray[Any], classes: Sequence[int], held_out: NDArray[Any]
-) -> Novelty | None:
+def fit_novelty(train: NDArray[Any], classes: Sequence[int], held_out: NDArray[Any]) -> Novelty | None:
     """From features of train [N, D] with their class numbers [N] and of held-out rows [M, D].
 
     None where there are too few held-out rows for a threshold, or features without any spread.
@@ -125,9 +123,14 @@ def fit_novelty(
         return None
     rest = max(rest, 1e-6 * total / rows.shape[1])
     found = Novelty(
-        as_stored(means), as_stored(directions[:keep]), as_stored(variances[:keep]), rest,
-        threshold=math.inf, rows=len(rows), held_out=len(held_out),
-    )  # fmt: skip
+        as_stored(means),
+        as_stored(directions[:keep]),
+        as_stored(variances[:keep]),
+        rest,
+        threshold=math.inf,
+        rows=len(rows),
+        held_out=len(held_out),
+    )
     far = np.sort(found.distances(held_out))
     return replace(found, threshold=float(far[place(len(far)) - 1]))
 
@@ -180,7 +183,7 @@ def read_novelty(model: Path) -> Novelty | None:
             *(values[k].astype(np.float64) for k in ("means", "directions", "variances")),
             *(float(values[k]) for k in ("rest", "threshold")),
             *(int(values[k]) for k in ("rows", "held_out")),
-        )  # fmt: skip
+        )
         found.distances(found.means[:1])
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise SourceError(f"{path} is damaged: {error}") from error

@@ -94,24 +94,16 @@ def _least(metric: Metric, before: Predictions, after: Predictions) -> float:
             return now(weights) - was(weights)
 
         n = len(before)
-        return float(np.quantile(
-            resampled(change, n, groups=before.groups, resamples=resamples(n)), 0.05
-        ))  # fmt: skip
+        return float(np.quantile(resampled(change, n, groups=before.groups, resamples=resamples(n)), 0.05))
     a = cast(PerRow, metric).rows(after.truth, after.scores)
     b = cast(PerRow, metric).rows(before.truth, before.scores)
     share = effective_rows(a - b, before.groups) / len(before)
-    gained, lost, both, neither = (
-        float(c) * share for c in (a @ (1 - b), b @ (1 - a), a @ b, (1 - a) @ (1 - b))
-    )
+    gained, lost, both, neither = (float(c) * share for c in (a @ (1 - b), b @ (1 - a), a @ b, (1 - a) @ (1 - b)))
     return newcombe_paired(gained, lost, both, neither, ONE_SIDED)[0]
 
 
 def measured(
-    metric: Metric,
-    task: Task,
-    before: Predictions,
-    after: Sequence[Predictions],
-    ends: Sequence[Predictions],
+    metric: Metric, task: Task, before: Predictions, after: Sequence[Predictions], ends: Sequence[Predictions]
 ) -> dict[str, Any]:
     """``retention`` of result.json from report rows: the source, and a fit a seed at its chosen point
     and at α = 1 (``ends``).
@@ -125,17 +117,15 @@ def measured(
         "before": estimates(task, {task.primary: metric}, before)[task.primary],
         "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
         "forgetting": gain(metric, before, after[0]),
-        "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain
-        if len(after) > 1 else None,
+        "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
         "chance": chance(metric, before),
         "ratio": first.ratio,
         "low": first.low,
         "claim": len(before) >= MIN_ROWS_FOR_CLAIM,
         "claim from": MIN_ROWS_FOR_CLAIM,
-        "seeds": [{"after": r.after, "ratio": r.ratio}
-                  for r in (retained(metric, before, a) for a in after)],
+        "seeds": [{"after": r.after, "ratio": r.ratio} for r in (retained(metric, before, a) for a in after)],
         "most forgotten": by_class(task, before, after[0]),
-    }  # fmt: skip
+    }
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
         over_seeds = decide(metric, pairs).gain
@@ -150,10 +140,7 @@ def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[s
         return []
     found: list[dict[str, Any]] = []
     of = np.bincount(before.truth, minlength=task.outputs)  # rows
-    right = [
-        np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs)
-        for s in (before, after)
-    ]
+    right = [np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs) for s in (before, after)]
     for number, name in enumerate(task.classes):
         rows = int(of[number])
         if rows >= MIN_ROWS_PER_CLASS:
@@ -163,9 +150,7 @@ def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[s
     return [c for c in found if c["after"] < c["before"]]
 
 
-def proxies(
-    source: Source, before: Tensor, after: Tensor, groups: Groups | None = None
-) -> dict[str, Any]:
+def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
     """``retention`` of result.json, from features [N, D] of the source and of the fitted model."""
     if source.head is None or source.task != "classification":
         return {"kind": "features on target inputs", "cka": linear_cka(before, after)}

@@ -63,9 +63,8 @@ def score(rows: Outputs, task: Task, examples: Sequence[Example]) -> Predictions
         )
     groups = tuple(groups_of(examples))
     return Predictions(
-        rows.ids, task.truth(rows.targets).numpy(), scores,
-        groups if any(g is not None for g in groups) else None,
-    )  # fmt: skip
+        rows.ids, task.truth(rows.targets).numpy(), scores, groups if any(g is not None for g in groups) else None
+    )
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,7 @@ def resamples(n: int) -> int:
     return max(2_000, min(10_000, DRAWS // n))
 
 
-def estimates(
-    task: Task, metrics: Mapping[str, Metric], scored: Predictions
-) -> dict[str, Estimate]:
+def estimates(task: Task, metrics: Mapping[str, Metric], scored: Predictions) -> dict[str, Estimate]:
     """Each metric with its 95 % interval. Raises DataError where there are no rows."""
     n = len(scored)
     if n == 0:
@@ -149,9 +146,7 @@ def estimates(
             p, worth = float(right.mean()), effective_rows(right, scored.groups)
             result[name] = Estimate(p, *wilson(p * worth, worth), n)
         else:
-            result[name] = bootstrap(
-                metric, scored.truth, scored.scores, groups=scored.groups, resamples=resamples(n)
-            )
+            result[name] = bootstrap(metric, scored.truth, scored.scores, groups=scored.groups, resamples=resamples(n))
     return result
 
 
@@ -172,6 +167,4 @@ def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
         low, high = newcombe_paired(a_only * share, b_only * share, both * share, neither * share)
         return Estimate((a_only - b_only) / n, low, high, n)
     better, worse = (a, b) if metric.higher_is_better else (b, a)
-    return bootstrap_difference(
-        metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n)
-    )
+    return bootstrap_difference(metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n))

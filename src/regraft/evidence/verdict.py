@@ -74,9 +74,7 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> 
     over = f"{seeds} seeds and {n} test rows"
     if words != "no evidence":
         return Verdict(words, estimate, seeds, f"the interval over {over} leaves out 0")
-    return Verdict(
-        words, estimate, seeds, f"the interval over {over} holds 0{_advice(estimate, share)}"
-    )
+    return Verdict(words, estimate, seeds, f"the interval over {over} holds 0{_advice(estimate, share)}")
 
 
 def settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
@@ -123,9 +121,7 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
     return max(variance, 1 / (size + 2) ** 2) if metric.bounded else variance
 
 
-def _difference(
-    metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]
-) -> Callable[[FloatArray], FloatArray]:
+def _difference(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> Callable[[FloatArray], FloatArray]:
     """metric(fine-tuned) − metric(scratch), averaged over pairs, as a function of row weights."""
     each = [tuple(at_weights(metric, s.truth, s.scores) for s in pair) for pair in pairs]
 

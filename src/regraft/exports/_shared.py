@@ -54,10 +54,7 @@ def named(package: Package) -> nn.Module:
             self.model = package.model
 
         def forward(
-            self,
-            input_ids: Tensor,
-            attention_mask: Tensor | None = None,
-            token_type_ids: Tensor | None = None,
+            self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
         ) -> Any:
             given = {"input_ids": input_ids, "attention_mask": attention_mask}
             given["token_type_ids"] = token_type_ids

@@ -37,7 +37,8 @@ def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
     values: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor" if crop else "ViTImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": s.resize} if isinstance(s.resize, int)
+        "size": {"shortest_edge": s.resize}
+        if isinstance(s.resize, int)
         else {"height": s.resize[0], "width": s.resize[1]},
         "resample": int(Image.Resampling[s.interpolation.upper()]),
         "do_center_crop": crop,
@@ -46,7 +47,7 @@ def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
         "do_normalize": True,
         "image_mean": list(s.mean),
         "image_std": list(s.std),
-    }  # fmt: skip
+    }
     if crop:
         values["crop_size"] = {"height": s.size[0], "width": s.size[1]}
     text = json.dumps(values, indent=2) + "\n"

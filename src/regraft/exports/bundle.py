@@ -20,12 +20,32 @@ if TYPE_CHECKING:
 FILES = ("model.safetensors", "novelty.safetensors", "preprocess.json", "labels.json")
 
 TOKENIZER_FILES = (
-    "added_tokens.json", "bpe.codes", "byte_maps.json", "chat_template.jinja", "config.json", "dict.txt",
-    "emoji.json", "entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer",
-    "sentencepiece.bpe.model", "sentencepiece.model", "source.spm", "special_tokens_map.json", "spiece.model",
-    "spm.model", "spm_char.model", "target.spm", "target_vocab.json", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
-)  # fmt: skip
+    "added_tokens.json",
+    "bpe.codes",
+    "byte_maps.json",
+    "chat_template.jinja",
+    "config.json",
+    "dict.txt",
+    "emoji.json",
+    "entity_vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "prophetnet.tokenizer",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "spm_char.model",
+    "target.spm",
+    "target_vocab.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
 
 needs: tuple[str, ...] = ()
 

@@ -47,9 +47,15 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
     def exported() -> Any:
         return torch.onnx.export(
-            _shared.named(package), args, kwargs=by_name, dynamo=True, dynamic_shapes=shapes,
-            input_names=names, output_names=[out], verbose=False,
-        )  # fmt: skip
+            _shared.named(package),
+            args,
+            kwargs=by_name,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=names,
+            output_names=[out],
+            verbose=False,
+        )
 
     try:
         program = exported()

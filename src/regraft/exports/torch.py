@@ -30,9 +30,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     from . import _shared
 
     args, by_name, shapes = _shared.open_batch(package)
-    program = torch.export.export(
-        _shared.named(package), args, by_name, dynamic_shapes=shapes, strict=False
-    )
+    program = torch.export.export(_shared.named(package), args, by_name, dynamic_shapes=shapes, strict=False)
     told = {name: package.plain[name] for name in ("preprocess.json", "labels.json")}
     torch.export.save(program, folder / FILE, extra_files=dict(told))
     for name, text in told.items():

@@ -69,9 +69,7 @@ def assembled(package: Package) -> tuple[Any, str | None]:
     own = type(model).__name__
     head: nn.Module = package.model.get_submodule("head")
     named = package.source.recipe.get("head_name")
-    names = (
-        [named] if named else [n for n in HEADS if isinstance(getattr(model, n, None), nn.Linear)]
-    )
+    names = [named] if named else [n for n in HEADS if isinstance(getattr(model, n, None), nn.Linear)]
     name = names[0] if names else "classifier"
     last = dict(model.named_modules()).get(name)
     if not isinstance(last, nn.Linear) or not isinstance(head, nn.Linear):

@@ -116,9 +116,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 def snippet(package: Package) -> str:
     from . import _shared, _transformers
 
-    outputs = _shared.activated(
-        package, 'torch.nn.functional.linear(features, head["weight"], head["bias"])'
-    )
+    outputs = _shared.activated(package, 'torch.nn.functional.linear(features, head["weight"], head["bias"])')
     if _shared.is_image(package):
         return f"""import torch
 from safetensors.torch import load_file

@@ -7,9 +7,14 @@ from pathlib import Path
 HEAD_BYTES = 16
 
 PICTURES = {  # the formats that are read, each by its first bytes
-    b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF87a": ".gif", b"GIF89a": ".gif",
-    b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp",
-}  # fmt: skip
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"GIF87a": ".gif",
+    b"GIF89a": ".gif",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+    b"BM": ".bmp",
+}
 
 
 def picture_suffix(head: bytes) -> str | None:

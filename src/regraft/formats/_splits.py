@@ -16,9 +16,25 @@ NAMES = {
 }
 
 FILLERS = frozenset(
-    {"set", "data", "dataset", "split", "seg", "of", "part", "shard",
-     "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"}
-)  # fmt: skip
+    {
+        "set",
+        "data",
+        "dataset",
+        "split",
+        "seg",
+        "of",
+        "part",
+        "shard",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+    }
+)
 
 
 # Beginnings of words, and whole words, of names that may mean a split without saying it for sure.

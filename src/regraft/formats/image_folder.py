@@ -19,16 +19,57 @@ from ._content import begins_as_picture
 from ._splits import looks_like_split, split_of
 
 PICTURES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm",
-     ".pgm", ".pbm", ".pnm"}
-)  # fmt: skip
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".jpe",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    }
+)
 
 # Pictures that are not read. They are rows all the same, so that their count and names are said.
 FOREIGN = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".svg", ".ico", ".icns",
-     ".eps", ".exr", ".hdr", ".dcm", ".nii", ".npy", ".npz", ".mat", ".dng", ".cr2", ".cr3", ".nef",
-     ".arw", ".orf", ".raf"}
-)  # fmt: skip
+    {
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".ico",
+        ".icns",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".dcm",
+        ".nii",
+        ".npy",
+        ".npz",
+        ".mat",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".raf",
+    }
+)
 
 TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
@@ -79,21 +120,16 @@ def read(path: Path, options: DataOptions) -> RawData:
         below = sorted({p.relative_to(folder).parts[0] for p in found if p.parent != folder})
         if below:
             inside[name] = below
-        rows += [
-            Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in found
-        ]
+        rows += [Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in found]
     left_out = _left_out(path, {r.inputs[0] for r in rows}, follow)
     _refuse_lost(path, options, left_out, emptied, nothing_left=not rows)
     if not rows:
-        raise DataError(
-            f"{path}: its {len(classes)} class folders hold no picture: {shorten(empty + emptied)}"
-        )
+        raise DataError(f"{path}: its {len(classes)} class folders hold no picture: {shorten(empty + emptied)}")
     if inside:
         named = shorten([f"{', '.join(below)} in {name}" for name, below in inside.items()])
         notes.append(f"folders inside a class folder belong to that class: {named}")
     notes += _notes(path, left_out, empty + emptied)
-    return RawData("image", tuple(rows), notes=tuple(notes), left_out=left_out,
-                   empty=tuple(empty + emptied))  # fmt: skip
+    return RawData("image", tuple(rows), notes=tuple(notes), left_out=left_out, empty=tuple(empty + emptied))
 
 
 def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Path]], list[str]]:
@@ -144,10 +180,9 @@ def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
     if {split_of(f.name) for f in folders} <= {"train", "val", "test"} and any(
         split_of(f.name) == "train" for f in folders
     ):
-        tables = shorten([
-            p.relative_to(path).as_posix()
-            for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in TABLES
-        ])  # fmt: skip
+        tables = shorten(
+            [p.relative_to(path).as_posix() for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in TABLES]
+        )
         raise DataError(
             f"{path} holds {names} alone, named as splits, and no class folders in them: put their pictures "
             f"into CLASS/*.jpg, or give a table of files and labels{f', such as {tables}' * bool(tables)}"
@@ -169,11 +204,7 @@ def _inner(split: Path) -> Path:
 
 
 def _refuse_lost(
-    path: Path,
-    options: DataOptions,
-    left_out: Sequence[tuple[str, str]],
-    emptied: Sequence[str],
-    nothing_left: bool,
+    path: Path, options: DataOptions, left_out: Sequence[tuple[str, str]], emptied: Sequence[str], nothing_left: bool
 ) -> None:
     """Raise DataError for folders that cannot be opened and classes of which nothing can be read.
 
@@ -189,9 +220,10 @@ def _refuse_lost(
         )
     if emptied:
         lost = [
-            (where, why) for where, why in left_out
+            (where, why)
+            for where, why in left_out
             if any(where == name or where.startswith(f"{name}/") for name in emptied)
-        ]  # fmt: skip
+        ]
         links = sum(why in (LINK_OUT, LINK_TO_FOLDER) for _, why in lost)
         what = shorten([f"{where} ({why})" for where, why in lost], 3)
         allow = f"; {FOLLOW}" if links else ""
@@ -259,10 +291,7 @@ def _why(path: Path) -> str:
 
 
 def _folders(path: Path, follow: bool) -> list[Path]:
-    return sorted(
-        p for p in path.iterdir()
-        if p.is_dir() and (follow or not p.is_symlink()) and p.name[0] != "."
-    )  # fmt: skip
+    return sorted(p for p in path.iterdir() if p.is_dir() and (follow or not p.is_symlink()) and p.name[0] != ".")
 
 
 def _split_folders(path: Path, follow: bool) -> list[Path]:
@@ -295,11 +324,7 @@ def _walk(folder: Path, follow: bool) -> Iterator[Path]:
             entered.add(path.resolve())
         try:
             with os.scandir(path) as found:
-                below = [
-                    (Path(e.path), e.is_dir(follow_symlinks=follow))
-                    for e in found
-                    if not e.name.startswith(".")
-                ]
+                below = [(Path(e.path), e.is_dir(follow_symlinks=follow)) for e in found if not e.name.startswith(".")]
         except OSError:
             yield path
             continue

@@ -65,9 +65,7 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
     return replace(raw, rows=tuple(rows))
 
 
-def stream(
-    path: Path, options: DataOptions, labelled: bool = True
-) -> tuple[RawData, Iterator[Row]]:
+def stream(path: Path, options: DataOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
     """Return what ``read`` does, and its rows one at a time: reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
@@ -177,9 +175,7 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
 # ---------------------------------------------------------------- rows
 
 
-def _rows(
-    path: Path, table: Table, chosen: _Columns, split: str | None, options: DataOptions
-) -> Iterator[Row]:
+def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: DataOptions) -> Iterator[Row]:
     """Yield the rows of one file; their problems are collected and raised once, after the last."""
     root = (options.image_root or path.parent).resolve()
     wanted = chosen.all()
@@ -196,9 +192,7 @@ def _rows(
             inputs = tuple(cell[c] for c in chosen.text)
             if chosen.image:
                 packed = content_of(values[0])
-                inputs = (
-                    unpack(packed) if packed else _picture(root, cell[chosen.image], options),
-                )
+                inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image], options),)
             named = split or (_split(cell[chosen.split]) if chosen.split else None)
             group = cell[chosen.group] or None if chosen.group else None
         except ValueError as error:
@@ -222,9 +216,7 @@ def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> st
     if column in chosen.label:
         if isinstance(value, list):
             return _labels(value, column, options)
-        if isinstance(value, str) and re.match(
-            r"""\[\s*['"].*['"]\s*\]$""", value.strip(), re.DOTALL
-        ):
+        if isinstance(value, str) and re.match(r"""\[\s*['"].*['"]\s*\]$""", value.strip(), re.DOTALL):
             raise ValueError(
                 f'column "{column}" holds a list written as text ({value.strip()[:40]}): write the '
                 f'labels with "{options.label_separator}" between them'
@@ -236,9 +228,7 @@ def _labels(values: list[Any], column: str, options: DataOptions) -> str:
     """Return a list of labels as one cell. Raises ValueError where the cell would not read back."""
     labels = [_text(v, column) for v in values]
     if len(labels) > 1 and not options.empty_labels:
-        raise ValueError(
-            f'column "{column}" holds a list of {len(labels)} labels: say --task multilabel'
-        )
+        raise ValueError(f'column "{column}" holds a list of {len(labels)} labels: say --task multilabel')
     separator = options.label_separator
     if options.empty_labels and (held := [label for label in labels if separator in label]):
         raise ValueError(
@@ -352,9 +342,7 @@ def _delimiter(path: Path, first: Sequence[str]) -> str:
     """
     if path.suffix.lower() == ".tsv":
         return "\t"
-    cells = {
-        d: [len(next(csv.reader([line], delimiter=d), [])) for line in first] for d in DELIMITERS
-    }
+    cells = {d: [len(next(csv.reader([line], delimiter=d), [])) for line in first] for d in DELIMITERS}
     even = [d for d, counts in cells.items() if counts and counts[0] > 1 and len(set(counts)) == 1]
     return max(even or DELIMITERS, key=lambda d: cells[d][:1])  # the first of equals: a comma
 
@@ -364,9 +352,7 @@ def _csv(path: Path) -> Table:
     _check_text(path)
     with _opened(path, "") as lines:
         first = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
-    told = re.fullmatch(
-        r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE
-    )  # Excel's own line
+    told = re.fullmatch(r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE)  # Excel's own line
     delimiter = told[1] if told else _delimiter(path, first)
 
     def records() -> Iterator[tuple[int, list[str]]]:
@@ -429,9 +415,7 @@ def _jsonl(path: Path) -> Table:
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path} row {number} is not JSON: {error}") from error
                 if not isinstance(record, dict):
-                    raise DataError(
-                        f'{path} row {number} is no JSON object, such as {{"label": "a"}}'
-                    )
+                    raise DataError(f'{path} row {number} is no JSON object, such as {{"label": "a"}}')
                 yield number, record
 
     _check_text(path)
@@ -472,9 +456,7 @@ def _named(value: Any, names: list[str]) -> Any:
     if type(value) is not int:
         return value
     if value >= len(names):
-        raise ValueError(
-            f"the label {value} has no name among the {len(names)} that the file gives"
-        )
+        raise ValueError(f"the label {value} has no name among the {len(names)} that the file gives")
     return names[value] if value >= 0 else None
 
 
@@ -514,15 +496,8 @@ def _parquet(path: Path) -> Table:
                 yield number, list(record)
             progress.advance(len(batch))
 
-    notes = [
-        f"{path.name}: the classes of {c} have the names that the file gives them" for c in classes
-    ]
+    notes = [f"{path.name}: the classes of {c} have the names that the file gives them" for c in classes]
     return Table(columns, rows, tuple(notes))
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-}
+READERS: dict[str, Callable[[Path], Table]] = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

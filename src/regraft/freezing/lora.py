@@ -75,10 +75,13 @@ class LoRA:
         from peft import LoraConfig
 
         return LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout,  # type: ignore[arg-type]
-            use_rslora=self.variant == "rank_stabilised", use_dora=self.variant == "dora",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,  # type: ignore[arg-type]
+            use_rslora=self.variant == "rank_stabilised",
+            use_dora=self.variant == "dora",
             target_modules="|".join(map(re.escape, names)),
-        )  # fmt: skip
+        )
 
     def exact(self, target: Target, names: Sequence[str]) -> list[str]:
         """Return the layers whose merged change is the change that was trained, and note the others.
@@ -92,10 +95,12 @@ class LoRA:
         for pattern in self.layers:
             if not any(fnmatchcase(n, pattern) for n in kept):
                 raise PlanError(
-                    [f'freezing.layers: "{pattern}" matches no layer whose change merges exactly; these '
-                     f"standardise or compute their weights, or another layer reads them: {shorten(left)}: "
-                     "use another freezing"]
-                )  # fmt: skip
+                    [
+                        f'freezing.layers: "{pattern}" matches no layer whose change merges exactly; these '
+                        f"standardise or compute their weights, or another layer reads them: {shorten(left)}: "
+                        "use another freezing"
+                    ]
+                )
         note = (
             f"lora leaves out {len(left)} of {len(names)} layers, whose weights are standardised, computed or "
             f"read by another layer, so that a change would not merge exactly: {shorten(left, 3)}"
@@ -142,20 +147,23 @@ class LoRA:
         if past := [n for n, m in modules.items() if isinstance(m, direct)]:
             kind = type(modules[past[0]]).__name__
             raise PlanError(
-                [f"freezing.lora: {past[0]} is torch's {kind}, which reads its layers' weights itself and "
-                 f"would pass a change by: use another freezing"]
-            )  # fmt: skip
+                [
+                    f"freezing.lora: {past[0]} is torch's {kind}, which reads its layers' weights itself and "
+                    f"would pass a change by: use another freezing"
+                ]
+            )
         can = [
-            n for n, m in modules.items()
-            if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
-        ]  # fmt: skip
+            n for n, m in modules.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
+        ]
         for pattern in self.layers:
             if not any(fnmatchcase(n, pattern) for n in can):
                 some = ", ".join(can[:5]) or "none"
                 raise PlanError(
-                    [f'freezing.layers: "{pattern}" matches no linear layer or full convolution; there '
-                     f"are: {some}{' …' if len(can) > 5 else ''}"]
-                )  # fmt: skip
+                    [
+                        f'freezing.layers: "{pattern}" matches no linear layer or full convolution; there '
+                        f"are: {some}{' …' if len(can) > 5 else ''}"
+                    ]
+                )
         return [n for n in can if any(fnmatchcase(n, p) for p in self.layers)]
 
 
@@ -170,9 +178,7 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def inputs_of(
-    backbone: nn.Module, names: Sequence[str], example: Inputs | None
-) -> dict[str, Tensor]:
+def inputs_of(backbone: nn.Module, names: Sequence[str], example: Inputs | None) -> dict[str, Tensor]:
     """Return what each named layer is given in a forward pass in eval mode; without an example, zeros."""
     import torch
 
@@ -190,11 +196,7 @@ def inputs_of(
 
     hooks = [backbone.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
     modes = [(m, m.training) for m in backbone.modules()]
-    moved = (
-        {k: v.to(some.device) for k, v in example.items()}
-        if isinstance(example, dict)
-        else example.to(some.device)
-    )
+    moved = {k: v.to(some.device) for k, v in example.items()} if isinstance(example, dict) else example.to(some.device)
     try:
         with torch.no_grad():
             backbone.eval()(moved)

@@ -92,9 +92,7 @@ def tokenizer_of(folder: str, explain: Callable[[Path, Exception], str] | None =
     if local:
         refuse(Path(folder))
     try:
-        found = AutoTokenizer.from_pretrained(
-            folder, local_files_only=local, trust_remote_code=False
-        )
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # the libraries raise all kinds, Exception itself too
         why = " ".join((explain(Path(folder), error) if explain else str(error)).split())
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({why})") from error

@@ -267,8 +267,7 @@ def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None
         seen += len(entries)
         if seen > FILES or depth > FOLDERS_DEEP:
             raise NotReadError(
-                f"{shown(run, name)} holds more than {FILES:,} files or folders deeper than "
-                f"{FOLDERS_DEEP}: no run does"
+                f"{shown(run, name)} holds more than {FILES:,} files or folders deeper than {FOLDERS_DEEP}: no run does"
             )
         for entry in entries:
             inner = f"{here}/{entry.name}" if here else entry.name

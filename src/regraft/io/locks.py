@@ -29,9 +29,25 @@ LARGEST = 4096  # bytes of a lock file
 PATIENCE_S = 2.0  # for those that only look whether a lock is held
 
 OWN_DISKS = {  # file systems that no other machine can have mounted
-    "apfs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "overlay",
-    "ramfs", "reiserfs", "tmpfs", "ufs", "xfs", "zfs",
-}  # fmt: skip
+    "apfs",
+    "bcachefs",
+    "btrfs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hfs",
+    "jfs",
+    "ntfs",
+    "overlay",
+    "ramfs",
+    "reiserfs",
+    "tmpfs",
+    "ufs",
+    "xfs",
+    "zfs",
+}
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
@@ -275,12 +291,7 @@ def started(pid: int) -> str:
     # /proc may be that of another pid namespace, where the same number is another process
     name = "self" if pid == os.getpid() else str(pid)
     try:
-        after_name = (
-            Path(f"/proc/{name}/stat")
-            .read_text(encoding="utf-8", errors="replace")
-            .rpartition(")")[2]
-            .split()
-        )
+        after_name = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
     return f"{boot()} {after_name[19]}"  # field 22 of proc(5)

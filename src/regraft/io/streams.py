@@ -37,9 +37,7 @@ def mute(stream: TextIO) -> None:
 def shown(text: str) -> str:
     """Escape, as JSON does, each character that is neither printable nor the end of a line: a string of a
     file may hold commands to a terminal."""
-    return "\n".join(
-        line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n")
-    )
+    return "\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n"))
 
 
 def _escaped(letter: str) -> str:

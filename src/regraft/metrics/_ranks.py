@@ -58,9 +58,7 @@ class Block:
         sums[self.fullest] = negative - np.add.reduceat(sums, self.first, axis=0)
         sums[self.first[1:]] -= negative[:-1]  # so that a column's running sum begins at 0
         running = np.cumsum(sums, axis=0)
-        return Weighed(
-            at, running[self.below], running[self.below + 1], positive, negative, self.columns
-        )
+        return Weighed(at, running[self.below], running[self.below + 1], positive, negative, self.columns)
 
 
 def blocks(columns: Iterable[tuple[NDArray[np.bool_], Any]], n: int) -> Iterator[Block]:
@@ -122,7 +120,7 @@ def _block(columns: list[_Column], n: int) -> Block:
         rows=np.concatenate([c.positives for c in columns]),
         scores=np.concatenate([at + c.scores for at, c in zip(positives, columns, strict=True)]),
         columns=scores,
-    )  # fmt: skip
+    )
 
 
 def _starts(sizes: Iterable[int]) -> Ints:

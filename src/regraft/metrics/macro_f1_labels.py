@@ -37,9 +37,7 @@ def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) 
     return at_weights(truth, scores, threshold)(weights)
 
 
-def at_weights(
-    truth: Any, scores: Any, threshold: float = 0.5
-) -> Callable[[FloatArray], FloatArray]:
+def at_weights(truth: Any, scores: Any, threshold: float = 0.5) -> Callable[[FloatArray], FloatArray]:
     """truth, scores → the value [R] as a function of weights [R, N]."""
     predicted = (scores >= threshold).astype(np.float64)  # [N, C]
     either, both = truth + predicted, truth * predicted

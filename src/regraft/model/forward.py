@@ -38,11 +38,7 @@ class Outputs:
 
 
 def outputs(
-    module: nn.Module,
-    batches: Batches,
-    device: torch.device,
-    layout: str = "contiguous",
-    precision: str = "float32",
+    module: nn.Module, batches: Batches, device: torch.device, layout: str = "contiguous", precision: str = "float32"
 ) -> Outputs:
     """Every row's output, the module in eval mode and without gradient; modes are put back.
 
@@ -53,9 +49,7 @@ def outputs(
     values: Tensor | None = None
     targets: Tensor | None = None
 
-    def compute(
-        ids: tuple[str, ...], inputs: Inputs, labels: Tensor
-    ) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    def compute(ids: tuple[str, ...], inputs: Inputs, labels: Tensor) -> tuple[tuple[str, ...], Tensor, Tensor]:
         with autocast(device, precision):
             return ids, module(to_device(inputs, device, layout)).float().cpu(), labels
 

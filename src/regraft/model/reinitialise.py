@@ -31,9 +31,14 @@ def untrained(source: Source, seed: int) -> Source:
             build = module("sources", source.recipe["source"]).build
             backbone = build(source.recipe, Path(source.recipe.get("folder", "."))).backbone
     return replace(
-        source, backbone=backbone, head=None, report=(), digest="", nothing_kept=True,
+        source,
+        backbone=backbone,
+        head=None,
+        report=(),
+        digest="",
+        nothing_kept=True,
         name=f"{source.name} from scratch",
-    )  # fmt: skip
+    )
 
 
 def reset(net: nn.Module) -> nn.Module:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from .types import Target
 
 
-def set_trainable(
-    target: Target, trainable: Collection[str], batch_norm: Literal["frozen", "train"]
-) -> None:
+def set_trainable(target: Target, trainable: Collection[str], batch_norm: Literal["frozen", "train"]) -> None:
     """Let exactly the named blocks train; all others are frozen.
 
     ``batch_norm="frozen"`` keeps the statistics of batch norms in trainable blocks as the source

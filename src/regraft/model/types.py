@@ -101,9 +101,7 @@ class Source:
     ) -> Source:
         """Any module of one's own as a source; see :func:`regraft.sources.module.from_module`."""
         make = plugins.module("sources", "module").from_module
-        source: Source = make(
-            net, head=head, preprocess=preprocess, example=example, blocks=blocks, name=name
-        )
+        source: Source = make(net, head=head, preprocess=preprocess, example=example, blocks=blocks, name=name)
         return source
 
 

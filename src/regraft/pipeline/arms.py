@@ -97,24 +97,18 @@ def fit_arm(
     target = initial_target(p, source, seed, start)
     origin = snapshot(target)
     watch = partial(watched, p, target, select) if p.plan.source_data.each_epoch else dict
-    done = fit_rows(
-        p, target, chosen, seed, log=log, watch=watch, track=track, label=label, say=say, keeper=keeper
-    )  # fmt: skip
+    done = fit_rows(p, target, chosen, seed, log=log, watch=watch, track=track, label=label, say=say, keeper=keeper)
     if start is None or done.best_epoch == 0:
         return Arm(target, done, alpha=1.0 if start is None else 0.0)
     end, walked = snapshot(target), list[Point]()
     go = point_loader(p, target, origin, end)
     if alpha is None and p.splits.val:
         walked = evaluate_points(
-            go,
-            lambda: figures_of(p, [logits_of(p, target, "val")]),
-            lambda: retained_at(p, target, select),
+            go, lambda: figures_of(p, [logits_of(p, target, "val")]), lambda: retained_at(p, target, select)
         )
     elif alpha is None and points and select is not None:
         judged = iter(points)
-        walked = evaluate_points(
-            go, lambda: next(judged).figures, lambda: retained_at(p, target, select)
-        )
+        walked = evaluate_points(go, lambda: next(judged).figures, lambda: retained_at(p, target, select))
     if walked:
         alpha = choose(walked, p.metric, p.plan.fit.retain).alpha
     alpha = 1.0 if alpha is None else alpha
@@ -122,12 +116,7 @@ def fit_arm(
     return Arm(target, done, alpha, walked, {} if alpha == 1 else end)
 
 
-def each_arm(
-    p: Prepared,
-    items: Sequence[T],
-    fitted: Callable[[T], Arm],
-    begun: Callable[[T], Target],
-) -> list[Arm]:
+def each_arm(p: Prepared, items: Sequence[T], fitted: Callable[[T], Arm], begun: Callable[[T], Target]) -> list[Arm]:
     """``fitted(item)`` of every item. With ``run.spread = "arms"`` each is fitted by one process alone,
     and put by the others onto the target that ``begun(item)`` gives."""
     if p.plan.run.spread == "rows" or distributed.world_size() == 1:
@@ -138,9 +127,7 @@ def each_arm(
         return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
 
     found = []
-    for item, (fit, alpha, points, state, end) in zip(
-        items, map_over_ranks(p, items, sent), strict=True
-    ):
+    for item, (fit, alpha, points, state, end) in zip(items, map_over_ranks(p, items, sent), strict=True):
         target = begun(item)
         move_model(target.model, p.device, p.settings.layout)
         restore(target, state)
@@ -172,12 +159,7 @@ def map_over_ranks(p: Prepared, items: Sequence[T], compute: Callable[[T], R]) -
 
 
 def load_or_fit(
-    keeper: CheckpointManager,
-    name: str,
-    p: Prepared,
-    source: Source,
-    seed: int,
-    fit: Callable[[], Arm],
+    keeper: CheckpointManager, name: str, p: Prepared, source: Source, seed: int, fit: Callable[[], Arm]
 ) -> Arm:
     """The arm that an earlier process left under this name, or else ``fit()``, left for a later one."""
     left = keeper.done(name)
@@ -201,8 +183,7 @@ def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
     points = [
-        Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None)
-        for q in record["points"]
+        Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None) for q in record["points"]
     ]
     return Arm(target, Fit(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
 
@@ -228,11 +209,7 @@ def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:
 def features_of_source(p: Prepared, say: Report = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
     precision = str(p.plan.run.feature_precision)
-    return {
-        split: source_features(p, split, precision, say)
-        for split in ("train", "val")
-        if split in p.targets
-    }
+    return {split: source_features(p, split, precision, say) for split in ("train", "val") if split in p.targets}
 
 
 def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
@@ -240,9 +217,7 @@ def probe_on(p: Prepared, features: dict[str, Outputs]) -> Probe:
     val = features.get("val")
     folds = () if val is not None else p.folds()
     plan = p.plan.probe
-    return fit_probe(
-        features["train"], p.task, plan.strengths, val=val, folds=folds, most=plan.rows
-    )
+    return fit_probe(features["train"], p.task, plan.strengths, val=val, folds=folds, most=plan.rows)
 
 
 def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
@@ -250,9 +225,14 @@ def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
     left = keeper.done("probe")
     if left is None:
         probe = fit()
-        record = {"strength": probe.strength, "losses": list(probe.losses.items()),
-                  "chosen_by": probe.chosen_by, "rows": probe.rows, "of": probe.of,
-                  "passes": probe.passes}  # fmt: skip
+        record = {
+            "strength": probe.strength,
+            "losses": list(probe.losses.items()),
+            "chosen_by": probe.chosen_by,
+            "rows": probe.rows,
+            "of": probe.of,
+            "passes": probe.passes,
+        }
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
@@ -260,9 +240,15 @@ def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
         raise UsageError(f"the probe's checkpoint is damaged ({why}): remove it and resume again")
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
     return Probe(
-        values["weight"], values["bias"], r["strength"], losses, r["chosen_by"],
-        r.get("rows", 0), r.get("of", 0), r.get("passes", 0),
-    )  # fmt: skip
+        values["weight"],
+        values["bias"],
+        r["strength"],
+        losses,
+        r["chosen_by"],
+        r.get("rows", 0),
+        r.get("of", 0),
+        r.get("passes", 0),
+    )
 
 
 def initial_target(p: Prepared, source: Source, seed: int, start: Probe | None) -> Target:
@@ -314,19 +300,28 @@ def fit_rows(
     alone = offloaded(p.source.backbone, p.plan.run.shard)  # θs has no place beside the shares
     with alone, fitted_as(p, target, strategy, seed) as fitted, fitting:
         return fine_tune(
-            fitted, train, val, p.task, p.metric, chosen,
-            freezing=strategy, penalties=penalties, device=p.device, seed=seed, log=log, watch=watch,
+            fitted,
+            train,
+            val,
+            p.task,
+            p.metric,
+            chosen,
+            freezing=strategy,
+            penalties=penalties,
+            device=p.device,
+            seed=seed,
+            log=log,
+            watch=watch,
             feeds=feature_reuse.phase_data(
-                p, fitted, train, val, chosen,
-                freezing=strategy, penalties=penalties, wrap=wrap, say=say,
+                p, fitted, train, val, chosen, freezing=strategy, penalties=penalties, wrap=wrap, say=say
             ),
-            say=say, since=since, keep=keep,
-        )  # fmt: skip
+            say=say,
+            since=since,
+            keep=keep,
+        )
 
 
-def fitted_as(
-    p: Prepared, target: Target, strategy: Freezing, seed: int
-) -> AbstractContextManager[Target]:
+def fitted_as(p: Prepared, target: Target, strategy: Freezing, seed: int) -> AbstractContextManager[Target]:
     """What is fitted in place of the target: where weights are divided, a copy that is."""
     if p.plan.run.shard and distributed.world_size() > 1:
         return sharded(target, p.device)
@@ -341,20 +336,14 @@ def adapted(strategy: Freezing, target: Target, seed: int) -> AbstractContextMan
 
 
 def point_loader(
-    p: Prepared,
-    target: Target,
-    begin: dict[str, Tensor],
-    end: dict[str, Tensor],
-    rows: Sequence[int] | None = None,
+    p: Prepared, target: Target, begin: dict[str, Tensor], end: dict[str, Tensor], rows: Sequence[int] | None = None
 ) -> Callable[[float], None]:
     """α → θ(α) is in the target's model."""
     train = partial(p.batches, "train", rows)
     return lambda alpha: load_point(target, begin, end, alpha, train, p.device, p.settings.layout)
 
 
-def logits_of(
-    p: Prepared, target: Target, split: str, rows: Sequence[int] | None = None
-) -> Outputs:
+def logits_of(p: Prepared, target: Target, split: str, rows: Sequence[int] | None = None) -> Outputs:
     """Of a split, or of some of its rows. Under a backbone that is still the source's, only the head
     is computed."""
     if not backbone_unchanged(p, target):
@@ -374,18 +363,14 @@ def features_of(p: Prepared, target: Target, split: str, rows: Sequence[int]) ->
     return outputs(backbone, p.batches(split, rows), p.device, p.settings.layout)
 
 
-def source_features(
-    p: Prepared, split: str, precision: str = "float32", say: Report = lambda line: None
-) -> Outputs:
+def source_features(p: Prepared, split: str, precision: str = "float32", say: Report = lambda line: None) -> Outputs:
     """What the source's backbone makes of a split, computed once. Only train and val, which later
     fits want too, are kept on disk."""
     key = ("features", split, precision)
     if key not in p.kept:
         if split == "test":
             backbone = p.source.backbone.to(p.device)
-            p.kept[key] = outputs(
-                backbone, p.batches(split), p.device, p.settings.layout, precision
-            )
+            p.kept[key] = outputs(backbone, p.batches(split), p.device, p.settings.layout, precision)
         else:
             p.kept[key] = feature_reuse.features(p, split, precision, say)
     found: Outputs = p.kept[key]
@@ -396,9 +381,7 @@ def backbone_unchanged(p: Prepared, target: Target) -> bool:
     """Whether the target's backbone is the source's, to the last bit."""
     here = target.model.get_submodule("backbone").state_dict()
     there = p.source.backbone.state_dict()
-    return here.keys() == there.keys() and all(
-        torch.equal(t, there[name].to(t.device)) for name, t in here.items()
-    )
+    return here.keys() == there.keys() and all(torch.equal(t, there[name].to(t.device)) for name, t in here.items())
 
 
 def figures_of(p: Prepared, rows: Sequence[Outputs]) -> Figures:

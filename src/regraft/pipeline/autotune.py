@@ -65,9 +65,7 @@ def settle(
 ) -> tuple[RunPlan, Reasons]:
     """The plan's [run] with layout and precisions settled, and why. ``passes`` over the rows are to
     come; ``trains``: the backbone does."""
-    open_keys = [
-        k for k in ("layout", "precision", "feature_precision") if getattr(run, k) == "auto"
-    ]
+    open_keys = [k for k in ("layout", "precision", "feature_precision") if getattr(run, k) == "auto"]
     if not open_keys:
         return run, {}
     conv = any(
@@ -91,9 +89,7 @@ def settle(
         ways += [(ways[-1][0], "bfloat16")]
         times = measured(run, source, preprocessor, examples, device, ways, train=False)
         chosen["layout"], why["layout"] = best_layout(times, conv)
-        chosen["feature_precision"], why["feature_precision"] = best_precision(
-            times, chosen["layout"], "features"
-        )
+        chosen["feature_precision"], why["feature_precision"] = best_precision(times, chosen["layout"], "features")
         if trains:
             layout = chosen["layout"] if run.layout == "auto" else run.layout
             ways = [(str(layout), p) for p in ("float32", "bfloat16")]
@@ -153,12 +149,7 @@ def measured(
 
 
 def timed(
-    source: Source,
-    inputs: Inputs,
-    device: torch.device,
-    ways: Sequence[Way],
-    rows: int,
-    train: bool,
+    source: Source, inputs: Inputs, device: torch.device, ways: Sequence[Way], rows: int, train: bool
 ) -> dict[Way, float | None]:
     """The least seconds a row of a forward pass, with ``train`` of a backward pass too."""
     import copy
@@ -180,9 +171,7 @@ def timed(
     return {w: None if w in failed else min(s[1:]) / rows for w, s in seconds.items()}
 
 
-def once(
-    backbone: torch.nn.Module, inputs: Inputs, device: torch.device, way: Way, train: bool
-) -> float:
+def once(backbone: torch.nn.Module, inputs: Inputs, device: torch.device, way: Way, train: bool) -> float:
     layout, precision = way
     if layout == "channels_last":
         backbone.to(memory_format=torch.channels_last)
@@ -209,16 +198,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def key_of(run: RunPlan, source: Source, inputs: Inputs, device: torch.device, train: bool) -> str:
-    shapes = (
-        {k: list(v.shape) for k, v in inputs.items()}
-        if isinstance(inputs, dict)
-        else list(inputs.shape)
-    )
+    shapes = {k: list(v.shape) for k, v in inputs.items()} if isinstance(inputs, dict) else list(inputs.shape)
     what = {
         "recipe": source.recipe,
-        "preprocess": to_json(source.preprocess)
-        if isinstance(source.preprocess, ImageSpec)
-        else shapes,
+        "preprocess": to_json(source.preprocess) if isinstance(source.preprocess, ImageSpec) else shapes,
         "parameters": sum(p.numel() for p in source.backbone.parameters()),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -242,8 +225,10 @@ def known_of(run: RunPlan, path: Path) -> dict[str, dict[str, float | None]]:
     with os.fdopen(handle, encoding="utf-8") as file:
         try:
             found = json.load(file)
-            return {str(key): {str(k): s if s is None else float(s) for k, s in times.items()}
-                    for key, times in found.items()}  # fmt: skip
+            return {
+                str(key): {str(k): s if s is None else float(s) for k, s in times.items()}
+                for key, times in found.items()
+            }
         except (ValueError, TypeError, AttributeError, RecursionError):
             return {}  # damaged: it is written anew
 
@@ -266,7 +251,5 @@ def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
         known = known_of(run, path) if path.exists() else {}
         with work_folder(path.parent, "speed") as folder:
             part = folder / path.name
-            part.write_text(
-                json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8"
-            )
+            part.write_text(json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8")
             part.replace(path)

@@ -23,16 +23,11 @@ if TYPE_CHECKING:
 
 
 # steps that look at each weight alone, so that a share of a tensor is stepped as the whole is
-ELEMENTWISE = (
-    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop",
-)  # fmt: skip
+ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
 
 
 def check_shard(
-    plan: Plan,
-    freezing: Freezing,
-    penalties: Mapping[str, tuple[Regularizer, Penalty]],
-    target: Target,
+    plan: Plan, freezing: Freezing, penalties: Mapping[str, tuple[Regularizer, Penalty]], target: Target
 ) -> None:
     """Raises PlanError for what does not go with divided weights."""
     seen: dict[int, str] = {}
@@ -45,10 +40,7 @@ def check_shard(
         f"run.shard: {what}"
         for wrong, what in (
             (plan.run.spread == "arms", 'arms hold whole models: set run.spread to "rows"'),
-            (
-                plan.run.layout == "channels_last",
-                'divided weights are contiguous: set run.layout to "contiguous"',
-            ),
+            (plan.run.layout == "channels_last", 'divided weights are contiguous: set run.layout to "contiguous"'),
             (plan.fit.compile, "divided weights are not compiled: set fit.compile to false"),
             (plan.fit.average > 0, "an average would hold the whole weights: set fit.average to 0"),
             (plan.fit.views > 0, "every step runs from the first block on: set fit.views to 0"),
@@ -56,27 +48,17 @@ def check_shard(
                 plan.fit.optimizer not in ELEMENTWISE,
                 f"{plan.fit.optimizer} may look at whole tensors: choose of {', '.join(ELEMENTWISE)}",
             ),
-            (
-                plan.source_data.each_epoch,
-                "source_data.each_epoch takes the whole weights: unset it",
-            ),
+            (plan.source_data.each_epoch, "source_data.each_epoch takes the whole weights: unset it"),
             (isinstance(freezing, Adapting), "adapters are small enough: choose another freezing"),
             (bool(tied), f"tied weights cannot be divided ({shorten(tied, 3)}): set it to false"),
-            (
-                bool(single),
-                f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false",
-            ),
+            (bool(single), f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false"),
         )
         if wrong
     ]
     problems += [
         f"run.shard: regularizer {name} takes whole weights, of the source or of a sample: remove it"
         for name, (options, penalty) in penalties.items()
-        if options.uses_source
-        or options.needs_source_data
-        or penalty.per == "step"
-        or penalty.maps
-        or penalty.after
+        if options.uses_source or options.needs_source_data or penalty.per == "step" or penalty.maps or penalty.after
     ]
     if problems:
         raise PlanError(problems)
@@ -105,29 +87,23 @@ def check_rows_of_a_batch(plan: Plan, target: Target, rows: int) -> None:
     trains = plan.fit.batch_norm == "train" or "scratch" in plan.evaluate.controls
     if min(cast(int, plan.fit.batch_size), rows) == 1 and trains and has_batch_norm(target.model):
         raise PlanError(
-            ["fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
-             'or fit.batch_norm = "frozen" without the scratch control']
-        )  # fmt: skip
+            [
+                "fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
+                'or fit.batch_norm = "frozen" without the scratch control'
+            ]
+        )
 
 
 def check_balanced(plan: Plan, task: Task) -> None:
     """Raises PlanError for balanced sampling where there are no classes, or they are weighed too."""
     if task.name != "classification":
-        raise PlanError(
-            [f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"]
-        )
+        raise PlanError([f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"])
     if plan.task.get("class_weights", "none") != "none":
-        raise PlanError(
-            ["fit.sampling and task.class_weights both make up for rare classes: choose one"]
-        )
+        raise PlanError(["fit.sampling and task.class_weights both make up for rare classes: choose one"])
 
 
 def check_source_data(
-    plan: Plan,
-    source: Source,
-    regularizers: Mapping[str, Regularizer],
-    data: SourceData | None,
-    notes: Sequence[str],
+    plan: Plan, source: Source, regularizers: Mapping[str, Regularizer], data: SourceData | None, notes: Sequence[str]
 ) -> None:
     """Raises PlanError for what needs source data, or a whole frontier, without it."""
     problems = []
@@ -139,23 +115,16 @@ def check_source_data(
             if r.needs_source_data
         ]
         if plan.fit.retain is not None:
-            problems.append(
-                f"fit.retain is measured on source data{why}: add --source-data PATH, or remove it"
-            )
+            problems.append(f"fit.retain is measured on source data{why}: add --source-data PATH, or remove it")
         if plan.source_data.each_epoch:
-            problems.append(
-                f"source_data.each_epoch needs labelled source data{why}: add --source-data PATH"
-            )
+            problems.append(f"source_data.each_epoch needs labelled source data{why}: add --source-data PATH")
     if plan.fit.retain is not None and plan.fit.alpha != "chosen":
         problems.append('fit.retain chooses α: set fit.alpha to "chosen", or remove fit.retain')
     if plan.fit.retain is not None and (plan.fit.start == "random" or source.nothing_kept):
-        problems.append(
-            "fit.retain needs a fit that starts from the probe of a source: remove fit.retain"
-        )
+        problems.append("fit.retain needs a fit that starts from the probe of a source: remove fit.retain")
     if plan.fit.retain is not None and data is not None and not data.metric.higher_is_better:
         problems.append(
-            f"fit.retain: retention is not defined for {data.task.primary}, of which less is better: "
-            f"remove it"
+            f"fit.retain: retention is not defined for {data.task.primary}, of which less is better: remove it"
         )
     if problems:
         raise PlanError(problems)
@@ -172,9 +141,7 @@ def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Re
         "fit.layer_decay": "" if plan.fit.layer_decay == 1 else plan.fit.layer_decay,
         **{f"regularizers.{n}": n for n, r in regularizers.items() if r.uses_source},
     }
-    wrong["freezing.name"] = (
-        "" if wrong["freezing.name"] == "everything" else wrong["freezing.name"]
-    )
+    wrong["freezing.name"] = "" if wrong["freezing.name"] == "everything" else wrong["freezing.name"]
     problems = [
         f"{key}: {value} needs weights that were kept, and {source.name} keeps none: remove it"
         for key, value in wrong.items()

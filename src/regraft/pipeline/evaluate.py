@@ -70,9 +70,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         else:
             after = features_after(p, t.arms[0].target, "test")
             kept = proxies(p.source, features.values, after.values, first.groups)
-        controls["linear probe"] = score(
-            replace(features, values=t.probe.logits(features.values)), task, examples
-        )
+        controls["linear probe"] = score(replace(features, values=t.probe.logits(features.values)), task, examples)
     if scratch:
         controls["scratch"] = scratch[0]
     verdict = decide(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
@@ -96,23 +94,38 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         "cross_validation": cross_validation(p, t.cross),
         "frontier": frontier(p, t, fits, ends),
         "retention": kept,
-        "calibration": calibration(task, p.metrics, val, first)
-        if val and task.name == "classification" else None,
+        "calibration": calibration(task, p.metrics, val, first) if val and task.name == "classification" else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
-        "probe": {"strength": t.probe.strength, "chosen_by": t.probe.chosen_by,
-                  "rows": t.probe.rows, "of": t.probe.of, "passes": t.probe.passes,
-                  "losses": {f"{k:g}": v for k, v in t.probe.losses.items()}} if t.probe else None,
-        "scratch": {"budget": str(p.scratch), "chosen": t.scratch_how,
-                    "steps": [a.fit.steps for a in t.scratch],
-                    "best_epochs": [a.fit.best_epoch for a in t.scratch]}
-        if t.scratch else None,
+        "probe": {
+            "strength": t.probe.strength,
+            "chosen_by": t.probe.chosen_by,
+            "rows": t.probe.rows,
+            "of": t.probe.of,
+            "passes": t.probe.passes,
+            "losses": {f"{k:g}": v for k, v in t.probe.losses.items()},
+        }
+        if t.probe
+        else None,
+        "scratch": {
+            "budget": str(p.scratch),
+            "chosen": t.scratch_how,
+            "steps": [a.fit.steps for a in t.scratch],
+            "best_epochs": [a.fit.best_epoch for a in t.scratch],
+        }
+        if t.scratch
+        else None,
         "confusion": record_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
-        if task.name == "classification" else None,
+        if task.name == "classification"
+        else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
-        "notes": [*p.splits.notes, *p.source.notes, *p.source_notes,
-                  *([t.probe.note] if t.probe and t.probe.note else [])],
-    }  # fmt: skip
+        "notes": [
+            *p.splits.notes,
+            *p.source.notes,
+            *p.source_notes,
+            *([t.probe.note] if t.probe and t.probe.note else []),
+        ],
+    }
     return EvaluationResult(result, first)
 
 
@@ -128,9 +141,7 @@ def both_ends(arm: Arm, rows: Callable[[Target], Predictions]) -> tuple[Predicti
     return chosen, end
 
 
-def frontier(
-    p: Prepared, t: Trained, fits: list[Predictions], ends: list[Predictions]
-) -> dict[str, Any] | None:
+def frontier(p: Prepared, t: Trained, fits: list[Predictions], ends: list[Predictions]) -> dict[str, Any] | None:
     """Where the line was walked: its points (of the first seed that left the start, or over the
     folds), the chosen α, and the chosen point against α = 1 on test, paired. None where there was
     nothing to choose."""
@@ -194,12 +205,7 @@ def value(p: Prepared, name: str, rows: Predictions) -> float:
 
 
 def seed_line(
-    p: Prepared,
-    i: int,
-    t: Trained,
-    fits: list[Predictions],
-    ends: list[Predictions],
-    scratch: list[Predictions],
+    p: Prepared, i: int, t: Trained, fits: list[Predictions], ends: list[Predictions], scratch: list[Predictions]
 ) -> dict[str, Any]:
     arm = t.arms[i]
     fit = arm.fit

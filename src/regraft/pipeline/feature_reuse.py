@@ -96,11 +96,7 @@ class LowerBlocks:
         """On the CPU, without gradient."""
         blocks = self.p.source.blocks
         x: Any = to_device(inputs, self.p.device, self.p.settings.layout)
-        with (
-            eval_mode(self.backbone),
-            torch.inference_mode(),
-            autocast(self.p.device, self.precision),
-        ):
+        with eval_mode(self.backbone), torch.inference_mode(), autocast(self.p.device, self.precision):
             if self.cut == len(blocks):
                 x = self.backbone(x)
             else:
@@ -118,9 +114,7 @@ class LowerBlocks:
             "preprocess": to_json(p.source.preprocess),
             "rows": list(ids_of(batches.examples)),
             "tokens": tokens_digest(batches),
-            "view": [batches.seed, view, asdict(batches.augment)]
-            if view and batches.augment
-            else 0,
+            "view": [batches.seed, view, asdict(batches.augment)] if view and batches.augment else 0,
             "batch_size": batches.batch_size,
             "layout": p.settings.layout,
             "precision": self.precision,
@@ -218,9 +212,7 @@ def phase_data(
     return feed
 
 
-def views_of(
-    p: Prepared, train: Batches, penalties: Mapping[str, Penalty]
-) -> tuple[str, list[int]]:
+def views_of(p: Prepared, train: Batches, penalties: Mapping[str, Penalty]) -> tuple[str, list[int]]:
     """(why training rows are no constants, the views of them to keep; 0 is the row as it stands)."""
     if looks := sorted(n for n, q in penalties.items() if q.needs_inputs or q.maps):
         return f"{looks[0]} looks at the inputs", []
@@ -239,13 +231,7 @@ def views_of(
 
 
 def entries(
-    below: LowerBlocks,
-    batches: Batches,
-    views: Sequence[int],
-    *,
-    passes: int | None,
-    what: str,
-    say: Report,
+    below: LowerBlocks, batches: Batches, views: Sequence[int], *, passes: int | None, what: str, say: Report
 ) -> list[Entry] | None:
     """The outputs of all rows, one entry a view, from the cache or put there now.
 
@@ -348,9 +334,7 @@ def written(
     return entry
 
 
-def no_gain(
-    cache: FeatureCache, seconds: float, size: int, missing: int, passes: int | None
-) -> str:
+def no_gain(cache: FeatureCache, seconds: float, size: int, missing: int, passes: int | None) -> str:
     """Why keeping ``missing`` passes of ``size`` bytes and ``seconds`` each is not worth it; or ""."""
     there = next((d for d in (cache.root, *cache.root.parents) if d.is_dir()), Path.cwd())
     room = min(cache.limit, shutil.disk_usage(there).free // 2)

@@ -122,9 +122,7 @@ def classes_of(splits: Splits, task: Task) -> dict[str, dict[str, int]]:
     return {s: count_classes(rows, seen.names) for s, rows in seen.splits.items()}
 
 
-def count_classes(
-    rows: Sequence[Example], names: Callable[[Example], tuple[str, ...]]
-) -> dict[str, int]:
+def count_classes(rows: Sequence[Example], names: Callable[[Example], tuple[str, ...]]) -> dict[str, int]:
     """Return class → rows, by name."""
     return dict(sorted(Counter(name for e in rows for name in names(e)).items()))
 
@@ -138,10 +136,7 @@ def class_lines(classes: dict[str, dict[str, int]]) -> Iterator[str]:
         if not counts:
             continue
         shown = sorted(counts, key=lambda name: (-counts[name], name))[:CLASSES_SHOWN]
-        names = [
-            f"{printable(n)} {counts[n]:,}"
-            for n in (counts if len(counts) <= len(shown) else shown)
-        ]
+        names = [f"{printable(n)} {counts[n]:,}" for n in (counts if len(counts) <= len(shown) else shown)]
         more = len(counts) - len(shown)
         least = f", … and {more} more, the smallest {min(counts.values()):,}" if more else ""
         word = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
@@ -156,10 +151,7 @@ def in_words(found: CheckReport) -> str:
     lines += [*class_lines(found.classes), *(f"note: {printable(n)}" for n in found.notes)]
     for f in found.findings:
         lines += ["", *finding_in_words(f)]
-    counts = ", ".join(
-        f"{n} {severity}{'' if n == 1 else 's'}"
-        for severity, n in ((s, found.count(s)) for s in ORDER)
-    )
+    counts = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in ((s, found.count(s)) for s in ORDER))
     lines += ["", counts if found.findings else "nothing found"]
     reasons: dict[str, list[str]] = {}
     for name, why in found.not_run.items():

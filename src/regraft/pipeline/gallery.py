@@ -33,12 +33,14 @@ def write_gallery(folder: RunFolder, task: Task, splits: Splits, rows: Predictio
     entries: list[dict[str, Any]] = []
     for i in (int(i) for i in order if worst[i] > 0):
         classes = task.name == "classification"
-        entries.append({
-            "truth": ";".join(splits.test[i].cells),
-            "predicted": task.label(rows.scores[i]),
-            "probability": float(rows.scores[i].max()) if classes else None,
-            **shown(folder, splits.test[i], splits.kind, f"{len(entries)}.jpg"),
-        })  # fmt: skip
+        entries.append(
+            {
+                "truth": ";".join(splits.test[i].cells),
+                "predicted": task.label(rows.scores[i]),
+                "probability": float(rows.scores[i].max()) if classes else None,
+                **shown(folder, splits.test[i], splits.kind, f"{len(entries)}.jpg"),
+            }
+        )
     folder.json("gallery/gallery.json", entries)
 
 

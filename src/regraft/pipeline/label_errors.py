@@ -45,8 +45,7 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
     contents = [id_.partition("-")[0] for id_ in every.ids]
     copies = Counter(contents)
     groups = [
-        group or (name if copies[name] > 1 else None)
-        for name, group in zip(contents, groups_of(rows), strict=True)
+        group or (name if copies[name] > 1 else None) for name, group in zip(contents, groups_of(rows), strict=True)
     ]
     classes = [";".join(cells) for cells in cells_of(rows)]
     folds = folds_of(classes, groups, FOLDS)
@@ -86,15 +85,19 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
     if not said:
         why = "A class has a single row, or all rows are one group: no other can judge them."
         return {"why not": why}
-    seen = replace(
-        seen_of(p.splits, p.task.name, p.task), probabilities=said, classes=p.task.classes
-    )
+    seen = replace(seen_of(p.splits, p.task.name, p.task), probabilities=said, classes=p.task.classes)
     suspects = ranked(seen)
-    rows = [{
-        "split": s.split, "truth": s.given, "probability of truth": s.of_given,
-        "predicted": s.likelier, "probability": s.of_likelier,
-        **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
-    } for i, s in enumerate(suspects[:COUNT])]  # fmt: skip
+    rows = [
+        {
+            "split": s.split,
+            "truth": s.given,
+            "probability of truth": s.of_given,
+            "predicted": s.likelier,
+            "probability": s.of_likelier,
+            **shown(folder, s.example, p.splits.kind, f"suspect-{i}.jpg"),
+        }
+        for i, s in enumerate(suspects[:COUNT])
+    ]
     return {"of": len(said), "count": len(suspects), "rows": rows}
 
 
@@ -105,7 +108,6 @@ def why_not(p: Prepared, probe: Probe | None) -> str:
         return "They are found by the source's features, and random weights have none."
     if (count := sum(len(labels) for labels in p.targets.values())) > MOST:
         return (
-            f"{count:,} rows are more than the {MOST:,} that a fit looks at: `regraft check` with "
-            f"--source names them."
+            f"{count:,} rows are more than the {MOST:,} that a fit looks at: `regraft check` with --source names them."
         )
     return ""

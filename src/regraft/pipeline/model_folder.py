@@ -64,9 +64,7 @@ def save_novelty(folder: RunFolder, novelty: Novelty) -> None:
     save_tensors(tensors_of(novelty), where / FILE, about)
 
 
-def save_ends(
-    folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float
-) -> None:
+def save_ends(folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
     """Write the ends of the frontier, so that another point can be taken without training."""
     where = folder.path / "frontier"
     where.mkdir(exist_ok=True)

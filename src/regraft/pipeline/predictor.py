@@ -60,9 +60,7 @@ class Predictor:
         Raises UsageError for a run that fitted no temperature.
         """
         if self.temperature is None:
-            raise UsageError(
-                "this run fitted no temperature: it takes a classification task and rows for val"
-            )
+            raise UsageError("this run fitted no temperature: it takes a classification task and rows for val")
         head = copy.deepcopy(self.model.get_submodule("head"))
         with torch.no_grad():
             for parameter in head.parameters():
@@ -75,17 +73,12 @@ class Predictor:
 
         Raises DataError for a picture that cannot be read.
         """
-        examples = [
-            Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x))
-            for i, x in enumerate(inputs)
-        ]
+        examples = [Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x)) for i, x in enumerate(inputs)]
         if not examples:
             return []
         if self.kind == "image":
             vet(e.inputs[0] for e in examples)
-        batches = Batches(
-            examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device
-        )
+        batches = Batches(examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device)
         # a single batch would only hand its memory back more slowly
         with freed_memory_kept() if len(examples) > BATCH else nullcontext():
             rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
@@ -94,8 +87,7 @@ class Predictor:
     def as_prediction(self, row: Any) -> Prediction:
         scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
         label = self.task.label(row)
-        return Prediction(label, scores.get(label) if self.task.name == "classification" else None,
-                          scores)  # fmt: skip
+        return Prediction(label, scores.get(label) if self.task.name == "classification" else None, scores)
 
     @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:
@@ -132,9 +124,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     if task.outputs != outputs_of_head:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
-    return Predictor(
-        model, task, build(source.preprocess), source.kind, torch.device(device), temperature,
-    )  # fmt: skip
+    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device), temperature)
 
 
 def plan_of(run: str | Path) -> Plan:

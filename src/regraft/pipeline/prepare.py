@@ -94,34 +94,31 @@ class Prepared:
         """Stratified folds of train, or of some of its rows; none where a class has one row."""
         chosen = range(len(self.splits.train)) if rows is None else rows
         groups = groups_of(self.splits.train)
-        return folds_of(
-            [self.strata[i] for i in chosen],
-            [groups[i] for i in chosen],
-            self.plan.data.folds or FOLDS,
-        )
+        return folds_of([self.strata[i] for i in chosen], [groups[i] for i in chosen], self.plan.data.folds or FOLDS)
 
-    def batches(
-        self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False
-    ) -> Batches:
+    def batches(self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False) -> Batches:
         """A split's batches, or those of some of its rows; augmented only for training."""
         examples: Sequence[Example] = getattr(self.splits, split)
         labels = self.targets[split]
         if rows is not None:
             examples, labels = some_of(examples, rows), labels[list(rows)]
         return Batches(
-            examples, labels, self.preprocessor,
+            examples,
+            labels,
+            self.preprocessor,
             batch_size=cast(int, self.plan.fit.batch_size),
             workers=cast(int, self.plan.run.workers),
             augment=self.settings.augment if train else None,
             seed=seed,
             strata=[self.strata[i] for i in rows or range(len(examples))]
-            if train and self.plan.fit.sampling == "balanced" else None,
+            if train and self.plan.fit.sampling == "balanced"
+            else None,
             share=(distributed.rank(), distributed.world_size()) if train else (0, 1),
             tokens=self._tokens(split, rows),
             pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
             device=self.device,
             layout=self.settings.layout,
-        )  # fmt: skip
+        )
 
     def _tokens(self, split: str, rows: Sequence[int] | None) -> Tokens | None:
         """A split's texts are tokenised once."""
@@ -161,11 +158,7 @@ class RowsOfTrain:
 
 
 def prepare(
-    plan: Plan,
-    *,
-    allow_code: bool = False,
-    source: Source | None = None,
-    data: tuple[Splits, Task] | None = None,
+    plan: Plan, *, allow_code: bool = False, source: Source | None = None, data: tuple[Splits, Task] | None = None
 ) -> Prepared:
     """Read data and source, settle every automatic choice, and refuse what cannot work.
 
@@ -182,15 +175,10 @@ def prepare(
         check_compiler(device)
     options = plan_options.data_options(plan).for_task(task_options)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
-    metrics = {
-        name: at_threshold(cast(Metric, plugins.module("metrics", name)), task)
-        for name in task.metrics
-    }
+    metrics = {name: at_threshold(cast(Metric, plugins.module("metrics", name)), task) for name in task.metrics}
     if task.primary not in metrics:
         known = ", ".join(metrics)
-        raise PlanError(
-            [f'task.primary: "{task.primary}" is no metric of this task; there are: {known}']
-        )
+        raise PlanError([f'task.primary: "{task.primary}" is no metric of this task; there are: {known}'])
     torch.manual_seed(plan.run.seed)  # a random source is drawn here
     source = source or load_source(plan.source.ref, plan_options.source_options(plan))
     if source.kind not in (splits.kind, "tensor"):
@@ -202,9 +190,11 @@ def prepare(
     check_nothing_kept(plan, source, regularizers)
     if plan.fit.start == "random" and plan.fit.alpha not in ("chosen", 1):
         raise PlanError(
-            ["fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
-             '"probe", or remove fit.alpha']
-        )  # fmt: skip
+            [
+                "fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
+                '"probe", or remove fit.alpha'
+            ]
+        )
     if plan.fit.sampling == "balanced":
         check_balanced(plan, task)
     preprocessor = build(source.preprocess)
@@ -220,9 +210,8 @@ def prepare(
     names = [b.name for b in source.blocks]
     trains = any(freezing([*names, "head"], e) - {"head"} for e in range(1, epochs + 1))
     timed, why_fast = autotune.settle(
-        plan.run, source, preprocessor, splits.train, device,
-        passes=1 + epochs * trains, trains=trains,
-    )  # fmt: skip
+        plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
+    )
     plan = plan.model_copy(update={"run": timed})
     plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
     reasons |= why_fast
@@ -234,9 +223,8 @@ def prepare(
     if data_of_source is not None:
         batch_size = cast(int, plan.fit.batch_size)
         data_of_source = replace(
-            data_of_source, batch_size=batch_size, augment=chosen.augment, device=device,
-            layout=chosen.layout,
-        )  # fmt: skip
+            data_of_source, batch_size=batch_size, augment=chosen.augment, device=device, layout=chosen.layout
+        )
     blocks = table(plan, target, freezing, chosen.rates)
     if isinstance(freezing, Adapting):
         check_adapting(plan, regularizers)
@@ -270,16 +258,11 @@ def prepare(
         source_data=data_of_source,
         source_notes=source_notes,
         strata=task_options.strata(cells_of(splits.train)),
-        targets={
-            s: task.encode(cells_of(getattr(splits, s)))
-            for s in ("train", "val", "test")
-            if getattr(splits, s)
-        },
+        targets={s: task.encode(cells_of(getattr(splits, s))) for s in ("train", "val", "test") if getattr(splits, s)},
         findings=cheap(splits, task) if data is None else (),
     )
     penalties = {  # refused here
-        name: (r, r.prepare(target, data_of_source, p.train_rows()))
-        for name, r in regularizers.items()
+        name: (r, r.prepare(target, data_of_source, p.train_rows())) for name, r in regularizers.items()
     }
     if plan.run.shard:
         check_shard(plan, freezing, penalties, target)

@@ -32,15 +32,9 @@ if TYPE_CHECKING:
 Reasons = dict[str, str]  # dotted key → why
 
 # Rates that the optimisers are commonly trained from scratch with.
-SCRATCH_RATES = {
-    "SGD": 0.1, "Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "RMSprop": 1e-3,
-}  # fmt: skip
+SCRATCH_RATES = {"SGD": 0.1, "Adam": 1e-3, "AdamW": 1e-3, "NAdam": 1e-3, "RAdam": 1e-3, "RMSprop": 1e-3}
 
-LR_SHARE_OF_SCRATCH = {
-    "image": 0.03,
-    "text": 0.05,
-    "tensor": 0.1,
-}  # of the scratch rate, for kept blocks
+LR_SHARE_OF_SCRATCH = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scratch rate, for kept blocks
 
 DEFAULT_EPOCHS = {"image": 3, "text": 3, "tensor": 10}
 
@@ -81,9 +75,8 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
 
     if known is None and "auto" in (fit.scratch_lr, fit.lr, fit.head_lr):
         raise PlanError(
-            [f"fit.optimizer: no rate is known for {fit.optimizer}: set fit.lr, fit.head_lr and "
-             f"fit.scratch_lr"]
-        )  # fmt: skip
+            [f"fit.optimizer: no rate is known for {fit.optimizer}: set fit.lr, fit.head_lr and fit.scratch_lr"]
+        )
     out: dict[str, Any] = {}
     out |= settle("fit", "scratch_lr", fit.scratch_lr, known, f"usual for {fit.optimizer}")
     scratch_lr = out.get("scratch_lr", fit.scratch_lr)
@@ -97,18 +90,17 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     steps = ceil(train_rows / out.get("batch_size", fit.batch_size) / fit.accumulate)
     usual = DEFAULT_EPOCHS[kind] * (5 if scratch else 1)
     epochs = max(usual, ceil(MIN_STEPS / steps))
-    out |= settle(
-        "fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch"
-    )
+    out |= settle("fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch")
     pulled = sorted(n for n in plan.regularizers if pulls(plan, n))
-    decay, why = (
-        (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
-    )
+    decay, why = (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
     out |= settle("fit", "weight_decay", fit.weight_decay, decay, why)
     out |= settle(
-        "fit", "batch_norm", fit.batch_norm, "train" if scratch else "frozen",
+        "fit",
+        "batch_norm",
+        fit.batch_norm,
+        "train" if scratch else "frozen",
         "nothing is kept" if scratch else "the source's statistics stay",
-    )  # fmt: skip
+    )
 
     radius = 0.0 if scratch else SHARPNESS[kind]
     why = "texts overfit within an epoch or two" if radius else "one gradient a step"
@@ -127,12 +119,8 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     threads = torch.get_num_threads()
     chosen |= settle("run", "threads", run.threads, threads, f"torch's own on {cores} cores")
     if not has_val and plan.fit.patience:
-        raise PlanError(
-            ["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"]
-        )
-    plan = plan.model_copy(
-        update={"fit": fit.model_copy(update=out), "run": run.model_copy(update=chosen)}
-    )
+        raise PlanError(["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"])
+    plan = plan.model_copy(update={"fit": fit.model_copy(update=out), "run": run.model_copy(update=chosen)})
     return plan, reasons
 
 
@@ -164,10 +152,12 @@ def settings(plan: Plan, target: Target) -> Settings:
     large = [n for n in names if rates[n] >= scratch and block_state(target, n) != "fresh"]
     if large and not target.nothing_kept and not fit.allow_large_lr:
         raise PlanError(
-            [f"fit.lr: {rates[large[-1]]:g} for the kept block {large[-1]} is not below the scratch "
-             f"rate {scratch:g} and would destroy what the source knows: lower it, or set "
-             f"fit.allow_large_lr = true"]
-        )  # fmt: skip
+            [
+                f"fit.lr: {rates[large[-1]]:g} for the kept block {large[-1]} is not below the scratch "
+                f"rate {scratch:g} and would destroy what the source knows: lower it, or set "
+                f"fit.allow_large_lr = true"
+            ]
+        )
     return Settings(
         epochs=cast(int, fit.epochs),
         rates=rates,
@@ -219,17 +209,12 @@ def block_state(target: Target, name: str) -> Literal["kept", "fresh", "part kep
     return "kept" if anchored == len(own) else "part kept"
 
 
-def table(
-    plan: Plan, target: Target, freezing: Freezing, rates: Mapping[str, float]
-) -> list[BlockRow]:
+def table(plan: Plan, target: Target, freezing: Freezing, rates: Mapping[str, float]) -> list[BlockRow]:
     """A row a block: what ``regraft plan`` prints before anything is trained."""
     names = [b.name for b in target.blocks]
     parameters = dict(target.model.named_parameters())
     epochs = cast(int, plan.fit.epochs)
-    first = {
-        name: next((e for e in range(1, epochs + 1) if name in freezing(names, e)), None)
-        for name in names
-    }
+    first = {name: next((e for e in range(1, epochs + 1) if name in freezing(names, e)), None) for name in names}
     pulled = any(pulls(plan, n) for n in plan.regularizers)
     return [
         BlockRow(

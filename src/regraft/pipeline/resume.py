@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 
 
 FREE = {
-    "run.out", "run.workers", "run.processes", "run.cache", "run.cache_users", "run.cache_gb", "run.checkpoint_every",
-    "run.escape_csv", "run.shard",
-}  # fmt: skip
+    "run.out",
+    "run.workers",
+    "run.processes",
+    "run.cache",
+    "run.cache_users",
+    "run.cache_gb",
+    "run.checkpoint_every",
+    "run.escape_csv",
+    "run.shard",
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,7 @@ class PreviousRun:
 
     def record(self, **more: Any) -> dict[str, Any]:
         """A line of resumes.jsonl."""
-        return {
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "changes": list(self.changes),
-            **more,
-        }
+        return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changes": list(self.changes), **more}
 
 
 def previous_run(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> PreviousRun:
@@ -117,9 +120,7 @@ def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) ->
     if was.get("data_digest") != p.splits.digest:
         rows = data_changes(before.run, p.splits)
         if not accept_changes:
-            raise DataError(
-                f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}"
-            )
+            raise DataError(f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}")
         changes.append(f"data: {rows}")
     now = p.source_data.all_digest if p.source_data else None
     if was.get("source_data_digest") != now:
@@ -128,9 +129,7 @@ def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) ->
         changes.append("the source data")
     if was.get("source_digest") != p.source.digest:
         if not accept_changes:
-            raise SourceError(
-                f"the weights of {p.source.name} have changed since {before.run} began: {accept}"
-            )
+            raise SourceError(f"the weights of {p.source.name} have changed since {before.run} began: {accept}")
         changes.append(f"the weights of {p.source.name}")
     return PreviousRun(before.run, before.plan, tuple(changes))
 
@@ -170,9 +169,7 @@ def data_changes(run: Path, splits: Splits) -> str:
         for what, rows in parts.items()
         if rows
     ]
-    moved = Counter((*key(r), r["split"]) for r in new) - Counter(
-        (*key(r), r["split"]) for r in old
-    )
+    moved = Counter((*key(r), r["split"]) for r in new) - Counter((*key(r), r["split"]) for r in old)
     moved = Counter({k: n for k, n in moved.items() if both[k[:2]]})
     words += [f"{moved.total()} in another split than before"] if moved else []
     return ", ".join(words)

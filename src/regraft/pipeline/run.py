@@ -117,9 +117,15 @@ def run(
                 return Path(plan.run.out)
         with distributed.naming_a_lost_rank(str(plan.run.out)), reporting(say):
             return run_job(
-                plan, allow_code, say, track, source,
-                begun=left == "begun", resume=resume, accept_changes=accept_changes,
-            )  # fmt: skip
+                plan,
+                allow_code,
+                say,
+                track,
+                source,
+                begun=left == "begun",
+                resume=resume,
+                accept_changes=accept_changes,
+            )
     finally:
         distributed.leave()
 
@@ -179,9 +185,7 @@ def run_job(
 
         def about() -> dict[str, Any]:
             """What is kept of the run as a whole."""
-            chosen = {
-                k[1]: how for k, how in p.kept.items() if isinstance(k, tuple) and k[0] == DECISION
-            }
+            chosen = {k[1]: how for k, how in p.kept.items() if isinstance(k, tuple) and k[0] == DECISION}
             return {
                 "history": folder.size("history.jsonl"),
                 "reuse": chosen,
@@ -192,9 +196,14 @@ def run_job(
 
         own_arms = plan.run.spread == "arms" and distributed.world_size() > 1
         keeper = CheckpointManager(
-            folder.path / "checkpoints", *checkpoint_every(plan), about=about, say=tell,
-            writes=distributed.is_rank0() and not own_arms, divided=plan.run.shard, signals=signals,
-        )  # fmt: skip
+            folder.path / "checkpoints",
+            *checkpoint_every(plan),
+            about=about,
+            say=tell,
+            writes=distributed.is_rank0() and not own_arms,
+            divided=plan.run.shard,
+            signals=signals,
+        )
         if before is None or before.changes:
             describe(p, folder, tell)
         if before is not None:
@@ -227,9 +236,7 @@ def run_job(
     return folder.path
 
 
-BEFORE_PLAN = {
-    LOCK, "log.txt", "result.json", "check.json", "environment.json", "loading.json", "manifest.jsonl",
-}  # fmt: skip
+BEFORE_PLAN = {LOCK, "log.txt", "result.json", "check.json", "environment.json", "loading.json", "manifest.jsonl"}
 
 
 def looks_like_a_run(folder: Path) -> bool:
@@ -243,12 +250,7 @@ def half(plan: Plan) -> int:
 
 
 def resumed(
-    before: PreviousRun,
-    p: Prepared,
-    folder: RunFolder,
-    keeper: CheckpointManager,
-    clock: Clock,
-    say: Report,
+    before: PreviousRun, p: Prepared, folder: RunFolder, keeper: CheckpointManager, clock: Clock, say: Report
 ) -> None:
     """Take up what an earlier process left."""
     folder.remove("result.json")
@@ -267,11 +269,7 @@ def resumed(
         for name, version in now["versions"].items()
         if was["versions"].get(name) != version
     ]
-    other += [
-        f"{k} {was.get(k)} → {now[k]}"
-        for k in ("device_name", "threads", "processes")
-        if was.get(k) != now[k]
-    ]
+    other += [f"{k} {was.get(k)} → {now[k]}" for k in ("device_name", "threads", "processes") if was.get(k) != now[k]]
     if other:
         say(f"the same bits are not to be expected: {', '.join(other)}")
     record = before.record(done=list(keeper.parts), environment=other)
@@ -280,9 +278,7 @@ def resumed(
 
 def describe(p: Prepared, folder: RunFolder, say: Report) -> None:
     """What is known before training: notes, and the files that say what the run is made from."""
-    for line in (
-        *class_lines(classes_of(p.splits, p.task)), *p.splits.notes, *p.source.notes, *p.source_notes
-    ):  # fmt: skip
+    for line in (*class_lines(classes_of(p.splits, p.task)), *p.splits.notes, *p.source.notes, *p.source_notes):
         say(line)
     for finding in p.findings:
         if finding.severity != "note":
@@ -337,9 +333,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     if len(p.splits.val) < FEWEST:
         return None
 
-    def some(
-        split: str, most: int
-    ) -> list[int]:  # by content: the order of the data does not matter
+    def some(split: str, most: int) -> list[int]:  # by content: the order of the data does not matter
         ids = list(ids_of(getattr(p.splits, split)))
         return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
 
@@ -351,12 +345,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
 
 
 def train(
-    p: Prepared,
-    folder: RunFolder,
-    say: Report,
-    track: Track | None,
-    clock: Clock,
-    keeper: CheckpointManager,
+    p: Prepared, folder: RunFolder, say: Report, track: Track | None, clock: Clock, keeper: CheckpointManager
 ) -> Trained:
     """Probe, then a fit a seed, then the scratch control; what the keeper has is not done again."""
     probe, start, crossed, chosen = None, None, CrossValidation([], 0, {}), p.settings
@@ -412,21 +401,34 @@ def train(
         # where α is chosen by folds, the first seed's points still say what the source keeps
         tells = walks and select is not None and seed == p.seeds[0]
         arm = load_or_fit(
-            keeper, label, p, source, seed,
+            keeper,
+            label,
+            p,
+            source,
+            seed,
             lambda: fit_arm(
-                p, source, chosen, seed, start=start, alpha=None if tells else alpha, select=select,
-                points=crossed.points, log=log, track=track, label=label, say=say, keeper=keeper,
+                p,
+                source,
+                chosen,
+                seed,
+                start=start,
+                alpha=None if tells else alpha,
+                select=select,
+                points=crossed.points,
+                log=log,
+                track=track,
+                label=label,
+                say=say,
+                keeper=keeper,
             ),
-        )  # fmt: skip
+        )
         if alpha is None and arm.points:
             by = "val" if p.splits.val else "cross-validation"
             say(f"seed {seed}   frontier: α = {arm.alpha:g}, by {by}{floor(p)}")
         return arm
 
     with clock("fit"):
-        arms = each_arm(
-            p, p.seeds, fitted, lambda seed: initial_target(p, source_of(p, seed), seed, start)
-        )
+        arms = each_arm(p, p.seeds, fitted, lambda seed: initial_target(p, source_of(p, seed), seed, start))
     for seed, epoch in sorted(distributed.gather_objects(later), key=lambda e: e[0]):
         note(seed, epoch)
     with clock("scratch"):
@@ -468,12 +470,7 @@ def in_words(epoch: Epoch, epochs: int, seed: int) -> str:
     terms = "   ".join(f"{k} {v:.4f}" for k, v in epoch.terms.items())
     source = "   ".join(f"source {k} {v:.4f}" for k, v in epoch.source.items())
     best = " *" if epoch.best and epoch.val else ""
-    return (
-        "   ".join(
-            s for s in (f"seed {seed}   epoch {epoch.epoch}/{epochs}", terms, val, source) if s
-        )
-        + best
-    )
+    return "   ".join(s for s in (f"seed {seed}   epoch {epoch.epoch}/{epochs}", terms, val, source) if s) + best
 
 
 class Clock:
@@ -504,25 +501,14 @@ class Clock:
 
 def environment(p: Prepared) -> dict[str, Any]:
     """What results depend on beside the plan."""
-    names = (
-        "torch",
-        "torchvision",
-        "timm",
-        "transformers",
-        "numpy",
-        "scikit-learn",
-        "scipy",
-        "Pillow",
-    )
+    names = ("torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "scipy", "Pillow")
     return {
         "regraft": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {n: version(n) for n in names},
         "device": str(p.device),
-        "device_name": torch.cuda.get_device_name()
-        if p.device.type == "cuda"
-        else platform.machine(),
+        "device_name": torch.cuda.get_device_name() if p.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "byteorder": sys.byteorder,

@@ -12,22 +12,11 @@ from ..training.checkpoints import CheckpointManager
 from ..training.records import Fit
 from ..training.settings import Settings
 from . import scratch_search
-from .arms import (
-    Arm,
-    Figures,
-    Track,
-    cross_validate,
-    each_arm,
-    fit_arm,
-    initial_target,
-    load_or_fit,
-)
+from .arms import Arm, Figures, Track, cross_validate, each_arm, fit_arm, initial_target, load_or_fit
 from .prepare import Prepared
 
 
-def fit_scratch(
-    p: Prepared, say: Report, track: Track | None, keeper: CheckpointManager
-) -> tuple[list[Arm], str]:
+def fit_scratch(p: Prepared, say: Report, track: Track | None, keeper: CheckpointManager) -> tuple[list[Arm], str]:
     """The scratch control for every seed, and how it was chosen: what is best for the first seed on
     val, or by folds where there is no val."""
     budget = p.scratch
@@ -37,11 +26,13 @@ def fit_scratch(
     def fitted(chosen: Settings, seed: int, label: str) -> Arm:
         source = reinitialise.untrained(p.source, seed)
         return load_or_fit(
-            keeper, label, p, source, seed,
-            lambda: fit_arm(
-                p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper
-            ),
-        )  # fmt: skip
+            keeper,
+            label,
+            p,
+            source,
+            seed,
+            lambda: fit_arm(p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper),
+        )
 
     def again(seed: int) -> Arm:
         try:

@@ -165,9 +165,7 @@ def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
     """What ``[source_data]`` names, with labels that the source's head knows."""
     options = plan_options.source_data_options(plan)
     if source.head is None:
-        raise PlanError(
-            [f"source_data: {source.name} has no head to measure with: remove source_data"]
-        )
+        raise PlanError([f"source_data: {source.name} has no head to measure with: remove source_data"])
     task = source_task(source, plan.source_data.classes)
     examples, splits, notes = rows_and_splits(options, source.kind)
     check_cells({"source data": examples}, task, options.path)
@@ -198,25 +196,28 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
     names = tuple(classes) or source.labels
     if not names:
         raise PlanError(
-            [f"source_data: {source.name} does not name the outputs of its head: list them in "
-             f"source_data.classes, in order"]
-        )  # fmt: skip
+            [
+                f"source_data: {source.name} does not name the outputs of its head: list them in "
+                f"source_data.classes, in order"
+            ]
+        )
     assert source.head is not None
     with torch.no_grad():
         outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
-        raise PlanError(
-            [f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"]
-        )
-    state = {"task": source.task, "classes": list(names), "primary": "accuracy",
-             "label_smoothing": 0.0, "weights": None}  # fmt: skip
+        raise PlanError([f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"])
+    state = {
+        "task": source.task,
+        "classes": list(names),
+        "primary": "accuracy",
+        "label_smoothing": 0.0,
+        "weights": None,
+    }
     task: Task = plugins.module("tasks", source.task).restore(state)
     return task
 
 
-def assemble(
-    source: Source, task: Task, parts: Mapping[Part, Sequence[Example]], where: str
-) -> SourceData:
+def assemble(source: Source, task: Task, parts: Mapping[Part, Sequence[Example]], where: str) -> SourceData:
     if empty := [name for name, rows in parts.items() if not rows]:
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items())
         raise DataError(f"{where} is too small a source sample ({counts}): no {empty[0]} rows")
@@ -224,9 +225,7 @@ def assemble(
     return SourceData(source, task, at_threshold(metric, task), parts, build(source.preprocess))
 
 
-def divide(
-    examples: Sequence[Example], splits: Sequence[str | None]
-) -> dict[Part, Sequence[Example]]:
+def divide(examples: Sequence[Example], splits: Sequence[str | None]) -> dict[Part, Sequence[Example]]:
     """Rows → fit, select, report; see the head of this file."""
     named = [split or "train" for split in splits]
     by = {s: [i for i, n in enumerate(named) if n == s] for s in ("train", "val", "test")}
@@ -243,11 +242,7 @@ def divide(
         fit = by["train"]
         select = [i for i in held if places[i] < 0.5]
         report = [i for i in held if places[i] >= 0.5]
-    return {
-        "fit": some_of(examples, fit),
-        "select": some_of(examples, select),
-        "report": some_of(examples, report),
-    }
+    return {"fit": some_of(examples, fit), "select": some_of(examples, select), "report": some_of(examples, report)}
 
 
 def place(id_: str, group: str | None) -> float:

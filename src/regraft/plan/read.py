@@ -60,11 +60,7 @@ def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: b
 
 
 def check(
-    tree: dict[str, Any],
-    *,
-    where: str = "the plan",
-    lines: Mapping[str, int] | None = None,
-    allow_code: bool = False,
+    tree: dict[str, Any], *, where: str = "the plan", lines: Mapping[str, int] | None = None, allow_code: bool = False
 ) -> Plan:
     """A plan from plain values. Raises PlanError with all problems, each with its line."""
     problems: list[tuple[str, str]] = []  # (dotted key, text)
@@ -134,16 +130,22 @@ def not_finite(tree: Any, key: str = "") -> list[str]:
     return [found for k, v in inside for found in not_finite(v, k)]
 
 
-UNION_TAGS = {"int", "float", "bool", "str", "literal['auto']", "constrained-int",
-              "constrained-float", "constrained-str", "list[float]"}  # fmt: skip
+UNION_TAGS = {
+    "int",
+    "float",
+    "bool",
+    "str",
+    "literal['auto']",
+    "constrained-int",
+    "constrained-float",
+    "constrained-str",
+    "list[float]",
+}
 
 
 def plugin_tables(tree: Mapping[str, Any]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
     """(folder, dotted key, plug-in name, its options) of every plug-in that a plan names."""
-    for key, folder, default in (
-        ("task", "tasks", "classification"),
-        ("freezing", "freezing", "everything"),
-    ):
+    for key, folder, default in (("task", "tasks", "classification"), ("freezing", "freezing", "everything")):
         table = tree.get(key, {})
         if isinstance(table, dict):
             options = {k: v for k, v in table.items() if k != "name"}

@@ -27,17 +27,13 @@ class Section(BaseModel):
 
 
 class SourcePlan(Section):
-    ref: str = Field(
-        description="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run"
-    )
+    ref: str = Field(description="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run")
     weights: str | None = Field(None, description="a weights file instead of the library's own")
     weights_key: str | None = Field(
         None, description="which of a checkpoint's dictionaries of tensors, where several fit"
     )
     in_channels: Count | None = Field(None, description="picture channels, where not the source's")
-    image_size: Count | None = Field(
-        None, description="side in pixels that the network sees, where not the source's"
-    )
+    image_size: Count | None = Field(None, description="side in pixels that the network sees, where not the source's")
     pooling: Literal["auto", "mean", "cls", "max", "last"] = Field(
         "auto", description="of a text encoder without a head: auto reads the source's folder"
     )
@@ -61,19 +57,19 @@ class DataPlan(Section):
     )
     split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(
-        False, description="read links to pictures and folders outside of the data folder too"
-    )
+    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
     leaks: Literal["keep", "drop", "move"] = Field(
         "keep",
         description="rows with equal content in two splits: said alone; drop: those of train left out; "
         "move: those of test and val join train",
     )
     leak_limit: float = Field(
-        0.5, ge=0, le=1,
+        0.5,
+        ge=0,
+        le=1,
         description="share of test (or val) rows that may also be in another split where leaks are kept; "
         "beyond it a fit stops; 1: never",
-    )  # fmt: skip
+    )
     label_separator: str = Field(";", description="between the labels of one multi-label cell")
 
 
@@ -91,15 +87,10 @@ class SourceDataPlan(Section):
     split: str | None = Field(None, description='column that says "train", "val" or "test"')
     group: str | None = Field(None, description="column whose equal values stay in one part")
     on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(
-        False, description="read links to pictures and folders outside of the data folder too"
-    )
-    each_epoch: bool = Field(
-        False, description="measure the source task after every epoch too, on its select rows"
-    )
+    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
+    each_epoch: bool = Field(False, description="measure the source task after every epoch too, on its select rows")
     classes: list[str] = Field(
-        [],
-        description="what the head's outputs are called, in order, where the source does not say",
+        [], description="what the head's outputs are called, in order, where the source does not say"
     )
 
 
@@ -110,9 +101,11 @@ class ProbePlan(Section):
         description="λ of λ/2·‖W‖² on standardised features; chosen on val",
     )
     rows: int = Field(
-        0, ge=0, description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
+        0,
+        ge=0,
+        description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
         "rows x features x outputs within 2e10; more rows are then gone over in batches",
-    )  # fmt: skip
+    )
 
 
 class FitPlan(Section):
@@ -120,8 +113,7 @@ class FitPlan(Section):
     batch_size: Count | Auto = Field("auto", description="rows a step, before accumulation")
     accumulate: Count = Field(1, description="batches a step")
     sampling: Literal["natural", "balanced"] = Field(
-        "natural",
-        description="balanced: an epoch has as many rows of each class, rare ones repeated",
+        "natural", description="balanced: an epoch has as many rows of each class, rare ones repeated"
     )
     optimizer: str = Field("AdamW", description="any of torch.optim by name")
     optimizer_options: dict[str, float | bool | list[float]] = Field(
@@ -129,9 +121,7 @@ class FitPlan(Section):
     )
     lr: Positive | Auto = Field("auto", description="rate of the backbone block nearest the head")
     head_lr: Positive | Auto = Field("auto", description="rate of the head")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the rate, block by block towards the input"
-    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate, block by block towards the input")
     block_lr: dict[str, Positive] = Field(
         {}, description='rates by block pattern, as { "blocks.[01]" = 1e-5 }; the last match holds'
     )
@@ -139,9 +129,7 @@ class FitPlan(Section):
         "auto", description="what training from scratch would use; kept blocks stay below it"
     )
     allow_large_lr: bool = Field(False, description="let kept blocks reach the scratch rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="of the rates, over the whole fit"
-    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rates, over the whole fit")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rates")
     weight_decay: NonNegative | Auto = Field("auto", description="on matrices, not on biases/norms")
     clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
@@ -149,37 +137,30 @@ class FitPlan(Section):
         "auto", description="radius ρ of sharpness-aware minimisation; two gradients a step; 0: off"
     )
     average: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of a moving average of the weights, as 0.95 (of about 20 steps); 0: off",
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.95 (of about 20 steps); 0: off"
     )
-    compile: bool = Field(
-        False, description="steps by torch.compile, which takes a minute at first and at each thaw"
-    )
+    compile: bool = Field(False, description="steps by torch.compile, which takes a minute at first and at each thaw")
     patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
     start: Literal["probe", "random"] = Field("probe", description="where the head starts")
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
-        "chosen",
-        description="point between the start (0) and the fit (1) in weight space; chosen on val",
+        "chosen", description="point between the start (0) and the fit (1) in weight space; chosen on val"
     )
     retain: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        description="retention of the source task that α must keep, for sure (95 %); needs source data",
+        None, description="retention of the source task that α must keep, for sure (95 %); needs source data"
     )
     views: int = Field(
-        0, ge=0, description="augmented views of a picture that are kept where blocks are frozen; epochs "
+        0,
+        ge=0,
+        description="augmented views of a picture that are kept where blocks are frozen; epochs "
         "beyond them take them again; 0: augment anew in each epoch",
-    )  # fmt: skip
+    )
     batch_norm: Literal["frozen", "train"] | Auto = Field(
         "auto", description="statistics of batch norms; a kept source's stay as they are"
     )
 
 
 class EvaluatePlan(Section):
-    controls: list[Literal["scratch"]] = Field(
-        [], description='beside majority (or mean) and linear probe: "scratch"'
-    )
+    controls: list[Literal["scratch"]] = Field([], description='beside majority (or mean) and linear probe: "scratch"')
     scratch_budget: Positive = Field(5.0, description="the scratch control's epochs ÷ the fit's")
     scratch_rates: list[Positive] = Field(
         [0.3, 1.0, 3.0],
@@ -192,17 +173,12 @@ class RunPlan(Section):
     out: str | None = Field(None, description="the run folder; it must not exist yet")
     seed: int = Field(0, ge=0, description="of everything random but the splits")
     seeds: Count = Field(1, description="repeats, from seed on; a verdict needs 3")
-    device: str = Field(
-        "auto", description="cpu, cuda, cuda:0, mps; auto takes the fastest there is"
-    )
+    device: str = Field("auto", description="cpu, cuda, cuda:0, mps; auto takes the fastest there is")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="loader processes")
     threads: Count | Auto = Field("auto", description="of torch on the CPU; results depend on it")
-    layout: Literal["channels_last", "contiguous"] | Auto = Field(
-        "auto", description="memory layout of pictures"
-    )
+    layout: Literal["channels_last", "contiguous"] | Auto = Field("auto", description="memory layout of pictures")
     processes: Count | Auto = Field(
-        "auto",
-        description="that share the work (--nproc N, or torchrun); auto: as many as were started",
+        "auto", description="that share the work (--nproc N, or torchrun); auto: as many as were started"
     )
     spread: Literal["rows", "arms"] = Field(
         "rows",
@@ -221,8 +197,7 @@ class RunPlan(Section):
         "auto", description="of the features that the probe is fitted on; auto measures"
     )
     cache: str = Field(
-        "shared",
-        description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"',
+        "shared", description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"'
     )
     cache_users: Literal["own", "all"] = Field(
         "own",
@@ -236,8 +211,7 @@ class RunPlan(Section):
     )
     cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
     escape_csv: bool = Field(
-        True,
-        description="an apostrophe before a cell of predictions.csv that a spreadsheet would run",
+        True, description="an apostrophe before a cell of predictions.csv that a spreadsheet would run"
     )
 
 

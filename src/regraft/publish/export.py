@@ -143,9 +143,7 @@ def export(
         with published(place) as part:
             say(f"writing {name}")
             notes = tuple(wrote(format, name, package, part))
-            code = format.snippet(
-                package
-            )  # never cut out of the card, which has strings of the run
+            code = format.snippet(package)  # never cut out of the card, which has strings of the run
             say("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
             found = fresh(part, code, format.with_regraft, inputs, scratch)
@@ -162,10 +160,15 @@ def export(
                     "file": file,
                     "bytes": [(part / f).stat().st_size for f in ("model.onnx", file)],
                 }
-            record = {"format": name, "calibrated": calibrated,
-                      "numbers": predictor.task.name == "regression",
-                      "parity": asdict(parity), "int8": cost,
-                      "versions": files.environment["versions"], "notes": notes}  # fmt: skip
+            record = {
+                "format": name,
+                "calibrated": calibrated,
+                "numbers": predictor.task.name == "regression",
+                "parity": asdict(parity),
+                "int8": cost,
+                "versions": files.environment["versions"],
+                "notes": notes,
+            }
             text = dumps(plain(record), indent=2) + "\n"
             (part / "export.json").write_text(text, encoding="utf-8")
             text = card(files, package, name, code, notes, record)
@@ -183,9 +186,7 @@ def format_of(to: str) -> tuple[str, Export]:
     format = cast(Export, plugins.module("exports", name))
     missing = [m for m in format.needs if find_spec(m) is None]
     if missing:
-        raise UsageError(
-            f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[export]"'
-        )
+        raise UsageError(f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[export]"')
     return name, format
 
 
@@ -199,9 +200,7 @@ def wrote(format: Export, name: str, package: Package, folder: Path) -> Sequence
     except (RegraftError, OSError):
         raise
     except Exception as error:
-        raise ExportError(
-            f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}"
-        ) from error
+        raise ExportError(f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}") from error
 
 
 def in_a_sentence(error: BaseException) -> str:
@@ -218,9 +217,7 @@ def in_a_sentence(error: BaseException) -> str:
 # ---------------------------------------------------------------- the rows that are compared
 
 
-def rows_for(
-    files: RunFiles, predictor: Predictor, limit: int, scratch: Path
-) -> tuple[list[Example], str]:
+def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -> tuple[list[Example], str]:
     """Rows of the run's own data, found again by their content: of test, else of train, in the order
     of a hash, so that a part of them is a fair one; without the data, generated ones.
 
@@ -248,8 +245,7 @@ def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]
     rng = np.random.default_rng(0)
     if predictor.kind == "image":
         return [
-            Example(str(i), (str(draw(predictor, rng, scratch / f"{i}.png")),), (), f"picture {i}")
-            for i in range(16)
+            Example(str(i), (str(draw(predictor, rng, scratch / f"{i}.png")),), (), f"picture {i}") for i in range(16)
         ]
     tokenizer: Any = predictor.preprocessor.tokenizer  # type: ignore[attr-defined]
     words = sorted(w for w in tokenizer.get_vocab() if w.isalpha() and w.isascii()) or ["a"]
@@ -257,10 +253,7 @@ def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]
     def text() -> str:
         return " ".join(rng.choice(words, int(rng.integers(1, 20))))
 
-    return [
-        Example(str(i), (text(), text()) if pairs else (text(),), (), f"text {i}")
-        for i in range(16)
-    ]
+    return [Example(str(i), (text(), text()) if pairs else (text(),), (), f"text {i}") for i in range(16)]
 
 
 def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
@@ -278,9 +271,7 @@ def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
 # ---------------------------------------------------------------- the model, ready to leave
 
 
-def packed(
-    files: RunFiles, predictor: Predictor, examples: Sequence[Example], format: Export
-) -> Package:
+def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], format: Export) -> Package:
     """The run's model with scaling folded in, and what a reader without regraft needs to know."""
     source = load_source(str(files.path), SourceOptions(offline=True))
     task = predictor.task
@@ -360,9 +351,7 @@ def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
     return cast("FloatArray", predictor.task.scores(found).numpy())
 
 
-def fresh(
-    folder: Path, code: str, with_regraft: bool, inputs: Sequence[Any], scratch: Path
-) -> FloatArray:
+def fresh(folder: Path, code: str, with_regraft: bool, inputs: Sequence[Any], scratch: Path) -> FloatArray:
     """Scores [N, C] by the card's code, run in the export's folder by a process of its own.
 
     Raises ExportError, with what the process said, where it fails.
@@ -378,14 +367,16 @@ def fresh(
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     ran = subprocess.run(
         [sys.executable, "-P", str(here / "fresh_check.py"), str(request), str(answer)],
-        cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace",
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
-    )  # fmt: skip
+    )
     if ran.returncode:
         said = ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"]
-        error = ExportError(
-            f"the export does not run on its own, so nothing was written: {said[-1]}"
-        )
+        error = ExportError(f"the export does not run on its own, so nothing was written: {said[-1]}")
         error.add_note(ran.stderr)
         raise error
     return np.asarray(json.loads(answer.read_text(encoding="utf-8")), dtype=np.float64)
@@ -415,10 +406,12 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
     apart = np.where(task.name == "regression", np.maximum(apart - rounding, 0), apart)
     same = agree(task, expected, found)
     return Parity(
-        what, len(expected), float((apart / scale_of(task)).max()),
+        what,
+        len(expected),
+        float((apart / scale_of(task)).max()),
         None if same is None else int(same.sum()),
         0 if same is None else int((~same & ties(task, expected)).sum()),
-    )  # fmt: skip
+    )
 
 
 def agree(task: Task, a: FloatArray, b: FloatArray) -> Any:
@@ -437,9 +430,7 @@ def ties(task: Task, rows: FloatArray) -> Any:
     return two[:, 1] - two[:, 0] <= 2 * TOLERANCE
 
 
-def check(
-    parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray
-) -> None:
+def check(parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray) -> None:
     """Raises ExportError, showing the worst row, where an export is not the run."""
     differ = 0 if parity.same is None else parity.n - parity.same - parity.ties
     if parity.difference <= TOLERANCE and not differ:
@@ -458,12 +449,7 @@ def check(
 
 
 def against_file(
-    files: RunFiles,
-    predictor: Predictor,
-    examples: Sequence[Example],
-    found: FloatArray,
-    what: str,
-    calibrated: bool,
+    files: RunFiles, predictor: Predictor, examples: Sequence[Example], found: FloatArray, what: str, calibrated: bool
 ) -> float | None:
     """The largest difference to predictions.csv, which the run wrote, perhaps on another device."""
     if what != "test rows" or not guarded.is_file(files.path, SCORES):
@@ -480,21 +466,21 @@ def against_file(
     return float((np.abs(found - kept) / scale_of(predictor.task)).max())
 
 
-def cost_of(
-    task: Task, examples: Sequence[Example], full: FloatArray, small: FloatArray, what: str
-) -> dict[str, Any]:
+def cost_of(task: Task, examples: Sequence[Example], full: FloatArray, small: FloatArray, what: str) -> dict[str, Any]:
     """What 8 bits cost: answers that change and, on test rows, the paired difference of the primary
     metric; negative is worse."""
     same = agree(task, full, small)
     found: dict[str, Any] = {
-        "rows": what, "n": len(full), "difference": float((np.abs(small - full) / scale_of(task)).max()),
-        "same": None if same is None else int(same.sum()), "gain": None,
-    }  # fmt: skip
+        "rows": what,
+        "n": len(full),
+        "difference": float((np.abs(small - full) / scale_of(task)).max()),
+        "same": None if same is None else int(same.sum()),
+        "gain": None,
+    }
     if what != "test rows":
         return found
     targets = task.encode([e.cells for e in examples])
-    rows = score(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets),
-                  task, examples)  # fmt: skip
+    rows = score(Outputs(tuple(e.id for e in examples), torch.zeros(len(full), task.outputs), targets), task, examples)
     metric = at_threshold(cast(Any, plugins.module("metrics", task.primary)), task)
     a, b = (replace(rows, scores=s) for s in (small, full))
     named = {task.primary: metric}
@@ -522,9 +508,7 @@ def published(place: Path) -> Iterator[Path]:
             yield part
             for path in part.rglob("*"):
                 if path.is_file():
-                    path.chmod(
-                        part.stat().st_mode & 0o666
-                    )  # safetensors makes files for one user alone
+                    path.chmod(part.stat().st_mode & 0o666)  # safetensors makes files for one user alone
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
             if place.exists() or place.is_symlink():

@@ -32,18 +32,17 @@ PIPELINES = {
 }
 
 LIBRARIES = {
-    "bundle": "regraft", "timm": "timm", "transformers": "transformers",
-    "transformers_features": "transformers", "onnx": "onnx", "torch": "pytorch",
-}  # fmt: skip
+    "bundle": "regraft",
+    "timm": "timm",
+    "transformers": "transformers",
+    "transformers_features": "transformers",
+    "onnx": "onnx",
+    "torch": "pytorch",
+}
 
 
 def card(
-    files: RunFiles,
-    package: Package,
-    format: str,
-    snippet: str,
-    notes: Sequence[str],
-    record: Mapping[str, Any],
+    files: RunFiles, package: Package, format: str, snippet: str, notes: Sequence[str], record: Mapping[str, Any]
 ) -> str:
     """Return the whole of README.md; ``record`` is export.json. Raises UsageError for a damaged run."""
     head = metadata(files, package, format).to_yaml()
@@ -86,11 +85,7 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
 
 
 def sections(
-    files: RunFiles,
-    package: Package,
-    snippet: str,
-    notes: Sequence[str],
-    record: Mapping[str, Any],
+    files: RunFiles, package: Package, snippet: str, notes: Sequence[str], record: Mapping[str, Any]
 ) -> Iterator[str]:
     r = files.result
     source = without_folders(r["source"]["name"])
@@ -163,18 +158,9 @@ def how_checked(record: Mapping[str, Any]) -> str:
 
 def figures(r: Mapping[str, Any]) -> str:
     """Test with intervals, and the controls on the same rows."""
-    lines = [
-        f"Test, n = {r['rows']['test']:d}; intervals are 95 %.",
-        "",
-        "| | value |",
-        "|---|---|",
-    ]
+    lines = [f"Test, n = {r['rows']['test']:d}; intervals are 95 %.", "", "| | value |", "|---|---|"]
     lines += [f"| {plain_text(m)} | {number(e)} |" for m, e in r["test"].items()]
-    lines += [
-        "",
-        f"| control | {plain_text(r['primary'])} | gain over it, paired |",
-        "|---|---|---|",
-    ]
+    lines += ["", f"| control | {plain_text(r['primary'])} | gain over it, paired |", "|---|---|---|"]
     lines += [
         f"| {plain_text(name)} | {number(m[r['primary']])} | {number(r['gain'][name], signed=True)} |"
         for name, m in r["controls"].items()
@@ -262,6 +248,4 @@ def int8_in_words(cost: Mapping[str, Any]) -> str:
     if cost["gain"] is None:
         return f"{text}; what it costs on test is not measured: those rows are not where they were"
     e = {k: plain(cost[k]) for k in ("after", "gain")}
-    return (
-        f"{text}; {cost['metric']} {estimate(e['after'])}, {signed(e['gain'])} over float32, paired"
-    )
+    return f"{text}; {cost['metric']} {estimate(e['after'])}, {signed(e['gain'])} over float32, paired"

@@ -60,9 +60,11 @@ class Delta(Regularizer):
         cuts = target.blocks[:-1]  # the last is the head
         if any(b.run is None for b in cuts):
             raise PlanError(
-                [f"regularizers.delta needs feature maps, and {target.source.name} cannot be cut "
-                 f"between its blocks: remove it, or take l2_sp"]
-            )  # fmt: skip
+                [
+                    f"regularizers.delta needs feature maps, and {target.source.name} cannot be cut "
+                    f"between its blocks: remove it, or take l2_sp"
+                ]
+            )
         names = [b.name for b in cuts]
         matched = {n for pattern in self.blocks for n in match_blocks(pattern, names)}
         wanted = [n for n in names if n in matched]
@@ -74,9 +76,7 @@ class Delta(Regularizer):
         def weigh(device: torch.device) -> None:
             values = torch.cat([p.detach().flatten().cpu() for p in head.parameters()])
             key = (self, values.numpy().tobytes())  # folds have heads of their own
-            found = train.once(
-                key, lambda: attention(backbone, head, cuts, wanted, train, self.examples)
-            )
+            found = train.once(key, lambda: attention(backbone, head, cuts, wanted, train, self.examples))
             weights.update((name, w.to(device)) for name, w in found.items())
 
         def term(batch: Batch) -> Tensor:
@@ -103,12 +103,7 @@ class Delta(Regularizer):
 
 
 def attention(
-    backbone: nn.Module,
-    head: nn.Module,
-    cuts: Sequence[Block],
-    wanted: Sequence[str],
-    train: TrainRows,
-    examples: int,
+    backbone: nn.Module, head: nn.Module, cuts: Sequence[Block], wanted: Sequence[str], train: TrainRows, examples: int
 ) -> dict[str, Tensor]:
     """W of every wanted block, by name: [C], with sum 1.
 

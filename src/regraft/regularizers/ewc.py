@@ -45,14 +45,18 @@ class EWC(Regularizer):
         source = target.source
         if source_data is None or source.head is None:
             raise PlanError(
-                ['regularizer "ewc" needs labelled source data and the source\'s own head: add '
-                 "--source-data PATH, or take l2_sp"]
-            )  # fmt: skip
+                [
+                    'regularizer "ewc" needs labelled source data and the source\'s own head: add '
+                    "--source-data PATH, or take l2_sp"
+                ]
+            )
         if self.labels == "sampled" and source_data.task.name != "classification":
             raise PlanError(
-                [f"regularizers.ewc samples classes, and the source's task is "
-                 f'{source_data.task.name}: set labels = "true"']
-            )  # fmt: skip
+                [
+                    f"regularizers.ewc samples classes, and the source's task is "
+                    f'{source_data.task.name}: set labels = "true"'
+                ]
+            )
         anchor, head, rows = target.anchor, source.head, source_data
         factors = target.factors(self.by_block)
         found: dict[str, Tensor] = {}
@@ -72,9 +76,7 @@ class EWC(Regularizer):
         return Penalty(term, needs_inputs=False)
 
 
-def fisher(
-    backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC
-) -> dict[str, Tensor]:
+def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC) -> dict[str, Tensor]:
     """F of every parameter of the backbone, by name, over the first ``examples`` fit rows; computed
     where the backbone lies, and the rows' inputs with it."""
     import copy

@@ -19,22 +19,27 @@ DRAWING = Lock()  # matplotlib draws one figure at a time
 COLORS = ("#2f7ed8", "#d9632a", "#2e9d64", "#a45bd1", "#c2a11b", "#d1447f", "#4aa3b5", "#8a8a8a")
 
 
-def figure(
-    draw: Callable[[Any], None], panels: int = 1, *, salt: str, height: float = 2.6
-) -> Markup:
+def figure(draw: Callable[[Any], None], panels: int = 1, *, salt: str, height: float = 2.6) -> Markup:
     """``draw(axes)`` on one or more panels; → an ``<svg>`` a panel, so that they wrap on a phone."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": 9.0,
-        "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-        "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "text.parse_math": False,
+        "font.size": 9.0,
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with DRAWING, mpl.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a glyph that matplotlib lacks: the reader's browser has it
+        warnings.simplefilter("ignore")  # a glyph that matplotlib lacks: the reader's browser has it
         figures = [Figure(figsize=(4.4, height), layout="constrained") for _ in range(panels)]
         axes = [fig.subplots() for fig in figures]
         draw(axes if panels > 1 else axes[0])  # of values that were read before

@@ -48,8 +48,9 @@ def page(files: Sequence[RunFiles]) -> str:
     """The whole HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    env = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    env = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     env.globals |= {"estimate": estimate, "signed": signed, "number": number, "brief": brief}
     many = len(files) > 1
     parts: list[dict[str, Any]] = []

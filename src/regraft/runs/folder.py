@@ -47,9 +47,7 @@ class RunFolder:
     """A run folder, locked while it is written: a new one, or with ``resume`` one that an earlier
     process left unfinished. Use as a context manager; ``warn`` hears of lines that are lost."""
 
-    def __init__(
-        self, path: Path, *, resume: bool = False, warn: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, warn: Callable[[str], None] | None = None) -> None:
         self.path, self.resume = path, resume
         self.warn = warn or complain
         self.lost: set[str] = set()  # files that a line could not be added to
@@ -70,12 +68,7 @@ class RunFolder:
             self.log(f"the lock of {gone} was taken over: it is gone")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is not None and not self.finished():
             self.log("stopped\n" + "".join(traceback.format_exception(error)))
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -125,9 +118,7 @@ class RunFolder:
                 os.truncate(path, before)  # no half lines
             if name not in self.lost:
                 self.lost.add(name)
-                self.warn(
-                    f"{path} cannot be written ({error.strerror}); the run goes on without it"
-                )
+                self.warn(f"{path} cannot be written ({error.strerror}); the run goes on without it")
 
     def size(self, name: str) -> int:
         path = self.path / name
@@ -146,14 +137,10 @@ class RunFolder:
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def csv(
-        self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True
-    ) -> None:
+    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True) -> None:
         """A table; with ``escape`` no cell of it is a formula to a spreadsheet."""
         cell = escaped if escape else (lambda value: value)
-        with (self.path / name).open(
-            "w", encoding="utf-8", errors="backslashreplace", newline=""
-        ) as file:
+        with (self.path / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([cell(value) for value in row] for row in chain([header], rows))
 
@@ -176,9 +163,7 @@ class Unwritten(RunFolder):
     def log(self, line: str) -> None:
         pass
 
-    def csv(
-        self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True
-    ) -> None:
+    def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True) -> None:
         pass
 
     def cut(self, name: str, size: int) -> None:
@@ -209,9 +194,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DiskError(
-            f"{folder} cannot be written ({error.strerror}): choose another --out"
-        ) from error
+        raise DiskError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
 
 
 def can_resume(path: Path) -> bool:
@@ -232,9 +215,7 @@ def read_json(run: Path, name: str, model: Any = dict[str, Any]) -> Any:
     """Return what a JSON file of a run holds, checked. Raises UsageError where it is missing or damaged."""
     value = records.read(run, name, model)
     if value is None:
-        raise UsageError(
-            f"{guarded.shown(run, name)} cannot be read: there is no such file; is this a run folder?"
-        )
+        raise UsageError(f"{guarded.shown(run, name)} cannot be read: there is no such file; is this a run folder?")
     return value
 
 

@@ -34,9 +34,7 @@ def short(most: int) -> AfterValidator:
     """Return the check of a text's length; pydantic's own refuses names of files that are no UTF-8."""
 
     def check(text: str) -> str:
-        need(
-            len(text) <= most, f"it has {len(text):,} characters, and at most {most:,} belong there"
-        )
+        need(len(text) <= most, f"it has {len(text):,} characters, and at most {most:,} belong there")
         return text
 
     return AfterValidator(check)
@@ -651,11 +649,7 @@ def problem(model: Any, value: Any) -> str | None:
             TypeAdapter(model).validate_python(value)
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_input=False)
-        tags = (
-            "finished",
-            "failed",
-            "interrupted",
-        )  # which a union puts before the field's own place
+        tags = ("finished", "failed", "interrupted")  # which a union puts before the field's own place
         parts = [str(part) for part in first["loc"]]
         place = ".".join(parts[1:] if parts[:1] and parts[0] in tags else parts)[:200]
         said = str(first["msg"]).removeprefix("Value error, ")[:300]

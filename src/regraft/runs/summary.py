@@ -30,19 +30,14 @@ def summary(path: Path, result: dict[str, Any]) -> str:
 def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield str(path), "  " + how_it_went(r)
     names = [r["primary"], *(m for m in SHOWN[r["task"]] if m != r["primary"])]
-    first = (
-        "" if len(r["seeds"]) == 1 else f" (seed {r['seeds'][0]['seed']}, the model that is saved)"
-    )
+    first = "" if len(r["seeds"]) == 1 else f" (seed {r['seeds'][0]['seed']}, the model that is saved)"
     figures = "   ".join(f"{m} {estimate(r['test'][m])}" for m in names)
     yield "TARGET", f"test, n = {r['rows']['test']}{first}   {figures}"
     for arm, metrics in r["mean"].items():
         m = metrics[r["primary"]]
         name = "fine-tuned" if arm == "fit" else arm
         seeds = len(r["seeds"])
-        yield (
-            "",
-            f"{name}, mean of {seeds} seeds   {r['primary']} {number(m['mean'])} (sd {number(m['sd'])})",
-        )
+        yield ("", f"{name}, mean of {seeds} seeds   {r['primary']} {number(m['mean'])} (sd {number(m['sd'])})")
     for name, metrics in r["controls"].items():
         value = metrics[r["primary"]]["value"]
         if name == "scratch" and r["mean"]:  # its gain is over all seeds, so its figure is too
@@ -60,8 +55,7 @@ def lines(path: Path, r: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "VERDICT", verdict(r)
     yield (
         "NEXT",
-        f"{command('report', path)}   ·   {command('predict', path)} FILE …   ·   "
-        f"{command('evaluate', path)} DATA",
+        f"{command('report', path)}   ·   {command('predict', path)} FILE …   ·   {command('evaluate', path)} DATA",
     )
 
 

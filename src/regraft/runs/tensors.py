@@ -19,9 +19,7 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, synced. Raises DiskError with the bytes that it takes and that there are."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -35,6 +33,4 @@ def save_tensors(
         path.unlink(missing_ok=True)
         size = sum(t.numel() * t.element_size() for t in values.values())
         free = shutil.disk_usage(path.parent).free
-        raise DiskError(
-            f"{path} cannot be written: it takes {size:,} bytes and {free:,} are free ({error})"
-        ) from error
+        raise DiskError(f"{path} cannot be written: it takes {size:,} bytes and {free:,} are free ({error})") from error

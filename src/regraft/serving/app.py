@@ -36,8 +36,15 @@ from .model import Answer, ServedModel
 
 PAGE = files("regraft.serving") / "page"
 
-KINDS = {"JPEG": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "WEBP": "webp",
-         "PPM": "x-portable-pixmap"}  # fmt: skip
+KINDS = {
+    "JPEG": "jpeg",
+    "PNG": "png",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "WEBP": "webp",
+    "PPM": "x-portable-pixmap",
+}
 
 PICTURES = tuple(f"image/{KINDS[name]}" for name in FORMATS)
 
@@ -73,15 +80,11 @@ class TrainingData(BaseModel):
     distance: float = Field(description="about 1 for a typical row of train")
     threshold: float = Field(description="above it the input counts as unlike the training data")
     unlike: bool
-    false_alarms: float = Field(
-        description="expected rate of the warning on rows like those of val"
-    )
+    false_alarms: float = Field(description="expected rate of the warning on rows like those of val")
 
 
 class Predicted(BaseModel):
-    label: str = Field(
-        description="the class; the labels joined by the run's separator; or the number"
-    )
+    label: str = Field(description="the class; the labels joined by the run's separator; or the number")
     scores: list[Score] = Field(description="highest first; numbers in the run's order")
     training_data: TrainingData | None = Field(description="null where the run cannot tell")
 
@@ -145,8 +148,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
     again = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
     return {
-        code: {"model": Problem, "description": said[code]}
-        | ({"headers": again} if code == 429 else {})
+        code: {"model": Problem, "description": said[code]} | ({"headers": again} if code == 429 else {})
         for code in codes
     }
 
@@ -174,8 +176,7 @@ def body_schema(served: ServedModel, limits: Limits) -> dict[str, Any]:
         schema = text_model(served, limits).model_json_schema()
         return {"required": True, "content": {"application/json": {"schema": schema}}}
     binary = {"type": "string", "format": "binary"}
-    form = {"type": "object", "required": ["file"], "additionalProperties": False,
-            "properties": {"file": binary}}  # fmt: skip
+    form = {"type": "object", "required": ["file"], "additionalProperties": False, "properties": {"file": binary}}
     content = {FORM: {"schema": form}} | {kind: {"schema": binary} for kind in sorted(RAW)}
     return {"required": True, "content": content}
 
@@ -204,9 +205,7 @@ async def written(request: Request, model: type[BaseModel]) -> tuple[str, ...]:
     try:
         found = model.model_validate_json(await request.body())
     except ValidationError as error:
-        raise HTTPException(
-            422, in_words(error.errors(include_url=False, include_input=False))
-        ) from error
+        raise HTTPException(422, in_words(error.errors(include_url=False, include_input=False))) from error
     return tuple(str(getattr(found, name)) for name in model.model_fields)
 
 
@@ -286,14 +285,15 @@ def create_app(
     figures = Figures()
     desk = AdmissionControl(figures, limits.queue, limits.explanations)
     batcher: Batcher[Answer] = Batcher(
-        served.answers, size=limits.batch, wait=limits.wait_ms / 1000, coming=lambda: desk.coming,
+        served.answers,
+        size=limits.batch,
+        wait=limits.wait_ms / 1000,
+        coming=lambda: desk.coming,
         seen=figures.batch.observe,
-    )  # fmt: skip
+    )
     # daemon threads, so that none of them holds up the end
     reader: Batcher[Any] = Batcher(lambda given: [served.text(given[0])], size=1, wait=0)
-    explainer: Batcher[Explained] = Batcher(
-        lambda given: [explained(served, *given[0])], size=1, wait=0
-    )
+    explainer: Batcher[Explained] = Batcher(lambda given: [explained(served, *given[0])], size=1, wait=0)
     threads = (batcher, reader, explainer)
     texts = None if served.pictures else text_model(served, limits)
     wanted = served.wanted(limits) if served.pictures else None
@@ -315,10 +315,13 @@ def create_app(
 
     secured = [Security(HTTPBearer(auto_error=False))] if door.token else []
     app = FastAPI(
-        title=f"regraft serve {served.name}", version=__version__, lifespan=lifespan,
-        docs_url=None, redoc_url=None,  # those pages load scripts from elsewhere
+        title=f"regraft serve {served.name}",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,  # those pages load scripts from elsewhere
         openapi_url="/openapi.json",
-    )  # fmt: skip
+    )
 
     async def read(request: Request) -> Any:
         """The sample of a request."""
@@ -370,15 +373,13 @@ def create_app(
 
     if explains(served):
         which: Any = Query(
-            None, description="which answer to explain; default: the run's own",
+            None,
+            description="which answer to explain; default: the run's own",
             json_schema_extra={"enum": list(served.classes)},
-        )  # fmt: skip
+        )
 
         @app.post("/explain", responses=MANY, openapi_extra=body, dependencies=secured)
-        async def explain(
-            request: Request,
-            label: str | None = which,
-        ) -> Explained:
+        async def explain(request: Request, label: str | None = which) -> Explained:
             """What the answer rests on: parts of the input are covered in turn. It costs some fifty
             predictions."""
             if label is not None and label not in served.classes:
@@ -409,9 +410,10 @@ def create_app(
         return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, name, kind in (
-        ("/", "index.html", "text/html"), ("/app.js", "app.js", "text/javascript"),
+        ("/", "index.html", "text/html"),
+        ("/app.js", "app.js", "text/javascript"),
         ("/style.css", "style.css", "text/css"),
-    ):  # fmt: skip
+    ):
         app.add_route(path, page(name, kind), methods=["GET"], include_in_schema=False)
 
     @app.exception_handler(RequestValidationError)
@@ -419,10 +421,7 @@ def create_app(
         return JSONResponse({"detail": in_words(error.errors())}, 422)
 
     paths = frozenset({"/", *app.openapi()["paths"]})
-    app.add_middleware(
-        Guard,
-        door=door, limits=limits, figures=figures, paths=paths, complain=complain,
-    )  # fmt: skip
+    app.add_middleware(Guard, door=door, limits=limits, figures=figures, paths=paths, complain=complain)
     return app
 
 
@@ -446,18 +445,21 @@ def predicted(served: ServedModel, answer: Answer) -> Predicted:
     sharp = answer.calibrated
     scores = [
         Score(
-            label=served.classes[i], value=float(answer.scores[i]),
+            label=served.classes[i],
+            value=float(answer.scores[i]),
             calibrated=None if sharp is None else float(sharp[i]),
         )
         for i in order
-    ]  # fmt: skip
+    ]
     far = None
     if served.novelty is not None and answer.distance is not None:
         n = served.novelty
         far = TrainingData(
-            distance=answer.distance, threshold=n.threshold, unlike=answer.distance > n.threshold,
+            distance=answer.distance,
+            threshold=n.threshold,
+            unlike=answer.distance > n.threshold,
             false_alarms=n.expected,
-        )  # fmt: skip
+        )
     label = served.predictor.task.label(answer.scores)
     return Predicted(label=label, scores=scores, training_data=far)
 
@@ -476,9 +478,8 @@ def explained(served: ServedModel, given: Any, label: str | None) -> Explained:
     else:
         pieces = [PieceOut(**vars(p)) for p in text_pieces(served, given, output)]
     return Explained(
-        label=served.classes[output], score=float(scores[output]), cells=cells, picture=picture,
-        pieces=pieces,
-    )  # fmt: skip
+        label=served.classes[output], score=float(scores[output]), cells=cells, picture=picture, pieces=pieces
+    )
 
 
 def about_run(served: ServedModel, limits: Limits) -> About:
@@ -491,11 +492,11 @@ def about_run(served: ServedModel, limits: Limits) -> About:
         inputs="picture" if served.pictures else "texts" if served.pairs else "text",
         classes=list(served.classes),
         temperature=None if served.sharper is None else served.predictor.temperature,
-        false_alarms=None if n is None or rates is None else FalseAlarms(
-            level=LEVEL, expected=n.expected, low=rates[0], high=rates[1], held_out=n.held_out
-        ),
+        false_alarms=None
+        if n is None or rates is None
+        else FalseAlarms(level=LEVEL, expected=n.expected, low=rates[0], high=rates[1], held_out=n.held_out),
         notes=list(served.notes),
         megabytes=limits.megabytes,
         letters=limits.letters,
         explains=explains(served),
-    )  # fmt: skip
+    )

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 GRID = 8  # a picture's cells by side; a square of 2 × 2 of them is covered at a time
 
-WORDS = (
-    64  # parts of a text that are covered, at most; neighbours share a part where there are more
-)
+WORDS = 64  # parts of a text that are covered, at most; neighbours share a part where there are more
 
 AT_ONCE = 16  # covered inputs in a forward pass
 
@@ -103,9 +101,8 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
     for part, (tokens, _, _, _) in enumerate(spans):
         mask[0, tokens] = part
     cover = next(
-        t for t in (p.tokenizer.mask_token_id, p.tokenizer.unk_token_id, p.tokenizer.pad_token_id)
-        if t is not None
-    )  # fmt: skip
+        t for t in (p.tokenizer.mask_token_id, p.tokenizer.unk_token_id, p.tokenizer.pad_token_id) if t is not None
+    )
     score = _score(served, output)
 
     def of(ids: Tensor, *others: Tensor) -> Any:
@@ -113,29 +110,25 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
 
     with torch.inference_mode():
         found = FeatureAblation(of).attribute(
-            ids, baselines=cover, feature_mask=mask, perturbations_per_eval=AT_ONCE,
+            ids,
+            baselines=cover,
+            feature_mask=mask,
+            perturbations_per_eval=AT_ONCE,
             additional_forward_args=tuple(inputs[n] for n in names),
-        )  # fmt: skip
+        )
     return [
-        Piece(texts[which][start:end], float(found[0, tokens[0]]), which == 1)
-        for tokens, which, start, end in spans
+        Piece(texts[which][start:end], float(found[0, tokens[0]]), which == 1) for tokens, which, start, end in spans
     ]
 
 
-Span = tuple[
-    list[int], int, int, int
-]  # tokens, which text, its first letter, the one after its last
+Span = tuple[list[int], int, int, int]  # tokens, which text, its first letter, the one after its last
 
 
-def _spans(
-    served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]
-) -> tuple[dict[str, list[int]], list[Span]]:
+def _spans(served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]) -> tuple[dict[str, list[int]], list[Span]]:
     """The sample, and the stretches of the texts with their tokens: words, WORDS at most."""
     how = {"truncation": True, "max_length": p.spec.max_length}
     with served.tokenizing:
-        encoded = p.tokenizer(
-            texts[0], texts[1] if len(texts) == 2 else None, return_offsets_mapping=True, **how
-        )
+        encoded = p.tokenizer(texts[0], texts[1] if len(texts) == 2 else None, return_offsets_mapping=True, **how)
     offsets = encoded.pop("offset_mapping")
     words, which = encoded.word_ids(), encoded.sequence_ids()
     found: list[Span] = []
@@ -157,9 +150,7 @@ def _spans(
         own = [s for s in found if s[1] == text]
         for i in range(0, len(own), size or 1):
             group = own[i : i + size]
-            begin = (
-                joined[-1][3] if joined and joined[-1][1] == text else 0
-            )  # with the space before
+            begin = joined[-1][3] if joined and joined[-1][1] == text else 0  # with the space before
             joined.append(([t for s in group for t in s[0]], text, begin, group[-1][3]))
     return dict(encoded), joined
 

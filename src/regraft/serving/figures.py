@@ -15,23 +15,18 @@ class Figures:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.requests = Counter(
-            "regraft_requests_total", "Requests answered.", ("path", "status"), registry=r
-        )
+        self.requests = Counter("regraft_requests_total", "Requests answered.", ("path", "status"), registry=r)
         self.seconds = Histogram(
-            "regraft_request_seconds", "From the first byte of a body to the answer.", ("path",),
-            buckets=SECONDS, registry=r,
-        )  # fmt: skip
-        self.batch = Histogram(
-            "regraft_batch_rows", "Rows that shared a forward pass.", buckets=ROWS, registry=r
+            "regraft_request_seconds",
+            "From the first byte of a body to the answer.",
+            ("path",),
+            buckets=SECONDS,
+            registry=r,
         )
-        self.waiting = Gauge(
-            "regraft_waiting_requests", "Requests accepted and not yet answered.", registry=r
-        )
+        self.batch = Histogram("regraft_batch_rows", "Rows that shared a forward pass.", buckets=ROWS, registry=r)
+        self.waiting = Gauge("regraft_waiting_requests", "Requests accepted and not yet answered.", registry=r)
         self.held = Gauge("regraft_held_bytes", "Bytes of request bodies in memory.", registry=r)
-        self.unlike = Counter(
-            "regraft_unlike_training_data_total", "Predictions with the warning.", registry=r
-        )
+        self.unlike = Counter("regraft_unlike_training_data_total", "Predictions with the warning.", registry=r)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -140,9 +140,7 @@ class Guard:
                 raise Refused(403, "requests that a browser makes for another site are refused")
             if not self.door.admits(headers.get("authorization", "")):
                 how = {"www-authenticate": "Bearer"}
-                raise Refused(
-                    401, "the token is missing or wrong: Authorization: Bearer TOKEN", how
-                )
+                raise Refused(401, "the token is missing or wrong: Authorization: Bearer TOKEN", how)
         if scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
@@ -211,17 +209,13 @@ async def _answer(refused: Refused, receive: Receive, send: Send, linger: float 
     """The answer at once; then the rest of the body is read for a while and dropped, or the client,
     still sending, would find its connection reset and never read the answer."""
     body = json.dumps({"detail": refused.detail}).encode()
-    headers = {
-        "content-type": "application/json", "content-length": str(len(body)), "connection": "close",
-    }  # fmt: skip
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     start = [(k.encode(), v.encode()) for k, v in (headers | refused.headers).items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     try:
         async with asyncio.timeout(linger):
-            while (message := await receive())["type"] == "http.request" and message.get(
-                "more_body"
-            ):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                 pass
     except TimeoutError:
         pass

@@ -47,10 +47,20 @@ def security_headers(images: str = "data:") -> dict[str, str]:
 
 HEADERS = security_headers()
 
-ONCE = frozenset({
-    "host", "origin", "authorization", "content-length", "content-type", "content-encoding",
-    "transfer-encoding", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest",
-})  # fmt: skip
+ONCE = frozenset(
+    {
+        "host",
+        "origin",
+        "authorization",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "transfer-encoding",
+        "sec-fetch-site",
+        "sec-fetch-mode",
+        "sec-fetch-dest",
+    }
+)
 
 
 def repeated(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -68,9 +78,7 @@ def need_extra() -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            f'the page needs the package {error.name}: pip install "regraft[serve]"'
-        ) from error
+        raise UsageError(f'the page needs the package {error.name}: pip install "regraft[serve]"') from error
 
 
 class Guard:
@@ -120,9 +128,7 @@ def refusal(status: int, text: str) -> Any:
     return PlainTextResponse(text, status_code=status)
 
 
-def serve(
-    app: ASGIApp, port: int, *, browser: bool, say: Callable[[str], None], ready: str
-) -> None:
+def serve(app: ASGIApp, port: int, *, browser: bool, say: Callable[[str], None], ready: str) -> None:
     """Answer until Ctrl-C; port 0 takes any that is free. ``ready`` is said with the address.
 
     Raises UsageError where the port is taken.
@@ -135,9 +141,13 @@ def serve(
     if browser:
         open_browser(address)
     config = uvicorn.Config(
-        Guard(app), log_level="warning", access_log=False, server_header=False, lifespan="off",
+        Guard(app),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
         timeout_graceful_shutdown=1,
-    )  # fmt: skip
+    )
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:

@@ -130,9 +130,7 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         notes.append(f"no warning about inputs unlike the training data: {error}")
     if novelty is None and not notes:
         there = (run / "model" / FILE).is_file()
-        why = (
-            "is of other weights" if there else "was not kept: too few rows of val, or an older run"
-        )
+        why = "is of other weights" if there else "was not kept: too few rows of val, or an older run"
         notes.append(f"no warning about inputs unlike the training data: its measure {why}")
     temperature = predictor.temperature
     if temperature is None and predictor.task.name != "regression":

@@ -84,13 +84,7 @@ def serve(
             """Said once connections are answered."""
             where = f"{address}#token={token}" if made else address
             if as_json:
-                record = {
-                    "url": address,
-                    "host": bound,
-                    "port": at,
-                    "pid": os.getpid(),
-                    "run": str(run),
-                }
+                record = {"url": address, "host": bound, "port": at, "pid": os.getpid(), "run": str(run)}
                 say(json.dumps(record | ({"token": token} if made else {})))
             else:
                 say(f"{run} is served at {where}   (Ctrl-C stops)")
@@ -107,18 +101,24 @@ def serve(
 class Server(uvicorn.Server):
     """uvicorn's server that ends in time, and that holds fewer connections than files may be open."""
 
-    def __init__(
-        self, app: Any, limits: Limits, files: int, complain: Callable[[str], None]
-    ) -> None:
+    def __init__(self, app: Any, limits: Limits, files: int, complain: Callable[[str], None]) -> None:
         self.clock: threading.Timer | None = None
         self.complain, self.full = complain, False
-        super().__init__(uvicorn.Config(
-            app, http=patient(limits.body_seconds, min(CONNECTIONS, files // 2)), ws="none",
-            loop="asyncio", log_config=None, log_level="error", access_log=False,
-            server_header=False, timeout_graceful_shutdown=STOP,
-            # asyncio accepts so many at a time, before one that is too many is closed
-            backlog=max(1, min(BACKLOG, files // 16)),
-        ))  # fmt: skip
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=patient(limits.body_seconds, min(CONNECTIONS, files // 2)),
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=STOP,
+                # asyncio accepts so many at a time, before one that is too many is closed
+                backlog=max(1, min(BACKLOG, files // 16)),
+            )
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._hear)
@@ -154,9 +154,7 @@ def chosen_token(host: str, given: str | None) -> tuple[str | None, bool]:
     token = given if given is not None else os.environ.get(TOKEN)
     if token is not None:
         if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
-            raise UsageError(
-                f"a token has {SHORTEST} or more ASCII letters and signs, without spaces"
-            )
+            raise UsageError(f"a token has {SHORTEST} or more ASCII letters and signs, without spaces")
         return token, False
     if is_loopback(resolved(host, 0)[1][0]):
         return None, False
@@ -189,8 +187,7 @@ def bind(host: str, port: int) -> socket.socket:
             errno.EADDRINUSE: f"port {port} on {host} is taken: choose another with --port, or --port 0 "
             "for one that is free",
             errno.EACCES: f"port {port} is the system's own: choose one from 1024 on with --port",
-            errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine: give one, or 0.0.0.0 for "
-            "all",
+            errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine: give one, or 0.0.0.0 for all",
         }.get(error.errno or 0, f"{host} port {port} cannot be listened on: {error.strerror}")
         raise UsageError(why) from error
     return made

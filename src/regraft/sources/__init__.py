@@ -16,9 +16,7 @@ from .. import plugins
 from ..errors import SourceError, did_you_mean
 from ..model.types import Source, SourceOptions
 
-FORMS = (
-    "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm/NAME or a run folder"
-)
+FORMS = "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm/NAME or a run folder"
 
 
 def load_source(ref: str, options: SourceOptions) -> Source:

@@ -18,24 +18,44 @@ HEADED = {
 }
 
 HEADS = (
-    "logits_proj", "sequence_summary.summary", "fc", "classifier", "score", "head",
-)  # dotted names of classifiers; of two in one model the earlier decides  # fmt: skip
+    "logits_proj",
+    "sequence_summary.summary",
+    "fc",
+    "classifier",
+    "score",
+    "head",
+)  # dotted names of classifiers; of two in one model the earlier decides
 
 ENCODERS = (
-    "Encoder", "EncoderModel", "TextModel", "VisionModel", "TextModelWithProjection",
+    "Encoder",
+    "EncoderModel",
+    "TextModel",
+    "VisionModel",
+    "TextModelWithProjection",
     "VisionModelWithProjection",
-)  # ends of classes that are one encoder of several  # fmt: skip
+)  # ends of classes that are one encoder of several
 
 TOWERS = (
-    "aimv2", "align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip",
+    "aimv2",
+    "align",
+    "altclip",
+    "blip",
+    "chinese_clip",
+    "clip",
+    "clipseg",
+    "metaclip_2",
+    "siglip",
     "siglip2",
-)  # an encoder for pictures beside one for texts  # fmt: skip
+)  # an encoder for pictures beside one for texts
 
 MASKED = {"vit_mae": "vit"}  # trained with patches masked at random → the kind without
 
 ELSEWHERE = (
-    "backbone", "backbone_config", "use_pretrained_backbone", "use_timm_backbone",
-)  # values that name a second network, with weights of its own  # fmt: skip
+    "backbone",
+    "backbone_config",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+)  # values that name a second network, with weights of its own
 
 
 @dataclass(frozen=True)
@@ -92,9 +112,7 @@ def name_of(values: dict[str, Any], reference: str) -> str:
     """Return the first of ``architectures``, or "" where there is none."""
     named = values.get("architectures") or [""]
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
-        raise SourceError(
-            f"{reference}: config.json has architectures {named}, not a list of names"
-        )
+        raise SourceError(f"{reference}: config.json has architectures {named}, not a list of names")
     return str(named[0])
 
 
@@ -135,15 +153,13 @@ def config_class(kind: str, reference: str) -> Any:
 
     if not kind:
         raise SourceError(
-            f"{reference}: config.json has no model_type, which says the architecture: it is not a "
-            "transformers model"
+            f"{reference}: config.json has no model_type, which says the architecture: it is not a transformers model"
         )
     try:
         return transformers.CONFIG_MAPPING[kind]
     except KeyError:
         raise SourceError(
-            f'{reference}: transformers {transformers.__version__} has no architecture "{kind}"; a '
-            "newer version may"
+            f'{reference}: transformers {transformers.__version__} has no architecture "{kind}"; a newer version may'
         ) from None
 
 
@@ -186,9 +202,7 @@ def in_tower(tensors: dict[str, Any], prefix: str, expected: Iterable[str]) -> d
 def unmasked(values: dict[str, Any]) -> Choice:
     """Return the same encoder without masking, which reads the weights as its classifier does."""
     kind = str(values["model_type"])
-    config = {
-        k: v for k, v in values.items() if not k.startswith(("decoder_", "mask_", "norm_pix"))
-    }
+    config = {k: v for k, v in values.items() if not k.startswith(("decoder_", "mask_", "norm_pix"))}
     config |= {"model_type": MASKED[kind], "architectures": None}
     note = f"masking is off: {kind} is read as {MASKED[kind]}, without its decoder"
     return Choice("AutoModel", "", config, (note,))
@@ -229,13 +243,9 @@ def encoder_of(family: Any) -> str:
 def head_of(net: Any, reference: str) -> str:
     """Return the dotted name of the classifier. Raises SourceError for none, or for several."""
     children = {n for n, m in net.named_children() if any(True for _ in m.parameters())}
-    rivals = sorted(
-        n for n in children if n in ("dist_head", "classifier_distill", "cls_classifier")
-    )
+    rivals = sorted(n for n in children if n in ("dist_head", "classifier_distill", "cls_classifier"))
     modules = dict(net.named_modules())
-    found = next(
-        (n for n in HEADS if n in modules and any(True for _ in modules[n].parameters())), ""
-    )
+    found = next((n for n in HEADS if n in modules and any(True for _ in modules[n].parameters())), "")
     body = getattr(net, "base_model_prefix", "")
     after = sorted(children - {body})
     if rivals:

@@ -46,10 +46,7 @@ def partition(
             continue
         current = inside.pop() if inside else current
         modules[current].append(name)
-    return tuple(
-        Block(name, tuple(tensors), tuple(modules[i]), runs[i])
-        for i, (name, tensors) in enumerate(groups)
-    )
+    return tuple(Block(name, tuple(tensors), tuple(modules[i]), runs[i]) for i, (name, tensors) in enumerate(groups))
 
 
 def by_children(backbone: nn.Module, inputs: Inputs | None = None) -> list[tuple[str, list[str]]]:
@@ -64,8 +61,9 @@ def by_children(backbone: nn.Module, inputs: Inputs | None = None) -> list[tuple
     if inputs is not None:
         units = [u for name in units for u in stages(backbone, name)]
         called = call_order(backbone, inputs)
-        first = {u: min((i for m, i in called.items() if f"{m}.".startswith(f"{u}.")), default=len(called))
-                 for u in units}  # fmt: skip
+        first = {
+            u: min((i for m, i in called.items() if f"{m}.".startswith(f"{u}.")), default=len(called)) for u in units
+        }
         units.sort(key=lambda u: first[u])
     groups = [(u, [n for n in names if n.startswith(f"{u}.")]) for u in units]
     groups = [(u, inside) for u, inside in groups if inside]

@@ -27,9 +27,7 @@ MAX_LABELS = 1_000_000  # names of classes, which a config makes when it is read
 
 COUNTS = re.compile(r"layer|depth|block|repeat|stage|hash|attention_types")
 
-SIZES = re.compile(
-    r"size$|size_|dim|width|channel|token|length|rank|bucket"
-)  # no counts, whatever else
+SIZES = re.compile(r"size$|size_|dim|width|channel|token|length|rank|bucket")  # no counts, whatever else
 
 SPARE_TENSORS = 2_000  # beyond the file's: heads and poolers that it lacks
 

@@ -26,13 +26,7 @@ class Encoder(nn.Module):
     ``left``: the tokenizer pads on the left, so rows are moved there first.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        pooling: str,
-        after: Sequence[dict[str, Any]] = (),
-        left: bool = False,
-    ) -> None:
+    def __init__(self, net: nn.Module, pooling: str, after: Sequence[dict[str, Any]] = (), left: bool = False) -> None:
         super().__init__()
         self.net = net
         self.pooling = pooling
@@ -141,9 +135,7 @@ def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
         out = answer(net, inputs, reference)
     vector, hidden = _poolings.own(out), getattr(out, "last_hidden_state", None)
     if hidden is None and vector is None:
-        raise SourceError(
-            f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features"
-        )
+        raise SourceError(f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features")
     if wanted == "auto":
         return "own" if hidden is None else "mean"
     if wanted == "own":
@@ -192,11 +184,7 @@ def group(backbone: Encoder) -> list[tuple[str, list[str]]]:
     each = [[n for n in names if n.startswith(f"{layers}.{i}.")] for i in range(count)]
     inside = {n for g in each for n in g}
     first = names.index(each[0][0]) if each[0] else 0
-    early = [
-        n
-        for i, n in enumerate(names)
-        if n not in inside and ((i < first) or "embed" in n or "relative" in n)
-    ]
+    early = [n for i, n in enumerate(names) if n not in inside and ((i < first) or "embed" in n or "relative" in n)]
     late = [n for n in names if n not in inside and n not in set(early)]
     prefix = f"{getattr(backbone.net, 'base_model_prefix', '')}."
     stem = layers.removeprefix("net.").removeprefix(prefix)
@@ -257,9 +245,7 @@ def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tenso
 def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
     if backbone.left:
         x = _poolings.left_aligned(x)
-    hidden = base_of(backbone).embeddings(
-        input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids")
-    )
+    hidden = base_of(backbone).embeddings(input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids"))
     mask = x.get("attention_mask", torch.ones_like(x["input_ids"]))
     return {"hidden": hidden, "attention_mask": mask}
 
@@ -268,9 +254,7 @@ def layer_text(index: int, backbone: Any, x: dict[str, Tensor]) -> dict[str, Ten
     from transformers.masking_utils import create_bidirectional_mask
 
     base, hidden = base_of(backbone), x["hidden"]
-    mask = create_bidirectional_mask(
-        config=base.config, inputs_embeds=hidden, attention_mask=x["attention_mask"]
-    )
+    mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=x["attention_mask"])
     return {**x, "hidden": base.encoder.layer[index](hidden, mask)}
 
 

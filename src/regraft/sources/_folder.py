@@ -93,9 +93,7 @@ def find(name: str, offline: bool) -> Path:
         folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=patterns))
         if not list(folder.glob("*.safetensors")):
             patterns.append("pytorch_model*.bin")
-            folder = Path(
-                snapshot_download(name, local_files_only=offline, allow_patterns=patterns)
-            )
+            folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=patterns))
     except Exception as error:  # the hub raises as many kinds as there are network faults
         raise SourceError(
             f"transformers:{name}: no such folder, not in the cache and not fetched; remedy: give "
@@ -120,9 +118,7 @@ def weights(folder: Path) -> Weights:
     raise SourceError(f"{folder}: no model.safetensors or pytorch_model.bin")
 
 
-def text_spec(
-    folder: Path, net: Any, max_length: int | None
-) -> tuple[TextSpec, tuple[str, ...], dict[str, Any]]:
+def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec, tuple[str, ...], dict[str, Any]]:
     """Tokenizer and length, notes, and how the tokenizer pads.
 
     Raises SourceError for no tokenizer, or one with too many tokens.
@@ -137,13 +133,10 @@ def text_spec(
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise SourceError(
-            f"{folder}: its tokenizer has no token to pad with; name a pad_token in "
-            "tokenizer_config.json"
+            f"{folder}: its tokenizer has no token to pad with; name a pad_token in tokenizer_config.json"
         )
     limits = [tokenizer.model_max_length]
-    limits += [
-        v for v in [read_json(folder / "sentence_bert_config.json").get("max_seq_length")] if v
-    ]
+    limits += [v for v in [read_json(folder / "sentence_bert_config.json").get("max_seq_length")] if v]
     limits += [v for v in [positions(net)] if v]
     limit = min(limits)
     limit = limit if limit < LONGEST else 512  # a tokenizer without a limit says 1e30
@@ -191,8 +184,7 @@ def other_kind(folder: Path) -> str:
     if adapter:
         base = str(adapter.get("base_model_name_or_path"))[:80]
         return (
-            f"; it holds an adapter of peft for {base}: merge it into that model (merge_and_unload) "
-            "and save the whole"
+            f"; it holds an adapter of peft for {base}: merge it into that model (merge_and_unload) and save the whole"
         )
     return "; it is not a transformers model"
 

@@ -81,9 +81,7 @@ def filled(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor
 class Dense(nn.Module):
     """A linear layer after pooling, as sentence-transformers has it; tensors under its names."""
 
-    def __init__(
-        self, inputs: int, outputs: int, bias: bool, activation: str, residual: bool
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool, activation: str, residual: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=bias)
         self.activation = ACTIVATIONS[activation]()
@@ -108,10 +106,21 @@ class UnitLength(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     c.__name__: c
     for c in (
-        nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.ReLU6,
-        nn.Softplus, nn.SELU, nn.Mish, nn.Hardswish,
+        nn.Identity,
+        nn.Tanh,
+        nn.ReLU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.ELU,
+        nn.LeakyReLU,
+        nn.ReLU6,
+        nn.Softplus,
+        nn.SELU,
+        nn.Mish,
+        nn.Hardswish,
     )
-}  # fmt: skip
+}
 
 
 def after(steps: list[dict[str, Any]]) -> nn.Sequential:

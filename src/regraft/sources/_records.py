@@ -84,10 +84,12 @@ def refusal(path: Path, error: Exception) -> str:
     names = foreign_names(path, error)
     whole = [n for n in names if n.startswith(NETWORKS)]
     what = (
-        "it is damaged, or holds more than tensors" if not names
-        else f"it holds a whole module ({shorten(whole, 3)})" if whole
+        "it is damaged, or holds more than tensors"
+        if not names
+        else f"it holds a whole module ({shorten(whole, 3)})"
+        if whole
         else f"beside tensors it holds objects of classes that may run code ({shorten(names, 3)})"
-    )  # fmt: skip
+    )
     return (
         f"refused, nothing executed: {what}; remedy: where you trust it, load it in a sandbox and save its "
         "state_dict() with safetensors.torch.save_file"

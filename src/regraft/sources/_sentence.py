@@ -62,8 +62,7 @@ def read(folder: Path) -> Sentence:
     first, where = modules[0]
     if first != "Transformer":
         raise SourceError(
-            f"{folder}: refused, modules.json begins with {first}; regraft reads folders that begin "
-            "with a Transformer"
+            f"{folder}: refused, modules.json begins with {first}; regraft reads folders that begin with a Transformer"
         )
     found = Sentence(where)
     for name, part in modules[1:]:
@@ -114,9 +113,7 @@ def pooling(folder: Path) -> str:
         modes = [*modes, *(k for k in other if k not in FLAGS)]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or not all(m in MODES for m in map(str, modes)):
-        raise SourceError(
-            f"{folder}: pooling {modes} is not supported; set pooling to mean, cls, max or last"
-        )
+        raise SourceError(f"{folder}: pooling {modes} is not supported; set pooling to mean, cls, max or last")
     return "+".join(MODES[str(m)] for m in modes)
 
 
@@ -129,9 +126,7 @@ def dense(folder: Path) -> dict[str, Any]:
     path = values.get("activation_function", "torch.nn.modules.activation.Tanh")
     known = ACTIVATION.fullmatch(path) if isinstance(path, str) else None
     if known is None or known[1] not in ACTIVATIONS:
-        raise SourceError(
-            f"{folder}: refused, its activation {path!s:.80} is none of {', '.join(ACTIVATIONS)}"
-        )
+        raise SourceError(f"{folder}: refused, its activation {path!s:.80} is none of {', '.join(ACTIVATIONS)}")
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise SourceError(f"{folder}: refused, its {key} is {values[key]!s:.60}")

@@ -127,9 +127,7 @@ class SharedHeads(nn.Module):
 class SlotHeads(nn.Module):
     """The sum of several heads, each of its slot of the features."""
 
-    def __init__(
-        self, heads: Sequence[nn.Module], widths: Sequence[int], scales: Sequence[float]
-    ) -> None:
+    def __init__(self, heads: Sequence[nn.Module], widths: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.widths = list(widths)

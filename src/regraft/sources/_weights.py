@@ -33,21 +33,25 @@ COMPARABLE = 0.5  # of the best dictionary's or prefix's hits: one with as many 
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 PREFIXES = (
-    "module", "model", "backbone", "encoder", "net", "network", "teacher", "student", "ema", "ema_model",
-    "model_ema", "module_ema", "encoder_q", "encoder_k", "base_encoder", "momentum_encoder",
-)  # fmt: skip
-
-STEMS = (
-    "optimizer",
-    "optim",
-    "lr_sched",
-    "scheduler",
-    "scaler",
-    "amp",
-    "rng",
-    "callbacks",
-    "loops",
+    "module",
+    "model",
+    "backbone",
+    "encoder",
+    "net",
+    "network",
+    "teacher",
+    "student",
+    "ema",
+    "ema_model",
+    "model_ema",
+    "module_ema",
+    "encoder_q",
+    "encoder_k",
+    "base_encoder",
+    "momentum_encoder",
 )
+
+STEMS = ("optimizer", "optim", "lr_sched", "scheduler", "scaler", "amp", "rng", "callbacks", "loops")
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,11 @@ def unwrap(
     """
     found = dict(dictionaries(loaded))
     if not found:
-        keys = f"its keys are {shorten([str(k) for k in loaded])}" if is_map(loaded) else (
-            f"it is a {type(loaded).__name__}"
-        )  # fmt: skip
+        keys = (
+            f"its keys are {shorten([str(k) for k in loaded])}"
+            if is_map(loaded)
+            else (f"it is a {type(loaded).__name__}")
+        )
         raise SourceError(f"{path}: holds no tensors by name; {keys}; expected a state_dict")
     if key is None:
         key = chosen(found, path, expected)
@@ -156,9 +162,7 @@ def is_map(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-def dictionaries(
-    loaded: Any, key: str = "", depth: int = 0
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield each dictionary of named tensors in a checkpoint with its dotted key, "" for the file's own.
 
     An optimizer's state is left out: its tensors go by numbers, or it has param_groups.
@@ -207,16 +211,12 @@ def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             if tensor.numel() <= max(stored, EXPANDED):
                 continue
             problem = f"claims {tensor.numel():,} values where the file holds {stored:,}"
-        raise SourceError(
-            f"{path}: {name} {problem}; save it again from a state_dict() of ordinary tensors"
-        )
+        raise SourceError(f"{path}: {name} {problem}; save it again from a state_dict() of ordinary tensors")
     return tensors
 
 
 def strip_prefixes(
-    tensors: Mapping[str, Tensor],
-    expected: Mapping[str, Any],
-    known: Collection[str] | None = PREFIXES,
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Any], known: Collection[str] | None = PREFIXES
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors without what wrappers put before their names, and notes on what that was.
 
@@ -243,9 +243,7 @@ def strip_prefixes(
     return {**{k: v for k, v in best.items() if not k.startswith(prefix)}, **stripped}, tuple(notes)
 
 
-def unwrapped(
-    tensors: Mapping[str, Tensor], expected: Collection[str]
-) -> tuple[dict[str, Tensor], list[str]]:
+def unwrapped(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without the components of compiled or sharded modules, and those components."""
     own = {part for name in expected for part in name.split(".")}
     there = {part for name in tensors for part in name.split(".")}
@@ -253,8 +251,7 @@ def unwrapped(
     if not wrapped:
         return dict(tensors), []
     return {
-        ".".join(p for p in name.split(".") if p not in wrapped): tensor
-        for name, tensor in tensors.items()
+        ".".join(p for p in name.split(".") if p not in wrapped): tensor for name, tensor in tensors.items()
     }, wrapped
 
 
@@ -332,9 +329,7 @@ def match(
             f"weights and would be random: {shorten(missing)}; name them under allow_fresh, or "
             "use weights of this architecture"
         )
-    report += [
-        LoadedTensor(n, "unused", tuple(t.shape)) for n, t in weights.items() if n not in expected
-    ]
+    report += [LoadedTensor(n, "unused", tuple(t.shape)) for n, t in weights.items() if n not in expected]
     return Match(state, report, head_kept)
 
 
@@ -346,9 +341,7 @@ def ready(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
     if tensor.is_meta:
         raise SourceError(f"{where}: {name} has a shape but no values")
     if tensor.is_floating_point() and not like.is_floating_point():
-        kinds = " where the network has ".join(
-            str(t.dtype).removeprefix("torch.") for t in (tensor, like)
-        )
+        kinds = " where the network has ".join(str(t.dtype).removeprefix("torch.") for t in (tensor, like))
         if not bool((tensor == tensor.to(like.dtype)).all()):
             raise SourceError(f"{where}: {name} holds {kinds}")
     # after the conversion: a number of 64 bits may be beyond 32, and 8 bits know no isfinite

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    raise SourceError(
-        f'"module:{name}" cannot be named in a plan; pass it in Python with Source.from_module'
-    )
+    raise SourceError(f'"module:{name}" cannot be named in a plan; pass it in Python with Source.from_module')
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
@@ -88,9 +86,7 @@ def from_module(
     )
 
 
-def given(
-    backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
-) -> list[tuple[str, list[str]]]:
+def given(backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str) -> list[tuple[str, list[str]]]:
     """The tensors under each block's prefixes. Raises SourceError where they are no partition."""
     from . import _blocks
 
@@ -105,11 +101,7 @@ def given(
     empty = [title for title, inside in groups if not inside]
     problems = [
         f"{words}: {shorten(found)}"
-        for words, found in (
-            ("in no block", missing),
-            ("in several blocks", twice),
-            ("blocks without tensors", empty),
-        )
+        for words, found in (("in no block", missing), ("in several blocks", twice), ("blocks without tensors", empty))
         if found
     ]
     if problems:

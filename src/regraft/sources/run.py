@@ -37,15 +37,11 @@ def load(name: str, options: SourceOptions) -> Source:
             f"{folder / 'config.json'}: no network can be built from its recipe ({type(error).__name__}: "
             f"{error}); the run is damaged"
         ) from error
-    weights = _weights.read(
-        options.weights or folder / "model.safetensors", key=options.weights_key
-    )
+    weights = _weights.read(options.weights or folder / "model.safetensors", key=options.weights_key)
     body = below(weights.tensors, "backbone.")
     head = below(weights.tensors, "head.")
     where = str(folder / "model.safetensors")
-    found = _weights.match(
-        source.backbone.state_dict(), body, where=where, allow_fresh=options.allow_fresh
-    )
+    found = _weights.match(source.backbone.state_dict(), body, where=where, allow_fresh=options.allow_fresh)
     source.backbone.load_state_dict(found.state, strict=False)
     source.head = None
     if set(head) == {"weight", "bias"} and head["weight"].ndim == 2:
@@ -59,10 +55,7 @@ def load(name: str, options: SourceOptions) -> Source:
     source.labels, source.words = classes or None, None
     source.task = str(config["task"]["task"])
     source.digest = weights.digest
-    source.report = (
-        *found.report,
-        *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()),
-    )
+    source.report = (*found.report, *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()))
     source.nothing_kept = False  # a run from random weights has weights of its own
     if options.max_length is not None and source.kind == "text":
         limit = min(options.max_length, source.preprocess.max_length)  # type: ignore[union-attr]
@@ -94,9 +87,7 @@ def read_config(run: Path) -> dict[str, Any]:
     if config is None:
         raise SourceError(f"{guarded.shown(run, name)}: not a run's model (there is no such file)")
     if not isinstance(config, dict) or config.get("schema") != 1:
-        raise SourceError(
-            f"{guarded.shown(run, name)}: made by another version of regraft (schema 1 expected)"
-        )
+        raise SourceError(f"{guarded.shown(run, name)}: made by another version of regraft (schema 1 expected)")
     if why := records.problem(records.ModelConfig, config):
         raise guarded.damaged(run, name, f"recipe or task is missing or is none: {why}")
     return config

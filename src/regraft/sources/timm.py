@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 
 # Options of timm's create_model itself, no architecture's: with them it opens files that they name.
 OF_TIMM = frozenset(
-    {"cache_dir", "checkpoint_path", "exportable", "features_only", "model_name", "no_jit", "pretrained",
-     "pretrained_cfg", "pretrained_cfg_overlay", "scriptable"}
-)  # fmt: skip
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "exportable",
+        "features_only",
+        "model_name",
+        "no_jit",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "scriptable",
+    }
+)
 
 
 def load(name: str, options: SourceOptions) -> Source:
@@ -42,11 +52,7 @@ def load(name: str, options: SourceOptions) -> Source:
         raise SourceError("source.weights_key is about a file: name it with --weights FILE")
     file = options.weights or (weights_of(source_folder) if source_folder else None)
     expected = built.model.state_dict()
-    weights = (
-        _weights.read(file, expected, options.weights_key)
-        if file
-        else fetch(built.model, name, options)
-    )
+    weights = _weights.read(file, expected, options.weights_key) if file else fetch(built.model, name, options)
     notes = normalisation(built.model, options.weights) if options.weights else ()
     source = assemble(built, f"timm:{name}", weights, options)
     source.notes += notes
@@ -65,12 +71,7 @@ def assemble(built: Built, reference: str, weights: Weights, options: SourceOpti
     tensors, stem = adapt_stem(model, tensors)
     refuse_sizes(model, tensors, heads, where, options)
     found = _weights.match(
-        expected,
-        tensors,
-        where=where,
-        head=heads,
-        allow_fresh=options.allow_fresh,
-        resized=resized | stem,
+        expected, tensors, where=where, head=heads, allow_fresh=options.allow_fresh, resized=resized | stem
     )
     model.load_state_dict(found.state, strict=False)
     source = split(built, reference, found.head_kept)
@@ -83,11 +84,7 @@ def assemble(built: Built, reference: str, weights: Weights, options: SourceOpti
 
 
 def refuse_sizes(
-    model: nn.Module,
-    tensors: dict[str, Any],
-    heads: Sequence[str],
-    where: str,
-    options: SourceOptions,
+    model: nn.Module, tensors: dict[str, Any], heads: Sequence[str], where: str, options: SourceOptions
 ) -> None:
     """Raises SourceError with its remedy where a size or a number of channels does not fit the weights."""
     mine = {n: t.shape for n, t in model.state_dict().items() if not n.startswith(tuple(heads))}
@@ -119,15 +116,11 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
     options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
     arguments = recipe.get("arguments") or {}
     if own := sorted(set(arguments) & OF_TIMM):
-        raise SourceError(
-            f"{folder}: refused, its recipe gives timm {shorten(own)}, which no run does"
-        )
+        raise SourceError(f"{folder}: refused, its recipe gives timm {shorten(own)}, which no run does")
     with _budget.bounded(_budget.size_in(folder / "model.safetensors"), str(folder), memory=True):
         built = create(recipe["architecture"], options, arguments)
     if built.folder or ":" in recipe["architecture"]:
-        raise SourceError(
-            f'{folder}: its recipe names no architecture ("{recipe["architecture"]}")'
-        )
+        raise SourceError(f'{folder}: its recipe names no architecture ("{recipe["architecture"]}")')
     built.headless = bool(recipe.get("headless"))
     source = split(built, recipe["architecture"], bool(recipe["num_classes"]))
     source.licence = recipe["licence"]
@@ -142,17 +135,13 @@ class Built:
 
     model: Any
     convert: Callable[[dict[str, Any], Any], dict[str, Any]] | None  # timm's own for its weights
-    configuration: dict[
-        str, Any
-    ]  # what timm says of its weights, before another size was asked for
+    configuration: dict[str, Any]  # what timm says of its weights, before another size was asked for
     arguments: dict[str, Any]  # of a saved configuration
     image_size: int | None
     folder: Path | None = None  # of local-dir:FOLDER
     headless: bool = False  # its heads are no function of the features
 
-    def converted(
-        self, tensors: dict[str, Any], where: str
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def converted(self, tensors: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the weights under timm's names and in the model's sizes, and what was resized, with how.
 
         timm's own converter resamples positions and other tables that depend on the size of pictures.
@@ -160,16 +149,12 @@ class Built:
         """
         expected = {n: t.shape for n, t in self.model.state_dict().items()}
         named = expected.keys() <= tensors.keys()
-        if self.convert is None or (
-            named and all(tensors[n].shape == s for n, s in expected.items())
-        ):
+        if self.convert is None or (named and all(tensors[n].shape == s for n, s in expected.items())):
             return tensors, {}
         now, self.model.pretrained_cfg = self.model.pretrained_cfg, self.configuration
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # torch's, on the speed of a table's search
+                warnings.simplefilter("ignore", UserWarning)  # torch's, on the speed of a table's search
                 found = dict(self.convert(dict(tensors), self.model))
         except Exception as error:  # as many kinds as there are converters
             if named:
@@ -271,9 +256,7 @@ def refuse_unknown(name: str) -> None:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
-        raise SourceError(
-            f'timm\'s {base} has no weights "{tag}"; {did_you_mean(tag, tags)}'
-        ) from error
+        raise SourceError(f'timm\'s {base} has no weights "{tag}"; {did_you_mean(tag, tags)}') from error
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -284,9 +267,7 @@ def check_folder(folder: Path, name: str) -> None:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise SourceError(
-            f"timm:{name}: no config.json in that folder; timm's save_for_hf writes one"
-        )
+        raise SourceError(f"timm:{name}: no config.json in that folder; timm's save_for_hf writes one")
     found = _folder.read_json(path)
     architecture = found.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
@@ -302,9 +283,7 @@ def weights_of(folder: Path) -> Path:
     files = sorted(p for e in ("safetensors", "pth", "bin") for p in folder.glob(f"*.{e}"))
     if len(files) != 1:
         found = shorten([p.name for p in files]) or "none"
-        raise SourceError(
-            f"{folder}: one weights file expected, there are: {found}; remedy: --weights FILE"
-        )
+        raise SourceError(f"{folder}: one weights file expected, there are: {found}; remedy: --weights FILE")
     return files[0]
 
 
@@ -340,9 +319,7 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
     reason: Exception | None = None
     for file in files:
         try:
-            path = hf_hub_download(
-                repository, file, revision=revision or None, local_files_only=options.offline
-            )
+            path = hf_hub_download(repository, file, revision=revision or None, local_files_only=options.offline)
             return _weights.read(Path(path), model.state_dict(), options.weights_key)
         except EntryNotFoundError as error:  # also LocalEntryNotFoundError
             reason = error
@@ -351,9 +328,7 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
                 raise
             reason = error
             break
-    raise SourceError(
-        f"timm:{name}: weights not in the cache and not fetched; {remedy}"
-    ) from reason
+    raise SourceError(f"timm:{name}: weights not in the cache and not fetched; {remedy}") from reason
 
 
 def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
@@ -381,13 +356,9 @@ def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
             numbers = ()
         finite = all(math.isfinite(v) and (v > 0 or key == "mean") for v in numbers)
         if len(numbers) != len(mine[key]) or not finite:
-            raise SourceError(
-                f"{beside}: pretrained_cfg.{key} is {value}, not {len(mine[key])} numbers"
-            )
+            raise SourceError(f"{beside}: pretrained_cfg.{key} is {value}, not {len(mine[key])} numbers")
         theirs[key] = numbers
-    other = [
-        f"{k} {theirs[k]} and not {tuple(mine[k])}" for k in keys if theirs[k] != tuple(mine[k])
-    ]
+    other = [f"{k} {theirs[k]} and not {tuple(mine[k])}" for k in keys if theirs[k] != tuple(mine[k])]
     mine.update(theirs)
     if not other:
         return ()
@@ -426,9 +397,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     x = torch.randn(2, spec.channels, *spec.size, generator=generator)
     taken, blocks, features, classes = body(built, reference, x)
     if built.headless:
-        notes += (
-            f"{reference}: its heads are no function of its features: the source has no head",
-        )
+        notes += (f"{reference}: its heads are no function of its features: the source has no head",)
     classes = classes if head_kept and taken is not None else 0
     labels, words, more = class_names(model, classes)
     config = model.pretrained_cfg
@@ -460,9 +429,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     )
 
 
-def body(
-    built: Built, reference: str, x: Tensor
-) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
+def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
     """Return (head taken off, blocks, D, C) of a model that holds its features afterwards."""
     from . import _timm_heads
 
@@ -483,14 +450,10 @@ def body(
     try:
         model.reset_classifier(0)
         found = None, *proved(model, None, reference, x, None), 0
-    except (
-        Exception
-    ):  # timm's own way to features is no way here: the first reason is the one to tell
+    except Exception:  # timm's own way to features is no way here: the first reason is the one to tell
         if isinstance(refusal, SourceError):
             raise refusal from None
-        raise SourceError(
-            f"{reference}: refused, its head does not come last ({refusal})"
-        ) from refusal
+        raise SourceError(f"{reference}: refused, its head does not come last ({refusal})") from refusal
     built.headless = True
     return found
 
@@ -528,9 +491,7 @@ def forward(built: Built, reference: str, x: Tensor) -> Tensor:
     return found
 
 
-def class_names(
-    model: Any, classes: int
-) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
+def class_names(model: Any, classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
     """Return (names, words, notes) of a head's classes: a saved configuration's, else ImageNet's for 1000."""
     found, told = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
     if not classes or not found:
@@ -539,14 +500,12 @@ def class_names(
         found = [found.get(i, found.get(str(i))) for i in range(len(found))]
     names = tuple(map(str, found))
     if len(names) != classes or len(set(names)) != classes or None in found:
-        return None, None, (
-            f"label_names of its configuration has {len(set(names))} names for {classes} classes: not used",
-        )  # fmt: skip
-    words = (
-        tuple(str(told[n]) for n in names)
-        if isinstance(told, dict) and told.keys() >= set(names)
-        else None
-    )
+        return (
+            None,
+            None,
+            (f"label_names of its configuration has {len(set(names))} names for {classes} classes: not used",),
+        )
+    words = tuple(str(told[n]) for n in names) if isinstance(told, dict) and told.keys() >= set(names) else None
     return names, words, ()
 
 

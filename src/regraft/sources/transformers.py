@@ -38,9 +38,7 @@ def load(name: str, options: SourceOptions) -> Source:
         return from_folder(folder, f"transformers:{name}", options)
     except RegraftError:
         raise
-    except (
-        Exception
-    ) as error:  # the library's, as many kinds as there are values that it does not know
+    except Exception as error:  # the library's, as many kinds as there are values that it does not know
         raise SourceError(
             f"{folder}: cannot be loaded ({type(error).__name__}: {error}); a value in its JSON files is "
             "not one that regraft knows: fetch the folder anew, or write it anew with save_pretrained"
@@ -67,9 +65,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
         "after": sentence.steps if choice.auto == "AutoModel" else [],
     }
     key = options.weights_key
-    weights = (
-        _weights.read(options.weights, key=key) if options.weights else _folder.weights(inside)
-    )
+    weights = _weights.read(options.weights, key=key) if options.weights else _folder.weights(inside)
     net = skeleton(recipe, reference, _budget.size_of(weights.tensors))
     image: bool = check_input(net, reference)
     if choice.tower:
@@ -103,16 +99,13 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
             f"refuses ({error}): mend the one or the other"
         ) from error
     if unmasked:
-        more += (
-            f"{type(net).__name__} does not mask padding: a text's features depend on the texts beside it",
-        )
+        more += (f"{type(net).__name__} does not mask padding: a text's features depend on the texts beside it",)
     head = f"{recipe['head_name']}."
     source.digest = weights.digest
     source.report = tuple(
-        t if t.state == "unused" or t.name.startswith(head)
-        else LoadedTensor(f"net.{t.name}", t.state, t.shape, t.note)
+        t if t.state == "unused" or t.name.startswith(head) else LoadedTensor(f"net.{t.name}", t.state, t.shape, t.note)
         for t in found.report
-    )  # fmt: skip
+    )
     if recipe["after"]:
         fill_after(source, sentence)
     source.notes = (*weights.notes, *choice.notes, *notes, *more, *sentence.notes)
@@ -135,8 +128,7 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
         length = recipe["max_length"]
         if type(length) is not int or not 1 <= length <= limit:
             raise SourceError(
-                f"{folder}: its recipe cuts texts at {length!r:.40} tokens, and the network takes 1 to "
-                f"{limit:,}"
+                f"{folder}: its recipe cuts texts at {length!r:.40} tokens, and the network takes 1 to {limit:,}"
             )
         spec = TextSpec(str(folder / "tokenizer"), length)
     return split(net, recipe, spec, str(folder))
@@ -202,9 +194,7 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     except Exception as error:  # as many kinds as there are configurations
         raise SourceError(f'{reference}: "{kind}" cannot be built ({error})') from error
     _budget.check_size(net, size, reference)
-    recipe["head_name"] = (
-        _architectures.head_of(net, reference) if recipe["auto"] != "AutoModel" else ""
-    )
+    recipe["head_name"] = _architectures.head_of(net, reference) if recipe["auto"] != "AutoModel" else ""
     return net.eval()
 
 
@@ -238,8 +228,7 @@ def check_input(net: Any, reference: str) -> bool:
     ]
     if needs:
         raise SourceError(
-            f"{reference}: refused, {name} needs {', '.join(needs)} beside {main}, which regraft does "
-            "not make"
+            f"{reference}: refused, {name} needs {', '.join(needs)} beside {main}, which regraft does not make"
         )
     return bool(main == "pixel_values")
 
@@ -275,9 +264,7 @@ def fill(
     read |= {n: torch.empty(tuple(s), device="meta") for n, s in other.items()}
     left = {n for n in tensors if n.endswith("position_ids") and n not in expected}
     read |= {n: tensors.get(n, torch.empty(0)) for n in {*info["unexpected_keys"], *left}}
-    found = _weights.match(
-        expected, read, where=where, head=recipe["head_name"], allow_fresh=options.allow_fresh
-    )
+    found = _weights.match(expected, read, where=where, head=recipe["head_name"], allow_fresh=options.allow_fresh)
     return net.eval(), found, notes
 
 
@@ -402,9 +389,7 @@ def fill_after(source: Source, sentence: Sentence) -> None:
         found = _weights.match(layer.state_dict(), weights.tensors, where=str(folder))
         layer.load_state_dict(found.state)
         digests.append(weights.digest)
-        source.report += tuple(
-            LoadedTensor(f"after.{index}.{t.name}", t.state, t.shape, t.note) for t in found.report
-        )
+        source.report += tuple(LoadedTensor(f"after.{index}.{t.name}", t.state, t.shape, t.note) for t in found.report)
     source.digest = hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -40,9 +40,7 @@ class Classification:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
         if self.primary not in METRICS:
-            raise ValueError(
-                f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}'
-            )
+            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """What is wrong with one row's label before the classes are known."""
@@ -126,13 +124,7 @@ class _Classification:
 
         logits = logits if logits.dtype.itemsize > 4 else logits.float()  # float64 stays
         weight = None if self.weights is None else logits.new_tensor(self.weights)
-        return F.cross_entropy(
-            logits,
-            targets,
-            weight=weight,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        return F.cross_entropy(logits, targets, weight=weight, reduction="none", label_smoothing=self.label_smoothing)
 
     def scores(self, logits: Tensor) -> Tensor:
         """logits [B, C] → probabilities [B, C] float64 (float32 rounds small ones to 0)."""

@@ -51,9 +51,7 @@ class MultiLabel:
         if not self.separator:
             raise ValueError("separator must not be empty")
         if self.primary not in METRICS:
-            raise ValueError(
-                f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}'
-            )
+            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """What is wrong with one row's cells before the labels are known."""
@@ -66,9 +64,7 @@ class MultiLabel:
 
     def strata(self, cells: Cells) -> list[str]:
         """Each row's rarest label (ties: the first by name), or "none"."""
-        rows = [
-            _present(r, [f"column {i + 1}" for i in range(len(r))], self.separator) for r in cells
-        ]
+        rows = [_present(r, [f"column {i + 1}" for i in range(len(r))], self.separator) for r in cells]
         counts = Counter(label for row in rows for label in row)
         return [min(row, key=lambda n: (counts[n], n)) if row else "none" for row in rows]
 
@@ -87,8 +83,7 @@ class MultiLabel:
         found = {label for row in cells for label in _present(row, columns, self.separator)}
         if len(columns) == 1 and found and found <= {"0", "1", "true", "false"}:
             raise DataError(
-                f'the label column "{columns[0]}" is 0 or 1: say --task classification, or name '
-                "several such columns"
+                f'the label column "{columns[0]}" is 0 or 1: say --task classification, or name several such columns'
             )
         if not found:
             raise DataError("no training row has a label: add some, or name another label column")
@@ -128,9 +123,7 @@ class _MultiLabel:
         words = MultiLabel(separator=self.separator).problem(cells)
         if words or not self.one_column:
             return words
-        unknown = [
-            p for p in _present(cells, self.classes, self.separator) if p not in self._numbers
-        ]
+        unknown = [p for p in _present(cells, self.classes, self.separator) if p not in self._numbers]
         if not unknown:
             return None
         hint = did_you_mean(unknown[0], self.classes)
@@ -160,9 +153,7 @@ class _MultiLabel:
         import torch.nn.functional as F
 
         logits = logits if logits.dtype.itemsize > 4 else logits.float()  # float64 stays
-        cells = F.binary_cross_entropy_with_logits(
-            logits, targets.to(logits.dtype), reduction="none"
-        )
+        cells = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         return cells.mean(dim=1)
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ class Regression:
         if not (math.isfinite(self.huber_delta) and self.huber_delta > 0):
             raise ValueError(f"huber_delta must be above 0, not {self.huber_delta}")
         if self.primary not in METRICS:
-            raise ValueError(
-                f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}'
-            )
+            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """What is wrong with one row's numbers, in words, or None."""
@@ -83,11 +81,7 @@ class Regression:
         if not cells or not columns:
             raise DataError("regression needs training rows and a label column")
         numbers = np.array([[float(cell) for cell in row] for row in cells])  # [N, C]
-        still = [
-            c
-            for c, low, high in zip(columns, numbers.min(0), numbers.max(0), strict=True)
-            if low == high
-        ]
+        still = [c for c, low, high in zip(columns, numbers.min(0), numbers.max(0), strict=True) if low == high]
         if still:
             raise DataError(
                 f"the target {shorten(still)} is the same in every training row: there is nothing "

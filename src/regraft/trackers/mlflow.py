@@ -38,11 +38,7 @@ LONGEST, AT_ONCE = 6000, 100  # characters of a value, and values that are sent 
 
 
 def track(
-    name: str,
-    params: Mapping[str, str],
-    epochs: Iterable[EpochFigures],
-    end: Callable[[], RunEnd],
-    where: str,
+    name: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd], where: str
 ) -> str:
     """Raises UsageError for a database without SQLAlchemy, RegraftError for what MLflow refuses."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # it is read at import
@@ -70,20 +66,12 @@ def track(
             client.set_terminated(run, status)
     except MlflowException as error:
         raise RegraftError(f"MLflow at {where} refuses: {str(error).splitlines()[0]}") from error
-    how = (
-        f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {shlex.quote(uri)}"
-        if local
-        else "mlflow ui"
-    )
+    how = f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else "mlflow ui"
     return f'{name} is run {run} of "{EXPERIMENT}" in {where}; look at it with: {how}'
 
 
 def write(
-    client: Any,
-    run: str,
-    params: Mapping[str, str],
-    epochs: Iterable[EpochFigures],
-    end: Callable[[], RunEnd],
+    client: Any, run: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd]
 ) -> str:
     """→ the status that MLflow has for how it ended."""
     from mlflow.entities import Metric, Param, RunTag

@@ -23,20 +23,14 @@ needs = ("tensorboard",)
 
 
 def track(
-    name: str,
-    params: Mapping[str, str],
-    epochs: Iterable[EpochFigures],
-    end: Callable[[], RunEnd],
-    where: str,
+    name: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd], where: str
 ) -> str:
     """Raises UsageError where OUT holds something already: TensorBoard would draw both on one line."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
     out = Path(where)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            f"{out} exists and is not written over: remove it, or choose another --out"
-        )
+        raise UsageError(f"{out} exists and is not written over: remove it, or choose another --out")
     writers: dict[str, SummaryWriter] = {}
 
     def writer(part: str) -> SummaryWriter:
@@ -65,9 +59,7 @@ def track(
     finally:
         for each in writers.values():
             each.close()
-    return (
-        f"{name} is in {out}; look at it with: {shlex.join(['tensorboard', '--logdir', str(out)])}"
-    )
+    return f"{name} is in {out}; look at it with: {shlex.join(['tensorboard', '--logdir', str(out)])}"
 
 
 def as_code(text: str) -> str:

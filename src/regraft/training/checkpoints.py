@@ -146,9 +146,7 @@ class CheckpointManager:
     divided: bool = False  # weights are: all processes put them together, when the first says so
     signals: Stopping = field(default_factory=Stopping)
     parts: dict[str, Path] = field(default_factory=dict)  # that are finished
-    good: list[Path] = field(
-        default_factory=list
-    )  # checkpoints of the arm being fitted, oldest first
+    good: list[Path] = field(default_factory=list)  # checkpoints of the arm being fitted, oldest first
     newest: dict[str, Any] | None = None  # the record of what was saved last
     count: int = 0
     last: float = field(default_factory=time.monotonic)

@@ -118,9 +118,7 @@ def fine_tune(
         if wanted != trainable or optimizer is None:
             set_trainable(target, wanted, settings.batch_norm)
             groups = optimizers.groups(target, wanted, settings.rates, settings.weight_decay)
-            optimizer = optimizers.build(
-                settings.optimizer, settings.optimizer_options, groups, before=optimizer
-            )
+            optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups, before=optimizer)
             at.thawed |= dict.fromkeys(wanted - trainable, at.step)
             at.trainable = sorted(wanted)
             if feeds and lowest_trainable(blocks, wanted) != frozen:
@@ -147,9 +145,7 @@ def fine_tune(
         if settings.batch_norm == "train":
             distributed.average_buffers(model)
         with averaged(model, average):
-            figures = validate(
-                target, feed.val, task, metric, device, settings.layout, feed.val_cut
-            )
+            figures = validate(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
             # without val the last stands
             better = not figures or improves(figures, at.best, metric)
             if better:
@@ -169,13 +165,7 @@ def fine_tune(
 
 
 def validate(
-    target: Target,
-    val: Batches | None,
-    task: Task,
-    metric: Metric,
-    device: torch.device,
-    layout: str,
-    cut: int = 0,
+    target: Target, val: Batches | None, task: Task, metric: Metric, device: torch.device, layout: str, cut: int = 0
 ) -> dict[str, float]:
     """The primary metric and the mean loss on val; nothing where there is no val."""
     if val is None:

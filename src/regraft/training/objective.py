@@ -138,11 +138,7 @@ class Objective:
             self.pieces.count *= 2
 
     def _gradient(
-        self,
-        micro_batches: Sequence[LabelledBatch],
-        params: Mapping[str, Tensor],
-        epoch: int,
-        step: int,
+        self, micro_batches: Sequence[LabelledBatch], params: Mapping[str, Tensor], epoch: int, step: int
     ) -> list[StepTerms]:
         (rows,) = distributed.all_reduce_sum(sum(len(ids) for ids, _, _ in micro_batches))
         found: list[StepTerms] = []
@@ -157,9 +153,7 @@ class Objective:
                 terms = {"task": self.task.loss(logits, targets)[: len(ids)].sum() / rows}
                 for name, penalty in self.penalties.items():
                     if penalty.per == "batch":
-                        with autocast(
-                            self.device, self.settings.precision
-                        ):  # as what it compares with
+                        with autocast(self.device, self.settings.precision):  # as what it compares with
                             term = penalty.term(batch)
                         terms[name] = term * (len(ids) / rows)
                     elif part == 0:  # a penalty on θ counts once a step
@@ -177,29 +171,19 @@ class Objective:
         distributed.sum_gradients(params.values())
         return found
 
-    def _mixed(
-        self, micro_batches: Sequence[LabelledBatch], epoch: int, step: int
-    ) -> Iterator[LabelledBatch]:
+    def _mixed(self, micro_batches: Sequence[LabelledBatch], epoch: int, step: int) -> Iterator[LabelledBatch]:
         """The micro-batches mixed, in pieces, on the device."""
         augment, layout = self.settings.augment, self.settings.layout
         for part, (ids, inputs, targets) in enumerate(micro_batches):
             key = (self.seed, epoch, step * self.settings.accumulate + part)
             inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
             for rows in split_slices(len(targets), self.pieces.count):
-                x = (
-                    {k: v[rows] for k, v in inputs.items()}
-                    if isinstance(inputs, dict)
-                    else inputs[rows]
-                )
+                x = {k: v[rows] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
                 yield ids[rows], to_device(x, self.device, layout), targets[rows].to(self.device)
 
 
 def checked(
-    parts: Sequence[StepTerms],
-    norm: Tensor | None,
-    step: int,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
+    parts: Sequence[StepTerms], norm: Tensor | None, step: int, epoch: int, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, float], float]:
     """Each term's sum over the parts, and the gradient's norm, or 0.
 

@@ -37,22 +37,18 @@ def groups(
         if block.name not in trainable:
             continue
         own = [parameters[n] for n in block.tensors if n in parameters]
-        for part, decay in (
-            ([p for p in own if p.ndim > 1], weight_decay),
-            ([p for p in own if p.ndim <= 1], 0.0),
-        ):
+        for part, decay in (([p for p in own if p.ndim > 1], weight_decay), ([p for p in own if p.ndim <= 1], 0.0)):
             if part:
-                out.append(
-                    {"params": part, "block": block.name, "lr": rates[block.name],
-                     "weight_decay": decay}
-                )  # fmt: skip
+                out.append({"params": part, "block": block.name, "lr": rates[block.name], "weight_decay": decay})
     return out
 
 
 def build(
-    name: str, options: Mapping[str, Any], param_groups: list[dict[str, Any]],
+    name: str,
+    options: Mapping[str, Any],
+    param_groups: list[dict[str, Any]],
     before: torch.optim.Optimizer | None = None,
-) -> torch.optim.Optimizer:  # fmt: skip
+) -> torch.optim.Optimizer:
     """An optimiser over the groups; parameters that ``before`` already trained keep their state.
 
     Raises PlanError for an option that the optimiser does not take or a value that it refuses.

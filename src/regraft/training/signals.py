@@ -49,9 +49,7 @@ def stopping() -> Iterator[Stopping]:
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    before: dict[int, Any] = {
-        s: signal.signal(s, found.on_signal) for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    before: dict[int, Any] = {s: signal.signal(s, found.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield found
     finally:

@@ -30,9 +30,7 @@ LOG_BYTES, LOG_LINES = 256_000, 200
 
 EPOCHS = 10  # that the time of one is averaged over
 
-EPOCH_LINE = re.compile(
-    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d{1,20})   epoch (\d{1,9})/(\d{1,9})\b", re.ASCII
-)
+EPOCH_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d{1,20})   epoch (\d{1,9})/(\d{1,9})\b", re.ASCII)
 
 RESUMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .* is resumed; done before: ")
 
@@ -142,9 +140,7 @@ def read_lines(data: bytes) -> tuple[list[dict[str, Any]], int, int]:
     return found, len(whole), damaged
 
 
-def history_of(
-    run: Path, notes: list[str], offset: int, crc: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def history_of(run: Path, notes: list[str], offset: int, crc: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(every line, what the page is sent of them)."""
     try:
         data = guarded.read(run, "history.jsonl") or b""

@@ -76,9 +76,10 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         if depth < DEPTH:
             waiting += [
-                (Path(e.path), depth + 1) for e in entries
+                (Path(e.path), depth + 1)
+                for e in entries
                 if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
-            ]  # fmt: skip
+            ]
 
 
 def is_run(names: set[str]) -> bool:
@@ -86,9 +87,7 @@ def is_run(names: set[str]) -> bool:
     leaves a folder of its own kind."""
     if "curve.json" in names:
         return False
-    return bool(names & {"result.json", "history.jsonl", "lock"}) or (
-        {"plan.toml", "environment.json"} <= names
-    )
+    return bool(names & {"result.json", "history.jsonl", "lock"}) or ({"plan.toml", "environment.json"} <= names)
 
 
 def signature(path: Path) -> tuple[Any, ...]:

@@ -32,12 +32,7 @@ KINDS = {"terms": "loss", "val": "val", "source": "source", "rates": "rate"}
 
 
 def track(
-    run: Path,
-    to: str,
-    where: str | None = None,
-    *,
-    every: float = 1.0,
-    say: Callable[[str], None] = lambda line: None,
+    run: Path, to: str, where: str | None = None, *, every: float = 1.0, say: Callable[[str], None] = lambda line: None
 ) -> str:
     """Write a run to a tracker; one that is running is followed to its end, looking ``every`` so many
     seconds. → what the tracker says: where it is.
@@ -48,15 +43,11 @@ def track(
     Raises UsageError for a folder that is no run, a tracker that there is not, and a missing package.
     """
     if to not in plugins.names("trackers"):
-        raise UsageError(
-            f'no tracker is called "{to}"; {did_you_mean(to, plugins.names("trackers"))}'
-        )
+        raise UsageError(f'no tracker is called "{to}"; {did_you_mean(to, plugins.names("trackers"))}')
     tracker = plugins.module("trackers", to)
     missing = [name for name in tracker.needs if find_spec(name) is None]
     if missing:
-        raise UsageError(
-            f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[track]"'
-        )
+        raise UsageError(f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[track]"')
     state, words, _, _ = state_of(run)
     if state == "broken":
         raise UsageError(words.removesuffix("."))
@@ -66,8 +57,15 @@ def track(
         time.sleep(every)  # a run's plan is written once it is known what is trained
     if state_of(run)[0] == "running":
         say(f"{run} is running: it is followed to its end (Ctrl-C stops following, not the run)")
-    return str(tracker.track(run.resolve().name, params(run), epochs(run, every), lambda: end(run),
-                             place(run, to) if where is None else where))  # fmt: skip
+    return str(
+        tracker.track(
+            run.resolve().name,
+            params(run),
+            epochs(run, every),
+            lambda: end(run),
+            place(run, to) if where is None else where,
+        )
+    )
 
 
 def is_run(run: Path) -> bool:
@@ -150,9 +148,7 @@ def metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     estimates |= {"verdict/gain over scratch": result["verdict"]["gain"]}
     estimates |= {f"control/{name}": c[result["primary"]] for name, c in result["controls"].items()}
     kept = result["retention"] or {}
-    estimates |= {
-        f"source/{k}": kept.get(k) for k in ("before", "after", "forgetting", "agreement")
-    }
+    estimates |= {f"source/{k}": kept.get(k) for k in ("before", "after", "forgetting", "agreement")}
     for name, estimate in estimates.items():
         for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
             if estimate is not None and number(estimate[part]):

@@ -27,9 +27,12 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         for i, when in enumerate(("before", "after")):
             bins = [b for b in c["reliability"][when] if b["rows"]]
             axis.plot(
-                [b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker=".",
-                color=plots.COLORS[1 - i], label=when,
-            )  # fmt: skip
+                [b["confidence"] for b in bins],
+                [b["accuracy"] for b in bins],
+                marker=".",
+                color=plots.COLORS[1 - i],
+                label=when,
+            )
         axis.set_xlabel("confidence")
         axis.set_ylabel("accuracy")
         axis.set_aspect("equal")

@@ -34,11 +34,7 @@ def cautions(run: RunFiles) -> list[str]:
         found.append(f"The interval of {run.primary} is {high - low:.2f} wide.")
     if r["confusion"]:
         supports = [sum(row.values()) for row in rows_of(r["confusion"], len(r["classes"]))]
-        rare = [
-            f"{name} ({n})"
-            for name, n in zip(r["classes"], supports, strict=True)
-            if n < FEW_OF_A_CLASS
-        ]
+        rare = [f"{name} ({n})" for name, n in zip(r["classes"], supports, strict=True) if n < FEW_OF_A_CLASS]
         if rare:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""
             found.append(
@@ -48,8 +44,7 @@ def cautions(run: RunFiles) -> list[str]:
     probe = r.get("probe") or {}
     if probe.get("rows", 0) < probe.get("of", 0) and not probe.get("passes"):
         found.append(
-            f"The linear probe saw {probe['rows']:,} of {probe['of']:,} training rows, so a gain over it "
-            f"is too large."
+            f"The linear probe saw {probe['rows']:,} of {probe['of']:,} training rows, so a gain over it is too large."
         )
     if len(r["seeds"]) < 3:
         found.append(
@@ -58,13 +53,9 @@ def cautions(run: RunFiles) -> list[str]:
         )
     if r["test_opened"] != 1:
         times = "an unknown number of" if r["test_opened"] == 0 else str(r["test_opened"])
-        found.append(
-            f"Test was opened {times} times: what was chosen after the first look has seen it."
-        )
+        found.append(f"Test was opened {times} times: what was chosen after the first look has seen it.")
     if not r["rows"]["val"]:
-        found.append(
-            "There was no val: choices were made by cross-validation over train, or not at all."
-        )
+        found.append("There was no val: choices were made by cross-validation over train, or not at all.")
     if r["retention"] and r["retention"]["kind"] != "source data":
         found.append("What the source task lost is not measured, only a proxy: give --source-data.")
     elif r["retention"] and not r["retention"]["claim"]:

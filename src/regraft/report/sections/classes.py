@@ -38,10 +38,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         return f"A {run.result['task']} task has no table of classes."
     confusion = rows_of(record, len(classes))
     supports, taken_for = [sum(row.values()) for row in confusion], column_sums(confusion)
-    recalls = [
-        row.get(i, 0) / n if n else 2.0
-        for i, (row, n) in enumerate(zip(confusion, supports, strict=True))
-    ]
+    recalls = [row.get(i, 0) / n if n else 2.0 for i, (row, n) in enumerate(zip(confusion, supports, strict=True))]
     weakest = sorted(range(len(classes)), key=recalls.__getitem__)[:LISTED]
     few = f"; the {LISTED} weakest of {len(classes)}" if len(classes) > LISTED else ""
     return {
@@ -72,10 +69,7 @@ def matrix(confusion: list[dict[int, int]], supports: list[int]) -> list[list[di
     """Return every cell with its rows and its colour."""
     return [
         [
-            {
-                "rows": n,
-                "color": f"{RIGHT if i == j else WRONG} / {0.6 * n / max(1, supports[i]):.2f}",
-            }
+            {"rows": n, "color": f"{RIGHT if i == j else WRONG} / {0.6 * n / max(1, supports[i]):.2f}"}
             for j in range(len(confusion))
             for n in [row.get(j, 0)]
         ]

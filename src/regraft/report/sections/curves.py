@@ -31,16 +31,22 @@ def context(run: RunFiles) -> dict[str, Any] | str:
             for i, term in enumerate(terms):
                 at = [line for line in lines if term in line["terms"]]
                 left.plot(
-                    [line["epoch"] for line in at], [line["terms"][term] for line in at],
-                    color=plots.COLORS[i % len(plots.COLORS)], alpha=1 if s == 0 else 0.35,
-                    label=printable(term) if s == 0 else None, marker=".",  # which one epoch alone has
-                )  # fmt: skip
+                    [line["epoch"] for line in at],
+                    [line["terms"][term] for line in at],
+                    color=plots.COLORS[i % len(plots.COLORS)],
+                    alpha=1 if s == 0 else 0.35,
+                    label=printable(term) if s == 0 else None,
+                    marker=".",  # which one epoch alone has
+                )
             if right is not None:
                 at = [line for line in lines if line["val"]]
                 right.plot(
-                    [line["epoch"] for line in at], [line["val"][run.primary] for line in at],
-                    color=plots.COLORS[0], alpha=1 if s == 0 else 0.35, marker=".",
-                )  # fmt: skip
+                    [line["epoch"] for line in at],
+                    [line["val"][run.primary] for line in at],
+                    color=plots.COLORS[0],
+                    alpha=1 if s == 0 else 0.35,
+                    marker=".",
+                )
                 best = max((line["epoch"] for line in at if line["best"]), default=0)
                 if s == 0:
                     right.axvline(best, color=plots.INK, linewidth=0.8, linestyle=":")
@@ -51,9 +57,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
             right.set_xlabel("epoch")
             right.set_title(f"val {run.primary}")
 
-    rates: dict[str, float] = next(
-        (line["rates"] for line in reversed(run.history) if line["rates"]), {}
-    )
+    rates: dict[str, float] = next((line["rates"] for line in reversed(run.history) if line["rates"]), {})
     seeds = f"; paler: the other {len(by_seed) - 1} seeds" if len(by_seed) > 1 else ""
     val = "; dotted: the best epoch. Epoch 0 is the starting point" if has_val else ""
     return {

@@ -23,9 +23,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     if not run.gallery:
         return "There are none: every test row is right."
     errors = [e | {"picture": picture_of(run, e["picture"])} for e in run.gallery]
-    kind = (
-        "furthest from the label" if run.result["task"] == "regression" else "most sure, and wrong"
-    )
+    kind = "furthest from the label" if run.result["task"] == "regression" else "most sure, and wrong"
     return {
         "errors": errors,
         "words": f"Of the saved model, {kind} first. A label may be what is wrong: look before you blame the model.",

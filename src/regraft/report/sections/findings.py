@@ -26,13 +26,9 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     if not run.findings:
         return "The checks found nothing."
     return {
-        "rows": [
-            (f["severity"], f["what"], f"{f['count']:,} of {f['of']:,}", f["remedy"])
-            for f in run.findings
-        ],
+        "rows": [(f["severity"], f["what"], f"{f['count']:,} of {f['of']:,}", f["remedy"]) for f in run.findings],
         "caption": "Problems first, then cautions, then notes",
         "details": [
-            (f["what"], [brief(e) for e in f["examples"][:LISTED]], max(0, f["count"] - LISTED))
-            for f in run.findings
+            (f["what"], [brief(e) for e in f["examples"][:LISTED]], max(0, f["count"] - LISTED)) for f in run.findings
         ],
     }

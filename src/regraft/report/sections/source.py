@@ -39,9 +39,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         return "Nothing was kept of a source, so there is nothing to forget."
     kept, f = r["retention"], r["frontier"]
     found: dict[str, Any] = {
-        "words": prose(retention_words(kept))
-        if kept
-        else "What the source task lost was not looked at.",
+        "words": prose(retention_words(kept)) if kept else "What the source task lost was not looked at.",
         "forgotten": [
             (c["class"], c["rows"], number(c["before"]), number(c["after"]))
             for c in (kept or {}).get("most forgotten", [])[:10]
@@ -56,14 +54,10 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     def draw(axes: Any) -> None:
         left, right = axes if has_source else (axes, None)
         alphas = [p["alpha"] for p in points]
-        left.plot(
-            alphas, [p["figures"][run.primary] for p in points], marker=".", color=plots.COLORS[0]
-        )
+        left.plot(alphas, [p["figures"][run.primary] for p in points], marker=".", color=plots.COLORS[0])
         left.set_title(printable(f"target: {run.primary} by {f['chosen_by']}"))
         if right is not None:
-            right.plot(
-                alphas, [p["source"]["after"] for p in points], marker=".", color=plots.COLORS[1]
-            )
+            right.plot(alphas, [p["source"]["after"] for p in points], marker=".", color=plots.COLORS[1])
             right.set_title("source: on its select rows")
         for axis in (left, right) if right is not None else (left,):
             axis.axvline(f["alpha"], color=plots.INK, linewidth=0.8, linestyle=":")
@@ -77,9 +71,11 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         "header": header,
         "points": [
             (
-                f"{p['alpha']:g}", number(p["figures"][run.primary]), number(p["figures"]["loss"]),
+                f"{p['alpha']:g}",
+                number(p["figures"][run.primary]),
+                number(p["figures"]["loss"]),
                 *((number(p["source"][k]) for k in ("after", "ratio", "low")) if has_source else ()),
             )
             for p in points
         ],
-    }  # fmt: skip
+    }

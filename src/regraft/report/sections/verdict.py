@@ -32,10 +32,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     r, primary = run.result, run.primary
     arms = [("fine-tuned, the saved model", estimate(r["test"][primary]), "", "")]
     means = {"fit": "fine-tuned", "scratch": "scratch", "α = 1": "α = 1"}
-    spread = {
-        arm: f"{number(m[primary]['mean'])} (sd {number(m[primary]['sd'])})"
-        for arm, m in r["mean"].items()
-    }
+    spread = {arm: f"{number(m[primary]['mean'])} (sd {number(m[primary]['sd'])})" for arm, m in r["mean"].items()}
     drawn = [("fine-tuned", r["test"][primary])]
     for name, metrics in r["controls"].items():
         over = over_seeds(r) if name == "scratch" else "about these two models"
@@ -45,11 +42,15 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         drawn.append((name, metrics[primary]))
     seeds = [
         (
-            s["seed"], s["best_epoch"], f"{s['alpha']:g}", number(s["val"].get(primary)),
-            number(s["test"][primary]), number(s["scratch"][primary]) if s["scratch"] else "–",
+            s["seed"],
+            s["best_epoch"],
+            f"{s['alpha']:g}",
+            number(s["val"].get(primary)),
+            number(s["test"][primary]),
+            number(s["scratch"][primary]) if s["scratch"] else "–",
         )
         for s in r["seeds"]
-    ]  # fmt: skip
+    ]
     return {
         "words": verdict(r),
         "tone": TONES.get(r["verdict"]["words"], ""),

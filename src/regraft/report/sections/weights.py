@@ -22,16 +22,16 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     source = run.result["source"]
     blocks = [
         (
-            b["name"], f"{b['parameters']:,}", b["state"],
-            "frozen" if b["first_epoch"] is None else b["first_epoch"], f"{b['rate']:.2g}",
-            f"{b['over_scratch']:.2g}", f"{b['weight_decay']:g}", "yes" if b["anchored"] else "no",
+            b["name"],
+            f"{b['parameters']:,}",
+            b["state"],
+            "frozen" if b["first_epoch"] is None else b["first_epoch"],
+            f"{b['rate']:.2g}",
+            f"{b['over_scratch']:.2g}",
+            f"{b['weight_decay']:g}",
+            "yes" if b["anchored"] else "no",
             "–" if b["drift"] is None else f"{b['drift']:.4f}",
         )
         for b in run.result.get("blocks", [])
-    ]  # fmt: skip
-    return {
-        "name": brief(source["name"]),
-        "licence": source["licence"],
-        "words": weights(source),
-        "blocks": blocks,
-    }
+    ]
+    return {"name": brief(source["name"]), "licence": source["licence"], "words": weights(source), "blocks": blocks}
