@@ -18,22 +18,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "regraft"
 # A first word with one of these endings is no imperative, unless it is listed.
 NOT_A_VERB = re.compile(r"(ed|ing|tion|ment|ness|ity|s)$")
-VERBS_ALL_THE_SAME = set(
-    """
-    pass process guess express address miss cross dismiss bring feed need embed proceed shed seed
-    discuss press assess compress access focus bless mention position partition condition question
-    transition function section comment implement increment decrement augment string ring sing ping
-    spread bias canvas
-    """.split()
-)
-NOT_A_START = set(
-    """
-    a an the what whether how who which where when why that this these those one two each every all any
-    some no none its his their is are was were by of in on at to for from with without as and or but if
-    else than then so such not only also both more most many much other another same plain rows names
-    inside outside here there it he she they we you i may
-    """.split()
-)
+VERBS_ALL_THE_SAME = """
+pass process guess express address miss cross dismiss bring feed need embed proceed shed seed
+discuss press assess compress access focus bless mention position partition condition question
+transition function section comment implement increment decrement augment string ring sing ping
+spread bias canvas
+"""
+NOT_A_START = """
+a an the what whether how who which where when why that this these those one two each every all any
+some no none its his their is are was were by of in on at to for from with without as and or but if
+else than then so such not only also both more most many much other another same plain rows names
+inside outside here there it he she they we you i may
+"""
 
 
 @cache
@@ -146,7 +142,7 @@ def is_imperative(text: str) -> bool:
     if word is None or not word.group()[0].isupper():
         return False
     first = word.group().lower()
-    return first not in NOT_A_START and (first in VERBS_ALL_THE_SAME or not NOT_A_VERB.search(first))
+    return first not in NOT_A_START.split() and (first in VERBS_ALL_THE_SAME.split() or not NOT_A_VERB.search(first))
 
 
 def exempt_from_formatter(package: Path) -> int:
