@@ -1,6 +1,6 @@
 """Files that are damaged in a way that a library does not expect are refused in words, not by a crash.
 
-Each of these came out of tests/fuzz.py.
+Each of these came out of tools/fuzz.py.
 """
 
 from __future__ import annotations
