@@ -13,6 +13,8 @@ import fuzz
 from fuzz_damage import altered, as_csv, flipped
 from regraft.errors import DataError
 
+TOOLS = Path(__file__).parents[1] / "tools"
+
 
 def endless():
     while True:
@@ -84,7 +86,7 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
     (tmp_path / "work/link").symlink_to(tmp_path / "beside.txt")
     lines = [
         "import sys; from pathlib import Path",
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        f"sys.path.insert(0, {str(TOOLS)!r})",
         f"import fuzz; out = Path({str(tmp_path / 'work')!r}); fuzz.guard(out)",
         "open(out / 'inside.txt', 'w').close(); open('/etc/hostname').close()",
     ]
@@ -102,7 +104,7 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
 PLANTED = """
 import random, shutil, sys, warnings
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {tools!r})
 warnings.simplefilter("ignore")
 import signal, torch, transformers
 torch.set_num_threads(1)
@@ -170,7 +172,7 @@ outcome("tokenizer", a_tokenizer)
 
 @pytest.mark.slow
 def test_each_reader_of_foreign_folders_sees_a_planted_fault(tmp_path):
-    code = PLANTED.format(tests=str(Path(__file__).parent), work=str(tmp_path / "work"))
+    code = PLANTED.format(tools=str(TOOLS), work=str(tmp_path / "work"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], input="yes\n" * 9, capture_output=True, text=True, timeout=300
     )

@@ -1,7 +1,7 @@
 """``make fuzz SECONDS=120``: what regraft reads, broken at random.
 
-python tests/fuzz.py --seconds 120 [--seed 0] [--out FOLDER] [--only plan,csv]
-python tests/fuzz.py --replay plan FILE      one kept input again, with its traceback
+python tools/fuzz.py --seconds 120 [--seed 0] [--out FOLDER] [--only plan,csv]
+python tools/fuzz.py --replay plan FILE      one kept input again, with its traceback
 
 Valid files are damaged, by bits and by structure, and read. What comes of it is a result or one of
 regraft's own errors. Anything else is a crash: another exception, a hang, a dead process, more than
