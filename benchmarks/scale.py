@@ -30,8 +30,8 @@ RNG = np.random.default_rng(0)
 def bootstrap(name: str) -> Callable[[int, int], Work]:
     def ready(rows: int, classes: int) -> Work:
         from regraft import plugins
-        from regraft.evidence.intervals import at_weights, resampled
-        from regraft.evidence.scoring import resamples
+        from regraft.evidence.intervals import at_weights, resample
+        from regraft.evidence.scoring import resample_count
 
         truth = RNG.integers(0, classes, rows)
         scores = RNG.random((rows, classes))
@@ -42,8 +42,8 @@ def bootstrap(name: str) -> Callable[[int, int], Work]:
             began = time.process_time()
             function = at_weights(plugins.module("metrics", name), truth, scores)
             once = time.process_time()
-            resampled(function, rows, resamples=16)
-            return once - began + (time.process_time() - once) / 16 * resamples(rows)
+            resample(function, rows, resamples=16)
+            return once - began + (time.process_time() - once) / 16 * resample_count(rows)
 
         return work
 
@@ -113,13 +113,13 @@ def near_pictures(rows: int, classes: int) -> Work:
 
 
 def near_texts(rows: int, classes: int) -> Work:
-    from regraft.checks._near import of_texts
+    from regraft.checks._near import find_text_pairs
     from regraft.data.types import Example
 
     words = [f"w{i:x}" for i in range(5_000)]
     drawn = RNG.integers(0, 5_000, (rows, 20))
     examples = [Example(str(i), (" ".join(words[k] for k in row),), ("x",), "") for i, row in enumerate(drawn)]
-    return lambda: of_texts(examples, None) and None
+    return lambda: find_text_pairs(examples, None) and None
 
 
 def probe(rows: int, classes: int) -> Work:

@@ -56,7 +56,7 @@ def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
 def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pth").write_bytes(b"altered")
     with pytest.raises(SourceError, match="sha256"):
-        bundled.pinned(tmp_path / "w.pth", bundled.LITE0)
+        bundled.check_digest(tmp_path / "w.pth", bundled.LITE0)
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"regraft\[offline\]"):
         load_source("bundled:efficientnet-lite0", OFFLINE)

@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     Pairs = NDArray[np.int64]  # [P, 2], the first smaller
 
 
-BITS = 8  # of 63, in which hashes may differ
+MAX_DIFFERENT_BITS = 8  # of 63, in which hashes may differ
 
-GREY = 0.97  # least correlation of the 16 × 16 grey values
+MIN_GREY_CORRELATION = 0.97  # least correlation of the 16 × 16 grey values
 
-COSINE = 0.8  # least cosine of the features
+MIN_COSINE = 0.8  # least cosine of the features
 
-GRAM, JACCARD = 5, 0.8  # letters of a shingle; least similarity of texts
+SHINGLE_LETTERS, MIN_JACCARD = 5, 0.8  # letters of a shingle; least similarity of texts
 
-BANDS, ROWS = 20, 6  # of a MinHash signature: proposes 0.8 with 99.8 %, 0.4 with 8 %
+BANDS, BAND_ROWS = 20, 6  # of a MinHash signature: proposes 0.8 with 99.8 %, 0.4 with 8 %
 
-LONGEST = 20_000  # letters of a text that are looked at
+MAX_LETTERS = 20_000  # letters of a text that are looked at
 
-REACH = 64  # neighbours in a band of texts that each is compared with
+MAX_BAND_NEIGHBOURS = 64  # neighbours in a band of texts that each is compared with
 
-CHUNK = 4_096  # rows or pairs at once
+CHUNK_ROWS = 4_096  # rows or pairs at once
 
-MOST = 200_000  # pairs
+MAX_PAIRS = 200_000  # pairs
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Pair:
     how: str
 
 
-def pairs(
+def find_pairs(
     rows: Sequence[Example], kind: Kind, features: Mapping[str, FloatArray] | None, between: int | None = None
 ) -> tuple[list[Pair], bool]:
     """Pairs of positions in ``rows``, in order, and whether there are more than were looked at.
@@ -70,14 +70,14 @@ def pairs(
     ``between``: only pairs of a row before that position and one from there on.
     """
     if kind == "image":
-        return of_pictures(rows, features, between)
-    return of_texts(rows, between) if kind == "text" else ([], False)
+        return find_picture_pairs(rows, features, between)
+    return find_text_pairs(rows, between) if kind == "text" else ([], False)
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def of_pictures(
+def find_picture_pairs(
     rows: Sequence[Example], features: Mapping[str, FloatArray] | None, between: int | None
 ) -> tuple[list[Pair], bool]:
     seen = [(i, e.facts) for i, e in enumerate(rows) if e.facts and e.facts.hash is not None]
@@ -87,22 +87,22 @@ def of_pictures(
     plain = np.array([f.hash for _, f in seen], np.uint64)
     mirror = np.array([f.mirrored for _, f in seen], np.uint64)
     n = len(seen)
-    found, more = close_hashes(np.concatenate([plain, mirror]), BITS, plain=n)
+    found, more = close_hashes(np.concatenate([plain, mirror]), MAX_DIFFERENT_BITS, plain=n)
     mirrored = found[:, 1] >= n
     a, b = found[:, 0], found[:, 1] % n
     keep = a < b  # (a, mirror of b) and (b, mirror of a) are one
     if between is not None:
         keep &= (place[a] < between) & (place[b] >= between)
     a, b, mirrored = a[keep], b[keep], mirrored[keep]
-    grey = correlations([f.thumb for _, f in seen], a, b, mirrored)
-    keep = grey >= GREY
+    grey = correlate([f.thumb for _, f in seen], a, b, mirrored)
+    keep = grey >= MIN_GREY_CORRELATION
     a, b, mirrored, grey = place[a[keep]], place[b[keep]], mirrored[keep], grey[keep]
     result: dict[tuple[int, int], Pair] = {}
     for i, j, turned, r in zip(a.tolist(), b.tolist(), mirrored.tolist(), grey.tolist(), strict=True):
         how = f"{'mirrored, ' if turned else ''}correlation {r:.3f}"
         if features is not None and rows[i].id in features and rows[j].id in features:
-            cosine = similarity(features[rows[i].id], features[rows[j].id])
-            if cosine < COSINE:
+            cosine = cosine_similarity(features[rows[i].id], features[rows[j].id])
+            if cosine < MIN_COSINE:
                 continue
             how += f", cosine of features {cosine:.3f}"
         result.setdefault((i, j), Pair(i, j, how))
@@ -130,15 +130,15 @@ def close_hashes(values: NDArray[np.uint64], within: int, plain: int) -> tuple[P
             for chunk in index.close(mask, within):
                 parts.append(chunk)
                 count += len(chunk)
-                if count > 2 * MOST:
+                if count > 2 * MAX_PAIRS:
                     found = np.unique(np.concatenate(parts))
-                    if len(found) > MOST:
-                        return np.stack(np.divmod(found[:MOST], size), 1), True
+                    if len(found) > MAX_PAIRS:
+                        return np.stack(np.divmod(found[:MAX_PAIRS], size), 1), True
                     parts, count = [found], len(found)
             tries.advance()
         found = np.unique(np.concatenate(parts))
-    if len(found) > MOST:
-        return np.stack(np.divmod(found[:MOST], size), 1), True
+    if len(found) > MAX_PAIRS:
+        return np.stack(np.divmod(found[:MAX_PAIRS], size), 1), True
     return np.stack(np.divmod(found, size), 1), False
 
 
@@ -174,7 +174,7 @@ class Index:
         at = 0
         while at < len(some):  # blocks of bounded size; of one value, all that have its key
             before = int(ends[at - 1]) if at else 0
-            to = max(at + 1, int(np.searchsorted(ends, before + CHUNK * 256, "right")))
+            to = max(at + 1, int(np.searchsorted(ends, before + CHUNK_ROWS * 256, "right")))
             n = lengths[at:to]
             first = np.repeat(asked[at:to], n)
             second = np.arange(before, before + len(first))
@@ -186,19 +186,19 @@ class Index:
             at = to
 
 
-def correlations(thumbs: Sequence[bytes], a: NDArray[Any], b: NDArray[Any], mirrored: NDArray[Any]) -> FloatArray:
+def correlate(thumbs: Sequence[bytes], a: NDArray[Any], b: NDArray[Any], mirrored: NDArray[Any]) -> FloatArray:
     """Of the grey values of each pair [P], one of them mirrored where that is said."""
     result = np.empty(len(a))
-    for at in range(0, len(a), CHUNK):
-        part = slice(at, at + CHUNK)
-        one = standard([thumbs[i] for i in a[part]])
-        two = standard([thumbs[i] for i in b[part]])
+    for at in range(0, len(a), CHUNK_ROWS):
+        part = slice(at, at + CHUNK_ROWS)
+        one = standardise([thumbs[i] for i in a[part]])
+        two = standardise([thumbs[i] for i in b[part]])
         two = np.where(mirrored[part][:, None, None], two[:, :, ::-1], two)
         result[part] = (one * two).mean((1, 2))
     return result
 
 
-def standard(thumbs: Sequence[bytes]) -> FloatArray:
+def standardise(thumbs: Sequence[bytes]) -> FloatArray:
     """[P, 16, 16] with mean 0 and variance 1 each."""
     x = np.frombuffer(b"".join(thumbs), np.uint8).reshape(-1, 16, 16).astype(np.float64)
     x -= x.mean((1, 2), keepdims=True)
@@ -206,7 +206,7 @@ def standard(thumbs: Sequence[bytes]) -> FloatArray:
     return x
 
 
-def similarity(a: FloatArray, b: FloatArray) -> float:
+def cosine_similarity(a: FloatArray, b: FloatArray) -> float:
     """The cosine of two vectors, in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -226,7 +226,7 @@ class NormalForms(Sequence[str]):
         return len(self.rows)
 
     def __iter__(self) -> Iterator[str]:
-        return (normal(e.inputs) for e in self.rows)
+        return (normalise(e.inputs) for e in self.rows)
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -234,18 +234,18 @@ class NormalForms(Sequence[str]):
     def __getitem__(self, i: slice) -> list[str]: ...
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
-            return [normal(e.inputs) for e in self.rows[i]]
-        return normal(self.rows[i].inputs)
+            return [normalise(e.inputs) for e in self.rows[i]]
+        return normalise(self.rows[i].inputs)
 
 
-def of_texts(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], bool]:
+def find_text_pairs(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], bool]:
     texts = NormalForms(rows)
     if not len(texts):
         return [], False
     hashes, long = np.empty(len(texts), np.uint64), np.empty(len(texts), bool)
     for i, text in enumerate(texts):
         digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-        hashes[i], long[i] = int.from_bytes(digest), len(text) >= GRAM
+        hashes[i], long[i] = int.from_bytes(digest), len(text) >= SHINGLE_LETTERS
     _, index, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     first = index[inverse]  # of the rows whose text is the same
     again = np.flatnonzero(first < np.arange(len(texts)))
@@ -255,18 +255,18 @@ def of_texts(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], 
         result = {p: q for p, q in result.items() if p[0] < between <= p[1]}
     unique = np.sort(index)
     long_ones = unique[long[unique]]
-    found, more = proposed(NormalForms(some_of(rows, long_ones.tolist())))
-    for i, j, value in jaccard(texts, long_ones[found]):
+    found, more = propose_pairs(NormalForms(some_of(rows, long_ones.tolist())))
+    for i, j, value in confirm_pairs(texts, long_ones[found]):
         if between is None or i < between <= j:
             result[i, j] = Pair(i, j, f"similarity {value:.2f}")
     return [result[pair] for pair in sorted(result)], more
 
 
-def normal(inputs: tuple[str, ...]) -> str:
+def normalise(inputs: tuple[str, ...]) -> str:
     """Without case, spaces and signs, for comparing; a text of signs alone keeps them."""
     parts = []
     for text in inputs:
-        plain = unicodedata.normalize("NFKC", text[:LONGEST]).casefold()
+        plain = unicodedata.normalize("NFKC", text[:MAX_LETTERS]).casefold()
         parts.append(re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split()))
     return "\x1f".join(parts)
 
@@ -277,7 +277,7 @@ def shingles(texts: Sequence[str]) -> Any:
 
     vectorizer = HashingVectorizer(
         analyzer="char",
-        ngram_range=(GRAM, GRAM),
+        ngram_range=(SHINGLE_LETTERS, SHINGLE_LETTERS),
         n_features=2**24,
         binary=True,
         norm=None,
@@ -288,13 +288,13 @@ def shingles(texts: Sequence[str]) -> Any:
     return vectorizer.transform(texts)
 
 
-def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+def minhash(texts: Sequence[str]) -> NDArray[np.uint32]:
     """MinHash [N, BANDS · ROWS]: the least of each of so many random functions over a text's 5-grams.
 
     The functions are (a · x + b) mod 2^64, the upper half of it, with a odd (multiply-shift).
     """
     rng = np.random.default_rng(0)
-    count = BANDS * ROWS
+    count = BANDS * BAND_ROWS
     a = rng.integers(0, 2**63, count, np.uint64) * np.uint64(2) + np.uint64(1)
     b = rng.integers(0, 2**63, count, np.uint64)
     result = np.full((len(texts), count), 2**32 - 1, np.uint32)
@@ -315,18 +315,18 @@ def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
     They take a third of the signatures' memory. Other bands have the same number once in 2^31 pairs at
     most, which is then proposed for nothing.
     """
-    odd = np.random.default_rng(1).integers(0, 2**63, ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
+    odd = np.random.default_rng(1).integers(0, 2**63, BAND_ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
     result = np.empty((len(texts), BANDS), np.uint64)
-    seen, step = stage("near duplicates among texts", len(texts)), CHUNK // 8
+    seen, step = stage("near duplicates among texts", len(texts)), CHUNK_ROWS // 8
     for at in range(0, len(texts), step):
-        part = signatures(texts[at : at + step])
-        bands = part.reshape(-1, BANDS, ROWS).astype(np.uint64)
+        part = minhash(texts[at : at + step])
+        bands = part.reshape(-1, BANDS, BAND_ROWS).astype(np.uint64)
         result[at : at + step] = (bands * odd).sum(2, dtype=np.uint64)
         seen.advance(len(part))
     return result
 
 
-def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
+def propose_pairs(texts: Sequence[str]) -> tuple[Pairs, bool]:
     """Pairs [P, 2] of texts of GRAM letters or more whose signatures agree in a band; and whether there are
     more."""
     found, more = np.empty(0, np.int64), False
@@ -341,27 +341,27 @@ def proposed(texts: Sequence[str]) -> tuple[Pairs, bool]:
             at = np.flatnonzero(sorted_key[step:] == sorted_key[:-step])
             if not len(at):
                 break
-            if step > REACH or count > 2 * MOST:
+            if step > MAX_BAND_NEIGHBOURS or count > 2 * MAX_PAIRS:
                 more = True
                 break
             one, two = order[at], order[at + step]
             parts.append(np.minimum(one, two) * len(texts) + np.maximum(one, two))
             count += len(at)
         found = np.unique(np.concatenate(parts))
-        if len(found) > MOST:
-            return np.stack(np.divmod(found[:MOST], len(texts)), 1), True
+        if len(found) > MAX_PAIRS:
+            return np.stack(np.divmod(found[:MAX_PAIRS], len(texts)), 1), True
     return np.stack(np.divmod(found, len(texts)), 1), more
 
 
-def jaccard(texts: Sequence[str], found: Pairs) -> Iterator[tuple[int, int, float]]:
+def confirm_pairs(texts: Sequence[str], found: Pairs) -> Iterator[tuple[int, int, float]]:
     """The pairs whose 5-grams overlap enough, with the overlap."""
-    for at in range(0, len(found), CHUNK):
-        part = found[at : at + CHUNK]
+    for at in range(0, len(found), CHUNK_ROWS):
+        part = found[at : at + CHUNK_ROWS]
         places, index = np.unique(part, return_inverse=True)
         grams = shingles([texts[i] for i in places])
         one, two = grams[index.reshape(-1, 2)[:, 0]], grams[index.reshape(-1, 2)[:, 1]]
         both = np.asarray(one.multiply(two).sum(1)).ravel()
         either = np.asarray(one.sum(1)).ravel() + np.asarray(two.sum(1)).ravel() - both
         value = both / np.maximum(either, 1)
-        for k in np.flatnonzero(value >= JACCARD):
+        for k in np.flatnonzero(value >= MIN_JACCARD):
             yield int(part[k, 0]), int(part[k, 1]), float(value[k])

@@ -11,35 +11,35 @@ from ..data.columns import Examples
 from ..data.types import Example
 from . import CheckContext
 
-LATER = (("val", "train"), ("test", "train"), ("test", "val"))  # a row of the first is news in both
+SPLIT_PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))  # a row of the first is news in both
 
 
-def content(example: Example) -> str:
+def content_key(example: Example) -> str:
     """The part of an id that stands for the inputs' content."""
     return example.id.partition("-")[0]
 
 
-def located(seen: CheckContext) -> Iterator[tuple[str, Example]]:
+def rows_with_split(seen: CheckContext) -> Iterator[tuple[str, Example]]:
     """Yield every row with its split, in an order that does not depend on that of the data."""
     for split, rows in by_split(seen):
-        yield from ((split, e) for e in in_place_order(rows))
+        yield from ((split, e) for e in sort_rows(rows))
 
 
-def repeated(seen: CheckContext) -> tuple[list[tuple[str, Example]], int]:
+def repeated_rows(seen: CheckContext) -> tuple[list[tuple[str, Example]], int]:
     """Return the rows whose content others have too, as ``located`` does, and how many contents there are."""
     parts = by_split(seen)
     columns = [(split, rows) for split, rows in parts if isinstance(rows, Examples)]
     if len(columns) < len(parts):
-        counts = Counter(content(e) for _, e in located(seen))
-        return [(s, e) for s, e in located(seen) if counts[content(e)] > 1], len(counts)
+        counts = Counter(content_key(e) for _, e in rows_with_split(seen))
+        return [(s, e) for s, e in rows_with_split(seen) if counts[content_key(e)] > 1], len(counts)
     keys, times = np.unique(np.concatenate([rows.keys for _, rows in columns]), return_counts=True)
     again = [(split, rows.take(np.isin(rows.keys, keys[times > 1]))) for split, rows in columns]
     return [(split, e) for split, rows in again for e in rows.by_place()], len(keys)
 
 
-def distinct(seen: CheckContext) -> list[tuple[str, Sequence[Example]]]:
+def distinct_rows(seen: CheckContext) -> list[tuple[str, Sequence[Example]]]:
     """Return the rows of each split in the order of ``located``, of equal ones the first alone."""
-    return [(split, first_of_equals(in_place_order(rows))) for split, rows in by_split(seen)]
+    return [(split, first_of_equals(sort_rows(rows))) for split, rows in by_split(seen)]
 
 
 def first_of_equals(rows: Sequence[Example]) -> Sequence[Example]:
@@ -47,7 +47,7 @@ def first_of_equals(rows: Sequence[Example]) -> Sequence[Example]:
         return rows.take(np.sort(np.unique(rows.keys, return_index=True)[1]))
     first: dict[str, Example] = {}
     for e in rows:
-        first.setdefault(content(e), e)
+        first.setdefault(content_key(e), e)
     return list(first.values())
 
 
@@ -55,20 +55,20 @@ def by_split(seen: CheckContext) -> list[tuple[str, Sequence[Example]]]:
     return [(s, seen.splits[s]) for s in ("train", "val", "test") if s in seen.splits]
 
 
-def in_place_order(rows: Sequence[Example]) -> Sequence[Example]:
+def sort_rows(rows: Sequence[Example]) -> Sequence[Example]:
     """Return rows sorted by where they stand, row 2 before row 12."""
-    return rows.by_place() if isinstance(rows, Examples) else sorted(rows, key=key)
+    return rows.by_place() if isinstance(rows, Examples) else sorted(rows, key=sort_key)
 
 
-def key(example: Example) -> tuple[int, str, str]:
+def sort_key(example: Example) -> tuple[int, str, str]:
     """Row 2 before row 12."""
     return len(example.where), example.where, example.id
 
 
-def place(split: str, example: Example) -> str:
+def row_name(split: str, example: Example) -> str:
     """Where a row stands, with its split where that is not said already."""
     return example.where if example.where.startswith(split) else f"{example.where} ({split})"
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def sort_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (len(name), name)))

@@ -11,16 +11,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import located
+from ._rows import rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
 
-SHORTEST = 4  # letters: shorter names differ by one for good reasons
+MIN_LETTERS = 4  # letters: shorter names differ by one for good reasons
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
-    names = sorted({name for _, e in located(seen) for name in seen.names(e)})
-    found = [f"{a!r} and {b!r} ({why})" for a, b, why in alike(names)]
+    names = sorted({name for _, e in rows_with_split(seen) for name in seen.names(e)})
+    found = [f"{a!r} and {b!r} ({why})" for a, b, why in find_similar(names)]
     if found:
         yield Finding(
             "caution",
@@ -32,37 +32,37 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         )
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
+def find_similar(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """Pairs of names with what sets them apart, without comparing each with each: names one letter
     apart share what is left when a letter of one or of both is taken away."""
     plain: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        plain[normal(name)].append(name)
+        plain[normalise(name)].append(name)
     found = []
     for same in plain.values():
-        found += [(same[0], b, difference(same[0], b)) for b in same[1:]]
+        found += [(same[0], b, describe_difference(same[0], b)) for b in same[1:]]
     near: dict[str, set[str]] = defaultdict(set)
     for form in plain:
-        if len(form) >= SHORTEST:
+        if len(form) >= MIN_LETTERS:
             near[form].add(form)
             for i in range(len(form)):
                 near[form[:i] + form[i + 1 :]].add(form)
     pairs = {(a, b) for forms in near.values() for a in forms for b in forms if a < b}
-    found += [(plain[a][0], plain[b][0], "one letter") for a, b in pairs if one_letter(a, b)]
+    found += [(plain[a][0], plain[b][0], "one letter") for a, b in pairs if differ_by_letter(a, b)]
     return sorted(found)
 
 
-def normal(name: str) -> str:
+def normalise(name: str) -> str:
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
-def difference(a: str, b: str) -> str:
+def describe_difference(a: str, b: str) -> str:
     if unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b):
         return "the same letters, stored otherwise"
     return "case" if a.casefold() == b.casefold() else "spaces, dashes or the form of letters"
 
 
-def one_letter(a: str, b: str) -> bool:
+def differ_by_letter(a: str, b: str) -> bool:
     """One letter apart, and the letter no digit: "class 1" and "class 2" are two."""
     if abs(len(a) - len(b)) > 1:
         return False

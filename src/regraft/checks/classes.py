@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import in_order
+from ._rows import sort_names
 
 NEEDS: frozenset[Need] = frozenset()
 
-FEW = 5  # rows of a class in train
+MIN_TRAIN_ROWS = 5  # rows of a class in train
 
-FEW_TO_JUDGE = 2  # in val or test
+MIN_EVALUATION_ROWS = 2  # in val or test
 
-UNEVEN = 100  # the largest class ÷ the smallest
+MAX_CLASS_RATIO = 100  # the largest class ÷ the smallest
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             "class folders hold no picture and count as no class",
             len(seen.empty),
             len(seen.empty) + len({n for e in seen.rows for n in seen.names(e)}),
-            in_order(seen.empty),
+            sort_names(seen.empty),
             "add pictures or remove the folders",
         )
     counts = {s: Counter(n for e in rows for n in seen.names(e)) for s, rows in seen.splits.items()}
@@ -41,7 +41,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             tuple(everything),
             "add rows of another class: nothing can be told apart",
         )
-    if strangers := in_order(everything - set(train)):
+    if strangers := sort_names(everything - set(train)):
         examples = tuple(f"{n} ({', '.join(f'{c[n]} in {s}' for s, c in counts.items() if c[n])})" for n in strangers)
         yield Finding(
             "problem",
@@ -54,7 +54,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
     for split in ("val", "test"):
         if not seen.splits[split]:
             continue
-        if missing := in_order(set(train) - set(counts[split])):
+        if missing := sort_names(set(train) - set(counts[split])):
             yield Finding(
                 "caution",
                 f"classes of train are not in {split}",
@@ -63,7 +63,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
                 missing,
                 f"add rows of them to {split}: nothing is known of them there",
             )
-        if few := in_order(n for n in train if 0 < counts[split][n] < FEW_TO_JUDGE):
+        if few := sort_names(n for n in train if 0 < counts[split][n] < MIN_EVALUATION_ROWS):
             yield Finding(
                 "note",
                 f"classes have a single row in {split}",
@@ -72,16 +72,16 @@ def check(seen: CheckContext) -> Iterator[Finding]:
                 few,
                 f"add rows of them to {split}: one row says next to nothing",
             )
-    if few := in_order(n for n in train if train[n] < FEW):
+    if few := sort_names(n for n in train if train[n] < MIN_TRAIN_ROWS):
         yield Finding(
             "caution",
-            f"classes have fewer than {FEW} rows in train",
+            f"classes have fewer than {MIN_TRAIN_ROWS} rows in train",
             len(few),
             total,
             tuple(f"{n} ({train[n]})" for n in few),
             "add rows of them; until then nothing is drawn for val, and data.folds needs as many rows a class as folds",
         )
-    if train and (ratio := max(train.values()) / min(train.values())) >= UNEVEN:
+    if train and (ratio := max(train.values()) / min(train.values())) >= MAX_CLASS_RATIO:
         most, least = (f(train, key=lambda n: (train[n], n)) for f in (max, min))
         yield Finding(
             "caution",

@@ -6,16 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import LATER, content, place, repeated
+from ._rows import SPLIT_PAIRS, content_key, repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
     places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in seen.splits}
-    for split, e in repeated(seen)[0]:
-        places[split][content(e)].append(place(split, e))
-    for later, earlier in LATER:
+    for split, e in repeated_rows(seen)[0]:
+        places[split][content_key(e)].append(row_name(split, e))
+    for later, earlier in SPLIT_PAIRS:
         known = places.get(earlier, {})
         shared = [
             f"{there} = {known[key][0]}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import LATER, in_order
+from ._rows import SPLIT_PAIRS, sort_names
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
     groups = {s: {e.group for e in rows if e.group} for s, rows in seen.splits.items()}
-    for later, earlier in LATER:
-        if shared := in_order(groups.get(later, set()) & groups.get(earlier, set())):
+    for later, earlier in SPLIT_PAIRS:
+        if shared := sort_names(groups.get(later, set()) & groups.get(earlier, set())):
             yield Finding(
                 "problem",
                 f"groups of {later} are also in {earlier}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._rows import located, place
+from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
 
@@ -28,9 +28,9 @@ class Suspect:
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
-    if suspects := ranked(seen):
+    if suspects := rank_suspects(seen):
         examples = tuple(
-            f"{place(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
+            f"{row_name(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
             f"{s.likelier} ({s.of_likelier:.2f})"
             for s in suspects
         )
@@ -45,7 +45,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         )
 
 
-def ranked(seen: CheckContext) -> list[Suspect]:
+def rank_suspects(seen: CheckContext) -> list[Suspect]:
     """The rows whose label is probably wrong, the surest first, of those that have probabilities."""
     import numpy as np
     from cleanlab.filter import find_label_issues
@@ -53,7 +53,7 @@ def ranked(seen: CheckContext) -> list[Suspect]:
     assert seen.probabilities is not None
     classes, probabilities = seen.classes, seen.probabilities
     number = {name: i for i, name in enumerate(classes)}
-    rows = [(s, e) for s, e in located(seen) if e.id in probabilities]
+    rows = [(s, e) for s, e in rows_with_split(seen) if e.id in probabilities]
     given = np.array([number[seen.names(e)[0]] for _, e in rows])  # [N]
     said = np.stack([probabilities[e.id] for _, e in rows])  # [N, C]
     # By class and joint, cleanlab's default, finds fewer of flipped labels: see docs/decisions/009.

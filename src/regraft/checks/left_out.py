@@ -9,7 +9,7 @@ from . import CheckContext, Finding, Need
 
 NEEDS: frozenset[Need] = frozenset()
 
-HARMLESS = ("not named like a picture", "a folder named like a picture")
+HARMLESS_REASONS = ("not named like a picture", "a folder named like a picture")
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
@@ -18,7 +18,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         by_reason[why].append(where)
     for why, places in sorted(by_reason.items()):
         yield Finding(
-            "note" if why in HARMLESS else "caution",
+            "note" if why in HARMLESS_REASONS else "caution",
             f"files are left out, each {why}",
             len(places),
             seen.count + len(seen.left_out),

@@ -13,36 +13,36 @@ from itertools import accumulate
 from ..data.columns import concatenated
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._near import pairs
-from ._rows import LATER, content, distinct, place
+from ._near import find_pairs
+from ._rows import SPLIT_PAIRS, content_key, distinct_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
-    parts = distinct(seen)  # of equal rows one in each split
+    parts = distinct_rows(seen)  # of equal rows one in each split
     rows = concatenated([rows for _, rows in parts])
     ends = list(accumulate(len(rows) for _, rows in parts))
 
     def at(position: int) -> tuple[str, Example]:
         return parts[bisect(ends, position)][0], rows[position]
 
-    found, more = pairs(rows, seen.kind, seen.features)
+    found, more = find_pairs(rows, seen.kind, seen.features)
     across: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     within: dict[int, str] = {}
     for pair in found:
         (one, a), (two, b) = at(pair.first), at(pair.second)  # splits in order, so one ≤ two
-        if content(a) == content(b):
+        if content_key(a) == content_key(b):
             continue
         differ = "; labels differ" if a.cells != b.cells and seen.names(a) else ""
-        text = f"{place(two, b)} ~ {place(one, a)} ({pair.how}{differ})"
+        text = f"{row_name(two, b)} ~ {row_name(one, a)} ({pair.how}{differ})"
         if one == two:
             within.setdefault(pair.second, text)
         else:
             across[two, one].setdefault(pair.second, text)
     at_least = ", at least" if more else ""
     how = "looks" if seen.kind == "image" else "reads"
-    for later, earlier in LATER:
+    for later, earlier in SPLIT_PAIRS:
         if texts := across.get((later, earlier)):
             yield Finding(
                 "caution",

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from ..data.types import Example, PictureFacts
 from . import CheckContext, Finding, Need, Severity
-from ._rows import located, place
+from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -59,11 +59,11 @@ KINDS: tuple[tuple[Severity, str, str, Test], ...] = (
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
-    rows = [(split, e, e.facts) for split, e in located(seen) if e.facts]
+    rows = [(split, e, e.facts) for split, e in rows_with_split(seen) if e.facts]
     for severity, what, remedy, test in KINDS:
         found = [(s, e, f) for s, e, f in rows if test(f, suffix(e))]
         if found:
-            examples = tuple(f"{place(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})" for s, e, f in found)
+            examples = tuple(f"{row_name(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})" for s, e, f in found)
             yield Finding(severity, what, len(found), len(rows), examples, remedy)
 
 

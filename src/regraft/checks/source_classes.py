@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import in_order, located
+from ._rows import rows_with_split, sort_names
 
 NEEDS: frozenset[Need] = frozenset({"source names"})
 
@@ -21,24 +21,24 @@ def check(seen: CheckContext) -> Iterator[Finding]:
     known: dict[str, str] = {}  # plain form of each synonym → the source's class
     for name in seen.source_names:
         for word in name.split(","):
-            known.setdefault(plain(word), name)
+            known.setdefault(plain_name(word), name)
     rows: dict[str, int] = defaultdict(int)
-    for _, e in located(seen):
+    for _, e in rows_with_split(seen):
         for name in seen.names(e):
             rows[name] += 1
-    shared = in_order(n for n in rows if plain(n) and plain(n) in known)
+    shared = sort_names(n for n in rows if plain_name(n) and plain_name(n) in known)
     if shared:
         yield Finding(
             "caution",
             "classes are classes of the source too",
             len(shared),
             len(rows),
-            tuple(f'{n} ({rows[n]} rows): the source has "{known[plain(n)]}"' for n in shared),
+            tuple(f'{n} ({rows[n]} rows): the source has "{known[plain_name(n)]}"' for n in shared),
             "do not take a gain on them for one on classes that are new to the source",
         )
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without case, marks and plural: "Ants" and "ant" are one."""
     letters = unicodedata.normalize("NFKC", name).casefold()
     words = re.sub(r"[\W_]+", " ", letters).split()

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need, Severity
-from ._near import pairs
-from ._rows import content, key, located, place
+from ._near import find_pairs
+from ._rows import content_key, row_name, rows_with_split, sort_key
 
 NEEDS: frozenset[Need] = frozenset({"source rows"})
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
     assert seen.source_rows is not None
-    source = {content(e): e for e in sorted(seen.source_rows, key=key)}
-    target = [e for _, e in located(seen)]
+    source = {content_key(e): e for e in sorted(seen.source_rows, key=sort_key)}
+    target = [e for _, e in rows_with_split(seen)]
     rows = [*target, *source.values()]
     near: dict[str, str] = {}
-    found, more = pairs(rows, seen.kind, None, between=len(target))
+    found, more = find_pairs(rows, seen.kind, None, between=len(target))
     for pair in found:
         a, b = rows[pair.first], rows[pair.second]
         near.setdefault(a.id, f"{b.where} of the source data; {pair.how}")
     for split in ("test", "val", "train"):
         same: list[str] = []
         alike: list[str] = []
-        for e in sorted(seen.splits[split], key=key):
-            if content(e) in source:
-                same.append(f"{place(split, e)} = {source[content(e)].where} of the source data")
+        for e in sorted(seen.splits[split], key=sort_key):
+            if content_key(e) in source:
+                same.append(f"{row_name(split, e)} = {source[content_key(e)].where} of the source data")
             elif e.id in near:
-                alike.append(f"{place(split, e)} ~ {near[e.id]}")
+                alike.append(f"{row_name(split, e)} ~ {near[e.id]}")
         severity: Severity = "problem" if split == "test" else "caution"
         remedy = f"remove them from {split}: the source may have learnt them with their labels"
         of = len(seen.splits[split])

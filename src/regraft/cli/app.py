@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DiskError, RankError, RegraftError, UsageError, kind_of, of_the_system
+from ..errors import DiskError, RankError, RegraftError, UsageError, from_os_error, kind_of
 from ..io import streams
 from ..io.command_lines import command
 
@@ -834,7 +834,7 @@ def main() -> None:
         streams.mute(sys.stdout)  # the reader has gone (`| head`)
         sys.exit(0)
     except Exception as error:
-        known = of_the_system(error) if isinstance(error, OSError) else None
+        known = from_os_error(error) if isinstance(error, OSError) else None
         what = f"unexpected {type(error).__name__}: {error}"  # a fault of ours: still one sentence
         if known is not None:
             what = f"{type(known).__name__}: {known}"

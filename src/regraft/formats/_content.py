@@ -6,7 +6,7 @@ from pathlib import Path
 
 HEAD_BYTES = 16
 
-PICTURES = {  # the formats that are read, each by its first bytes
+PICTURE_STARTS = {  # the formats that are read, each by its first bytes
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
     b"GIF87a": ".gif",
@@ -25,7 +25,7 @@ def picture_suffix(head: bytes) -> str | None:
         return ".ppm"
     if head[:2] == b"BM" and len(head) >= 10 and head[6:10] != b"\0\0\0\0":
         return None  # bytes 6 to 9 of a bitmap are reserved and zero, those of a text are not
-    return next((s for start, s in PICTURES.items() if head.startswith(start)), None)
+    return next((s for start, s in PICTURE_STARTS.items() if head.startswith(start)), None)
 
 
 def begins_as_picture(path: Path) -> bool:

@@ -18,7 +18,7 @@ from ..errors import DataError, shorten
 from ._content import begins_as_picture
 from ._splits import looks_like_split, split_of
 
-PICTURES = frozenset(
+PICTURE_SUFFIXES = frozenset(
     {
         ".jpg",
         ".jpeg",
@@ -39,7 +39,7 @@ PICTURES = frozenset(
 )
 
 # Pictures that are not read. They are rows all the same, so that their count and names are said.
-FOREIGN = frozenset(
+UNREAD_PICTURE_SUFFIXES = frozenset(
     {
         ".heic",
         ".heif",
@@ -71,7 +71,7 @@ FOREIGN = frozenset(
     }
 )
 
-TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
 CLOSED = "a folder that cannot be opened"
 
@@ -88,7 +88,7 @@ def detects(path: Path) -> bool:
         return False
     if _split_folders(path, follow=False):
         return True
-    if any(p.suffix.lower() in TABLES for p in path.iterdir()):
+    if any(p.suffix.lower() in TABLE_SUFFIXES for p in path.iterdir()):
         return False
     # links count here, so that ``read`` can say what allows them
     return any(_is_picture(p) for f in _folders(path, follow=True) for p in _walk(f, follow=False))
@@ -181,7 +181,12 @@ def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
         split_of(f.name) == "train" for f in folders
     ):
         tables = shorten(
-            [p.relative_to(path).as_posix() for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in TABLES]
+            [
+                p.relative_to(path).as_posix()
+                for f in folders
+                for p in sorted(f.iterdir())
+                if p.suffix.lower() in TABLE_SUFFIXES
+            ]
         )
         raise DataError(
             f"{path} holds {names} alone, named as splits, and no class folders in them: put their pictures "
@@ -252,7 +257,7 @@ def list_images(path: Path) -> list[Path]:
             f"followed: {shorten(links)}; give the files themselves"
         )
     if not found:
-        raise DataError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
+        raise DataError(f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return found
 
 
@@ -328,7 +333,7 @@ def _walk(folder: Path, follow: bool) -> Iterator[Path]:
         except OSError:
             yield path
             continue
-        if path != folder and path.suffix.lower() in PICTURES:
+        if path != folder and path.suffix.lower() in PICTURE_SUFFIXES:
             yield path
         stack += sorted(below, reverse=True)
 
@@ -336,7 +341,7 @@ def _walk(folder: Path, follow: bool) -> Iterator[Path]:
 def _is_picture(path: Path) -> bool:
     if not path.is_file():
         return False
-    return path.suffix.lower() in PICTURES | FOREIGN or begins_as_picture(path)
+    return path.suffix.lower() in PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES or begins_as_picture(path)
 
 
 def _is_inside(path: Path, root: Path) -> bool:

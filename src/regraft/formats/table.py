@@ -35,11 +35,11 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-LOOKED_AT = 20  # lines of a CSV file that tell what stands between its cells
+DELIMITER_LINES = 20  # lines of a CSV file that tell what stands between its cells
 
 CHUNK_BYTES = 1 << 20  # of a text file that are read at once
 
-PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
+PICTURE_BATCH_ROWS = 64  # rows of a Parquet file that are held while pictures lie in its cells
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def _csv(path: Path) -> Table:
     csv.field_size_limit(2**31 - 1)  # a long document is a text like any other
     _check_text(path)
     with _opened(path, "") as lines:
-        first = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
+        first = list(itertools.islice((line for line in lines if line.strip()), DELIMITER_LINES))
     told = re.fullmatch(r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE)  # Excel's own line
     delimiter = told[1] if told else _delimiter(path, first)
 
@@ -477,7 +477,7 @@ def _parquet(path: Path) -> Table:
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         number = 0
         progress = stage(f"reading {path.name}", file.metadata.num_rows)
-        size = PICTURES_AT_ONCE if packed & set(wanted) else 65_536
+        size = PICTURE_BATCH_ROWS if packed & set(wanted) else 65_536
         batches = file.iter_batches(size, columns=list(dict.fromkeys(wanted)))
         while True:
             try:

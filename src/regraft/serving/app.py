@@ -26,7 +26,7 @@ from ..compute.versions import __version__
 from ..data.decoding import Decoders, StoppedError
 from ..data.images import FORMATS, TooCostlyError
 from ..errors import DataError, RegraftError
-from ..evidence.ood import LEVEL
+from ..evidence.ood import FALSE_WARNING_RATE
 from .batching import Batcher
 from .explain import GRID, drawn, picture_cells, text_pieces
 from .figures import Figures
@@ -494,7 +494,9 @@ def about_run(served: ServedModel, limits: Limits) -> About:
         temperature=None if served.sharper is None else served.predictor.temperature,
         false_alarms=None
         if n is None or rates is None
-        else FalseAlarms(level=LEVEL, expected=n.expected, low=rates[0], high=rates[1], held_out=n.held_out),
+        else FalseAlarms(
+            level=FALSE_WARNING_RATE, expected=n.expected, low=rates[0], high=rates[1], held_out=n.held_out
+        ),
         notes=list(served.notes),
         megabytes=limits.megabytes,
         letters=limits.letters,

@@ -24,12 +24,12 @@ def load_source(ref: str, options: SourceOptions) -> Source:
 
     Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
     """
-    with no_calls() if options.offline else nullcontext():
+    with hub_offline() if options.offline else nullcontext():
         return _load_source(ref, options)
 
 
 @contextmanager
-def no_calls() -> Iterator[None]:
+def hub_offline() -> Iterator[None]:
     """Inside, the hub's library is offline. Told to look at local files alone it still asks the hub for
     other things, such as a list of programs that may be using it."""
     from huggingface_hub import constants

@@ -151,7 +151,7 @@ class Uncached(dict[str, Any]):
         return False
 
 
-def forget(backbone: nn.Module) -> None:
+def disable_caches(backbone: nn.Module) -> None:
     """Switch off the caches of values that are computed from weights.
 
     timm's LeViT and its kin keep attention biases from the first pass in eval mode until they train.
@@ -178,7 +178,7 @@ def prove(
     Raises SourceError where features are not [B, D], differ between two passes over one input, or
     head(backbone(x)) is not the original.
     """
-    forget(backbone)
+    disable_caches(backbone)
     with torch.no_grad():
         try:
             features = backbone(inputs)

@@ -32,23 +32,23 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.left = left
         self.length = fixed_length(net)
-        self.dropped = dropped(net)
+        self.dropped = unused_inputs(net)
         if after:
-            self.after = _poolings.after(list(after))
+            self.after = _poolings.layers_after(list(after))
 
     def forward(self, inputs: Inputs) -> Tensor:
         if not isinstance(inputs, dict):
             return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
         if self.left:
-            inputs = _poolings.left_aligned(inputs)
+            inputs = _poolings.align_left(inputs)
         if self.length:
-            inputs = _poolings.filled(inputs, *self.length)
+            inputs = _poolings.fill_to_length(inputs, *self.length)
         out = self.net(**{k: v for k, v in inputs.items() if k not in self.dropped})
         return self.pool(self.hidden(out), inputs.get("attention_mask"))
 
     def hidden(self, out: Any) -> Tensor:
         found: Tensor | None = out.logits if self.pooling == "head" else None
-        found = _poolings.own(out) if self.pooling == "own" else found
+        found = _poolings.own_vector(out) if self.pooling == "own" else found
         return out.last_hidden_state if found is None else found
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         return self.after(x) if hasattr(self, "after") else x
 
 
-def dropped(net: nn.Module) -> frozenset[str]:
+def unused_inputs(net: nn.Module) -> frozenset[str]:
     """Return the names that a tokenizer may give and the model does not take."""
     named: set[str] = set()
     for module in (net, base_of_net(net)):
@@ -79,7 +79,7 @@ def base_of_net(net: Any) -> Any:
     return getattr(net, "base_model", net)
 
 
-def answer(net: Any, inputs: Inputs, reference: str) -> Any:
+def call_model(net: Any, inputs: Inputs, reference: str) -> Any:
     """Return the model's output.
 
     Raises SourceError where the model does not take such inputs at all, ValueError or RuntimeError
@@ -88,15 +88,15 @@ def answer(net: Any, inputs: Inputs, reference: str) -> Any:
     try:
         if not isinstance(inputs, dict):
             return net(pixel_values=inputs)
-        unknown = dropped(net)
+        unknown = unused_inputs(net)
         return net(**{k: v for k, v in inputs.items() if k not in unknown})
     except (ValueError, RuntimeError):
         raise
     except Exception as error:  # as many kinds as there are models
-        raise refusal(net, inputs, error, reference) from error
+        raise input_error(net, inputs, error, reference) from error
 
 
-def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
+def input_error(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
     """Return the error for a model that fails on plain texts or pictures."""
     what = "texts" if isinstance(inputs, dict) else "pictures"
     return SourceError(
@@ -108,7 +108,7 @@ def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) ->
 def tokens_to_head(net: Any, inputs: Inputs) -> bool:
     """Return whether a model, its classifier replaced by an identity, gives that all tokens."""
     with torch.no_grad():
-        return bool(answer(net, inputs, type(net).__name__).logits.ndim == 3)
+        return bool(call_model(net, inputs, type(net).__name__).logits.ndim == 3)
 
 
 def sees_padding(backbone: nn.Module, inputs: Inputs) -> bool:
@@ -123,7 +123,7 @@ def sees_padding(backbone: nn.Module, inputs: Inputs) -> bool:
     return not torch.allclose(*pair, rtol=1e-3, atol=1e-4)
 
 
-def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
+def choose_pooling(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
     """Return the pooling to use; "auto" and "own" are settled by what the model's output has.
 
     Raises SourceError for a pooling that does not exist, or that the model cannot have.
@@ -132,8 +132,8 @@ def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
     if not all(mode in known for mode in wanted.split("+")) or ("+" in wanted and "own" in wanted):
         raise SourceError(f'{reference}: there is no pooling "{wanted:.60}"')
     with torch.no_grad():
-        out = answer(net, inputs, reference)
-    vector, hidden = _poolings.own(out), getattr(out, "last_hidden_state", None)
+        out = call_model(net, inputs, reference)
+    vector, hidden = _poolings.own_vector(out), getattr(out, "last_hidden_state", None)
     if hidden is None and vector is None:
         raise SourceError(f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features")
     if wanted == "auto":
@@ -219,12 +219,12 @@ def blocks(backbone: Encoder) -> tuple[Block, ...]:
     each: list[_blocks.Run] = [partial(layer, i) for i in range(count)]
     after = [finish] * (len(groups) - count - 1)
     if not after:  # nothing with tensors follows the layers: pooling belongs to the last one
-        each[-1] = partial(then, each[-1], finish)
+        each[-1] = partial(chain_runs, each[-1], finish)
     runs = [embed, *each, *after]
     return _blocks.partition(backbone, groups, runs)
 
 
-def then(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -> Any:
+def chain_runs(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -> Any:
     return second(backbone, first(backbone, x))
 
 
@@ -244,7 +244,7 @@ def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tenso
 
 def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
     if backbone.left:
-        x = _poolings.left_aligned(x)
+        x = _poolings.align_left(x)
     hidden = base_of(backbone).embeddings(input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids"))
     mask = x.get("attention_mask", torch.ones_like(x["input_ids"]))
     return {"hidden": hidden, "attention_mask": mask}

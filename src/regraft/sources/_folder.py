@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from ..data.types import ImageSpec, TextSpec
 from ..errors import SourceError
-from ._image import LARGEST
+from ._image import MAX_SIDE_PIXELS
 from ._weights import Weights, read
 
-LONGEST = 1_000_000  # tokens of a row; a tokenizer that says more has no limit
+MAX_TOKENS = 1_000_000  # tokens of a row; a tokenizer that says more has no limit
 
 TOKENIZER_FILES = (
     "config.json",  # the tokenizer's class, where its own configuration names none
@@ -124,10 +124,10 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
     Raises SourceError for no tokenizer, or one with too many tokens.
     """
     from ..io.foreign_code import tokenizer_of
-    from ._tokenizers import why
+    from ._tokenizers import describe_failure
 
     with quiet():
-        tokenizer = tokenizer_of(str(folder), why)
+        tokenizer = tokenizer_of(str(folder), describe_failure)
     rows = tokens_of(net)
     if rows is not None and len(tokenizer) > rows:
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
@@ -139,7 +139,7 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
     limits += [v for v in [read_json(folder / "sentence_bert_config.json").get("max_seq_length")] if v]
     limits += [v for v in [positions(net)] if v]
     limit = min(limits)
-    limit = limit if limit < LONGEST else 512  # a tokenizer without a limit says 1e30
+    limit = limit if limit < MAX_TOKENS else 512  # a tokenizer without a limit says 1e30
     pad = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
     pads = {"padding_side": str(tokenizer.padding_side), "pad": pad}
     if max_length is None or max_length <= limit:
@@ -178,7 +178,7 @@ def picture_values(folder: Path) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def other_kind(folder: Path) -> str:
+def describe_other_kind(folder: Path) -> str:
     """Return what a folder without config.json is instead, in words."""
     adapter = read_json(folder / "adapter_config.json")
     if adapter:
@@ -226,10 +226,10 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
     if shorter and "crop_pct" in p and resize[0] < 384:  # ConvNeXt: size is after the crop
         crop, resize = resize, (int(resize[0] / p["crop_pct"]),) * 2
     for height, width in (resize, crop or resize):
-        if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+        if not (0 < height <= MAX_SIDE_PIXELS and 0 < width <= MAX_SIDE_PIXELS):
             raise SourceError(
                 f"{folder}: preprocessor_config.json asks for pictures of {height} × {width} pixels; "
-                f"{LARGEST} a side is the most"
+                f"{MAX_SIDE_PIXELS} a side is the most"
             )
     normal = p.get("do_normalize", True)
     return ImageSpec(

@@ -52,7 +52,7 @@ UNSCRIPT = (
 )
 
 
-def problem(path: Path) -> str | None:
+def describe_problem(path: Path) -> str | None:
     """Return what a file is that holds no readable weights and what to do, or None for one that may."""
     with path.open("rb") as file:
         start = file.read(512)

@@ -14,14 +14,14 @@ def to_recipe(spec: ImageSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-LARGEST = 4096  # pixels a side: a network for larger ones is proved on more memory than there is
+MAX_SIDE_PIXELS = 4096  # pixels a side: a network for larger ones is proved on more memory than there is
 
 
 def from_recipe(values: dict[str, Any]) -> ImageSpec:
     """Raises SourceError for sides that no network here takes."""
     resize = values["resize"]
     sides = [*values["size"], *([resize] if isinstance(resize, int) else resize)]
-    if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE_PIXELS for side in sides):
         raise SourceError(f"pictures of {values['size']} from {resize} pixels are no picture size")
     if values["interpolation"] not in get_args(get_type_hints(ImageSpec)["interpolation"]):
         raise SourceError(f'there is no interpolation "{values["interpolation"]}"')

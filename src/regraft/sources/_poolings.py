@@ -15,7 +15,7 @@ MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
 OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
 
 
-def own(out: Any) -> Tensor | None:
+def own_vector(out: Any) -> Tensor | None:
     """Return the vector that a model itself makes of a row, or None where it makes none."""
     for name in OWN:
         found: Tensor | None = getattr(out, name, None)
@@ -32,11 +32,11 @@ def pool(x: Tensor, mask: Tensor | None, modes: str) -> Tensor:
         return x
     if mask is None or mask.shape[1] != x.shape[1]:
         mask = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
-    each = [one(x, mask, mode) for mode in modes.split("+")]
+    each = [pool_one(x, mask, mode) for mode in modes.split("+")]
     return torch.cat(each, 1) if len(each) > 1 else each[0]
 
 
-def one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
+def pool_one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
     weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
     if mode == "mean":
         return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
@@ -54,7 +54,7 @@ def one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
     return x[:, 0]
 
 
-def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def align_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return rows [B, T] that begin with their first token, whatever side they were padded on.
 
     Positions are counted from the left, so a row padded there would depend on its batch.
@@ -70,7 +70,7 @@ def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
-def filled(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+def fill_to_length(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
     """Return rows of exactly ``length`` tokens, padding seen as text, as the model was trained."""
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
@@ -123,6 +123,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def after(steps: list[dict[str, Any]]) -> nn.Sequential:
+def layers_after(steps: list[dict[str, Any]]) -> nn.Sequential:
     """Return the layers that follow pooling, from a recipe's plain values."""
     return nn.Sequential(*(Dense(**step) if step else UnitLength() for step in steps))

@@ -79,7 +79,7 @@ def allowed() -> list[Any]:
     return [*((Record, n) for n in NAMES), *((OrderedDict, n) for n in DICTIONARIES)]
 
 
-def refusal(path: Path, error: Exception) -> str:
+def describe_refusal(path: Path, error: Exception) -> str:
     """Return why a torch file is refused and how to make it fit, without torch's own advice."""
     names = foreign_names(path, error)
     whole = [n for n in names if n.startswith(NETWORKS)]

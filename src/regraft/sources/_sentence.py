@@ -30,7 +30,7 @@ FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }  # as versions before 5.4 wrote them, in the order of their concatenation
 
-WIDEST = 65_536  # features of a dense layer
+MAX_FEATURES = 65_536  # features of a dense layer
 
 ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
 
@@ -151,7 +151,7 @@ def check_steps(steps: Any, reference: str) -> None:
         if step == {}:
             continue
         types = {k: type(v) for k, v in step.items()} if isinstance(step, dict) else {}
-        if types != kinds or not all(1 <= step[k] <= WIDEST for k in ("inputs", "outputs")):
+        if types != kinds or not all(1 <= step[k] <= MAX_FEATURES for k in ("inputs", "outputs")):
             raise SourceError(f"{reference}: there is no dense layer of {step!r:.120}")
         if step["activation"] not in ACTIVATIONS:
             raise SourceError(f"{reference}: there is no activation {step['activation']:.60}")

@@ -48,7 +48,7 @@ def take_off(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module | N
         for name in names:
             model.set_submodule(name, nn.Identity())
         return heads[0] if heads else None
-    seen = given(model, names, x)
+    seen = head_inputs(model, names, x)
     shared = all(i.data_ptr() == seen[0].data_ptr() and i.shape == seen[0].shape for i in seen)
     widths = [i.shape[1] for i in seen]
     for i, name in enumerate(names):
@@ -63,7 +63,7 @@ def take_off(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module | N
 
 
 @contextmanager
-def noted(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def record_inputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Note the first input of each named module during forward passes inside."""
     seen: dict[str, Tensor] = {}
 
@@ -81,9 +81,9 @@ def noted(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]
             hook.remove()
 
 
-def given(model: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]:
+def head_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]:
     """Return what each named module is given in a forward pass. Raises KeyError for one without a call."""
-    with noted(model, names) as seen, torch.no_grad():
+    with record_inputs(model, names) as seen, torch.no_grad():
         model(x)
     return [seen[n] for n in names]
 

@@ -30,7 +30,7 @@ PACKAGES = {
 }  # module → what pip calls it
 
 
-def why(folder: Path, error: Exception) -> str:
+def describe_failure(folder: Path, error: Exception) -> str:
     """Return the reason that a tokenizer does not load.
 
     The file says which package reads it. The library tries one package after another and names
@@ -40,10 +40,10 @@ def why(folder: Path, error: Exception) -> str:
     if found is not None:
         package, file = PACKAGES[found[0]], found[1]
         lacks = f"{file} is read by the package {package}: pip install {package}"
-        return lacks if absent(found[0]) else str(error)
-    text = " ".join(str(e) for e in chain(error))
+        return lacks if is_absent(found[0]) else str(error)
+    text = " ".join(str(e) for e in causes_of(error))
     named = [m for m in PACKAGES if re.search(rf"\b{m.rpartition('.')[2]}\b", text, re.IGNORECASE)]
-    module = next((m for m in named if absent(m)), None)
+    module = next((m for m in named if is_absent(m)), None)
     if module is None:
         return str(error)
     return f"it needs the package {PACKAGES[module]}: pip install {PACKAGES[module]}"
@@ -68,14 +68,14 @@ def lines_of_base64(path: Path) -> bool:
         return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(300)) is not None
 
 
-def absent(module: str) -> bool:
+def is_absent(module: str) -> bool:
     try:
         return find_spec(module) is None
     except ModuleNotFoundError:  # of a package inside one that is absent
         return True
 
 
-def chain(error: BaseException | None) -> list[BaseException]:
+def causes_of(error: BaseException | None) -> list[BaseException]:
     """Return an error and those that led to it."""
     found: list[BaseException] = []
     while error is not None and error not in found:

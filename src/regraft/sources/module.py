@@ -66,7 +66,7 @@ def from_module(
     with torch.no_grad():
         expected = copied(example)  # [B, C]
     copied.set_submodule(head, nn.Identity())
-    groups = given(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
+    groups = group_by_prefix(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
     if not groups:
         raise SourceError(f'{name} has no tensors outside "{head}"')
     made = _blocks.partition(copied, groups, [None] * len(groups))
@@ -86,7 +86,9 @@ def from_module(
     )
 
 
-def given(backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str) -> list[tuple[str, list[str]]]:
+def group_by_prefix(
+    backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
+) -> list[tuple[str, list[str]]]:
     """The tensors under each block's prefixes. Raises SourceError where they are no partition."""
     from . import _blocks
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # Options of timm's create_model itself, no architecture's: with them it opens files that they name.
-OF_TIMM = frozenset(
+TIMM_OPTIONS = frozenset(
     {
         "cache_dir",
         "checkpoint_path",
@@ -53,7 +53,7 @@ def load(name: str, options: SourceOptions) -> Source:
     file = options.weights or (weights_of(source_folder) if source_folder else None)
     expected = built.model.state_dict()
     weights = _weights.read(file, expected, options.weights_key) if file else fetch(built.model, name, options)
-    notes = normalisation(built.model, options.weights) if options.weights else ()
+    notes = set_normalisation(built.model, options.weights) if options.weights else ()
     source = assemble(built, f"timm:{name}", weights, options)
     source.notes += notes
     return source
@@ -111,11 +111,11 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
     spec = _image.from_recipe(recipe["image"])
     size = recipe.get("image_size", spec.size[0])  # an old recipe does not say what was asked for
-    if size is not None and (type(size) is not int or not 1 <= size <= _image.LARGEST):
+    if size is not None and (type(size) is not int or not 1 <= size <= _image.MAX_SIDE_PIXELS):
         raise SourceError(f"{folder}: its recipe asks for pictures of {size!r:.40} pixels a side")
     options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
     arguments = recipe.get("arguments") or {}
-    if own := sorted(set(arguments) & OF_TIMM):
+    if own := sorted(set(arguments) & TIMM_OPTIONS):
         raise SourceError(f"{folder}: refused, its recipe gives timm {shorten(own)}, which no run does")
     with _budget.bounded(_budget.size_in(folder / "model.safetensors"), str(folder), memory=True):
         built = create(recipe["architecture"], options, arguments)
@@ -190,7 +190,7 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
     if options.in_channels is not None:
         given["in_chans"] = options.in_channels
     sized = {} if options.image_size is None else {"img_size": options.image_size}
-    with recorded() as converters:
+    with record_converters() as converters:
         try:
             try:
                 model = timm.create_model(name, pretrained=True, **(given | sized))
@@ -202,7 +202,7 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
         except SourceError:
             raise
         except Exception as error:  # as many kinds as there are architectures and configurations
-            raise SourceError(not_built(name, options, error)) from error
+            raise SourceError(describe_failure(name, options, error)) from error
     configuration = dict(model.pretrained_cfg)
     if options.image_size is not None:
         side = options.image_size
@@ -220,7 +220,7 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
 
 
 @contextmanager
-def recorded() -> Iterator[list[Any]]:
+def record_converters() -> Iterator[list[Any]]:
     """Inside, timm builds a model without weights and its converter for weights is noted.
 
     timm binds a converter to options of its own when it loads weights, and has no other way to it.
@@ -287,7 +287,7 @@ def weights_of(folder: Path) -> Path:
     return files[0]
 
 
-def not_built(name: str, options: SourceOptions, error: Exception) -> str:
+def describe_failure(name: str, options: SourceOptions, error: Exception) -> str:
     """Return why timm could not build a model, in a sentence."""
     reason = " ".join(str(error).split()) or type(error).__name__
     reason = reason if len(reason) <= 300 else f"{reason[:300]} …"
@@ -331,7 +331,7 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
     raise SourceError(f"timm:{name}: weights not in the cache and not fetched; {remedy}") from reason
 
 
-def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
+def set_normalisation(model: Any, weights: Path) -> tuple[str, ...]:
     """What pictures are normalised by under weights of one's own, in words: what a config.json beside
     the file says (timm and the hub write one), else what timm says of the architecture.
 
@@ -438,18 +438,18 @@ def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tup
     expected = forward(built, reference, x)
     if built.headless:
         model.reset_classifier(0)
-        return None, *proved(model, None, reference, x, None), 0
+        return None, *prove_split(model, None, reference, x, None), 0
     whole = {n: model.get_submodule(n) for n in names}
     try:
         head = _timm_heads.take_off(model, names, x)
-        return head, *proved(model, head, reference, x, expected), expected.shape[-1]
+        return head, *prove_split(model, head, reference, x, expected), expected.shape[-1]
     except (SourceError, RuntimeError, KeyError) as error:
         refusal = error
     for name, module in whole.items():
         model.set_submodule(name, module)
     try:
         model.reset_classifier(0)
-        found = None, *proved(model, None, reference, x, None), 0
+        found = None, *prove_split(model, None, reference, x, None), 0
     except Exception:  # timm's own way to features is no way here: the first reason is the one to tell
         if isinstance(refusal, SourceError):
             raise refusal from None
@@ -458,7 +458,7 @@ def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tup
     return found
 
 
-def proved(
+def prove_split(
     model: Any, head: nn.Module | None, reference: str, x: Tensor, expected: Tensor | None
 ) -> tuple[tuple[Block, ...], int]:
     """Return (blocks, D) of a model that gives features. Raises SourceError for a wrong split."""

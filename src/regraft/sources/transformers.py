@@ -53,7 +53,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     inside = sentence.encoder
     values = _folder.read_json(inside / "config.json")
     if not values:
-        raise SourceError(f"{inside}: no config.json{_folder.other_kind(inside)}")
+        raise SourceError(f"{inside}: no config.json{_folder.describe_other_kind(inside)}")
     for place in {folder, inside}:
         foreign_code.refuse(place)
     choice = _architectures.choose(values, _folder.has_pictures(inside), reference)
@@ -92,7 +92,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
         unmasked = _encoders.sees_padding(source.backbone, rows)
     except (ValueError, RuntimeError) as error:
         if not image:
-            raise _encoders.refusal(net, {}, error, reference) from error
+            raise _encoders.input_error(net, {}, error, reference) from error
         sides = " × ".join(map(str, preprocess.size))  # type: ignore[union-attr]
         raise SourceError(
             f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
@@ -124,7 +124,7 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
     if image:
         spec = _image.from_recipe(image)
     else:
-        limit = _folder.positions(small) or _folder.LONGEST
+        limit = _folder.positions(small) or _folder.MAX_TOKENS
         length = recipe["max_length"]
         if type(length) is not int or not 1 <= length <= limit:
             raise SourceError(
@@ -302,7 +302,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
             head = _encoders.TokenHead(head)
         recipe["pooling"] = "last" if alone else "head"
     else:
-        recipe["pooling"] = _encoders.settle(net, inputs, recipe["pooling"], reference)
+        recipe["pooling"] = _encoders.choose_pooling(net, inputs, recipe["pooling"], reference)
     _sentence.check_steps(recipe.get("after") or [], reference)
     backbone = _encoders.Encoder(
         net,
@@ -343,7 +343,7 @@ def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
     from . import _encoders
 
     def answer(batch: Any) -> Tensor:
-        out = _encoders.answer(net, batch, reference)
+        out = _encoders.call_model(net, batch, reference)
         if getattr(out, "logits", None) is None:
             raise SourceError(f"{reference}: refused, {type(net).__name__} gives no logits")
         return out.logits  # type: ignore[no-any-return]
