@@ -47,7 +47,7 @@ def test_a_changed_copy_is_found_and_no_other_picture(tmp_path, how):
     rows.append(example(tmp_path / "copy.jpg", 40))
     found, more = _near.find_pairs(rows, "image", None)
     assert [(p.first, p.second) for p in found] == [(7, 40)] and not more
-    assert ("mirrored" in found[0].how) == (how in ("mirrored", "both"))
+    assert ("mirrored" in found[0].reason) == (how in ("mirrored", "both"))
 
 
 def test_the_hash_of_the_mirror_image_is_the_mirrored_hash(tmp_path):
@@ -145,10 +145,10 @@ def test_spaces_case_signs_and_one_word_do_not_hide_a_text():
     word[10] = "other"
     found, more = _near.find_pairs(rows_of([*texts, loud, " ".join(word)]), "text", None)
     assert [(p.first, p.second) for p in found] == [(3, 60), (5, 61)] and not more
-    assert "case" in found[0].how
+    assert "case" in found[0].reason
     grams = [{t[i : i + 5] for i in range(len(t) - 4)} for t in (texts[5], " ".join(word))]
     expected = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
-    assert found[1].how == f"similarity {expected:.2f}"
+    assert found[1].reason == f"similarity {expected:.2f}"
 
 
 def test_one_letter_turned_full_width_is_the_same_text():

@@ -1,4 +1,4 @@
-"""Equal content with different labels: at most one of them is right."""
+"""Equal content with different labels: at most one label is right."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ._rows import content_key, repeated_rows, row_name
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on inputs that have several labels."""
     by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
-    rows_again, contents = repeated_rows(seen)
+    rows_again, contents = repeated_rows(context)
     for split, e in rows_again:
         by_content[content_key(e)].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
@@ -28,5 +29,5 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             len(differ),
             contents,
             examples,
-            "settle each label, or remove these rows",
+            "correct the labels, or remove these rows",
         )

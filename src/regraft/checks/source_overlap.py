@@ -1,4 +1,4 @@
-"""Target rows that are among the source data: the source may have been trained on them."""
+"""Target rows that are also in the source data: the source may have been trained on them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from ._rows import content_key, row_name, rows_with_split, sort_key
 NEEDS: frozenset[Need] = frozenset({"source rows"})
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    assert seen.source_rows is not None
-    source = {content_key(e): e for e in sorted(seen.source_rows, key=sort_key)}
-    target = [e for _, e in rows_with_split(seen)]
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield findings on target rows that are equal, or nearly equal, to source rows."""
+    assert context.source_rows is not None
+    source = {content_key(e): e for e in sorted(context.source_rows, key=sort_key)}
+    target = [e for _, e in rows_with_split(context)]
     rows = [*target, *source.values()]
     near: dict[str, str] = {}
-    found, more = find_pairs(rows, seen.kind, None, between=len(target))
-    for pair in found:
+    near_pairs, incomplete = find_pairs(rows, context.kind, None, between=len(target))
+    for pair in near_pairs:
         a, b = rows[pair.first], rows[pair.second]
-        near.setdefault(a.id, f"{b.where} of the source data; {pair.how}")
+        near.setdefault(a.id, f"{b.where} of the source data; {pair.reason}")
     for split in ("test", "val", "train"):
         same: list[str] = []
         alike: list[str] = []
-        for e in sorted(seen.splits[split], key=sort_key):
+        for e in sorted(context.splits[split], key=sort_key):
             if content_key(e) in source:
                 same.append(f"{row_name(split, e)} = {source[content_key(e)].where} of the source data")
             elif e.id in near:
                 alike.append(f"{row_name(split, e)} ~ {near[e.id]}")
         severity: Severity = "problem" if split == "test" else "caution"
-        remedy = f"remove them from {split}: the source may have learnt them with their labels"
-        of = len(seen.splits[split])
+        remedy = f"remove them from {split}; the source may have been trained on them with their labels"
+        of = len(context.splits[split])
         if same:
             what = f"rows of {split} are also in the source data"
             yield Finding(severity, what, len(same), of, tuple(same), remedy)
         if alike:
             what = f"rows of {split} have one in the source data that is nearly the same"
-            what += ", at least" if more else ""
+            what += ", at least" if incomplete else ""
             yield Finding("caution", what, len(alike), of, tuple(alike), f"look at them; {remedy}")
