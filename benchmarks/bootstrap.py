@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def chunks() -> None:
-    """10 classes, the chunk in use against one ten times as large; equal intervals are checked."""
+    """Compare the chunk in use with one ten times as large, for 10 classes, and check that intervals are equal."""
     usual = intervals.MAX_CHUNK_WEIGHTS
     for n, resamples in ((869, 2000), (20_000, 200)):
         rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""Which distance tells inputs that are unlike the training data? Features of a run of pictures, its val for the
-threshold, its test for false warnings, other folders of pictures for what should be warned of.
+"""Out-of-distribution distances compared: which one separates inputs that are unlike the training data?
 
-    python benchmarks/novelty.py RUN DATA OTHER=FOLDER …
+Features come from a run of pictures. Its val gives the threshold and its test the false warnings; other folders of
+pictures should get a warning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each stage takes as rows or classes grow: CPU seconds, peak memory, and the exponent of the law.
+"""Cost of each stage as rows or classes grow: CPU seconds, peak memory, and the exponent of growth.
 
     python benchmarks/scale.py                                   small sizes of every stage
     python benchmarks/scale.py near_pictures --rows 20000 200000 1300000
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-Work = Callable[[], float | None]  # what is timed; its own seconds, where they are not those of the clock
+Work = Callable[[], float | None]  # the timed function; it may return seconds of its own
 RNG = np.random.default_rng(0)
 
 
@@ -103,7 +103,7 @@ def multilabel(rows: int, classes: int) -> Work:
 
 
 def near_pictures(rows: int, classes: int) -> Work:
-    """Hashes of which one in a hundred is nearly another's; of ``classes`` there is no use."""
+    """Return a near-duplicate search on hashes; one in a hundred is close to another. ``classes`` is unused."""
     from regraft.checks._near import close_hashes
 
     values = RNG.integers(0, 2**63, 2 * rows, np.uint64) << np.uint64(1)
@@ -166,7 +166,7 @@ def outputs(rows: int, classes: int) -> Work:
 
 
 def predictions(rows: int, classes: int) -> Work:
-    """Scores written as the run does, and read as a comparison does."""
+    """Return a task that writes scores as the run does and reads them as a comparison does."""
     from regraft.evidence.comparison import LABELS, _scores
     from regraft.runs.folder import RunFolder
 
@@ -212,7 +212,7 @@ def child(name: str, rows: int, classes: int) -> None:
 
 
 def measured(name: str, rows: int, classes: int) -> tuple[float, float, str]:
-    """CPU seconds, gigabytes and what else a process says."""
+    """Return CPU seconds, gigabytes and the output of a process."""
     done = subprocess.run(
         [sys.executable, __file__, name, "--child", "--rows", str(rows), "--classes", str(classes)],
         capture_output=True,

@@ -537,7 +537,7 @@ def test_a_number_without_a_name_among_names_is_an_error(tmp_path):
     schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 2]}, schema=schema), path)
-    with pytest.raises(DataError, match="the label 2 has no name: .* 2 names"):
+    with pytest.raises(DataError, match=r"the label 2 has no name: .* 2 names"):
         read(path)
 
 

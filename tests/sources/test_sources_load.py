@@ -195,7 +195,7 @@ def test_a_config_beside_the_weights_sets_normalisation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (None, "no preprocessor_config.json, so mean, std, size are unknown"),
+        (None, "no preprocessor_config.json, so mean, std and size are unknown"),
         ({"image_mean": None}, "image_mean None, and the model takes 3 channels"),
         ({"image_mean": [0.5]}, r"image_mean \[0.5\], and the model takes 3 channels"),
         ({"image_std": [1, 1, 0]}, r"image_std \[1, 1, 0\]"),
