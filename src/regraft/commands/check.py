@@ -55,7 +55,7 @@ def check_data(plan: Plan, allow_code: bool, say: Callable[[str], None], source:
     except DataError as error:
         splits, text = splits_as_given(found), str(error)
         stopped = [Finding("problem", "reason for fit to stop", 1, 1, (text,), "see there")]
-    seen = seen_of(splits, str(plan.task.get("name", "classification")), task)
+    seen = seen_of(splits, task or options)
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
         p, why = prepared(plan, (splits, task) if task else None, allow_code, source)
@@ -119,7 +119,7 @@ def with_source(seen: CheckContext, p: Prepared, say: Callable[[str], None]) -> 
     every = joined(list(parts.values()))
     # rows of one array in float32: a copy in float64 would be three times the memory
     seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
-    if seen.task != "classification":
+    if not p.task.has_classes:
         return seen
     # λ is chosen on train (and val) as in a fit
     chosen = probe_on(p, parts)

@@ -83,7 +83,7 @@ def curve(
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
             points += at(p, plan, n, parts, features, say)
             say(f"{n} labels: {len(folds)} folds done")
-        unit = "labels a class" if p.task.name == "classification" else "labelled rows"
+        unit = "labels a class" if p.task.has_classes else "labelled rows"
         record = {
             "primary": p.task.primary,
             "unit": unit,
@@ -101,7 +101,7 @@ def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
     """n rows of each class, or n rows of numbers and label sets; always the first in one order."""
     ids = list(ids_of(some_of(p.splits.train, rows)))
     ranked = [rows[k] for k in order(ids, p.plan.run.seed, 0)]
-    if p.task.name != "classification":
+    if not p.task.has_classes:
         if len(ranked) < n:
             raise DataError(f"--labels {n}: a fold of train has {len(ranked)} rows")
         return ranked[:n]

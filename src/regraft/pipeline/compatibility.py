@@ -96,7 +96,7 @@ def check_rows_of_a_batch(plan: Plan, target: Target, rows: int) -> None:
 
 def check_balanced(plan: Plan, task: Task) -> None:
     """Raises PlanError for balanced sampling where there are no classes, or they are weighed too."""
-    if task.name != "classification":
+    if not task.has_classes:
         raise PlanError([f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"])
     if plan.task.get("class_weights", "none") != "none":
         raise PlanError(["fit.sampling and task.class_weights both make up for rare classes: choose one"])

@@ -340,7 +340,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     enough = max(ROWS, 10 * p.task.outputs)  # of each class a few
     train = features_of(p, target, "train", some("train", enough))
     val = features_of(p, target, "val", some("val", ROWS))
-    classes = train.targets.tolist() if p.task.name == "classification" else [0] * len(train.ids)
+    classes = train.targets.tolist() if p.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
 

@@ -206,14 +206,7 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
         outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
         raise PlanError([f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"])
-    state = {
-        "task": source.task,
-        "classes": list(names),
-        "primary": "accuracy",
-        "label_smoothing": 0.0,
-        "weights": None,
-    }
-    task: Task = plugins.module("tasks", source.task).restore(state)
+    task: Task = plugins.module("tasks", source.task).restore({"classes": list(names)})
     return task
 
 

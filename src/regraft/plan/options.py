@@ -10,6 +10,7 @@ from ..data.types import DataOptions
 from ..errors import PlanError
 from ..model.types import SourceOptions
 from ..regularizers import Regularizer
+from ..tasks import DEFAULT_TASK
 
 if TYPE_CHECKING:
     from .schema import DataPlan, Plan, SourceDataPlan
@@ -52,7 +53,7 @@ def source_options(plan: Plan) -> SourceOptions:
 
 
 def task_options(plan: Plan, *, allow_code: bool = False) -> Any:
-    name, options = plan.task.get("name", "classification"), dict(plan.task)
+    name, options = plan.task.get("name", DEFAULT_TASK), dict(plan.task)
     options.pop("name", None)
     return made("tasks", name, options, "task", allow_code)
 

@@ -16,6 +16,7 @@ from ..data.types import Augment
 from ..errors import PlanError, UsageError, printable
 from ..io import guarded
 from ..regularizers import Regularizer
+from ..tasks import DEFAULT_TASK
 from .schema import FitPlan, Plan
 
 # ---------------------------------------------------------------- reading
@@ -145,7 +146,7 @@ UNION_TAGS = {
 
 def plugin_tables(tree: Mapping[str, Any]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
     """(folder, dotted key, plug-in name, its options) of every plug-in that a plan names."""
-    for key, folder, default in (("task", "tasks", "classification"), ("freezing", "freezing", "everything")):
+    for key, folder, default in (("task", "tasks", DEFAULT_TASK), ("freezing", "freezing", "everything")):
         table = tree.get(key, {})
         if isinstance(table, dict):
             options = {k: v for k, v in table.items() if k != "name"}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..data.types import Augment
+from ..tasks import DEFAULT_TASK
 
 Auto = Literal["auto"]
 
@@ -222,7 +223,7 @@ class Plan(Section):
     source: SourcePlan
     data: DataPlan
     source_data: SourceDataPlan = SourceDataPlan()
-    task: dict[str, Any] = {"name": "classification"}
+    task: dict[str, Any] = {"name": DEFAULT_TASK}
     augment: Augment = Augment()
     probe: ProbePlan = ProbePlan()
     fit: FitPlan = FitPlan()
