@@ -224,7 +224,7 @@ import sys, os, re
 import numpy as np
 from pathlib import Path
 from regraft.data.store import FeatureCache
-from regraft.data.decoded_images import Kept
+from regraft.data.decoded_images import DecodedImages
 from regraft.data.image_store import write
 import torch
 
@@ -234,7 +234,7 @@ def anonymous():
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 write(FeatureCache(root, 10**10), "a" * 64,
       ((f"{i:016x}", torch.full((3, 256, 256), i % 251, dtype=torch.uint8)) for i in range(count)))
-kept = FeatureCache(root, 10**10).read("a" * 64, Kept.of)
+kept = FeatureCache(root, 10**10).read("a" * 64, DecodedImages.of)
 before = anonymous()
 for i in range(count):
     assert int(kept.get(f"{i:016x}-0").sum()) == (i % 251) * 3 * 256 * 256

@@ -222,6 +222,8 @@ ALLOWED = {
     "io/guarded.py": "the reader itself",
     "io/streams.py": "the standard streams",
     "io/foreign_code.py": "a model folder; of a run, sources/run.py checks the model folder first",
+    "io/atomic.py": "writes files and folders",
+    "io/hashing.py": "its caller's file",
     "io/locks.py": "opens the folder to lock it, and /proc",
     "compute/launched.py": "the private folder of the launcher that started it",
     "runs/folder.py": "writes a run's files",

@@ -166,7 +166,7 @@ def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp
         asked.append(due)
         return False
 
-    monkeypatch.setattr(checkpoints.distributed, "told", told)
+    monkeypatch.setattr(checkpoints.distributed, "broadcast", told)
     other = CheckpointManager(tmp_path, seconds=600, writes=False)
     other.keep("a", at(1), lambda: TENSORS)
     assert asked == []  # within an epoch nobody waits for anybody
@@ -274,9 +274,9 @@ def test_a_missing_file_is_named(tmp_path, missing):
 CHILD = """
 import sys, torch
 from pathlib import Path
-from regraft.training.checkpoints import Keeper
+from regraft.training.checkpoints import CheckpointManager
 from regraft.training.records import Progress
-k = Keeper(Path(sys.argv[1]), steps=1)
+k = CheckpointManager(Path(sys.argv[1]), steps=1)
 k.look()
 for step in range(1, 5):
     at = Progress(step=step, batches=1)

@@ -251,9 +251,9 @@ import sys
 from pathlib import Path
 from regraft.watching.pages import watch_app, ui_app
 from regraft.watching.following import look
-from regraft.watching.resources import Meter, launcher
+from regraft.watching.resources import ProcessMonitor, launcher
 from regraft.watching.runs import Runs
-assert look(Path({str(begun)!r}), Meter())["state"] in ("running", "killed")
+assert look(Path({str(begun)!r}), ProcessMonitor())["state"] in ("running", "killed")
 assert Runs(Path({str(begun.parent)!r})).all()
 watch_app(Path({str(begun)!r})), ui_app(Path({str(begun.parent)!r}))
 print([m for m in ("torch", "numpy", "matplotlib", "timm", "transformers") if m in sys.modules])
