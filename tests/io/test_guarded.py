@@ -236,7 +236,7 @@ ALLOWED = {
     "data/loading.py": "the user's data",
     "data/manifest.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
-    "data/image_store.py": "the cache of pictures, and /proc",
+    "data/image_store.py": "the cache of pictures",
     "data/decoded_images.py": "the cache of pictures",
     "evidence/ood.py": "read_novelty checks the model folder first",
     "plan/read.py": "the plan that a user names",
@@ -260,7 +260,6 @@ ALLOWED = {
     "serving/app.py": "regraft's own page",
     "serving/local_pages.py": "a browser",
     "watching/pages.py": "regraft's own page",
-    "watching/resources.py": "/proc",
 }
 # These read run folders: nothing in them may open a file but by the reader.
 READERS = (
