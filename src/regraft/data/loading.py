@@ -26,6 +26,7 @@ from .. import plugins
 from ..compute.arrays import Kind
 from ..compute.malloc import give_back
 from ..errors import DataError, did_you_mean, shorten
+from ..io.hashing import file_digest
 from ..io.progress import stage
 from ..tasks import Task
 from .columns import Examples, StoredRows, cells_of, identified, splits_of, stored, stored_facts
@@ -277,8 +278,7 @@ def _inspect(kind: str, row: Row, look_at: Callable[[Path], PictureFacts] = fact
     path = Path(row.inputs[0])
     try:
         facts = look_at(path)
-        with path.open("rb") as file:
-            return _Look(hashlib.file_digest(file, "sha256").hexdigest(), facts=facts)
+        return _Look(file_digest(path), facts=facts)
     except DataError as error:
         problem = reason(error)
     return _Look("", problem if row.where.endswith(path.name) else f"{path.name}: {problem}")
