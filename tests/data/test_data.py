@@ -242,7 +242,7 @@ def test_paths_and_formats_that_do_not_exist_are_answered_with_the_nearest(tmp_p
 
 
 def test_a_fraction_outside_its_range_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="val is a fraction"):
+    with pytest.raises(ValueError, match="less than 1"):
         DataOptions(tmp_path, val=1.0)
 
 
