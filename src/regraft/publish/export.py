@@ -51,7 +51,6 @@ from ..model.forward import Outputs, outputs
 from ..model.grafting import Model
 from ..model.types import SourceOptions
 from ..pipeline.predictor import Predictor, load, plan_of
-from ..plan.options import data_options
 from ..plan.read import check as check_plan
 from ..plan.write import write_plan
 from ..report.reading import RunFiles
@@ -224,10 +223,10 @@ def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -
 
     → (rows with the labels that the run knows, what they are).
     """
-    given = data_options(plan_of(files.path))
+    given = plan_of(files.path).data
     examples: Sequence[Example]
     try:
-        options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
+        options = replace(given.for_task(predictor.task).with_empty_labels(), on_bad="skip")
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
