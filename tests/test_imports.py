@@ -20,6 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # What plug-ins may import beside their folder: the errors and the nouns.
 NOUNS = {"errors", "compute.arrays", "data.types", "model.types", "io.progress", "tasks.__init__"}
 SHARED = {
+    "tasks.__init__": {"plugins"},  # facts of a task by its name, metrics by theirs
     "sources.__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
     "sources.run": {"plugins", "io.guarded", "runs.records"},  # a run names the file that builds its model
     "sources.bundled": {"io.hashing", "sources.timm", "sources.transformers"},  # it fetches the file; they load it
