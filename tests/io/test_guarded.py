@@ -234,7 +234,7 @@ ALLOWED = {
     "data/images.py": "the user's pictures",
     "data/fingerprints.py": "the user's pictures",
     "data/loading.py": "the user's data",
-    "data/manifest.py": "writes the manifest; reading it goes through the reader",
+    "data/splitting.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
     "data/image_store.py": "the cache of pictures",
     "data/decoded_images.py": "the cache of pictures",

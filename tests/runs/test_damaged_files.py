@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from regraft.data.manifest import read_manifest
+from regraft.data.splitting import read_manifest
 from regraft.data.types import DataOptions
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
