@@ -173,9 +173,6 @@ def settings(plan: Plan, target: Target) -> Settings:
         patience=fit.patience,
         batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
         augment=plan.augment if target.source.kind == "image" else NO_MIX,
-        layout=cast(str, plan.run.layout),
-        precision=cast(str, plan.run.precision),
-        compile=fit.compile,
     )
 
 
