@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["image", "text", "tensor"]
 
+Targets = Literal["class", "labels", "numbers"]  # a row has one class, any number of labels, or C numbers
+
 
 def map_inputs(fn: Callable[[Tensor], Any], inputs: Any) -> Any:
     """Return ``fn(tensor)`` of the inputs, or of each tensor of a dictionary by its name."""
