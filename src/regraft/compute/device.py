@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UsageError
+from .arrays import map_inputs
 from .fsdp import is_sharded
 
 if TYPE_CHECKING:
@@ -37,11 +38,9 @@ class Compute:
     def to_device(self, inputs: Inputs) -> Inputs:
         """Move inputs to the device; images [B, C, H, W] take the memory layout there."""
         asynchronous = self.device.type == "cuda"  # later work on the device waits for the copy by itself
-        if isinstance(inputs, dict):
-            return {k: v.to(self.device, non_blocking=asynchronous) for k, v in inputs.items()}
-        moved = inputs.to(self.device, non_blocking=asynchronous)
-        if self.layout == "channels_last" and moved.ndim == 4:  # after the copy: the device is faster at it
-            return moved.to(memory_format=torch.channels_last)
+        moved: Inputs = map_inputs(lambda x: x.to(self.device, non_blocking=asynchronous), inputs)
+        if self.layout == "channels_last" and isinstance(moved, torch.Tensor) and moved.ndim == 4:
+            return moved.to(memory_format=torch.channels_last)  # after the copy: the device is faster at it
         return moved
 
     def move_model(self, model: nn.Module) -> nn.Module:
