@@ -35,6 +35,7 @@ from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .readers import ImageReader
 from .store import write_index
+from .types import content_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,7 @@ def keep(
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
     reader = batches.reader
-    rows = [id_.partition("-")[0] for id_ in ids_of(examples)]
+    rows = list(map(content_of, ids_of(examples)))
     if (
         cache is None
         or not isinstance(reader, ImageReader)
