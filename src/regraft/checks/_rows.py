@@ -18,11 +18,6 @@ SPLIT_PAIRS = (
 )  # (the later split, the earlier one that training or choices use)
 
 
-def content_key(example: Example) -> str:
-    """Return the part of an id that stands for the content of the inputs."""
-    return example.id.partition("-")[0]
-
-
 def rows_with_split(context: CheckContext) -> Iterator[tuple[str, Example]]:
     """Yield every row with its split, in an order that does not depend on the order of the data."""
     for split, rows in by_split(context):
@@ -34,8 +29,8 @@ def repeated_rows(context: CheckContext) -> tuple[list[tuple[str, Example]], int
     parts = by_split(context)
     columns = [(split, rows) for split, rows in parts if isinstance(rows, Examples)]
     if len(columns) < len(parts):
-        counts = Counter(content_key(e) for _, e in rows_with_split(context))
-        return [(s, e) for s, e in rows_with_split(context) if counts[content_key(e)] > 1], len(counts)
+        counts = Counter(e.content for _, e in rows_with_split(context))
+        return [(s, e) for s, e in rows_with_split(context) if counts[e.content] > 1], len(counts)
     keys, counts_of_keys = np.unique(np.concatenate([rows.keys for _, rows in columns]), return_counts=True)
     again = [(split, rows.take(np.isin(rows.keys, keys[counts_of_keys > 1]))) for split, rows in columns]
     return [(split, e) for split, rows in again for e in rows.by_place()], len(keys)
@@ -52,7 +47,7 @@ def first_of_equals(rows: Sequence[Example]) -> Sequence[Example]:
         return rows.take(np.sort(np.unique(rows.keys, return_index=True)[1]))
     first: dict[str, Example] = {}
     for e in rows:
-        first.setdefault(content_key(e), e)
+        first.setdefault(e.content, e)
     return list(first.values())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._rows import content_key, repeated_rows, row_name
+from ._rows import repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -17,7 +17,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
     rows_again, contents = repeated_rows(context)
     for split, e in rows_again:
-        by_content[content_key(e)].append((split, e))
+        by_content[e.content].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
     if differ:
         examples = tuple(

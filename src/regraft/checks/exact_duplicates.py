@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import SPLIT_PAIRS, content_key, repeated_rows, row_name
+from ._rows import SPLIT_PAIRS, repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -15,7 +15,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """Yield findings on rows that two splits share and on rows that repeat within a split."""
     places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in context.splits}
     for split, e in repeated_rows(context)[0]:
-        places[split][content_key(e)].append(row_name(split, e))
+        places[split][e.content].append(row_name(split, e))
     for later, earlier in SPLIT_PAIRS:
         known = places.get(earlier, {})
         shared = [

@@ -14,7 +14,7 @@ from ..data.columns import concatenated
 from ..data.types import Example
 from . import CheckContext, Finding, Need
 from ._near import find_pairs
-from ._rows import SPLIT_PAIRS, content_key, distinct_rows, row_name
+from ._rows import SPLIT_PAIRS, distinct_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -33,7 +33,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     within: dict[int, str] = {}
     for pair in near:
         (split_a, a), (split_b, b) = row_at(pair.first), row_at(pair.second)  # split_a is not after split_b
-        if content_key(a) == content_key(b):
+        if a.content == b.content:
             continue
         differ = "; labels differ" if a.cells != b.cells and context.names(a) else ""
         text = f"{row_name(split_b, b)} ~ {row_name(split_a, a)} ({pair.reason}{differ})"

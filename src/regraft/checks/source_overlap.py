@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need, Severity
 from ._near import find_pairs
-from ._rows import content_key, row_name, rows_with_split, sort_key
+from ._rows import row_name, rows_with_split, sort_key
 
 NEEDS: frozenset[Need] = frozenset({"source rows"})
 
@@ -14,7 +14,7 @@ NEEDS: frozenset[Need] = frozenset({"source rows"})
 def check(context: CheckContext) -> Iterator[Finding]:
     """Yield findings on target rows that are equal, or nearly equal, to source rows."""
     assert context.source_rows is not None
-    source = {content_key(e): e for e in sorted(context.source_rows, key=sort_key)}
+    source = {e.content: e for e in sorted(context.source_rows, key=sort_key)}
     target = [e for _, e in rows_with_split(context)]
     rows = [*target, *source.values()]
     near: dict[str, str] = {}
@@ -26,8 +26,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
         same: list[str] = []
         alike: list[str] = []
         for e in sorted(context.splits[split], key=sort_key):
-            if content_key(e) in source:
-                same.append(f"{row_name(split, e)} = {source[content_key(e)].where} of the source data")
+            if e.content in source:
+                same.append(f"{row_name(split, e)} = {source[e.content].where} of the source data")
             elif e.id in near:
                 alike.append(f"{row_name(split, e)} ~ {near[e.id]}")
         severity: Severity = "problem" if split == "test" else "caution"

@@ -10,15 +10,14 @@ apply it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..plugins import module
 from .scoring import Predictions, estimates, gain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..compute.arrays import FloatArray
     from ..metrics import Metric
     from ..tasks import Task
@@ -49,13 +48,11 @@ def fit_temperature(rows: Predictions) -> float:
     return float(np.exp(minimum.x))
 
 
-def measure_calibration(
-    task: Task, metrics: Mapping[str, Metric], val: Predictions, test: Predictions
-) -> dict[str, Any]:
+def measure_calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
     """Return ``calibration`` of result.json: test before and after the temperature fitted on val."""
     temperature = fit_temperature(val)
     after = replace(test, scores=rescale(test.scores, temperature))
-    chosen = {name: metrics[name] for name in ("ece", "log_loss")}
+    chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
     return {
         "temperature": temperature,
         "fitted_on": len(val),
@@ -68,8 +65,6 @@ def measure_calibration(
 
 def reliability(rows: Predictions) -> list[dict[str, float]]:
     """Return mean confidence, accuracy and rows of each bin of confidence that has rows."""
-    from ..plugins import module
-
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
         {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}

@@ -20,7 +20,6 @@ are slightly too small.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..io import guarded
+from ..io.hashing import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,8 +155,7 @@ def to_tensors(n: Novelty) -> dict[str, Any]:
 
 def weights_digest(model: Path) -> str:
     """Return the sha256 of the weights in a run's ``model`` folder."""
-    with (model / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(model / "model.safetensors")
 
 
 def read_novelty(model: Path) -> Novelty | None:

@@ -137,7 +137,7 @@ def measure_retention(
 
 def forgetting_by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
     """Return the accuracy lost in each class with at least MIN_ROWS_PER_CLASS report rows, the greatest loss first."""
-    if task.name != "classification":
+    if not task.has_classes:
         return []
     classes: list[dict[str, Any]] = []
     counts = np.bincount(before.truth, minlength=task.outputs)  # [C]
@@ -153,7 +153,7 @@ def forgetting_by_class(task: Task, before: Predictions, after: Predictions) -> 
 
 def measure_proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
     """Return ``retention`` of result.json from features [N, D] of the source and of the fitted model."""
-    if source.head is None or source.task != "classification":
+    if source.head is None or not source.has_classes:
         return {"kind": "features on target inputs", "cka": linear_cka(before, after)}
     head = source.head.cpu()
     with torch.no_grad():

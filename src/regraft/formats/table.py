@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..data.types import DataOptions, RawData, Row
+from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, did_you_mean, shorten
 from ..io.progress import stage
 from ._splits import NAMES, split_of
@@ -55,7 +55,7 @@ def detects(path: Path) -> bool:
     return (path.suffix.lower() in READERS and path.is_file()) or "train" in _tables(path).values()
 
 
-def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
+def read(path: Path, options: RowOptions, labelled: bool = True) -> RawData:
     """Return the rows of a table, or of the tables of a folder. Unlabelled rows have no label cells.
 
     Raises DataError with the file and row for anything that does not read as a table.
@@ -66,7 +66,7 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
     return replace(raw, rows=tuple(rows))
 
 
-def stream(path: Path, options: DataOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
+def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
     """Return what ``read`` returns, and an iterator over its rows. Reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
@@ -142,7 +142,7 @@ class _Columns:
         return [c for c in (self.image, *self.text, *self.label, self.split, self.group) if c]
 
 
-def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool) -> _Columns:
+def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool) -> _Columns:
     """Return the columns that are used: those that the options name, else those with the usual names.
 
     Raises DataError for a column that does not exist, occurs twice, or cannot be guessed.
@@ -180,9 +180,9 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
 # ---------------------------------------------------------------- rows
 
 
-def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: DataOptions) -> Iterator[Row]:
+def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: RowOptions) -> Iterator[Row]:
     """Yield the rows of one file. Raises DataError with all of their problems after the last row."""
-    root = (options.image_root or path.parent).resolve()
+    root = Path(options.image_root or path.parent).resolve()
     wanted = chosen.all()
     count = 0
     problems: list[str] = []
@@ -212,7 +212,7 @@ def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options
         raise DataError(f"{path} has no rows")
 
 
-def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> str:
+def _cell(value: Any, column: str, chosen: _Columns, options: RowOptions) -> str:
     """Return a cell as text. Raises ValueError for a value that does not suit its column."""
     if column == chosen.image:
         if content_of(value) is not None:
@@ -229,7 +229,7 @@ def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> st
     return _text(value, column)
 
 
-def _labels(values: list[Any], column: str, options: DataOptions) -> str:
+def _labels(values: list[Any], column: str, options: RowOptions) -> str:
     """Return a list of labels as one cell. Raises ValueError where the cell would not give the list back."""
     labels = [_text(v, column) for v in values]
     if len(labels) > 1 and not options.empty_labels:
@@ -265,7 +265,7 @@ def _split(name: str) -> str:
     return split
 
 
-def _picture(root: Path, name: str, options: DataOptions) -> str:
+def _picture(root: Path, name: str, options: RowOptions) -> str:
     """Return the path of a picture that a row names. It must lie inside the root.
 
     Follows a link out of the root only with ``follow_links``. Raises ValueError for a path that leads elsewhere.

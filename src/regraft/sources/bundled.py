@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, did_you_mean
+from ..io.hashing import file_digest
 from ..model.types import Source, SourceOptions
 
 LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -90,11 +91,9 @@ def package_folder(name: str) -> Path:
 
 def check_digest(path: Path, digest: str) -> Path:
     """Return the path of a file. Raises SourceError where its sha256 is not the expected one."""
-    from . import _weights
-
     if not path.is_file():
         raise SourceError(f'{path} is missing; remedy: pip install "regraft[offline]"')
-    actual = _weights.sha256(path)
+    actual = file_digest(path)
     if actual != digest:
         raise SourceError(f"{path}: sha256 is {actual}, expected {digest}; install the package again")
     return path
