@@ -1,4 +1,4 @@
-"""Checks that a file is still the one whose content was hashed."""
+"""Fingerprints of files: whether a file still has the content that was hashed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from .types import Example
 
 
 class KnownFiles:
-    """Pictures whose content was compared with what it was when the data were read, by the state of
-    their file: a picture is hashed again only where that is another."""
+    """Image files whose content was checked against the data as they were read.
+
+    A file is hashed again only when its inode, size or time has changed.
+    """
 
     def __init__(self) -> None:
-        self.states: dict[str, tuple[int, int, int]] = {}
+        self.states: dict[str, tuple[int, int, int]] = {}  # row's id → inode, bytes, time in ns
 
     def check(self, example: Example) -> None:
-        """Raises DataError for a picture that is gone or another than when the data were read."""
-        if example.facts is None:  # no picture that was identified by its content
+        """Raise DataError for an image file that is missing or has other content than the data had."""
+        if example.facts is None:  # no image, or one that was not identified by its content
             return
         path = Path(example.inputs[0])
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):  # reading it would say so, and never wait for a pipe
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):  # its reader refuses it, without waiting for a pipe
                 return
-            state = (found.st_ino, found.st_size, found.st_mtime_ns)
+            state = (about.st_ino, about.st_size, about.st_mtime_ns)
             if self.states.get(example.id) == state:
                 return
             digest = file_digest(path)
