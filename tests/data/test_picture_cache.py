@@ -89,7 +89,7 @@ def opened(path):
 def entry(rows, cache):
     p, key = build(SPEC), "a" * 64
     named = {e.id.partition("-")[0]: e for e in rows}
-    write(cache, key, ((n, p.decoded(e.inputs, True)) for n, e in named.items()))
+    write(cache, key, ((n, p.certain(e.inputs, True)) for n, e in named.items()))
     return cache.root / key
 
 

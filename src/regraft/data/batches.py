@@ -307,7 +307,7 @@ class _Samples(torch.utils.data.Dataset[Any]):
         if self.pictures is not None and isinstance(self.preprocessor, ImagePreprocessor):
             picture = self.pictures.get(example.id)
             if picture is not None:
-                return self.preprocessor.augmented(picture, augment, key)
+                return self.preprocessor.varied(picture, augment, key)
         try:
             self.known.check(example)
             return self.preprocessor.one(example.inputs, augment, key)

@@ -32,7 +32,7 @@ from ..io.progress import stage
 from .columns import ByName, ids_of
 from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
-from .preprocessing import ImagePreprocessor, starts_whole, to_json
+from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .store import write_index
 from .types import content_of
 
@@ -118,7 +118,7 @@ def keep(
         or not all(re.fullmatch("[0-9a-f]{16}", row) for row in rows)  # else no content hash
     ):
         return
-    whole = starts_whole(batches.augment)
+    whole = whole_for(batches.augment)
     key = (PICTURES, split, whole)
     if key not in settled:
         named, threads = ByName(rows, examples), max(1, batches.workers)
@@ -144,7 +144,7 @@ def entry(
     # at random, since they are also what is checked of an entry
     some = [named[name] for name in PICK.sample(list(named), min(TIMED, len(named)))]
     began = time.perf_counter()
-    decoded = [preprocessor.decoded(e.inputs, whole) for e in some]
+    decoded = [preprocessor.certain(e.inputs, whole) for e in some]
     seconds = (time.perf_counter() - began) * len(named) / len(some)
     size = sum(x.numel() for x in decoded) * len(named) // len(some)
     if failed := next(filter(None, distributed.gather_objects([failed])), ""):
@@ -195,7 +195,7 @@ def pictures(
 
     def read(example: Example) -> Tensor:
         known.check(example)  # other pixels would be kept under this content for good
-        return preprocessor.decoded(example.inputs, whole)
+        return preprocessor.certain(example.inputs, whole)
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), AT_ONCE):

@@ -20,7 +20,7 @@ from ..data.batches import Batches, Tokens
 from ..data.columns import InputsOf, cells_of, groups_of, ids_of, some_of
 from ..data.image_store import PICTURES
 from ..data.loading import load_data
-from ..data.preprocessing import Preprocessor, TextPreprocessor, build, starts_whole
+from ..data.preprocessing import Preprocessor, TextPreprocessor, build, whole_for
 from ..data.types import Example, Splits
 from ..errors import DataError, PlanError
 from ..evidence.linear_probe import Fold, folds_of
@@ -114,7 +114,7 @@ class Prepared:
             else None,
             share=(distributed.rank(), distributed.world_size()) if train else (0, 1),
             tokens=self._tokens(split, rows),
-            pictures=self.kept.get((PICTURES, split, train and starts_whole(self.settings.augment))),
+            pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
             device=self.device,
             layout=self.settings.layout,
         )
