@@ -232,7 +232,6 @@ ALLOWED = {
     "data/decoding.py": "the user's pictures, and pipes to its own workers",
     "data/image_costs.py": "the user's pictures",
     "data/images.py": "the user's pictures",
-    "data/fingerprints.py": "the user's pictures",
     "data/loading.py": "the user's data",
     "data/splitting.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",

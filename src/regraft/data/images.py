@@ -1,4 +1,4 @@
-"""Readers of image files: a file becomes 8-bit L, RGB or RGBA, or is refused.
+"""Images of files: a file becomes 8-bit L, RGB or RGBA, or is refused.
 
 Pillow's own conversions clip 16-bit and float greyscale to white, and show the colour below transparent
 pixels. Here greyscale is scaled by its range, and transparency is laid on white.
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+from ..io.hashing import file_digest
 from .image_costs import excess
-from .types import PictureFacts
+from .types import Example, PictureFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -268,3 +269,41 @@ def _scaled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         return Image.fromarray(np.round(values * (255 / (span or 1))).astype(np.uint8), "L")
 
     return scale
+
+
+# ---------------------------------------------------------------- files that change
+
+
+class KnownFiles:
+    """Image files whose content was checked against the data as they were read.
+
+    A file is hashed again only when its inode, size or time has changed.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[int, int, int]] = {}  # row's id → inode, bytes, time in ns
+
+    def check(self, example: Example) -> None:
+        """Raise DataError for an image file that is missing or has other content than the data had."""
+        if example.facts is None:  # no image, or one that was not identified by its content
+            return
+        path = Path(example.inputs[0])
+        try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):  # its reader refuses it, without waiting for a pipe
+                return
+            state = (about.st_ino, about.st_size, about.st_mtime_ns)
+            if self.states.get(example.id) == state:
+                return
+            digest = file_digest(path)
+        except OSError as error:
+            raise DataError(
+                f"{path} was there when the data were read and cannot be read now "
+                f"({error.strerror or error}): put it back, then go on with --resume"
+            ) from error
+        if not digest.startswith(example.content):
+            raise DataError(
+                f"{path} was changed after the data were read: put back what it was and go on with "
+                f"--resume, or begin another run"
+            )
+        self.states[example.id] = state
