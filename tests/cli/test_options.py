@@ -11,7 +11,7 @@ import typer.main
 
 from regraft import plugins
 from regraft.cli import app as cli
-from regraft.cli.options import FLAGS, PLUGIN_FOLDERS, flag, optimizer_names, sentence
+from regraft.cli.flags import FLAGS, PLUGIN_FOLDERS, flag, optimizer_names, sentence
 from regraft.plan.schema import Plan
 from regraft.plan.write import write_plan
 
