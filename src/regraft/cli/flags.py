@@ -15,7 +15,7 @@ import typer
 
 from .. import plugins
 from ..errors import PlanError, UsageError, did_you_mean
-from ..plan.schema import Plan
+from ..plan.schema import Plan, keys_of
 
 FLAGS = {  # flag: key of the plan
     "source": "source.ref",
@@ -59,8 +59,7 @@ def flag(name: str, default: Any = None) -> inspect.Parameter:
     if section in PLUGIN_FOLDERS:
         text = f"{field.description}: {', '.join(plugins.names(PLUGIN_FOLDERS[section]))}"
         return option(name, str, None, text, shown=field.default[key])
-    model: Any = field.annotation
-    field = model.model_fields[key]
+    field = keys_of(field.annotation)[key]
     kind, text = cli_type(field.annotation, field.json_schema_extra), field.description or ""
     if default is not None:
         return option(name, kind, default, text)

@@ -30,7 +30,7 @@ def curve(
     from ..commands.curve import in_words
     from ..runs.folder import read_json
 
-    record = read_json(measure(plan, labels, allow_code=given.allow_code, say=unless(quiet or as_json)), "curve.json")
+    record = read_json(measure(plan, labels, say=unless(quiet or as_json)), "curve.json")
     print_result(record, lambda: in_words(record), as_json)
 
 

@@ -64,7 +64,7 @@ def check(
     from ..io.json_files import dumps
     from ..pipeline.findings import in_words
 
-    report = check_data(plan, allow_code=given.allow_code, say=unless(as_json, streams.complain))
+    report = check_data(plan, say=unless(as_json, streams.complain))
     record = dumps(report.record(), indent=2)
     if out is not None:
         out.write_text(record + "\n", encoding="utf-8")
@@ -78,7 +78,7 @@ def plan(given: PlanArguments) -> None:
     """Print the blocks, learning rates, time and memory of a fit; train nothing."""
     from ..commands.estimate import show
 
-    streams.echo(show(given.plan(), allow_code=given.allow_code))
+    streams.echo(show(given.plan()))
 
 
 def demo(

@@ -53,9 +53,7 @@ def fit(
 
     try:
         with bars(on=first and not quiet and not as_json) as (say, track):
-            path = run(
-                plan, allow_code=given.allow_code, say=say, track=track, resume=resume, accept_changes=accept_changes
-            )
+            path = run(plan, say=say, track=track, resume=resume, accept_changes=accept_changes)
     except Interrupted as stop:
         if first:
             streams.complain(str(stop))
@@ -101,7 +99,7 @@ def verify_resume(
     from ..commands.verify_resume import verify
 
     say = unless(quiet or as_json, streams.complain)
-    comparison = verify(given.plan(), steps, allow_code=given.allow_code, say=say)
+    comparison = verify(given.plan(), steps, say=say)
     print_result(asdict(comparison), lambda: str(comparison), as_json)
     if comparison.differ:
         raise typer.Exit(1)
@@ -118,7 +116,7 @@ def rates(
     plan = given.plan()
     from ..commands.rates import in_words, of_plan
 
-    sweep = of_plan(plan, steps, allow_code=given.allow_code, say=unless(quiet or as_json))
+    sweep = of_plan(plan, steps, say=unless(quiet or as_json))
     print_result(asdict(sweep), lambda: in_words(sweep), as_json)
 
 

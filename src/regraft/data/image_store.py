@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from ..compute import distributed
@@ -33,6 +34,7 @@ from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .store import write_index
+from .types import content_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +111,7 @@ def keep(
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
     preprocessor = batches.preprocessor
-    rows = [id_.partition("-")[0] for id_ in ids_of(examples)]
+    rows = list(map(content_of, ids_of(examples)))
     if (
         cache is None
         or not isinstance(preprocessor, ImagePreprocessor)
@@ -217,9 +219,5 @@ def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, worker
 
 
 def free_memory() -> int:
-    """Bytes that the system can hold files in; 0 where it does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
+    """Return the bytes of memory that the system can hold files in."""
+    return int(psutil.virtual_memory().available)

@@ -7,11 +7,18 @@ run.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic.fields import FieldInfo
 
-from ..data.types import Augment
+from ..data.types import Augment, DataOptions, PathText, SourceDataOptions
+from ..errors import PlanError
+from ..model.types import SourceOptions
+from ..tasks import DEFAULT_TASK
+from .plug_ins import PlugIns, make_plugins
 
 Auto = Literal["auto"]
 
@@ -21,13 +28,16 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 Count = Annotated[int, Field(ge=1)]
 
-PathText = Annotated[str, Field(json_schema_extra={"format": "path"})]
-
 
 class Section(BaseModel):
     """A table of the plan. Validators are built at first use, because ``regraft --help`` needs none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+def keys_of(section: Any) -> dict[str, FieldInfo]:
+    """Return a section's keys with type, default and description; none of a type that is no section."""
+    return dict(getattr(section, "__pydantic_fields__", {}))
 
 
 class SourcePlan(Section):
@@ -49,55 +59,12 @@ class SourcePlan(Section):
     max_length: Count | None = Field(None, description="tokens a text, at most; default: the source's limit")
     offline: bool = Field(False, description="make no network call")
 
-
-class DataPlan(Section):
-    path: PathText = Field(description="folder of class folders, a table, or a folder of tables")
-    format: str = Field("auto", description="reader of the path: image_folder or table; auto looks at the path")
-    image_root: PathText | None = Field(None, description="folder that a table's image paths start from")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column; two for a pair")
-    label: list[str] = Field([], description="label column; several for several labels")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one split")
-    val: float = Field(0.2, gt=0, lt=1, description="share of train that becomes val where the data have no val")
-    folds: Annotated[int, Field(ge=2, le=20)] | None = Field(
-        None, description="folds of train that replace val for choices and estimates; a group stays in one fold"
-    )
-    split_seed: int = Field(0, ge=0, description="seed of the splits that regraft draws")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="unreadable rows: fail stops, skip leaves them out")
-    follow_links: bool = Field(False, description="follow links to pictures and folders outside the data folder")
-    leaks: Literal["keep", "drop", "move"] = Field(
-        "keep",
-        description="rows whose content is in two splits; keep: only report; drop: remove from train; "
-        "move: move from test and val to train",
-    )
-    leak_limit: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of test or val rows that may also be in another split, where leaks are kept; "
-        "above it a fit stops; 1 never stops it",
-    )
-    label_separator: str = Field(";", description="separator of the labels in one multi-label cell")
-
-
-class SourceDataPlan(Section):
-    path: PathText = Field(
-        "own",
-        description="labelled rows of the source task, to measure forgetting and for penalties; "
-        "own: the rows that a source run was made from; none: no rows",
-    )
-    format: str = Field("auto", description="as in [data], like the keys below")
-    image_root: PathText | None = Field(None, description="folder that a table's image paths start from")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column; two for a pair")
-    label: list[str] = Field([], description="label column")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one part")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="unreadable rows: fail stops, skip leaves them out")
-    follow_links: bool = Field(False, description="follow links to pictures and folders outside the data folder")
-    each_epoch: bool = Field(False, description="measure the source task after every epoch, on its select rows")
-    classes: list[str] = Field([], description="names of the head's outputs, in order; default: the source's own")
+    @property
+    def options(self) -> SourceOptions:
+        """The options that a file of sources/ takes."""
+        values = self.model_dump(exclude={"ref"})
+        values["weights"] = Path(self.weights) if self.weights else None
+        return SourceOptions(**values | {"allow_fresh": tuple(self.allow_fresh)})
 
 
 class ProbePlan(Section):
@@ -233,19 +200,97 @@ class RunPlan(Section):
         True, description="put an apostrophe before a cell of predictions.csv that a spreadsheet would run"
     )
 
+    @property
+    def checkpoint_interval(self) -> tuple[int, float]:
+        """(steps, seconds) between two checkpoints; one of them is 0."""
+        every = self.checkpoint_every
+        return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
+
 
 class Plan(Section):
-    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold plug-in
-    options; :func:`check` validates them against the plug-in's own dataclass."""
+    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold the tables of plug-ins;
+    :func:`regraft.plan.read.check` makes the objects that they name, :attr:`plugins`."""
 
     source: SourcePlan
-    data: DataPlan
-    source_data: SourceDataPlan = Field(default_factory=SourceDataPlan)
-    task: dict[str, Any] = Field({"name": "classification"}, description="task to learn")
-    augment: Augment = Augment()
+    data: DataOptions
+    source_data: SourceDataOptions = Field(default_factory=SourceDataOptions)
+    task: dict[str, Any] = Field({"name": DEFAULT_TASK}, description="task to learn")
+    augment: Augment = Field(default_factory=Augment)
     probe: ProbePlan = Field(default_factory=ProbePlan)
     fit: FitPlan = Field(default_factory=FitPlan)
     freezing: dict[str, Any] = Field({"name": "everything"}, description="strategy that picks the trainable blocks")
     regularizers: dict[str, dict[str, Any]] = {}
     evaluate: EvaluatePlan = Field(default_factory=EvaluatePlan)
     run: RunPlan = Field(default_factory=RunPlan)
+
+    _plugins: PlugIns | None = PrivateAttr(None)
+    _allow_code: bool = PrivateAttr(False)
+
+    @property
+    def plugins(self) -> PlugIns:
+        """The plug-ins that the plan names. Raises PlanError for a plan that was not checked and names none."""
+        if self._plugins is None:
+            made, problems = make_plugins(self.model_dump(), allow_code=self._allow_code)
+            if problems:
+                raise PlanError([text for _, text in problems])
+            self._plugins = made
+        return self._plugins
+
+    @property
+    def allow_code(self) -> bool:
+        """Whether the plan was read with leave to run the code that it names."""
+        return self._allow_code
+
+    def with_plugins(self, plugins: PlugIns | None, *, allow_code: bool) -> Self:
+        """Return this plan with plug-ins; None: they are made from its tables when they are asked for."""
+        plan = self.model_copy()
+        plan._plugins, plan._allow_code = plugins, allow_code
+        return plan
+
+    def with_sections(self, **sections: Any) -> Self:
+        """Return this plan with other sections, unchecked, and the plug-ins that these name."""
+        plan = self.model_copy(update=sections)
+        return plan.with_plugins(None, allow_code=self._allow_code)
+
+
+# ---------------------------------------------------------------- without "auto"
+
+
+class ResolvedFit(FitPlan):
+    """``[fit]`` with every automatic choice made."""
+
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    head_lr: Positive
+    scratch_lr: Positive
+    weight_decay: NonNegative
+    sharpness: NonNegative
+    batch_norm: Literal["frozen", "train"]
+
+
+class ResolvedRun(RunPlan):
+    """``[run]`` with every automatic choice made."""
+
+    workers: Annotated[int, Field(ge=0)]
+    threads: Count
+    processes: Count
+    layout: Literal["channels_last", "contiguous"]
+    precision: Literal["float32", "bfloat16"]
+    feature_precision: Literal["float32", "bfloat16"]
+
+
+class ResolvedPlan(Plan):
+    """A plan without "auto"."""
+
+    fit: ResolvedFit
+    run: ResolvedRun
+
+    @classmethod
+    def of(cls, plan: Plan, fit: Mapping[str, Any], run: Mapping[str, Any]) -> ResolvedPlan:
+        """Return ``plan`` with the values of ``fit`` and ``run``. Raises ValueError where one is still "auto"."""
+        sections = {name: getattr(plan, name) for name in Plan.model_fields} | {
+            "fit": ResolvedFit(**plan.fit.model_dump() | dict(fit)),
+            "run": ResolvedRun(**plan.run.model_dump() | dict(run)),
+        }
+        return cls(**sections).with_plugins(plan.plugins, allow_code=plan.allow_code)

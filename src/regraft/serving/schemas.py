@@ -104,6 +104,7 @@ class About(BaseModel):
     name: str
     version: str
     task: str
+    targets: Literal["class", "labels", "numbers"]
     inputs: Literal["picture", "text", "texts"]
     classes: list[str]
     temperature: float | None

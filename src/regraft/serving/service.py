@@ -129,6 +129,7 @@ class Service:
             name=served.name,
             version=__version__,
             task=served.task,
+            targets=served.predictor.task.targets,
             inputs="picture" if served.pictures else "texts" if served.pairs else "text",
             classes=list(served.classes),
             temperature=None if served.sharper is None else served.predictor.temperature,
@@ -218,7 +219,7 @@ def media_type(request: Request) -> str:
 
 def predicted(served: ServedModel, answer: Answer) -> Predicted:
     """Return the model's answer as the client gets it."""
-    numbers = served.task == "regression"
+    numbers = served.predictor.task.has_numbers
     order = range(len(answer.scores)) if numbers else np.argsort(-answer.scores, kind="stable")
     sharp = answer.calibrated
     scores = [
