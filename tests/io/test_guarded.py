@@ -252,6 +252,7 @@ ALLOWED = {
     "commands/doctor.py": "whether a folder can be written",
     "commands/verify_resume.py": "runs that it made itself a moment ago",
     "cli/app.py": "writes --out",
+    "cli/flags.py": "torch's own source",
     "formats/": "the user's tables and pictures",
     "exports/": "writes, and lines of Python for a user",
     "sources/": "a model folder; of a run, sources/run.py checks the model folder first",
