@@ -123,7 +123,7 @@ def test_pictures_that_exif_turns_are_noted(flowers, tag):
 
 
 @pytest.mark.fault(55)
-def test_links_pipes_and_folders_named_like_pictures_are_listed_and_not_opened(flowers, tmp_path):
+def test_links_pipes_and_folders_named_like_pictures_stay_shut(flowers, tmp_path):
     where = flowers / "train/iris"
     secret = noise(tmp_path / "secret.png", 96)
     before = secret.stat()
@@ -415,7 +415,7 @@ def test_flipped_labels_are_suspected_the_surest_first():
     assert given == sorted(given)
 
 
-def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_classes():
+def test_suspected_rows_have_the_least_probable_label():
     """Counting by confident learning, choosing over classes: ten of a and five of b are surely the other
     class, but five more of b are less probable than any of those ten."""
     rng = np.random.default_rng(1)
@@ -469,7 +469,7 @@ def test_a_name_without_letters_matches_nothing():
     assert source_classes.plain("  ") == ""
 
 
-def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flowers, tmp_path):
+def test_test_rows_in_source_data_are_a_problem_or_caution(flowers, tmp_path):
     source = tmp_path / "source"
     for i in range(3):
         noise(source / "ant" / f"{i}.png", 500 + i)

@@ -336,7 +336,7 @@ def test_what_was_seen_of_a_picture_comes_back(small):
     assert [e.facts for e in kept] == [given[2], given[0]] and kept[0].facts == given[2]
 
 
-def test_equal_keys_with_other_contents_are_sorted_by_the_whole_hash(small):
+def test_equal_keys_are_sorted_by_the_whole_content_hash(small):
     digests = np.zeros((3, 32), np.uint8)
     digests[:, 31] = [9, 1, 5]
     found = [Row((f"{i}",), ("x",), f"row {i}") for i in range(3)]

@@ -34,7 +34,7 @@ def test_a_temperature_divides_logits_and_changes_no_answer():
     assert np.isfinite(cooled(sure, 2.0)).all()
 
 
-def test_before_and_after_are_of_the_same_rows_and_the_fit_of_others():
+def test_before_and_after_share_rows_and_the_fit_has_others():
     task = Classification().make([(c,) for c in "abcd"], ("label",))
     val, test = rows(2000, 3.0, seed=1), rows(1500, 3.0, seed=2)
     found = calibration(task, val, test)

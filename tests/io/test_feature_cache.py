@@ -172,7 +172,7 @@ def test_an_entry_of_another_user_is_used_if_the_plan_says_so(tmp_path, monkeypa
     assert cache_in(str(tmp_path), "all").root == tmp_path
 
 
-def test_others_may_read_what_the_umask_lets_them_and_write_nothing(tmp_path):
+def test_others_may_read_by_the_umask_and_write_nothing(tmp_path):
     for mask, folder, file in ((0o002, 0o755, 0o644), (0o027, 0o750, 0o640), (0o077, 0o700, 0o600)):
         before = os.umask(mask)
         try:

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 NAME = "model/config.json"
 
 
-def test_a_regular_file_is_read_and_one_that_is_not_there_is_none(run):
+def test_a_regular_file_is_read_and_a_missing_one_is_none(run):
     assert guarded.read_json(run, NAME) == {"a": [1, 2.5, "x"]}
     assert guarded.read(run, NAME, last=5) == b'"x"]}'
     for name in ("result.json", "no/result.json", "model/config.json/result.json"):
@@ -107,7 +107,7 @@ def test_a_file_above_its_limit_is_refused_with_both_numbers(run):
         guarded.check_folder(run, "model")
 
 
-def test_a_long_file_of_a_person_in_a_run_is_no_reason_to_refuse_the_run(run):
+def test_a_long_file_of_a_user_does_not_refuse_the_run(run):
     for name in ("slurm-1.out", "model.tar", "mine.csv"):
         with (run / name).open("wb") as file:
             file.truncate(guarded.limit_of(name) + 1)

@@ -21,7 +21,7 @@ def problems(**sections):
     return error.value.problems
 
 
-def test_all_problems_come_at_once_with_lines_and_the_nearest_key(tmp_path):
+def test_all_problems_come_at_once_with_line_and_nearest_key(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text(
         '[source]\nref = "timm:resnet18"\n[data]\npath = "x"\n\n[fit]\nepocs = 3\nlr = "fast"\n'

@@ -1,6 +1,6 @@
 """Files that are damaged in a way that a library does not expect are refused in words, not by a crash.
 
-Each of these came out of tests/fuzz.py.
+Each of these came out of tools/fuzz.py.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_torch_files_with_any_bit_flipped_are_read_or_refused(tmp_path):
         {"count": 2, "part": "a", "about": []},
     ],
 )
-def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path, record):
+def test_a_checkpoint_without_its_record_is_skipped_and_named(tmp_path, record):
     """Though its sums are right."""
     tensors = {"a": torch.ones(2)}
     good = {"count": 1, "arm": "seed 0", "at": {"step": 1, "epoch": 1}, "about": {}}
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path,
     assert keeper.since("seed 0").record["at"]["step"] == 1
 
 
-def test_tensors_that_are_none_are_refused_though_their_sum_is_right(tmp_path):
+def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
     place = tmp_path / "step-00000001"
     checkpoints.write(place, {"count": 1, "arm": "a", "at": {"step": 1, "epoch": 1}}, {})
     (place / checkpoints.TENSORS).write_bytes(b"no tensors")

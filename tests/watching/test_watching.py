@@ -129,7 +129,7 @@ def test_half_a_last_line_waits_for_its_end():
     assert len(lines) == 2 and damaged == 3
 
 
-def test_a_page_is_sent_what_it_lacks_and_all_of_it_where_history_went_back(begun):
+def test_a_page_is_sent_what_it_lacks_or_all_after_a_rewind(begun):
     meter, path = ProcessMonitor(), begun / "history.jsonl"
     first = look(begun, meter)["history"]
     assert first["anew"] and [line["epoch"] for line in first["lines"]] == [0, 1, 2]
@@ -195,7 +195,7 @@ def at(second):
     return time.mktime((2026, 1, 1, 0, second // 60, second % 60, 0, 0, -1))
 
 
-def test_the_time_left_is_epochs_to_come_times_what_the_last_ones_took():
+def test_the_time_left_is_epochs_to_come_times_the_last_ones():
     plan = {"run": {"seed": 0, "seeds": 2}, "evaluate": {"controls": ["scratch"]}}
     log = log_of((0, 0, 0), (0, 1, 10), (0, 2, 22), (0, 2, 23))  # a line may be there twice
     left = time_left(log, plan, now=at(27))
@@ -251,9 +251,9 @@ import sys
 from pathlib import Path
 from regraft.watching.pages import watch_app, ui_app
 from regraft.watching.following import look
-from regraft.watching.resources import Meter, launcher
+from regraft.watching.resources import ProcessMonitor, launcher
 from regraft.watching.runs import Runs
-assert look(Path({str(begun)!r}), Meter())["state"] in ("running", "killed")
+assert look(Path({str(begun)!r}), ProcessMonitor())["state"] in ("running", "killed")
 assert Runs(Path({str(begun.parent)!r})).all()
 watch_app(Path({str(begun)!r})), ui_app(Path({str(begun.parent)!r}))
 print([m for m in ("torch", "numpy", "matplotlib", "timm", "transformers") if m in sys.modules])
@@ -382,7 +382,7 @@ def test_a_page_and_its_files_ask_nothing_of_elsewhere(many):
 
 
 @pytest.mark.fault(82)
-def test_a_request_under_another_name_or_from_another_page_is_refused(begun):
+def test_a_request_of_another_host_or_page_is_refused(begun):
     from regraft.watching.pages import watch_app
 
     asks = client(watch_app(begun))
@@ -420,7 +420,7 @@ def test_hostile_names_come_as_data(begun):
     assert any(note.startswith("1 lines of history.jsonl") for note in answer.json()["notes"])
 
 
-def test_a_report_is_made_on_demand_and_kept_and_a_comparison_is_not(many, monkeypatch):
+def test_a_report_is_made_once_on_demand_a_comparison_each_time(many, monkeypatch):
     from regraft.report import render
     from regraft.watching.pages import ui_app
 

@@ -50,6 +50,7 @@ class Reader:
     read: Callable[[Path], object]
 
 
+OUTSIDE = __file__  # what links lead to, out of the input: a file that may be read and must not be written
 PLAN = """
 [source]
 ref = "timm:resnet18"
@@ -227,7 +228,7 @@ def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
                 path.mkdir()
                 places.append(path)
             elif how == 1:
-                path.symlink_to(rng.choice(["..", ".", path.name, "/", "/dev/zero", "/etc/passwd", "nowhere", "a"]))
+                path.symlink_to(rng.choice(["..", ".", path.name, "/", "/dev/zero", OUTSIDE, "nowhere", "a"]))
             elif how == 2:
                 os.mkfifo(path)
             elif how == 3:
