@@ -120,6 +120,24 @@ def whole_job(package: Path) -> int:
     )
 
 
+def task_names(package: Path) -> list[str]:
+    """Return places outside tasks/ that hold a task's name as a whole string, to compare with or to look up."""
+    names = {p.stem for p in (package / "tasks").glob("*.py") if not p.stem.startswith("_")}
+    found = [
+        f"{module}:{node.lineno}: {node.value}"
+        for module, tree in trees(package).items()
+        if not module.startswith("tasks/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    quoted = re.compile(rf"""(["'`])({"|".join(sorted(names))})\1""")
+    for path in (p for p in sorted(package.rglob("*.*")) if p.suffix in (".html", ".js")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        places = ((i, m[2]) for i, line in enumerate(lines, 1) for m in quoted.finditer(line))
+        found += [f"{path.relative_to(package)}:{i}: {name}" for i, name in places]
+    return found
+
+
 def docstrings(package: Path) -> tuple[int, int, list[str]]:
     """Return (functions' docstrings that start with an imperative verb, all, places of the others)."""
     good, others = 0, []
@@ -179,11 +197,13 @@ def main() -> int:
     print(f"files in circles: {circles(package)}")
     print(f"most parameters: {most_parameters(package)}")
     print(f"functions that take the whole job: {whole_job(package)}")
+    by_task = task_names(package)
+    print(f"branches on a task's name outside tasks/: {len(by_task)}")
     good, total, others = docstrings(package)
     print(f"docstrings that start with an imperative verb: {good} of {total} ({good / total:.0%})")
     print(f"# fmt: skip: {exempt_from_formatter(package)}")
     if "--list" in sys.argv:
-        print(*others, sep="\n")
+        print(*by_task, *others, sep="\n")
     return 0
 
 

@@ -37,6 +37,11 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "broken": "FAILED"}
 LONGEST, AT_ONCE = 6000, 100  # characters of a value, and values that are sent together
 
 
+def place() -> str:
+    """Return where runs go without --out."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
+
+
 def track(
     name: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd], where: str
 ) -> str:
