@@ -147,8 +147,8 @@ def test_a_new_strategy_decides_which_blocks_train(fitted):
 
 @pytest.mark.slow
 def test_a_new_check_is_among_the_findings(fitted, data, command):
-    assert "rows of train are few" in command("check", data, *COLUMNS, "--task", "count")
-    assert "rows of train are few" in (fitted[1] / "findings.json").read_text()
+    assert "rows of test beyond those of val" in command("check", data, *COLUMNS, "--task", "count")
+    assert "rows of test beyond those of val" in (fitted[1] / "findings.json").read_text()
 
 
 @pytest.mark.slow
