@@ -33,6 +33,7 @@ from regraft.errors import RegraftError
 from regraft.evidence.comparison import read_judgement
 from regraft.formats import image_folder
 from regraft.io import locks
+from regraft.io.hashing import file_digest
 from regraft.model.types import SourceOptions
 from regraft.plan.read import check, read_plan
 from regraft.plan.write import write_plan
@@ -369,7 +370,7 @@ def a_run(wanted: Callable[[str], bool]) -> Callable[[Path, random.Random], None
             for place in places:
                 at = folder / "run" / place
                 names = [n for n in (checkpoints.TENSORS, checkpoints.RECORD) if (at / n).exists()]
-                lines = [f"{checkpoints.digest_of(at / n)}  {n}\n" for n in names]
+                lines = [f"{file_digest(at / n)}  {n}\n" for n in names]
                 (at / checkpoints.MANIFEST).write_text("".join(lines), encoding="utf-8")
 
     return make

@@ -235,11 +235,9 @@ def test_another_number_of_threads_is_within_rounding(numbers_source, number_row
 
 @pytest.mark.parametrize("text", ["10", "10 hours", "min", "-1 min", "0.5.5 min", ""])
 def test_how_often_to_save_is_steps_or_minutes(text):
-    from regraft.plan.options import checkpoint_every
-
     with pytest.raises(PlanError, match=r"run\.checkpoint_every"):
         check({**BASE, "run": {"checkpoint_every": text}})
-    assert checkpoint_every(check(BASE)) == (0, 600)
-    assert checkpoint_every(check({**BASE, "run": {"checkpoint_every": 7}})) == (7, 0)
+    assert check(BASE).run.checkpoint_interval == (0, 600)
+    assert check({**BASE, "run": {"checkpoint_every": 7}}).run.checkpoint_interval == (7, 0)
     half = check({**BASE, "run": {"checkpoint_every": "0.5 min"}})
-    assert checkpoint_every(half) == (0, 30)
+    assert half.run.checkpoint_interval == (0, 30)

@@ -30,8 +30,9 @@ def write(path, text):
     return path
 
 
-def read(path, **options):
-    return table.read(path, DataOptions(path, **options))
+def read(path, empty_labels=False, **options):
+    given = DataOptions(path, **options)
+    return table.read(path, given.with_empty_labels() if empty_labels else given)
 
 
 @pytest.mark.parametrize("name", plugins.names("formats"))

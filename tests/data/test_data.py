@@ -242,7 +242,7 @@ def test_missing_paths_and_formats_get_the_nearest_name(tmp_path):
 
 
 def test_a_fraction_outside_its_range_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="val is a fraction"):
+    with pytest.raises(ValueError, match="less than 1"):
         DataOptions(tmp_path, val=1.0)
 
 

@@ -222,6 +222,8 @@ ALLOWED = {
     "io/guarded.py": "the reader itself",
     "io/streams.py": "the standard streams",
     "io/foreign_code.py": "a model folder; of a run, sources/run.py checks the model folder first",
+    "io/atomic.py": "writes files and folders",
+    "io/hashing.py": "its caller's file",
     "io/locks.py": "opens the folder to lock it, and /proc",
     "compute/launched.py": "the private folder of the launcher that started it",
     "runs/folder.py": "writes a run's files",
@@ -234,7 +236,7 @@ ALLOWED = {
     "data/loading.py": "the user's data",
     "data/manifest.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
-    "data/image_store.py": "the cache of pictures, and /proc",
+    "data/image_store.py": "the cache of pictures",
     "data/decoded_images.py": "the cache of pictures",
     "evidence/ood.py": "read_novelty checks the model folder first",
     "plan/read.py": "the plan that a user names",
@@ -258,7 +260,6 @@ ALLOWED = {
     "serving/app.py": "regraft's own page",
     "serving/local_pages.py": "a browser",
     "watching/pages.py": "regraft's own page",
-    "watching/resources.py": "/proc",
 }
 # These read run folders: nothing in them may open a file but by the reader.
 READERS = (

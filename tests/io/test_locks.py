@@ -203,3 +203,14 @@ def test_a_lock_that_cannot_be_written_is_a_fault_of_the_disk(tmp_path):
 def test_without_proc_a_live_pid_is_believed(monkeypatch):
     monkeypatch.setattr(locks, "started", lambda pid: "")
     assert not locks.myself(False).gone(own_disk=True)
+
+
+def test_without_proc_psutil_tells_a_pid_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LINUX", False)
+    mine = locks.myself(False)
+    assert not mine.gone(own_disk=False) and locks.exists(mine.pid)
+    assert float(mine.started) == psutil.Process().create_time()
+    write(tmp_path / "lock", started=" 1.5")
+    assert held(tmp_path / "lock") is None
+    write(tmp_path / "lock", pid=2**22 + 1)
+    assert held(tmp_path / "lock") is None

@@ -54,9 +54,7 @@ class CurvePoint:
 
 
 @freed_memory_kept()
-def curve(
-    plan: Plan, labels: Sequence[int], *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
-) -> Path:
+def curve(plan: Plan, labels: Sequence[int], *, say: Callable[[str], None] = lambda line: None) -> Path:
     """Fit and judge at every number of labels, and write ``curve.json`` and ``curve.png``.
 
     Raises UsageError for numbers that make no sense, PlanError for a source without transfer and
@@ -68,7 +66,7 @@ def curve(
         raise UsageError("say at how many labels: --labels 3 --labels 10")
     out = Path(plan.run.out)
     check_new(out)
-    p = prepare(plan, allow_code=allow_code)
+    p = prepare(plan)
     if p.source.nothing_kept:
         raise PlanError([f"a curve compares a source with scratch, and {p.source.name} keeps nothing"])
     folds = p.folds()
@@ -141,7 +139,7 @@ def at(
         fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
         found["fit"].append(value(q, target, judged))
     if p.scratch is not None:
-        budget = scratch_budget(resolved, q.settings, q.regularizers, has_val=False)
+        budget = scratch_budget(resolved, q.settings, has_val=False)
         sign = 1 if p.metric.higher_is_better else -1
         lost = [-sign * np.inf] * len(parts)
 

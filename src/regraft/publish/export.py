@@ -38,19 +38,19 @@ from ..data.loading import rows_and_splits
 from ..data.manifest import read_manifest
 from ..data.preprocessing import to_json
 from ..data.types import Example, ImageSpec
-from ..errors import DataError, DiskError, ExportError, RegraftError, UsageError, did_you_mean
+from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
 from ..evidence.calibration import cooled
 from ..evidence.comparison import SCORES, read_scores
 from ..evidence.scoring import at_threshold, estimates, gain, score
 from ..exports import Export, Package
 from ..io import guarded
+from ..io.atomic import disk_errors, move_folder, sync_file
 from ..io.json_files import dumps, plain
 from ..io.work_folders import temporary_folder, work_folder
 from ..model.forward import Outputs, outputs
 from ..model.grafting import Model
 from ..model.types import SourceOptions
 from ..pipeline.predictor import Predictor, load, plan_of
-from ..plan.options import data_options
 from ..plan.read import check as check_plan
 from ..plan.write import write_plan
 from ..report.reading import RunFiles
@@ -223,10 +223,10 @@ def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -
 
     → (rows with the labels that the run knows, what they are).
     """
-    given = data_options(plan_of(files.path))
+    given = plan_of(files.path).data
     examples: Sequence[Example]
     try:
-        options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
+        options = replace(given.for_task(predictor.task).with_empty_labels(), on_bad="skip")
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
@@ -501,19 +501,17 @@ def published(place: Path) -> Iterator[Path]:
     """
     new_parent = not place.parent.exists()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(place.parent, ".export", mode=0o777) as part:
+        with disk_errors(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place), work_folder(place.parent, ".export", mode=0o777) as part:
             yield part
             for path in part.rglob("*"):
                 if path.is_file():
                     path.chmod(part.stat().st_mode & 0o666)  # safetensors makes files for one user alone
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+                    sync_file(path)
             if place.exists() or place.is_symlink():
                 raise UsageError(f"{place} was made by another export just now; this one is gone")
-            part.rename(place)
-    except OSError as error:
-        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+            move_folder(part, place)
     finally:
         if new_parent and place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()
