@@ -81,14 +81,14 @@ def data(copy):
 
 
 COLUMNS = ("--image-root", "img", "--image", "image", "--label", "n")
-MODEL = ("--source", "random:timm/test_resnet", "--set", "source.image_size=32", "--epochs", "2")
 NEW_TASK = ("--task", "count", "--freezing", "every_other", "--set", 'task.metrics=["bias"]')
 
 
 @pytest.fixture(scope="module")
-def fitted(copy, data, command):
+def fitted(copy, data, command, tiny_weights):
     """What a fit printed, and its run."""
-    said = command("fit", data, *COLUMNS, *MODEL, *NEW_TASK, "--set", "run.workers=0", "--out", "run")
+    settings = ("--epochs", "2", "--set", "run.workers=0", "--out", "run")
+    said = command("fit", data, *COLUMNS, *tiny_weights, *NEW_TASK, *settings)
     return said, copy / "run"
 
 
@@ -121,13 +121,13 @@ def test_a_new_task_and_metric_are_fitted(fitted):
         estimate = result["test"][name]
         assert estimate["low"] <= estimate["value"] <= estimate["high"]
         assert f"{name} {estimate['value']:.3f}" in said  # the summary
-    assert set(result["controls"]) == {"mean"}
+    assert set(result["controls"]) == {"mean", "linear probe"}
     assert result["calibration"] is None and result["confusion"] is None
 
 
 @pytest.mark.slow
-def test_a_new_metric_may_be_the_one_that_chooses(data, command):
-    chosen = command("plan", data, *COLUMNS, *MODEL, *NEW_TASK, "--set", "task.primary=bias")
+def test_a_new_metric_may_be_the_one_that_chooses(data, command, tiny_weights):
+    chosen = command("plan", data, *COLUMNS, *tiny_weights, *NEW_TASK, "--set", "task.primary=bias")
     assert "count" in chosen
     for settings, words in (
         (("task.primary=bias",), 'metrics = ["bias"]'),
@@ -135,7 +135,7 @@ def test_a_new_metric_may_be_the_one_that_chooses(data, command):
         (('task.metrics=["accuracy"]',), '"accuracy" takes class'),
     ):
         given = [part for s in settings for part in ("--set", s)]
-        assert words in command("plan", data, *COLUMNS, *MODEL, "--task", "count", *given, code=2)
+        assert words in command("plan", data, *COLUMNS, *tiny_weights, "--task", "count", *given, code=2)
 
 
 @pytest.mark.slow
