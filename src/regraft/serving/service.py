@@ -123,7 +123,11 @@ class Service:
         alarms = None
         if novelty is not None and rates is not None:
             alarms = FalseAlarms(
-                level=FALSE_WARNING_RATE, expected=novelty.expected, low=rates[0], high=rates[1], held_out=novelty.held_out
+                level=FALSE_WARNING_RATE,
+                expected=novelty.expected,
+                low=rates[0],
+                high=rates[1],
+                held_out=novelty.held_out,
             )
         return About(
             name=served.name,
