@@ -163,6 +163,26 @@ def whole_job(package: Path) -> int:
     )
 
 
+def task_names(package: Path) -> list[str]:
+    """Return places outside tasks/ that hold a task's name as a whole string, to compare with or to look up."""
+    names = {p.stem for p in (package / "tasks").glob("*.py") if not p.stem.startswith("_")}
+    found = []
+    for module, tree in trees(package).items():
+        if module.startswith("tasks/"):
+            continue
+        # a value in a table may be another library's word; what looks it up is a key
+        tables = (zip(n.keys, n.values, strict=True) for n in ast.walk(tree) if isinstance(n, ast.Dict))
+        values = {id(v) for pairs in tables for k, v in pairs if getattr(k, "value", None) not in ("name", "task")}
+        constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in values)
+        found += [f"{module}:{n.lineno}: {n.value}" for n in constants if n.value in names]
+    quoted = re.compile(rf"""(["'`])({"|".join(sorted(names))})\1""")
+    for path in (p for p in sorted(package.rglob("*.*")) if p.suffix in (".html", ".js")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        places = ((i, m[2]) for i, line in enumerate(lines, 1) for m in quoted.finditer(line))
+        found += [f"{path.relative_to(package)}:{i}: {name}" for i, name in places]
+    return found
+
+
 def openings(package: Path) -> tuple[list[str], list[str]]:
     """Return places of docstrings that open well (verb for a function, noun for a class or module), and of others."""
     good, others = [], []
@@ -233,13 +253,15 @@ def main() -> int:
     print(f"files in circles: {circles(package)}")
     print(f"most parameters: {most_parameters(package)}")
     print(f"functions that take the whole job: {whole_job(package)}")
+    by_task = task_names(package)
+    print(f"branches on a task's name outside tasks/: {len(by_task)}")
     good, others = openings(package)
     total = len(good) + len(others)
     print(f"docstrings that open with a verb, or with a noun for classes and modules: {len(good)} of {total} ", end="")
     print(f"({len(good) / total:.0%})")
     print(f"# fmt: skip: {exempt_from_formatter(package)}")
     if "--list" in sys.argv:
-        print(*others, sep="\n")
+        print(*by_task, *others, sep="\n")
     return 0
 
 
