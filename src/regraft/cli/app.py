@@ -415,7 +415,7 @@ def curve(
     from ..runs.folder import read_json
 
     path = drawn(chosen, labels, allow_code=allow_code, say=unless(quiet or as_json))
-    record = read_json(path, "curve.json")
+    record = read_json(path, "curve.json", dict[str, Any])
     streams.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
 
@@ -446,11 +446,11 @@ def unless(silent: bool, say: Callable[[str], None] = streams.echo) -> Callable[
 
 
 def show_result(path: Path, as_json: bool) -> None:
-    from ..runs.folder import finished
+    from ..runs.result import finished
     from ..runs.summary import summary
 
     result = finished(path)
-    streams.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(path, result))
+    streams.echo(json.dumps(result.model_dump(), ensure_ascii=False) if as_json else summary(path, result))
 
 
 @app.command(rich_help_panel=START)

@@ -9,6 +9,7 @@ from typing import Any
 from ..io import guarded
 from ..io.json_files import dumps
 from ..runs import records
+from ..runs.side_files import ManifestRow
 from .loading import content
 from .types import Example, Splits
 
@@ -20,10 +21,11 @@ def write_manifest(splits: Splits, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
-                file.write(dumps(manifest_row(split, example)) + "\n")
+                file.write(dumps(row_of(split, example)) + "\n")
 
 
-def manifest_row(split: str, example: Example) -> dict[str, Any]:
+def row_of(split: str, example: Example) -> dict[str, Any]:
+    """Return a line of the manifest as JSON; ``group`` is only there if the row has one."""
     row = {
         "id": example.id,
         "hash": content(example),
@@ -34,7 +36,12 @@ def manifest_row(split: str, example: Example) -> dict[str, Any]:
     return row if example.group is None else {**row, "group": example.group}
 
 
-def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a manifest, one at a time. Raises UsageError for one that is missing or damaged."""
+def manifest_row(split: str, example: Example) -> ManifestRow:
+    """Return a line of the manifest."""
+    return ManifestRow(**row_of(split, example))
+
+
+def read_manifest(path: Path) -> Iterator[ManifestRow]:
+    """Yield the rows of a manifest, one at a time. Raises UsageError for one that is missing or damaged."""
     for number, line in guarded.lines(path.parent, path.name):
-        yield records.line_of(path.parent, path.name, number, line, records.ManifestRow)
+        yield records.line_of(path.parent, path.name, number, line, ManifestRow)

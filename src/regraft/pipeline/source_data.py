@@ -38,7 +38,7 @@ from ..plan import options as plan_options
 from ..plan import read as plan_read
 from ..regularizers import Found
 from ..runs.folder import is_run, read_json, read_task
-from ..runs.records import Environment
+from ..runs.side_files import Environment
 from ..tasks import Task
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def run_data(folder: Path, source: Source) -> SourceData:
     options = plan_options.task_options(plan)
     data = plan_options.data_options(plan).for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
-    if splits.digest != read_json(folder, "environment.json", Environment)["data_digest"]:
+    if splits.digest != read_json(folder, "environment.json", Environment).data_digest:
         raise DataError(f"{data.path} has changed since the run")
     rows = concatenated([splits.train, splits.val, splits.test])
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)

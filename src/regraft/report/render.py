@@ -1,29 +1,31 @@
-"""Run folders → one HTML file: no script, no request, readable at 360 pixels and on paper."""
+"""The HTML file of one or more run folders: no script, no request, readable at 360 pixels and on paper."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from importlib import import_module
+from math import isnan
 from pathlib import Path
 from threading import get_ident
 from types import ModuleType
 from typing import Any
 
 from ..errors import DiskError, UsageError
+from ..runs import summary
+from ..runs.estimates import Estimate
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
 
 
 def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
-    """Write the report of a run, or of several side by side; → its path.
+    """Write the report of a run, or of several side by side, and return its path.
 
-    One run's goes into its folder where ``out`` is not given; it is made anew from the run's files,
-    so an older one there is replaced.
+    Without ``out`` the report of one run goes into its folder, and replaces an older one there.
 
-    Raises UsageError for folders that are no finished runs, runs that cannot be compared and several
-    runs without ``out``; DiskError where the file cannot be written.
+    Raises UsageError for folders that are no finished runs, for runs that cannot be compared and for several
+    runs without ``out``; DiskError if the file cannot be written.
     """
     paths = [Path(run) for run in runs]
     if not paths:
@@ -34,7 +36,7 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     target = out or paths[0] / "report.html"
     part = target.with_name(f".{target.name}.{os.getpid()}.{get_ident()}.part")
     try:
-        part.unlink(missing_ok=True)  # a name that was put there may be a link
+        part.unlink(missing_ok=True)  # another user may have put a link there
         with part.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(html)
         part.replace(target)
@@ -45,7 +47,7 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
 
 
 def page(files: Sequence[RunFiles]) -> str:
-    """The whole HTML."""
+    """Return the whole HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     env = Environment(
@@ -68,19 +70,19 @@ def page(files: Sequence[RunFiles]) -> str:
             parts.append(part | {"title": title})
     names = ", ".join(run.name for run in files)
     return env.get_template("page.html").render(
-        title=names, parts=parts, runs=files, version=files[0].environment.get("regraft", "")
+        title=names, parts=parts, runs=files, version=files[0].environment.regraft
     )
 
 
 def sections() -> list[ModuleType]:
-    """The files of ``sections/`` in their order."""
+    """Return the modules of ``sections/`` in their order."""
     names = sorted(p.stem for p in (HERE / "sections").glob("*.py") if not p.stem.startswith("_"))
-    found = [import_module(f".sections.{name}", __package__) for name in names]
-    return sorted(found, key=lambda module: int(module.ORDER))
+    modules = [import_module(f".sections.{name}", __package__) for name in names]
+    return sorted(modules, key=lambda module: int(module.ORDER))
 
 
 def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[str, Any]:
-    """A section's title, anchor and HTML; a sentence where it has nothing to show."""
+    """Return a section's title, anchor and HTML; a sentence if it has nothing to show."""
     from markupsafe import Markup, escape
 
     if isinstance(context, str):
@@ -92,17 +94,15 @@ def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[st
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    """Return a number, or a dash if it is undefined."""
+    return "–" if value is None or isnan(value) else f"{value:.{digits}f}"
 
 
-def estimate(e: dict[str, Any] | None) -> str:
-    if e is None or e["value"] is None:
-        return "–"
-    return f"{e['value']:.3f} [{number(e['low'])}, {number(e['high'])}]"
+def estimate(e: Estimate | None) -> str:
+    """Return a figure with its interval, or a dash if it is undefined."""
+    return "–" if e is None else summary.estimate(e)
 
 
-def signed(e: dict[str, Any] | None) -> str:
-    if e is None or e["value"] is None:
-        return "–"
-    low, high = ("–" if v is None else f"{v:+.3f}" for v in (e["low"], e["high"]))
-    return f"{e['value']:+.3f} [{low}, {high}]"
+def signed(e: Estimate | None) -> str:
+    """Return a gain with its interval, each number with its sign, or a dash if it is undefined."""
+    return "–" if e is None else summary.signed(e)

@@ -30,6 +30,7 @@ from ..data.store import digest_of, sync, synced
 from ..errors import DiskError, DivergedError, UsageError
 from ..io import guarded
 from ..runs import records
+from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
 from .records import Progress, Saved
 from .signals import Interrupted, Stopping
@@ -103,7 +104,7 @@ def checked(place: Path) -> dict[str, Any]:
 
 def stands(record: Any) -> bool:
     """Whether a record says of what it is: of a part that is finished, or of an arm and where it was."""
-    return records.problem(records.CheckpointRecord, record) is None
+    return records.problem(CheckpointRecord, record) is None
 
 
 def read(place: Path) -> Saved:
