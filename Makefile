@@ -20,10 +20,10 @@ slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
 
 faults: $(STAMP)
-	$(BIN)/python tests/faults.py
+	$(BIN)/python tools/faults.py
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests tools benchmarks docs/*.py

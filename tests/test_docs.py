@@ -122,7 +122,7 @@ def test_a_tutorial_runs_as_a_notebook(page: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
+def test_the_site_builds_strictly_and_loads_no_other_host(tmp_path: Path) -> None:
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, env=env, capture_output=True, text=True)

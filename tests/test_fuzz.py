@@ -13,6 +13,8 @@ import fuzz
 from fuzz_damage import altered, as_csv, flipped
 from regraft.errors import DataError
 
+TOOLS = Path(__file__).parents[1] / "tools"
+
 
 def endless():
     while True:
@@ -70,6 +72,7 @@ def test_the_same_seed_gives_the_same_inputs_and_another_others():
 REACHING = [
     "open('outside.txt', 'w')",
     "open(out / 'x' / '..' / '..' / 'outside.txt', 'ab')",
+    "(out / 'link').write_text('x')",
     "__import__('os').system('true')",
     "__import__('subprocess').run(['true'])",
     "__import__('socket').getaddrinfo('example.org', 80)",
@@ -79,9 +82,11 @@ REACHING = [
 def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
     """One process tries all of them: the guard goes on after what it has stopped."""
     (tmp_path / "work").mkdir()
+    (tmp_path / "beside.txt").touch()
+    (tmp_path / "work/link").symlink_to(tmp_path / "beside.txt")
     lines = [
         "import sys; from pathlib import Path",
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        f"sys.path.insert(0, {str(TOOLS)!r})",
         f"import fuzz; out = Path({str(tmp_path / 'work')!r}); fuzz.guard(out)",
         "open(out / 'inside.txt', 'w').close(); open('/etc/hostname').close()",
     ]
@@ -93,12 +98,13 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
     expected = [f"stopped {number}" for number in range(len(REACHING))]
     assert done.stdout.splitlines() == expected, done.stderr
     assert (tmp_path / "work/inside.txt").exists() and not (tmp_path / "outside.txt").exists()
+    assert not (tmp_path / "beside.txt").read_text()
 
 
 PLANTED = """
 import random, shutil, sys, warnings
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {tools!r})
 warnings.simplefilter("ignore")
 import signal, torch, transformers
 torch.set_num_threads(1)
@@ -166,7 +172,7 @@ outcome("tokenizer", a_tokenizer)
 
 @pytest.mark.slow
 def test_each_reader_of_foreign_folders_sees_a_planted_fault(tmp_path):
-    code = PLANTED.format(tests=str(Path(__file__).parent), work=str(tmp_path / "work"))
+    code = PLANTED.format(tools=str(TOOLS), work=str(tmp_path / "work"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], input="yes\n" * 9, capture_output=True, text=True, timeout=300
     )

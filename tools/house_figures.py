@@ -16,20 +16,63 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "regraft"
-# A first word with one of these endings is no imperative, unless it is listed.
-NOT_A_VERB = re.compile(r"(ed|ing|tion|ment|ness|ity|s)$")
-VERBS_ALL_THE_SAME = """
-pass process guess express address miss cross dismiss bring feed need embed proceed shed seed
-discuss press assess compress access focus bless mention position partition condition question
-transition function section comment implement increment decrement augment string ring sing ping
-spread bias canvas
-"""
-NOT_A_START = """
-a an the what whether how who which where when why that this these those one two each every all any
-some no none its his their is are was were by of in on at to for from with without as and or but if
-else than then so such not only also both more most many much other another same plain rows names
-inside outside here there it he she they we you i may
-"""
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+VERBS = words(
+    """
+    abort accept accumulate adapt add adjust adopt advance aggregate align allocate allow announce answer append
+    apply approximate arrange ask assemble assert assign attach average avoid await backpropagate balance base
+    batch begin bind blend block bootstrap bound break bring broadcast build cache calibrate call cancel capture
+    carry cast center change charge check choose clamp classify clean clear clip clone close collapse collate
+    collect combine compare compile complete compose compress compute concatenate configure confirm connect
+    consume continue convert convolve copy correct count cover create crop cross cut deal debias decide declare
+    decode decompress decrypt deduplicate define delay delete deliver demand denormalise derive describe
+    deserialise destroy detach detect determine disable disassemble discard disconnect discover discretise disown
+    dispatch display distribute divide download drain draw drop dump duplicate edit emit empty enable encode
+    encrypt end enforce ensure enter enumerate erase escape estimate evaluate exchange exclude execute exit expand
+    expect explain export expose extend extract feed fetch fill filter find fine-tune finish fit flatten flip
+    float flush fold follow forbid force forget fork format forward free freeze fuse gate gather generate get give
+    go graft group guard guess halt hand handle hash hide hold host identify ignore import include increase
+    increment index infer inherit initialise initialize inject insert inspect install interpolate interrupt invert
+    issue iterate join judge jump keep kill label launch lay lead leave let level lift limit linearise link list
+    listen load locate lock log look loop lower make map mark mask match materialise maximise measure meet merge
+    minimise mirror mix modify monitor mount move multiply mute name narrow normalise normalize note notify number
+    observe obtain offer offload omit open optimise optimize order orthogonalise overwrite pack pad pair parse
+    partition pass patch pause perform permute permit pick pin place plan play plot plug poll pool post prefer
+    prefetch prepare prepend present preserve prevent print probe process produce profile project promise prove
+    provide prune publish pull push put quantise quantize query queue quote raise rank re-raise read rebuild
+    recall receive recompute reconstruct record recover redirect redo reduce refer refine refresh refuse register
+    reinitialise reject release reload remember remove rename render reopen reorder repair repeat replace replay
+    report reproduce request require resample reserve reset reshape resize resolve respond rest restart restore
+    restrict resume retain retrieve retry return reuse reverse revert rewind rewrite roll rotate round route run
+    sample save say scale scan schedule score search seed select send separate serialise serialize serve set settle
+    shade shard share shift shorten show shrink shuffle shut sign signal silence simulate skip sleep slice smooth
+    snapshot solve sort speak split spread stack stage standardise start state step stop store stream strip
+    subtract suggest sum summarise supply support suppress survey suspend swap sweep switch sync synchronise
+    synchronize take tally tell terminate test tie tile time tokenise tokenize toggle touch trace track train
+    transfer transform translate transpose traverse trim truncate try tune turn unflatten unfold unfreeze unify
+    unload unlock unpack unregister unwrap update upgrade upload use validate vary verify view visit vote wait
+    wake walk warm warn watch weigh weight widen withhold wrap write yield zero
+    """
+)
+# Some verbs are nouns too: "Mean of the rows", "Answer that a server gave", "Count: rows by class".
+NOUN_FOLLOWS = re.compile(r":|\s+(?:of|that|which|per|is|are)\b")
+NEVER_A_NOUN = words("return yield raise say tell write keep make let")
+DETERMINER_FOLLOWS = re.compile(r"\s+(?:a|an|the|each|every|all|any|no|its|what|whether|one|two|only)\b")
+NOT_A_NOUN = words(
+    """
+    what whether how who which where when why does do did is are was were can may must should something everything
+    nothing it he she they we you i this that these those as of in on at to by for from with without into inside
+    outside around under over between before after while and or but if else than then so such not only also here
+    there both shows looks refuses holds keeps takes gives makes runs says tells reads searched said told gone
+    going
+    """
+)
 
 
 @cache
@@ -120,29 +163,40 @@ def whole_job(package: Path) -> int:
     )
 
 
-def docstrings(package: Path) -> tuple[int, int, list[str]]:
-    """Return (functions' docstrings that start with an imperative verb, all, places of the others)."""
-    good, others = 0, []
-    total = 0
-    for module, function in functions(package):
-        text = ast.get_docstring(function)
-        if text is None:
-            continue
-        total += 1
-        if is_imperative(text):
-            good += 1
-        else:
-            others.append(f"{module}:{function.lineno} {function.name}: {text.splitlines()[0][:80]}")
-    return good, total, others
+def openings(package: Path) -> tuple[list[str], list[str]]:
+    """Return places of docstrings that open well (verb for a function, noun for a class or module), and of others."""
+    good, others = [], []
+    for module, tree in trees(package).items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            text = ast.get_docstring(node)
+            if text is None:
+                continue
+            named = isinstance(node, ast.Module | ast.ClassDef)
+            opens_well = is_noun_phrase(text) if named else is_imperative(text)
+            line, name = (1, "module") if isinstance(node, ast.Module) else (node.lineno, node.name)
+            place = f"{module}:{line} {name}: {text.splitlines()[0][:80]}"
+            (good if opens_well else others).append(place)
+    return good, others
 
 
 def is_imperative(text: str) -> bool:
-    """Return whether a text's first word reads as a verb in the imperative."""
-    word = re.match(r"[A-Za-z]+", text)
-    if word is None or not word.group()[0].isupper():
+    """Return whether a text opens with a verb in the imperative: "Return the rows", "Read, check and close"."""
+    opening = re.match(r"([A-Z][a-z-]*)(?:, ([a-z-]+))?(?=[\s,.:]|$)", text)
+    if opening is None:
         return False
-    first = word.group().lower()
-    return first not in NOT_A_START.split() and (first in VERBS_ALL_THE_SAME.split() or not NOT_A_VERB.search(first))
+    if any(w is not None and w.lower() not in VERBS for w in opening.groups()):
+        return False
+    return opening[1].lower() in NEVER_A_NOUN or not NOUN_FOLLOWS.match(text, opening.end())
+
+
+def is_noun_phrase(text: str) -> bool:
+    """Return whether a text opens with a noun, its article or an adjective: "A row", "Rows of a table", "ECE: …"."""
+    opening = re.match(r"`*[\w.-]+(?: [\w.-]+)*`+(?=[:,])|[\w-]+", text)
+    if opening is None or opening.group().lower() in NOT_A_NOUN:
+        return False
+    return opening.group().lower() not in VERBS or not DETERMINER_FOLLOWS.match(text, opening.end())
 
 
 def exempt_from_formatter(package: Path) -> int:
@@ -179,8 +233,10 @@ def main() -> int:
     print(f"files in circles: {circles(package)}")
     print(f"most parameters: {most_parameters(package)}")
     print(f"functions that take the whole job: {whole_job(package)}")
-    good, total, others = docstrings(package)
-    print(f"docstrings that start with an imperative verb: {good} of {total} ({good / total:.0%})")
+    good, others = openings(package)
+    total = len(good) + len(others)
+    print(f"docstrings that open with a verb, or with a noun for classes and modules: {len(good)} of {total} ", end="")
+    print(f"({len(good) / total:.0%})")
     print(f"# fmt: skip: {exempt_from_formatter(package)}")
     if "--list" in sys.argv:
         print(*others, sep="\n")

@@ -30,7 +30,7 @@ class Rows:
         yield from (([0, 1, 2],) for _ in range(2 - skip))
 
 
-def test_a_terminal_shows_a_bar_the_mean_terms_the_best_and_the_rates(monkeypatch):
+def test_a_terminal_shows_bar_mean_terms_best_and_rates(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
@@ -81,7 +81,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_stage_says_its_rate_and_the_time_to_go_after_ten_seconds(clock):
+def test_after_ten_seconds_a_stage_shows_rate_and_time_to_go(clock):
     said = []
     with reporting(said.append):
         for _ in stage("hashing rows", 4_000).over(range(4_000)):

@@ -18,6 +18,7 @@ from regraft.data.loading import load_data, read_rows, splits_as_given
 from regraft.data.types import DataOptions, Example
 from regraft.errors import DataError
 from regraft.pipeline.findings import CheckReport, cheap, in_words, run_checks, seen_of
+from regraft.tasks.classification import Classification
 
 
 def noise(path, seed: int, **how):
@@ -42,7 +43,7 @@ def flowers(tmp_path):
 def findings(path, task="classification", **options):
     """Of the cheap checks, as ``regraft check`` sees the data."""
     splits = splits_as_given(read_rows(DataOptions(path, on_bad="skip", **options)))
-    return run_checks(seen_of(splits, task, None))[0]
+    return run_checks(seen_of(splits, plugins.options_class("tasks", task)()))[0]
 
 
 def of(check, path, **options):
@@ -122,7 +123,7 @@ def test_pictures_that_exif_turns_are_noted(flowers, tag):
 
 
 @pytest.mark.fault(55)
-def test_links_pipes_and_folders_named_like_pictures_are_listed_and_not_opened(flowers, tmp_path):
+def test_links_pipes_and_folders_named_like_pictures_stay_shut(flowers, tmp_path):
     where = flowers / "train/iris"
     secret = noise(tmp_path / "secret.png", 96)
     before = secret.stat()
@@ -414,7 +415,7 @@ def test_flipped_labels_are_suspected_the_surest_first():
     assert given == sorted(given)
 
 
-def test_the_suspected_rows_are_those_whose_label_is_the_least_probable_of_all_classes():
+def test_suspected_rows_have_the_least_probable_label():
     """Counting by confident learning, choosing over classes: ten of a and five of b are surely the other
     class, but five more of b are less probable than any of those ten."""
     rng = np.random.default_rng(1)
@@ -468,7 +469,7 @@ def test_a_name_without_letters_matches_nothing():
     assert source_classes.plain("  ") == ""
 
 
-def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flowers, tmp_path):
+def test_test_rows_in_source_data_are_a_problem_or_caution(flowers, tmp_path):
     source = tmp_path / "source"
     for i in range(3):
         noise(source / "ant" / f"{i}.png", 500 + i)
@@ -476,7 +477,7 @@ def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flow
     with Image.open(flowers / "train/tulip/1.png") as image:
         image.resize((96, 96)).save(source / "ant/near.jpg", quality=90)
     splits = splits_as_given(read_rows(DataOptions(flowers)))
-    seen = seen_of(splits, "classification", None)
+    seen = seen_of(splits, Classification())
     rows = tuple(read_rows(DataOptions(source)).examples)
     found = found_by("source_overlap", replace(seen, source_rows=rows))
     assert [(f.severity, f.count, f.what) for f in found] == [
@@ -490,7 +491,7 @@ def test_test_rows_in_the_source_data_are_a_problem_and_near_ones_a_caution(flow
 
 
 def test_what_did_not_run_says_what_it_needs(flowers):
-    _, not_run = run_checks(seen_of(splits_as_given(read_rows(DataOptions(flowers))), "classification", None))
+    _, not_run = run_checks(seen_of(splits_as_given(read_rows(DataOptions(flowers))), Classification()))
     assert set(not_run) == {"label_errors", "source_classes", "source_overlap"}
     assert all("--source" in why for why in not_run.values())
     assert set(run_checks(seen_of_texts())[1]) - set(not_run) == {"truncated_texts"}

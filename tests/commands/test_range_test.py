@@ -34,7 +34,7 @@ def trial(source, rows, target, task, chosen, *, freezing, batch=21, **more):
     )
 
 
-def test_gradient_descent_on_a_parabola_breaks_at_two_over_the_largest_curvature(numbers_source, number_rows):
+def test_gradient_descent_breaks_at_two_over_the_curvature(numbers_source, number_rows):
     """Full-batch descent on the head of a least-squares loss diverges for a rate above 2/λmax."""
     source, (rows, _) = numbers_source(), number_rows(40)
     target = graft(source, 1)

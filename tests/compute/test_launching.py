@@ -174,7 +174,7 @@ def interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_signal_to_the_launcher_is_passed_on_and_is_its_exit_code(ranks, interrupts, capfd):
+def test_the_launcher_passes_a_signal_on_and_exits_with_it(ranks, interrupts, capfd):
     out = ranks(WAIT)
 
     def interrupt():

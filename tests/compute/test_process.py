@@ -60,7 +60,7 @@ def test_a_loader_process_that_is_killed_names_the_rows():
 
 
 @pytest.mark.fault(21)
-def test_a_loader_process_killed_while_the_main_one_is_busy_names_the_rows_when_they_are_asked_for():
+def test_a_worker_killed_while_nobody_asks_names_its_rows_later():
     """Not the step that happens to run then."""
     rows = iter(rows_of(kill_at_five))
     next(rows)
@@ -72,7 +72,7 @@ def test_a_loader_process_killed_while_the_main_one_is_busy_names_the_rows_when_
 
 
 @pytest.mark.fault(21)
-def test_a_loader_process_killed_between_two_passes_is_begun_anew():
+def test_a_worker_killed_between_two_passes_is_started_anew():
     rows = rows_of(number)
     first = [x for _, inputs, _ in rows for x in inputs.flatten().tolist()]
     (child,) = multiprocessing.active_children()
@@ -83,7 +83,7 @@ def test_a_loader_process_killed_between_two_passes_is_begun_anew():
     assert other.pid != child.pid
 
 
-def test_what_a_transform_throws_in_a_loader_process_is_not_taken_for_a_kill():
+def test_an_error_of_a_transform_in_a_worker_is_no_kill():
     for error in (RuntimeError("no such luck"), ConnectionResetError("no such luck")):
 
         def throw(inputs, error=error):
@@ -107,7 +107,7 @@ def test_a_loader_process_that_is_slow_is_waited_for():
 
 @pytest.mark.fault(23)
 @pytest.mark.filterwarnings("ignore:Got pickle error")  # torch says it beside
-def test_a_transform_that_cannot_be_sent_to_loader_processes_says_so():
+def test_a_transform_that_cannot_be_sent_to_workers_is_refused():
     """As on systems where these begin anew and do not fork."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
@@ -119,7 +119,7 @@ def test_a_transform_that_cannot_be_sent_to_loader_processes_says_so():
 
 
 @pytest.mark.fault(23)
-def test_loader_processes_that_fork_read_what_the_main_process_reads():
+def test_forked_workers_read_what_the_main_process_reads():
     """After torch has threads: a lock that one of them held would hang in a child."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -235,11 +235,9 @@ def test_another_number_of_threads_is_within_rounding(numbers_source, number_row
 
 @pytest.mark.parametrize("text", ["10", "10 hours", "min", "-1 min", "0.5.5 min", ""])
 def test_how_often_to_save_is_steps_or_minutes(text):
-    from regraft.plan.options import checkpoint_every
-
     with pytest.raises(PlanError, match=r"run\.checkpoint_every"):
         check({**BASE, "run": {"checkpoint_every": text}})
-    assert checkpoint_every(check(BASE)) == (0, 600)
-    assert checkpoint_every(check({**BASE, "run": {"checkpoint_every": 7}})) == (7, 0)
+    assert check(BASE).run.checkpoint_interval == (0, 600)
+    assert check({**BASE, "run": {"checkpoint_every": 7}}).run.checkpoint_interval == (7, 0)
     half = check({**BASE, "run": {"checkpoint_every": "0.5 min"}})
-    assert checkpoint_every(half) == (0, 30)
+    assert half.run.checkpoint_interval == (0, 30)

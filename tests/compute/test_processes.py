@@ -128,7 +128,7 @@ def test_other_processes_than_asked_for_are_refused(monkeypatch):
 
 @pytest.mark.fault(88)
 @pytest.mark.parametrize("met", [1, 2])
-def test_processes_that_were_started_and_have_not_met_are_refused(monkeypatch, met):
+def test_ranks_that_were_started_and_have_not_met_are_refused(monkeypatch, met):
     """Else each would train on all rows as if it were alone, and write what the others write."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr("accelerate.PartialState", lambda cpu: None)
@@ -159,7 +159,7 @@ def test_one_process_is_told_what_it_says():
     assert (processes.rank(), processes.world_size(), processes.is_rank0()) == (0, 1, True)
 
 
-def test_a_fit_that_diverges_is_raised_once_every_process_has_told_its_own(monkeypatch):
+def test_divergence_is_raised_after_all_ranks_have_gathered(monkeypatch):
     """Else the others would wait, or take what is told next for what they wait for."""
     told = []
 

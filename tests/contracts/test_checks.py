@@ -132,7 +132,7 @@ def test_where_nothing_is_wrong_nothing_is_found(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_finds_and_says_how_many_of_how_many_where_and_what_to_do(name):
+def test_a_check_finds_and_counts_with_place_and_remedy(name):
     seen = texts(dirty()) if name == "short_texts" else dirty()
     findings = found(name, seen)
     assert findings, f"{name} found nothing in data with everything wrong"

@@ -30,12 +30,13 @@ def write(path, text):
     return path
 
 
-def read(path, **options):
-    return table.read(path, DataOptions(path, **options))
+def read(path, empty_labels=False, **options):
+    given = DataOptions(path, **options)
+    return table.read(path, given.with_empty_labels() if empty_labels else given)
 
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
-def test_a_format_detects_and_reads_and_refuses_what_is_not_its_own(name, tmp_path):
+def test_a_format_reads_its_own_and_refuses_others(name, tmp_path):
     module = plugins.module("formats", name)
     assert module.detects(tmp_path) is False
     with pytest.raises(DataError, match=tmp_path.name):
@@ -89,7 +90,7 @@ def test_a_class_beside_the_splits_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.fault(55)
-def test_links_out_of_the_folder_and_other_files_are_left_out_and_said(tmp_path):
+def test_outward_links_and_other_files_are_left_out_and_counted(tmp_path):
     outside = tmp_path / "outside.jpg"
     picture(outside)
     root = tmp_path / "data"
@@ -113,7 +114,7 @@ def test_columns_mean_nothing_in_a_folder_of_pictures(tmp_path):
         image_folder.read(tmp_path, DataOptions(tmp_path, group="patient"))
 
 
-def test_a_folder_of_pictures_beside_a_table_is_not_taken_for_a_class(tmp_path):
+def test_a_folder_of_pictures_beside_a_table_is_no_class(tmp_path):
     picture(tmp_path / "images/a.jpg")
     write(tmp_path / "labels.csv", "image,label\nimages/a.jpg,x\n")
     assert not image_folder.detects(tmp_path)
@@ -146,7 +147,7 @@ def test_a_list_of_labels_is_one_cell(tmp_path):
     assert read(path, label_separator="|", empty_labels=True).rows[0].cells == ("x|y",)
 
 
-def test_a_quoted_cell_may_hold_commas_and_every_kind_of_line_break(tmp_path):
+def test_a_quoted_cell_may_hold_commas_and_any_line_break(tmp_path):
     text = "one,\ntwo\u2028three"
     path = write(tmp_path / "t.csv", f'text,label\n"{text}",x\nplain\u2028too,y\n')
     assert [r.inputs for r in read(path).rows] == [(text,), ("plain\u2028too",)]
@@ -267,7 +268,7 @@ def test_split_folders_in_any_case_are_splits_and_said(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("trn", "tst"), ("X_train", "X_test"), ("traindata", "Holdout"), ("tr", "te")])
-def test_folders_that_look_like_splits_and_hold_the_same_folders_are_no_classes(tmp_path, names):
+def test_folders_like_splits_with_equal_folders_are_no_classes(tmp_path, names):
     for name in names:
         picture(tmp_path / name / "cat/a.jpg")
         picture(tmp_path / name / "dog/a.jpg")
@@ -275,7 +276,7 @@ def test_folders_that_look_like_splits_and_hold_the_same_folders_are_no_classes(
         image_folder.read(tmp_path, DataOptions(tmp_path))
 
 
-def test_classes_may_hold_the_same_folders_where_no_name_looks_like_a_split(tmp_path):
+def test_classes_may_hold_the_same_folders_without_split_names(tmp_path):
     for name in ("cat", "dog"):
         picture(tmp_path / name / "front/a.jpg")
         picture(tmp_path / name / "side/a.jpg")
@@ -283,7 +284,7 @@ def test_classes_may_hold_the_same_folders_where_no_name_looks_like_a_split(tmp_
 
 
 @pytest.mark.parametrize("names", [("train", "test1"), ("Train", "Val"), ("train",)])
-def test_splits_full_of_pictures_are_no_classes_and_their_tables_are_named(tmp_path, names):
+def test_splits_full_of_pictures_are_no_classes(tmp_path, names):
     for name in names:
         picture(tmp_path / name / "cat.1.jpg")
         write(tmp_path / name / "metadata.csv", "file_name,label\n")
@@ -309,13 +310,13 @@ def test_a_split_that_is_repeated_inside_itself_is_entered(tmp_path):
     assert rows_of(tmp_path)[0] == {("train", "sea"), ("test", "sea")}
 
 
-def test_a_class_may_be_called_like_a_split_where_there_is_no_train(tmp_path):
+def test_a_class_may_be_called_like_a_split_without_train(tmp_path):
     picture(tmp_path / "Dev/one/a.jpg")
     picture(tmp_path / "Ops/one/a.jpg")
     assert rows_of(tmp_path)[0] == {(None, "Dev"), (None, "Ops")}
 
 
-def test_a_folder_around_the_splits_is_refused_with_the_path_to_give(tmp_path):
+def test_a_folder_around_the_splits_is_refused_with_the_path(tmp_path):
     picture(tmp_path / "flowers/train/rose/a.jpg")
     with pytest.raises(DataError, match=f"give {tmp_path / 'flowers'}"):
         image_folder.read(tmp_path, DataOptions(tmp_path))
@@ -346,7 +347,7 @@ def test_pictures_under_other_suffixes_are_rows_by_their_content(tmp_path):
     assert sorted(r.where for r in raw.rows) == ["cat/a.jpg", "fox/a.jfif", "fox/b", "fox/c.download", "fox/d.x"]
 
 
-def test_pictures_that_are_not_read_are_rows_so_that_they_are_counted(tmp_path):
+def test_pictures_that_are_not_read_are_counted_rows(tmp_path):
     picture(tmp_path / "cat/a.jpg")
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
@@ -354,7 +355,7 @@ def test_pictures_that_are_not_read_are_rows_so_that_they_are_counted(tmp_path):
         read_rows(DataOptions(tmp_path))
 
 
-def test_a_class_whose_files_are_no_pictures_is_an_error_unless_skipped(tmp_path):
+def test_a_class_without_pictures_is_an_error_unless_skipped(tmp_path):
     picture(tmp_path / "cat/a.jpg")
     (tmp_path / "fox").mkdir()
     (tmp_path / "fox/a.dat").write_bytes(b"1234")
@@ -366,7 +367,7 @@ def test_a_class_whose_files_are_no_pictures_is_an_error_unless_skipped(tmp_path
 
 @pytest.mark.fault(55)
 @pytest.mark.parametrize("what", ["pictures", "class folder", "split folder"])
-def test_links_that_empty_a_class_are_an_error_and_followed_where_asked(tmp_path, what):
+def test_links_that_empty_a_class_are_an_error_unless_followed(tmp_path, what):
     root, store = tmp_path / "data", tmp_path / "store"
     for name in ("cat", "dog"):
         picture(store / name / "a.png")
@@ -486,7 +487,7 @@ def test_a_text_that_is_a_list_is_refused(tmp_path):
         read(path)
 
 
-def test_the_tasks_separator_joins_lists_and_two_separators_are_refused(tmp_path):
+def test_the_tasks_separator_joins_lists_two_are_refused(tmp_path):
     task = MultiLabel(separator="|")
     options = DataOptions(tmp_path).for_task(task)
     assert options.label_separator == "|" and options.empty_labels
@@ -541,7 +542,7 @@ def test_a_number_without_a_name_among_names_is_an_error(tmp_path):
         read(path)
 
 
-def test_a_tables_pictures_that_are_links_are_said_and_followed_where_asked(tmp_path):
+def test_linked_pictures_of_a_table_are_counted_or_followed(tmp_path):
     picture(tmp_path / "store/a.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.png").symlink_to(tmp_path / "store/a.png")

@@ -367,7 +367,7 @@ def test_delta_leaves_padding_out_and_takes_maps_by_channel():
     assert channels(torch.zeros(2, 5, 7, 7)).shape == (2, 5, 7, 7)
 
 
-def test_delta_weighs_channels_by_what_the_target_loses_without_each(numbers_source):
+def test_delta_weighs_channels_by_the_loss_without_each(numbers_source):
     torch.manual_seed(0)
     source, train = numbers_source(), Train()
     target = graft(source, 3)
@@ -448,7 +448,7 @@ def test_delta_needs_cuts_and_a_pattern_that_matches(numbers_source):
         options_class("regularizers", "delta")().prepare(graft(source, 3), None, None)
 
 
-def test_replay_is_the_loss_of_source_rows_through_the_sources_head(numbers_source):
+def test_replay_is_the_source_rows_loss_through_the_old_head(numbers_source):
     source = numbers_source()
     target, replay = setting(source, "replay", strength=0.7)
     with torch.no_grad():
@@ -539,7 +539,7 @@ def test_ewc_and_replay_need_source_data(numbers_source):
             options_class("regularizers", name)().prepare(graft(numbers_source(), 3), None, None)
 
 
-def test_training_with_delta_stays_nearer_to_the_sources_features(numbers_source, number_rows):
+def test_training_with_delta_stays_nearer_to_source_features(numbers_source, number_rows):
     source, (examples, targets) = numbers_source(), number_rows(64)
     train = Batches(examples, targets, build(source.preprocess), batch_size=16)
     task = options_class("tasks", "classification")().make([(str(c),) for c in range(3)], ("y",))

@@ -150,7 +150,7 @@ def test_targets_of_another_length_are_refused():
         Batches(numbers(2), torch.arange(3), build(NUMBER), 4)
 
 
-def test_balanced_draws_are_equal_by_class_and_no_row_waits_for_a_second_draw():
+def test_balanced_draws_are_equal_by_class_and_use_every_row():
     strata = ["a"] * 30 + ["b"] * 7 + ["c"]
     ids = [f"id{i}" for i in range(38)]
     drawn = balanced(ids, strata, 0, 1)
@@ -199,7 +199,7 @@ def test_balanced_draws_compare_no_row_with_each_class():
     assert Looked.compared < 10_000
 
 
-def test_a_balanced_epoch_augments_a_repeated_row_anew_and_evaluation_stays_as_it_is(tmp_path):
+def test_a_balanced_epoch_augments_a_repeated_row_anew(tmp_path):
     rows, targets = examples(tmp_path, 9), torch.arange(9)
     strata = ["rare"] + ["often"] * 8
     batches = Batches(rows, targets, build(SPEC), 4, augment=Augment(), strata=strata, workers=2)
@@ -245,7 +245,7 @@ def test_two_passes_at_once_do_not_mix():
     assert sorted(i for ids, _, _ in batches.epoch(3) for i in ids) == sorted(e.id for e in batches.examples)
 
 
-def test_pictures_travel_as_bytes_and_come_in_the_layout_asked_for(tmp_path):
+def test_pictures_travel_as_bytes_and_come_in_the_layout(tmp_path):
     rows = examples(tmp_path, 5)
     p = build(SPEC)
     stacked = p.stack([p.one(e.inputs) for e in rows])

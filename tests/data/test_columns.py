@@ -154,7 +154,7 @@ def test_ids_splits_and_digests_are_those_of_the_plain_rules(tmp_path, small, fo
         leak_limit=1.0,
         on_bad="skip",
     )
-    parts, settled = plain_load(table.read(options.path, options).rows, options)
+    parts, settled = plain_load(table.read(tmp_path / "t.csv", options).rows, options)
     splits, _ = load_data(options, task.make, task.strata)
     for name, part in parts.items():
         assert getattr(splits, name) == part, name
@@ -199,7 +199,7 @@ def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
     plain = replace(splits, **{s: tuple(getattr(splits, s)) for s in ("train", "val", "test")})
     assert isinstance(splits.train, Examples)
     for check in (exact_duplicates, conflicting_labels, near_duplicates, short_texts, classes):
-        one, two = (list(check.check(seen_of(s, "classification", None))) for s in (splits, plain))
+        one, two = (list(check.check(seen_of(s, Classification()))) for s in (splits, plain))
         assert one == two, check.__name__
 
 
@@ -336,7 +336,7 @@ def test_what_was_seen_of_a_picture_comes_back(small):
     assert [e.facts for e in kept] == [given[2], given[0]] and kept[0].facts == given[2]
 
 
-def test_equal_keys_with_other_contents_are_sorted_by_the_whole_hash(small):
+def test_equal_keys_are_sorted_by_the_whole_content_hash(small):
     digests = np.zeros((3, 32), np.uint8)
     digests[:, 31] = [9, 1, 5]
     found = [Row((f"{i}",), ("x",), f"row {i}") for i in range(3)]

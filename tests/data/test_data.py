@@ -54,7 +54,7 @@ table_rows = st.lists(
 @pytest.mark.fault(43)
 @pytest.mark.fault(44)
 @given(table_rows, st.integers(0, 3), st.randoms(use_true_random=False))
-def test_splits_do_not_depend_on_row_order_and_keep_groups_and_duplicates_whole(tmp_path, found, seed, rng):
+def test_splits_ignore_row_order_and_keep_groups_whole(tmp_path, found, seed, rng):
     found += [(f"sure {i}", "xy"[i % 2], "") for i in range(8)]
     first = load(tmp_path / "t.csv", found, split_seed=seed)
     rng.shuffle(found)
@@ -80,7 +80,7 @@ def test_draws_are_stratified_to_the_row(tmp_path):
     assert any("bring no test: 60 rows" in n for n in splits.notes)
 
 
-def test_another_seed_is_another_split_and_the_same_seed_the_same(tmp_path):
+def test_a_seed_makes_its_split_and_another_seed_another(tmp_path):
     one, two = (load(tmp_path / "t.csv", rows(100), split_seed=s) for s in (0, 1))
     assert one.digest != two.digest
     assert one.digest == load(tmp_path / "t.csv", rows(100)).digest
@@ -169,7 +169,7 @@ def test_more_leaks_than_the_limit_stop_a_fit_and_name_rows(tmp_path, later, ear
 
 
 @pytest.mark.fault(40)
-def test_a_test_that_is_all_in_train_stops_a_fit_unless_it_is_allowed(tmp_path):
+def test_a_test_that_is_all_in_train_stops_a_fit_unless_allowed(tmp_path):
     found = [(*r[:2], "train") for r in rows(60)] + [(*r[:2], "test") for r in rows(20)]
     with pytest.raises(DataError, match="20 of 20 rows of test are in train too"):
         load(tmp_path / "t.csv", found, "text,label,split")
@@ -231,7 +231,7 @@ def test_groups_too_large_to_draw_give_no_val(tmp_path):
     assert splits.val == () and splits.notes == ("there is no val: the groups are too few",)
 
 
-def test_paths_and_formats_that_do_not_exist_are_answered_with_the_nearest(tmp_path):
+def test_missing_paths_and_formats_get_the_nearest_name(tmp_path):
     (tmp_path / "flowers").mkdir()
     with pytest.raises(DataError, match='does not exist; did you mean "flowers"'):
         data.read_raw(DataOptions(tmp_path / "flower"))
@@ -242,7 +242,7 @@ def test_paths_and_formats_that_do_not_exist_are_answered_with_the_nearest(tmp_p
 
 
 def test_a_fraction_outside_its_range_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="val is a fraction"):
+    with pytest.raises(ValueError, match="less than 1"):
         DataOptions(tmp_path, val=1.0)
 
 

@@ -174,7 +174,7 @@ def test_a_worker_that_was_killed_between_pictures_is_replaced(decoders, small):
 
 
 @pytest.mark.fault(82)
-def test_a_picture_that_takes_too_long_costs_a_worker_which_is_replaced(decoders, small, monkeypatch):
+def test_a_worker_with_too_slow_a_picture_is_replaced(decoders, small, monkeypatch):
     monkeypatch.setattr(decoding, "QUICK_S", 0.2)
     monkeypatch.setattr(decoding, "SLOW_S", 0.3)
     first = decoders._workers[1][0].start()  # the one for large files

@@ -69,9 +69,7 @@ def test_no_bit_depends_on_whether_pictures_were_kept(rows, tmp_path, augment, w
             assert ids == ids2 and torch.equal(x, x2) and torch.equal(y, y2)
 
 
-def test_a_second_run_takes_the_first_ones_pictures_and_some_rows_take_those_of_all(
-    rows, tmp_path, always, monkeypatch
-):
+def test_a_second_run_and_a_part_of_the_rows_hit_the_cache(rows, tmp_path, always, monkeypatch):
     cache, said = FeatureCache(tmp_path / "cache", 10**9), []
     keep(batches(rows), "train", rows, cache, 3, {}, said.append)
     some, expected = batches(rows[2:7]), list(batches(rows[2:7]).epoch(1))
@@ -159,7 +157,7 @@ def test_augmenting_leaves_what_is_kept_as_it_is(rows, tmp_path):
     assert (path / "pixels.bin").read_bytes() == before
 
 
-def test_another_process_maps_the_pictures_anew_and_goes_on_without(rows, tmp_path):
+def test_another_process_maps_the_pictures_or_goes_on_without(rows, tmp_path):
     path = entry(rows, FeatureCache(tmp_path / "cache", 10**9))
     kept = opened(path)
     sent = pickle.dumps(kept)
@@ -224,7 +222,7 @@ import sys, os, re
 import numpy as np
 from pathlib import Path
 from regraft.data.store import FeatureCache
-from regraft.data.decoded_images import Kept
+from regraft.data.decoded_images import DecodedImages
 from regraft.data.image_store import write
 import torch
 
@@ -234,7 +232,7 @@ def anonymous():
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 write(FeatureCache(root, 10**10), "a" * 64,
       ((f"{i:016x}", torch.full((3, 256, 256), i % 251, dtype=torch.uint8)) for i in range(count)))
-kept = FeatureCache(root, 10**10).read("a" * 64, Kept.of)
+kept = FeatureCache(root, 10**10).read("a" * 64, DecodedImages.of)
 before = anonymous()
 for i in range(count):
     assert int(kept.get(f"{i:016x}-0").sum()) == (i % 251) * 3 * 256 * 256
@@ -251,7 +249,7 @@ def test_reading_mapped_pictures_takes_no_memory_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_that_are_kept_after_a_pass_are_taken_in_the_next(rows, tmp_path, workers):
+def test_pictures_cached_in_a_pass_are_used_in_the_next(rows, tmp_path, workers):
     kept = opened(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
     given = batches(rows, workers=workers)
     before = list(given.epoch(1))

@@ -184,7 +184,7 @@ def test_a_tokenizer_that_does_not_cut_is_refused(tokenizer):
     assert len(p.many([("one two three one two",)])[0]["input_ids"]) == 5
 
 
-def test_a_tokenizer_that_panics_is_refused_and_an_interrupt_is_not(tokenizer):
+def test_a_tokenizer_that_panics_is_refused_an_interrupt_is_not(tokenizer):
     p = build(tokenizer)
 
     def call(error):
@@ -282,7 +282,7 @@ def test_the_stable_key_does_not_move():  # runs of earlier versions depend on i
 # ---------------------------------------------------------------- decoded once
 
 
-def test_a_picture_is_decoded_once_and_again_when_the_file_changes(tmp_path, monkeypatch):
+def test_a_picture_is_decoded_again_when_its_file_changes(tmp_path, monkeypatch):
     from regraft.data import images as pictures
 
     read: list[str] = []

@@ -64,7 +64,7 @@ def test_cautions_alone_exit_with_0(pictures, cli, tmp_path):
     assert code == 0 and "1 caution" in out and "0 problems" in out
 
 
-def test_a_source_adds_label_errors_and_leaves_its_features_for_fit(planted, weights, cli, tmp_path):
+def test_a_source_adds_label_errors_and_caches_its_features(planted, weights, cli, tmp_path):
     args = [
         "--source",
         "timm:test_resnet",

@@ -93,7 +93,7 @@ def test_a_run_folder_is_complete_and_holds_no_pickle(photo_run):
     ]
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_can_be_skipped(photo_run, pictures, cli, tmp_path):
+def test_unreadable_pictures_are_counted_and_can_be_skipped(photo_run, pictures, cli, tmp_path):
     good = pictures / "test" / "navy" / "000.png"
     for name in ("bad.png", "worse.png"):
         (tmp_path / name).write_bytes(b"no picture")
@@ -252,7 +252,7 @@ def test_several_labels_a_row(pictures, weights, cli, tmp_path):
     assert first["probability"] is None
 
 
-def test_three_pictures_a_class_use_folds_and_three_seeds_give_a_verdict(make_pictures, weights, cli, tmp_path):
+def test_three_pictures_a_class_use_folds_three_seeds_a_verdict(make_pictures, weights, cli, tmp_path):
     data = make_pictures(tmp_path / "few", train=3, test=6)
     args = [
         *tiny(weights),

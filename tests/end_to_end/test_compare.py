@@ -55,7 +55,7 @@ def right(run: Path) -> np.ndarray:
     return np.array([rows[i] for i in sorted(rows)])
 
 
-def test_the_difference_is_that_of_the_predictions_on_the_same_rows(runs: list[Path]) -> None:
+def test_the_difference_is_paired_on_the_same_rows(runs: list[Path]) -> None:
     first, second = regraft.compare(runs)
     assert first.gain is None and second.gain is not None
     by_hand = right(runs[1]).mean() - right(runs[0]).mean()
@@ -79,7 +79,7 @@ def test_the_order_of_rows_does_not_matter(runs: list[Path], tmp_path: Path) -> 
     assert regraft.compare([runs[0], other])[1].gain == regraft.compare(runs)[1].gain
 
 
-def test_the_command_prints_a_line_a_run_and_says_what_it_is_about(runs: list[Path], cli: Any) -> None:
+def test_the_command_prints_a_line_a_run_and_names_the_metric(runs: list[Path], cli: Any) -> None:
     code, printed, err = cli("compare", *runs)
     assert code == 0, err
     assert "accuracy on test, n = 60" in printed and "about these models, not the methods" in printed

@@ -90,7 +90,7 @@ def test_rows_are_nested_and_as_many_of_each_class(pictures: Path, weights: Path
     assert sorted(p.strata[i] for i in more) == sorted(p.task.classes * 5)
 
 
-def test_too_few_rows_are_refused_by_class_before_anything_is_made(
+def test_too_few_rows_are_refused_by_class_at_the_start(
     cli: Cli, pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
     arguments = (

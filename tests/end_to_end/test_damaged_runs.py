@@ -61,7 +61,7 @@ RESULTS = [
 
 
 @pytest.mark.parametrize(("key", "value"), RESULTS)
-def test_a_result_that_is_not_one_is_refused_wherever_it_is_shown(run, made, cli, key, value):
+def test_a_damaged_result_is_refused_wherever_it_is_shown(run, made, cli, key, value):
     changed(run / "result.json", value, key)
     for args in (["report", run], ["compare", run, made], ["list", run.parent]):
         code, _, err = cli(*args)
@@ -96,7 +96,7 @@ def test_one_damaged_run_does_not_hide_the_others(run, made, cli):
         ("loading.json", {"a": 1}, ()),
     ],
 )
-def test_other_files_that_are_not_what_they_were_stop_the_report_in_words(run, cli, file, value, keys):
+def test_other_damaged_files_stop_the_report_in_words(run, cli, file, value, keys):
     changed(run / file, value, *keys)
     code, _, err = cli("report", run)
     assert code in (0, 2) and "unexpected" not in err
@@ -133,7 +133,7 @@ def test_labels_that_are_none_are_refused(run, pictures, cli, value, keys):
 
 
 @pytest.mark.parametrize("how", ["absolute", "above", "link", "link to a folder", "long"])
-def test_a_run_from_elsewhere_puts_no_file_of_this_machine_into_its_report(run, cli, tmp_path, how):
+def test_a_foreign_run_puts_no_local_file_into_its_report(run, cli, tmp_path, how):
     import base64
 
     secret = tmp_path / "secret.txt"

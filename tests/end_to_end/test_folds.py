@@ -96,7 +96,7 @@ def test_balanced_sampling_is_refused_where_it_means_nothing(pictures: Path, wei
     assert r["fit"]["epochs"] == 1
 
 
-def test_a_group_that_fills_more_folds_than_there_are_groups_is_refused(weights: Path, tmp_path: Path) -> None:
+def test_more_folds_than_groups_are_refused(weights: Path, tmp_path: Path) -> None:
     from .conftest import picture
 
     lines = [("file", "label", "split", "plant")]

@@ -111,7 +111,7 @@ def test_line_ends_of_windows_give_the_same_rows(tmp_path, suffix):
 
 
 @pytest.mark.fault(89)
-def test_a_plan_and_a_manifest_with_line_ends_of_windows_read_the_same(texts, tmp_path):
+def test_windows_line_ends_in_plan_and_manifest_read_the_same(texts, tmp_path):
     text = '[source]\nref = "timm:a"\n[data]\npath = "ü"\n[fit]\nepochs = 3\n'
     (tmp_path / "unix.toml").write_bytes(text.encode())
     (tmp_path / "dos.toml").write_bytes(text.replace("\n", "\r\n").encode())

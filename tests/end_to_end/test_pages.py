@@ -99,7 +99,7 @@ def browser(address: str, problems: list[str]) -> Iterator[Any]:
             chromium.close()
 
 
-def test_a_run_of_another_process_is_followed_to_its_end_and_then_listed_and_compared(pictures, weights, tmp_path):
+def test_a_run_of_another_process_is_followed_to_its_end(pictures, weights, tmp_path):
     runs = tmp_path / "runs"
     problems: list[str] = []
     quiet = ("-q", "--set", "regularizers.l2_sp.alpha=0.01")

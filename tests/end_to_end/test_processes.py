@@ -114,7 +114,7 @@ def test_two_processes_that_are_killed_go_on_as_two_or_as_one(pictures, weights,
             assert b["terms"] == pytest.approx(a["terms"], abs=1e-4)
 
 
-def test_divided_weights_make_the_run_of_whole_ones_after_a_kill_too(pictures, weights, tmp_path):
+def test_sharded_weights_make_the_run_of_whole_ones_after_a_kill(pictures, weights, tmp_path):
     """Of the scratch control too, whose batch norms train: so of two processes both times."""
     more = [
         "--nproc",

@@ -81,7 +81,7 @@ MUCH = [{"fit__average": 0.999}, {"fit__weight_decay": 50.0}, {"regularizers__l2
 
 
 @pytest.mark.parametrize("much", MUCH, ids=lambda m: next(iter(m)))
-def test_what_was_set_for_kept_weights_does_not_hold_scratch_back(fit, much):
+def test_settings_for_kept_weights_do_not_hold_scratch_back(fit, much):
     """An average over the whole fit, and a decay and a penalty that its rate cannot bear."""
     plain, held = (fit(120, evaluate__scratch_budget=15.0, **more) for more in ({}, much))
     assert scratch(held) == scratch(plain) and scratch(plain)["accuracy"] > 0.6
@@ -90,7 +90,7 @@ def test_what_was_set_for_kept_weights_does_not_hold_scratch_back(fit, much):
 
 
 @pytest.mark.parametrize("rows", [40, 120])  # by folds, and on val
-def test_a_rate_that_diverges_is_out_and_only_all_of_them_end_the_run(fit, rows):
+def test_a_rate_that_diverges_is_out_and_all_of_them_end_the_run(fit, rows):
     one = fit(rows, evaluate__scratch_rates=[1.0])
     for rates in ([1e30, 1.0], [1e-30, 1.0]):  # itself, and the one beyond
         some = fit(rows, evaluate__scratch_rates=rates)
@@ -119,14 +119,14 @@ def test_a_rate_that_diverges_with_a_later_seed_is_named(fit, monkeypatch):
         fit(120, run__seeds=2)
 
 
-def test_beside_a_pull_to_the_source_scratch_has_the_usual_decay_and_no_further_try(fit):
+def test_beside_a_pull_to_the_source_scratch_has_the_usual_decay(fit):
     out = fit(120, regularizers__l2_sp__alpha=0.1)
     assert tomllib.loads((out / "plan.toml").read_text())["fit"]["weight_decay"] == 0
     assert scratch(out) == scratch(fit(120))
     assert json.loads((out / "result.json").read_text())["scratch"]["chosen"].startswith("rate 0.03,")
 
 
-def test_where_the_best_rate_is_the_outermost_one_beyond_is_tried(fit):
+def test_beyond_an_outermost_best_rate_another_is_tried(fit):
     out = fit(120, evaluate__scratch_rates=[0.001, 0.003], evaluate__scratch_budget=5.0)
     result = json.loads((out / "result.json").read_text())
     assert result["scratch"]["chosen"] == "rate 0.00027, chosen by val"

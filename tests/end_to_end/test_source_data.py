@@ -93,7 +93,7 @@ def test_the_summary_says_what_was_forgotten(target: Path, cli: Cli) -> None:
     assert "forgetting" in said and "n = 120 source rows; under 200 rows: no claim" in said
 
 
-def test_data_of_the_source_that_are_gone_leave_a_proxy_and_a_note(
+def test_missing_source_data_leave_a_proxy_and_a_note(
     source: Path, source_data: Path, pictures: Path, tmp_path: Path
 ) -> None:
     moved = source_data.with_name("elsewhere")
@@ -264,7 +264,7 @@ def test_over_folds_a_point_is_written_without_source_data_too(
     assert one == other  # the same point of the same line
 
 
-def test_over_folds_a_run_that_stayed_at_its_start_has_no_other_point_to_write(
+def test_over_folds_a_run_at_its_start_has_no_other_point(
     source: Path, pictures: Path, tmp_path: Path, cli: Cli
 ) -> None:
     run, new = tmp_path / "run", tmp_path / "new"
@@ -306,7 +306,7 @@ def test_the_source_is_watched_after_every_epoch_when_asked(source: Path, pictur
         )
 
 
-def test_a_frontier_of_another_seed_or_a_changed_source_is_refused(target: Path, tmp_path: Path) -> None:
+def test_a_frontier_of_another_seed_or_source_is_refused(target: Path, tmp_path: Path) -> None:
     from regraft.commands.frontier import rechoose, write_chosen
 
     run = tmp_path / "run"

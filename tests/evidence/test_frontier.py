@@ -27,7 +27,7 @@ def no_rows():
     raise AssertionError("equal statistics stay: there is nothing to estimate")
 
 
-def test_both_ends_are_exact_and_points_between_are_the_weighted_mean(numbers_source):
+def test_ends_are_exact_and_points_between_the_weighted_mean(numbers_source):
     target, start, end = ends(numbers_source())
     for alpha in (0.0, 0.3, 1.0):
         load_point(target, start, end, alpha, no_rows, CPU, "contiguous")

@@ -80,7 +80,7 @@ def test_without_val_folds_decide_and_without_folds_the_middle():
     assert alone.strength == 0.1 and not alone.losses
 
 
-def test_constant_features_and_more_features_than_rows_are_no_trouble():
+def test_constant_features_and_more_than_rows_are_no_trouble():
     x, y = rows(12, 40)
     x[:, 3] = 7.0
     probe = fit_probe(outputs(x, y), CLASSES, [0.01])
@@ -149,7 +149,7 @@ def test_scipys_own_threads_do_not_wait_beside_torchs(monkeypatch):
     assert found == [[1] * len(before)]
 
 
-def test_a_part_of_train_has_each_class_by_its_share_in_any_order():
+def test_a_part_of_train_has_each_class_by_its_share():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1, 2], [900, 285, 15])
     ids = tuple(f"{i:04d}" for i in rng.permutation(1_200))
@@ -165,7 +165,7 @@ def test_a_part_of_train_has_each_class_by_its_share_in_any_order():
         assert same.issuperset(own[: counts[k]])
 
 
-def test_more_rows_than_the_work_allows_are_a_part_and_that_is_said(monkeypatch):
+def test_more_rows_than_the_work_allows_are_a_part_with_a_note(monkeypatch):
     train, val = outputs(*rows(200)), outputs(*rows(100, seed=1))
     whole = fit_probe(train, CLASSES, [0.1], val=val)
     assert (whole.rows, whole.of, whole.note) == (200, 200, "")
@@ -193,7 +193,7 @@ def test_folds_of_a_part_of_train_are_its_own():
     assert "2-fold" in found.chosen_by
 
 
-def test_passes_over_all_rows_come_near_to_the_fit_of_all_and_val_decides(monkeypatch):
+def test_passes_over_all_rows_come_near_to_the_fit_of_all(monkeypatch):
     every = outputs(*rows(4_000))
     train, val = every.take(range(3_000)), every.take(range(3_000, 4_000))
     whole = fit_probe(train, CLASSES, [1e-2], val=val)

@@ -37,7 +37,7 @@ def test_with_every_direction_it_is_the_distance_of_mahalanobis(monkeypatch):
     np.testing.assert_allclose(found.distances(new) ** 2 * 24, by_hand, rtol=1e-4)
 
 
-def test_the_variance_that_is_not_kept_is_spread_over_the_other_directions():
+def test_the_rest_of_the_variance_is_spread_over_the_rest():
     train, numbers = drawn(0, 400)
     found = fit_novelty(train, numbers, drawn(1, 100)[0])
     rows = train / np.linalg.norm(train, axis=1, keepdims=True)

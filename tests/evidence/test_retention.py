@@ -133,7 +133,7 @@ def test_a_metric_that_is_no_share_has_a_bootstrap_bound(before_and_after):
     assert 0.5 < found.low < found.ratio < 1
 
 
-def test_the_most_forgotten_classes_come_first_and_small_ones_not_at_all():
+def test_the_most_forgotten_classes_come_first_small_ones_never():
     truth = np.repeat(np.arange(4), [20, 20, 20, 9])
     after = np.ones(69, dtype=bool)
     after[[0, 20, 21, 22, 60, 61, 62, 63]] = False

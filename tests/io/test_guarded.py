@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 NAME = "model/config.json"
 
 
-def test_a_regular_file_is_read_and_one_that_is_not_there_is_none(run):
+def test_a_regular_file_is_read_and_a_missing_one_is_none(run):
     assert guarded.read_json(run, NAME) == {"a": [1, 2.5, "x"]}
     assert guarded.read(run, NAME, last=5) == b'"x"]}'
     for name in ("result.json", "no/result.json", "model/config.json/result.json"):
@@ -107,7 +107,7 @@ def test_a_file_above_its_limit_is_refused_with_both_numbers(run):
         guarded.check_folder(run, "model")
 
 
-def test_a_long_file_of_a_person_in_a_run_is_no_reason_to_refuse_the_run(run):
+def test_a_long_file_of_a_user_does_not_refuse_the_run(run):
     for name in ("slurm-1.out", "model.tar", "mine.csv"):
         with (run / name).open("wb") as file:
             file.truncate(guarded.limit_of(name) + 1)
@@ -222,6 +222,8 @@ ALLOWED = {
     "io/guarded.py": "the reader itself",
     "io/streams.py": "the standard streams",
     "io/foreign_code.py": "a model folder; of a run, sources/run.py checks the model folder first",
+    "io/atomic.py": "writes files and folders",
+    "io/hashing.py": "its caller's file",
     "io/locks.py": "opens the folder to lock it, and /proc",
     "compute/launched.py": "the private folder of the launcher that started it",
     "runs/folder.py": "writes a run's files",
@@ -234,7 +236,7 @@ ALLOWED = {
     "data/loading.py": "the user's data",
     "data/manifest.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
-    "data/image_store.py": "the cache of pictures, and /proc",
+    "data/image_store.py": "the cache of pictures",
     "data/decoded_images.py": "the cache of pictures",
     "evidence/ood.py": "read_novelty checks the model folder first",
     "plan/read.py": "the plan that a user names",
@@ -258,7 +260,6 @@ ALLOWED = {
     "serving/app.py": "regraft's own page",
     "serving/local_pages.py": "a browser",
     "watching/pages.py": "regraft's own page",
-    "watching/resources.py": "/proc",
 }
 # These read run folders: nothing in them may open a file but by the reader.
 READERS = (

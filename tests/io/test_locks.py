@@ -107,7 +107,7 @@ def test_an_flock_that_nobody_has_proves_a_holder_gone(tmp_path, monkeypatch, ap
 
 
 @pytest.mark.skipif(not CONTAINERS, reason="no pid namespace can be made here")
-def test_a_holder_in_another_container_of_this_host_is_refused_until_it_ends(tmp_path):
+def test_a_holder_in_another_container_holds_until_it_ends(tmp_path):
     lock = tmp_path / "lock"
     command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", HOLD, lock]
     child = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -127,7 +127,7 @@ def test_a_holder_in_another_container_of_this_host_is_refused_until_it_ends(tmp
     locks.release(lock)
 
 
-def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path):
+def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
     code = HOLD.replace("print(", "import os\nif not os.fork(): time.sleep(60)\nprint(")
     child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"held\n"
@@ -203,3 +203,14 @@ def test_a_lock_that_cannot_be_written_is_a_fault_of_the_disk(tmp_path):
 def test_without_proc_a_live_pid_is_believed(monkeypatch):
     monkeypatch.setattr(locks, "started", lambda pid: "")
     assert not locks.myself(False).gone(own_disk=True)
+
+
+def test_without_proc_psutil_tells_a_pid_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LINUX", False)
+    mine = locks.myself(False)
+    assert not mine.gone(own_disk=False) and locks.exists(mine.pid)
+    assert float(mine.started) == psutil.Process().create_time()
+    write(tmp_path / "lock", started=" 1.5")
+    assert held(tmp_path / "lock") is None
+    write(tmp_path / "lock", pid=2**22 + 1)
+    assert held(tmp_path / "lock") is None

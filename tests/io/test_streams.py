@@ -76,7 +76,7 @@ def test_a_name_that_no_system_takes_is_one_sentence(tmp_path, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_stream_is_opened_before_a_file_takes_its_number(tmp_path):
+def test_a_closed_stream_is_reopened_before_a_file_takes_it(tmp_path):
     code = (
         "from regraft.io import streams; streams.open_closed(); import os; "
         "assert all(os.get_inheritable(n) for n in range(3)); "

@@ -99,7 +99,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("variant", ["plain", "dora"])
 @pytest.mark.parametrize("kind", odd_layers())
-def test_what_is_kept_is_what_was_trained_for_layers_of_every_kind(kind, variant):
+def test_merged_layers_of_every_kind_are_those_that_were_trained(kind, variant):
     torch.manual_seed(0)
     target = graft(source_of(Odd(odd_layers()[kind])), 2)
     lora = LoRA(rank=2, variant=variant)
@@ -118,7 +118,7 @@ def test_what_is_kept_is_what_was_trained_for_layers_of_every_kind(kind, variant
     assert any("lora leaves out 1 of 2 layers" in n for n in target.source.notes)
 
 
-def test_layers_that_cannot_merge_are_named_and_refused_where_none_is_left():
+def test_layers_that_cannot_merge_are_named_and_none_is_refused():
     target = graft(source_of(Odd(odd_layers()["standardised"])), 2)
     with (
         pytest.raises(PlanError, match=r'"odd" matches no layer whose change merges exactly.*odd'),

@@ -31,7 +31,7 @@ def found(settings, score, factors=(0.3, 1.0, 3.0), penalties=()):
     return search(settings, budget, judged, lambda a, b: a > b, -inf), tried, budget
 
 
-def test_every_rate_is_tried_bare_and_the_best_one_with_what_the_fit_has_too():
+def test_every_rate_is_tried_bare_and_the_best_with_penalties():
     def score(s):
         return -abs(s.rates["head"] - 1e-3) - 10 * s.average  # worse with an average
 
@@ -58,7 +58,7 @@ def test_where_scratch_is_better_with_it_it_has_it():
     assert chosen.average == 0.999 and set(chosen.rates.values()) == {0.001}
 
 
-def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stands():
+def test_without_penalties_the_first_of_equal_rates_stands():
     (name, _, _), tried, budget = found(BARE, lambda s: s.rates["head"] == 1e-3)
     assert name == "0.001" and len(tried) == 3
     (name, _, _), tried, budget = found(BARE, lambda s: 1.0, [1.0, 3.0, 1.0])
@@ -66,7 +66,7 @@ def test_without_either_nothing_more_is_tried_and_of_equal_rates_the_first_stand
     assert str(budget).endswith("the best rate of 0.001, 0.003 and beyond where the best is the outermost")
 
 
-def test_while_the_best_rate_is_the_outermost_one_beyond_is_tried_twice_at_most():
+def test_beyond_an_outermost_best_rate_at_most_two_are_tried():
     def reached(best, **more):
         """The rates that were tried where ``best`` is the best one of all."""
         (name, _, _), tried, budget = found(BARE, lambda s: -abs(log(s.rates["a"] / best)), **more)
@@ -82,7 +82,7 @@ def test_while_the_best_rate_is_the_outermost_one_beyond_is_tried_twice_at_most(
     assert reached(1.0, factors=[1.0]) == (["0.001"], "0.001")  # one rate is no search
 
 
-def test_a_decay_and_penalties_scratch_has_only_where_it_is_better_with_them():
+def test_scratch_has_decay_and_penalties_only_where_they_help():
     """A decay of one's own, or none beside a pull to the source, and penalties that need no source."""
 
     def score(s):
@@ -118,7 +118,7 @@ def test_of_equal_ones_the_bare_stands():
     assert name == "0.0003 alone" and chosen.average == 0
 
 
-def test_what_a_module_says_of_its_parts_holds_in_the_scratch_control():
+def test_a_modules_own_parts_hold_in_the_scratch_control():
     """A parent's reset_parameters may set its children otherwise than they would."""
 
     class Gated(nn.Module):

@@ -12,8 +12,9 @@ import torch
 
 from regraft.data.batches import Batches
 from regraft.data.preprocessing import build
-from regraft.data.store import digest_of, write_index
+from regraft.data.store import write_index
 from regraft.data.types import CallableSpec
+from regraft.io.hashing import file_digest
 from regraft.pipeline import feature_reuse as reuse
 from regraft.plan.schema import RunPlan
 
@@ -56,7 +57,7 @@ def poison(folder, first):
     values[4 * first :] += 1
     values.tofile(folder / "output.bin")
     index = json.loads((folder / "index.json").read_text())
-    index["tensors"]["output"]["sha256"] = digest_of(folder / "output.bin")
+    index["tensors"]["output"]["sha256"] = file_digest(folder / "output.bin")
     write_index(folder, index)
 
 

@@ -73,7 +73,7 @@ def plan(**data):
     return check({"source": {"ref": "x"}, "data": {"path": "x"}, "source_data": data})
 
 
-def test_without_a_head_or_data_of_its_own_there_is_nothing_to_measure(numbers_source):
+def test_without_head_or_source_data_nothing_is_measured(numbers_source):
     source = numbers_source()
     assert load_source_data(plan(), source) == (None, [])  # it is no run
     assert load_source_data(plan(path="none"), source) == (None, [])

@@ -103,7 +103,7 @@ def test_bfloat16_is_taken_from_15_percent_on(half, chosen):
     assert speed.best_precision(times, LAST, "a step")[0] == chosen
 
 
-def test_a_measurement_is_taken_once_and_a_settled_plan_needs_none(source, clock):
+def test_a_measurement_is_taken_once_and_none_for_a_settled_plan(source, clock):
     asked = clock(
         infer={(PLAIN, "float32"): 2e-3, (LAST, "float32"): 4e-3, (PLAIN, "bfloat16"): 1e-3, (LAST, "bfloat16"): 1e-3},
         train={(PLAIN, "float32"): 5e-3, (PLAIN, "bfloat16"): 1e-3},

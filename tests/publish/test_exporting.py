@@ -56,7 +56,7 @@ def test_scores_that_are_none_are_refused(found):
         checked(classes(), [[0.5, 0.4, 0.1]], found)
 
 
-def test_numbers_are_compared_in_standard_deviations_of_the_target():
+def test_numbers_are_compared_in_deviations_of_the_target():
     assert checked(numbers(0, 1000), [[5.0]], [[5.05]]).difference == pytest.approx(5e-5, rel=1e-2)
     with pytest.raises(ExportError, match="standard deviations"):
         checked(numbers(0, 1), [[5.0]], [[5.05]])

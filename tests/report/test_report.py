@@ -209,7 +209,7 @@ def page_of(*runs, out=None):
     return html, Page(html)
 
 
-def test_what_the_summary_sets_apart_by_blanks_a_browser_shows_apart(make_run):
+def test_blanks_that_set_the_summary_apart_reach_the_browser(make_run):
     _, page = page_of(make_run())
     said = page.words["source"]
     assert "90.0% kept; forgetting" in said and "n = 50 source rows; under 200 rows" in said
@@ -241,7 +241,7 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
     assert "jane" not in html and "secret" not in html
 
 
-def test_over_seeds_the_figure_of_scratch_is_the_mean_that_its_gain_is_about(make_run):
+def test_the_figure_of_scratch_over_seeds_is_its_mean(make_run):
     seeds = [
         {
             "seed": s,
@@ -305,7 +305,7 @@ def test_a_thousand_classes_stay_small_and_readable(make_run):
     assert "Confusion" not in page.words["classes"]
 
 
-def test_ten_thousand_classes_need_no_work_that_grows_with_their_square(make_run):
+def test_ten_thousand_classes_need_no_quadratic_work(make_run):
     names = [f"class {i:05d}" for i in range(10_000)]
     every = list(range(10_000))
     cells = {"truth": [*every, 7], "predicted": [*every, 9], "rows": [3] * 10_000 + [1]}
@@ -377,7 +377,7 @@ def test_a_figure_that_is_not_defined_is_a_dash(make_run):
     assert "fine-tuned, the saved model –" in " ".join(page.words["verdict"].split())
 
 
-def test_several_runs_need_a_place_and_an_unfinished_one_is_refused(make_run, tmp_path):
+def test_several_runs_need_out_and_an_unfinished_one_is_refused(make_run, tmp_path):
     one, two = make_run("one"), make_run("two")
     with pytest.raises(UsageError, match=r"say which with --out"):
         report([one, two])

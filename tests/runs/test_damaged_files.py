@@ -1,6 +1,6 @@
 """Files that are damaged in a way that a library does not expect are refused in words, not by a crash.
 
-Each of these came out of tests/fuzz.py.
+Each of these came out of tools/fuzz.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from regraft.data.types import DataOptions
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
 from regraft.io import locks
+from regraft.io.hashing import file_digest
 from regraft.plan.read import read_plan
 from regraft.runs.folder import RunFolder, finished, read_json, status_of
 from regraft.sources import _weights
@@ -130,7 +131,7 @@ def test_torch_files_with_any_bit_flipped_are_read_or_refused(tmp_path):
         {"count": 2, "part": "a", "about": []},
     ],
 )
-def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path, record):
+def test_a_checkpoint_without_its_record_is_skipped_and_named(tmp_path, record):
     """Though its sums are right."""
     tensors = {"a": torch.ones(2)}
     good = {"count": 1, "arm": "seed 0", "at": {"step": 1, "epoch": 1}, "about": {}}
@@ -148,12 +149,12 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_skipped_and_named(tmp_path,
     assert keeper.since("seed 0").record["at"]["step"] == 1
 
 
-def test_tensors_that_are_none_are_refused_though_their_sum_is_right(tmp_path):
+def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
     place = tmp_path / "step-00000001"
     checkpoints.write(place, {"count": 1, "arm": "a", "at": {"step": 1, "epoch": 1}}, {})
     (place / checkpoints.TENSORS).write_bytes(b"no tensors")
     names = (checkpoints.TENSORS, checkpoints.RECORD)
-    lines = [f"{checkpoints.digest_of(place / n)}  {n}\n" for n in names]
+    lines = [f"{file_digest(place / n)}  {n}\n" for n in names]
     (place / checkpoints.MANIFEST).write_text("".join(lines))
     keeper = CheckpointManager(tmp_path)
     keeper.look()

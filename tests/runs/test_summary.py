@@ -42,7 +42,7 @@ def test_scratch_is_shown_as_the_mean_that_its_gain_is_over():
     assert f"over 3 seeds   {how}\n" in summary(Path("runs/x"), result(scratch={"chosen": how}))
 
 
-def test_a_verdict_needs_scratch_and_says_how_often_test_was_opened():
+def test_a_verdict_needs_scratch_and_counts_openings_of_test():
     said = summary(Path("runs/x"), result())
     assert "transfer helps: +0.300 [+0.200, +0.400] over training from scratch" in said
     assert "test opened 2 times" in said
@@ -89,7 +89,7 @@ def test_forgetting_over_seeds_is_what_is_claimed():
     assert "under 200 rows: no claim" in said
 
 
-def test_calibration_is_shown_beside_the_temperature_that_would_help():
+def test_calibration_is_shown_beside_the_temperature():
     found = {"temperature": 1.5, "before": {"ece": estimate(0.3)}, "after": {"ece": estimate(0.2)}}
     said = summary(Path("runs/x"), result(calibration=found))
     assert "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200" in said

@@ -71,7 +71,7 @@ def test_a_picture_is_answered_as_predict_answers_its_file(http, tmp_path, way):
     assert values == sorted(values, reverse=True)
 
 
-def test_calibrated_probabilities_are_those_at_the_runs_temperature(http):
+def test_calibrated_probabilities_use_the_runs_temperature(http):
     scores = http.post("/predict", content=kit.file("red"), headers=PNG).json()["scores"]
     plain = np.array([[s["value"] for s in scores]])
     np.testing.assert_allclose([s["calibrated"] for s in scores], cooled(plain, 2.0)[0], rtol=1e-5)
@@ -277,7 +277,7 @@ def test_a_model_that_gives_no_numbers_is_no_answer():
     assert reply.status_code == 500 and "not finite" in reply.json()["detail"]
 
 
-def test_a_fault_of_the_server_is_told_in_a_line_and_not_to_the_client(monkeypatch):
+def test_a_server_error_is_one_log_line_hidden_from_the_client(monkeypatch):
     said = []
     served = kit.pictures()
     monkeypatch.setattr(type(served), "answers", lambda self, samples: 1 / 0)
@@ -408,7 +408,7 @@ def test_elsewhere_a_token_is_made_and_on_loopback_not(monkeypatch):
             chosen_token("0.0.0.0", bad)
 
 
-def test_beyond_loopback_literal_addresses_are_names_of_the_server_and_others_are_not():
+def test_beyond_loopback_only_literal_addresses_are_host_names():
     door = AccessPolicy(names("0.0.0.0", ["Models.example"]), addresses=True, token=TOKEN)
     known = ["192.168.1.5:8000", "[fe80::1]:8000", "models.example", "localhost"]
     assert all(map(door.knows, known))
@@ -443,7 +443,7 @@ def test_every_answer_carries_the_policy(http, path):
     assert headers["cache-control"] == "no-store"
 
 
-def test_the_page_names_no_other_host_and_has_no_markup_of_its_own_making():
+def test_the_page_names_no_other_host_and_makes_no_markup():
     html, script, style = ((PAGE / n).read_text() for n in ("index.html", "app.js", "style.css"))
     for text in (html, script, style):
         assert "http:" not in text and "https:" not in text
@@ -504,7 +504,7 @@ def test_requests_that_come_together_share_a_pass():
         batcher.submit(0)
 
 
-def test_a_request_waits_for_others_only_while_they_are_on_their_way():
+def test_a_request_waits_for_others_only_while_they_arrive():
     waited = []
     for coming in (0, 1):
         batcher = Batcher(list, size=2, wait=0.3, coming=lambda coming=coming: coming)

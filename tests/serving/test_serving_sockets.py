@@ -131,7 +131,7 @@ def test_a_thousand_at_once_are_all_answered():
         assert "regraft_waiting_requests 0.0" in metrics
 
 
-def test_within_the_queue_none_is_turned_away_and_each_has_its_own_answer():
+def test_within_the_queue_each_request_has_its_own_answer():
     colours = ("red", "lime", "blue")
     with kit.running(kit.pictures(), Limits(queue=96)) as port, ThreadPoolExecutor(32) as pool:
         asks = [predict(port, kit.file(colours[i % 3])) for i in range(192)]

@@ -161,7 +161,7 @@ def resnet(folder: Path) -> Path:
 
 
 @pytest.mark.fault(77)
-def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and_say_so(tmp_path: Path) -> None:
+def test_weights_without_normalisation_take_the_architectures(tmp_path: Path) -> None:
     options = SourceOptions(weights=resnet(tmp_path), image_size=32)
     source = load_source("timm:test_resnet", options)
     assert source.preprocess == ImageSpec((32, 32), 33, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -171,7 +171,7 @@ def test_weights_that_do_not_say_how_to_normalise_take_the_architectures_way_and
 
 
 @pytest.mark.fault(77)
-def test_what_a_config_beside_the_weights_says_of_normalisation_holds_and_is_said(tmp_path: Path) -> None:
+def test_a_config_beside_the_weights_sets_normalisation(tmp_path: Path) -> None:
     options = SourceOptions(weights=resnet(tmp_path), image_size=32)
     theirs = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "architecture": "test_resnet"}
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": theirs}))
@@ -203,7 +203,7 @@ def test_what_a_config_beside_the_weights_says_of_normalisation_holds_and_is_sai
     ],
     ids=["missing", "no mean", "other channels", "zero", "other size"],
 )
-def test_a_folder_whose_normalisation_is_missing_or_does_not_fit_is_refused(
+def test_a_folder_with_no_or_a_misfit_normalisation_is_refused(
     tmp_path: Path, change: dict[str, Any] | None, words: str
 ) -> None:
     config = transformers.ViTConfig(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from importlib import util
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+import sweep_timm
+import sweeping
+
 SMALL = {
     "starnet_s": "starnet_s050",
     "mobilevit": "mobilevit_xxs",
@@ -29,33 +28,19 @@ SMALL = {
 }
 
 
-def tool(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    spec = util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", SMALL)
-def test_a_family_passes_from_load_to_predict(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool("sweeping", monkeypatch)
-    outcome = tool("sweep_timm", monkeypatch).attempt(family, SMALL[family], False)
+def test_a_family_passes_from_load_to_predict(family: str) -> None:
+    outcome = sweep_timm.attempt(family, SMALL[family], False)
     assert outcome.whole, outcome.line()
 
 
-def test_a_family_is_a_name_before_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    tool("sweeping", monkeypatch)
-    family = tool("sweep_timm", monkeypatch).family
+def test_a_family_is_a_name_before_its_size() -> None:
     names = ("regnety_002", "vit_relpos_small_patch16_224", "resnet50", "seresnext26t_32x4d", "coat_tiny")
-    assert [family(n) for n in names] == ["regnety", "vit_relpos", "resnet", "seresnext", "coat"]
+    assert [sweep_timm.family(n) for n in names] == ["regnety", "vit_relpos", "resnet", "seresnext", "coat"]
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweeping = tool("sweeping", monkeypatch)
     monkeypatch.setattr(sweeping, "START_S", 20)
     code = (
         "import json, sys, time\n"

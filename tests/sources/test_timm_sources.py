@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regraft.data.types import ImageSpec
 from regraft.errors import SourceError
 from regraft.model.types import Source, SourceOptions
-from regraft.sources import _blocks, _timm_heads, load_source
+from regraft.sources import _blocks, _budget, _timm_heads, load_source
 from regraft.sources import timm as timm_source
 
 
@@ -82,7 +82,7 @@ def test_heads_of_every_form_are_a_function_of_the_features(form: str, width: in
 
 
 @pytest.mark.parametrize("name", ["dla46x_c", "pit_ti_distilled_224", "levit_128s"])
-def test_a_timm_model_with_an_unusual_head_or_without_groups_loads(name: str, tmp_path: Path) -> None:
+def test_a_timm_model_of_unusual_head_or_no_groups_loads(name: str, tmp_path: Path) -> None:
     net, file = weights(name, tmp_path)
     source = load_source(f"timm:{name}", SourceOptions(weights=file))
     assert isinstance(source.preprocess, ImageSpec) and source.head is not None
@@ -157,7 +157,7 @@ def test_tensors_of_another_image_size_are_those_that_timm_makes(name: str, tmp_
         torch.testing.assert_close(source.head(source.backbone(x)), theirs.eval()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_size_that_an_architecture_does_not_take_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_size_that_an_architecture_does_not_take_is_refused(tmp_path: Path) -> None:
     _, file = weights("efficientformerv2_s0", tmp_path)
     with pytest.raises(SourceError, match=r"5 shapes differ: .*attention_biases .*leave out source\.image_size 96"):
         load_source("timm:efficientformerv2_s0", SourceOptions(weights=file, image_size=96))
@@ -166,7 +166,7 @@ def test_a_size_that_an_architecture_does_not_take_is_refused_in_words(tmp_path:
         load_source("timm:test_vit", SourceOptions(weights=file, image_size=7))
 
 
-def test_weights_of_other_channels_or_another_size_say_what_to_set(tmp_path: Path) -> None:
+def test_weights_of_other_channels_or_size_name_the_setting(tmp_path: Path) -> None:
     _, file = weights("test_resnet", tmp_path, in_chans=1)
     with pytest.raises(SourceError, match=r"1 shapes differ: .*source\.in_channels=1"):
         load_source("timm:test_resnet", SourceOptions(weights=file))
@@ -179,7 +179,7 @@ def saved(folder: Path, **config: Any) -> Any:
     return net
 
 
-def test_a_folder_that_timm_wrote_loads_with_its_head_size_and_names(tmp_path: Path) -> None:
+def test_a_folder_that_timm_wrote_loads_with_head_and_names(tmp_path: Path) -> None:
     net = saved(tmp_path, label_names=["elm", "oak", "yew"])
     source = load_source(f"timm:local-dir:{tmp_path}", SourceOptions(offline=True))
     assert source.labels == ("elm", "oak", "yew")
@@ -234,7 +234,7 @@ def test_a_recipe_gives_timm_no_files_to_open(option, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"), [({"layers": [900, 900, 900, 900]}, "tensors"), ({"stem_width": 9_000}, "values")]
 )
-def test_a_recipe_far_larger_than_its_weights_is_refused_while_it_is_built(arguments, words, tmp_path):
+def test_a_recipe_far_larger_than_its_weights_is_refused(arguments, words, tmp_path):
     recipe, folder = hostile_run(tmp_path, **arguments)
     with pytest.raises(SourceError, match=rf"network of more than [\d,]+ {words}"):
         timm_source.build(recipe, folder)
@@ -245,3 +245,21 @@ def test_a_recipe_asks_for_a_size_that_pictures_have(size, tmp_path):
     recipe, folder = hostile_run(tmp_path)
     with pytest.raises(SourceError, match="its recipe asks for pictures of"):
         timm_source.build({**recipe, "image_size": size}, folder)
+
+
+def test_a_module_with_a_shape_counts_as_a_module():
+    """timm's MetaFormer scales have one; a saved run of theirs could not be loaded."""
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shape = (3, 1, 1)
+            self.scale = nn.Parameter(torch.ones(3))
+
+    with _budget.bounded(_budget.Size(1, 3), "timm:scales", memory=True):
+        assert len(list(nn.Sequential(Scale()).parameters())) == 1
+    with (
+        pytest.raises(SourceError, match="network of more than"),
+        _budget.bounded(_budget.Size(1, 3), "timm:scales", memory=True),
+    ):
+        nn.Sequential(*(Scale() for _ in range(3000)))

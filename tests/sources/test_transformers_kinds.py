@@ -292,7 +292,7 @@ def test_a_towers_own_vector_is_its_features(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "texts"])
 @torch.no_grad()
-def test_a_model_of_two_towers_gives_the_one_that_is_prepared_for(tmp_path: Path, pictures: bool) -> None:
+def test_a_model_of_two_towers_gives_the_one_with_a_preprocessor(tmp_path: Path, pictures: bool) -> None:
     text = {**TEXT, "projection_dim": 8}
     config = hf.CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=8)
     net = saved(tmp_path, lambda: hf.CLIPModel(config), pictures=pictures)

@@ -56,7 +56,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert check.returncode == 0, check.stdout
 
 
-def test_the_last_two_of_an_arm_stay_and_a_finished_part_takes_their_place(tmp_path):
+def test_the_last_two_of_an_arm_stay_until_a_finished_part(tmp_path):
     k = saved(tmp_path, 5)
     assert names(tmp_path) == ["step-00000004", "step-00000005"]
     k.keep("seed 0", at(5, batches=0), lambda: TENSORS)
@@ -68,7 +68,7 @@ def test_the_last_two_of_an_arm_stay_and_a_finished_part_takes_their_place(tmp_p
     assert again.since("seed 1") is None
 
 
-def test_an_arm_that_came_to_nothing_leaves_its_steps_to_the_next(tmp_path):
+def test_an_arm_without_a_result_leaves_its_steps_to_the_next(tmp_path):
     """An arm of the same steps would else take the other's checkpoint for its own."""
     k = saved(tmp_path, arm="scratch 0.3")
     k.forget()
@@ -128,7 +128,7 @@ def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
     assert k.count == pytest.approx(0.1 * now[0], abs=1)
 
 
-def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epochs(tmp_path, monkeypatch):
+def test_finished_parts_and_gathered_weights_are_no_cheap_ends(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     k = CheckpointManager(tmp_path, seconds=600, last=0.0)
@@ -149,7 +149,7 @@ def test_neither_finished_parts_nor_gathered_weights_pass_for_cheap_ends_of_epoc
     assert saving == 1  # of 20 seconds: an arm of one second is sooner trained again
 
 
-def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, monkeypatch):
+def test_an_epoch_much_longer_than_its_checkpoint_is_saved(tmp_path, monkeypatch):
     now = slowly(monkeypatch, cost=1.0)
     k = CheckpointManager(tmp_path, seconds=600, last=0.0)
     for epoch in range(1, 5):
@@ -158,7 +158,7 @@ def test_an_epoch_that_is_long_beside_its_checkpoint_is_always_saved(tmp_path, m
     assert k.count == 4
 
 
-def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp_path, monkeypatch):
+def test_rank_0_decides_for_all_whether_an_epochs_end_is_saved(tmp_path, monkeypatch):
     """The others, which never write, would think each end worth it, and stop at a signal that the first waits for."""
     asked = []
 
@@ -166,7 +166,7 @@ def test_at_an_epochs_end_the_first_process_says_for_all_whether_it_is_saved(tmp
         asked.append(due)
         return False
 
-    monkeypatch.setattr(checkpoints.distributed, "told", told)
+    monkeypatch.setattr(checkpoints.distributed, "broadcast", told)
     other = CheckpointManager(tmp_path, seconds=600, writes=False)
     other.keep("a", at(1), lambda: TENSORS)
     assert asked == []  # within an epoch nobody waits for anybody
@@ -274,9 +274,9 @@ def test_a_missing_file_is_named(tmp_path, missing):
 CHILD = """
 import sys, torch
 from pathlib import Path
-from regraft.training.checkpoints import Keeper
+from regraft.training.checkpoints import CheckpointManager
 from regraft.training.records import Progress
-k = Keeper(Path(sys.argv[1]), steps=1)
+k = CheckpointManager(Path(sys.argv[1]), steps=1)
 k.look()
 for step in range(1, 5):
     at = Progress(step=step, batches=1)

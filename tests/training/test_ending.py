@@ -37,7 +37,7 @@ def ended(before: str, arguments: list[str], **environment: str) -> subprocess.C
 
 @pytest.mark.parametrize("before", [TORCH, DAEMON])
 @pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (NOWHERE, 3)])
-def test_with_torch_it_ends_at_once_with_its_status_and_all_it_printed(before, arguments, status):
+def test_with_torch_it_ends_at_once_and_loses_no_output(before, arguments, status):
     run = ended(before, arguments)
     assert run.returncode == status, run.stderr
     assert "handlers ran" in run.stdout  # to a pipe, so it was flushed
@@ -46,7 +46,7 @@ def test_with_torch_it_ends_at_once_with_its_status_and_all_it_printed(before, a
 
 
 @pytest.mark.parametrize("before", ["", THREAD, PROFILE])
-def test_without_torch_or_with_what_has_to_be_waited_for_it_ends_as_usual(before):
+def test_without_torch_or_with_a_running_thread_it_ends_as_usual(before):
     run = ended(before, ["--version"])
     assert run.returncode == 0, run.stderr
     assert "handlers ran" in run.stdout

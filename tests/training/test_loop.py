@@ -119,7 +119,7 @@ def test_freezing_is_real(numbers_source, number_rows):  # not even batch-norm b
 
 
 @pytest.mark.fault(30)
-def test_batch_norm_statistics_of_a_kept_source_stay_unless_asked(numbers_source, number_rows):
+def test_batch_norm_statistics_of_a_kept_source_stay(numbers_source, number_rows):
     target, before, _ = fitted(numbers_source(), number_rows(20), settings())
     moved = changed(target, before)
     assert "backbone.one.1.running_mean" not in moved and "backbone.one.1.weight" in moved
@@ -136,7 +136,7 @@ def test_dropout_of_a_frozen_block_drops_nothing(numbers_source, number_rows):
     assert not torch.equal(with_.model.head.weight, before["head.weight"])
 
 
-def test_accumulated_batches_are_one_large_batch_and_count_a_penalty_once(numbers_source, number_rows):
+def test_accumulated_batches_are_one_batch_with_one_penalty(numbers_source, number_rows):
     rows = number_rows(32)
     penalty = {"l2": L2(strength=0.1)}
     one, _, _ = fitted(numbers_source(), rows, settings(), batch=16, penalties=penalty)
@@ -252,7 +252,7 @@ def test_patience_counts_from_the_last_thaw(numbers_source, number_rows):
 
 
 @pytest.mark.fault(25)
-def test_a_loss_that_is_not_finite_stops_with_step_rows_and_rates(numbers_source, number_rows):
+def test_a_loss_that_is_not_finite_names_step_rows_and_rates(numbers_source, number_rows):
     rows, targets = number_rows(16)
     source = numbers_source()
     with torch.no_grad():

@@ -196,7 +196,7 @@ def test_the_loop_is_torchs_optimiser_written_out(
         torch.testing.assert_close(target.model.state_dict()[key], value, rtol=0, atol=1e-6)
 
 
-def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(module_source, rows):
+def test_the_average_is_kept_and_training_goes_on_without_it(module_source, rows):
     train, _, _, task = rows(32, 8)
     target = graft(module_source(Plain), 3, seed=1)
     model = copy.deepcopy(target.model).train()
@@ -220,7 +220,7 @@ def test_the_average_is_kept_and_training_goes_on_from_the_weights_themselves(mo
         assert not torch.equal(value, model.get_parameter(name))
 
 
-def test_accumulation_is_one_large_batch_and_counts_a_penalty_on_weights_once(module_source, rows):
+def test_accumulation_is_one_large_batch_with_one_weight_penalty(module_source, rows):
     train, _, _, task = rows(32, 8)
     small, *_ = rows(32, 4)
     one = graft(module_source(Plain), 3, seed=1)

@@ -17,7 +17,7 @@ def test_the_gradient_is_taken_where_the_loss_is_highest_nearby():
     torch.testing.assert_close(w.grad, torch.tensor([3.3, 4.4]))
 
 
-def test_the_norm_is_over_all_parameters_and_those_without_gradient_stay():
+def test_the_norm_is_over_all_and_those_without_gradient_stay():
     a, b = torch.tensor([3.0], requires_grad=True), torch.tensor([[4.0]], requires_grad=True)
     still = torch.ones(2, requires_grad=True)
     (a.sum() * 3 + b.sum() * 4).backward()

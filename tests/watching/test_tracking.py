@@ -130,7 +130,7 @@ def test_tensorboard_reads_every_curve_and_the_evidence(run):
     assert not any("secret" in text for text in texts.values())
 
 
-def test_tensorboard_is_made_anew_in_the_run_and_written_over_nowhere_else(run, tmp_path):
+def test_tensorboard_overwrites_in_the_run_alone(run, tmp_path):
     track(run, "tensorboard")
     before = sorted(p.name for p in (run / "tensorboard").iterdir())
     track(run, "tensorboard")

@@ -287,7 +287,7 @@ def check(
         if not as_json:
             streams.complain(line)
 
-    found = looked(chosen, allow_code=allow_code, say=say)
+    found = looked(chosen, say=say)
     record = dumps(found.record(), indent=2)
     if out is not None:
         out.write_text(record + "\n", encoding="utf-8")
@@ -307,7 +307,7 @@ def plan(
     """Print the table of blocks, learning rates, time and memory; train nothing."""
     from ..commands.estimate import show
 
-    streams.echo(show(make_plan(data, flags, settings, allow_code), allow_code=allow_code))
+    streams.echo(show(make_plan(data, flags, settings, allow_code)))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -357,9 +357,7 @@ def fit(
 
     try:
         with bars(on=first and not quiet and not as_json) as (say, track):
-            path = run(
-                chosen, allow_code=allow_code, say=say, track=track, resume=resume, accept_changes=accept_changes
-            )
+            path = run(chosen, say=say, track=track, resume=resume, accept_changes=accept_changes)
     except Interrupted as stop:
         if first:
             streams.complain(str(stop))
@@ -386,7 +384,7 @@ def verify_resume(
 
     chosen = make_plan(data, flags, settings, allow_code)
     say = unless(quiet or as_json, streams.complain)
-    found = verify(chosen, steps, allow_code=allow_code, say=say)
+    found = verify(chosen, steps, say=say)
     streams.echo(json.dumps(asdict(found)) if as_json else str(found))
     if found.differ:
         raise typer.Exit(1)
@@ -414,7 +412,7 @@ def curve(
     from ..commands.curve import in_words
     from ..runs.folder import read_json
 
-    path = drawn(chosen, labels, allow_code=allow_code, say=unless(quiet or as_json))
+    path = drawn(chosen, labels, say=unless(quiet or as_json))
     record = read_json(path, "curve.json", dict[str, Any])
     streams.echo(json.dumps(record, ensure_ascii=False) if as_json else in_words(record))
 
@@ -436,7 +434,7 @@ def rates(
     chosen = make_plan(data, flags, settings, allow_code)
     from ..commands.rates import in_words, of_plan
 
-    found = of_plan(chosen, steps, allow_code=allow_code, say=unless(quiet or as_json))
+    found = of_plan(chosen, steps, say=unless(quiet or as_json))
     streams.echo(json.dumps(asdict(found)) if as_json else in_words(found))
 
 

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 from io import StringIO
-from typing import cast
 
 import torch
 
@@ -23,12 +22,12 @@ from ..plan.schema import Plan
 from ..training.loop import fine_tune
 
 
-def show(plan: Plan, *, allow_code: bool = False) -> str:
+def show(plan: Plan) -> str:
     """The plan with every automatic choice made, and what it would cost. Trains nothing that is kept.
 
     Raises what :func:`regraft.pipeline.prepare.prepare` raises.
     """
-    p = prepare(plan, allow_code=allow_code)
+    p = prepare(plan)
     rows = {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")}
     parts = [
         f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
@@ -89,7 +88,7 @@ def block_table(p: Prepared) -> str:
 @freed_memory_kept()
 def cost(p: Prepared) -> str:
     """Time and memory of the whole run, from two steps on one batch each."""
-    size = min(cast(int, p.plan.fit.batch_size), len(p.splits.train))
+    size = min(p.plan.fit.batch_size, len(p.splits.train))
     some = list(range(size))
     train = p.batches("train", some, seed=p.seeds[0], train=True)
     train.workers = 0

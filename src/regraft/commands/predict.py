@@ -22,14 +22,13 @@ from ..formats import image_folder, table
 from ..io.csv_cells import escaped
 from ..io.streams import Shown
 from ..pipeline.predictor import plan_of
-from ..plan.options import data_options
 
 Value = str | tuple[str, str]
 
 
 def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
     """How to read ``data``: the columns of the run's own data, unless given."""
-    options = data_options(plan_of(run))
+    options = plan_of(run).data
     fields: dict[str, Any] = {"path": data, "format": "auto", "image_root": None}
     fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
     return replace(options, **fields)

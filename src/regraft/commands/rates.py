@@ -133,11 +133,9 @@ def range_test(
 
 
 @freed_memory_kept()
-def of_plan(
-    plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
-) -> RangeTest:
+def of_plan(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line: None) -> RangeTest:
     """The range test of a plan's first seed, from the start that its fit has."""
-    p: Prepared = prepare(plan, allow_code=allow_code)
+    p: Prepared = prepare(plan)
     start = None
     if not p.source.nothing_kept and p.plan.fit.start == "probe":
         say("features and linear probe, where the fit starts")

@@ -18,3 +18,5 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["image", "text", "tensor"]
+
+Targets = Literal["class", "labels", "numbers"]  # a row has one class, any number of labels, or C numbers

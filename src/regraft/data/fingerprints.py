@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from pathlib import Path
 
 from ..errors import DataError
+from ..io.hashing import file_digest
 from .types import Example
 
 
@@ -29,8 +29,7 @@ class KnownFiles:
             state = (found.st_ino, found.st_size, found.st_mtime_ns)
             if self.states.get(example.id) == state:
                 return
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_digest(path)
         except OSError as error:
             raise DataError(
                 f"{path} was there when the data were read and cannot be read now "

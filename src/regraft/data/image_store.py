@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from ..compute import distributed
@@ -217,9 +218,5 @@ def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, worker
 
 
 def free_memory() -> int:
-    """Bytes that the system can hold files in; 0 where it does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
+    """Return the bytes of memory that the system can hold files in."""
+    return int(psutil.virtual_memory().available)

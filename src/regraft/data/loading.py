@@ -26,13 +26,14 @@ from .. import plugins
 from ..compute.arrays import Kind
 from ..compute.malloc import give_back
 from ..errors import DataError, did_you_mean, shorten
+from ..io.hashing import file_digest
 from ..io.progress import stage
 from ..tasks import Task
 from .columns import Examples, StoredRows, cells_of, identified, splits_of, stored, stored_facts
 from .decoding import Lookers
 from .images import facts_of, reason
 from .splitting import TEST, _check_folds, _draw, _drawn, _limit, _resolve_leaks, _too_small, digest_of
-from .types import DataOptions, Example, PictureFacts, RawData, Row, Splits
+from .types import DataOptions, Example, PictureFacts, RawData, Row, RowOptions, Splits
 
 if TYPE_CHECKING:
     from .splitting import Cells
@@ -77,7 +78,7 @@ def load_data(
     return draw_splits(read_rows(options), options, make_task, strata)
 
 
-def read_rows(options: DataOptions) -> IdentifiedRows:
+def read_rows(options: RowOptions) -> IdentifiedRows:
     """Every row of the data, read once and identified. Raises DataError as ``load_data`` does."""
     return _identify(read_raw(options), options.on_bad)
 
@@ -151,7 +152,7 @@ def splits_as_given(found: IdentifiedRows, parts: dict[str, Examples] | None = N
     )
 
 
-def read_raw(options: DataOptions) -> RawData:
+def read_raw(options: RowOptions) -> RawData:
     """The rows as their format reads them, as columns.
 
     Raises DataError for a path that does not exist or that not exactly one format knows, and DiskError
@@ -163,8 +164,8 @@ def read_raw(options: DataOptions) -> RawData:
         raise DataError(f"{error.filename} cannot be opened: {error.strerror}") from error
 
 
-def _read_raw(options: DataOptions) -> RawData:
-    path, names = options.path, plugins.names("formats")
+def _read_raw(options: RowOptions) -> RawData:
+    path, names = Path(options.path), plugins.names("formats")
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, beside)}" if 0 < len(beside) < 50 else ""
@@ -245,7 +246,7 @@ def rows_of(options: DataOptions, task: Task, kind: Kind) -> tuple[Examples, str
     return rows, which
 
 
-def rows_and_splits(options: DataOptions, kind: Kind) -> tuple[Examples, list[str | None], list[str]]:
+def rows_and_splits(options: RowOptions, kind: Kind) -> tuple[Examples, list[str | None], list[str]]:
     """Every row of the data, the split that they name for it, and notes; labels are not checked.
 
     Raises DataError for inputs of another kind.
@@ -277,8 +278,7 @@ def _inspect(kind: str, row: Row, look_at: Callable[[Path], PictureFacts] = fact
     path = Path(row.inputs[0])
     try:
         facts = look_at(path)
-        with path.open("rb") as file:
-            return _Look(hashlib.file_digest(file, "sha256").hexdigest(), facts=facts)
+        return _Look(file_digest(path), facts=facts)
     except DataError as error:
         problem = reason(error)
     return _Look("", problem if row.where.endswith(path.name) else f"{path.name}: {problem}")
@@ -348,7 +348,7 @@ def content(example: Example) -> str:
     return example.id.partition("-")[0]
 
 
-def check_cells(parts: Mapping[str, Sequence[Example]], task: Task, path: Path) -> None:
+def check_cells(parts: Mapping[str, Sequence[Example]], task: Task, path: str) -> None:
     """Raises DataError for labels that the task cannot use, all of them counted."""
     found: list[tuple[str, str]] = []
     for part in parts.values():

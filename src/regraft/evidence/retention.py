@@ -134,7 +134,7 @@ def measured(
 
 def by_class(task: Task, before: Predictions, after: Predictions) -> list[Forgotten]:
     """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
-    if task.name != "classification":
+    if not task.has_classes:
         return []
     lost: list[Forgotten] = []
     of = np.bincount(before.truth, minlength=task.outputs)  # rows
@@ -152,7 +152,7 @@ def proxies(
     source: Source, before: Tensor, after: Tensor, groups: Groups | None = None
 ) -> Agreement | FeatureSimilarity:
     """Return the retention by proxy, from features [N, D] of the source and of the fitted model."""
-    if source.head is None or source.task != "classification":
+    if source.head is None or not source.has_classes:
         return FeatureSimilarity(cka=linear_cka(before, after))
     head = source.head.cpu()
     with torch.no_grad():

@@ -76,8 +76,8 @@ class LoRA:
 
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
             use_rslora=self.variant == "rank_stabilised",
             use_dora=self.variant == "dora",
             target_modules="|".join(map(re.escape, names)),

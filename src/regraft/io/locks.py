@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import DiskError, UsageError
+
+LINUX = sys.platform == "linux"
 
 LARGEST = 4096  # bytes of a lock file
 
@@ -258,10 +261,12 @@ def on_own_disk(path: Path) -> bool:
 
 
 def exists(pid: int) -> bool:
-    """Return whether there is such a process in this pid namespace."""
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
+    """Check whether a process of this pid namespace has the pid."""
+    if not LINUX:
+        import psutil
+
+        return bool(psutil.pid_exists(pid))
+    try:  # psutil asks /proc as well, which may be that of another pid namespace
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -287,9 +292,19 @@ def boot() -> str:
 
 
 def started(pid: int) -> str:
-    """Return when a process began: the boot, and clock ticks since. "" where there is no /proc."""
-    # /proc may be that of another pid namespace, where the same number is another process
-    name = "self" if pid == os.getpid() else str(pid)
+    """Return the boot and the start of a process; "" where the system does not say.
+
+    The start is in clock ticks since the boot on Linux, else in seconds since 1970.
+    """
+    if not LINUX:
+        import psutil
+
+        try:
+            return f" {psutil.Process(pid).create_time()}"
+        except psutil.Error:
+            return ""
+    # psutil adds the wall clock, so its time moves when that is set; ticks stay as they are
+    name = "self" if pid == os.getpid() else str(pid)  # /proc may be that of another pid namespace
     try:
         after_name = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders of the user's own: where caches lie unless the plan says otherwise."""
+"""Folders of this user: caches and the ledger, where neither the plan nor a variable names another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
+
 
 def cache_root() -> Path:
-    """Return REGRAFT_CACHE, else regraft's folder in XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REGRAFT_CACHE") or Path(home) / "regraft")
+    """Return REGRAFT_CACHE, else the system's folder for caches, as ~/.cache/regraft on Linux."""
+    return Path(os.environ.get("REGRAFT_CACHE") or platformdirs.user_cache_path("regraft", appauthor=False))
+
+
+def state_root() -> Path:
+    """Return REGRAFT_STATE, else the system's folder for state, as ~/.local/state/regraft on Linux."""
+    return Path(os.environ.get("REGRAFT_STATE") or platformdirs.user_state_path("regraft", appauthor=False))
 
 
 def pictures_root() -> Path:

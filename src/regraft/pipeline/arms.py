@@ -210,7 +210,7 @@ def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:
 
 def features_of_source(p: Prepared, say: Report = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
-    precision = str(p.plan.run.feature_precision)
+    precision = p.plan.run.feature_precision
     return {split: source_features(p, split, precision, say) for split in ("train", "val") if split in p.targets}
 
 

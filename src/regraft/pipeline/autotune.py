@@ -29,6 +29,7 @@ from ..data.preprocessing import to_json
 from ..data.store import place_of
 from ..data.types import ImageSpec
 from ..errors import DiskError
+from ..io.atomic import write_file
 from ..io.locks import open_regular
 from ..io.work_folders import is_own, work_folder
 from ..model.trainable import eval_mode
@@ -250,6 +251,4 @@ def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = known_of(run, path) if path.exists() else {}
         with work_folder(path.parent, "speed") as folder:
-            part = folder / path.name
-            part.write_text(json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8")
-            part.replace(path)
+            write_file(path, json.dumps(known | {key: known.get(key, {}) | dict(times)}), folder / path.name)

@@ -20,7 +20,7 @@ from ..model.forward import Outputs, outputs
 from ..model.types import Target
 from ..model.weights import restore, snapshot
 from ..runs.confusion import confusion_of
-from ..runs.result import OLDER_TASKS, Result, Targets
+from ..runs.result import Result
 from ..runs.result_parts import (
     Block,
     FitSummary,
@@ -37,27 +37,9 @@ from ..runs.result_parts import (
     Timing,
 )
 from ..runs.result_parts import CrossValidation as FoldFigures
-from ..tasks import Task
 from .arms import Arm, CrossValidation, Figures, backbone_unchanged, logits_of, source_features
 from .prepare import Prepared
 from .source_data import SourceData
-
-
-def targets_of(task: Task) -> Targets:
-    """Return what a row of the task has: one class, any number of labels, or numbers."""
-    return OLDER_TASKS[task.name]["targets"]  # type: ignore[no-any-return]
-
-
-def summary_metrics(task: Task) -> list[str]:
-    return list(OLDER_TASKS[task.name]["summary_metrics"])
-
-
-def calibrates(task: Task) -> bool:
-    return targets_of(task) == "class"
-
-
-def trivial_control(task: Task) -> str:
-    return "mean" if targets_of(task) == "numbers" else "majority"
 
 
 @dataclass(frozen=True)
@@ -94,7 +76,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
     scratch = [on_test(a.target) for a in t.scratch]
     first = fits[0]
     val = score(logits_of(p, t.arms[0].target, "val"), task, p.splits.val) if p.splits.val else None
-    controls = {trivial_control(task): constant(p, first)}
+    controls = {task.trivial_control: constant(p, first)}
     kept = None
     if t.probe is not None:
         kept = retention(p, t, first, source_opened)
@@ -107,10 +89,10 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         gains["scratch"] = verdict.gain  # over all seeds
     result = Result(
         task=task.name,
-        targets=targets_of(task),
+        targets=task.targets,
         classes=list(task.classes),
         primary=task.primary,
-        summary_metrics=summary_metrics(task),
+        summary_metrics=[*task.summary_metrics, *task.further_metrics],
         rows=RowCounts(train=len(p.splits.train), val=len(p.splits.val), test=len(p.splits.test)),
         test=estimates(task, p.metrics, first),
         val=estimates(task, p.metrics, val) if val else {},
@@ -124,12 +106,12 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         cross_validation=cross_validation(p, t.cross),
         frontier=frontier(p, t, fits, ends),
         retention=kept,
-        calibration=calibration(task, p.metrics, val, first) if val and calibrates(task) else None,
+        calibration=calibration(task, val, first) if val and task.calibrates else None,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(p, t) if t.scratch else None,
         confusion=confusion_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
-        if targets_of(task) == "class"
+        if task.has_classes
         else None,
         source=origin(p),
         blocks=blocks(p, t.arms[0].target),
@@ -346,8 +328,7 @@ def origin(p: Prepared) -> Origin:
 
 def prediction_rows(p: Prepared, rows: Predictions) -> Iterator[list[Any]]:
     """Yield a header, then for each test row its id, place, truth, prediction and a score for each output."""
-    numbers = targets_of(p.task) == "numbers"
-    names = [f"predicted {c}" if numbers else f"p({c})" for c in p.task.classes]
+    names = [f"predicted {c}" if p.task.has_numbers else f"p({c})" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]
     progress = stage("writing predictions", len(rows))
     for example, row in progress.over(zip(p.splits.test, rows.scores, strict=True)):

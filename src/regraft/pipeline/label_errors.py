@@ -85,7 +85,7 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
     if not said:
         why = "A class has a single row, or all rows are one group: no other can judge them."
         return {"why not": why}
-    seen = replace(seen_of(p.splits, p.task.name, p.task), probabilities=said, classes=p.task.classes)
+    seen = replace(seen_of(p.splits, p.task), probabilities=said, classes=p.task.classes)
     suspects = ranked(seen)
     rows = [
         {
@@ -102,7 +102,7 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
 
 
 def why_not(p: Prepared, probe: Probe | None) -> str:
-    if p.task.name != "classification":
+    if not p.task.has_classes:
         return f"Only labels of a classification task are judged, and this is {p.task.name}."
     if probe is None:
         return "They are found by the source's features, and random weights have none."

@@ -89,7 +89,7 @@ class Predictor:
     def as_prediction(self, row: Any) -> Prediction:
         scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
         label = self.task.label(row)
-        return Prediction(label, scores.get(label) if self.task.name == "classification" else None, scores)
+        return Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
 
     @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:

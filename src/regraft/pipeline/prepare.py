@@ -31,8 +31,7 @@ from ..model import reinitialise
 from ..model.grafting import graft
 from ..model.sharded import offloaded
 from ..model.types import Source, Target
-from ..plan import options as plan_options
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..regularizers import Found
 from ..sources import load_source
 from ..tasks import Task
@@ -61,7 +60,7 @@ FOLDS = 5  # at most, where the plan does not say
 
 @dataclass(frozen=True)
 class Prepared:
-    plan: Plan  # resolved: no "auto" is left
+    plan: ResolvedPlan
     reasons: Reasons
     splits: Splits
     task: Task
@@ -106,8 +105,8 @@ class Prepared:
             examples,
             labels,
             self.preprocessor,
-            batch_size=cast(int, self.plan.fit.batch_size),
-            workers=cast(int, self.plan.run.workers),
+            batch_size=self.plan.fit.batch_size,
+            workers=self.plan.run.workers,
             augment=self.settings.augment if train else None,
             seed=seed,
             strata=[self.strata[i] for i in rows or range(len(examples))]
@@ -157,9 +156,7 @@ class RowsOfTrain:
         return cast("Found", self.p.kept[key])
 
 
-def prepare(
-    plan: Plan, *, allow_code: bool = False, source: Source | None = None, data: tuple[Splits, Task] | None = None
-) -> Prepared:
+def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Task] | None = None) -> Prepared:
     """Read data and source, settle every automatic choice, and refuse what cannot work.
 
     ``source`` and ``data`` stand in for what the plan names.
@@ -167,20 +164,18 @@ def prepare(
     Raises PlanError, DataError, SourceError or UsageError.
     """
     check_torchvision()
-    task_options = plan_options.task_options(plan, allow_code=allow_code)
-    freezing = plan_options.freezing(plan, allow_code=allow_code)
-    regularizers = plan_options.regularizers(plan, allow_code=allow_code)
+    task_options, freezing, regularizers = plan.plugins.task, plan.plugins.freezing, plan.plugins.regularizers
     device, _ = choose_device(plan.run.device)
     if plan.fit.compile:
         check_compiler(device)
-    options = plan_options.data_options(plan).for_task(task_options)
+    options = plan.data.for_task(task_options)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
     metrics = {name: at_threshold(cast(Metric, plugins.module("metrics", name)), task) for name in task.metrics}
     if task.primary not in metrics:
         known = ", ".join(metrics)
         raise PlanError([f'task.primary: "{task.primary}" is no metric of this task; there are: {known}'])
     torch.manual_seed(plan.run.seed)  # a random source is drawn here
-    source = source or load_source(plan.source.ref, plan_options.source_options(plan))
+    source = source or load_source(plan.source.ref, plan.source.options)
     if source.kind not in (splits.kind, "tensor"):
         example = "all-minilm-l6-v2" if splits.kind == "text" else "efficientnet-lite0"
         raise DataError(
@@ -212,36 +207,35 @@ def prepare(
     timed, why_fast = autotune.settle(
         plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
     )
-    plan = plan.model_copy(update={"run": timed})
-    plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
+    resolved, reasons = resolve(plan.model_copy(update={"run": timed}), source, len(splits.train), bool(splits.val))
     reasons |= why_fast
-    torch.set_num_threads(cast(int, plan.run.threads))
+    torch.set_num_threads(resolved.run.threads)
     source.backbone.to(device)  # every target is a copy of it, and lies there too
-    with offloaded(source.backbone, plan.run.shard):
-        target = graft(source, task.outputs, seed=plan.run.seed)
-    chosen = settings(plan, target)
+    with offloaded(source.backbone, resolved.run.shard):
+        target = graft(source, task.outputs, seed=resolved.run.seed)
+    chosen = settings(resolved, target)
     if data_of_source is not None:
-        batch_size = cast(int, plan.fit.batch_size)
+        batch_size = resolved.fit.batch_size
         data_of_source = replace(
             data_of_source, batch_size=batch_size, augment=chosen.augment, device=device, layout=chosen.layout
         )
-    blocks = table(plan, target, freezing, chosen.rates)
+    blocks = table(resolved, target, chosen.rates)
     if isinstance(freezing, Adapting):
-        check_adapting(plan, regularizers)
-        with freezing.adapted(copy.deepcopy(target), plan.run.seed) as other:  # refused here
-            trained = table(plan, other, freezing, chosen.rates)
+        check_adapting(resolved, regularizers)
+        with freezing.adapted(copy.deepcopy(target), resolved.run.seed) as other:  # refused here
+            trained = table(resolved, other, chosen.rates)
         source.notes += tuple(n for n in other.source.notes if n not in source.notes)
         blocks = [replace(b, parameters=t.parameters) for b, t in zip(blocks, trained, strict=True)]
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
-    check_rows_of_a_batch(plan, target, len(splits.train))
+    check_rows_of_a_batch(resolved, target, len(splits.train))
     scratch = None
-    if "scratch" in plan.evaluate.controls:
-        scratch = scratch_budget(plan, chosen, regularizers, has_val=bool(splits.val))
-        reinitialise.untrained(source, plan.run.seed)  # refused here, not after an hour of training
+    if "scratch" in resolved.evaluate.controls:
+        scratch = scratch_budget(resolved, chosen, has_val=bool(splits.val))
+        reinitialise.untrained(source, resolved.run.seed)  # refused here, not after an hour of training
     p = Prepared(
-        plan=plan,
+        plan=resolved,
         reasons=reasons,
         splits=splits,
         task=task,
@@ -264,6 +258,6 @@ def prepare(
     penalties = {  # refused here
         name: (r, r.prepare(target, data_of_source, p.train_rows())) for name, r in regularizers.items()
     }
-    if plan.run.shard:
-        check_shard(plan, freezing, penalties, target)
+    if resolved.run.shard:
+        check_shard(resolved, freezing, penalties, target)
     return p

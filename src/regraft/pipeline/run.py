@@ -40,8 +40,7 @@ from ..model.forward import Outputs
 from ..model.reinitialise import untrained
 from ..model.types import Source, Target
 from ..model.weights import snapshot
-from ..plan.options import checkpoint_every
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..plan.write import write_plan
 from ..runs.estimates import Point
 from ..runs.folder import LOCK, MADE_LATER, RunFolder, Unwritten, check_new, check_writable, read_json, status_of
@@ -81,7 +80,6 @@ from .source_data import Part
 def run(
     plan: Plan,
     *,
-    allow_code: bool = False,
     say: Report = lambda line: None,
     track: Track | None = None,
     source: Source | None = None,
@@ -110,14 +108,7 @@ def run(
                 return Path(plan.run.out)
         with distributed.naming_a_lost_rank(str(plan.run.out)), reporting(say):
             return run_job(
-                plan,
-                allow_code,
-                say,
-                track,
-                source,
-                begun=left == "begun",
-                resume=resume,
-                accept_changes=accept_changes,
+                plan, say, track, source, begun=left == "begun", resume=resume, accept_changes=accept_changes
             )
     finally:
         distributed.leave()
@@ -145,7 +136,6 @@ def folder_state(out: Path, *, resume: bool) -> str:
 @freed_memory_kept()
 def run_job(
     plan: Plan,
-    allow_code: bool,
     say: Report,
     track: Track | None,
     source: Source | None,
@@ -162,9 +152,9 @@ def run_job(
     clock = Clock()
     with clock("prepare"):
         if begun:
-            before = previous_run(out, plan, allow_code=allow_code, accept_changes=accept_changes)
+            before = previous_run(out, plan, accept_changes=accept_changes)
             plan = before.plan
-        p = prepare(plan, allow_code=allow_code, source=source)
+        p = prepare(plan, source=source)
         if before is not None:
             before = refuse_changes(before, p, accept_changes=accept_changes)
         distributed.all_reduce_sum(0.0)  # all have read what the first now writes
@@ -190,7 +180,7 @@ def run_job(
         own_arms = plan.run.spread == "arms" and distributed.world_size() > 1
         keeper = CheckpointManager(
             folder.path / "checkpoints",
-            *checkpoint_every(plan),
+            *plan.run.checkpoint_interval,
             about=about,
             say=tell,
             writes=distributed.is_rank0() and not own_arms,
@@ -238,8 +228,8 @@ def looks_like_a_run(folder: Path) -> bool:
     return "plan.toml" in names or names <= BEFORE_PLAN
 
 
-def half(plan: Plan) -> int:
-    return max(1, int(plan.fit.batch_size) // 2)
+def half(plan: ResolvedPlan) -> int:
+    return max(1, plan.fit.batch_size // 2)
 
 
 def resumed(
@@ -328,7 +318,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     enough = max(ROWS, 10 * p.task.outputs)  # of each class a few
     train = features_of(p, target, "train", some("train", enough))
     val = features_of(p, target, "val", some("val", ROWS))
-    classes = train.targets.tolist() if p.task.name == "classification" else [0] * len(train.ids)
+    classes = train.targets.tolist() if p.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
 

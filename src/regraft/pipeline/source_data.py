@@ -34,7 +34,6 @@ from ..metrics import Metric
 from ..model.forward import outputs
 from ..model.grafting import Model
 from ..model.types import Source
-from ..plan import options as plan_options
 from ..plan import read as plan_read
 from ..regularizers import Found
 from ..runs.folder import is_run, read_json, read_task
@@ -163,27 +162,27 @@ def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, lis
 
 def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
     """What ``[source_data]`` names, with labels that the source's head knows."""
-    options = plan_options.source_data_options(plan)
+    options = plan.source_data
     if source.head is None:
         raise PlanError([f"source_data: {source.name} has no head to measure with: remove source_data"])
     task = source_task(source, plan.source_data.classes)
     examples, splits, notes = rows_and_splits(options, source.kind)
     check_cells({"source data": examples}, task, options.path)
-    return assemble(source, task, divide(examples, splits), str(options.path)), notes
+    return assemble(source, task, divide(examples, splits), options.path), notes
 
 
 def run_data(folder: Path, source: Source) -> SourceData:
     """The rows that a run was made from, as it split them. Raises a RegraftError where they are not
     what they were."""
     plan = plan_read.read_run_plan(folder)
-    options = plan_options.task_options(plan)
-    data = plan_options.data_options(plan).for_task(options)
+    options = plan.plugins.task
+    data = plan.data.for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
     if splits.digest != read_json(folder, "environment.json", Environment).data_digest:
         raise DataError(f"{data.path} has changed since the run")
     rows = concatenated([splits.train, splits.val, splits.test])
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)
-    return assemble(source, source_task(source, []), divide(rows, names), str(data.path))
+    return assemble(source, source_task(source, []), divide(rows, names), data.path)
 
 
 def source_task(source: Source, classes: Sequence[str]) -> Task:
@@ -206,14 +205,7 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
         outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
         raise PlanError([f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"])
-    state = {
-        "task": source.task,
-        "classes": list(names),
-        "primary": "accuracy",
-        "label_smoothing": 0.0,
-        "weights": None,
-    }
-    task: Task = plugins.module("tasks", source.task).restore(state)
+    task: Task = plugins.module("tasks", source.task).restore({"classes": list(names)})
     return task
 
 

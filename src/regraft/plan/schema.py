@@ -7,11 +7,18 @@ run.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic.fields import FieldInfo
 
-from ..data.types import Augment
+from ..data.types import Augment, DataOptions, SourceDataOptions
+from ..errors import PlanError
+from ..model.types import SourceOptions
+from ..tasks import DEFAULT_TASK
+from .plug_ins import PlugIns, make_plugins
 
 Auto = Literal["auto"]
 
@@ -23,7 +30,14 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
+    """A table of the plan."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def keys_of(section: Any) -> dict[str, FieldInfo]:
+    """Return a section's keys with type, default and description; none of a type that is no section."""
+    return dict(getattr(section, "__pydantic_fields__", {}))
 
 
 class SourcePlan(Section):
@@ -41,57 +55,12 @@ class SourcePlan(Section):
     max_length: Count | None = Field(None, description="tokens a text; default: the source's limit")
     offline: bool = Field(False, description="no network call at all")
 
-
-class DataPlan(Section):
-    path: str = Field(description="a folder of class folders, a table, or a folder of tables")
-    format: str = Field("auto", description="image_folder, table; auto looks at the path")
-    image_root: str | None = Field(None, description="folder of a table's image paths")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column, or a pair of them")
-    label: list[str] = Field([], description="label column, or several")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one split")
-    val: float = Field(0.2, gt=0, lt=1, description="share of train drawn where there is no val")
-    folds: Annotated[int, Field(ge=2, le=20)] | None = Field(
-        None, description="no val: choices and estimates by so many folds of train, groups whole"
-    )
-    split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
-    leaks: Literal["keep", "drop", "move"] = Field(
-        "keep",
-        description="rows with equal content in two splits: said alone; drop: those of train left out; "
-        "move: those of test and val join train",
-    )
-    leak_limit: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of test (or val) rows that may also be in another split where leaks are kept; "
-        "beyond it a fit stops; 1: never",
-    )
-    label_separator: str = Field(";", description="between the labels of one multi-label cell")
-
-
-class SourceDataPlan(Section):
-    path: str = Field(
-        "own",
-        description="labelled rows of the source task, to measure forgetting and for penalties; own: "
-        "those that a run was made from; none",
-    )
-    format: str = Field("auto", description="as in [data], like the keys below")
-    image_root: str | None = Field(None, description="folder of a table's image paths")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column, or a pair of them")
-    label: list[str] = Field([], description="label column")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one part")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
-    each_epoch: bool = Field(False, description="measure the source task after every epoch too, on its select rows")
-    classes: list[str] = Field(
-        [], description="what the head's outputs are called, in order, where the source does not say"
-    )
+    @property
+    def options(self) -> SourceOptions:
+        """The options that a file of sources/ takes."""
+        values = self.model_dump(exclude={"ref"})
+        values["weights"] = Path(self.weights) if self.weights else None
+        return SourceOptions(**values | {"allow_fresh": tuple(self.allow_fresh)})
 
 
 class ProbePlan(Section):
@@ -214,15 +183,21 @@ class RunPlan(Section):
         True, description="an apostrophe before a cell of predictions.csv that a spreadsheet would run"
     )
 
+    @property
+    def checkpoint_interval(self) -> tuple[int, float]:
+        """(steps, seconds) between two checkpoints; one of them is 0."""
+        every = self.checkpoint_every
+        return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
+
 
 class Plan(Section):
-    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold plug-in
-    options; :func:`check` validates them against the plug-in's own dataclass."""
+    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold the tables of plug-ins;
+    :func:`regraft.plan.read.check` makes the objects that they name, :attr:`plugins`."""
 
     source: SourcePlan
-    data: DataPlan
-    source_data: SourceDataPlan = SourceDataPlan()
-    task: dict[str, Any] = {"name": "classification"}
+    data: DataOptions
+    source_data: SourceDataOptions = SourceDataOptions()
+    task: dict[str, Any] = {"name": DEFAULT_TASK}
     augment: Augment = Augment()
     probe: ProbePlan = ProbePlan()
     fit: FitPlan = FitPlan()
@@ -230,3 +205,75 @@ class Plan(Section):
     regularizers: dict[str, dict[str, Any]] = {}
     evaluate: EvaluatePlan = EvaluatePlan()
     run: RunPlan = RunPlan()
+
+    _plugins: PlugIns | None = PrivateAttr(None)
+    _allow_code: bool = PrivateAttr(False)
+
+    @property
+    def plugins(self) -> PlugIns:
+        """The plug-ins that the plan names. Raises PlanError for a plan that was not checked and names none."""
+        if self._plugins is None:
+            made, problems = make_plugins(self.model_dump(), allow_code=self._allow_code)
+            if problems:
+                raise PlanError([text for _, text in problems])
+            self._plugins = made
+        return self._plugins
+
+    @property
+    def allow_code(self) -> bool:
+        """Whether the plan was read with leave to run the code that it names."""
+        return self._allow_code
+
+    def with_plugins(self, plugins: PlugIns | None, *, allow_code: bool) -> Self:
+        """Return this plan with plug-ins; None: they are made from its tables when they are asked for."""
+        plan = self.model_copy()
+        plan._plugins, plan._allow_code = plugins, allow_code
+        return plan
+
+    def with_sections(self, **sections: Any) -> Self:
+        """Return this plan with other sections, unchecked, and the plug-ins that these name."""
+        plan = self.model_copy(update=sections)
+        return plan.with_plugins(None, allow_code=self._allow_code)
+
+
+# ---------------------------------------------------------------- without "auto"
+
+
+class ResolvedFit(FitPlan):
+    """``[fit]`` with every automatic choice made."""
+
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    head_lr: Positive
+    scratch_lr: Positive
+    weight_decay: NonNegative
+    sharpness: NonNegative
+    batch_norm: Literal["frozen", "train"]
+
+
+class ResolvedRun(RunPlan):
+    """``[run]`` with every automatic choice made."""
+
+    workers: Annotated[int, Field(ge=0)]
+    threads: Count
+    processes: Count
+    layout: Literal["channels_last", "contiguous"]
+    precision: Literal["float32", "bfloat16"]
+    feature_precision: Literal["float32", "bfloat16"]
+
+
+class ResolvedPlan(Plan):
+    """A plan without "auto"."""
+
+    fit: ResolvedFit
+    run: ResolvedRun
+
+    @classmethod
+    def of(cls, plan: Plan, fit: Mapping[str, Any], run: Mapping[str, Any]) -> ResolvedPlan:
+        """Return ``plan`` with the values of ``fit`` and ``run``. Raises ValueError where one is still "auto"."""
+        sections = {name: getattr(plan, name) for name in Plan.model_fields} | {
+            "fit": ResolvedFit(**plan.fit.model_dump() | dict(fit)),
+            "run": ResolvedRun(**plan.run.model_dump() | dict(run)),
+        }
+        return cls(**sections).with_plugins(plan.plugins, allow_code=plan.allow_code)

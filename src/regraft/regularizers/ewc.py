@@ -50,7 +50,7 @@ class EWC(Regularizer):
                     "--source-data PATH, or take l2_sp"
                 ]
             )
-        if self.labels == "sampled" and source_data.task.name != "classification":
+        if self.labels == "sampled" and not source_data.task.has_classes:
             raise PlanError(
                 [
                     f"regularizers.ewc samples classes, and the source's task is "

@@ -118,6 +118,7 @@ class About(BaseModel):
     name: str
     version: str
     task: str
+    targets: Literal["class", "labels", "numbers"]
     inputs: Literal["picture", "text", "texts"]
     classes: list[str]
     temperature: float | None
@@ -440,7 +441,7 @@ def explains(served: ServedModel) -> bool:
 
 
 def predicted(served: ServedModel, answer: Answer) -> Predicted:
-    numbers = served.task == "regression"
+    numbers = served.predictor.task.has_numbers
     order = range(len(answer.scores)) if numbers else np.argsort(-answer.scores, kind="stable")
     sharp = answer.calibrated
     scores = [
@@ -489,6 +490,7 @@ def about_run(served: ServedModel, limits: Limits) -> About:
         name=served.name,
         version=__version__,
         task=served.task,
+        targets=served.predictor.task.targets,
         inputs="picture" if served.pictures else "texts" if served.pairs else "text",
         classes=list(served.classes),
         temperature=None if served.sharper is None else served.predictor.temperature,

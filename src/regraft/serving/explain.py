@@ -162,9 +162,9 @@ def _score(served: ServedModel, output: int) -> Any:
 
     def score(inputs: Any) -> Tensor:
         logits: Tensor = p.model(to_device(inputs, p.device, "contiguous")).float().cpu()
-        if p.task.name == "classification":
+        if p.task.activation == "softmax":
             return logits[:, output] - logits[:, others].logsumexp(1)
-        scores = logits if p.task.name == "multilabel" else p.task.scores(logits)
+        scores = logits if p.task.activation == "sigmoid" else p.task.scores(logits)
         return scores[:, output]
 
     return score

@@ -133,7 +133,7 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         why = "is of other weights" if there else "was not kept: too few rows of val, or an older run"
         notes.append(f"no warning about inputs unlike the training data: its measure {why}")
     temperature = predictor.temperature
-    if temperature is None and predictor.task.name != "regression":
+    if temperature is None and not predictor.task.has_numbers:
         notes.append("probabilities are not calibrated: the run fitted no temperature")
     return ServedModel(
         name=run.resolve().name,

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compute import distributed
-from ..data.store import digest_of, sync, synced
-from ..errors import DiskError, DivergedError, UsageError
+from ..errors import DivergedError, UsageError
 from ..io import guarded
+from ..io.atomic import disk_errors, move_folder, write_new
+from ..io.hashing import file_digest
 from ..runs import records
 from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
@@ -55,20 +56,17 @@ def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor])
     they were."""
     tmp = place.with_name(f"tmp-{place.name}")
     try:
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-        save_tensors(tensors, tmp / TENSORS)
-        synced(tmp / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-        lines = [f"{digest_of(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
-        synced(tmp / MANIFEST, "".join(lines))
-        sync(tmp)
-        failpoint(f"written {place.name}")
-        if place.exists():  # a damaged one: good ones are not written twice
-            shutil.rmtree(place)
-        tmp.rename(place)
-        sync(place.parent)
-    except OSError as error:
-        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+        with disk_errors(place):
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+            save_tensors(tensors, tmp / TENSORS)
+            write_new(tmp / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+            lines = [f"{file_digest(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
+            write_new(tmp / MANIFEST, "".join(lines))
+            failpoint(f"written {place.name}")
+            if place.exists():  # a damaged one: good ones are not written twice
+                shutil.rmtree(place)
+            move_folder(tmp, place)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     failpoint(f"renamed {place.name}")
@@ -90,7 +88,7 @@ def checked(place: Path) -> dict[str, Any]:
         if set(expected) != {TENSORS, RECORD}:
             raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")
         for name, digest in expected.items():
-            if digest_of(place / name) != digest:
+            if file_digest(place / name) != digest:
                 raise DamagedError(f"{name} is not what {MANIFEST} says")
         record: dict[str, Any] = guarded.read_json(place, RECORD, finite=False)
     except FileNotFoundError as error:

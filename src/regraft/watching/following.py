@@ -26,7 +26,7 @@ from ..runs.folder import LOCK
 from ..runs.result import Result, Unfinished, read_ended
 from ..runs.side_files import Environment, HistoryLine
 from ..runs.summary import lines as summary_lines
-from .resources import PROC, ProcessMonitor, launcher
+from .resources import ProcessMonitor, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
 
@@ -245,14 +245,12 @@ def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
         apart = who.host != socket.gethostname()
         where = who.host if apart else "this machine, in another container"
         return {"words": f"not known here: it runs on {where}"}
-    if not (meter.proc / "self").exists() and meter.proc == PROC:
-        return {"words": "not known here: this system has no /proc"}
     try:
         environment = records.read(run, "environment.json", Environment)
     except guarded.NotReadError:
         environment = None
     several = environment is not None and environment.processes > 1
-    use = meter.look(launcher(who.pid, meter.proc) if several else who.pid)
+    use = meter.look(launcher(who.pid) if several else who.pid)
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}

@@ -1,7 +1,7 @@
 """``make fuzz SECONDS=120``: what regraft reads, broken at random.
 
-python tests/fuzz.py --seconds 120 [--seed 0] [--out FOLDER] [--only plan,csv]
-python tests/fuzz.py --replay plan FILE      one kept input again, with its traceback
+python tools/fuzz.py --seconds 120 [--seed 0] [--out FOLDER] [--only plan,csv]
+python tools/fuzz.py --replay plan FILE      one kept input again, with its traceback
 
 Valid files are damaged, by bits and by structure, and read. What comes of it is a result or one of
 regraft's own errors. Anything else is a crash: another exception, a hang, a dead process, more than
@@ -92,7 +92,7 @@ def guard(work: Path) -> None:
     def look(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[2], int):
             if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not isinstance(args[0], int):
-                path = os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100
+                path = os.path.realpath(os.fsdecode(args[0]))  # where a link leads
                 if not path.startswith(allowed):
                     escape(f"{path} opened to be written")
         elif event in BEGUN:

@@ -1,8 +1,8 @@
 """``make faults``: the numbered faults, the tests that bring each about, and what came of them.
 
-python tests/faults.py             run every test that carries a fault's number, then the table
-python tests/faults.py --list      the table without running anything
-python tests/faults.py 1 2 8       these numbers alone
+python tools/faults.py             run every test that carries a fault's number, then the table
+python tools/faults.py --list      the table without running anything
+python tools/faults.py 1 2 8       these numbers alone
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -67,8 +66,8 @@ def table(faults: Faults) -> tuple[str, bool]:
 
 def main(arguments: list[str]) -> int:
     faults = Faults({int(a) for a in arguments if a.isdigit()}, "--list" not in arguments)
-    here: Any = str(Path(__file__).parent)
-    options = ["-q", "--no-header", "-m", "not gpu", "-p", "no:cacheprovider", here]
+    tests = str(Path(__file__).parents[1] / "tests")
+    options = ["-q", "--no-header", "-m", "not gpu", "-p", "no:cacheprovider", tests]
     code = pytest.main(options + ([] if faults.run else ["--collect-only", "-qq"]), plugins=[faults])
     text, good = table(faults)
     print(text)
