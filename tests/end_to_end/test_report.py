@@ -82,7 +82,7 @@ def fit(weights: Path, make_pictures: Any, tmp_path: Path) -> Any:
 
 def test_labels_that_are_probably_wrong_are_shown(fit: Any) -> None:
     run = fit()
-    found = read_json(run.path, "gallery/suspects.json")
+    found = read_json(run.path, "gallery/suspects.json", Any)
     assert found["why not"] == "" and found["count"] == len(found["rows"]) >= 2
     assert found["of"] == sum(run.result["rows"].values())
     first = {r["where"]: r for r in found["rows"][:2]}
@@ -134,7 +134,7 @@ def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypat
 
     monkeypatch.setattr(suspects, where, fails)
     run = fit()
-    found = read_json(run.path, "gallery/suspects.json")
+    found = read_json(run.path, "gallery/suspects.json", Any)
     assert (found["count"], found["of"], found["rows"]) == (0, 0, [])
     assert run.result["status"] == "finished"
     assert "a class is missing" in (run.path / "log.txt").read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def test_blocks_tell_how_far_they_moved(run: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    result = read_json(run, "result.json")
+    result = read_json(run, "result.json", Any)
     alpha = result["seeds"][0]["alpha"]
     blocks = {b["name"]: b for b in result["blocks"]}
     assert list(blocks)[-1] == "head" and blocks["head"]["drift"] is None  # fresh: no anchor

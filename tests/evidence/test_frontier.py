@@ -6,10 +6,10 @@ from torch import nn
 
 from regraft.errors import PlanError
 from regraft.evidence.frontier import ALPHAS, blend, choose, evaluate_points, load_point
-from regraft.runs.estimates import Point, Retained
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
 from regraft.model.weights import snapshot
+from regraft.runs.estimates import Point, Retained
 
 CPU = torch.device("cpu")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import printable
 from . import plots
+from .cells import signed
 from .reading import RunFiles, brief
 
 TITLE = "Comparison"
@@ -21,7 +22,6 @@ TEMPLATE = """
 def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Return the template's values. Raises UsageError for runs that cannot be compared."""
     from ..evidence.comparison import compare
-    from .render import signed
 
     lines = compare([run.path for run in runs])
     frontiers = [(run, f) for run in runs if (f := run.result.frontier) and all(p.source for p in f.points)]

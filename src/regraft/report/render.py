@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from math import isnan
 from pathlib import Path
 from threading import get_ident
 from types import ModuleType
@@ -13,8 +12,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..io.atomic import disk_errors, write_file
-from ..runs import summary
-from ..runs.estimates import Estimate
+from .cells import estimate, number, signed
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
@@ -86,18 +84,3 @@ def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[st
         head = '{% import "macros.html" as m with context %}\n'
         html = Markup(env.from_string(head + module.TEMPLATE).render(context))
     return {"title": module.TITLE, "anchor": anchor, "html": html}
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number, or a dash if it is undefined."""
-    return "–" if value is None or isnan(value) else f"{value:.{digits}f}"
-
-
-def estimate(e: Estimate | None) -> str:
-    """Return a figure with its interval, or a dash if it is undefined."""
-    return "–" if e is None else summary.estimate(e)
-
-
-def signed(e: Estimate | None) -> str:
-    """Return a gain with its interval, each number with its sign, or a dash if it is undefined."""
-    return "–" if e is None else summary.signed(e)

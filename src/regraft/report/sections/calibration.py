@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import plots
+from ..cells import estimate, signed
 from ..reading import RunFiles
 
 ORDER, TITLE = 70, "Calibration"
@@ -17,8 +18,6 @@ TEMPLATE = """
 
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
-    from ..render import estimate, signed
-
     c = run.result.calibration
     if not c:
         return "Calibration takes a classification task and rows for val."

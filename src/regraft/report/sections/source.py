@@ -9,6 +9,7 @@ from ...runs.result_parts import SourceRetention
 from ...runs.summary import frontier as frontier_words
 from ...runs.summary import retention as retention_words
 from .. import plots
+from ..cells import number
 from ..reading import RunFiles
 
 ORDER, TITLE = 90, "The source task and the frontier"
@@ -34,8 +35,6 @@ def prose(line: str) -> str:
 
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
-    from ..render import number
-
     r = run.result
     if r.source.nothing_kept:
         return "Nothing was kept of a source, so there is nothing to forget."

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...runs.summary import over_seeds, verdict
 from .. import plots
+from ..cells import estimate, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True
@@ -28,8 +29,6 @@ TONES = {"transfer helps": "good", "transfer hurts": "bad"}
 
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
-    from ..render import estimate, number, signed
-
     r, primary = run.result, run.primary
     arms = [("fine-tuned, the saved model", estimate(r.test[primary]), "", "")]
     means = {"fit": "fine-tuned", "scratch": "scratch", "α = 1": "α = 1"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runs.summary import weights
+from ..cells import number
 from ..reading import RunFiles, brief
 
 ORDER, TITLE = 40, "Weights and blocks"
@@ -20,8 +21,6 @@ TEMPLATE = """
 
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
-    from ..render import number
-
     source = run.result.source
     blocks = [
         (
