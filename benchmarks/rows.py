@@ -127,7 +127,7 @@ def table(lane: Lane, count: int) -> dict[str, Any]:
     import time
 
     from regraft.data.loading import load_data
-    from regraft.data.manifest import write_manifest
+    from regraft.data.splitting import write_manifest
     from regraft.plan.read import read_plan
 
     path = lane.out / "texts.csv"

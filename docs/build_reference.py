@@ -46,7 +46,9 @@ def command_line() -> None:
                 continue
             shown = p.metavar or p.name.upper() if p.param_type_name == "argument" else ", ".join(p.opts)
             none = p.default is None or p.default is False or p.default == [] or p.required or callable(p.default)
-            default = "required" if p.required else "" if none else f"`{p.default}`"
+            planned = getattr(p, "show_default", None)  # a flag of the plan is absent by default
+            shown_default = planned if isinstance(planned, str) else "" if none else str(p.default)
+            default = "required" if p.required else f"`{shown_default}`" if shown_default else ""
             lines.append(f"| `{shown}` | {default} | {p.help or ''} |".replace("`DATA|PLAN`", "`DATA` or `PLAN`"))
         lines.append("")
     lines += ["## Exit codes", "", "| code | means |", "|---|---|", "| 0 | fine |"]

@@ -391,7 +391,7 @@ def read_a_run(folder: Path) -> None:
 
         listing(str(folder), False)
     with Passing():
-        locks.held(run / "lock")
+        locks.find_holder(run / "lock")
         runfiles.can_resume(run)
         list(runfiles.RunFolder(run).lines("resumes.jsonl"))
 

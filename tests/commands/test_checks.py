@@ -14,7 +14,8 @@ from PIL import Image
 from regraft import plugins
 from regraft.checks import CheckContext, Finding, class_names, source_classes
 from regraft.checks.label_errors import ranked
-from regraft.data.loading import load_data, read_rows, splits_as_given
+from regraft.data.loading import load_data, read_rows
+from regraft.data.splitting import splits_as_given
 from regraft.data.types import DataOptions, Example
 from regraft.errors import DataError
 from regraft.pipeline.findings import CheckReport, cheap, in_words, run_checks, seen_of

@@ -13,7 +13,7 @@ from PIL import Image
 from regraft.data import fingerprints as module
 from regraft.data.batches import Batches
 from regraft.data.image_store import pictures
-from regraft.data.loading import content, read_rows
+from regraft.data.loading import read_rows
 from regraft.data.preprocessing import build
 from regraft.data.types import DataOptions, ImageSpec
 from regraft.errors import DataError
@@ -34,7 +34,7 @@ def read(rows, workers=0, spec=SPEC):
 
 @pytest.mark.fault(57)
 def test_other_pixels_are_not_kept_under_a_pictures_content(rows):
-    named = {content(e): e for e in rows}
+    named = {e.content: e for e in rows}
     assert len(list(pictures(build(SPEC), True, named, 2))) == 6
     path = Path(rows[4].inputs[0])
     replace_content(path)

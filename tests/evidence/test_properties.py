@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from regraft.data.batches import Batches, balanced, order
-from regraft.data.manifest import read_manifest, write_manifest
 from regraft.data.preprocessing import build
-from regraft.data.splitting import digest_of
+from regraft.data.splitting import digest_of, read_manifest, write_manifest
 from regraft.data.types import CallableSpec, Example, Splits
 from regraft.errors import RegraftError
 from regraft.plan.read import check, read_plan

@@ -76,7 +76,7 @@ def test_a_link_that_is_put_there_between_looking_and_opening(run, monkeypatch):
     looked = (run / NAME).stat()
     (run / NAME).unlink()
     (run / NAME).symlink_to(run.parent / "secret")
-    monkeypatch.setattr(guarded, "_look", lambda *args, **how: looked)
+    monkeypatch.setattr(guarded, "_check_path", lambda *args, **how: looked)
     with pytest.raises(NotReadError, match="cannot be read"):
         guarded.read(run, NAME)
     (run / NAME).unlink()
@@ -121,7 +121,7 @@ def test_a_long_file_of_a_user_does_not_refuse_the_run(run):
 
 
 def test_a_folder_with_more_than_a_run_has_is_refused(run, monkeypatch):
-    monkeypatch.setattr(guarded, "FILES", 5)
+    monkeypatch.setattr(guarded, "MAX_FILES", 5)
     for i in range(6):
         (run / "model" / f"{i}").touch()
     with pytest.raises(NotReadError, match="more than 5 files"):
@@ -236,7 +236,7 @@ ALLOWED = {
     "data/images.py": "the user's pictures",
     "data/fingerprints.py": "the user's pictures",
     "data/loading.py": "the user's data",
-    "data/manifest.py": "writes the manifest; reading it goes through the reader",
+    "data/splitting.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
     "data/image_store.py": "the cache of pictures",
     "data/decoded_images.py": "the cache of pictures",

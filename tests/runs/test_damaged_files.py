@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from regraft.data.manifest import read_manifest
+from regraft.data.splitting import read_manifest
 from regraft.data.types import DataOptions
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
@@ -167,9 +167,9 @@ def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
     whole = asdict(locks.Holder(1, "host", "", "now"))
     for change in ({"pid": "1"}, {"pid": -1}, {"pid": 2**70}, {"pid": True}, {"host": None}, {"started": 3}):
         (tmp_path / "lock").write_text(json.dumps(whole | change))
-        assert locks.held(tmp_path / "lock") is None
+        assert locks.find_holder(tmp_path / "lock") is None
     (tmp_path / "lock").write_text(DEEP)
-    assert locks.held(tmp_path / "lock") is None
+    assert locks.find_holder(tmp_path / "lock") is None
 
 
 @pytest.mark.parametrize("data", [b'{"id": 1', b"\xff\n", DEEP.encode()])

@@ -12,8 +12,9 @@ from dataclasses import replace
 from ..checks import CheckContext, Finding
 from ..compute.malloc import freed_memory_kept
 from ..data.columns import InputsOf, cells_of, concatenated, ids_of
-from ..data.loading import draw_splits, read_rows, rows_and_splits, splits_as_given
+from ..data.loading import read_rows, rows_and_splits
 from ..data.preprocessing import TextPreprocessor
+from ..data.splitting import draw_splits, splits_as_given
 from ..data.types import Example, SourceDataOptions, Splits
 from ..errors import DataError
 from ..io.progress import no_progress, reporting

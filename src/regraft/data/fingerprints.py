@@ -35,7 +35,7 @@ class KnownFiles:
                 f"{path} was there when the data were read and cannot be read now "
                 f"({error.strerror or error}): put it back, then go on with --resume"
             ) from error
-        if not digest.startswith(example.id.partition("-")[0]):
+        if not digest.startswith(example.content):
             raise DataError(
                 f"{path} was changed after the data were read: put back what it was and go on with "
                 f"--resume, or begin another run"

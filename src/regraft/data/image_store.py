@@ -34,6 +34,7 @@ from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .store import write_index
+from .types import content_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +111,7 @@ def keep(
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
     preprocessor = batches.preprocessor
-    rows = [id_.partition("-")[0] for id_ in ids_of(examples)]
+    rows = list(map(content_of, ids_of(examples)))
     if (
         cache is None
         or not isinstance(preprocessor, ImagePreprocessor)

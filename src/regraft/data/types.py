@@ -69,6 +69,16 @@ class Example:
     group: str | None = None
     facts: PictureFacts | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def content(self) -> str:
+        """The hash of the inputs: 16 hex digits of the id."""
+        return content_of(self.id)
+
+
+def content_of(id_: str) -> str:
+    """Return the part of a row's id that is the hash of its inputs: 16 hex digits."""
+    return id_.partition("-")[0]
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -21,8 +21,10 @@ def state_root() -> Path:
 
 
 def pictures_root() -> Path:
-    """Return the folder for pictures that are unpacked from tables: where that is another user's, who may
-    change what lies in it, this user has one beside it."""
+    """Return the folder for pictures that are unpacked from tables.
+
+    Another user, to whom that folder belongs, could change the pictures. Then this user has one beside it.
+    """
     shared = cache_root() / "pictures"
     own = getattr(os, "geteuid", lambda: None)()
     with suppress(OSError):
@@ -32,6 +34,6 @@ def pictures_root() -> Path:
 
 
 def unpacked_pictures() -> list[Path]:
-    """Return the files of pictures that were unpacked from tables, and nothing that is not ours."""
-    found = pictures_root().glob("[0-9a-f][0-9a-f]/*")
-    return [p for p in found if re.match(r"[0-9a-f]{64}\.|\.part-", p.name)]
+    """Return the files that regraft unpacked from tables."""
+    files = pictures_root().glob("[0-9a-f][0-9a-f]/*")
+    return [p for p in files if re.match(r"[0-9a-f]{64}\.|\.part-", p.name)]

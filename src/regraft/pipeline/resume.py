@@ -138,7 +138,7 @@ def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) ->
 
 def data_changes(run: Path, splits: Splits) -> str:
     """Rows that were added, removed or edited since a run's manifest was written, in words."""
-    from ..data.manifest import manifest_row, read_manifest
+    from ..data.splitting import manifest_row, read_manifest
 
     def key(row: ManifestRow) -> tuple[Any, ...]:
         return row.hash, tuple(row.cells)

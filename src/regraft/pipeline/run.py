@@ -24,7 +24,7 @@ from ..compute.device import choose_device
 from ..compute.malloc import freed_memory_kept
 from ..compute.versions import __version__
 from ..data.columns import ids_of
-from ..data.manifest import write_manifest
+from ..data.splitting import write_manifest
 from ..errors import DivergedError, PlanError, RegraftError, UsageError, shorten
 from ..evidence.frontier import choose
 from ..evidence.linear_probe import Probe

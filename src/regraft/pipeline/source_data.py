@@ -24,10 +24,10 @@ from .. import plugins
 from ..compute.device import to_device
 from ..data.batches import Batches
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
-from ..data.loading import check_cells, load_data, rows_and_splits
+from ..data.loading import load_data, rows_and_splits
 from ..data.preprocessing import Preprocessor, build
-from ..data.splitting import digest_of
-from ..data.types import Augment, Example
+from ..data.splitting import check_cells, digest_of
+from ..data.types import Augment, Example, content_of
 from ..errors import DataError, PlanError, RegraftError
 from ..evidence.scoring import Predictions, at_threshold, score
 from ..metrics import Metric
@@ -239,5 +239,5 @@ def divide(examples: Sequence[Example], splits: Sequence[str | None]) -> dict[Pa
 
 def place(id_: str, group: str | None) -> float:
     """In [0, 1), by the row's group or else its content alone."""
-    key = id_.partition("-")[0] if group is None else f"group {group}"
+    key = content_of(id_) if group is None else f"group {group}"
     return int(hashlib.sha256(f"source {key}".encode()).hexdigest()[:12], 16) / 16**12

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
-from ..data.types import Augment, DataOptions, SourceDataOptions
+from ..data.types import Augment, DataOptions, PathText, SourceDataOptions
 from ..errors import PlanError
 from ..model.types import SourceOptions
 from ..tasks import DEFAULT_TASK
@@ -30,9 +30,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A table of the plan."""
+    """A table of the plan. Validators are built at first use, because ``regraft --help`` needs none."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def keys_of(section: Any) -> dict[str, FieldInfo]:
@@ -41,19 +41,23 @@ def keys_of(section: Any) -> dict[str, FieldInfo]:
 
 
 class SourcePlan(Section):
-    ref: str = Field(description="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run")
-    weights: str | None = Field(None, description="a weights file instead of the library's own")
+    ref: str = Field(
+        description="source model: timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run folder"
+    )
+    weights: PathText | None = Field(None, description="weights file to load instead of the library's own")
     weights_key: str | None = Field(
-        None, description="which of a checkpoint's dictionaries of tensors, where several fit"
+        None, description="dictionary of tensors to take from a checkpoint where several fit"
     )
-    in_channels: Count | None = Field(None, description="picture channels, where not the source's")
-    image_size: Count | None = Field(None, description="side in pixels that the network sees, where not the source's")
+    in_channels: Count | None = Field(None, description="picture channels; default: the source's")
+    image_size: Count | None = Field(
+        None, description="side in pixels of the picture that the network gets; default: the source's"
+    )
     pooling: Literal["auto", "mean", "cls", "max", "last"] = Field(
-        "auto", description="of a text encoder without a head: auto reads the source's folder"
+        "auto", description="pooling of a text encoder without a head; auto reads the source's folder"
     )
-    allow_fresh: list[str] = Field([], description="patterns of backbone tensors that may be fresh")
-    max_length: Count | None = Field(None, description="tokens a text; default: the source's limit")
-    offline: bool = Field(False, description="no network call at all")
+    allow_fresh: list[str] = Field([], description="patterns of backbone tensors that may start fresh")
+    max_length: Count | None = Field(None, description="tokens a text, at most; default: the source's limit")
+    offline: bool = Field(False, description="make no network call")
 
     @property
     def options(self) -> SourceOptions:
@@ -67,120 +71,133 @@ class ProbePlan(Section):
     strengths: list[Positive] = Field(
         [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
         min_length=1,
-        description="λ of λ/2·‖W‖² on standardised features; chosen on val",
+        description="λ of λ/2·‖W‖² on standardised features; val picks one",
     )
     rows: int = Field(
         0,
         ge=0,
-        description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
-        "rows x features x outputs within 2e10; more rows are then gone over in batches",
+        description="train rows that choose λ, at most, but 2 of each class; 0: as many as keep "
+        "rows x features x outputs within 2e10; the fit reads further rows in batches",
     )
 
 
 class FitPlan(Section):
     epochs: Count | Auto = Field("auto", description="passes over train, at most")
-    batch_size: Count | Auto = Field("auto", description="rows a step, before accumulation")
+    batch_size: Count | Auto = Field("auto", description="rows a batch, before accumulation")
     accumulate: Count = Field(1, description="batches a step")
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced: an epoch has as many rows of each class, rare ones repeated"
+        "natural", description="rows of an epoch; balanced: as many of each class, with rare rows repeated"
     )
-    optimizer: str = Field("AdamW", description="any of torch.optim by name")
+    optimizer: str = Field("AdamW", description="optimizer of torch.optim")
     optimizer_options: dict[str, float | bool | list[float]] = Field(
-        {}, description="its further options, as { momentum = 0.9, nesterov = true }"
+        {}, description="further options of the optimizer, as { momentum = 0.9, nesterov = true }"
     )
-    lr: Positive | Auto = Field("auto", description="rate of the backbone block nearest the head")
-    head_lr: Positive | Auto = Field("auto", description="rate of the head")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate, block by block towards the input")
+    lr: Positive | Auto = Field("auto", description="learning rate of the backbone block nearest the head")
+    head_lr: Positive | Auto = Field("auto", description="learning rate of the head")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate, block by block towards the input"
+    )
     block_lr: dict[str, Positive] = Field(
-        {}, description='rates by block pattern, as { "blocks.[01]" = 1e-5 }; the last match holds'
+        {}, description='learning rates by block pattern, as { "blocks.[01]" = 1e-5 }; the last match wins'
     )
     scratch_lr: Positive | Auto = Field(
-        "auto", description="what training from scratch would use; kept blocks stay below it"
+        "auto", description="learning rate of training from scratch; kept blocks stay below it"
     )
-    allow_large_lr: bool = Field(False, description="let kept blocks reach the scratch rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rates, over the whole fit")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rates")
-    weight_decay: NonNegative | Auto = Field("auto", description="on matrices, not on biases/norms")
-    clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
+    allow_large_lr: bool = Field(False, description="let kept blocks reach scratch_lr")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="schedule of the learning rates over the whole fit"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rates")
+    weight_decay: NonNegative | Auto = Field("auto", description="weight decay of matrices; biases and norms have none")
+    clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 disables clipping")
     sharpness: NonNegative | Auto = Field(
-        "auto", description="radius ρ of sharpness-aware minimisation; two gradients a step; 0: off"
+        "auto", description="radius ρ of sharpness-aware minimisation, at two gradients a step; 0 disables it"
     )
     average: float = Field(
-        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.95 (of about 20 steps); 0: off"
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.95 (about 20 steps); 0 disables it"
     )
-    compile: bool = Field(False, description="steps by torch.compile, which takes a minute at first and at each thaw")
-    patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
-    start: Literal["probe", "random"] = Field("probe", description="where the head starts")
+    compile: bool = Field(
+        False, description="compile steps with torch.compile; it takes a minute at the start and at each unfreezing"
+    )
+    patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0 disables it")
+    start: Literal["probe", "random"] = Field("probe", description="initial head: a linear probe, or random")
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
-        "chosen", description="point between the start (0) and the fit (1) in weight space; chosen on val"
+        "chosen", description="point between the start (0) and the fit (1) in weight space; chosen: val picks it"
     )
     retain: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="retention of the source task that α must keep, for sure (95 %); needs source data"
+        None,
+        description="retention of the source task that α must keep with 95 % confidence, as 0.98; needs source data",
     )
     views: int = Field(
         0,
         ge=0,
-        description="augmented views of a picture that are kept where blocks are frozen; epochs "
-        "beyond them take them again; 0: augment anew in each epoch",
+        description="augmented views of a picture to cache where blocks are frozen; later epochs reuse "
+        "them; 0 augments anew in each epoch",
     )
     batch_norm: Literal["frozen", "train"] | Auto = Field(
-        "auto", description="statistics of batch norms; a kept source's stay as they are"
+        "auto", description="statistics of batch norms; auto freezes those of a kept source"
     )
 
 
 class EvaluatePlan(Section):
-    controls: list[Literal["scratch"]] = Field([], description='beside majority (or mean) and linear probe: "scratch"')
-    scratch_budget: Positive = Field(5.0, description="the scratch control's epochs ÷ the fit's")
+    controls: list[Literal["scratch"]] = Field(
+        [], description="controls beside majority (or mean) and linear probe; scratch: train from scratch too"
+    )
+    scratch_budget: Positive = Field(5.0, description="epochs of the scratch control ÷ epochs of the fit")
     scratch_rates: list[Positive] = Field(
         [0.3, 1.0, 3.0],
         min_length=1,
-        description="times scratch_lr; the best on val is taken, or one beyond where there are several",
+        description="factors on scratch_lr; val picks the best; where the outermost of several is best, "
+        "further ones follow",
     )
 
 
 class RunPlan(Section):
-    out: str | None = Field(None, description="the run folder; it must not exist yet")
-    seed: int = Field(0, ge=0, description="of everything random but the splits")
-    seeds: Count = Field(1, description="repeats, from seed on; a verdict needs 3")
-    device: str = Field("auto", description="cpu, cuda, cuda:0, mps; auto takes the fastest there is")
-    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="loader processes")
-    threads: Count | Auto = Field("auto", description="of torch on the CPU; results depend on it")
+    out: PathText | None = Field(None, description="run folder; it must not exist yet")
+    seed: int = Field(0, ge=0, description="first seed; it drives everything random but the splits")
+    seeds: Count = Field(1, description="number of seeds, from seed on; a verdict needs 3")
+    device: str = Field("auto", description="device: cpu, cuda, cuda:0 or mps; auto takes the fastest")
+    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="DataLoader workers")
+    threads: Count | Auto = Field("auto", description="CPU threads of torch; results depend on it")
     layout: Literal["channels_last", "contiguous"] | Auto = Field("auto", description="memory layout of pictures")
     processes: Count | Auto = Field(
-        "auto", description="that share the work (--nproc N, or torchrun); auto: as many as were started"
+        "auto", description="processes (ranks) that share the work; auto: as many as torchrun started"
     )
     spread: Literal["rows", "arms"] = Field(
         "rows",
-        description="what processes share: rows of each batch, or arms: whole seeds, folds and rates of "
-        "scratch, each by one process",
+        description="what ranks share; rows: rows of each batch; arms: whole seeds, folds and scratch "
+        "rates, each on one rank",
     )
     shard: bool = Field(
         False,
-        description="divide weights, gradients and optimiser among the processes while they train, for a "
+        description="shard weights, gradients and optimizer state over the ranks while training, for a "
         "source that one device cannot train",
     )
     precision: Literal["float32", "bfloat16"] | Auto = Field(
-        "auto", description="of training steps; auto measures; what is judged is judged in float32"
+        "auto", description="precision of training steps; auto measures both; evaluation always uses float32"
     )
     feature_precision: Literal["float32", "bfloat16"] | Auto = Field(
-        "auto", description="of the features that the probe is fitted on; auto measures"
+        "auto", description="precision of the features for the probe; auto measures both"
     )
     cache: str = Field(
-        "shared", description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"'
+        "shared",
+        description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off": no cache',
     )
     cache_users: Literal["own", "all"] = Field(
         "own",
-        description="whose entries of a shared cache folder are used; all: every user's who can write "
-        "there, and who can change results by it",
+        description="whose entries of a shared cache folder to use; all: those of every user who can write "
+        "there; such a user can change results",
     )
     checkpoint_every: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)? min$")] = Field(
         "10 min",
-        description='steps, and the end of every epoch; or minutes as "10 min", and ends of epochs while that takes '
-        "a tenth of the time at most",
+        description='steps between checkpoints, besides every epoch end; or minutes as "10 min", besides epoch '
+        "ends while checkpoints take a tenth of the time at most",
     )
-    cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
+    cache_gb: Positive = Field(
+        10.0, description="size limit of the cache in GB; the least recently used entries go first"
+    )
     escape_csv: bool = Field(
-        True, description="an apostrophe before a cell of predictions.csv that a spreadsheet would run"
+        True, description="put an apostrophe before a cell of predictions.csv that a spreadsheet would run"
     )
 
     @property
@@ -196,15 +213,15 @@ class Plan(Section):
 
     source: SourcePlan
     data: DataOptions
-    source_data: SourceDataOptions = SourceDataOptions()
-    task: dict[str, Any] = {"name": DEFAULT_TASK}
-    augment: Augment = Augment()
-    probe: ProbePlan = ProbePlan()
-    fit: FitPlan = FitPlan()
-    freezing: dict[str, Any] = {"name": "everything"}
+    source_data: SourceDataOptions = Field(default_factory=SourceDataOptions)
+    task: dict[str, Any] = Field({"name": DEFAULT_TASK}, description="task to learn")
+    augment: Augment = Field(default_factory=Augment)
+    probe: ProbePlan = Field(default_factory=ProbePlan)
+    fit: FitPlan = Field(default_factory=FitPlan)
+    freezing: dict[str, Any] = Field({"name": "everything"}, description="strategy that picks the trainable blocks")
     regularizers: dict[str, dict[str, Any]] = {}
-    evaluate: EvaluatePlan = EvaluatePlan()
-    run: RunPlan = RunPlan()
+    evaluate: EvaluatePlan = Field(default_factory=EvaluatePlan)
+    run: RunPlan = Field(default_factory=RunPlan)
 
     _plugins: PlugIns | None = PrivateAttr(None)
     _allow_code: bool = PrivateAttr(False)

@@ -35,8 +35,8 @@ from .. import plugins
 from ..data.batches import Batches
 from ..data.columns import ids_of, some_of
 from ..data.loading import rows_and_splits
-from ..data.manifest import read_manifest
 from ..data.preprocessing import to_json
+from ..data.splitting import read_manifest
 from ..data.types import Example, ImageSpec
 from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
 from ..evidence.calibration import cooled

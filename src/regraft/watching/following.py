@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import printable
 from ..io import guarded
 from ..io.command_lines import command
-from ..io.locks import Holder, held, holder
+from ..io.locks import Holder, find_holder, read_holder
 from ..runs import records
 from ..runs.folder import LOCK
 from ..runs.result import Result, Unfinished, read_ended
@@ -47,7 +47,7 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, Result | None]:
     if not run.is_dir():
         return "absent", "There is no such folder (yet).", None, None
     lock = run / LOCK
-    who, alive = holder(lock), held(lock)
+    who, alive = read_holder(lock), find_holder(lock)
     try:
         result = read_ended(run)
     except guarded.NotReadError as error:
