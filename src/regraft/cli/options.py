@@ -16,7 +16,7 @@ import typer
 
 from .. import plugins
 from ..errors import PlanError, UsageError, did_you_mean
-from ..plan.schema import Plan
+from ..plan.schema import Plan, keys_of
 
 Command = Callable[..., None]
 
@@ -73,7 +73,7 @@ def flag(name: str, default: Any = None) -> inspect.Parameter:
         text = f"{field.description}: {', '.join(plugins.names(PLUGIN_FOLDERS[section]))}"
         return option(name, str, None, text, shown=field.default[key])
     model: Any = field.annotation
-    field = model.model_fields[key]
+    field = keys_of(model)[key]
     kind, text = cli_type(field.annotation, field.json_schema_extra), field.description or ""
     if default is not None:
         return option(name, kind, default, text)

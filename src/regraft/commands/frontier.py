@@ -71,7 +71,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from ..pipeline.prepare import prepare
     from ..pipeline.run import Clock, describe, finish
     from ..plan import read as plan_read
-    from ..training.records import Fit
+    from ..training.records import FitResult
 
     check_new(out)
     result = finished(run)
@@ -100,7 +100,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     losses = {float(strength): loss for strength, loss in solver.losses.items()}
     weight, bias = (start[f"head.{part}"] for part in ("weight", "bias"))
     probe = Probe(weight, bias, solver.strength, losses, solver.chosen_by)
-    fit = Fit(**{f.name: getattr(result.fit, f.name) for f in fields(Fit)})
+    fit = FitResult(**{f.name: getattr(result.fit, f.name) for f in fields(FitResult)})
     arm = Arm(p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
     cross = CrossValidation(found.points if by_folds else [], 0, {})

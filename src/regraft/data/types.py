@@ -107,9 +107,12 @@ def text_of(path: Any) -> Any:
     return str(path) if isinstance(path, Path) else path
 
 
-PathText = Annotated[str, BeforeValidator(text_of)]  # a plan's text, or a path given in Python
+PathText = Annotated[  # a plan's text, or a path given in Python
+    str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})
+]
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+# Validators are built at first use, because `regraft --help` needs none.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 @record(frozen=True, config=STRICT)
