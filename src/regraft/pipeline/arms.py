@@ -19,7 +19,7 @@ from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
 from ..evidence.frontier import ALPHAS, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
-from ..evidence.retention import retained
+from ..evidence.retention import retention_of
 from ..freezing import Adapting, Freezing
 from ..model.forward import Outputs, joined, outputs
 from ..model.grafting import graft
@@ -195,7 +195,7 @@ def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Reta
         return None
     backbone = target.model.get_submodule("backbone")
     after = select if backbone_unchanged(p, target) else p.source_data.scored(backbone, "select")
-    return retained(p.source_data.metric, select, after)
+    return retention_of(p.source_data.metric, select, after)
 
 
 def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..evidence.calibration import calibration
+from ..evidence.calibration import measure_calibration
 from ..evidence.linear_probe import Probe
-from ..evidence.retention import measured, proxies
+from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
 from ..evidence.verdict import decide
 from ..io.progress import stage
@@ -106,7 +106,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         cross_validation=cross_validation(p, t.cross),
         frontier=frontier(p, t, fits, ends),
         retention=kept,
-        calibration=calibration(task, val, first) if val and task.calibrates else None,
+        calibration=measure_calibration(task, val, first) if val and task.calibrates else None,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(p, t) if t.scratch else None,
@@ -146,7 +146,7 @@ def retention(p: Prepared, t: Trained, first: Predictions, opened: int) -> Reten
     if p.source_data is not None:
         return forgetting(p, t, p.source_data, opened)
     after = features_after(p, t.arms[0].target, "test")
-    return proxies(p.source, source_features(p, "test").values, after.values, first.groups)
+    return measure_proxies(p.source, source_features(p, "test").values, after.values, first.groups)
 
 
 def probe_summary(probe: Probe) -> ProbeSummary:
@@ -231,7 +231,7 @@ def forgetting(p: Prepared, t: Trained, data: SourceData, opened: int) -> Source
 
     before = data.scored(p.source.backbone, "report")
     after, ends = zip(*(both_ends(arm, report) for arm in t.arms), strict=True)
-    return measured(data.metric, data.task, before, after, ends, opened)
+    return measure_retention(data.metric, data.task, before, after, ends, opened)
 
 
 def features_after(p: Prepared, target: Target, split: str) -> Outputs:
