@@ -107,25 +107,26 @@ def text_of(path: Any) -> Any:
     return str(path) if isinstance(path, Path) else path
 
 
-PathText = Annotated[str, BeforeValidator(text_of)]  # a plan's text, or a path given in Python
+# A plan's text, or a path given in Python. The schema's format makes a flag of it a path.
+PathText = Annotated[str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})]
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 @record(frozen=True, config=STRICT)
 class RowOptions:
     """Where labelled rows lie and how they are read: the keys that ``[data]`` and ``[source_data]`` share."""
 
-    path: Annotated[PathText, key("a folder of class folders, a table, or a folder of tables")]
-    format: Annotated[str, key("image_folder, table; auto looks at the path")] = "auto"
-    image_root: Annotated[PathText | None, key("folder of a table's image paths")] = None
+    path: Annotated[PathText, key("folder of class folders, a table, or a folder of tables")]
+    format: Annotated[str, key("reader of the path: image_folder or table; auto looks at the path")] = "auto"
+    image_root: Annotated[PathText | None, key("folder that a table's image paths start from")] = None
     image: Annotated[str | None, key("column of image paths")] = None
-    text: Annotated[tuple[str, ...], key("text column, or a pair of them")] = ()
-    label: Annotated[tuple[str, ...], key("label column, or several")] = ()
+    text: Annotated[tuple[str, ...], key("text column; two for a pair")] = ()
+    label: Annotated[tuple[str, ...], key("label column; several for several labels")] = ()
     split: Annotated[str | None, key('column that says "train", "val" or "test"')] = None
     group: Annotated[str | None, key("column whose equal values stay in one split")] = None
-    on_bad: Annotated[Literal["fail", "skip"], key("what unreadable rows do")] = "fail"
-    follow_links: Annotated[bool, key("read links to pictures and folders outside of the data folder too")] = False
+    on_bad: Annotated[Literal["fail", "skip"], key("unreadable rows: fail stops, skip leaves them out")] = "fail"
+    follow_links: Annotated[bool, key("follow links to pictures and folders outside the data folder")] = False
 
     @property
     def label_separator(self) -> str:
@@ -142,29 +143,29 @@ class RowOptions:
 class DataOptions(RowOptions):
     """The plan's ``[data]``: the target rows, and how they are divided."""
 
-    val: Annotated[float, key("share of train drawn where there is no val; 0: no val", ge=0, lt=1)] = 0.2
+    val: Annotated[float, key("share of train that becomes val where the data have none; 0: no val", ge=0, lt=1)] = 0.2
     folds: Annotated[
         Annotated[int, Field(ge=2, le=20)] | None,
-        key("no val: choices and estimates by so many folds of train, groups whole"),
+        key("folds of train that replace val for choices and estimates; a group stays in one fold"),
     ] = None
-    split_seed: Annotated[int, key("of the splits that are drawn", ge=0)] = 0
+    split_seed: Annotated[int, key("seed of the splits that regraft draws", ge=0)] = 0
     leaks: Annotated[
         Literal["keep", "drop", "move"],
         key(
-            "rows with equal content in two splits: said alone; drop: those of train left out; "
-            "move: those of test and val join train"
+            "rows whose content is in two splits; keep: only report; drop: remove from train; "
+            "move: move from test and val to train"
         ),
     ] = "keep"
     leak_limit: Annotated[
         float,
         key(
-            "share of test (or val) rows that may also be in another split where leaks are kept; "
-            "beyond it a fit stops; 1: never",
+            "share of test or val rows that may also be in another split, where leaks are kept; "
+            "above it a fit stops; 1 never stops it",
             ge=0,
             le=1,
         ),
     ] = 0.5
-    label_separator: Annotated[str, key("between the labels of one multi-label cell")] = ";"
+    label_separator: Annotated[str, key("separator of the labels in one multi-label cell")] = ";"
 
     def for_task(self, task: object) -> DataOptions:
         """Return these options with what the task's options, or the task, say of label cells.
@@ -200,17 +201,15 @@ class SourceDataOptions(RowOptions):
     path: Annotated[
         PathText,
         key(
-            "labelled rows of the source task, to measure forgetting and for penalties; own: "
-            "those that a run was made from; none"
+            "labelled rows of the source task, to measure forgetting and for penalties; "
+            "own: the rows that a source run was made from; none: no rows"
         ),
     ] = "own"
     format: Annotated[str, key("as in [data], like the keys below")] = "auto"
     label: Annotated[tuple[str, ...], key("label column")] = ()
-    group: Annotated[str | None, key("column whose equal values stay in one part")] = None
-    each_epoch: Annotated[bool, key("measure the source task after every epoch too, on its select rows")] = False
-    classes: Annotated[
-        tuple[str, ...], key("what the head's outputs are called, in order, where the source does not say")
-    ] = ()
+    group: Annotated[str | None, key("column whose equal values stay in one split")] = None
+    each_epoch: Annotated[bool, key("measure the source task after every epoch, on its select rows")] = False
+    classes: Annotated[tuple[str, ...], key("names of the head's outputs, in order; default: the source's own")] = ()
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -254,13 +253,13 @@ Preprocess = ImageSpec | TextSpec | CallableSpec
 class Augment:
     """Random views of training pictures; nothing of it reaches evaluation."""
 
-    random_resized_crop: Annotated[bool, key("else the evaluation's resize and centre crop")] = True
+    random_resized_crop: Annotated[bool, key("crop a random part; false: crop as in evaluation")] = True
     scale: Annotated[tuple[float, float], key("share of the picture's area that a crop keeps")] = (0.5, 1.0)
     ratio: Annotated[tuple[float, float], key("width ÷ height of a crop")] = (0.75, 4 / 3)
-    flip: Annotated[bool, key("left to right, half of the time")] = True
-    randaugment: Annotated[int, key("magnitude, 0 (off) to 30")] = 0
-    mixup: Annotated[float, key("alpha of MixUp; 0: off")] = 0.0
-    cutmix: Annotated[float, key("alpha of CutMix; 0: off")] = 0.0
+    flip: Annotated[bool, key("flip left to right, half of the time")] = True
+    randaugment: Annotated[int, key("magnitude of RandAugment, up to 30; 0 disables it")] = 0
+    mixup: Annotated[float, key("alpha of MixUp; 0 disables it")] = 0.0
+    cutmix: Annotated[float, key("alpha of CutMix; 0 disables it")] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
