@@ -208,6 +208,6 @@ def test_passes_over_all_rows_come_near_to_the_fit_of_all(monkeypatch):
     turned = every.take(range(2_999, -1, -1))
     again = fit_probe(turned, CLASSES, [1e-2], val=val, most=30)
     torch.testing.assert_close(again.weight, part.weight, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr("regraft.evidence.linear_probe.RATE", 500.0)  # no pass makes it better
+    monkeypatch.setattr("regraft.evidence.linear_probe.ADAM_RATE", 500.0)  # no pass makes it better
     kept = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
     assert kept.passes == 0 and torch.equal(kept.weight, start.weight)
