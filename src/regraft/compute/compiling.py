@@ -21,7 +21,7 @@ COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's choice if CXX names 
 
 
 def check_compiler(device: torch.device) -> None:
-    """Check that this machine can compile for the device. Raises PlanError if it lacks a compiler."""
+    """Raise PlanError if this machine lacks a compiler for the device."""
     name = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     problem = ""
     if device.type == "cpu" and shutil.which(name) is None:

@@ -65,7 +65,7 @@ class Probe:
 
     @property
     def note(self) -> str:
-        """A sentence for the reader if the probe was not fitted on all of train at once; else ""."""
+        """Return a sentence for the reader if the probe was not fitted on all of train at once; else ""."""
         if self.rows == self.of:
             return ""
         if self.passes:

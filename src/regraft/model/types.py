@@ -86,14 +86,14 @@ class Source:
 
     @property
     def kind(self) -> Kind:
-        """The kind of the inputs that the network takes."""
+        """Return the kind of the inputs that the network takes."""
         if isinstance(self.preprocess, ImageSpec):
             return "image"
         return "text" if isinstance(self.preprocess, TextSpec) else self.preprocess.kind
 
     @property
     def has_classes(self) -> bool:
-        """Whether the head was trained to give each row one class."""
+        """Return whether the head was trained to give each row one class."""
         return kind_of(self.task).targets == "class"
 
     @staticmethod
@@ -139,7 +139,7 @@ class Target:
 
     @property
     def kept(self) -> frozenset[str]:
-        """The names of the parameters that have an anchor."""
+        """Return the names of the parameters that have an anchor."""
         return frozenset(self.anchor)
 
     def factors(self, by_block: Mapping[str, float]) -> dict[str, float]:

@@ -180,9 +180,7 @@ class CheckpointManager:
             if "part" in record:
                 self.parts[record["part"]] = place
         for _, record, place in found:
-            if (
-                "arm" in record and record["arm"] in self.parts
-            ):  # a kill came before it was removed
+            if "arm" in record and record["arm"] in self.parts:  # a kill came before it was removed
                 shutil.rmtree(place, ignore_errors=True)
             elif "arm" in record:
                 self.good.append(place)

@@ -49,7 +49,7 @@ class Objective:
 
     @cached_property
     def forward(self) -> Callable[[Inputs], tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """Inputs → (each block's output if a penalty needs it, features, logits).
+        """Return the function from inputs to (each block's output if a penalty needs it, features, logits).
 
         Every objective compiles it anew, because the set of trainable blocks is part of the graph.
         """
@@ -113,8 +113,8 @@ class Objective:
             if self.compute.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.note(
-                f"step {place.step}: the memory of {self.compute.device} does not hold "
-                f"{rows // self.slices.count} rows: from now on half as many at a time, accumulated to the same step"
+                f"step {place.step}: the memory of {self.compute.device} does not hold {rows // self.slices.count} "
+                f"rows; from now on half as many are computed at a time and accumulated to the same step"
             )
             self.slices.count *= 2
 

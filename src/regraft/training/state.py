@@ -55,7 +55,7 @@ class FitState:
 
     @property
     def model(self) -> nn.Module:
-        """The model that is fitted."""
+        """Return the model that is fitted."""
         return self.target.model
 
     def train_blocks(self, wanted: frozenset[str]) -> torch.optim.Optimizer:
