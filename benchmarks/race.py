@@ -107,11 +107,6 @@ class Batched:
         clock = self
 
         class Timed:
-            batch_size = batches.batch_size
-
-            def __len__(self) -> int:
-                return len(batches)
-
             def epoch(self, n: int, skip: int = 0) -> Iterator[Any]:
                 began = time.perf_counter()
                 yield from batches.epoch(n, skip)

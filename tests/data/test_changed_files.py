@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import make_batches
 from regraft.data import fingerprints as module
-from regraft.data.batches import Batches
 from regraft.data.image_store import pictures
 from regraft.data.loading import read_rows
 from regraft.data.preprocessing import build
@@ -28,7 +28,7 @@ def rows(tmp_path, shapes):
 
 
 def read(rows, workers=0, spec=SPEC):
-    batches = Batches(rows, torch.zeros(len(rows)), build(spec), 2, workers=workers)
+    batches = make_batches(rows, torch.zeros(len(rows)), build(spec), 2, workers=workers)
     return batches, torch.cat([x for _, x, _ in batches])
 
 

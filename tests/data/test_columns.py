@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builders import make_batches
 from regraft.checks import classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts
 from regraft.data import columns
 from regraft.data import loading as data
-from regraft.data.batches import Batches
 from regraft.data.columns import Examples, stored
 from regraft.data.loading import load_data, read_rows
 from regraft.data.preprocessing import build
@@ -313,7 +313,7 @@ def test_batches_of_columns_are_those_of_objects(examples):
 
     preprocessor = build(CallableSpec(lambda inputs: torch.tensor(float(len(inputs[0])))))
     both = [
-        Batches(some, torch.arange(60), preprocessor, 8, seed=1, strata=[e.cells[0] for e in some])
+        make_batches(some, torch.arange(60), preprocessor, 8, seed=1, strata=[e.cells[0] for e in some])
         for some in (examples, tuple(examples))
     ]
     for epoch in (1, 2):

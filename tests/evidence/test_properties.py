@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from regraft.data.batches import Batches, balanced, order
+from builders import make_batches
+from regraft.data.ordering import balanced, order
 from regraft.data.preprocessing import build
 from regraft.data.splitting import digest_of, read_manifest, write_manifest
 from regraft.data.types import CallableSpec, Example, Splits
@@ -217,7 +218,7 @@ def test_batches_of_several_processes_are_those_of_one(rows, batch, processes, e
     strata = [str(i % 3) for i in range(rows)] if even else None
 
     def read(share):
-        batches = Batches(given_rows, torch.arange(rows), spec, batch, strata=strata, share=share)
+        batches = make_batches(given_rows, torch.arange(rows), spec, batch, strata=strata, share=share)
         return [
             [(i, float(x), int(t)) for i, x, t in zip(names, inputs[:, 0], targets, strict=False)]
             for names, inputs, targets in batches.epoch(epoch + 1)

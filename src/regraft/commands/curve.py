@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compute.malloc import freed_memory_kept
-from ..data.batches import order
 from ..data.columns import ids_of, some_of
+from ..data.ordering import order
 from ..errors import DataError, DivergedError, PlanError, UsageError
 from ..evidence.linear_probe import fit_probe
 from ..io.progress import reporting
@@ -75,7 +75,7 @@ def curve(plan: Plan, labels: Sequence[int], *, say: Callable[[str], None] = lam
     counts = sorted(set(labels))
     taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
     with RunFolder(out) as folder, reporting(say):
-        features = outputs(p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout)
+        features = outputs(p.source.backbone.to(p.compute.device), p.batches("train"), p.compute)
         points: list[CurvePoint] = []
         for n in counts:
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]

@@ -20,6 +20,8 @@ from ..pipeline.findings import class_lines, classes_of, one_line
 from ..pipeline.prepare import Prepared, prepare
 from ..plan.schema import Plan
 from ..training.loop import fine_tune
+from ..training.records import FitData
+from ..training.settings import FitSpec
 
 
 def show(plan: Plan) -> str:
@@ -91,30 +93,19 @@ def cost(p: Prepared) -> str:
     size = min(p.plan.fit.batch_size, len(p.splits.train))
     some = list(range(size))
     train = p.batches("train", some, seed=p.seeds[0], train=True)
-    train.workers = 0
+    train.reader = train.reader.alone()
     target = graft(p.source, p.task.outputs, seed=p.seeds[0])
-    once = replace(p.settings, epochs=1, accumulate=1)
+    spec = FitSpec(p.task, p.metric, replace(p.settings, epochs=1, accumulate=1), p.freezing, seed=p.seeds[0])
 
     def step() -> float:
         begin = time.monotonic()
         with adapted(p.freezing, target, p.seeds[0]) as fitted:
-            fine_tune(
-                fitted,
-                train,
-                None,
-                p.task,
-                p.metric,
-                once,
-                freezing=p.freezing,
-                penalties={},
-                device=p.device,
-                seed=p.seeds[0],
-            )
+            fine_tune(fitted, FitData(train), spec, p.compute)
         return time.monotonic() - begin
 
     def forward() -> float:
         begin = time.monotonic()
-        outputs(target.model, train, p.device, p.settings.layout)
+        outputs(target.model, train, p.compute)
         return time.monotonic() - begin
 
     step(), forward()  # the first of each also allocates and tunes
@@ -132,7 +123,7 @@ def cost(p: Prepared) -> str:
         arms = p.scratch.fits(seeds, 0 if n["val"] else len(p.folds()))
         text += f", scratch at most {minutes(fits / seeds * arms * p.scratch.epochs / epochs)}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
-    return f"{text}\nmemory  {memory(p.device)}"
+    return f"{text}\nmemory  {memory(p.compute.device)}"
 
 
 def minutes(seconds: float) -> str:

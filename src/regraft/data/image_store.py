@@ -33,6 +33,7 @@ from .columns import ByName, ids_of
 from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
+from .readers import ImageReader
 from .store import write_index
 from .types import content_of
 
@@ -110,20 +111,20 @@ def keep(
 ) -> None:
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
-    preprocessor = batches.preprocessor
+    reader = batches.reader
     rows = list(map(content_of, ids_of(examples)))
     if (
         cache is None
-        or not isinstance(preprocessor, ImagePreprocessor)
+        or not isinstance(reader, ImageReader)
         or not all(re.fullmatch("[0-9a-f]{16}", row) for row in rows)  # else no content hash
     ):
         return
-    whole = whole_for(batches.augment)
+    whole = whole_for(reader.augment)
     key = (PICTURES, split, whole)
     if key not in settled:
-        named, threads = ByName(rows, examples), max(1, batches.workers)
-        settled[key] = entry(cache, preprocessor, whole, named, split, passes, threads, say)
-    batches.pictures = settled[key]
+        named, threads = ByName(rows, examples), max(1, reader.workers)
+        settled[key] = entry(cache, reader.preprocessor, whole, named, split, passes, threads, say)
+    batches.reader = reader.with_images(settled[key])
 
 
 def entry(

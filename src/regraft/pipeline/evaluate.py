@@ -191,7 +191,7 @@ def features_after(p: Prepared, target: Target, split: str) -> Outputs:
     if backbone_unchanged(p, target):
         return source_features(p, split)
     backbone = target.model.get_submodule("backbone")
-    return outputs(backbone, p.batches(split), p.device, p.settings.layout)
+    return outputs(backbone, p.batches(split), p.compute)
 
 
 def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:

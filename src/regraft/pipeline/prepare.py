@@ -14,13 +14,15 @@ from .. import plugins
 from ..checks import Finding
 from ..compute import distributed
 from ..compute.compiling import check_compiler
-from ..compute.device import choose_device
+from ..compute.device import Compute, choose_device
 from ..compute.versions import check_torchvision
-from ..data.batches import Batches, Tokens
-from ..data.columns import InputsOf, cells_of, groups_of, ids_of, some_of
+from ..data.batches import Batches, LabelledRows
+from ..data.columns import InputsOf, cells_of, groups_of, ids_of
 from ..data.image_store import PICTURES
 from ..data.loading import load_data
+from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, TextPreprocessor, build, whole_for
+from ..data.readers import Tokens, make_reader
 from ..data.types import Example, Splits
 from ..errors import DataError, PlanError
 from ..evidence.linear_probe import Fold, folds_of
@@ -72,7 +74,7 @@ class Prepared:
     freezing: Any
     regularizers: dict[str, Any]
     preprocessor: Preprocessor
-    device: torch.device
+    compute: Compute
     scratch: scratch_search.ScratchBudget | None
     source_data: SourceData | None
     source_notes: list[str]
@@ -99,25 +101,24 @@ class Prepared:
         """A split's batches, or those of some of its rows; augmented only for training."""
         examples: Sequence[Example] = getattr(self.splits, split)
         labels = self.targets[split]
-        if rows is not None:
-            examples, labels = some_of(examples, rows), labels[list(rows)]
-        return Batches(
-            examples,
-            labels,
+        labelled = LabelledRows(examples, labels)
+        labelled = labelled if rows is None else labelled.take(rows)
+        balanced = train and self.plan.fit.sampling == "balanced"
+        reader = make_reader(
             self.preprocessor,
-            batch_size=self.plan.fit.batch_size,
-            workers=self.plan.run.workers,
+            labelled.examples,
             augment=self.settings.augment if train else None,
-            seed=seed,
-            strata=[self.strata[i] for i in rows or range(len(examples))]
-            if train and self.plan.fit.sampling == "balanced"
-            else None,
-            share=(distributed.rank(), distributed.world_size()) if train else (0, 1),
+            workers=self.plan.run.workers,
             tokens=self._tokens(split, rows),
-            pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
-            device=self.device,
-            layout=self.settings.layout,
+            images=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
         )
+        order = EpochOrder(
+            self.plan.fit.batch_size,
+            seed,
+            [self.strata[i] for i in rows or range(len(labelled))] if balanced else None,
+            (distributed.rank(), distributed.world_size()) if train else (0, 1),
+        )
+        return Batches(labelled, reader, order, self.compute)
 
     def _tokens(self, split: str, rows: Sequence[int] | None) -> Tokens | None:
         """A split's texts are tokenised once."""
@@ -209,16 +210,16 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     )
     resolved, reasons = resolve(plan.model_copy(update={"run": timed}), source, len(splits.train), bool(splits.val))
     reasons |= why_fast
-    torch.set_num_threads(resolved.run.threads)
+    run = resolved.run
+    compute = Compute(device, run.layout, run.precision, resolved.fit.compile, run.threads)
+    compute.use_threads()
     source.backbone.to(device)  # every target is a copy of it, and lies there too
     with offloaded(source.backbone, resolved.run.shard):
         target = graft(source, task.outputs, seed=resolved.run.seed)
     chosen = settings(resolved, target)
     if data_of_source is not None:
         batch_size = resolved.fit.batch_size
-        data_of_source = replace(
-            data_of_source, batch_size=batch_size, augment=chosen.augment, device=device, layout=chosen.layout
-        )
+        data_of_source = replace(data_of_source, batch_size=batch_size, augment=chosen.augment, compute=compute)
     blocks = table(resolved, target, chosen.rates)
     if isinstance(freezing, Adapting):
         check_adapting(resolved, regularizers)
@@ -247,7 +248,7 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
         freezing=freezing,
         regularizers=regularizers,
         preprocessor=preprocessor,
-        device=device,
+        compute=compute,
         scratch=scratch,
         source_data=data_of_source,
         source_notes=source_notes,

@@ -164,9 +164,6 @@ def settings(plan: ResolvedPlan, target: Target) -> Settings:
         patience=fit.patience,
         batch_norm=fit.batch_norm,
         augment=plan.augment if target.source.kind == "image" else NO_MIX,
-        layout=plan.run.layout,
-        precision=plan.run.precision,
-        compile=fit.compile,
     )
 
 

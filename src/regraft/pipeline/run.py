@@ -244,7 +244,7 @@ def resumed(
 ) -> None:
     """Take up what an earlier process left."""
     folder.remove("result.json")
-    keeper.look()
+    keeper.scan()
     about = keeper.newest["about"] if keeper.newest else {}
     folder.cut("history.jsonl", about.get("history", 0))  # later lines will be written again
     p.kept.update({(DECISION, name): how for name, how in about.get("reuse", {}).items()})
@@ -497,8 +497,8 @@ def environment(p: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {n: version(n) for n in names},
-        "device": str(p.device),
-        "device_name": torch.cuda.get_device_name() if p.device.type == "cuda" else platform.machine(),
+        "device": str(p.compute.device),
+        "device_name": torch.cuda.get_device_name() if p.compute.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "byteorder": sys.byteorder,

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from .. import plugins
-from ..compute.device import to_device
-from ..data.batches import Batches
+from ..compute.device import Compute
+from ..data.batches import Batches, LabelledRows
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.loading import load_data, rows_and_splits
+from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
+from ..data.readers import make_reader
 from ..data.splitting import check_cells, digest_of
 from ..data.types import Augment, Example, content_of
 from ..errors import DataError, PlanError, RegraftError
@@ -62,8 +64,7 @@ class SourceData:
     batch_size: int = 32
     augment: Augment | None = None  # of what ``draws`` gives
     seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    layout: str = "contiguous"
+    compute: Compute = field(default_factory=Compute)
     kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
 
     def batches(self, part: Part) -> Batches:
@@ -72,7 +73,7 @@ class SourceData:
 
     def draws(self) -> Stream:
         """Batches of fit rows without end, augmented, in an order that the seed decides."""
-        return Stream(self._batches("fit", self.augment), self.device, self.layout)
+        return Stream(self._batches("fit", self.augment))
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
         """What ``compute`` gave the first time; copies with another seed share it."""
@@ -83,8 +84,8 @@ class SourceData:
     def scored(self, backbone: nn.Module, part: Part) -> Predictions:
         """What the source's own, untouched head says of a backbone's features."""
         assert self.source.head is not None
-        model = Model(backbone, self.source.head).to(self.device)
-        rows = outputs(model, self.batches(part), self.device, self.layout)
+        model = Model(backbone, self.source.head).to(self.compute.device)
+        rows = outputs(model, self.batches(part), self.compute)
         return score(rows, self.task, self.parts[part])
 
     @property
@@ -98,25 +99,17 @@ class SourceData:
         return digest_of({str(name): rows for name, rows in self.parts.items()})
 
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
-        rows = self.parts[part]
-        targets = self.task.encode(cells_of(rows))
-        return Batches(
-            rows,
-            targets,
-            self.preprocessor,
-            self.batch_size,
-            augment=augment,
-            seed=self.seed,
-            device=self.device,
-            layout=self.layout,
-        )
+        examples = self.parts[part]
+        rows = LabelledRows(examples, self.task.encode(cells_of(examples)))
+        reader = make_reader(self.preprocessor, examples, augment=augment)
+        return Batches(rows, reader, EpochOrder(self.batch_size, self.seed), self.compute)
 
 
 class Stream:
-    """The epochs of ``rows`` one after another, as batches on a device; see regraft.regularizers.Draws."""
+    """The epochs of ``batches`` one after another, on their device; see regraft.regularizers.Draws."""
 
-    def __init__(self, rows: Batches, device: torch.device, layout: str) -> None:
-        self.rows, self.device, self.layout = rows, device, layout
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
         self.drawn = 0
 
     @property
@@ -126,18 +119,18 @@ class Stream:
     @drawn.setter
     def drawn(self, count: int) -> None:
         self._drawn = count
-        self._batches = self._from(count)
+        self._left = self._from(count)
 
     def _from(self, count: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        done, skip = divmod(count, self.rows.count)
+        done, skip = divmod(count, self.batches.count)
         for epoch in itertools.count(done + 1):
-            yield from self.rows.epoch(epoch, skip)
+            yield from self.batches.epoch(epoch, skip)
             skip = 0
 
     def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]:
-        ids, inputs, targets = next(self._batches)
+        ids, inputs, targets = next(self._left)
         self._drawn += 1
-        return ids, to_device(inputs, self.device, self.layout), targets.to(self.device)
+        return ids, inputs, targets.to(self.batches.compute.device)
 
 
 def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:

@@ -32,7 +32,6 @@ import torch
 from torch import nn
 
 from .. import plugins
-from ..data.batches import Batches
 from ..data.columns import ids_of, some_of
 from ..data.loading import rows_and_splits
 from ..data.preprocessing import to_json
@@ -343,9 +342,7 @@ def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> n
 
 def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
     """The run's own scores [N, C]."""
-    none = torch.zeros(len(examples))
-    batches = Batches(examples, none, predictor.preprocessor, BATCH, device=predictor.device)
-    found = outputs(predictor.model, batches, predictor.device).values
+    found = outputs(predictor.model, predictor.batches(examples), predictor.compute).values
     return cast("FloatArray", predictor.task.scores(found).numpy())
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compute.device import to_device
 from ..data.decoding import Wanted
 from ..data.preprocessing import ImagePreprocessor
 from ..errors import RegraftError, SourceError, UsageError
@@ -86,7 +85,7 @@ class ServedModel:
         """Raises RegraftError for scores that are not finite."""
         p = self.predictor
         with torch.inference_mode():
-            inputs = to_device(p.preprocessor.collate(samples), p.device, "contiguous")
+            inputs = p.compute.to_device(p.preprocessor.collate(samples))
             features = p.model.get_submodule("backbone")(inputs)  # [B, D]
             scores = _scores(p, features)
             sharp = None if self.sharper is None else _scores(self.sharper, features)

@@ -32,7 +32,7 @@ from ..io.atomic import disk_errors, move_folder, write_new
 from ..io.hashing import file_digest
 from ..runs import records
 from ..runs.tensors import save_tensors
-from .records import Progress, Saved
+from .records import Checkpoints, Progress, Saved
 from .signals import Interrupted, Stopping
 
 if TYPE_CHECKING:
@@ -150,15 +150,15 @@ class CheckpointManager:
     last: float = field(default_factory=time.monotonic)
     cost: float = 0.0  # seconds that the last one of an arm took
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
         if distributed.is_rank0():
-            self._look()
+            self._scan()
         self.parts, self.good, self.newest, self.count = distributed.broadcast(
             (self.parts, self.good, self.newest, self.count)
         )
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         found: list[tuple[int, dict[str, Any], Path]] = []
         for place in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
             if place.name.startswith("tmp-"):
@@ -202,8 +202,12 @@ class CheckpointManager:
                 shutil.rmtree(path, ignore_errors=True)
         self.good.clear()
 
-    def since(self, arm: str) -> Saved | None:
-        """The last good checkpoint of an arm."""
+    def of(self, arm: str) -> ArmCheckpoints:
+        """Return the checkpoints of one arm, for the loop that fits it."""
+        return ArmCheckpoints(self, arm)
+
+    def latest(self, arm: str) -> Saved | None:
+        """Return the last good checkpoint of an arm."""
         for place in reversed(self.good):
             saved = read(place)
             if saved.record["arm"] == arm:
@@ -212,7 +216,7 @@ class CheckpointManager:
                 return saved
         return None
 
-    def keep(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+    def save(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
         """Save where an arm stands, if it is time to. Raises Interrupted where a signal asked for it."""
         asked_for = failpoint(f"step {at.step}") or failpoint(f"{arm} step {at.step}")
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
@@ -243,7 +247,7 @@ class CheckpointManager:
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Around the loop that calls ``keep``. Raises Interrupted where a signal came after its last call."""
+        """Around the loop that calls ``save``. Raises Interrupted where a signal came after its last call."""
         self.last, stop = time.monotonic(), self.signals
         text = "stopped after an arm's last step, which is not saved"
         try:
@@ -275,3 +279,19 @@ class CheckpointManager:
         self.newest = {"count": self.count, **record, "about": self.about()}
         write(place, self.newest, tensors)
         self.last = time.monotonic()
+
+
+@dataclass(frozen=True)
+class ArmCheckpoints(Checkpoints):
+    """The checkpoints of one arm of a run."""
+
+    manager: CheckpointManager
+    arm: str
+
+    def load(self) -> Saved | None:
+        """Return the last good checkpoint of the arm."""
+        return self.manager.latest(self.arm)
+
+    def save(self, progress: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Save the arm, if it is time to. Raises Interrupted if a signal asked for it."""
+        self.manager.save(self.arm, progress, tensors)
