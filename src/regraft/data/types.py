@@ -110,7 +110,6 @@ def text_of(path: Any) -> Any:
 # A plan's text, or a path given in Python. The schema's format makes a flag of it a path.
 PathText = Annotated[str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})]
 
-# Validators are built at first use, because `regraft --help` needs none.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
