@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RankError, RegraftError, UsageError, kind_of, of_the_system
+from ..errors import RankError, RegraftError, UsageError, from_os_error, kind_of
 from ..io import streams
 from . import help as about
 from . import judge, start, train, use
@@ -109,7 +109,7 @@ def main() -> None:
         streams.mute(sys.stdout)  # the reader left (`| head`)
         sys.exit(0)
     except Exception as error:
-        known = of_the_system(error) if isinstance(error, OSError) else None
+        known = from_os_error(error) if isinstance(error, OSError) else None
         message = f"unexpected {type(error).__name__}: {error}"  # a fault of regraft
         if known is not None:
             message = f"{type(known).__name__}: {known}"

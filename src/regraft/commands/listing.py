@@ -33,7 +33,7 @@ def listing(what: str, as_json: bool) -> str:
 
 def plugin(folder: str, name: str) -> dict[str, Any]:
     """Name, first line of the docstring and options, without importing what the file imports late."""
-    path = Path(__file__).parents[1] / folder / f"{name}.py"
+    path = plugins.place(folder) / f"{name}.py"
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     options: dict[str, str] = {}
     if folder in ("tasks", "freezing", "regularizers"):

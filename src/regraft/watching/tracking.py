@@ -37,8 +37,7 @@ def track(
     """Write a run to a tracker; one that is running is followed to its end, looking ``every`` so many
     seconds. → what the tracker says: where it is.
 
-    ``where`` is the tracker's: without one, TensorBoard's files go into RUN/tensorboard, which is made
-    anew, and MLflow's into mlruns.
+    ``where`` is the tracker's. Without it the tracker's own ``place()`` is taken, or RUN/NAME is made anew.
 
     Raises UsageError for a folder that is no run, a tracker that there is not, and a missing package.
     """
@@ -63,7 +62,7 @@ def track(
             params(run),
             epochs(run, every),
             lambda: end(run),
-            place(run, to) if where is None else where,
+            place(run, to, tracker) if where is None else where,
         )
     )
 
@@ -73,10 +72,11 @@ def is_run(run: Path) -> bool:
     return any(os.path.lexists(run / name) for name in names)
 
 
-def place(run: Path, to: str) -> str:
-    if to != "tensorboard":
-        return os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
-    own = run / "tensorboard"
+def place(run: Path, to: str, tracker: Any) -> str:
+    """Return the tracker's own place, or the folder RUN/NAME after removing an older one there."""
+    if hasattr(tracker, "place"):
+        return str(tracker.place())
+    own = run / to
     if own.is_symlink():
         raise UsageError(f"{own} is a link, and is not written over: remove it, or choose --out")
     shutil.rmtree(own, ignore_errors=True)
