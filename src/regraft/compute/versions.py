@@ -54,7 +54,7 @@ def misfit(installed: Callable[[str], str] = installed, requires: Callable[[str]
 
 
 def check_torchvision() -> None:
-    """Check that torchvision fits torch, because its own import error does not name the cause.
+    """Check whether torchvision fits torch, because its own import error does not name the cause.
 
     Raises UsageError with the remedy.
     """
