@@ -53,6 +53,13 @@ OLDER_TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+def or_empty(schema: dict[str, Any]) -> None:
+    """Let a JSON schema take {} in place of null."""
+    schema["anyOf"] = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    schema["anyOf"].append({"type": "object", "maxProperties": 0})
+    schema["default"] = {}
+
+
 # Without folds the file has {}.
 Folds = Annotated[
     CrossValidation | None,
@@ -84,7 +91,9 @@ class Result(Record):
         max_length=100, description="each arm (fit, α = 1, scratch) over seeds; {} for one seed"
     )
     val_controls: dict[Name, Figures] = Field({}, description="metrics on val of the starting point")
-    cross_validation: Folds = Field(None, description="probe and fit over the folds of train; {} without folds")
+    cross_validation: Folds = Field(
+        None, description="probe and fit over the folds of train; {} without folds", json_schema_extra=or_empty
+    )
     frontier: Frontier | None = Field(None, description="the frontier; null: there was nothing to choose")
     retention: Retention | None = Field(None, description="retention of the source; null: not measured")
     calibration: Calibration | None = Field(None, description="temperature; null without val or classes")
