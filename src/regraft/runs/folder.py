@@ -32,7 +32,7 @@ from ..io.json_files import dumps, plain
 from ..io.streams import complain
 from ..plugins import module, names
 from . import records
-from .model_files import STATES, TaskState
+from .model_files import TaskState, state_of_task
 from .result import FILE as RESULT
 from .result import Unfinished
 from .result_parts import Resumed
@@ -224,15 +224,15 @@ def is_run(folder: Path) -> bool:
 def read_task(run: Path) -> Task:
     """Return the task that a run learnt. Raises UsageError where its model folder is damaged."""
     name = "model/labels.json"
-    state = read_json(run, name, TaskState)
-    values = state.model_dump()
-    if why := records.problem(STATES.get(state.task, TaskState), values):
-        raise guarded.damaged(run, name, why)
     try:
-        tasks = module("tasks", state.task)
+        tasks = module("tasks", read_json(run, name, TaskState).task)
     except LookupError as error:
         raise guarded.damaged(run, name, error) from error
-    task: Task = tasks.restore(values)
+    state = read_json(run, name, state_of_task(tasks))
+    try:
+        task: Task = tasks.restore(state.model_dump())
+    except ValueError as error:
+        raise guarded.damaged(run, name, error) from error
     if task.primary not in task.metrics:
         raise guarded.damaged(run, name, f"primary is {task.primary}, which is none of {task.name}")
     return task
