@@ -178,8 +178,8 @@ class DataOptions(RowOptions):
                 f'data.label_separator is "{self.label_separator}" and task.separator "{separator}": '
                 "set task.separator alone"
             )
-        found = replace(self, label_separator=separator)
-        return found.with_empty_labels() if getattr(task, "empty_labels", False) else found
+        options = replace(self, label_separator=separator)
+        return options.with_empty_labels() if getattr(task, "empty_labels", False) else options
 
     def with_empty_labels(self) -> DataOptions:
         """Return these options with empty label cells read as rows without labels."""
