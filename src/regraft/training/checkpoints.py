@@ -31,6 +31,7 @@ from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, write_new
 from ..io.hashing import file_digest
 from ..runs import records
+from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
 from .records import Checkpoints, Progress, Saved
 from .signals import Interrupted, Stopping
@@ -100,7 +101,7 @@ def verify(place: Path) -> dict[str, Any]:
 
 def is_checkpoint(record: Any) -> bool:
     """Return whether a record is that of a finished part, or of an arm with its progress."""
-    return records.problem(records.CheckpointRecord, record) is None
+    return records.problem(CheckpointRecord, record) is None
 
 
 def read(place: Path) -> Saved:
