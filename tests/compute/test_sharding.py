@@ -13,7 +13,7 @@ from regraft.errors import PlanError
 from regraft.freezing.everything import Everything
 from regraft.freezing.lora import LoRA
 from regraft.model.grafting import graft
-from regraft.model.sharded import outermost
+from regraft.model.sharded import outermost_modules
 from regraft.model.types import Source
 from regraft.pipeline.compatibility import check_shard
 from regraft.plan.read import check
@@ -97,5 +97,5 @@ def test_weights_that_cannot_be_divided_are_named():
 
 
 def test_each_block_is_divided_by_itself_the_last_one_too():
-    found = outermost(target_of(network()))
+    found = outermost_modules(target_of(network()))
     assert found == [["backbone.low"], ["backbone.high", "backbone.fc"]]  # where the source's head was
