@@ -10,11 +10,12 @@ by ``Predictor.calibrated`` and ``predict --calibrated``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ..plugins import module
+from ..runs.result_parts import Bin, Calibration, CalibrationFigures, Reliability
 from .scoring import Predictions, estimates, gain
 
 if TYPE_CHECKING:
@@ -48,26 +49,26 @@ def fit_temperature(rows: Predictions) -> float:
     return float(np.exp(found.x))
 
 
-def calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
-    """``calibration`` of result.json: test as it is and at the temperature fitted on val."""
+def calibration(task: Task, val: Predictions, test: Predictions) -> Calibration:
+    """Return the figures of test, as it is and at the temperature fitted on val."""
     temperature = fit_temperature(val)
     after = replace(test, scores=cooled(test.scores, temperature))
     chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
-    return {
-        "temperature": temperature,
-        "fitted_on": len(val),
-        "before": estimates(task, chosen, test),
-        "after": estimates(task, chosen, after),
-        "gain": {name: gain(metric, after, test) for name, metric in chosen.items()},
-        "reliability": {"before": reliability(test), "after": reliability(after)},
-    }
+    return Calibration(
+        temperature=temperature,
+        fitted_on=len(val),
+        before=CalibrationFigures(**estimates(task, chosen, test)),
+        after=CalibrationFigures(**estimates(task, chosen, after)),
+        gain=CalibrationFigures(**{name: gain(metric, after, test) for name, metric in chosen.items()}),
+        reliability=Reliability(before=reliability(test), after=reliability(after)),
+    )
 
 
-def reliability(rows: Predictions) -> list[dict[str, float]]:
-    """Per bin of confidence that has rows: its mean confidence, its accuracy, its rows."""
+def reliability(rows: Predictions) -> list[Bin]:
+    """Return each bin of confidence that has rows."""
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
-        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}
+        Bin(confidence=float(confidence[own].mean()), accuracy=float(right[own].mean()), rows=int(own.sum()))
         for b in np.unique(bins)
         for own in [bins == b]
     ]

@@ -20,14 +20,14 @@ High agreement on target inputs does not prove that the source task is kept: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from ..metrics import Metric
-from ..runs.estimates import Estimate
+from ..runs.estimates import Estimate, Retained
+from ..runs.result_parts import Agreement, FeatureSimilarity, Forgotten, SeedRetention, SourceRetention
 from ..tasks import Task
 from .intervals import ONE_SIDED, at_weights, effective_rows, newcombe_paired, resampled, wilson
 from .scoring import PerRow, Predictions, estimates, gain, paired, resamples
@@ -46,16 +46,6 @@ if TYPE_CHECKING:
 MIN_ROWS_FOR_CLAIM = 200  # report rows below which a figure is shown without a claim
 
 MIN_ROWS_PER_CLASS = 10  # report rows of a class below which nothing is said of it
-
-
-@dataclass(frozen=True)
-class Retained:
-    """A backbone on source rows, against the source's own."""
-
-    before: float  # the source metric
-    after: float
-    ratio: float | None  # None where it is not defined
-    low: float | None  # of the ratio: it is at least this, with 95 % confidence (one-sided)
 
 
 def chance(metric: Metric, rows: Predictions) -> float:
@@ -103,57 +93,67 @@ def _least(metric: Metric, before: Predictions, after: Predictions) -> float:
 
 
 def measured(
-    metric: Metric, task: Task, before: Predictions, after: Sequence[Predictions], ends: Sequence[Predictions]
-) -> dict[str, Any]:
-    """``retention`` of result.json from report rows: the source, and a fit a seed at its chosen point
-    and at α = 1 (``ends``).
+    metric: Metric,
+    task: Task,
+    before: Predictions,
+    after: Sequence[Predictions],
+    ends: Sequence[Predictions],
+    opened: int | None = None,
+) -> SourceRetention:
+    """Return the retention on report rows: the source (``before``), and each seed's fit at its chosen point
+    (``after``) and at α = 1 (``ends``).
 
-    ``forgetting`` is of the first, the model that is saved; over seeds it carries their variance too.
+    ``forgetting`` is of the first fit, the model that is saved; over seeds it carries their variance too.
+    ``opened`` counts how often the report rows were opened.
     """
     first = retained(metric, before, after[0])
-    found: dict[str, Any] = {
-        "kind": "source data",
-        "metric": task.primary,
-        "before": estimates(task, {task.primary: metric}, before)[task.primary],
-        "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
-        "forgetting": gain(metric, before, after[0]),
-        "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
-        "chance": chance(metric, before),
-        "ratio": first.ratio,
-        "low": first.low,
-        "claim": len(before) >= MIN_ROWS_FOR_CLAIM,
-        "claim from": MIN_ROWS_FOR_CLAIM,
-        "seeds": [{"after": r.after, "ratio": r.ratio} for r in (retained(metric, before, a) for a in after)],
-        "most forgotten": by_class(task, before, after[0]),
-    }
+    at_end: list[float] | None = None
+    gained: Estimate | None = None
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
-        over_seeds = decide(metric, pairs).gain
-        found["at alpha 1"] = [retained(metric, before, e).after for e in ends]
-        found["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
-    return found
+        at_end = [retained(metric, before, e).after for e in ends]
+        gained = decide(metric, pairs).gain or gain(metric, *pairs[0])
+    return SourceRetention(
+        metric=task.primary,
+        before=estimates(task, {task.primary: metric}, before)[task.primary],
+        after=estimates(task, {task.primary: metric}, after[0])[task.primary],
+        forgetting=gain(metric, before, after[0]),
+        over_seeds=decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
+        chance=chance(metric, before),
+        ratio=first.ratio,
+        low=first.low,
+        claim=len(before) >= MIN_ROWS_FOR_CLAIM,
+        claim_from=MIN_ROWS_FOR_CLAIM,
+        seeds=[SeedRetention(after=r.after, ratio=r.ratio) for r in (retained(metric, before, a) for a in after)],
+        most_forgotten=by_class(task, before, after[0]),
+        at_alpha_1=at_end,
+        gain_over_alpha_1=gained,
+        opened=opened,
+    )
 
 
-def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
+def by_class(task: Task, before: Predictions, after: Predictions) -> list[Forgotten]:
     """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
     if not task.has_classes:
         return []
-    found: list[dict[str, Any]] = []
+    lost: list[Forgotten] = []
     of = np.bincount(before.truth, minlength=task.outputs)  # rows
     right = [np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs) for s in (before, after)]
     for number, name in enumerate(task.classes):
         rows = int(of[number])
         if rows >= MIN_ROWS_PER_CLASS:
             was, now = (int(r[number]) / rows for r in right)
-            found.append({"class": name, "rows": rows, "before": was, "after": now})
-    found.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
-    return [c for c in found if c["after"] < c["before"]]
+            lost.append(Forgotten(name=name, rows=rows, before=was, after=now))
+    lost.sort(key=lambda c: (c.after - c.before, c.name))
+    return [c for c in lost if c.after < c.before]
 
 
-def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
-    """``retention`` of result.json, from features [N, D] of the source and of the fitted model."""
+def proxies(
+    source: Source, before: Tensor, after: Tensor, groups: Groups | None = None
+) -> Agreement | FeatureSimilarity:
+    """Return the retention by proxy, from features [N, D] of the source and of the fitted model."""
     if source.head is None or not source.has_classes:
-        return {"kind": "features on target inputs", "cka": linear_cka(before, after)}
+        return FeatureSimilarity(cka=linear_cka(before, after))
     head = source.head.cpu()
     with torch.no_grad():
         p, q = head(before).double().log_softmax(1), head(after).double().log_softmax(1)  # [N, C]
@@ -161,11 +161,7 @@ def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None
     apart = (p.exp() * (p - q)).sum(1).clamp_min(0).numpy()  # [N]
     n, worth = len(same), effective_rows(same, groups)
     share = float(same.mean())
-    return {
-        "kind": "agreement on target inputs",
-        "agreement": Estimate(share, *wilson(share * worth, worth), n),
-        "divergence": mean_of(apart, groups),
-    }
+    return Agreement(agreement=Estimate(share, *wilson(share * worth, worth), n), divergence=mean_of(apart, groups))
 
 
 def mean_of(rows: FloatArray, groups: Groups | None) -> Estimate:
@@ -179,8 +175,8 @@ def mean_of(rows: FloatArray, groups: Groups | None) -> Estimate:
     return Estimate(float(rows.mean()), float(low), float(high), n)
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float | None:
-    """Of features [N, D] and [N, E] of the same rows, in [0, 1]; None where one does not vary."""
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Return the CKA of features [N, D] and [N, E] of the same rows, in [0, 1]; NaN if one does not vary."""
     x, y = (t.double() - t.double().mean(0) for t in (a, b))
     scale = torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)
-    return float((y.T @ x).square().sum() / scale) if scale > 0 else None
+    return float((y.T @ x).square().sum() / scale) if scale > 0 else float("nan")
