@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from ..io.progress import reporting
+from ..io.log import lines_to
 from ..io.streams import complain, shown
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bars(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
-    """(say a line, wrap training batches in a bar); both silent where ``on`` is false. Stages speak too."""
-    with _shown(on=on) as (say, track), reporting(say):
-        yield say, track
+def bars(*, on: bool) -> Iterator[Track | None]:
+    """Print the lines of a run, and yield what wraps training batches in a bar; neither where ``on`` is false."""
+    with _shown(on=on) as (say, track), lines_to(say):
+        yield track
 
 
 @contextmanager

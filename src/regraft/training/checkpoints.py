@@ -30,6 +30,7 @@ from ..errors import DivergedError, UsageError
 from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, write_new
 from ..io.hashing import file_digest
+from ..io.log import LOGGER
 from ..runs import records
 from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
@@ -140,7 +141,6 @@ class CheckpointManager:
     steps: int = 0  # between two checkpoints, with every epoch's end; 0: by time
     seconds: float = 0.0  # likewise, with ends of epochs while that takes SHARE; 0: these alone
     about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
-    say: Callable[[str], None] = lambda line: None
     writes: bool = True  # of several processes the first one; none where each fits arms of its own
     divided: bool = False  # weights are: all processes put them together, when the first says so
     signals: Stopping = field(default_factory=Stopping)
@@ -170,7 +170,7 @@ class CheckpointManager:
                 if not stands(record):
                     raise DamagedError(f"{RECORD} is no record of a checkpoint")
             except DamagedError as error:
-                self.say(f"{place} is skipped: {error}")
+                LOGGER.info("%s is skipped: %s", place, error)
                 continue
             found.append((record["count"], record, place))
         found.sort(key=lambda f: f[0])
@@ -213,7 +213,7 @@ class CheckpointManager:
             saved = read(place)
             if saved.record["arm"] == arm:
                 at = saved.record["at"]
-                self.say(f"{arm}: goes on from step {at['step']} (epoch {at['epoch']})")
+                LOGGER.info("%s: goes on from step %d (epoch %d)", arm, at["step"], at["epoch"])
                 return saved
         return None
 
