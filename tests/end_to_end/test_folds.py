@@ -211,7 +211,7 @@ def test_balanced_sampling_reaches_training_and_nothing_else(pictures: Path, wei
     train = p.batches("train", [0, 3, 5], train=True)
     assert train.order.strata == [p.strata[i] for i in (0, 3, 5)]
     assert p.batches("train").order.strata is None and p.batches("val").order.strata is None
-    assert prepared(pictures, weights).batches("train", train=True).order.strata is None
+    assert prepared(pictures, weights).data.batches("train", train=True).order.strata is None
 
 
 def test_the_table_counts_what_lora_trains(pictures: Path, weights: Path) -> None:
