@@ -130,7 +130,9 @@ def track(
     """Send the curves, and at the end the evidence, to a tracker. It reads only run files."""
     from ..watching.tracking import track as track_run
 
-    streams.echo(track_run(run, to, out, say=unless(quiet, streams.complain)))
+    with lines_to(unless(quiet, streams.complain)):
+        message = track_run(run, to, out)
+    streams.echo(message)
 
 
 COMMANDS = {
