@@ -15,19 +15,19 @@ from ..io.streams import complain, shown
 if TYPE_CHECKING:
     from ..data.batches import Batches
     from ..io.streams import Report
-    from ..pipeline.arms import Track
+    from ..pipeline.arms import ProgressDisplay
     from ..training.records import Progress as At
 
 
 @contextmanager
-def bars(*, on: bool) -> Iterator[Track | None]:
+def bars(*, on: bool) -> Iterator[ProgressDisplay | None]:
     """Print the lines of a run, and yield what wraps training batches in a bar; neither where ``on`` is false."""
     with _shown(on=on) as (say, track), lines_to(say):
         yield track
 
 
 @contextmanager
-def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
+def _shown(*, on: bool) -> Iterator[tuple[Report, ProgressDisplay | None]]:
     if not on:
         yield (lambda line: None), None
         return

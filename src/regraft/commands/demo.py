@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageFont
 
-    from ..pipeline.arms import Track
+    from ..pipeline.arms import ProgressDisplay
 
 
 SIDE = 8  # pixels, as scikit-learn's digits
@@ -66,7 +66,7 @@ SHOWN = slice(898, None)  # digits of the demo; those before are for choosing it
 THREADS = 1  # two crawled beside other work on the same two cores
 
 
-def demo(out: Path, track: Track | None = None) -> str:
+def demo(out: Path, track: ProgressDisplay | None = None) -> str:
     """Write data and two runs below ``out``; → what to tell.
 
     Raises UsageError where ``out`` exists.

@@ -51,7 +51,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Track(Protocol):
+class ProgressDisplay(Protocol):
     """A display of how far fits are: ``(rows, label)`` gives what goes around a fit's batches."""
 
     def __call__(self, rows: int, label: str) -> Callable[[Batches], Batches]: ...
@@ -96,7 +96,7 @@ class ArmMonitor(Monitor):
     accumulate: int  # micro-batches a step
     on_epoch: Callable[[Epoch], None]
     measure_source: Callable[[], Figures]
-    track: Track | None
+    track: ProgressDisplay | None
     level: int
 
     def epoch(self, epoch: Epoch) -> None:
@@ -123,7 +123,7 @@ class ArmFitter:
 
     job: Job
     checkpoints: CheckpointManager | None = None
-    track: Track | None = None
+    track: ProgressDisplay | None = None
     on_epoch: Callable[[int, Epoch], None] = lambda seed, epoch: None
     level: int = logging.DEBUG  # of the lines that a fit reports
 

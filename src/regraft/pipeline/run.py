@@ -27,7 +27,7 @@ from ..runs.folder import LOCK, MADE_LATER, RunFolder, Unwritten, check_new, che
 from ..runs.side_files import Environment
 from ..training.checkpoints import CheckpointManager
 from ..training.signals import Interrupted, stopping
-from .arms import Track
+from .arms import ProgressDisplay
 from .finish import Clock, describe, environment, finish
 from .job import Job
 from .prepare import prepare
@@ -42,7 +42,7 @@ class RunOptions:
     resume: bool = False  # go on with a run that was left, bit for bit; leave a finished one alone
     accept_changes: bool = False  # of a run that is resumed: changed data or plan are recorded, not refused
     source: Source | None = None  # in place of the plan's reference, where it is a module of one's own
-    track: Track | None = None  # shows how far fits are; None: the log has a line an epoch
+    track: ProgressDisplay | None = None  # shows how far fits are; None: the log has a line an epoch
 
 
 def run(plan: Plan, options: RunOptions | None = None) -> Path:

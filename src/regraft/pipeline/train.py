@@ -20,7 +20,7 @@ from ..runs.checkpoint_records import ProbeRecord
 from ..runs.estimates import Point
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch
-from .arms import Arm, ArmFitter, CrossValidation, PointChoice, Track
+from .arms import Arm, ArmFitter, CrossValidation, PointChoice, ProgressDisplay
 from .evaluate import Trained
 from .job import Job, fit_linear_probe
 from .scratch import fit_scratch
@@ -42,7 +42,7 @@ class Trainer:
     folder: RunFolder
     clock: Clock
     checkpoints: CheckpointManager
-    track: Track | None = None
+    track: ProgressDisplay | None = None
 
     def train(self) -> Trained:
         """Return the probe and the arms of every seed."""
