@@ -35,7 +35,7 @@ def listing(what: str, as_json: bool) -> str:
 
 def plugin(folder: str, name: str) -> dict[str, Any]:
     """Return name, first line of the docstring and options, without the imports inside its functions."""
-    path = Path(__file__).parents[1] / folder / f"{name}.py"
+    path = plugins.place(folder) / f"{name}.py"
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     options: dict[str, str] = {}
     if folder in ("tasks", "freezing", "regularizers"):

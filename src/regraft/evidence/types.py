@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prediction:
-    """A row's answer. ``label`` is a class name, the labels joined by ";", or a number as text."""
+    """A model's answer for one row.
+
+    ``label`` is a class name, the labels joined by ";", or a number as text.
+    """
 
     label: str
     probability: float | None

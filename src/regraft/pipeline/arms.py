@@ -19,7 +19,7 @@ from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
 from ..evidence.frontier import ALPHAS, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
-from ..evidence.retention import retained
+from ..evidence.retention import retention_of
 from ..freezing import Adapting, Freezing
 from ..io.log import LOGGER
 from ..model.forward import Outputs, joined
@@ -173,7 +173,7 @@ class ArmFitter:
             return None
         backbone = target.model.get_submodule("backbone")
         after = before if job.outputs.unchanged(target) else job.source_data.scored(backbone, "select")
-        return retained(job.source_data.metric, before, after)
+        return retention_of(job.source_data.metric, before, after)
 
     def source_figures(self, target: Target, before: Predictions | None) -> Figures:
         """Return the source metric on the select rows, and the share that is kept where that is defined."""

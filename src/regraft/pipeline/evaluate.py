@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..evidence.calibration import calibration
+from ..evidence.calibration import measure_calibration
 from ..evidence.linear_probe import Probe
-from ..evidence.retention import measured, proxies
+from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
 from ..evidence.verdict import decide
 from ..io.progress import stage
@@ -113,7 +113,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         cross_validation=cross_validation(data, t.cross),
         frontier=frontier(job, t, fits, ends),
         retention=kept,
-        calibration=calibration(task, val, first) if val and task.calibrates else None,
+        calibration=measure_calibration(task, val, first) if val and task.calibrates else None,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(job.scratch, t) if t.scratch else None,
@@ -153,7 +153,7 @@ def retention(job: Job, t: Trained, first: Predictions, opened: int) -> Retentio
     if job.source_data is not None:
         return forgetting(job.source_data, t.arms, opened)
     after = job.outputs.features_of(t.arms[0].target, "test")
-    return proxies(job.source, job.outputs.features("test").values, after.values, first.groups)
+    return measure_proxies(job.source, job.outputs.features("test").values, after.values, first.groups)
 
 
 def probe_summary(probe: Probe) -> ProbeSummary:
@@ -238,7 +238,7 @@ def forgetting(data: SourceData, arms: list[Arm], opened: int) -> SourceRetentio
 
     before = data.scored(data.source.backbone, "report")
     after, ends = zip(*(both_ends(arm, report) for arm in arms), strict=True)
-    return measured(data.metric, data.task, before, after, ends, opened)
+    return measure_retention(data.metric, data.task, before, after, ends, opened)
 
 
 def val_controls(t: Trained) -> dict[str, Figures]:

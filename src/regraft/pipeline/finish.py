@@ -17,7 +17,7 @@ from ..compute.versions import __version__
 from ..data.columns import ids_of
 from ..data.splitting import write_manifest
 from ..errors import shorten
-from ..evidence.ood import FEWEST, ROWS, Novelty, fit_novelty
+from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
 from ..io.log import LOGGER
 from ..model.weights import snapshot
 from ..plan.write import write_plan
@@ -133,15 +133,15 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
 def novelty_of(outputs: ModelOutputs, target: Target) -> Novelty | None:
     """Return what tells rows that are unlike train; None where val has too few rows for a threshold."""
     data = outputs.data
-    if len(data.splits.val) < FEWEST:
+    if len(data.splits.val) < MIN_HELD_OUT_ROWS:
         return None
 
     def some(split: str, most: int) -> list[int]:  # by content: the order of the data does not matter
         ids = list(ids_of(data.rows(split)))
         return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
 
-    enough = max(ROWS, 10 * data.task.outputs)  # of each class a few
+    enough = max(MAX_ROWS, 10 * data.task.outputs)  # of each class a few
     train = outputs.features_of(target, "train", some("train", enough))
-    val = outputs.features_of(target, "val", some("val", ROWS))
+    val = outputs.features_of(target, "val", some("val", MAX_ROWS))
     classes = train.targets.tolist() if data.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks.label_errors import ranked
+from ..checks.label_errors import rank_suspects
 from ..compute import distributed
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.types import content_of
@@ -146,7 +146,7 @@ def ranked_suspects(folder: RunFolder, data: TargetData, every: Outputs, strengt
         why = "A class has a single row, or all rows are one group: no other can judge them."
         return {"why not": why}
     seen = replace(seen_of(data.splits, data.task), probabilities=said, classes=data.task.classes)
-    suspects = ranked(seen)
+    suspects = rank_suspects(seen)
     rows = [
         {
             "split": s.split,

@@ -12,7 +12,7 @@ from ..compute import distributed
 from ..errors import PlanError, UsageError
 from ..evidence.frontier import choose
 from ..evidence.linear_probe import Probe
-from ..evidence.retention import retained
+from ..evidence.retention import retention_of
 from ..io.log import LOGGER
 from ..model.reinitialise import untrained
 from ..runs import records
@@ -113,7 +113,7 @@ class Trainer:
             raise PlanError([text])
         rows = job.source_data.scored(job.source.backbone, "select")
         if retain is not None:
-            choose([Point(0.0, {}, retained(job.source_data.metric, rows, rows))], job.spec.metric, retain)
+            choose([Point(0.0, {}, retention_of(job.source_data.metric, rows, rows))], job.spec.metric, retain)
         return rows
 
     def cross_validate(self, from_probe: bool) -> CrossValidation:

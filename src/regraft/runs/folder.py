@@ -30,7 +30,7 @@ from ..io.command_lines import command
 from ..io.csv_cells import escaped
 from ..io.json_files import dumps, plain
 from ..io.streams import complain
-from ..plugins import module
+from ..plugins import module, names
 from . import records
 from .model_files import STATES, TaskState
 from .result import FILE as RESULT
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 
-MADE_LATER = ("exports", "tensorboard", "mlruns")  # folders in a run that other commands make
+MADE_LATER = ("exports", "mlruns", *names("trackers"))  # folders in a run that other commands make
 
 LOCK = "lock"
 

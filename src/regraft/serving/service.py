@@ -18,7 +18,7 @@ from ..compute.versions import __version__
 from ..data.decoding import Decoders, StoppedError
 from ..data.images import TooCostlyError
 from ..errors import DataError, RegraftError
-from ..evidence.ood import LEVEL
+from ..evidence.ood import FALSE_WARNING_RATE
 from .admission import RETRY, AdmissionControl
 from .batching import Batcher
 from .explain import GRID, drawn, picture_cells, text_pieces
@@ -123,7 +123,11 @@ class Service:
         alarms = None
         if novelty is not None and rates is not None:
             alarms = FalseAlarms(
-                level=LEVEL, expected=novelty.expected, low=rates[0], high=rates[1], held_out=novelty.held_out
+                level=FALSE_WARNING_RATE,
+                expected=novelty.expected,
+                low=rates[0],
+                high=rates[1],
+                held_out=novelty.held_out,
             )
         return About(
             name=served.name,

@@ -38,7 +38,7 @@ def track(run: Path, to: str, where: str | None = None, *, every: float = 1.0) -
     """Write a run to a tracker, and return the tracker's message: where the run is.
 
     A running run is followed to its end, with a look every ``every`` seconds. ``where`` is the tracker's place:
-    without one, TensorBoard's files go into RUN/tensorboard, which is replaced, and MLflow's into mlruns.
+    without one it is the tracker's own ``place()``, or RUN/NAME, which is replaced.
 
     Raises UsageError for a folder that is no run, an unknown tracker, and a missing package.
     """
@@ -63,7 +63,7 @@ def track(run: Path, to: str, where: str | None = None, *, every: float = 1.0) -
             params(run),
             epochs(run, every),
             lambda: end(run),
-            place(run, to) if where is None else where,
+            place(run, to, tracker) if where is None else where,
         )
     )
 
@@ -74,11 +74,11 @@ def is_run(run: Path) -> bool:
     return any(os.path.lexists(run / name) for name in names)
 
 
-def place(run: Path, to: str) -> str:
-    """Return a tracker's own place for a run. Raises UsageError if that is a link."""
-    if to != "tensorboard":
-        return os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
-    own = run / "tensorboard"
+def place(run: Path, to: str, tracker: Any) -> str:
+    """Return the tracker's own place, or the folder RUN/NAME after removing an older one there."""
+    if hasattr(tracker, "place"):
+        return str(tracker.place())
+    own = run / to
     if own.is_symlink():
         raise UsageError(f"{own} is a link, and is not written over: remove it, or choose --out")
     shutil.rmtree(own, ignore_errors=True)
