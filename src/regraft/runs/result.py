@@ -105,7 +105,7 @@ class Result(Record):
 
     @property
     def scratch_mean(self) -> Spread | None:
-        """The primary metric of the scratch control over seeds; None without scratch, or for one seed."""
+        """Return the primary metric of the scratch control over seeds; None without scratch, or for one seed."""
         return self.mean["scratch"][self.primary] if "scratch" in self.mean else None
 
     @model_validator(mode="before")

@@ -135,7 +135,7 @@ class Timing(RootModel[dict[Name, Seconds]]):
 
     @property
     def total(self) -> float:
-        """The seconds of the whole run, those before a resume included."""
+        """Return the seconds of the whole run, those before a resume included."""
         return self.root["total"]
 
     def items(self) -> ItemsView[str, float]:
