@@ -20,6 +20,7 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
+import preloaded
 from regraft.data.types import CallableSpec, Example
 from regraft.model.types import Source
 
@@ -174,3 +175,21 @@ def tiny_weights(tmp_path_factory):
     model = timm.create_model("test_resnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return ["--source", "timm:test_resnet", "--weights", str(path), "--set", "source.image_size=32"]
+
+
+@pytest.fixture(scope="session")
+def preloading():
+    """The server of preloaded processes, which ends with the session."""
+    server = preloaded.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fast_processes(request, preloading):
+    """Commands of this interpreter start with torch loaded: for tests in which the start of one proves nothing."""
+    if request.node.get_closest_marker("fresh_process"):
+        yield
+        return
+    with preloading.redirected():
+        yield

@@ -33,6 +33,8 @@ from regraft.publish.model_card import card
 from regraft.report.reading import RunFiles
 from regraft.runs.estimates import Estimate
 
+pytestmark = pytest.mark.usefixtures("fast_processes")  # a card's lines run in one each
+
 QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
 
 
@@ -158,13 +160,18 @@ def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]
     return {n: folder / n for n in ("vit", "vit-crop", "grey", "pair", "lora")}
 
 
-WAYS = [  # every format once; the rest at length
-    ("photo", "timm"),
-    ("photo", "torch"),
-    ("number", "bundle"),
-    ("number", "onnx"),
-    ("plain", "transformers-features"),
-    ("headed", "transformers"),
+WAYS = [  # every format once, from nothing; the rest at length
+    *(
+        pytest.param(run, to, marks=pytest.mark.fresh_process)
+        for run, to in (
+            ("photo", "timm"),
+            ("photo", "torch"),
+            ("number", "bundle"),
+            ("number", "onnx"),
+            ("plain", "transformers-features"),
+            ("headed", "transformers"),
+        )
+    ),
     *(
         pytest.param(run, to, marks=pytest.mark.slow)
         for run, to in (
