@@ -15,10 +15,13 @@ import io
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -43,6 +46,22 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 MAX_REQUEST_BYTES = 1 << 20
 HIGH_FD = 200  # received streams are moved there, out of the way of the numbers that they shall have
 REAL = subprocess.__dict__.get("_fork_exec")  # what Popen calls; a private name, so any other Python starts as usual
+
+
+SHIM = """#!{python} -IS
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect({place!r})
+os.umask(mask := os.umask(0))
+words = [{python!r}, "-m", "regraft", *sys.argv[1:]]
+request = dict(words=words, environment=dict(os.environ), folder=os.getcwd(), streams=[0, 1, 2], new_session=False)
+socket.send_fds(server, [json.dumps(request | dict(mask=mask, shim=True)).encode()], [0, 1, 2])
+child = int(server.recv(100))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: os.kill(child, number))
+code = os.waitstatus_to_exitcode(int(server.recv(100)))
+sys.exit(code if code >= 0 else 128 - code)
+"""
 
 
 class Command(NamedTuple):
@@ -107,6 +126,7 @@ class Server:
         self.channel: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.owner = os.getpid()
+        self.place = ""  # the socket of shims
 
     @contextmanager
     def redirected(self) -> Iterator[None]:
@@ -130,10 +150,9 @@ class Server:
         channel, libc = self.ready(), ctypes.CDLL(None)
         mask = os.umask(0)
         os.umask(mask)
-        request = start._asdict() | {"streams": list(start.streams), "mask": mask}
-        libc.prctl(
-            SUBREAPER, 1, 0, 0, 0
-        )  # so that the fork, whose parent ends at once, becomes a child of this process
+        request = start._asdict() | {"streams": list(start.streams), "mask": mask, "shim": False}
+        # the fork's parent ends at once, so that the fork becomes a child of this process
+        libc.prctl(SUBREAPER, 1, 0, 0, 0)
         try:
             socket.send_fds(channel, [json.dumps(request).encode()], list(start.streams.values()))
             answer = channel.recv(100)
@@ -143,16 +162,30 @@ class Server:
             raise OSError("the server of preloaded processes has ended")
         return int(answer)
 
+    def shim(self, folder: Path) -> Path:
+        """Write a program ``regraft`` that runs here what a shell asks of it; return its folder."""
+        self.ready()
+        folder.mkdir()
+        file = folder / "regraft"
+        file.write_text(SHIM.format(python=sys.executable, place=self.place))
+        file.chmod(0o755)
+        return folder
+
     def ready(self) -> socket.socket:
         """Start the server, unless it runs; return the way to it."""
         if self.channel is None:
+            self.place = str(Path(tempfile.mkdtemp(prefix="preloaded-")) / "socket")
             self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            shims = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            shims.bind(self.place)
+            shims.listen()
+            given = [theirs.fileno(), shims.fileno()]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            with theirs, mock.patch.object(subprocess, "_fork_exec", REAL):
+            with theirs, shims, mock.patch.object(subprocess, "_fork_exec", REAL):
                 self.process = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", __file__, str(theirs.fileno())],
+                    [sys.executable, "-W", "ignore", __file__, *map(str, given)],
                     env=environment,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=given,
                     stdin=subprocess.DEVNULL,
                 )
         return self.channel
@@ -162,17 +195,26 @@ class Server:
         if self.channel is not None and self.process is not None:
             self.channel.close()
             self.process.wait(timeout=60)
+            shutil.rmtree(Path(self.place).parent)
 
 
 # ---------------------------------------------------------------- in the server and its children
 
 
-def serve(channel: socket.socket) -> dict[str, Any]:
-    """Answer requests with process ids; return, in each child, the request."""
+def serve(channel: socket.socket, shims: socket.socket) -> dict[str, Any]:
+    """Answer requests with process ids, a shim's with the status too; return, in each child, the request."""
     while True:
-        message, fds, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 64)
-        if not message:
+        ready, _, _ = select.select([channel, shims], [], [])
+        asking = channel if channel in ready else shims.accept()[0]
+        message, fds, _, _ = socket.recv_fds(asking, MAX_REQUEST_BYTES, 64)
+        if not message and asking is channel:
             os._exit(0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # what served a shim
+                pass
+        if not message:
+            continue
+        request: dict[str, Any] = json.loads(message)
         reader, writer = os.pipe()
         between = os.fork()
         if not between:
@@ -180,14 +222,19 @@ def serve(channel: socket.socket) -> dict[str, Any]:
             own = os.fork()
             if own:
                 os.write(writer, str(own).encode())
+                if request["shim"]:
+                    asking.send(str(own).encode())
+                    asking.send(str(os.waitpid(own, 0)[1]).encode())
                 os._exit(0)
-            while os.getppid() == between:
+            while not request["shim"] and os.getppid() == between:
                 time.sleep(0.001)
-            channel.close()
-            request: dict[str, Any] = json.loads(message)
             return request | {"streams": dict(zip(request["streams"], fds, strict=True))}
-        os.waitpid(between, 0)
-        channel.send(os.read(reader, 100))
+        started = os.read(reader, 100)
+        if request["shim"]:
+            asking.close()
+        else:
+            os.waitpid(between, 0)
+            channel.send(started)
         for fd in (reader, writer, *fds):
             os.close(fd)
 
@@ -303,7 +350,7 @@ if __name__ == "__main__":
         with suppress(ImportError):
             importlib.import_module(library)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for the tests
-    asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    asked = serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))
     wanted = become(Start(**{name: asked[name] for name in Start._fields}), asked["mask"])
     subprocess._fork_exec = fork_rank  # type: ignore[attr-defined]
     run_to_the_end(wanted)

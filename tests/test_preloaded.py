@@ -55,6 +55,14 @@ def test_it_is_a_child_that_gets_signals_and_given_streams() -> None:
     os.close(reader)
 
 
+def test_a_shell_reaches_it_by_a_shim(preloading: preloaded.Server, tmp_path: Path) -> None:
+    path = f"{preloading.shim(tmp_path / 'bin')}:{os.environ['PATH']}"
+    line = "regraft --version && regraft fit nowhere --source none --out x"
+    done = subprocess.run(["bash", "-c", line], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.stdout.startswith("regraft 0.") and done.returncode == 3
+    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [["-W", "error", "-c", LOADED], ["-I", "-c", LOADED]])
 def test_options_that_need_a_fresh_start_get_one(words: list[str]) -> None:
     done = python(*words[:-1], f"import sys; print({words[-1]})")

@@ -20,6 +20,7 @@ from regraft.errors import DivergedError, RankError, UsageError
 from regraft.pipeline.arms import map_over_ranks
 
 WORKER = Path(__file__).parents[1] / "fit_worker.py"
+pytestmark = pytest.mark.usefixtures("fast_processes")
 
 
 def fit(folder: Path, count: int, check: bool = True, **options):

@@ -576,6 +576,7 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(cli, pictures, weigh
     assert "the last good checkpoint is" in err and "step-00000004" in err
 
 
+@pytest.mark.usefixtures("fast_processes")
 def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(cli, pictures, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()

@@ -289,6 +289,7 @@ for step in range(1, 5):
 @pytest.mark.parametrize(
     ("point", "step"), [("renamed step-00000003", 3), ("written step-00000003", 2), ("renamed step-00000001", 1)]
 )
+@pytest.mark.usefixtures("fast_processes")
 def test_a_kill_in_the_middle_of_a_save_leaves_a_good_one(tmp_path, point, step):
     env = os.environ | {"REGRAFT_FAILPOINT": f"kill {point}"}
     done = subprocess.run([sys.executable, "-c", CHILD, tmp_path], env=env, capture_output=True)
