@@ -15,8 +15,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from regraft.data.batches import Batches
+from regraft.compute.device import Compute
+from regraft.data.batches import Batches, LabelledRows
+from regraft.data.ordering import EpochOrder
 from regraft.data.preprocessing import build
+from regraft.data.readers import make_reader
 from regraft.data.types import Augment, CallableSpec, Example
 from regraft.freezing.everything import Everything
 from regraft.metrics import accuracy
@@ -26,9 +29,10 @@ from regraft.model.types import Source
 from regraft.regularizers.l1 import L1
 from regraft.tasks.classification import Classification
 from regraft.training.loop import fine_tune
-from regraft.training.settings import Settings
+from regraft.training.records import FitData
+from regraft.training.settings import FitSpec, Settings
 
-CPU = torch.device("cpu")
+CPU = Compute()
 SEEDS = range(3)
 ARMS = {
     "plain": None,
@@ -68,7 +72,8 @@ def source() -> Source:
 def batches(rows: np.ndarray, seed: int = 0) -> Batches:
     examples = [Example(f"{i:04d}-0", (str(i),), (str(DIGITS[i]),), f"row {i}") for i in rows]
     targets = torch.tensor(DIGITS[rows] - 5)
-    return Batches(examples, targets, build(CallableSpec(pixels)), 20, seed=seed)
+    reader = make_reader(build(CallableSpec(pixels)), examples)
+    return Batches(LabelledRows(examples, targets), reader, EpochOrder(20, seed))
 
 
 def main() -> None:
@@ -90,18 +95,8 @@ def main() -> None:
                 augment=Augment(random_resized_crop=False, flip=False),
             )
             penalties = {"l1": penalty.prepare(target, None, None)} if penalty else {}
-            fine_tune(
-                target,
-                batches(train, seed),
-                None,
-                task,
-                accuracy,
-                settings,
-                freezing=Everything(),
-                penalties=penalties,
-                device=CPU,
-                seed=seed,
-            )
+            spec = FitSpec(task, accuracy, settings, Everything(), penalties, seed)
+            fine_tune(target, FitData(batches(train, seed)), spec, CPU)
             logits = outputs(target.model, batches(test), CPU)
             right.append(float((logits.values.argmax(1) == logits.targets).float().mean()))
             weights = [p for p in target.model.parameters() if p.ndim > 1]

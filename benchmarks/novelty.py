@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
 
 import regraft
-from regraft.data.batches import Batches
 from regraft.data.types import Example
 from regraft.evidence import ood as novelty
 from regraft.model.forward import outputs
@@ -29,8 +27,7 @@ def main(run: Path, data: Path, others: dict[str, Path]) -> None:
 
     def features(paths):
         examples = [Example(str(i), (str(p),), (), str(p)) for i, p in enumerate(paths)]
-        batches = Batches(examples, torch.zeros(len(examples)), model.preprocessor, 32)
-        return outputs(model.model.backbone, batches, torch.device("cpu")).values.numpy()
+        return outputs(model.model.backbone, model.batches(examples), model.compute).values.numpy()
 
     of = {s: features([data / r["where"] for r in rows if r["split"] == s]) for s in ("train", "val", "test")}
     classes = np.unique([r["cells"][0] for r in rows if r["split"] == "train"], return_inverse=True)[1]

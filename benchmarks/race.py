@@ -107,11 +107,6 @@ class Batched:
         clock = self
 
         class Timed:
-            batch_size = batches.batch_size
-
-            def __len__(self) -> int:
-                return len(batches)
-
             def epoch(self, n: int, skip: int = 0) -> Iterator[Any]:
                 began = time.perf_counter()
                 yield from batches.epoch(n, skip)
@@ -321,12 +316,11 @@ def versions() -> dict[str, str]:
 def split_of(data: Path) -> Split:
     """The split that ``regraft fit DATA`` trains on."""
     from regraft.data.loading import load_data
-    from regraft.plan.options import data_options, task_options
     from regraft.plan.read import read_plan
 
     plan = read_plan(None, {"data.path": str(data), "source.ref": "none"})
-    options = task_options(plan)
-    splits, task = load_data(data_options(plan), options.make, options.strata)
+    options = plan.plugins.task
+    splits, task = load_data(plan.data, options.make, options.strata)
     classes = list(task.classes)
 
     def rows(split: str) -> list[tuple[str, int]]:

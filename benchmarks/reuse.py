@@ -32,6 +32,7 @@ from regraft.pipeline.prepare import prepare
 from regraft.plan.read import read_plan
 from regraft.training import optimizers
 from regraft.training.objective import Objective
+from regraft.training.settings import FitSpec
 
 PAIRS, STARTS = 15, 5
 
@@ -40,7 +41,7 @@ class InMemory(Batches):
     """The first batches of an epoch, computed beforehand."""
 
     def __init__(self, of: Batches, count: int) -> None:
-        self.__dict__.update(of.__dict__)
+        super().__init__(of.rows, of.reader, of.order, of.compute)
         self.made = list(islice(of.epoch(1), count))
 
 
@@ -71,13 +72,12 @@ def steps(data: Path, out: Path) -> None:
     groups = optimizers.groups(target, set(names[frozen:]), p.settings.rates, 0.01)
     optimizer = optimizers.build("AdamW", {}, groups, before=None)
     params = {n: t for n, t in target.model.named_parameters() if t.requires_grad}
-    live = Objective(target, p.task, {}, p.settings, p.device, 0)
+    spec = FitSpec(p.task, p.metric, p.settings, p.freezing)
+    live = Objective(target, spec, p.compute)
     cut = replace(live, cut=frozen)
     train = p.batches("train", train=True)
     began = time.perf_counter()
-    feed = reuse.phase_data(
-        p, target, train, None, p.settings, freezing=p.freezing, penalties={}, wrap=lambda b: b, say=print
-    )(frozen)
+    feed = reuse.phase_data(p, target, train, None, spec, wrap=lambda b: b, say=print)(frozen)
     print(
         f"cache of {len(train)} rows below {names[frozen]} ({frozen} of {len(names) - 1} blocks frozen): "
         f"{time.perf_counter() - began:.1f} s"

@@ -127,8 +127,7 @@ def table(lane: Lane, count: int) -> dict[str, Any]:
     import time
 
     from regraft.data.loading import load_data
-    from regraft.data.manifest import write_manifest
-    from regraft.plan.options import data_options, task_options
+    from regraft.data.splitting import write_manifest
     from regraft.plan.read import read_plan
 
     path = lane.out / "texts.csv"
@@ -138,9 +137,9 @@ def table(lane: Lane, count: int) -> dict[str, Any]:
         words = "some more words until it is about as long as what people write"
         writer.writerows([f"text {i} and {words}", "abcd"[i % 4]] for i in range(count))
     plan = read_plan(None, {"data.path": str(path), "source.ref": "none"})
-    options = task_options(plan)
+    options = plan.plugins.task
     began = time.perf_counter()
-    splits, _ = load_data(data_options(plan), options.make, options.strata)
+    splits, _ = load_data(plan.data, options.make, options.strata)
     write_manifest(splits, lane.out / "manifest.jsonl")
     return {"rows": count, "seconds": time.perf_counter() - began}
 

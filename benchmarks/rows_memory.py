@@ -67,7 +67,7 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Return each stage as a function of the results of those before it."""
     from regraft.checks import class_names, classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts
     from regraft.data import loading as data
-    from regraft.data import manifest
+    from regraft.data import splitting
     from regraft.data.types import DataOptions
     from regraft.pipeline.findings import seen_of
     from regraft.tasks.classification import Classification
@@ -75,13 +75,13 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
     options, task = DataOptions(table), Classification()
 
     def identify(at: dict[str, Any]) -> Any:
-        return data._identify(at.pop("read"), "fail")
+        return data.identify(at.pop("read"), "fail")
 
     def checked(check: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda at: len(list(check.check(seen_of(*at["seen"]))))
 
     def divide(at: dict[str, Any]) -> Any:
-        return data.draw_splits(at.pop("identify"), options, task.make, task.strata)
+        return splitting.draw_splits(at.pop("identify"), options, task.make, task.strata)
 
     def encode(at: dict[str, Any]) -> Any:
         splits, made = at["divide"]
@@ -94,8 +94,8 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
         "identify": identify,
         "divide": divide,
         "encode": encode,
-        "write manifest": lambda at: manifest.write_manifest(at["divide"][0], file),
-        "read manifest": lambda at: sum(1 for _ in manifest.read_manifest(file)),
+        "write manifest": lambda at: splitting.write_manifest(at["divide"][0], file),
+        "read manifest": lambda at: sum(1 for _ in splitting.read_manifest(file)),
         "exact_duplicates": checked(exact_duplicates),
         "conflicting_labels": checked(conflicting_labels),
         "short_texts": checked(short_texts),

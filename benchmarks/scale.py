@@ -149,20 +149,24 @@ def outputs(rows: int, classes: int) -> Work:
     """Collect as many features as classes from a module without work: what is left is to hold them."""
     import torch
 
-    from regraft.data.batches import Batches
+    from regraft.compute.device import Compute
+    from regraft.data.batches import Batches, LabelledRows
+    from regraft.data.ordering import EpochOrder
     from regraft.data.preprocessing import build
+    from regraft.data.readers import make_reader
     from regraft.data.types import CallableSpec, Example
     from regraft.model.forward import outputs
 
     examples = [Example(f"{i:08x}", (str(i),), ("x",), "") for i in range(rows)]
     spec = CallableSpec(lambda inputs: torch.zeros(1))
-    batches = Batches(examples, torch.zeros(rows), build(spec), 1024)
+    labelled = LabelledRows(examples, torch.zeros(rows))
+    batches = Batches(labelled, make_reader(build(spec), examples), EpochOrder(1024))
 
     class Wide(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.new_zeros(len(x), classes)
 
-    return lambda: outputs(Wide(), batches, torch.device("cpu")) and None
+    return lambda: outputs(Wide(), batches, Compute()) and None
 
 
 def predictions(rows: int, classes: int) -> Work:

@@ -8,8 +8,7 @@ import typer.main
 from regraft import errors, plugins
 from regraft.cli.app import app
 from regraft.commands.listing import plugin
-from regraft.plan.schema import Plan
-from regraft.plan.write import described
+from regraft.plan.schema import Plan, keys_of
 
 OUT = Path(__file__).with_name("reference.md")
 COMMANDS = Path(__file__).with_name("command-line.md")
@@ -47,7 +46,9 @@ def command_line() -> None:
                 continue
             shown = p.metavar or p.name.upper() if p.param_type_name == "argument" else ", ".join(p.opts)
             none = p.default is None or p.default is False or p.default == [] or p.required or callable(p.default)
-            default = "required" if p.required else "" if none else f"`{p.default}`"
+            planned = getattr(p, "show_default", None)  # a flag of the plan is absent by default
+            shown_default = planned if isinstance(planned, str) else "" if none else str(p.default)
+            default = "required" if p.required else f"`{shown_default}`" if shown_default else ""
             lines.append(f"| `{shown}` | {default} | {p.help or ''} |".replace("`DATA|PLAN`", "`DATA` or `PLAN`"))
         lines.append("")
     lines += ["## Exit codes", "", "| code | means |", "|---|---|", "| 0 | fine |"]
@@ -64,18 +65,13 @@ def reference() -> None:
     lines = ["# Reference", "", "Made by `make docs` from the code; do not edit.", "", "## The plan", ""]
     for section, field in Plan.model_fields.items():
         model = field.annotation
-        if not isinstance(model, type) or not (
-            hasattr(model, "model_fields") or hasattr(model, "__dataclass_fields__")
-        ):
+        if not keys_of(model):
             continue
         lines += [f"### [{section}]", "", "| key | default | meaning |", "|---|---|---|"]
-        if hasattr(model, "model_fields"):
-            rows = [
-                (k, "required" if f.is_required() else repr(f.default), f.description or "")
-                for k, f in model.model_fields.items()
-            ]
-        else:
-            rows = [(k, repr(v), text) for k, v, text in described(model(), model)]
+        rows = [
+            (k, "required" if f.is_required() else repr(f.default), f.description or "")
+            for k, f in keys_of(model).items()
+        ]
         lines += [f"| `{k}` | `{d}` | {text} |" for k, d, text in rows] + [""]
     lines += ["`[task]`, `[freezing]` and `[regularizers.NAME]` take a plug-in's options:", ""]
     for folder in plugins.FOLDERS:

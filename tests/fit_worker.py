@@ -17,45 +17,32 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import builders
+from builders import CPU, FLOATS, NO_AUGMENT, Recorder, class_task, make_batches, spell_rows
 from regraft.compute import distributed as processes
 from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import Augment, CallableSpec, Example
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
-from regraft.metrics import accuracy
 from regraft.model.forward import outputs
 from regraft.model.grafting import graft
 from regraft.model.sharded import sharded
 from regraft.model.types import Source
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
-from regraft.tasks.classification import Classification
-from regraft.training.loop import fine_tune
 from regraft.training.settings import Settings
 
-CPU = torch.device("cpu")
 
-
-def numbers(row):
-    return torch.tensor([float(v) for v in row[0].split()])
-
-
-def rows(n, task, batch_size, share=(0, 1)):
+def rows(n, batch_size, share=(0, 1)):
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
     targets = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    examples = [
-        Example(f"{n:03d}{i:03d}-0", (" ".join(map(repr, row.tolist())),), ("a",), f"row {i}")
-        for i, row in enumerate(x)
-    ]
-    return Batches(examples, targets, build(CallableSpec(numbers)), batch_size, share=share)
+    return make_batches(spell_rows(x, ["a"] * n, f"{n:03d}"), targets, FLOATS, batch_size, share=share)
 
 
 class Noting(Batches):
     """Batches that note which ids each step was given."""
 
     def __init__(self, of):
-        self.__dict__.update(of.__dict__)
+        super().__init__(of.rows, of.reader, of.order, of.compute)
         self.seen = []
 
     def epoch(self, n, skip=0):
@@ -78,13 +65,13 @@ def fit(options):
     net.low = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh())
     net.high = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
     net.fc = nn.Linear(8, 4)
-    source = Source.from_module(net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net")
+    source = Source.from_module(net, head="fc", preprocess=FLOATS, example=torch.randn(4, 5), name="net")
     source = replace(source, labels=("p", "q", "r", "s"))
-    task = Classification().make([("a",), ("b",), ("c",)], ("label",))
+    task = class_task("a", "b", "c")
     target = graft(source, 3, seed=0)
     share = (processes.rank(), processes.world_size())
-    train = Noting(rows(options["n"], task, options["batch_size"], share))
-    val = rows(21, task, 8)
+    train = Noting(rows(options["n"], options["batch_size"], share))
+    val = rows(21, 8)
     settings = Settings(
         epochs=3,
         rates=dict.fromkeys([b.name for b in target.blocks], 0.01),
@@ -95,7 +82,7 @@ def fit(options):
         sharpness=options.get("sharpness", 0.0),
         clip_norm=options.get("clip", 1.0),
         average=options.get("average", 0.0),
-        augment=Augment(random_resized_crop=False, flip=False),
+        augment=NO_AUGMENT,
     )
     penalties = {
         "l2_sp": L2SP(alpha=0.1).prepare(target, None, None),
@@ -105,22 +92,12 @@ def fit(options):
         penalties = {}
     if options.get("poison") and processes.rank() == options["poison"] - 1:
         train.examples[0] = replace(train.examples[0], inputs=("nan nan nan nan nan",))
-    history = []
+    recorder = Recorder()
     freezing = Gradual() if options.get("gradual") else Everything()
-    with sharded(target, CPU) if options.get("shard") else nullcontext(target) as fitted:
+    with sharded(target, CPU.device) if options.get("shard") else nullcontext(target) as fitted:
         shares = sum(p.to_local().numel() for p in fitted.model.parameters()) if options.get("shard") else 0
-        fit = fine_tune(
-            fitted,
-            train,
-            val,
-            task,
-            accuracy,
-            settings,
-            freezing=freezing,
-            penalties=penalties,
-            device=CPU,
-            seed=0,
-            log=history.append,
+        done = builders.fit(
+            fitted, train, task, settings, val=val, monitor=recorder, freezing=freezing, penalties=penalties
         )
     given = processes.gather_objects([train.seen])
     logits = outputs(target.model, val, CPU)
@@ -128,8 +105,8 @@ def fit(options):
         out = Path(options["out"])
         save_file(target.model.state_dict(), out / "model.safetensors")
         record = {
-            "history": [[e.terms, e.val] for e in history],
-            "best": fit.best_epoch,
+            "history": [[e.terms, e.val] for e in recorder.epochs],
+            "best": done.best_epoch,
             "given": given,
             "ids": logits.ids,
             "logits": logits.values.tolist(),

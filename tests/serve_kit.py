@@ -22,10 +22,11 @@ from regraft.evidence.ood import fit_novelty
 from regraft.model.grafting import Model
 from regraft.pipeline.predictor import Predictor
 from regraft.serving.app import create_app
+from regraft.serving.endpoint import bind
 from regraft.serving.guard import AccessPolicy
 from regraft.serving.limits import Limits
 from regraft.serving.model import ServedModel
-from regraft.serving.server import Server, bind
+from regraft.serving.server import Server
 from regraft.tasks.classification import Classification
 from regraft.tasks.regression import Regression
 

@@ -72,6 +72,7 @@ def test_the_same_seed_gives_the_same_inputs_and_another_others():
 REACHING = [
     "open('outside.txt', 'w')",
     "open(out / 'x' / '..' / '..' / 'outside.txt', 'ab')",
+    "(out / 'link').write_text('x')",
     "__import__('os').system('true')",
     "__import__('subprocess').run(['true'])",
     "__import__('socket').getaddrinfo('example.org', 80)",
@@ -81,6 +82,8 @@ REACHING = [
 def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
     """One process tries all of them: the guard goes on after what it has stopped."""
     (tmp_path / "work").mkdir()
+    (tmp_path / "beside.txt").touch()
+    (tmp_path / "work/link").symlink_to(tmp_path / "beside.txt")
     lines = [
         "import sys; from pathlib import Path",
         f"sys.path.insert(0, {str(TOOLS)!r})",
@@ -95,6 +98,7 @@ def test_what_reaches_out_of_the_work_folder_is_stopped(tmp_path):
     expected = [f"stopped {number}" for number in range(len(REACHING))]
     assert done.stdout.splitlines() == expected, done.stderr
     assert (tmp_path / "work/inside.txt").exists() and not (tmp_path / "outside.txt").exists()
+    assert not (tmp_path / "beside.txt").read_text()
 
 
 PLANTED = """

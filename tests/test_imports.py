@@ -20,9 +20,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 # What plug-ins may import beside their folder: the errors and the nouns.
 NOUNS = {"errors", "compute.arrays", "data.types", "model.types", "io.progress", "tasks.__init__"}
 SHARED = {
+    "tasks.__init__": {"plugins"},  # facts of a task by its name, metrics by theirs
     "sources.__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
     "sources.run": {"plugins", "io.guarded", "runs.records"},  # a run names the file that builds its model
-    "sources.bundled": {"sources.timm", "sources.transformers"},  # it fetches the file; they load it
+    "sources.bundled": {"io.hashing", "sources.timm", "sources.transformers"},  # it fetches the file; they load it
+    "sources._weights": {"io.hashing"},  # weights are known by their digest
     "sources.random": {"sources.timm"},  # timm's architecture without weights
     "sources._folder": {"io.foreign_code"},  # tokenizers load in one place, which refuses code
     "sources.transformers": {"io.foreign_code"},
@@ -30,7 +32,7 @@ SHARED = {
     "exports.bundle": {"io.guarded"},  # it copies a run's files by name
     "formats.image_folder": {"data.images"},  # which suffixes are pictures
     "formats.table": {"data.images"},
-    "formats._unpacked": {"io.places"},  # where pictures from a table's cells become files
+    "formats._unpacked": {"io.atomic", "io.places"},  # where pictures from a table's cells become files
     "checks._rows": {"data.columns"},  # rows are counted and sorted without an object each
     "checks._near": {"data.columns"},
     "checks.near_duplicates": {"data.columns"},
@@ -148,7 +150,6 @@ def test_other_rooms_know_contracts_and_no_plug_in():
 LIGHT = [
     "__init__",
     "__main__",
-    "cli.app",
     "commands.listing",
     "data.types",
     "errors",
@@ -159,7 +160,9 @@ LIGHT = [
     "runs.folder",
     "runs.records",
     "runs.summary",
-    *(m for m in MODULES if room_of(m) == "plan"),
+    "serving.endpoint",
+    "serving.limits",
+    *(m for m in MODULES if room_of(m) in ("cli", "plan")),
 ]
 
 

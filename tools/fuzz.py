@@ -92,7 +92,7 @@ def guard(work: Path) -> None:
     def look(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[2], int):
             if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not isinstance(args[0], int):
-                path = os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100
+                path = os.path.realpath(os.fsdecode(args[0]))  # where a link leads
                 if not path.startswith(allowed):
                     escape(f"{path} opened to be written")
         elif event in BEGUN:

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 import regraft
 from fuzz_damage import altered, as_json, hostile
-from fuzz_readers import FOLDERS, RUN, Passing, Reader, put
+from fuzz_readers import FOLDERS, OUTSIDE, RUN, Passing, Reader, put
 from regraft import plugins
 from regraft.data.preprocessing import TextPreprocessor
 from regraft.data.types import TextSpec
@@ -49,7 +49,7 @@ def replaced(path: Path, rng: random.Random) -> None:
         path.unlink(missing_ok=True)
     how = rng.randrange(4)
     if how == 0:
-        path.symlink_to(rng.choice([path.name, "/etc/passwd", "/dev/zero", "..", "nowhere"]))
+        path.symlink_to(rng.choice([path.name, OUTSIDE, "/dev/zero", "..", "nowhere"]))
     elif how == 1:
         os.mkfifo(path)
     elif how == 2:
@@ -72,7 +72,8 @@ def a_whole_run(folder: Path, rng: random.Random) -> None:
         replaced(run / rng.choice([*names, "model", "gallery"]), rng)
     if rng.random() < 2 * OFTEN:
         for name in ("result.json", "environment.json", "model/config.json", "check.json"):
-            if name in RUN and name not in broken and (run / name).is_file():
+            plain = (run / name).is_file() and not (run / name).is_symlink()  # else a write would leave the folder
+            if name in RUN and name not in broken and plain:
                 tree = strings_marked(json.loads(RUN[name]), rng)
                 tree["status"] = "finished"
                 (run / name).write_text(json.dumps(tree), encoding="utf-8")

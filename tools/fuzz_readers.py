@@ -33,6 +33,7 @@ from regraft.errors import RegraftError
 from regraft.evidence.comparison import read_judgement
 from regraft.formats import image_folder
 from regraft.io import locks
+from regraft.io.hashing import file_digest
 from regraft.model.types import SourceOptions
 from regraft.plan.read import check, read_plan
 from regraft.plan.write import write_plan
@@ -50,6 +51,7 @@ class Reader:
     read: Callable[[Path], object]
 
 
+OUTSIDE = __file__  # what links lead to, out of the input: a file that may be read and must not be written
 PLAN = """
 [source]
 ref = "timm:resnet18"
@@ -227,7 +229,7 @@ def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
                 path.mkdir()
                 places.append(path)
             elif how == 1:
-                path.symlink_to(rng.choice(["..", ".", path.name, "/", "/dev/zero", "/etc/passwd", "nowhere", "a"]))
+                path.symlink_to(rng.choice(["..", ".", path.name, "/", "/dev/zero", OUTSIDE, "nowhere", "a"]))
             elif how == 2:
                 os.mkfifo(path)
             elif how == 3:
@@ -368,7 +370,7 @@ def a_run(wanted: Callable[[str], bool]) -> Callable[[Path, random.Random], None
             for place in places:
                 at = folder / "run" / place
                 names = [n for n in (checkpoints.TENSORS, checkpoints.RECORD) if (at / n).exists()]
-                lines = [f"{checkpoints.digest_of(at / n)}  {n}\n" for n in names]
+                lines = [f"{file_digest(at / n)}  {n}\n" for n in names]
                 (at / checkpoints.MANIFEST).write_text("".join(lines), encoding="utf-8")
 
     return make
@@ -389,7 +391,7 @@ def read_a_run(folder: Path) -> None:
 
         listing(str(folder), False)
     with Passing():
-        locks.held(run / "lock")
+        locks.find_holder(run / "lock")
         runfiles.can_resume(run)
         list(runfiles.RunFolder(run).lines("resumes.jsonl"))
 

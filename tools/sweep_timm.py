@@ -119,7 +119,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
         raise ValueError("its outputs are not finite")
     outcome.passed.append("predict")
     if export:
-        exported(target.model, source.example, folder)
+        exported(target, task, folder)
         outcome.passed.append("export")
 
 
@@ -149,18 +149,30 @@ def loaded(outcome: Outcome, weights: Path) -> Any:
     raise AssertionError
 
 
-def exported(model: Any, example: Any, folder: Path) -> None:
-    """Write ONNX, and compare onnxruntime's outputs."""
+def exported(target: Any, task: Any, folder: Path) -> None:
+    """Write ONNX as ``regraft export`` does, and compare onnxruntime's outputs."""
     import numpy as np
     import onnxruntime
     import torch
 
-    file = folder / "model.onnx"
-    program = torch.onnx.export(model, (example,), dynamo=True, input_names=["inputs"], verbose=False)
-    program.save(file)
-    (found,) = onnxruntime.InferenceSession(file).run(None, {"inputs": example.numpy()})
+    from regraft import plugins
+    from regraft.exports import Package
+
+    onnx, example = plugins.module("exports", "onnx"), target.source.example
+    package = Package(
+        run=folder / "run",
+        name="sweep",
+        model=target.model,
+        source=target.source,
+        task=task,
+        inputs=example,
+        pairs=False,
+        plain={"preprocess.json": "{}", "labels.json": "[]"},
+    )
+    onnx.write(package, folder)
+    (outputs,) = onnxruntime.InferenceSession(folder / onnx.FILE).run(None, {"inputs": example.numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(found, model(example).numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs, target.model(example).numpy(), rtol=1e-3, atol=1e-4)
 
 
 def main() -> int:

@@ -7,11 +7,11 @@ heavy is imported before one of these names is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .compute.versions import __version__ as __version__
 from .errors import RegraftError
 
 if TYPE_CHECKING:
     from .api import Run, check, fit
+    from .compute.versions import __version__ as __version__
     from .data.loading import load_data
     from .evidence.comparison import compare
     from .evidence.linear_probe import fit_probe
@@ -44,6 +44,7 @@ MODULES = {
     "load": "pipeline.predictor",
     "load_data": "data.loading",
     "load_source": "sources",
+    "__version__": "compute.versions",
 }
 
 __all__ = [

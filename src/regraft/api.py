@@ -97,7 +97,7 @@ def fit(
     named = {"run.out": str(out)}
     plan = as_plan(data, source, named | (settings or {}), sections, allow_code)
     given = source if isinstance(source, Source) else None
-    path = run_plan(plan, allow_code=allow_code, say=say, source=given, resume=resume, accept_changes=accept_changes)
+    path = run_plan(plan, say=say, source=given, resume=resume, accept_changes=accept_changes)
     return Run.read(path)
 
 
@@ -119,7 +119,7 @@ def check(
     """
     plan = as_plan(data, source, settings or {}, sections, allow_code)
     given = source if isinstance(source, Source) else None
-    return looked(plan, allow_code=allow_code, say=say, source=given)
+    return looked(plan, say=say, source=given)
 
 
 def as_plan(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from regraft.cli.bars import bars, best, rates
+from regraft.data.ordering import EpochOrder
 from regraft.io import progress
 from regraft.io.progress import duration, reporting, stage
 from regraft.training.records import Progress
@@ -21,7 +22,7 @@ class Terminal(io.StringIO):
 class Rows:
     """Two batches of three rows an epoch."""
 
-    batch_size, share = 3, (0, 1)
+    order = EpochOrder(3)
 
     def __len__(self):
         return 6

@@ -14,10 +14,12 @@ from PIL import Image
 from regraft import plugins
 from regraft.checks import CheckContext, Finding, class_names, source_classes
 from regraft.checks.label_errors import ranked
-from regraft.data.loading import load_data, read_rows, splits_as_given
+from regraft.data.loading import load_data, read_rows
+from regraft.data.splitting import splits_as_given
 from regraft.data.types import DataOptions, Example
 from regraft.errors import DataError
 from regraft.pipeline.findings import CheckReport, cheap, in_words, run_checks, seen_of
+from regraft.tasks.classification import Classification
 
 
 def noise(path, seed: int, **how):
@@ -42,7 +44,7 @@ def flowers(tmp_path):
 def findings(path, task="classification", **options):
     """Of the cheap checks, as ``regraft check`` sees the data."""
     splits = splits_as_given(read_rows(DataOptions(path, on_bad="skip", **options)))
-    return run_checks(seen_of(splits, task, None))[0]
+    return run_checks(seen_of(splits, plugins.options_class("tasks", task)()))[0]
 
 
 def of(check, path, **options):
@@ -476,7 +478,7 @@ def test_test_rows_in_source_data_are_a_problem_or_caution(flowers, tmp_path):
     with Image.open(flowers / "train/tulip/1.png") as image:
         image.resize((96, 96)).save(source / "ant/near.jpg", quality=90)
     splits = splits_as_given(read_rows(DataOptions(flowers)))
-    seen = seen_of(splits, "classification", None)
+    seen = seen_of(splits, Classification())
     rows = tuple(read_rows(DataOptions(source)).examples)
     found = found_by("source_overlap", replace(seen, source_rows=rows))
     assert [(f.severity, f.count, f.what) for f in found] == [
@@ -490,7 +492,7 @@ def test_test_rows_in_source_data_are_a_problem_or_caution(flowers, tmp_path):
 
 
 def test_what_did_not_run_says_what_it_needs(flowers):
-    _, not_run = run_checks(seen_of(splits_as_given(read_rows(DataOptions(flowers))), "classification", None))
+    _, not_run = run_checks(seen_of(splits_as_given(read_rows(DataOptions(flowers))), Classification()))
     assert set(not_run) == {"label_errors", "source_classes", "source_overlap"}
     assert all("--source" in why for why in not_run.values())
     assert set(run_checks(seen_of_texts())[1]) - set(not_run) == {"truncated_texts"}

@@ -44,6 +44,8 @@ def test_a_torchvision_for_another_torch_has_a_remedy(monkeypatch):
         ("", "pip install torch"),
         ("2.10.0", ""),
         ("2.15.1+cpu", ""),
+        ("2.16.0.dev20261101+cpu", "newer than 2.15"),
+        ("2.15.0a0+git1234", ""),
     ],
 )
 def test_older_and_newer_torch_is_said(version, words):

@@ -5,33 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regraft.commands.rates import DECAY, WORSE, in_words, range_test
-from regraft.data.batches import Batches
+from builders import CPU, class_task, make_batches, make_settings, make_spec
+from regraft.commands.rates import DECAY, WORSE, Sweep, in_words, range_test
 from regraft.data.preprocessing import build
-from regraft.data.types import Augment
 from regraft.errors import UsageError
 from regraft.freezing.everything import Everything
 from regraft.freezing.head_only import HeadOnly
 from regraft.model.grafting import graft
-from regraft.tasks.classification import Classification
 from regraft.tasks.regression import Regression
-from regraft.training.schedules import block_rates
-from regraft.training.settings import Settings
+from regraft.training.records import FitData
 
-CPU = torch.device("cpu")
 BLOCKS = ["one", "two", "head"]
 
 
 def settings(rate, **more):
-    more = {"clip_norm": 0.0, "augment": Augment(random_resized_crop=False, flip=False)} | more
-    return Settings(1, block_rates(BLOCKS, lr=rate, head_lr=rate), "SGD", **more)
+    return make_settings(BLOCKS, 1, rate, optimizer="SGD", clip_norm=0.0, **more)
 
 
-def trial(source, rows, target, task, chosen, *, freezing, batch=21, **more):
-    pre = build(source.preprocess)
-    return range_test(
-        target, Batches(*rows, pre, batch), task, chosen, freezing=freezing, penalties={}, device=CPU, seed=0, **more
-    )
+def trial(source, rows, target, task, chosen, *, freezing, batch=21, **sweep):
+    spec = make_spec(chosen, task, freezing=freezing)
+    data = FitData(make_batches(*rows, source.preprocess, batch))
+    return range_test(target, data, spec, CPU, Sweep(**sweep))
 
 
 def test_gradient_descent_breaks_at_two_over_the_curvature(numbers_source, number_rows):
@@ -62,7 +56,7 @@ def test_gradient_descent_breaks_at_two_over_the_curvature(numbers_source, numbe
 
 def test_the_smoothed_loss_is_the_average_it_says(numbers_source, number_rows):
     source, rows = numbers_source(), number_rows(21)
-    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    task = class_task("0", "1", "2")
     found = trial(
         source,
         rows,
@@ -92,7 +86,7 @@ def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
     source, rows = numbers_source(dropout=0.5), number_rows(21)
     target = graft(source, 3)
     target.model.eval()
-    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    task = class_task("0", "1", "2")
     before = {n: t.clone() for n, t in target.model.state_dict().items()}
     learns = [p.requires_grad for p in target.model.parameters()]
     state = torch.get_rng_state()
@@ -132,6 +126,6 @@ def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
 
 def test_a_test_of_one_step_is_refused(numbers_source, number_rows):
     source, rows = numbers_source(), number_rows(21)
-    task = Classification().make([("0",), ("1",), ("2",)], ("label",))
+    task = class_task("0", "1", "2")
     with pytest.raises(UsageError, match="2 steps or more"):
         trial(source, rows, graft(source, 3), task, settings(0.1), freezing=Everything(), steps=1)

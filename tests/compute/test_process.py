@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from regraft.data import batches as module
-from regraft.data.batches import Batches
+from builders import CPU, make_batches
+from regraft.data import workers as module
 from regraft.data.preprocessing import build
 from regraft.data.types import CallableSpec, Example
 from regraft.errors import PlanError, RegraftError, UsageError
@@ -45,7 +45,7 @@ def slow_at_five(inputs):
 
 def rows_of(one):
     rows = [Example(f"r{i}", (str(i),), (), f"row {i}") for i in range(8)]
-    return Batches(rows, torch.zeros(8), build(CallableSpec(one)), 2, workers=1)
+    return make_batches(rows, torch.zeros(8), build(CallableSpec(one)), 2, workers=1)
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_settings_that_mean_nothing_are_refused(key, value):
 @pytest.mark.fault(28)
 def test_a_batch_may_be_larger_than_the_data(numbers_source, number_rows):
     rows = number_rows(5)
-    (batch,) = Batches(*rows, build(numbers_source().preprocess), 64).epoch(1)
+    (batch,) = make_batches(*rows, build(numbers_source().preprocess), 64).epoch(1)
     assert len(batch[0]) == 5
 
 
@@ -226,8 +226,8 @@ def test_another_number_of_threads_is_within_rounding(numbers_source, number_row
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            rows = Batches(*number_rows(64), build(source.preprocess), 64)
-            found.append(outputs(source.backbone, rows, torch.device("cpu")).values)
+            rows = make_batches(*number_rows(64), build(source.preprocess), 64)
+            found.append(outputs(source.backbone, rows, CPU).values)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
@@ -235,11 +235,9 @@ def test_another_number_of_threads_is_within_rounding(numbers_source, number_row
 
 @pytest.mark.parametrize("text", ["10", "10 hours", "min", "-1 min", "0.5.5 min", ""])
 def test_how_often_to_save_is_steps_or_minutes(text):
-    from regraft.plan.options import checkpoint_every
-
     with pytest.raises(PlanError, match=r"run\.checkpoint_every"):
         check({**BASE, "run": {"checkpoint_every": text}})
-    assert checkpoint_every(check(BASE)) == (0, 600)
-    assert checkpoint_every(check({**BASE, "run": {"checkpoint_every": 7}})) == (7, 0)
+    assert check(BASE).run.checkpoint_interval == (0, 600)
+    assert check({**BASE, "run": {"checkpoint_every": 7}}).run.checkpoint_interval == (7, 0)
     half = check({**BASE, "run": {"checkpoint_every": "0.5 min"}})
-    assert checkpoint_every(half) == (0, 30)
+    assert half.run.checkpoint_interval == (0, 30)

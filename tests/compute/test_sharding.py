@@ -16,7 +16,7 @@ from regraft.model.grafting import graft
 from regraft.model.sharded import outermost
 from regraft.model.types import Source
 from regraft.pipeline.compatibility import check_shard
-from regraft.plan.schema import Plan
+from regraft.plan.read import check
 from regraft.regularizers import Penalty
 from regraft.regularizers.bss import BSS
 from regraft.regularizers.ewc import EWC
@@ -40,7 +40,7 @@ def network():
 
 
 def test_what_needs_whole_weights_is_refused_all_at_once():
-    plan = Plan.model_validate(
+    plan = check(
         PLAIN
         | {
             "fit": {"compile": True, "average": 0.9, "views": 2, "optimizer": "Adafactor"},
@@ -75,7 +75,7 @@ def test_what_needs_whole_weights_is_refused_all_at_once():
     ):
         assert part in said, part
     assert "bss" not in said
-    check_shard(Plan.model_validate(PLAIN), Everything(), {"bss": penalties["bss"]}, target_of(network()))
+    check_shard(check(PLAIN), Everything(), {"bss": penalties["bss"]}, target_of(network()))
 
 
 def test_weights_that_cannot_be_divided_are_named():
@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_divided_are_named():
 
     target = target_of(Scaled())
     with pytest.raises(PlanError) as error:
-        check_shard(Plan.model_validate(PLAIN), Everything(), {}, target)
+        check_shard(check(PLAIN), Everything(), {}, target)
     assert "backbone.low.weight = backbone.high.weight" in str(error.value)
     assert "backbone.gain" in str(error.value)
 

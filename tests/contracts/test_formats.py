@@ -30,8 +30,9 @@ def write(path, text):
     return path
 
 
-def read(path, **options):
-    return table.read(path, DataOptions(path, **options))
+def read(path, empty_labels=False, **options):
+    given = DataOptions(path, **options)
+    return table.read(path, given.with_empty_labels() if empty_labels else given)
 
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
@@ -517,10 +518,12 @@ def test_parquet_of_hugging_face_gives_splits_pictures_and_names(tmp_path):
         made = made.replace_schema_metadata({b"huggingface": names.encode()})
         pq.write_table(made, tmp_path / f"ds/data/{split}-00000-of-00001.parquet")
     packed, plain = (read_rows(DataOptions(tmp_path / "ds")), read_rows(DataOptions(tmp_path / "folder")))
-    found = [[(e.id, e.cells, s) for e, s in zip(rows.examples, rows.named, strict=True)] for rows in (packed, plain)]
+    found = [
+        [(e.id, e.cells, s) for e, s in zip(rows.examples, rows.split_names, strict=True)] for rows in (packed, plain)
+    ]
     assert found[0] == found[1] and len(found[0]) == 4
     again = read_rows(DataOptions(tmp_path / "ds/data/test-00000-of-00001.parquet"))
-    assert set(again.named) == {None} and len(again.examples) == 2
+    assert set(again.split_names) == {None} and len(again.examples) == 2
 
 
 @pytest.mark.parametrize(("names", "expected"), [(["no", "yes"], ["no", "yes"]), (["no", "no"], ["0", "1"])])

@@ -40,18 +40,7 @@ NUMBERS = RNG.normal(50, 3, (N, 2))
 GUESSES = NUMBERS + RNG.normal(0, 2, (N, 2))
 TOP = SCORES.argmax(axis=1)
 FLAGS = LABEL_SCORES >= 0.5
-DATA = {"classification": (CLASSES, SCORES), "multilabel": (LABELS, LABEL_SCORES), "regression": (NUMBERS, GUESSES)}
-TASK = {
-    "accuracy": "classification",
-    "balanced_accuracy": "classification",
-    "macro_f1": "classification",
-    "log_loss": "classification",
-    "auc": "classification",
-    "ece": "classification",
-    "map": "multilabel",
-    "micro_f1": "multilabel",
-    "macro_f1_labels": "multilabel",
-}
+DATA = {"class": (CLASSES, SCORES), "labels": (LABELS, LABEL_SCORES), "numbers": (NUMBERS, GUESSES)}  # by targets
 
 
 def ece_by_hand(w):
@@ -97,7 +86,7 @@ def test_contract(name):
     assert metric.title and isinstance(metric.higher_is_better, bool)
     assert metric.per_row or not metric.proportion
     assert isinstance(metric.bounded, bool)
-    truth, scores = DATA[TASK.get(name, "regression")]
+    truth, scores = DATA[plugins.module("metrics", name).targets]
     value = metric.value(truth, scores, WEIGHTS)
     assert value.shape == (6,) and value.dtype == np.float64
     if metric.per_row:
@@ -113,7 +102,7 @@ def test_contract(name):
 @pytest.mark.parametrize("name", plugins.names("metrics"))
 def test_never_nan(name):  # one row, one class, one row drawn n times
     metric = plugins.module("metrics", name)
-    truth, scores = DATA[TASK.get(name, "regression")]
+    truth, scores = DATA[plugins.module("metrics", name).targets]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for i in range(5):
@@ -187,7 +176,7 @@ def test_many_classes_with_ties_are_scikit_learns(monkeypatch, metric, truth, sc
 @pytest.mark.parametrize("name", plugins.names("metrics"))
 def test_a_bootstrap_looks_at_the_scores_once(name):
     metric = plugins.module("metrics", name)
-    truth, scores = (x.copy() for x in DATA[TASK.get(name, "regression")])
+    truth, scores = (x.copy() for x in DATA[plugins.module("metrics", name).targets])
     expected = metric.value(truth, scores, WEIGHTS)
     at = at_weights(metric, truth, scores)
     scores[:] = np.nan

@@ -7,11 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import CallableSpec, Example
+from builders import fit, make_batches, spell_rows
+from regraft.data.types import CallableSpec
 from regraft.errors import PlanError
-from regraft.metrics import accuracy
 from regraft.model.cuts import block_outputs
 from regraft.model.grafting import graft
 from regraft.model.trainable import set_trainable
@@ -21,7 +19,6 @@ from regraft.plugins import names, options_class
 from regraft.regularizers import Batch
 from regraft.regularizers.delta import channels, without
 from regraft.regularizers.ewc import fisher
-from regraft.training.loop import fine_tune
 from regraft.training.settings import Settings
 
 ALL = names("regularizers")
@@ -251,26 +248,14 @@ def test_proximal_l1_goes_with_sgd_alone():
 def test_proximal_l1_reaches_the_lasso(linear_source):
     x, y, source = linear_source
     n, strength = len(x), 0.1
-    train = Batches(
-        [Example(f"r{i}", (" ".join(map(str, r)),), ("",), f"row {i}") for i, r in enumerate(x)],
-        torch.from_numpy(y).float()[:, None],
-        build(source.preprocess),
-        batch_size=n,
-    )
+    examples = spell_rows(torch.from_numpy(x), [""] * n)
+    train = make_batches(examples, torch.from_numpy(y).float()[:, None], source.preprocess, n)
     target = graft(source, 1)
     l1 = options_class("regularizers", "l1")(strength=2 * strength, proximal=True)
-    fine_tune(
-        target,
-        train,
-        None,
-        Squares(),
-        Squares(),
-        Settings(300, {"body": 0.1, "head": 0.1}, "SGD", clip_norm=0, schedule="constant", warmup=0),
-        freezing=options_class("freezing", "head_only")(),
-        penalties={"l1": l1.prepare(target, None, None)},
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    chosen = Settings(300, {"body": 0.1, "head": 0.1}, "SGD", clip_norm=0, schedule="constant", warmup=0)
+    head_only = options_class("freezing", "head_only")()
+    penalties = {"l1": l1.prepare(target, None, None)}
+    fit(target, train, Squares(), chosen, metric=Squares(), freezing=head_only, penalties=penalties)
     # theirs is 1/2 · mean squared error + strength · ‖w‖₁
     theirs = Lasso(alpha=strength, tol=1e-10, max_iter=100_000).fit(x.astype(float), y)
     ours = target.model.head.weight.detach()[0].numpy()
@@ -541,24 +526,14 @@ def test_ewc_and_replay_need_source_data(numbers_source):
 
 def test_training_with_delta_stays_nearer_to_source_features(numbers_source, number_rows):
     source, (examples, targets) = numbers_source(), number_rows(64)
-    train = Batches(examples, targets, build(source.preprocess), batch_size=16)
+    train = make_batches(examples, targets, source.preprocess, 16)
     task = options_class("tasks", "classification")().make([(str(c),) for c in range(3)], ("y",))
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
     moved = {}
     for strength in (0.0, 10.0):
         target = graft(source, 3)
         delta = options_class("regularizers", "delta")(strength=strength, beta=0.0)
-        fine_tune(
-            target,
-            train,
-            None,
-            task,
-            accuracy,
-            Settings(5, dict.fromkeys(("one", "two", "head"), 0.01)),
-            freezing=options_class("freezing", "everything")(),
-            penalties={"delta": delta.prepare(target, None, None)},
-            device=torch.device("cpu"),
-            seed=0,
-        )
+        chosen = Settings(5, dict.fromkeys(("one", "two", "head"), 0.01))
+        fit(target, train, task, chosen, penalties={"delta": delta.prepare(target, None, None)})
         moved[strength] = float((target.model.backbone(x) - source.backbone(x)).detach().norm())
     assert moved[10.0] < moved[0.0] / 2

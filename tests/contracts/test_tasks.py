@@ -12,20 +12,25 @@ import torch
 
 from regraft import plugins
 from regraft.errors import DataError
+from regraft.tasks import kind_of
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
 from regraft.tasks.regression import Regression
 
-SAMPLES = {
-    "classification": ([("b",), ("a",), ("b",), ("c",)], ("label",)),
-    "multilabel": ([("x;y",), ("y",), ("",), ("z ; x",)], ("tags",)),
-    "regression": ([("1", "10"), ("2", "30"), ("4.5", "20"), ("-1e1", "0")], ("u", "v")),
+SAMPLES = {  # by targets: label cells that any task of these takes
+    "class": ([("b",), ("a",), ("b",), ("c",)], ("label",)),
+    "labels": ([("x;y",), ("y",), ("",), ("z ; x",)], ("tags",)),
+    "numbers": ([("1", "10"), ("2", "30"), ("4", "20"), ("0", "0")], ("u", "v")),
 }
 NAMES = plugins.names("tasks")
 
 
+def sample(name):
+    return SAMPLES[kind_of(name).targets]
+
+
 def built(name):
-    cells, columns = SAMPLES[name]
+    cells, columns = sample(name)
     return plugins.options_class("tasks", name)().make(cells, columns), cells
 
 
@@ -34,7 +39,10 @@ def test_contract(name):
     task, cells = built(name)
     assert task.name == name and task.outputs == len(task.classes)
     assert task.primary in task.metrics
-    assert set(task.metrics) <= set(plugins.names("metrics"))
+    assert set(task.summary_metrics) <= set(task.default_metrics) <= set(plugins.names("metrics"))
+    assert all(plugins.module("metrics", m).targets == task.targets for m in task.metrics)
+    assert kind_of(name).targets == task.targets and kind_of(name).activation == task.activation
+    assert bool(task.names(cells[0])) != task.has_numbers
     assert all(task.problem(row) is None for row in cells)
     targets = task.encode(cells)
     logits = torch.randn(len(cells), task.outputs, requires_grad=True)
@@ -45,6 +53,14 @@ def test_contract(name):
     scores, constant = task.scores(logits.detach()), task.constant(targets)
     assert scores.shape == (len(cells), task.outputs) and constant.shape == (task.outputs,)
     assert len(task.truth(targets)) == len(cells)
+    outputs = logits.detach().double()
+    if task.affine is not None:
+        outputs = outputs * torch.tensor(task.affine[0]).double() + torch.tensor(task.affine[1]).double()
+    activated = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "exp": torch.exp, "none": lambda z: z}
+    torch.testing.assert_close(scores, activated[task.activation](outputs))  # as an export computes it
+    wrongness = task.wrongness(task.truth(targets).numpy(), scores.numpy())
+    assert wrongness.shape == (len(cells),) and (wrongness >= 0).all()
+    assert isinstance(task.label(scores[0].numpy()), str)
     half = task.loss(logits.bfloat16(), targets)
     assert half.dtype == torch.float32
     for metric in task.metrics:
@@ -70,11 +86,37 @@ def test_options_are_strict(name):
     assert record is None and 'did you mean "primary"?' in problems[0]
     record, problems = plugins.make(cls, {"primary": "acuracy"}, "task")
     assert record is None and "acuracy" in problems[0]
+    record, problems = plugins.make(cls, {"metrics": ["acuracy"]}, "task")
+    assert record is None and 'did you mean "accuracy"?' in problems[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_further_metric_takes_part(name, monkeypatch):
+    cls = kind_of(name)
+    for kind in (cls, type(built(name)[0])):
+        monkeypatch.setattr(kind, "default_metrics", kind.default_metrics[:1])
+    further = next(
+        m
+        for m in plugins.names("metrics")
+        if plugins.module("metrics", m).targets == cls.targets and m not in cls.default_metrics
+    )
+    primary = cls.default_metrics[0]
+    record, problems = plugins.make(cls, {"metrics": [further], "primary": further}, "task")
+    assert not problems
+    task = record.make(*sample(name))
+    assert task.metrics == (primary, further) and task.primary == further
+    state = json.loads(json.dumps(task.state()))
+    assert plugins.module("tasks", name).restore(state) == task
+    _, problems = plugins.make(cls, {"primary": further}, "task")
+    assert f'metrics = ["{further}"]' in problems[0]
+    other = next(m for m in plugins.names("metrics") if plugins.module("metrics", m).targets != cls.targets)
+    _, problems = plugins.make(cls, {"metrics": [other]}, "task")
+    assert f'"{other}" takes' in problems[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strata_are_words(name):
-    cells, _ = SAMPLES[name]
+    cells, _ = sample(name)
     strata = plugins.options_class("tasks", name)().strata(cells)
     assert len(strata) == len(cells) and all(isinstance(s, str) for s in strata)
 
@@ -213,12 +255,31 @@ def test_a_label_is_found_without_a_search_through_all_classes(name):
     assert torch.equal(encoded if name == "classification" else encoded.argmax(1), expected)
 
 
+def test_a_wrong_answer_is_as_bad_as_it_was_sure():
+    task, _ = built("classification")
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.99, 0.01]])
+    np.testing.assert_allclose(task.wrongness(np.array([0, 1, 0, 1]), scores), [0, 0, 0.7, 0.99])
+
+
+def test_a_number_is_as_bad_as_it_is_far_in_spreads():
+    task, _ = built("regression")
+    truth, scores = np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([[1.0, 5.0], [1.0, 6.0]])
+    # the first column's standard deviation is 1; a column that does not vary counts in its own units
+    np.testing.assert_allclose(task.wrongness(truth, scores), [0, 2 + 1])
+
+
+def test_labels_are_wrong_where_the_answer_is_another():
+    task, _ = built("multilabel")
+    truth, scores = np.array([[1, 1], [0, 1], [0, 1]]), np.array([[0.9, 0.6], [0.4, 0.9], [0.8, 0.9]])
+    np.testing.assert_allclose(task.wrongness(truth, scores), [0, 0, (0.8 + 0.1) / 2])
+
+
 def test_given_labels_are_those_that_are_encoded():
     task = MultiLabel(separator=",").make([("b,a",), ("c",), ("",)], ("tags",))
     flags = MultiLabel().make([("1", "0"), ("0", "1")], ("y", "x"))
     for of, row in ((task, ("c, b,b",)), (task, ("",)), (flags, ("1", "true")), (flags, ("0", "1"))):
         on = of.encode([row])[0].tolist()
-        assert of.given(row) == tuple(c for c, flag in zip(of.classes, on, strict=True) if flag)
+        assert of.names(row) == tuple(c for c, flag in zip(of.classes, on, strict=True) if flag)
     with pytest.raises(DataError, match="row 1"):
-        task.given(("d",))
+        task.names(("d",))
     assert task.label(np.array([0.9, 0.2, 0.5])) == "a,c"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import make_batches
 from regraft.data import fingerprints as module
-from regraft.data.batches import Batches
 from regraft.data.image_store import pictures
-from regraft.data.loading import content, read_rows
+from regraft.data.loading import read_rows
 from regraft.data.preprocessing import build
 from regraft.data.types import DataOptions, ImageSpec
 from regraft.errors import DataError
@@ -28,13 +28,13 @@ def rows(tmp_path, shapes):
 
 
 def read(rows, workers=0, spec=SPEC):
-    batches = Batches(rows, torch.zeros(len(rows)), build(spec), 2, workers=workers)
+    batches = make_batches(rows, torch.zeros(len(rows)), build(spec), 2, workers=workers)
     return batches, torch.cat([x for _, x, _ in batches])
 
 
 @pytest.mark.fault(57)
 def test_other_pixels_are_not_kept_under_a_pictures_content(rows):
-    named = {content(e): e for e in rows}
+    named = {e.content: e for e in rows}
     assert len(list(pictures(build(SPEC), True, named, 2))) == 6
     path = Path(rows[4].inputs[0])
     replace_content(path)
@@ -87,8 +87,8 @@ def test_a_change_between_two_epochs_is_seen(rows):
 @pytest.mark.fault(57)
 def test_a_picture_is_hashed_once_as_long_as_its_file_stays(rows, monkeypatch):
     hashed = []
-    real = module.hashlib.file_digest
-    monkeypatch.setattr(module.hashlib, "file_digest", lambda f, how: (hashed.append(f.name), real(f, how))[1])
+    real = module.file_digest
+    monkeypatch.setattr(module, "file_digest", lambda path: (hashed.append(path), real(path))[1])
     batches, _ = read(rows)
     list(batches)
     assert sorted(map(str, hashed)) == sorted(e.inputs[0] for e in rows)

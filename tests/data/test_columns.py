@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builders import make_batches
 from regraft.checks import classes, conflicting_labels, exact_duplicates, near_duplicates, short_texts
 from regraft.data import columns
 from regraft.data import loading as data
-from regraft.data.batches import Batches
 from regraft.data.columns import Examples, stored
-from regraft.data.loading import draw_splits, load_data, read_rows, splits_as_given
-from regraft.data.manifest import write_manifest
+from regraft.data.loading import load_data, read_rows
 from regraft.data.preprocessing import build
+from regraft.data.splitting import draw_splits, splits_as_given, write_manifest
 from regraft.data.types import CallableSpec, DataOptions, Example, PictureFacts, Row
 from regraft.errors import DataError, DiskError
 from regraft.formats import table
@@ -72,18 +72,18 @@ def plain_settle(parts, how):
     owner = {}
     for split in order:
         for e in parts[split]:
-            owner.setdefault(data.content(e), split)
+            owner.setdefault(e.content, split)
     after, settled = {split: [] for split in order}, []
     for split in order:
         for e in parts[split]:
-            there = owner[data.content(e)]
+            there = owner[e.content]
             if split == there or how == "move":
                 after[there].append(e)
             if split != there:
                 verb = "left out of {}: it is in {} too" if how == "drop" else "moved from {} to {}: it is there too"
                 settled.append((e.where, verb.format(split, there)))
     for split in order:
-        after[split].sort(key=lambda e: (data.content(e), int(e.id.partition("-")[2])))
+        after[split].sort(key=lambda e: (e.content, int(e.id.partition("-")[2])))
     return (after or parts), tuple(sorted(settled))
 
 
@@ -95,7 +95,7 @@ def plain_draw(train, fraction, seed):
 
     first = {}
     for i, e in enumerate(train):
-        for tie in [data.content(e), *([("group", e.group)] if e.group is not None else [])]:
+        for tie in [e.content, *([("group", e.group)] if e.group is not None else [])]:
             owner[root(i)] = root(first.setdefault(tie, i))
     units = defaultdict(list)
     for i in range(len(train)):
@@ -105,7 +105,7 @@ def plain_draw(train, fraction, seed):
     taken = set()
 
     def rank(unit):
-        least = min(data.content(train[i]) for i in unit)
+        least = min(train[i].content for i in unit)
         return hashlib.sha256(f"{seed}:{least}".encode()).hexdigest()
 
     for unit in sorted(units.values(), key=rank):
@@ -154,7 +154,7 @@ def test_ids_splits_and_digests_are_those_of_the_plain_rules(tmp_path, small, fo
         leak_limit=1.0,
         on_bad="skip",
     )
-    parts, settled = plain_load(table.read(options.path, options).rows, options)
+    parts, settled = plain_load(table.read(tmp_path / "t.csv", options).rows, options)
     splits, _ = load_data(options, task.make, task.strata)
     for name, part in parts.items():
         assert getattr(splits, name) == part, name
@@ -199,7 +199,7 @@ def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
     plain = replace(splits, **{s: tuple(getattr(splits, s)) for s in ("train", "val", "test")})
     assert isinstance(splits.train, Examples)
     for check in (exact_duplicates, conflicting_labels, near_duplicates, short_texts, classes):
-        one, two = (list(check.check(seen_of(s, "classification", None))) for s in (splits, plain))
+        one, two = (list(check.check(seen_of(s, Classification()))) for s in (splits, plain))
         assert one == two, check.__name__
 
 
@@ -264,12 +264,12 @@ def test_a_format_that_cannot_open_a_file_is_no_full_disk(small):
 
 
 def test_few_pictures_are_begun_ahead_of_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(data, "_inspect", lambda kind, row, look: data._Look("0" * 64))
+    monkeypatch.setattr(data, "look_at_row", lambda kind, row, look: data.RowContent("0" * 64))
     monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
     begun = count()
-    found = data._inspected("image", (Row((f"{next(begun)}",), (), "") for _ in range(10_000)))
+    found = data.look_at_rows("image", (Row((f"{next(begun)}",), (), "") for _ in range(10_000)))
     assert next(found)[0].inputs == ("0",)
-    assert next(begun) == 2 * data.AHEAD
+    assert next(begun) == 2 * data.PENDING_PER_THREAD
     assert [row.inputs[0] for row, _ in found] == [str(i) for i in range(1, 10_001) if i != 32]
 
 
@@ -313,7 +313,7 @@ def test_batches_of_columns_are_those_of_objects(examples):
 
     preprocessor = build(CallableSpec(lambda inputs: torch.tensor(float(len(inputs[0])))))
     both = [
-        Batches(some, torch.arange(60), preprocessor, 8, seed=1, strata=[e.cells[0] for e in some])
+        make_batches(some, torch.arange(60), preprocessor, 8, seed=1, strata=[e.cells[0] for e in some])
         for some in (examples, tuple(examples))
     ]
     for epoch in (1, 2):

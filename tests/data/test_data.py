@@ -8,7 +8,7 @@ from PIL import Image
 
 from regraft.data import loading as data
 from regraft.data.loading import load_data
-from regraft.data.manifest import read_manifest, write_manifest
+from regraft.data.splitting import read_manifest, write_manifest
 from regraft.data.types import DataOptions
 from regraft.errors import DataError
 
@@ -215,7 +215,7 @@ def test_an_unreadable_picture_stops_or_is_left_out(tmp_path):
 def test_a_pair_of_texts_is_not_one_text_with_a_separator(tmp_path):
     (tmp_path / "p.csv").write_text("a,b,label\nx,y\x1fz,1\nx\x1fy,z,2\n")
     raw = data.read_raw(DataOptions(tmp_path / "p.csv", text=("a", "b")))
-    assert len({data._inspect("text", r).digest for r in raw.rows}) == 2
+    assert len({data.look_at_row("text", r).digest for r in raw.rows}) == 2
 
 
 def test_one_group_cannot_be_split(tmp_path):
@@ -242,7 +242,7 @@ def test_missing_paths_and_formats_get_the_nearest_name(tmp_path):
 
 
 def test_a_fraction_outside_its_range_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="val is a fraction"):
+    with pytest.raises(ValueError, match="less than 1"):
         DataOptions(tmp_path, val=1.0)
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from builders import make_batches
 from regraft.data import image_store as picture_cache
-from regraft.data.batches import Batches
 from regraft.data.decoded_images import DecodedImages
 from regraft.data.image_store import keep, key_of, write
 from regraft.data.preprocessing import build
@@ -44,7 +44,7 @@ def always(monkeypatch):
 
 
 def batches(rows, augment=VARIED, **how):
-    return Batches(rows, torch.arange(len(rows)), build(SPEC), 4, augment=augment, seed=3, **how)
+    return make_batches(rows, torch.arange(len(rows)), build(SPEC), 4, augment=augment, seed=3, **how)
 
 
 def unread(monkeypatch):
@@ -100,7 +100,7 @@ def test_a_damaged_picture_is_read_from_its_file(rows, tmp_path):
     (path / "pixels.bin").write_bytes(raw)
     kept = opened(path)
     assert [kept.get(e.id) is None for e in rows] == [i == 1 for i in range(12)]
-    given, expected = batches(rows, pictures=kept), batches(rows)
+    given, expected = batches(rows, images=kept), batches(rows)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(given.epoch(1), expected.epoch(1), strict=True))
 
 
@@ -135,7 +135,7 @@ def test_pictures_that_differ_from_their_files_are_not_taken(rows, tmp_path, alw
     write_index(path, index | {"rows": [*index["rows"][1:], index["rows"][0]]})
     again = batches(rows)
     keep(again, "train", rows, cache, 3, {}, said.append)
-    assert again.pictures is None and "differs from the pictures" in said[1]
+    assert again.reader.images is None and "differs from the pictures" in said[1]
     assert path.is_dir()  # by another rule: its sums are right
 
 
@@ -146,14 +146,14 @@ def test_an_entry_that_cannot_be_used_is_said_and_stays(rows, tmp_path, always, 
     monkeypatch.setattr("regraft.data.store.is_own", lambda about: False)
     foreign = batches(rows)
     keep(foreign, "train", rows, cache, 3, {}, said.append)
-    assert foreign.pictures is None and "another user's" in said[1] and len(said) == 2
+    assert foreign.reader.images is None and "another user's" in said[1] and len(said) == 2
     assert (path / "pixels.bin").exists()
 
 
 def test_augmenting_leaves_what_is_kept_as_it_is(rows, tmp_path):
     path = entry(rows, FeatureCache(tmp_path / "cache", 10**9))
     before = (path / "pixels.bin").read_bytes()
-    list(batches(rows, Augment(randaugment=20), pictures=opened(path)).epoch(1))
+    list(batches(rows, Augment(randaugment=20), images=opened(path)).epoch(1))
     assert (path / "pixels.bin").read_bytes() == before
 
 
@@ -188,7 +188,7 @@ def test_what_is_not_kept_is_said_and_nothing_is_left(rows, tmp_path, always):
     said, cache = [], FeatureCache(tmp_path / "cache", 100)
     few = batches(rows)
     keep(few, "val", rows, cache, 3, {}, said.append)
-    assert few.pictures is None and "0 MB are more than the 0 there are" in said[0]
+    assert few.reader.images is None and "0 MB are more than the 0 there are" in said[0]
     with pytest.raises(OSError, match="its limit"):
         entry(rows, cache)
     Path(rows[5].inputs[0]).write_text("x")
@@ -201,7 +201,7 @@ def test_rows_whose_ids_are_no_content_hashes_are_left_alone(rows, tmp_path, alw
     named = [Example("mine", rows[0].inputs, ("x",), "")]
     own = batches(named)
     keep(own, "train", named, FeatureCache(tmp_path / "cache", 10**9), 3, {}, pytest.fail)
-    assert own.pictures is None
+    assert own.reader.images is None
 
 
 def test_the_key_is_of_all_that_the_pixels_depend_on():
@@ -222,7 +222,7 @@ import sys, os, re
 import numpy as np
 from pathlib import Path
 from regraft.data.store import FeatureCache
-from regraft.data.decoded_images import Kept
+from regraft.data.decoded_images import DecodedImages
 from regraft.data.image_store import write
 import torch
 
@@ -232,7 +232,7 @@ def anonymous():
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 write(FeatureCache(root, 10**10), "a" * 64,
       ((f"{i:016x}", torch.full((3, 256, 256), i % 251, dtype=torch.uint8)) for i in range(count)))
-kept = FeatureCache(root, 10**10).read("a" * 64, Kept.of)
+kept = FeatureCache(root, 10**10).read("a" * 64, DecodedImages.of)
 before = anonymous()
 for i in range(count):
     assert int(kept.get(f"{i:016x}-0").sum()) == (i % 251) * 3 * 256 * 256
@@ -253,7 +253,7 @@ def test_pictures_cached_in_a_pass_are_used_in_the_next(rows, tmp_path, workers)
     kept = opened(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
     given = batches(rows, workers=workers)
     before = list(given.epoch(1))
-    given.pictures = kept
+    given.reader = given.reader.with_images(kept)
     for row in rows:
         Path(row.inputs[0]).unlink()
     for (ids, inputs, _), (others, expected, _) in zip(given.epoch(1), before, strict=True):

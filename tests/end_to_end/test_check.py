@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import regraft
-from regraft.data.manifest import read_manifest
+from regraft.data.splitting import read_manifest
 
 
 @pytest.fixture

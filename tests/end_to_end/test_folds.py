@@ -208,9 +208,9 @@ def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Pat
 def test_balanced_sampling_reaches_training_and_nothing_else(pictures: Path, weights: Path) -> None:
     p = prepared(pictures, weights, **{"fit.sampling": "balanced"})
     train = p.batches("train", [0, 3, 5], train=True)
-    assert train.strata == [p.strata[i] for i in (0, 3, 5)]
-    assert p.batches("train").strata is None and p.batches("val").strata is None
-    assert prepared(pictures, weights).batches("train", train=True).strata is None
+    assert train.order.strata == [p.strata[i] for i in (0, 3, 5)]
+    assert p.batches("train").order.strata is None and p.batches("val").order.strata is None
+    assert prepared(pictures, weights).batches("train", train=True).order.strata is None
 
 
 def test_the_table_counts_what_lora_trains(pictures: Path, weights: Path) -> None:

@@ -43,6 +43,10 @@ def fit(pictures, weights, tmp_path, cli):
     return call
 
 
+def history(run):
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
 def predictions(run):
     with (run / "predictions.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -55,9 +59,7 @@ def test_a_fit_on_the_gpu_is_that_of_the_cpu(fit):
     there = fit("gpu", "--set", "run.device=cuda", *EXACT)
     here = fit("cpu", "--set", "run.device=cpu", *EXACT)
     assert json.loads((there / "environment.json").read_text())["device"].startswith("cuda")
-    terms = [
-        [json.loads(line)["terms"].get("task", 0) for line in (run / "history.jsonl").open()] for run in (there, here)
-    ]
+    terms = [[epoch["terms"].get("task", 0) for epoch in history(run)] for run in (there, here)]
     assert terms[0][-1] > 0 and terms[0] == pytest.approx(terms[1], rel=0.05)
     assert np.abs(predictions(there) - predictions(here)).max() < 0.05
 

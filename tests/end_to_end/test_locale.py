@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from regraft.data.loading import read_rows
-from regraft.data.manifest import read_manifest, write_manifest
+from regraft.data.splitting import read_manifest, write_manifest
 from regraft.data.types import DataOptions, Splits
 from regraft.formats import table
 from regraft.plan.read import read_plan

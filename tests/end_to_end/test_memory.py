@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from regraft.compute import device
+from regraft.compute.device import Compute
 from regraft.compute.malloc import KEPT, USUAL
-from regraft.model import forward as features
 from regraft.training.objective import Objective
 
 
@@ -45,7 +44,7 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     monkeypatch.setattr("regraft.compute.malloc.glibc", lambda: found)
     monkeypatch.setattr("regraft.compute.malloc.set_by", lambda environment: False)
     monkeypatch.setattr(Objective, "step", watched(Objective.step))
-    monkeypatch.setattr(features, "to_device", watched(device.to_device))  # of what is judged
+    monkeypatch.setattr(Compute, "to_device", watched(Compute.to_device))
     return found
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from regraft.evidence.calibration import calibration, cooled, fit_temperature, reliability
 from regraft.evidence.scoring import Predictions
-from regraft.metrics import ece, log_loss
+from regraft.metrics import ece
 from regraft.tasks.classification import Classification
 
 
@@ -37,7 +37,7 @@ def test_a_temperature_divides_logits_and_changes_no_answer():
 def test_before_and_after_share_rows_and_the_fit_has_others():
     task = Classification().make([(c,) for c in "abcd"], ("label",))
     val, test = rows(2000, 3.0, seed=1), rows(1500, 3.0, seed=2)
-    found = calibration(task, {"ece": ece, "log_loss": log_loss}, val, test)
+    found = calibration(task, val, test)
     assert found["temperature"] == fit_temperature(val) and found["fitted_on"] == 2000
     assert found["before"]["ece"].value > 0.1 > 0.04 > found["after"]["ece"].value
     assert found["gain"]["log_loss"].low > 0

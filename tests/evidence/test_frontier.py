@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from builders import CPU
 from regraft.errors import PlanError
 from regraft.evidence.frontier import ALPHAS, Point, blend, choose, evaluate_points, load_point
 from regraft.evidence.retention import Retained
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
 from regraft.model.weights import snapshot
-
-CPU = torch.device("cpu")
 
 
 def ends(source):
@@ -30,7 +29,7 @@ def no_rows():
 def test_ends_are_exact_and_points_between_the_weighted_mean(numbers_source):
     target, start, end = ends(numbers_source())
     for alpha in (0.0, 0.3, 1.0):
-        load_point(target, start, end, alpha, no_rows, CPU, "contiguous")
+        load_point(target, start, end, alpha, no_rows, CPU)
         for name, t in target.model.state_dict().items():
             if alpha in (0, 1):
                 assert torch.equal(t, (end if alpha else start)[name]), name
@@ -61,13 +60,13 @@ def test_statistics_that_moved_are_those_of_the_blended_weights(numbers_source):
     name = "backbone.one.1.running_mean"
     end[name] = end[name] + 5.0
     train = [(("a",), x, torch.zeros(40))]
-    load_point(target, start, end, 0.5, lambda: train, CPU, "contiguous")
+    load_point(target, start, end, 0.5, lambda: train, CPU)
     backbone = target.model.backbone
     into = backbone.one[0](x).detach()  # what the batch norm sees
     torch.testing.assert_close(backbone.one[1].running_mean, into.mean(0))
     torch.testing.assert_close(backbone.one[1].running_var, into.var(0))
     assert backbone.one[1].momentum == 0.1
-    load_point(target, start, end, 1.0, no_rows, CPU, "contiguous")
+    load_point(target, start, end, 1.0, no_rows, CPU)
     assert torch.equal(backbone.one[1].running_mean, end[name])
 
 

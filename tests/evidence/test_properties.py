@@ -9,17 +9,16 @@ from typing import Annotated, Any, get_args
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from regraft.data.batches import Batches, balanced, order
-from regraft.data.manifest import read_manifest, write_manifest
+from builders import make_batches
+from regraft.data.ordering import balanced, order
 from regraft.data.preprocessing import build
-from regraft.data.splitting import digest_of
+from regraft.data.splitting import digest_of, read_manifest, write_manifest
 from regraft.data.types import CallableSpec, Example, Splits
 from regraft.errors import RegraftError
 from regraft.plan.read import check, read_plan
-from regraft.plan.schema import Plan
+from regraft.plan.schema import Plan, keys_of
 from regraft.plan.write import write_plan
 from regraft.training import checkpoints
 
@@ -63,7 +62,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         size = max((getattr(m, "min_length", 0) or 0 for m in limits), default=0)
         return st.lists(values(get_args(inner)[0]), min_size=size, max_size=4) if size else values(inner)
     origin = getattr(kind, "__origin__", None)
-    if origin is list:
+    if origin in (list, tuple):
         return st.lists(values(arguments[0]), max_size=4)
     if origin is dict:
         return st.dictionaries(texts.filter(bool), values(arguments[1]), max_size=3)
@@ -76,9 +75,9 @@ def sections() -> st.SearchStrategy[dict[str, Any]]:
     """Plans with any of their keys set to anything that the key takes."""
     found: dict[str, st.SearchStrategy[Any]] = {}
     for name, field in Plan.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys = {k: values_of(f) for k, f in field.annotation.model_fields.items()}
-            needed = {k: v for k, v in keys.items() if field.annotation.model_fields[k].is_required()}
+        if (known := keys_of(field.annotation)) and name != "augment":
+            keys = {k: values_of(f) for k, f in known.items()}
+            needed = {k: v for k, v in keys.items() if known[k].is_required()}
             optional = {k: v for k, v in keys.items() if k not in needed}
             found[name] = st.fixed_dictionaries(needed, optional=optional)
     return st.fixed_dictionaries(found)
@@ -219,7 +218,7 @@ def test_batches_of_several_processes_are_those_of_one(rows, batch, processes, e
     strata = [str(i % 3) for i in range(rows)] if even else None
 
     def read(share):
-        batches = Batches(given_rows, torch.arange(rows), spec, batch, strata=strata, share=share)
+        batches = make_batches(given_rows, torch.arange(rows), spec, batch, strata=strata, share=share)
         return [
             [(i, float(x), int(t)) for i, x, t in zip(names, inputs[:, 0], targets, strict=False)]
             for names, inputs, targets in batches.epoch(epoch + 1)

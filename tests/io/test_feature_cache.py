@@ -18,6 +18,7 @@ import torch
 from regraft.data.store import SUM, FeatureCache, NotStorableError, cache_in, place_of, write_index
 from regraft.model.types import Block
 from regraft.pipeline.feature_keys import key_of
+from regraft.runs.ledger import ledger_path
 
 BIG = 10**9
 A, B, C = "a" * 64, "b" * 64, "c" * 64  # keys
@@ -278,5 +279,8 @@ def test_where_it_is(monkeypatch, tmp_path):
     assert place_of("shared") == tmp_path / "features"
     monkeypatch.delenv("REGRAFT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("REGRAFT_STATE", raising=False)
     assert place_of("shared") == tmp_path / "regraft" / "features"
+    assert ledger_path() == tmp_path / "state" / "regraft" / "test-ledger.jsonl"
     assert place_of("/else/where").as_posix() == "/else/where"

@@ -16,7 +16,7 @@ import pytest
 
 from regraft.errors import DiskError, UsageError
 from regraft.io import locks
-from regraft.io.locks import held, take
+from regraft.io.locks import find_holder, take
 from regraft.runs.folder import RunFolder
 
 HOLD = """
@@ -42,7 +42,7 @@ def write(lock, **changes):
 @pytest.fixture(autouse=True)
 def nothing_stays_open():
     yield
-    locks._let_go()
+    locks._close_handles()
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def other(tmp_path):
 def test_a_second_writer_is_refused_and_told_who_holds_it(tmp_path, other):
     with pytest.raises(UsageError, match=f"process {other.pid} on {socket.gethostname()} since 20"):
         take(tmp_path / "lock")
-    assert held(tmp_path / "lock").pid == other.pid
+    assert find_holder(tmp_path / "lock").pid == other.pid
     assert [p.name for p in tmp_path.iterdir()] == ["lock"]
 
 
@@ -68,9 +68,9 @@ def test_a_second_writer_is_refused_and_told_who_holds_it(tmp_path, other):
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, other):
     other.kill()
     other.wait()
-    assert held(tmp_path / "lock") is None
+    assert find_holder(tmp_path / "lock") is None
     assert take(tmp_path / "lock").pid == other.pid
-    assert held(tmp_path / "lock").pid == os.getpid()
+    assert find_holder(tmp_path / "lock").pid == os.getpid()
     assert [p.name for p in tmp_path.iterdir()] == ["lock"]
 
 
@@ -103,7 +103,7 @@ def test_an_flock_that_nobody_has_proves_a_holder_gone(tmp_path, monkeypatch, ap
         monkeypatch.setattr(locks, "on_own_disk", lambda path, own=own_disk: own)
         write(tmp_path / "lock", flocked=True, **apart)
         same_kernel = "started" not in apart
-        assert (held(tmp_path / "lock") is None) == (own_disk or same_kernel)
+        assert (find_holder(tmp_path / "lock") is None) == (own_disk or same_kernel)
 
 
 @pytest.mark.skipif(not CONTAINERS, reason="no pid namespace can be made here")
@@ -121,7 +121,7 @@ def test_a_holder_in_another_container_holds_until_it_ends(tmp_path):
         child.kill()
         child.communicate()
     until = time.monotonic() + 60
-    while held(lock) is not None and time.monotonic() < until:
+    while find_holder(lock) is not None and time.monotonic() < until:
         time.sleep(0.05)  # its own kill comes from the kernel, a moment later
     assert take(lock).pid == record["pid"]
     locks.release(lock)
@@ -135,7 +135,7 @@ def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
     child.kill()
     child.wait()
     try:
-        assert worker.is_running() and held(tmp_path / "lock") is None
+        assert worker.is_running() and find_holder(tmp_path / "lock") is None
     finally:
         worker.kill()
         child.stdout.close()
@@ -143,7 +143,7 @@ def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
 
 def test_a_lock_that_is_a_pipe_or_a_link_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "lock")
-    assert held(tmp_path / "lock") is None
+    assert find_holder(tmp_path / "lock") is None
     with pytest.raises(DiskError, match="no regular file"):
         take(tmp_path / "lock")
     (tmp_path / "other").write_text("mine")
@@ -158,7 +158,7 @@ def test_a_lock_that_is_a_pipe_or_a_link_is_not_waited_for(tmp_path):
 def test_a_lock_that_does_not_read_is_nobodys(tmp_path, text):
     (tmp_path / "lock").write_text(text)
     take(tmp_path / "lock")
-    assert held(tmp_path / "lock").pid == os.getpid()
+    assert find_holder(tmp_path / "lock").pid == os.getpid()
 
 
 def test_of_many_that_take_over_a_stale_lock_one_has_it(tmp_path):
@@ -192,7 +192,7 @@ def test_a_folder_that_is_held_is_refused_before_it_is_touched(tmp_path, other):
     folder = RunFolder(tmp_path, resume=True)
     with pytest.raises(UsageError, match="is being written by process"):
         folder.__enter__()
-    assert held(tmp_path / "lock").pid == other.pid
+    assert find_holder(tmp_path / "lock").pid == other.pid
 
 
 def test_a_lock_that_cannot_be_written_is_a_fault_of_the_disk(tmp_path):
@@ -203,3 +203,14 @@ def test_a_lock_that_cannot_be_written_is_a_fault_of_the_disk(tmp_path):
 def test_without_proc_a_live_pid_is_believed(monkeypatch):
     monkeypatch.setattr(locks, "started", lambda pid: "")
     assert not locks.myself(False).gone(own_disk=True)
+
+
+def test_without_proc_psutil_tells_a_pid_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LINUX", False)
+    mine = locks.myself(False)
+    assert not mine.gone(own_disk=False) and locks.exists(mine.pid)
+    assert float(mine.started) == psutil.Process().create_time()
+    write(tmp_path / "lock", started=" 1.5")
+    assert find_holder(tmp_path / "lock") is None
+    write(tmp_path / "lock", pid=2**22 + 1)
+    assert find_holder(tmp_path / "lock") is None

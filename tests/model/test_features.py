@@ -6,20 +6,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from builders import CPU, make_batches
 from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
 from regraft.data.types import CallableSpec, Example
 from regraft.model.forward import Outputs, outputs
 
-CPU = torch.device("cpu")
 NUMBER = CallableSpec(lambda inputs: torch.full((16,), float(inputs[0])))
 
 
 class Shuffled(Batches):
     """Batches whose rows come in another order, as texts do."""
 
-    def dealt(self, rank, size, view=0):
-        return self._batches([[5, 0], [3, 4, 1], [2, 6]], None, 0)
+    def deal(self, rank, size, view=0):
+        return self._read([[5, 0], [3, 4, 1], [2, 6]], None, 0)
 
 
 class Large(TorchDispatchMode):
@@ -38,7 +37,8 @@ class Large(TorchDispatchMode):
 
 def shuffled(rows=7):
     examples = [Example(f"id{i}", (str(i),), ("x",), f"row {i}") for i in range(rows)]
-    return Shuffled(examples, torch.arange(rows) * 10, build(NUMBER), 3)
+    plain = make_batches(examples, torch.arange(rows) * 10, NUMBER, 3)
+    return Shuffled(plain.rows, plain.reader, plain.order)
 
 
 def test_rows_come_in_the_splits_order_and_can_be_trained_on():
@@ -61,7 +61,7 @@ def test_outputs_of_all_rows_are_held_once():
 def test_a_row_without_an_output_or_twice_is_an_error(rows):
     batches = shuffled(8)
     if rows == 6:
-        batches._batches = lambda parts, *_: Batches._batches(batches, [[0, 1], [1, 2]], None, 0)
+        batches._read = lambda parts, *_: Batches._read(batches, [[0, 1], [1, 2]], None, 0)
     with pytest.raises(RuntimeError, match="outputs"):
         outputs(torch.nn.Identity(), batches, CPU)
 

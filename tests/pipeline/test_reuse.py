@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from regraft.data.batches import Batches
+from builders import make_batches
 from regraft.data.preprocessing import build
-from regraft.data.store import digest_of, write_index
+from regraft.data.store import write_index
 from regraft.data.types import CallableSpec
+from regraft.io.hashing import file_digest
 from regraft.pipeline import feature_reuse as reuse
 from regraft.plan.schema import RunPlan
 
@@ -40,7 +41,7 @@ def batches(number_rows):
         return torch.tensor([float(v) for v in inputs[0].split()])
 
     rows, targets = number_rows(23)
-    return Batches(rows, targets, build(CallableSpec(floats)), 4)
+    return make_batches(rows, targets, build(CallableSpec(floats)), 4)
 
 
 def entries(root, batches):
@@ -56,13 +57,13 @@ def poison(folder, first):
     values[4 * first :] += 1
     values.tofile(folder / "output.bin")
     index = json.loads((folder / "index.json").read_text())
-    index["tensors"]["output"]["sha256"] = digest_of(folder / "output.bin")
+    index["tensors"]["output"]["sha256"] = file_digest(folder / "output.bin")
     write_index(folder, index)
 
 
 def test_rows_after_the_first_batch_are_checked_too(tmp_path, batches, monkeypatch):
     assert entries(tmp_path, batches)[0] is not None
-    poison(tmp_path / KEY, batches.batch_size)
+    poison(tmp_path / KEY, batches.order.batch_size)
     drawn = []
     monkeypatch.setattr(reuse.PICK, "randrange", lambda n: drawn.append(n) or n - 1)
     found, said = entries(tmp_path, batches)

@@ -8,21 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import Augment, CallableSpec, Example, ImageSpec
-from regraft.freezing.everything import Everything
-from regraft.metrics import accuracy
+from builders import CPU, FLOATS, Recorder, class_task, fit, make_batches, make_settings, make_spec, spell_rows
+from regraft.compute.device import Compute
+from regraft.data.types import CallableSpec, Example, ImageSpec
 from regraft.model.forward import outputs
 from regraft.model.grafting import graft
 from regraft.model.types import Source
 from regraft.pipeline import autotune as speed
 from regraft.plan.schema import RunPlan
-from regraft.tasks.classification import Classification
-from regraft.training.loop import fine_tune
-from regraft.training.settings import Settings
 
-CPU = torch.device("cpu")
 LAST, PLAIN = "channels_last", "contiguous"
 
 
@@ -65,7 +59,7 @@ ROWS = [Example(f"{i:03d}-0", (str(i),), ("a",), f"row {i}") for i in range(600)
 
 
 def settle(source, run=RunPlan(), rows=ROWS, passes=4, trains=True):  # noqa: B008
-    return speed.settle(run, source, Preprocessed(), rows, CPU, passes=passes, trains=trains)
+    return speed.settle(run, source, Preprocessed(), rows, CPU.device, passes=passes, trains=trains)
 
 
 @pytest.fixture
@@ -145,7 +139,7 @@ def test_every_way_is_timed_and_the_source_left_as_it_was(source):
     inputs = torch.randn(4, 3, 8, 8)
     for train in (False, True):
         ways = [(PLAIN, "float32"), (LAST, "float32"), (LAST, "bfloat16")]
-        found = speed.timed(source, inputs, CPU, ways, 4, train)
+        found = speed.timed(source, inputs, CPU.device, ways, 4, train)
         assert found.keys() == set(ways) and all(s is None or s > 0 for s in found.values())
         assert found[PLAIN, "float32"] and found[LAST, "float32"]
     for name, value in source.backbone.state_dict().items():
@@ -173,53 +167,28 @@ def net_source():
     net.low, net.high = Watched(5, 32), nn.Sequential(nn.Tanh(), nn.Linear(32, 8), nn.Tanh())
     net.low.seen = []
     net.fc = nn.Linear(8, 4)
-    return Source.from_module(net, head="fc", preprocess=CallableSpec(numbers), example=torch.randn(4, 5), name="net")
-
-
-def numbers(row):
-    return torch.tensor([float(v) for v in row[0].split()])
+    return Source.from_module(net, head="fc", preprocess=FLOATS, example=torch.randn(4, 5), name="net")
 
 
 def rows(n):
     x = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
     targets = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    examples = [
-        Example(f"{n:03d}{i:03d}-0", (" ".join(map(repr, row.tolist())),), ("a",), f"row {i}")
-        for i, row in enumerate(x)
-    ]
-    return Batches(examples, targets, build(CallableSpec(numbers)), 16)
+    return make_batches(spell_rows(x, ["a"] * n, f"{n:03d}"), targets, FLOATS, 16)
 
 
-def fit(freezing=None, **settings):
-    task = Classification().make([("a",), ("b",), ("c",)], ("label",))
+def fit_net(compute=CPU):
     target = graft(net_source(), 3, seed=0)
     target.model.get_submodule("backbone").low.seen.clear()  # of the source's example
-    values = {
-        "epochs": 4,
-        "rates": dict.fromkeys([b.name for b in target.blocks], 0.01),
-        "warmup": 0.0,
-        "augment": Augment(random_resized_crop=False, flip=False),
-    }
-    history = []
-    fine_tune(
-        target,
-        rows(160),
-        rows(40),
-        task,
-        accuracy,
-        Settings(**(values | settings)),
-        freezing=freezing or Everything(),
-        penalties={},
-        device=CPU,
-        seed=0,
-        log=history.append,
-    )
-    return target, history
+    recorder = Recorder()
+    chosen = make_settings([b.name for b in target.blocks], 4, warmup=0.0)
+    task = class_task("a", "b", "c")
+    fit(target, rows(160), task, chosen, val=rows(40), compute=compute, monitor=recorder)
+    return target, recorder.epochs
 
 
 def test_steps_run_in_bfloat16_and_what_is_judged_in_float32():
-    full, exact = fit()
-    half, history = fit(precision="bfloat16")
+    full, exact = fit_net()
+    half, history = fit_net(Compute(precision="bfloat16"))
     low = half.model.get_submodule("backbone").low
     assert (torch.bfloat16, True) in low.seen and (torch.float32, False) in low.seen
     assert (torch.float32, True) not in low.seen and (torch.bfloat16, False) not in low.seen
@@ -256,19 +225,13 @@ def test_a_penalty_is_zero_at_the_source_in_bfloat16_too():
 
     source = replace(net_source(), labels=("p", "q", "r", "s"))
     target = graft(source, 3, seed=0)
-    task = Classification().make([("a",), ("b",), ("c",)], ("label",))
     names = [b.name for b in target.blocks]
     set_trainable(target, names, "frozen")
-    chosen = Settings(
-        epochs=1,
-        rates=dict.fromkeys(names, 0.0),
-        optimizer="SGD",
-        precision="bfloat16",
-        augment=Augment(random_resized_crop=False, flip=False),
-    )
+    chosen = make_settings(names, 1, 0.0, optimizer="SGD")
     optimizer = build_optimizer("SGD", {}, groups(target, names, chosen.rates, 0.0))
     params = {n: p for n, p in target.model.named_parameters() if p.requires_grad}
     penalties = {"lwf": LwF().prepare(target, None, None)}
-    objective = Objective(target, task, penalties, chosen, CPU, 0)
+    spec = make_spec(chosen, class_task("a", "b", "c"), penalties=penalties)
+    objective = Objective(target, spec, Compute(precision="bfloat16"))
     terms = objective.step([next(rows(32).epoch(1))], params, optimizer, 1, 0)
     assert terms["task"] > 0.5 and abs(terms["lwf"]) < 1e-5

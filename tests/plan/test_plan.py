@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.errors import PlanError, UsageError
-from regraft.plan import options
 from regraft.plan.read import check, key_lines, parse_setting, read_plan
 from regraft.plan.write import write_plan
 
@@ -91,7 +90,7 @@ def test_code_runs_only_with_leave(tmp_path, monkeypatch):
         check(tree)
     assert not Path("ran").exists()
     plan = check(tree, allow_code=True)
-    (made,) = options.regularizers(plan, allow_code=True).values()
+    (made,) = plan.plugins.regularizers.values()
     assert made.strength == 2.0 and Path("ran").exists()
     with pytest.raises(PlanError, match="Other is no penalty: inherit"):
         check({**BASE, "regularizers": {"my_lab:Other": {}}}, allow_code=True)
@@ -167,7 +166,7 @@ def test_lines_are_those_of_the_keys():
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.toml")))
 def test_examples_are_plans(path):
     plan = read_plan(path, {})
-    options.task_options(plan), options.freezing(plan), options.regularizers(plan)
+    assert plan.plugins.freezing(["head"], 1)
     assert plan.run.out
 
 

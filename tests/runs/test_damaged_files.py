@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from regraft.data.manifest import read_manifest
+from regraft.data.splitting import read_manifest
 from regraft.data.types import DataOptions
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
 from regraft.io import locks
+from regraft.io.hashing import file_digest
 from regraft.plan.read import read_plan
 from regraft.runs.folder import RunFolder, finished, read_json, status_of
 from regraft.sources import _weights
@@ -153,7 +154,7 @@ def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
     checkpoints.write(place, {"count": 1, "arm": "a", "at": {"step": 1, "epoch": 1}}, {})
     (place / checkpoints.TENSORS).write_bytes(b"no tensors")
     names = (checkpoints.TENSORS, checkpoints.RECORD)
-    lines = [f"{checkpoints.digest_of(place / n)}  {n}\n" for n in names]
+    lines = [f"{file_digest(place / n)}  {n}\n" for n in names]
     (place / checkpoints.MANIFEST).write_text("".join(lines))
     keeper = CheckpointManager(tmp_path)
     keeper.look()
@@ -165,9 +166,9 @@ def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
     whole = asdict(locks.Holder(1, "host", "", "now"))
     for change in ({"pid": "1"}, {"pid": -1}, {"pid": 2**70}, {"pid": True}, {"host": None}, {"started": 3}):
         (tmp_path / "lock").write_text(json.dumps(whole | change))
-        assert locks.held(tmp_path / "lock") is None
+        assert locks.find_holder(tmp_path / "lock") is None
     (tmp_path / "lock").write_text(DEEP)
-    assert locks.held(tmp_path / "lock") is None
+    assert locks.find_holder(tmp_path / "lock") is None
 
 
 @pytest.mark.parametrize("data", [b'{"id": 1', b"\xff\n", DEEP.encode()])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from builders import CPU
 from regraft.data.types import Example
 from regraft.errors import DivergedError
 from regraft.evidence.scoring import score
@@ -14,7 +15,6 @@ from regraft.model.forward import outputs
 from regraft.tasks.classification import Classification
 
 TASK = Classification().make([("a",), ("b",)], ("label",))
-CPU = torch.device("cpu")
 
 
 class Rows:
@@ -30,7 +30,7 @@ class Rows:
     def __len__(self):
         return len(self.examples)
 
-    def dealt(self, rank, size, view=0):
+    def deal(self, rank, size, view=0):
         return iter(self.batches[rank::size])
 
 

@@ -20,9 +20,9 @@ from regraft.errors import UsageError
 from regraft.evidence.calibration import cooled
 from regraft.serving.app import PAGE, create_app
 from regraft.serving.batching import Batcher
+from regraft.serving.endpoint import bind, chosen_token, names, url
 from regraft.serving.guard import AccessPolicy
 from regraft.serving.limits import Limits
-from regraft.serving.server import bind, chosen_token, names, url
 
 pytestmark = pytest.mark.usefixtures("loopback")
 

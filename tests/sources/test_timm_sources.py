@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regraft.data.types import ImageSpec
 from regraft.errors import SourceError
 from regraft.model.types import Source, SourceOptions
-from regraft.sources import _blocks, _timm_heads, load_source
+from regraft.sources import _blocks, _budget, _timm_heads, load_source
 from regraft.sources import timm as timm_source
 
 
@@ -245,3 +245,21 @@ def test_a_recipe_asks_for_a_size_that_pictures_have(size, tmp_path):
     recipe, folder = hostile_run(tmp_path)
     with pytest.raises(SourceError, match="its recipe asks for pictures of"):
         timm_source.build({**recipe, "image_size": size}, folder)
+
+
+def test_a_module_with_a_shape_counts_as_a_module():
+    """timm's MetaFormer scales have one; a saved run of theirs could not be loaded."""
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shape = (3, 1, 1)
+            self.scale = nn.Parameter(torch.ones(3))
+
+    with _budget.bounded(_budget.Size(1, 3), "timm:scales", memory=True):
+        assert len(list(nn.Sequential(Scale()).parameters())) == 1
+    with (
+        pytest.raises(SourceError, match="network of more than"),
+        _budget.bounded(_budget.Size(1, 3), "timm:scales", memory=True),
+    ):
+        nn.Sequential(*(Scale() for _ in range(3000)))

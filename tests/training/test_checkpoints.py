@@ -31,14 +31,14 @@ def at(step: int, batches: int = 1) -> Progress:
 
 def keeper(folder: Path, **how) -> CheckpointManager:
     made = CheckpointManager(folder, steps=1, **how)
-    made.look()
+    made.scan()
     return made
 
 
 def saved(folder: Path, count: int = 3, arm: str = "seed 0") -> CheckpointManager:
     made = keeper(folder)
     for step in range(1, count + 1):
-        made.keep(arm, at(step), lambda step=step: {"model/w": torch.full((3,), float(step))})
+        made.save(arm, at(step), lambda step=step: {"model/w": torch.full((3,), float(step))})
     return made
 
 
@@ -59,13 +59,13 @@ def test_what_is_read_is_what_was_written(tmp_path):
 def test_the_last_two_of_an_arm_stay_until_a_finished_part(tmp_path):
     k = saved(tmp_path, 5)
     assert names(tmp_path) == ["step-00000004", "step-00000005"]
-    k.keep("seed 0", at(5, batches=0), lambda: TENSORS)
+    k.save("seed 0", at(5, batches=0), lambda: TENSORS)
     assert names(tmp_path) == ["step-00000005", "step-00000005-epoch-0"]
     k.finish("seed 0", {"fit": 1}, TENSORS)
     assert names(tmp_path) == ["done-seed-0"]
     again = keeper(tmp_path)
     assert again.done("seed 0").record["fit"] == 1 and again.done("seed 1") is None
-    assert again.since("seed 1") is None
+    assert again.latest("seed 1") is None
 
 
 def test_an_arm_without_a_result_leaves_its_steps_to_the_next(tmp_path):
@@ -73,8 +73,8 @@ def test_an_arm_without_a_result_leaves_its_steps_to_the_next(tmp_path):
     k = saved(tmp_path, arm="scratch 0.3")
     k.forget()
     assert names(tmp_path) == []
-    k.keep("scratch 0.1", at(3), lambda: TENSORS)
-    found = keeper(tmp_path).since("scratch 0.1")
+    k.save("scratch 0.1", at(3), lambda: TENSORS)
+    found = keeper(tmp_path).latest("scratch 0.1")
     assert found is not None and found.record["at"]["step"] == 3
 
 
@@ -87,13 +87,13 @@ def test_steps_minutes_and_epochs_decide_when(tmp_path, monkeypatch):
     def there():
         return {p.name for p in tmp_path.iterdir()}
 
-    k.keep("a", at(1), lambda: TENSORS)
+    k.save("a", at(1), lambda: TENSORS)
     assert there() == set()
     now[0] = 61
-    k.keep("a", at(2), lambda: TENSORS)
-    k.keep("a", at(3), lambda: TENSORS)
+    k.save("a", at(2), lambda: TENSORS)
+    k.save("a", at(3), lambda: TENSORS)
     assert there() == {"step-00000002"}
-    k.keep("a", at(3, batches=0), lambda: TENSORS)
+    k.save("a", at(3, batches=0), lambda: TENSORS)
     assert there() == {"step-00000002", "step-00000003-epoch-0"}
 
 
@@ -118,7 +118,7 @@ def test_epochs_ends_take_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
         for epoch in range(1, 200):
             now[0] += 0.5
             count, before = k.count, now[0]
-            k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+            k.save("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
             if k.count > count:
                 saved_at.append(before)
                 assert not k.signals.patient  # all is saved
@@ -144,7 +144,7 @@ def test_finished_parts_and_gathered_weights_are_no_cheap_ends(tmp_path, monkeyp
         with k.fitting():
             for epoch in range(1, 5):
                 now[0] += 0.25
-                k.keep(f"fold {fold}", Progress(step=epoch, epoch=epoch + 1), gather)
+                k.save(f"fold {fold}", Progress(step=epoch, epoch=epoch + 1), gather)
         k.finish(f"fold {fold}", {}, {"logits": torch.zeros(3)})  # at once
     assert saving == 1  # of 20 seconds: an arm of one second is sooner trained again
 
@@ -154,7 +154,7 @@ def test_an_epoch_much_longer_than_its_checkpoint_is_saved(tmp_path, monkeypatch
     k = CheckpointManager(tmp_path, seconds=600, last=0.0)
     for epoch in range(1, 5):
         now[0] += 9.0
-        k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+        k.save("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
     assert k.count == 4
 
 
@@ -166,11 +166,11 @@ def test_rank_0_decides_for_all_whether_an_epochs_end_is_saved(tmp_path, monkeyp
         asked.append(due)
         return False
 
-    monkeypatch.setattr(checkpoints.distributed, "told", told)
+    monkeypatch.setattr(checkpoints.distributed, "broadcast", told)
     other = CheckpointManager(tmp_path, seconds=600, writes=False)
-    other.keep("a", at(1), lambda: TENSORS)
+    other.save("a", at(1), lambda: TENSORS)
     assert asked == []  # within an epoch nobody waits for anybody
-    other.keep("a", at(2, batches=0), lambda: TENSORS)
+    other.save("a", at(2, batches=0), lambda: TENSORS)
     assert asked == [True] and other.signals.patient and other.good == []
 
 
@@ -178,7 +178,7 @@ def test_with_a_number_of_steps_every_epochs_end_is_saved(tmp_path, monkeypatch)
     slowly(monkeypatch, cost=1.0)
     k = CheckpointManager(tmp_path, steps=100)
     for epoch in range(1, 5):
-        k.keep("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
+        k.save("a", Progress(step=epoch, epoch=epoch + 1), lambda: TENSORS)
     assert k.count == 4
 
 
@@ -189,7 +189,7 @@ def test_a_signal_after_the_last_epoch_is_not_forgotten(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="which is not saved") as stop, k.fitting():
         for step in (1, 2):
             now[0] += 0.5
-            k.keep("a", Progress(step=step, epoch=step + 1), lambda: TENSORS)
+            k.save("a", Progress(step=step, epoch=step + 1), lambda: TENSORS)
         k.signals.on_signal(signal.SIGTERM, None)
     assert k.count == 1 and stop.value.exit_code == 143
     assert not k.signals.patient
@@ -201,7 +201,7 @@ def test_a_signal_in_a_step_that_diverges_is_not_forgotten(tmp_path):
     with pytest.raises(DivergedError), k.fitting():
         raise DivergedError("nan")
     with pytest.raises(Interrupted) as stop, k.fitting():
-        k.keep("a", at(1), lambda: TENSORS)
+        k.save("a", at(1), lambda: TENSORS)
         k.signals.on_signal(signal.SIGINT, None)
         raise DivergedError("nan")
     assert stop.value.exit_code == 130
@@ -214,7 +214,7 @@ def test_a_clock_that_jumps_does_not_choose_the_checkpoint(tmp_path, monkeypatch
     saved(tmp_path, 3)
     os.utime(tmp_path / "step-00000002", (4e9, 4e9))  # in the year 2096
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert keeper(tmp_path).since("seed 0").record["at"]["step"] == 3
+    assert keeper(tmp_path).latest("seed 0").record["at"]["step"] == 3
 
 
 # ---------------------------------------------------------------- what is damaged
@@ -234,10 +234,10 @@ def test_a_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, data
     file.write_bytes(content)
     said = []
     k = keeper(folder, say=said.append)
-    assert k.since("seed 0").record["at"]["step"] == 2
+    assert k.latest("seed 0").record["at"]["step"] == 2
     assert len([s for s in said if "step-00000003 is skipped" in s]) == 1
     # and the run goes on: the damaged one is written anew
-    k.keep("seed 0", at(3), lambda: TENSORS)
+    k.save("seed 0", at(3), lambda: TENSORS)
     assert checked(newest)["at"]["step"] == 3
 
 
@@ -251,12 +251,12 @@ def test_what_is_incomplete_or_foreign_is_skipped_and_named(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     said = []
     k = keeper(tmp_path, say=said.append)
-    assert k.since("seed 0").record["at"]["step"] == 2
+    assert k.latest("seed 0").record["at"]["step"] == 2
     text = "\n".join(said)
     for name in ("checkpoint-999", "step-00000999", "notes.txt"):
         assert f"{name} is skipped" in text
     assert "MANIFEST.sha256 is missing" in text
-    k.keep("seed 0", at(3), lambda: TENSORS)
+    k.save("seed 0", at(3), lambda: TENSORS)
     assert {"checkpoint-999", "notes.txt", "step-00000003"} <= set(names(tmp_path))
 
 
@@ -274,13 +274,13 @@ def test_a_missing_file_is_named(tmp_path, missing):
 CHILD = """
 import sys, torch
 from pathlib import Path
-from regraft.training.checkpoints import Keeper
+from regraft.training.checkpoints import CheckpointManager
 from regraft.training.records import Progress
-k = Keeper(Path(sys.argv[1]), steps=1)
-k.look()
+k = CheckpointManager(Path(sys.argv[1]), steps=1)
+k.scan()
 for step in range(1, 5):
     at = Progress(step=step, batches=1)
-    k.keep("seed 0", at, lambda: {"model/w": torch.full((3,), float(step))})
+    k.save("seed 0", at, lambda: {"model/w": torch.full((3,), float(step))})
 """
 
 
@@ -297,7 +297,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_a_good_one(tmp_path, point, step)
     if point.startswith("written"):
         assert (tmp_path / "tmp-step-00000003").is_dir()
     k = keeper(tmp_path)
-    got = k.since("seed 0")
+    got = k.latest("seed 0")
     assert got.record["at"]["step"] == step
     assert torch.equal(got.tensors["model/w"], torch.full((3,), float(step)))
     assert not list(tmp_path.glob("tmp-*"))  # swept
@@ -339,10 +339,10 @@ def test_where_a_folder_cannot_be_renamed_the_one_before_stays(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(DiskError, match=r"step-00000003 cannot be written: Invalid cross-device"):
-        k.keep("seed 0", at(3), lambda: TENSORS)
+        k.save("seed 0", at(3), lambda: TENSORS)
     monkeypatch.undo()
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
-    assert keeper(tmp_path).since("seed 0").record["at"]["step"] == 2
+    assert keeper(tmp_path).latest("seed 0").record["at"]["step"] == 2
 
 
 @pytest.fixture
@@ -372,10 +372,10 @@ def small_disk(tmp_path, monkeypatch):
 def test_a_full_disk_says_what_it_takes_and_leaves_the_old_one(small_disk):
     k = saved(small_disk, 2)
     with pytest.raises(DiskError, match=r"it takes 4,000,000 bytes and [\d,]+ are free") as error:
-        k.keep("seed 0", at(3), lambda: {"model/w": torch.zeros(1_000_000)})
+        k.save("seed 0", at(3), lambda: {"model/w": torch.zeros(1_000_000)})
     assert error.value.exit_code == 6
     assert names(small_disk) == ["step-00000001", "step-00000002"]
-    assert keeper(small_disk).since("seed 0").record["at"]["step"] == 2
+    assert keeper(small_disk).latest("seed 0").record["at"]["step"] == 2
 
 
 def test_a_failpoint_that_is_not_named_does_nothing(monkeypatch):

@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import Augment
+from builders import CPU, Recorder, class_task, fit, make_batches, make_settings
+from regraft.compute.device import Compute
 from regraft.errors import DivergedError, PlanError
 from regraft.evidence.selection import improves
-from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
 from regraft.freezing.head_only import HeadOnly
 from regraft.freezing.last_blocks import LastBlocks
@@ -22,45 +20,25 @@ from regraft.plan.read import check
 from regraft.regularizers.l1 import L1
 from regraft.regularizers.l2 import L2
 from regraft.regularizers.l2_sp import L2SP
-from regraft.tasks.classification import Classification
-from regraft.training.loop import fine_tune
 from regraft.training.objective import split_slices
-from regraft.training.schedules import SCHEDULES, block_rates, factor
-from regraft.training.settings import Settings
+from regraft.training.schedules import SCHEDULES, RateSchedule, block_rates
 
-CPU = torch.device("cpu")
 BLOCKS = ["one", "two", "head"]
-TASK = Classification().make([("0",), ("1",), ("2",)], ("label",))
+TASK = class_task("0", "1", "2")
 
 
 def settings(epochs=2, rate=0.05, optimizer="SGD", **kw):
-    rates = block_rates(BLOCKS, lr=rate, head_lr=rate)
-    kw = {"clip_norm": 0.0, "schedule": "constant", "warmup": 0.0} | kw
-    augment = Augment(random_resized_crop=False, flip=False)
-    return Settings(epochs, rates, optimizer, augment=augment, **kw)
+    kw = {"optimizer": optimizer, "clip_norm": 0.0, "schedule": "constant", "warmup": 0.0} | kw
+    return make_settings(BLOCKS, epochs, rate, **kw)
 
 
-def fitted(
-    source, rows, chosen, *, freezing=None, penalties=None, val=None, batch=8, seed=0, log=None, say=lambda line: None
-):
+def fitted(source, rows, chosen, *, penalties=None, val=None, batch=8, seed=0, **how):
     target = graft(source, 3, seed=seed)
     before = copy.deepcopy(target.model.state_dict())
     made = {name: r.prepare(target, None, None) for name, r in (penalties or {}).items()}
-    pre = build(source.preprocess)
-    done = fine_tune(
-        target,
-        Batches(*rows, pre, batch, seed=seed),
-        Batches(*val, pre, 8) if val else None,
-        TASK,
-        accuracy,
-        chosen,
-        freezing=freezing or Everything(),
-        penalties=made,
-        device=CPU,
-        seed=seed,
-        log=log or (lambda epoch: None),
-        say=say,
-    )
+    train = make_batches(*rows, source.preprocess, batch, seed=seed)
+    held_out = make_batches(*val, source.preprocess, 8) if val else None
+    done = fit(target, train, TASK, chosen, val=held_out, penalties=made, seed=seed, **how)
     return target, before, done
 
 
@@ -90,7 +68,7 @@ def test_the_loop_is_the_one_written_by_hand(numbers_source, number_rows, name, 
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     mine = getattr(torch.optim, name)([{"params": matrices}, {"params": vectors}], lr=0.01, weight_decay=0.0, **options)
-    train = Batches(*rows, build(numbers_source().preprocess), 8)
+    train = make_batches(*rows, numbers_source().preprocess, 8)
     step, steps, warm = 0, 9, 1
     for epoch in (1, 2, 3):
         for _, x, y in train.epoch(epoch):
@@ -167,14 +145,14 @@ def test_where_memory_is_too_small_a_step_goes_through_in_pieces(numbers_source,
     """And is the same step: every row counts as before, and a penalty on θ once."""
     source, rows, penalties = numbers_source(), number_rows(38), {"l2": L2(strength=0.1)}
     whole, before, _ = fitted(source, rows, settings(**how), batch=16, penalties=penalties)
-    said: list[str] = []
+    recorder = Recorder()
     asked = small_memory(monkeypatch, 4)
-    pieces, _, done = fitted(source, rows, settings(**how), batch=16, penalties=penalties, say=said.append)
+    pieces, _, done = fitted(source, rows, settings(**how), batch=16, penalties=penalties, monitor=recorder)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(pieces.model.state_dict()[key], value, rtol=0, atol=1e-6)
     assert changed(pieces, before) and done.steps == {1: 6, 2: 4}[how.get("accumulate", 1)]
     # told once a halving, remembered for later steps, and no piece is a single row
-    assert len(said) == 2 and said[0].startswith("step 0: the memory of cpu does not hold 13 rows")
+    assert len(recorder.lines) == 2 and recorder.lines[0].startswith("step 0: the memory of cpu does not hold 13 rows")
     assert len([n for n in asked if n > 4]) == 2 and min(asked) > 1
 
 
@@ -212,9 +190,10 @@ def test_l2_with_sgd_is_weight_decay(numbers_source, number_rows):
 
 
 def test_every_term_is_logged_by_name(numbers_source, number_rows):
-    lines = []
+    recorder = Recorder()
     penalties = {"l1": L1(strength=1e-3), "l2_sp": L2SP()}
-    fitted(numbers_source(), number_rows(16), settings(2), penalties=penalties, log=lines.append)
+    fitted(numbers_source(), number_rows(16), settings(2), penalties=penalties, monitor=recorder)
+    lines = recorder.epochs
     assert [line.epoch for line in lines] == [0, 1, 2]
     assert set(lines[1].terms) == {"task", "l1", "l2_sp"}
     assert lines[1].terms["l1"] > 0 and set(lines[1].rates) == set(BLOCKS)
@@ -231,11 +210,11 @@ def test_the_starting_point_competes(numbers_source, number_rows):
 
 def test_the_best_epoch_on_val_is_what_the_model_holds(numbers_source, number_rows):
     val = number_rows(60, seed=1)
-    lines = []
-    target, _, done = fitted(numbers_source(), number_rows(60), settings(6, rate=0.5), val=val, log=lines.append)
-    got = outputs(target.model, Batches(*val, build(target.source.preprocess), 8), CPU)
+    recorder = Recorder()
+    target, _, done = fitted(numbers_source(), number_rows(60), settings(6, rate=0.5), val=val, monitor=recorder)
+    got = outputs(target.model, make_batches(*val, target.source.preprocess, 8), CPU)
     value = float((got.values.argmax(1) == got.targets).float().mean())
-    assert value == pytest.approx(done.best["accuracy"]) == max(x.val["accuracy"] for x in lines)
+    assert value == pytest.approx(done.best["accuracy"]) == max(x.val["accuracy"] for x in recorder.epochs)
     assert done.best_epoch > 0
     assert not any(p.requires_grad for p in target.model.parameters())
 
@@ -278,9 +257,9 @@ def test_an_infinite_gradient_stops_too(numbers_source, number_rows, precision, 
             return Penalty(lambda b: (b.params["head.bias"] * 0).sum().sqrt())
 
     source = numbers_source()
-    chosen = settings(clip_norm=clip_norm, precision=precision)
+    compute = Compute(precision=precision)
     with pytest.raises(DivergedError, match="gradient is not finite at step 0"):
-        fitted(source, number_rows(16), chosen, penalties={"s": Steep()})
+        fitted(source, number_rows(16), settings(clip_norm=clip_norm), penalties={"s": Steep()}, compute=compute)
 
 
 @pytest.mark.fault(26)
@@ -320,9 +299,8 @@ def test_rates_fall_towards_the_input_and_an_override_holds():
 
 
 def test_schedules_warm_up_from_a_blocks_own_thaw():
-    cosine = SCHEDULES["cosine"]
-    at = [factor(cosine, step=s, steps=10, warm=2) for s in range(10)]
+    cosine = RateSchedule("cosine", 10, 0.2)
+    at = [cosine.factor(step) for step in range(10)]
     assert at[:3] == [0.5, 1.0, 1.0] and at[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert all(x >= y for x, y in itertools.pairwise(at[2:]))
-    late = factor(SCHEDULES["constant"], step=5, steps=10, warm=4, thawed=5)
-    assert late == 0.25
+    assert RateSchedule("constant", 10, 0.4).factor(5, unfrozen=5) == 0.25

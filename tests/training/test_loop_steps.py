@@ -13,25 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from builders import CPU, FLOATS, NO_AUGMENT, Recorder, class_task, fit, make_batches, make_spec, spell_rows
 from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import Augment, CallableSpec, Example
-from regraft.freezing.everything import Everything
+from regraft.data.types import CallableSpec, Example
 from regraft.freezing.gradual import Gradual
 from regraft.freezing.last_blocks import LastBlocks
-from regraft.metrics import accuracy
 from regraft.model.grafting import graft
 from regraft.model.trainable import set_trainable
 from regraft.model.types import Source, Target
 from regraft.regularizers import Penalty
 from regraft.regularizers.l2 import L2
 from regraft.regularizers.l2_sp import L2SP
-from regraft.tasks.classification import Classification
-from regraft.training.loop import fine_tune
 from regraft.training.settings import Settings
-
-CPU = torch.device("cpu")
-PLAIN = Augment(random_resized_crop=False, flip=False)
 
 
 class Plain(nn.Module):
@@ -58,16 +51,9 @@ def settings(target: Any, **change: Any) -> Settings:
         "schedule": "constant",
         "warmup": 0.0,
         "clip_norm": 0.0,
-        "augment": PLAIN,
+        "augment": NO_AUGMENT,
     }
     return Settings(**{**values, **change})
-
-
-def fit(target: Any, train: Any, task: Any, chosen: Settings, **how: Any) -> Any:
-    values = {"val": None, "freezing": Everything(), "penalties": {}, "device": CPU, "seed": 0}
-    values |= how
-    val, metric = values.pop("val"), values.pop("metric", accuracy)
-    return fine_tune(target, train, val, task, metric, chosen, **values)
 
 
 def state(target: Any) -> dict[str, torch.Tensor]:
@@ -88,19 +74,13 @@ class Noisy(nn.Module):
         return logits
 
 
-def numbers(row: tuple[str, ...]) -> torch.Tensor:
-    """A row of a text data set as the tensor that it spells."""
-    return torch.tensor([float(v) for v in row[0].split()])
-
-
 @pytest.fixture
 def module_source() -> Callable[..., Source]:
     """A source from a module that ends in ``fc`` and takes [B, 5]."""
 
     def make(net: Callable[[], nn.Module] = Noisy, seed: int = 0) -> Source:
         torch.manual_seed(seed)
-        preprocess = CallableSpec(numbers, kind="text")
-        return Source.from_module(net(), head="fc", preprocess=preprocess, example=torch.randn(4, 5), name="net")
+        return Source.from_module(net(), head="fc", preprocess=FLOATS, example=torch.randn(4, 5), name="net")
 
     return make
 
@@ -119,11 +99,8 @@ def rows() -> Callable[..., tuple[Batches, torch.Tensor, torch.Tensor, Any]]:
         targets = torch.arange(n) % 3
         centres = 2 * torch.eye(5)[:3]
         inputs = centres[targets] + torch.randn(n, 5, generator=generator)
-        words = [" ".join(repr(float(v)) for v in row) for row in inputs]
-        examples = [Example(f"{seed:04d}{i:04d}-0", (words[i],), ("abc"[targets[i]],), f"row {i}") for i in range(n)]
-        task = Classification().make([("a",), ("b",), ("c",)], ("label",))
-        batches = Batches(examples, targets, build(CallableSpec(numbers, kind="text")), batch_size)
-        return batches, inputs, targets, task
+        examples = spell_rows(inputs, ["abc"[t] for t in targets], f"{seed:04d}")
+        return make_batches(examples, targets, FLOATS, batch_size), inputs, targets, class_task("a", "b", "c")
 
     return make
 
@@ -200,8 +177,8 @@ def test_the_average_is_kept_and_training_goes_on_without_it(module_source, rows
     train, _, _, task = rows(32, 8)
     target = graft(module_source(Plain), 3, seed=1)
     model = copy.deepcopy(target.model).train()
-    seen = []
-    fit(target, train, task, settings(target, average=0.8), val=train, log=seen.append)
+    recorder = Recorder()
+    fit(target, train, task, settings(target, average=0.8), val=train, monitor=recorder)
     rates = {"backbone.low": 0.003, "backbone.high": 0.01, "head": 0.02}
     optimizer = torch.optim.SGD([{"params": model.get_submodule(n).parameters(), "lr": r} for n, r in rates.items()])
     steps: list[dict[str, torch.Tensor]] = []
@@ -214,7 +191,7 @@ def test_the_average_is_kept_and_training_goes_on_without_it(module_source, rows
     shares = [0.8**i for i in reversed(range(len(steps)))]
     shadow = {n: sum(share * at[n] for share, at in zip(shares, steps, strict=True)) / sum(shares) for n in steps[0]}
     kept = dict(target.model.named_parameters())
-    assert seen[-1].best  # so the last epoch's average is what is kept
+    assert recorder.epochs[-1].best  # so the last epoch's average is what is kept
     for name, value in shadow.items():
         torch.testing.assert_close(kept[name].detach(), value, rtol=0, atol=1e-6)
         assert not torch.equal(value, model.get_parameter(name))
@@ -236,11 +213,11 @@ def test_accumulation_is_one_large_batch_with_one_weight_penalty(module_source, 
 
         return Penalty(term)
 
-    seen: list[Any] = []
+    recorder = Recorder()
     fit(one, train, task, settings(one), penalties={"l2_sp": L2SP(0.5, 0.5).prepare(one, None, None)})
-    fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)}, log=seen.append)
+    fit(two, small, task, settings(two, accumulate=2), penalties={"l2_sp": counted(two)}, monitor=recorder)
     assert calls == list(range(12))
-    assert [e.step for e in seen] == [0, 4, 8, 12]
+    assert [e.step for e in recorder.epochs] == [0, 4, 8, 12]
     for key, value in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[key], value, rtol=0, atol=1e-6)
 
@@ -248,10 +225,10 @@ def test_accumulation_is_one_large_batch_with_one_weight_penalty(module_source, 
 def test_a_penalty_on_a_batch_counts_by_its_share_of_the_rows(module_source, rows):
     train, _, _, task = rows(10, 4)  # batches of 4, 3 and 3
     target = graft(module_source(Plain), 3)
-    seen: list[Any] = []
+    recorder = Recorder()
     one = Penalty(lambda batch: batch.logits.new_ones(()), per="batch")
-    fit(target, train, task, settings(target, accumulate=3, epochs=1), penalties={"one": one}, log=seen.append)
-    assert seen[-1].terms["one"] == pytest.approx(1.0, abs=1e-6)
+    fit(target, train, task, settings(target, accumulate=3, epochs=1), penalties={"one": one}, monitor=recorder)
+    assert recorder.epochs[-1].terms["one"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -308,9 +285,10 @@ def test_patience_counts_from_the_last_thaw(module_source, rows):
 def test_a_block_that_thaws_late_warms_up_from_there(module_source, rows):
     train, _, _, task = rows(32, 8)
     target = graft(module_source(Plain), 3)
-    rates: list[dict[str, float]] = []
+    recorder = Recorder()
     chosen = settings(target, epochs=4, warmup=0.25)  # 4 of 16 steps
-    fit(target, train, task, chosen, freezing=Gradual(), log=lambda e: rates.append(e.rates))
+    fit(target, train, task, chosen, freezing=Gradual(), monitor=recorder)
+    rates = [e.rates for e in recorder.epochs]
     assert rates[1] == pytest.approx({"head": 0.02})  # warm after its first epoch
     assert rates[2] == pytest.approx({"high": 0.01, "head": 0.02})
     firsts: list[float] = []
@@ -336,11 +314,11 @@ def test_mixed_pictures_train_and_twice_the_same(mixed):
 
     torch.manual_seed(0)
     source = Source.from_module(Conv(), head="fc", preprocess=spec, example=pictures[:2])
-    task = Classification().make([("a",), ("b",)], ("label",))
+    task = class_task("a", "b")
     examples = [Example(f"{i:04d}-0", (str(i),), ("ab"[i % 2],), str(i)) for i in range(12)]
-    train = Batches(examples, torch.arange(12) % 2, build(spec), 4)
+    train = make_batches(examples, torch.arange(12) % 2, spec, 4)
     found = []
-    for augment in (replace(PLAIN, **mixed), replace(PLAIN, **mixed), PLAIN):
+    for augment in (replace(NO_AUGMENT, **mixed), replace(NO_AUGMENT, **mixed), NO_AUGMENT):
         target = graft(source, 2)
         chosen = Settings(epochs=2, rates={"body": 0.1, "head": 0.1}, optimizer="SGD", augment=augment)
         fit(target, train, task, chosen)
@@ -372,7 +350,7 @@ def test_a_step_asks_for_no_number_on_its_own(module_source, rows):
     set_trainable(target, ["low", "high", "head"], "frozen")
     optimizer = built("AdamW", {}, groups(target, ["low", "high", "head"], chosen.rates, 0.0))
     penalties = {"l2_sp": L2SP().prepare(target, None, None)}
-    objective = Objective(target, task, penalties, chosen, CPU, 0)
+    objective = Objective(target, make_spec(chosen, task, penalties=penalties), CPU)
     params = dict(target.model.named_parameters())
     before = {n: p.detach().clone() for n, p in params.items()}
     batches = list(train.epoch(1))

@@ -12,13 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regraft.data.batches import Batches
-from regraft.data.preprocessing import build
-from regraft.data.types import Augment
+import builders
+from builders import NO_AUGMENT, CheckpointStub, Recorder, class_task, make_batches
 from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
 from regraft.freezing.lora import LoRA
-from regraft.metrics import accuracy
 from regraft.model.grafting import graft
 from regraft.pipeline.source_data import Stream
 from regraft.regularizers.bss import BSS
@@ -27,19 +25,12 @@ from regraft.regularizers.l1 import L1
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
 from regraft.regularizers.replay import Replay
-from regraft.tasks.classification import Classification
 from regraft.training.checkpoints import checked, read, write
-from regraft.training.loop import fine_tune
 from regraft.training.schedules import block_rates
 from regraft.training.settings import Settings
 
-CPU = torch.device("cpu")
-TASK = Classification().make([("0",), ("1",), ("2",)], ("label",))
-SETTINGS = Settings(
-    epochs=4,
-    rates=block_rates(["one", "two", "head"], lr=0.02, head_lr=0.05),
-    augment=Augment(random_resized_crop=False, flip=False),
-)
+TASK = class_task("0", "1", "2")
+SETTINGS = Settings(epochs=4, rates=block_rates(["one", "two", "head"], lr=0.02, head_lr=0.05), augment=NO_AUGMENT)
 SGD = {"optimizer": "SGD", "optimizer_options": {"momentum": 0.9}}
 CASES = {
     "AdamW": {},
@@ -65,35 +56,32 @@ class Stopped(Exception):  # noqa: N818
 class SourceRows:
     """Rows of the source task for replay."""
 
-    def __init__(self, rows, pre):
-        self.rows, self.pre, self.task = rows, pre, TASK
+    def __init__(self, rows, spec):
+        self.rows, self.spec, self.task = rows, spec, TASK
 
     def draws(self):
-        return Stream(Batches(*self.rows, self.pre, 5, seed=3), CPU, "contiguous")
+        return Stream(make_batches(*self.rows, self.spec, 5, seed=3))
 
 
-def fit(source, rows, val, chosen, *, freezing=None, penalties=(), since=None, keep=None):
+def fit(source, rows, val, chosen, *, freezing=None, penalties=(), saved=None, on_save=None):
     """→ (what the loop returned, the weights, the lines it logged)"""
-    lines = []
-    pre = build(source.preprocess)
+    recorder = Recorder()
     target = graft(source, 3)
-    own = SourceRows(rows, pre)
+    own = SourceRows(rows, source.preprocess)
     made = {type(r).__name__: r.prepare(target, own, None) for r in penalties}
     strategy = freezing or Everything()
-    given_ = {"freezing": strategy, "penalties": made, "device": CPU, "seed": 0}
 
     def go(target):
-        return fine_tune(
+        return builders.fit(
             target,
-            Batches(*rows, pre, 6),
-            Batches(*val, pre, 8),
+            make_batches(*rows, source.preprocess, 6),
             TASK,
-            accuracy,
             chosen,
-            **given_,
-            log=lambda line: lines.append(asdict(line)),
-            since=since,
-            keep=keep or (lambda at, tensors: None),
+            val=make_batches(*val, source.preprocess, 8),
+            monitor=recorder,
+            checkpoints=CheckpointStub(saved, on_save or (lambda at, tensors: None)),
+            freezing=strategy,
+            penalties=made,
         )
 
     if isinstance(strategy, LoRA):
@@ -101,7 +89,7 @@ def fit(source, rows, val, chosen, *, freezing=None, penalties=(), since=None, k
             done = go(other)
     else:
         done = go(target)
-    return done, target.model.state_dict(), lines
+    return done, target.model.state_dict(), [asdict(line) for line in recorder.epochs]
 
 
 def stop_after(step, place, epoch_end=False):
@@ -127,11 +115,11 @@ def resumed_is_the_same(source, rows, val, chosen, step, place, epoch_end=False,
     with pytest.raises(Stopped):
         keep = stop_after(step, place, epoch_end)
         target_source = source()
-        fit(target_source, rows, val, chosen, keep=lambda at, t: (before.append(at.epoch), keep(at, t)), **how)
+        fit(target_source, rows, val, chosen, on_save=lambda at, t: (before.append(at.epoch), keep(at, t)), **how)
     checked(place)
     torch.rand(step)  # the generator is wherever it is
     torch.manual_seed(999)
-    again, others, more = fit(source(), rows, val, chosen, since=read(place), **how)
+    again, others, more = fit(source(), rows, val, chosen, saved=read(place), **how)
     assert again == alone
     same(weights, others)
     assert lines[len(lines) - len(more) :] == more  # and no line of history is written twice
@@ -203,10 +191,8 @@ def test_any_step_of_any_setting(numbers_source, number_rows, tmp_path_factory, 
 
 
 def test_a_stream_that_is_set_goes_on_as_if_it_had_been_drawn(numbers_source, number_rows):
-    pre = build(numbers_source().preprocess)
-
     def stream():
-        return Stream(Batches(*number_rows(23), pre, 5, seed=1), CPU, "contiguous")
+        return Stream(make_batches(*number_rows(23), numbers_source().preprocess, 5, seed=1))
 
     one = stream()
     drawn = [next(one)[0] for _ in range(17)]
@@ -219,7 +205,7 @@ def test_a_stream_that_is_set_goes_on_as_if_it_had_been_drawn(numbers_source, nu
 
 @pytest.mark.parametrize("n", [1, 7, 24, 25])
 def test_an_epoch_may_begin_in_the_middle(numbers_source, number_rows, n):
-    batches = Batches(*number_rows(n), build(numbers_source().preprocess), 4, seed=2)
+    batches = make_batches(*number_rows(n), numbers_source().preprocess, 4, seed=2)
     whole = [ids for ids, _, _ in batches.epoch(3)]
     assert len(whole) == batches.count
     for skip in range(len(whole) + 1):
@@ -240,17 +226,17 @@ def test_a_state_of_another_model_is_refused(numbers_source, number_rows, tmp_pa
 
     rows, val = number_rows(40), number_rows(20, seed=1)
     with pytest.raises(Stopped):
-        fit(numbers_source(), rows, val, SETTINGS, keep=stop_after(2, tmp_path / "c"))
+        fit(numbers_source(), rows, val, SETTINGS, on_save=stop_after(2, tmp_path / "c"))
     saved = read(tmp_path / "c")
     saved.tensors["model/head.weight"] = torch.zeros(7, 6)
     with pytest.raises(UsageError, match="another model"):
-        fit(numbers_source(), rows, val, SETTINGS, since=saved)
+        fit(numbers_source(), rows, val, SETTINGS, saved=saved)
 
 
 def test_keep_is_told_of_every_step_and_every_epoch(numbers_source, number_rows):
     told = []
     rows, val = number_rows(40), number_rows(20, seed=1)
-    fit(numbers_source(), rows, val, SETTINGS, keep=lambda at, t: told.append(copy.deepcopy(at)))
+    fit(numbers_source(), rows, val, SETTINGS, on_save=lambda at, t: told.append(copy.deepcopy(at)))
     assert [t.step for t in told if t.batches] == list(range(1, 29))
     assert [t.epoch for t in told if not t.batches] == [2, 3, 4, 5]
     assert all(a.step <= b.step for a, b in itertools.pairwise(told))

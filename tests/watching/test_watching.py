@@ -11,14 +11,15 @@ import zlib
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 
 from regraft.errors import UsageError
 from regraft.io import locks
 from regraft.io.guarded import NotReadError, check_folder, read
-from regraft.watching import following
+from regraft.watching import following, resources
 from regraft.watching.following import look, read_lines, state_of, time_left
-from regraft.watching.resources import ProcessMonitor, launcher
+from regraft.watching.resources import ProcessMonitor, ProcessUsage, launcher
 from regraft.watching.runs import Runs
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "\"&'", "チューリップ", "\x1b[31m"]
@@ -215,34 +216,50 @@ def test_the_time_left_is_epochs_to_come_times_the_last_ones():
     }
 
 
-def test_resources_are_those_of_the_process_and_all_below_it(tmp_path):
-    """A made-up /proc: 10 has the child 11, which has the child 12; 99 is nobody's."""
-    ticks = os.sysconf("SC_CLK_TCK")
+def test_cores_are_processor_time_between_two_looks(monkeypatch):
+    """10 has the child 11, which has the child 12."""
+    spent, now = {10: 50.0, 11: 50.0, 12: 50.0}, [100.0]
 
-    def process(pid, parent, seconds, anonymous):
-        place = tmp_path / str(pid)
-        place.mkdir(exist_ok=True)
-        fields = ["S", parent, *[0] * 9, seconds * ticks, 0, *[0] * 4, 3, 0, f"begun{pid}"]
-        (place / "stat").write_text(f"{pid} (a) b) {' '.join(map(str, fields))}\n")
-        (place / "status").write_text(f"Name:\ta\nVmRSS:\t 9999 kB\nRssAnon:\t{anonymous} kB\n")
-        (place / "io").write_text("rchar: 1\nread_bytes: 100\nwrite_bytes: 7\n")
+    def tree(root):
+        if root in spent:
+            yield from (ProcessUsage((pid, 1.0), s, 3, 1000 * pid, (100, 7)) for pid, s in spent.items())
 
-    for pid, parent, anonymous in ((10, 1, 100), (11, 10, 20), (12, 11, 3), (99, 1, 5000)):
-        process(pid, parent, 50, anonymous)
-    now = [100.0]
-    meter = ProcessMonitor(tmp_path, lambda: now[0])
+    monkeypatch.setattr(resources, "process_tree", tree)
+    meter = ProcessMonitor(lambda: now[0])
     use = meter.look(10)
-    assert (use.processes, use.threads, use.memory, use.cores) == (3, 9, 123 * 1024, None)
+    assert (use.processes, use.threads, use.memory, use.cores) == (3, 9, 33_000, None)
     assert (use.read, use.written) == (300, 21)
     now[0] = 104.0
-    process(10, 1, 52, 100)
-    process(12, 11, 54, 3)
+    spent |= {10: 52.0, 12: 54.0}
     assert meter.look(10).cores == (2 + 4) / 4
     now[0] = 104.1  # a second page asks at once: too short to count
     assert meter.look(10).cores == (2 + 4) / 4
     assert meter.look(13) is None
-    # of several processes that share the work, the one that started them is the root
-    assert launcher(11, tmp_path) == 10 and launcher(10, tmp_path) == 10
+
+
+def test_memory_of_a_tree_leaves_mapped_files_out(tmp_path):
+    """A child and its own child each hold 30 MB, and have 50 MB of a file mapped."""
+    (tmp_path / "file").write_bytes(bytes(50_000_000))
+    code = f"""
+import mmap, os, sys
+file = open({str(tmp_path / "file")!r}, "rb")
+mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+os.fork()
+held = bytearray(b"x") * 30_000_000
+assert sum(mapped[::4096]) == 0
+os.write(1, b"ready\\n")
+sys.stdin.read()
+"""
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **ends) as child:
+        assert child.stdout.readline() + child.stdout.readline() == b"ready\n" * 2
+        use = ProcessMonitor().look(child.pid)
+        (below,) = psutil.Process(child.pid).children()
+        assert launcher(below.pid) == child.pid and launcher(child.pid) == os.getpid()
+        child.stdin.close()
+    assert use.processes == 2 and use.threads == 2
+    assert 60e6 < use.memory < 100e6  # with the file it would be 160e6
+    assert ProcessMonitor().look(child.pid) is None and launcher(child.pid) == child.pid
 
 
 def test_a_look_imports_no_torch(begun):
@@ -251,9 +268,9 @@ import sys
 from pathlib import Path
 from regraft.watching.pages import watch_app, ui_app
 from regraft.watching.following import look
-from regraft.watching.resources import Meter, launcher
+from regraft.watching.resources import ProcessMonitor, launcher
 from regraft.watching.runs import Runs
-assert look(Path({str(begun)!r}), Meter())["state"] in ("running", "killed")
+assert look(Path({str(begun)!r}), ProcessMonitor())["state"] in ("running", "killed")
 assert Runs(Path({str(begun.parent)!r})).all()
 watch_app(Path({str(begun)!r})), ui_app(Path({str(begun.parent)!r}))
 print([m for m in ("torch", "numpy", "matplotlib", "timm", "transformers") if m in sys.modules])
@@ -348,9 +365,10 @@ def test_a_run_is_read_once_for_as_long_as_it_stays_as_it_is(tmp_path, monkeypat
 def client(app):
     from starlette.testclient import TestClient
 
-    from regraft.serving.local_pages import Guard
+    from regraft.serving.guard import Guard
+    from regraft.serving.local_pages import POLICY
 
-    return TestClient(Guard(app), base_url="http://127.0.0.1:8000")
+    return TestClient(Guard(app, POLICY), base_url="http://127.0.0.1:8000")
 
 
 def test_a_page_and_its_files_ask_nothing_of_elsewhere(many):
@@ -402,6 +420,8 @@ def test_a_request_of_another_host_or_page_is_refused(begun):
         assert asks.get("/state", headers=both).status_code == 400
     assert asks.post("/state").status_code == 405
     answer = asks.get("/state", headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert asks.get("/state", headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
     assert not [h for h in answer.headers if h.startswith("access-control")]
     assert asks.get("/state?offset=x").status_code == 422
 

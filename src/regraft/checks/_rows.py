@@ -14,11 +14,6 @@ from . import CheckContext
 LATER = (("val", "train"), ("test", "train"), ("test", "val"))  # a row of the first is news in both
 
 
-def content(example: Example) -> str:
-    """The part of an id that stands for the inputs' content."""
-    return example.id.partition("-")[0]
-
-
 def located(seen: CheckContext) -> Iterator[tuple[str, Example]]:
     """Yield every row with its split, in an order that does not depend on that of the data."""
     for split, rows in by_split(seen):
@@ -30,8 +25,8 @@ def repeated(seen: CheckContext) -> tuple[list[tuple[str, Example]], int]:
     parts = by_split(seen)
     columns = [(split, rows) for split, rows in parts if isinstance(rows, Examples)]
     if len(columns) < len(parts):
-        counts = Counter(content(e) for _, e in located(seen))
-        return [(s, e) for s, e in located(seen) if counts[content(e)] > 1], len(counts)
+        counts = Counter(e.content for _, e in located(seen))
+        return [(s, e) for s, e in located(seen) if counts[e.content] > 1], len(counts)
     keys, times = np.unique(np.concatenate([rows.keys for _, rows in columns]), return_counts=True)
     again = [(split, rows.take(np.isin(rows.keys, keys[times > 1]))) for split, rows in columns]
     return [(split, e) for split, rows in again for e in rows.by_place()], len(keys)
@@ -47,7 +42,7 @@ def first_of_equals(rows: Sequence[Example]) -> Sequence[Example]:
         return rows.take(np.sort(np.unique(rows.keys, return_index=True)[1]))
     first: dict[str, Example] = {}
     for e in rows:
-        first.setdefault(content(e), e)
+        first.setdefault(e.content, e)
     return list(first.values())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._rows import content, place, repeated
+from ._rows import place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -16,7 +16,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
     by_content: dict[str, list[tuple[str, Example]]] = defaultdict(list)
     rows_again, contents = repeated(seen)
     for split, e in rows_again:
-        by_content[content(e)].append((split, e))
+        by_content[e.content].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
     if differ:
         examples = tuple(" = ".join(f'{place(split, e)} "{";".join(e.cells)}"' for split, e in rows) for rows in differ)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import LATER, content, place, repeated
+from ._rows import LATER, place, repeated
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -14,7 +14,7 @@ NEEDS: frozenset[Need] = frozenset()
 def check(seen: CheckContext) -> Iterator[Finding]:
     places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in seen.splits}
     for split, e in repeated(seen)[0]:
-        places[split][content(e)].append(place(split, e))
+        places[split][e.content].append(place(split, e))
     for later, earlier in LATER:
         known = places.get(earlier, {})
         shared = [

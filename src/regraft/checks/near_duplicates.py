@@ -14,7 +14,7 @@ from ..data.columns import concatenated
 from ..data.types import Example
 from . import CheckContext, Finding, Need
 from ._near import pairs
-from ._rows import LATER, content, distinct, place
+from ._rows import LATER, distinct, place
 
 NEEDS: frozenset[Need] = frozenset()
 
@@ -32,7 +32,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
     within: dict[int, str] = {}
     for pair in found:
         (one, a), (two, b) = at(pair.first), at(pair.second)  # splits in order, so one ≤ two
-        if content(a) == content(b):
+        if a.content == b.content:
             continue
         differ = "; labels differ" if a.cells != b.cells and seen.names(a) else ""
         text = f"{place(two, b)} ~ {place(one, a)} ({pair.how}{differ})"

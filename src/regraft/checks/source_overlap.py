@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need, Severity
 from ._near import pairs
-from ._rows import content, key, located, place
+from ._rows import key, located, place
 
 NEEDS: frozenset[Need] = frozenset({"source rows"})
 
 
 def check(seen: CheckContext) -> Iterator[Finding]:
     assert seen.source_rows is not None
-    source = {content(e): e for e in sorted(seen.source_rows, key=key)}
+    source = {e.content: e for e in sorted(seen.source_rows, key=key)}
     target = [e for _, e in located(seen)]
     rows = [*target, *source.values()]
     near: dict[str, str] = {}
@@ -25,8 +25,8 @@ def check(seen: CheckContext) -> Iterator[Finding]:
         same: list[str] = []
         alike: list[str] = []
         for e in sorted(seen.splits[split], key=key):
-            if content(e) in source:
-                same.append(f"{place(split, e)} = {source[content(e)].where} of the source data")
+            if e.content in source:
+                same.append(f"{place(split, e)} = {source[e.content].where} of the source data")
             elif e.id in near:
                 alike.append(f"{place(split, e)} ~ {near[e.id]}")
         severity: Severity = "problem" if split == "test" else "caution"

@@ -104,7 +104,6 @@ class Tracked:
 
     def __init__(self, batches: Batches, progress: Any, bar: Any) -> None:
         self.batches, self.progress, self.bar = batches, progress, bar
-        self.batch_size = batches.batch_size
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -112,4 +111,4 @@ class Tracked:
     def epoch(self, n: int, skip: int = 0) -> Iterator[Any]:
         for batch in self.batches.epoch(n, skip):
             yield batch
-            self.progress.advance(self.bar, len(batch[0]) * self.batches.share[1])
+            self.progress.advance(self.bar, len(batch[0]) * self.batches.order.share[1])

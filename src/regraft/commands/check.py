@@ -12,9 +12,10 @@ from dataclasses import replace
 from ..checks import CheckContext, Finding
 from ..compute.malloc import freed_memory_kept
 from ..data.columns import InputsOf, cells_of, concatenated, ids_of
-from ..data.loading import draw_splits, read_rows, rows_and_splits, splits_as_given
+from ..data.loading import read_rows, rows_and_splits
 from ..data.preprocessing import TextPreprocessor
-from ..data.types import DataOptions, Example, Splits
+from ..data.splitting import draw_splits, splits_as_given
+from ..data.types import Example, SourceDataOptions, Splits
 from ..errors import DataError
 from ..io.progress import no_progress, reporting
 from ..model.forward import joined
@@ -25,7 +26,6 @@ from ..pipeline.findings import CheckReport, count_classes, in_order, run_checks
 from ..pipeline.label_errors import out_of_fold
 from ..pipeline.prepare import Prepared, prepare
 from ..pipeline.source_data import load_source_data
-from ..plan import options as plan_options
 from ..plan import schema as plans
 from ..plan.schema import Plan
 from ..sources import load_source
@@ -33,20 +33,18 @@ from ..tasks import Task
 
 
 @freed_memory_kept()
-def check(
-    plan: Plan, *, allow_code: bool = False, say: Callable[[str], None] = no_progress, source: Source | None = None
-) -> CheckReport:
+def check(plan: Plan, *, say: Callable[[str], None] = no_progress, source: Source | None = None) -> CheckReport:
     """Look at the plan's data, and at its source where ``source.ref`` is not "".
 
     Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
     """
     with reporting(say):
-        return check_data(plan, allow_code, say, source)
+        return check_data(plan, say, source)
 
 
-def check_data(plan: Plan, allow_code: bool, say: Callable[[str], None], source: Source | None) -> CheckReport:
-    options = plan_options.task_options(plan, allow_code=allow_code)
-    how = replace(plan_options.data_options(plan).for_task(options), on_bad="skip")
+def check_data(plan: Plan, say: Callable[[str], None], source: Source | None) -> CheckReport:
+    options = plan.plugins.task
+    how = replace(plan.data.for_task(options), on_bad="skip")
     found = read_rows(how)
     stopped: list[Finding] = []
     task: Task | None = None
@@ -55,11 +53,11 @@ def check_data(plan: Plan, allow_code: bool, say: Callable[[str], None], source:
     except DataError as error:
         splits, text = splits_as_given(found), str(error)
         stopped = [Finding("problem", "reason for fit to stop", 1, 1, (text,), "see there")]
-    seen = seen_of(splits, str(plan.task.get("name", "classification")), task)
+    seen = seen_of(splits, task or options)
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
-        p, why = prepared(plan, (splits, task) if task else None, allow_code, source)
-        loaded = p.source if p else source or load_source(plan.source.ref, plan_options.source_options(plan))
+        p, why = prepared(plan, (splits, task) if task else None, source)
+        loaded = p.source if p else source or load_source(plan.source.ref, plan.source.options)
         if p is None and why:
             say(why)
         if p is not None:
@@ -87,22 +85,18 @@ def check_data(plan: Plan, allow_code: bool, say: Callable[[str], None], source:
 # ---------------------------------------------------------------- what needs the source
 
 
-def prepared(
-    plan: Plan, data: tuple[Splits, Task] | None, allow_code: bool, source: Source | None
-) -> tuple[Prepared | None, str]:
+def prepared(plan: Plan, data: tuple[Splits, Task] | None, source: Source | None) -> tuple[Prepared | None, str]:
     """What a fit of these rows would start from, so that it finds their features in the cache."""
     if data is None:
         return None, "the source's features are not looked at: fit would stop at these data"
-    bare = plan.model_copy(
-        update={
-            "freezing": {"name": "everything"},
-            "regularizers": {},
-            "evaluate": plans.EvaluatePlan(),
-            "source_data": plans.SourceDataPlan(path="none"),
-            "fit": plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
-        }
+    bare = plan.with_sections(
+        freezing={"name": "everything"},
+        regularizers={},
+        evaluate=plans.EvaluatePlan(),
+        source_data=SourceDataOptions(path="none"),
+        fit=plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
     )
-    return prepare(bare, allow_code=allow_code, source=source, data=data), ""
+    return prepare(bare, source=source, data=data), ""
 
 
 def with_source(seen: CheckContext, p: Prepared, say: Callable[[str], None]) -> CheckContext:
@@ -114,12 +108,12 @@ def with_source(seen: CheckContext, p: Prepared, say: Callable[[str], None]) -> 
         seen = replace(seen, tokens=tokens, max_tokens=p.preprocessor.spec.max_length)
     if p.source.nothing_kept:
         return seen  # features of random weights say nothing
-    precision = str(p.plan.run.feature_precision)
+    precision = p.plan.run.feature_precision
     parts = {split: features(p, split, precision, say) for split in p.targets}
     every = joined(list(parts.values()))
     # rows of one array in float32: a copy in float64 would be three times the memory
     seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
-    if seen.task != "classification":
+    if not p.task.has_classes:
         return seen
     # λ is chosen on train (and val) as in a fit
     chosen = probe_on(p, parts)
@@ -133,8 +127,7 @@ def named_source_rows(plan: Plan, splits: Splits) -> Sequence[Example] | None:
     """The rows of ``[source_data]``; None where it names none. Their labels are not checked."""
     if plan.source_data.path in ("own", "none"):
         return None
-    options: DataOptions = replace(plan_options.source_data_options(plan), on_bad="skip")
-    rows, _, _ = rows_and_splits(options, splits.kind)
+    rows, _, _ = rows_and_splits(replace(plan.source_data, on_bad="skip"), splits.kind)
     return rows
 
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compute.malloc import freed_memory_kept
-from ..data.batches import order
 from ..data.columns import ids_of, some_of
+from ..data.ordering import order
 from ..errors import DataError, DivergedError, PlanError, UsageError
 from ..evidence.linear_probe import fit_probe
 from ..io.progress import reporting
@@ -54,9 +54,7 @@ class CurvePoint:
 
 
 @freed_memory_kept()
-def curve(
-    plan: Plan, labels: Sequence[int], *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
-) -> Path:
+def curve(plan: Plan, labels: Sequence[int], *, say: Callable[[str], None] = lambda line: None) -> Path:
     """Fit and judge at every number of labels, and write ``curve.json`` and ``curve.png``.
 
     Raises UsageError for numbers that make no sense, PlanError for a source without transfer and
@@ -68,7 +66,7 @@ def curve(
         raise UsageError("say at how many labels: --labels 3 --labels 10")
     out = Path(plan.run.out)
     check_new(out)
-    p = prepare(plan, allow_code=allow_code)
+    p = prepare(plan)
     if p.source.nothing_kept:
         raise PlanError([f"a curve compares a source with scratch, and {p.source.name} keeps nothing"])
     folds = p.folds()
@@ -77,13 +75,13 @@ def curve(
     counts = sorted(set(labels))
     taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
     with RunFolder(out) as folder, reporting(say):
-        features = outputs(p.source.backbone.to(p.device), p.batches("train"), p.device, p.settings.layout)
+        features = outputs(p.source.backbone.to(p.compute.device), p.batches("train"), p.compute)
         points: list[CurvePoint] = []
         for n in counts:
             parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
             points += at(p, plan, n, parts, features, say)
             say(f"{n} labels: {len(folds)} folds done")
-        unit = "labels a class" if p.task.name == "classification" else "labelled rows"
+        unit = "labels a class" if p.task.has_classes else "labelled rows"
         record = {
             "primary": p.task.primary,
             "unit": unit,
@@ -101,7 +99,7 @@ def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
     """n rows of each class, or n rows of numbers and label sets; always the first in one order."""
     ids = list(ids_of(some_of(p.splits.train, rows)))
     ranked = [rows[k] for k in order(ids, p.plan.run.seed, 0)]
-    if p.task.name != "classification":
+    if not p.task.has_classes:
         if len(ranked) < n:
             raise DataError(f"--labels {n}: a fold of train has {len(ranked)} rows")
         return ranked[:n]
@@ -141,7 +139,7 @@ def at(
         fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
         found["fit"].append(value(q, target, judged))
     if p.scratch is not None:
-        budget = scratch_budget(resolved, q.settings, q.regularizers, has_val=False)
+        budget = scratch_budget(resolved, q.settings, has_val=False)
         sign = 1 if p.metric.higher_is_better else -1
         lost = [-sign * np.inf] * len(parts)
 

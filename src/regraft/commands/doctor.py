@@ -136,13 +136,13 @@ def locks_in(runs: Path) -> Iterator[Finding]:
     busy = left = 0
     for run in folders:
         lock = run / LOCK
-        if (who := locks.held(lock)) is not None:
+        if (who := locks.find_holder(lock)) is not None:
             busy += 1
             gone = shlex.join(["rm", str(lock)])
             remedy = "" if who.here() else f"if that run is gone: {gone}"
             yield Finding("lock", f"{run} is being written by {who}", remedy)
         elif lock.exists():
-            who = locks.holder(lock)
+            who = locks.read_holder(lock)
             remove = shlex.join(["rm", str(lock)])
             go_on = command("fit", "--resume", run) if can_resume(run) else remove
             yield Finding("lock", f"{run} is locked by {who or 'nobody'}, which is gone", go_on)
@@ -168,14 +168,14 @@ def leftovers(runs: Path) -> Iterator[Finding]:
         says = f"{len(gone)} left by killed processes, {size / 1e6:.1f} MB, removed: "
         yield Finding("left behind", says + shorten([str(path) for path in gone]))
     for folder in (f for place in unique for f in unproven(place)):
-        who = locks.holder(folder / OWNER)
+        who = locks.read_holder(folder / OWNER)
         yield Finding("left behind", f"{folder} is a day old, of {who}", f"if that process is gone: rm -r {folder}")
 
 
 def unfinished_files(run: Path) -> list[Path]:
     """Return files that a killed process had begun to write beside their place, in a run that nobody
     writes."""
-    if not (run / "plan.toml").is_file() or locks.held(run / LOCK):
+    if not (run / "plan.toml").is_file() or locks.find_holder(run / LOCK):
         return []
     found = [p for folder in (run, *run.glob("*/")) for p in folder.glob(".*.part")]
     return [p for p in found if p.is_file() and not p.is_symlink() and is_old(p)]

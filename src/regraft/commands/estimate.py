@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 from io import StringIO
-from typing import cast
 
 import torch
 
@@ -21,14 +20,16 @@ from ..pipeline.findings import class_lines, classes_of, one_line
 from ..pipeline.prepare import Prepared, prepare
 from ..plan.schema import Plan
 from ..training.loop import fine_tune
+from ..training.records import FitData
+from ..training.settings import FitSpec
 
 
-def show(plan: Plan, *, allow_code: bool = False) -> str:
+def show(plan: Plan) -> str:
     """The plan with every automatic choice made, and what it would cost. Trains nothing that is kept.
 
     Raises what :func:`regraft.pipeline.prepare.prepare` raises.
     """
-    p = prepare(plan, allow_code=allow_code)
+    p = prepare(plan)
     rows = {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")}
     parts = [
         f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
@@ -89,33 +90,22 @@ def block_table(p: Prepared) -> str:
 @freed_memory_kept()
 def cost(p: Prepared) -> str:
     """Time and memory of the whole run, from two steps on one batch each."""
-    size = min(cast(int, p.plan.fit.batch_size), len(p.splits.train))
+    size = min(p.plan.fit.batch_size, len(p.splits.train))
     some = list(range(size))
     train = p.batches("train", some, seed=p.seeds[0], train=True)
-    train.workers = 0
+    train.reader = train.reader.alone()
     target = graft(p.source, p.task.outputs, seed=p.seeds[0])
-    once = replace(p.settings, epochs=1, accumulate=1)
+    spec = FitSpec(p.task, p.metric, replace(p.settings, epochs=1, accumulate=1), p.freezing, seed=p.seeds[0])
 
     def step() -> float:
         begin = time.monotonic()
         with adapted(p.freezing, target, p.seeds[0]) as fitted:
-            fine_tune(
-                fitted,
-                train,
-                None,
-                p.task,
-                p.metric,
-                once,
-                freezing=p.freezing,
-                penalties={},
-                device=p.device,
-                seed=p.seeds[0],
-            )
+            fine_tune(fitted, FitData(train), spec, p.compute)
         return time.monotonic() - begin
 
     def forward() -> float:
         begin = time.monotonic()
-        outputs(target.model, train, p.device, p.settings.layout)
+        outputs(target.model, train, p.compute)
         return time.monotonic() - begin
 
     step(), forward()  # the first of each also allocates and tunes
@@ -133,7 +123,7 @@ def cost(p: Prepared) -> str:
         arms = p.scratch.fits(seeds, 0 if n["val"] else len(p.folds()))
         text += f", scratch at most {minutes(fits / seeds * arms * p.scratch.epochs / epochs)}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
-    return f"{text}\nmemory  {memory(p.device)}"
+    return f"{text}\nmemory  {memory(p.compute.device)}"
 
 
 def minutes(seconds: float) -> str:

@@ -74,7 +74,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from ..pipeline.prepare import prepare
     from ..pipeline.run import Clock, describe, finish
     from ..plan import read as plan_read
-    from ..training.records import Fit
+    from ..training.records import FitResult
 
     check_new(out)
     result = finished(run, Rewritable)
@@ -101,7 +101,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     losses = {float(k): number_of(v) for k, v in solver["losses"].items()}
     head = start["head.weight"], start["head.bias"]
     probe = Probe(*head, solver["strength"], losses, solver["chosen_by"])
-    fit = Fit(**{f.name: result["fit"][f.name] for f in fields(Fit)})
+    fit = FitResult(**{f.name: result["fit"][f.name] for f in fields(FitResult)})
     arm = Arm(p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
     cross = CrossValidation(found.points if by_folds else [], 0, {})

@@ -26,7 +26,7 @@ from typing import Any
 from ..compute.launched import FOLDER, PIPE, error_file
 from ..errors import RankError, RegraftError
 from ..io.command_lines import command, python
-from ..io.locks import held
+from ..io.locks import find_holder
 from ..io.streams import complain
 from ..io.work_folders import temporary_folder
 
@@ -230,7 +230,7 @@ class Launcher:
         from ..runs.folder import LOCK, RunFolder, status_of
 
         made = (self.out / "log.txt").is_file()  # else they had not come so far
-        if not made or status_of(self.out) == "finished" or held(self.out / LOCK):
+        if not made or status_of(self.out) == "finished" or find_holder(self.out / LOCK):
             return
         with suppress(RegraftError, OSError), RunFolder(self.out, resume=True):
             raise RankError(sentence)

@@ -16,20 +16,19 @@ from ..data.decoding import Lookers
 from ..data.images import reason
 from ..data.loading import refuse_archive
 from ..data.types import DataOptions
-from ..errors import DataError, shorten
+from ..errors import DataError, DiskError, shorten
 from ..evidence.types import Prediction
 from ..formats import image_folder, table
 from ..io.csv_cells import escaped
 from ..io.streams import Shown
 from ..pipeline.predictor import plan_of
-from ..plan.options import data_options
 
 Value = str | tuple[str, str]
 
 
 def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
     """How to read ``data``: the columns of the run's own data, unless given."""
-    options = data_options(plan_of(run))
+    options = plan_of(run).data
     fields: dict[str, Any] = {"path": data, "format": "auto", "image_root": None}
     fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
     return replace(options, **fields)
@@ -141,3 +140,15 @@ def write_predictions(
             writer.writerow(map(cell, ["input", "predicted", *prediction.scores]))
         scores = [repr(v) for v in prediction.scores.values()]
         writer.writerow([cell(name), cell(prediction.label), *scores])
+
+
+def save_predictions(
+    out: Path, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool, escape: bool = True
+) -> None:
+    """Write predictions to a new file. Raises DiskError, and leaves no file, where it cannot be written whole."""
+    try:
+        with out.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            write_predictions(file, names, predictions, as_json, escape)
+    except OSError as error:
+        out.unlink(missing_ok=True)  # a part of it would look like all of it
+        raise DiskError(f"{out} cannot be written: {error.strerror or error}") from error

@@ -12,14 +12,13 @@ loss is the usual choice. From the probe's head the loss has little room to fall
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import move_model
 from ..compute.malloc import freed_memory_kept
 from ..errors import DivergedError, UsageError
 from ..model.trainable import set_trainable
@@ -27,22 +26,38 @@ from ..model.weights import restore, snapshot
 from ..pipeline.arms import adapted, features_of_source, initial_target, probe_on
 from ..pipeline.prepare import Prepared, prepare
 from ..training import optimizers
-from ..training.loop import together
+from ..training.loop import group_batches
 from ..training.objective import Objective
-from ..training.settings import Settings
+from ..training.records import FitData
+from ..training.settings import FitSpec
 
 if TYPE_CHECKING:
-    from ..data.batches import Batches
-    from ..freezing import Freezing
+    from ..compute.device import Compute
     from ..model.types import Target
     from ..plan.schema import Plan
-    from ..regularizers import Penalty
-    from ..tasks import Task
 
 
 DECAY, WORSE = 0.9, 4.0
 
 LOW, HIGH = 1e-2, 1e3  # factors on the plan's rates
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The factors on the plan's rates, which grow geometrically step by step."""
+
+    steps: int
+    low: float = LOW
+    high: float = HIGH
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or not 0 < self.low < self.high:
+            raise UsageError("a range test takes 2 steps or more, from a factor above 0 to a larger one")
+
+    def factor(self, step: int) -> float:
+        """Return the factor at ``step``, from 0."""
+        factor: float = self.low * (self.high / self.low) ** (step / (self.steps - 1))
+        return factor
 
 
 @dataclass(frozen=True)
@@ -63,46 +78,35 @@ class RangeTest:
     head_share: float  # the head's rate over that of the block nearest to it
 
 
-def range_test(
-    target: Target,
-    train: Batches,
-    task: Task,
-    settings: Settings,
-    *,
-    freezing: Freezing,
-    penalties: Mapping[str, Penalty],
-    device: torch.device,
-    seed: int,
-    steps: int,
-    low: float = LOW,
-    high: float = HIGH,
-) -> RangeTest:
-    """Raise the rates from ``low`` to ``high`` times those of the settings; the target is left as it was.
+def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, sweep: Sweep) -> RangeTest:
+    """Train on ``data.train`` with rates that rise step by step, and leave the target as it was.
 
-    Blocks train as in the first epoch in which all that will ever train do. Raises UsageError for
-    fewer than two steps or factors that do not grow.
+    Blocks train as in the first epoch in which all that will ever train do.
     """
-    if steps < 2 or not 0 < low < high:
-        raise UsageError("a range test takes 2 steps or more, from a factor above 0 to a larger one")
+    settings, freezing = spec.settings, spec.freezing
     blocks = [b.name for b in target.blocks]
     backbone = blocks[-2] if len(blocks) > 1 else blocks[-1]
     trains = max((freezing(blocks, e) for e in range(1, settings.epochs + 1)), key=len)
     before, state = snapshot(target), torch.get_rng_state()
     modes = {m: m.training for m in target.model.modules()}
     learns = {p: p.requires_grad for p in target.model.parameters()}
-    torch.manual_seed(seed)
+    torch.manual_seed(spec.seed)
     tried: list[Tried] = []
     mean, broke = 0.0, None
     try:
-        model = move_model(target.model, device, settings.layout)
+        model = compute.move_model(target.model)
         set_trainable(target, trains, settings.batch_norm)
         groups = optimizers.groups(target, trains, settings.rates, settings.weight_decay)
         optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        objective = Objective(target, task, penalties, settings, device, seed)
-        batches = ((epoch, micro) for epoch in count(1) for micro in together(train.epoch(epoch), settings.accumulate))
-        for step, (epoch, micro) in enumerate(islice(batches, steps)):
-            factor = low * (high / low) ** (step / (steps - 1))
+        objective = Objective(target, spec, compute)
+        batches = (
+            (epoch, micro)
+            for epoch in count(1)
+            for micro in group_batches(data.train.epoch(epoch), settings.accumulate)
+        )
+        for step, (epoch, micro) in enumerate(islice(batches, sweep.steps)):
+            factor = sweep.factor(step)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rates[group["block"]] * factor
             lr = settings.rates[backbone] * factor
@@ -127,17 +131,16 @@ def range_test(
             parameter.grad = None
         torch.set_rng_state(state)
     if not tried:
-        raise UsageError(f"the loss is not finite at {low:g} times the plan's rates: lower fit.lr")
+        raise UsageError(f"the loss is not finite at {sweep.low:g} times the plan's rates: lower fit.lr")
     least = min(tried, key=lambda t: t.smoothed)
     return RangeTest(tried, least, broke, settings.rates["head"] / settings.rates[backbone])
 
 
 @freed_memory_kept()
-def of_plan(
-    plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None] = lambda line: None
-) -> RangeTest:
+def of_plan(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line: None) -> RangeTest:
     """The range test of a plan's first seed, from the start that its fit has."""
-    p: Prepared = prepare(plan, allow_code=allow_code)
+    sweep = Sweep(steps)
+    p: Prepared = prepare(plan)
     start = None
     if not p.source.nothing_kept and p.plan.fit.start == "probe":
         say("features and linear probe, where the fit starts")
@@ -147,17 +150,9 @@ def of_plan(
     rows = p.train_rows()
     penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}
     with adapted(p.freezing, target, p.seeds[0]) as tested:
-        return range_test(
-            tested,
-            p.batches("train", seed=p.seeds[0], train=True),
-            p.task,
-            p.settings,
-            freezing=p.freezing,
-            penalties=penalties,
-            device=p.device,
-            seed=p.seeds[0],
-            steps=steps,
-        )
+        data = FitData(p.batches("train", seed=p.seeds[0], train=True))
+        spec = FitSpec(p.task, p.metric, p.settings, p.freezing, penalties, p.seeds[0])
+        return range_test(tested, data, spec, p.compute, sweep)
 
 
 def in_words(found: RangeTest) -> str:

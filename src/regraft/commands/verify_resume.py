@@ -55,18 +55,18 @@ class Verified:
         )
 
 
-def verify(plan: Plan, steps: int, *, allow_code: bool = False, say: Callable[[str], None]) -> Verified:
+def verify(plan: Plan, steps: int, *, say: Callable[[str], None]) -> Verified:
     """Raises UsageError for fewer than 2 steps, RegraftError where a run fails."""
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
     with temporary_folder("regraft-verify") as tmp:
         say("a run that is left alone …")
-        alone = Runs(plan, tmp, steps, allow_code)
+        alone = Runs(plan, tmp, steps)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
             steps = int(finished(tmp / "alone", Rewritable)["fit"]["steps"]) // 2
             if steps < 1:
                 raise UsageError("this fit has no two steps, so nothing can be compared")
-        runs = Runs(plan, tmp, steps, allow_code)
+        runs = Runs(plan, tmp, steps)
         say(f"one that is killed in step {steps} …")
         if runs.fit("killed", f"kill step {steps}") != KILLED:
             raise RegraftError(f"the run was not killed in step {steps}: it ended by itself")
@@ -84,7 +84,6 @@ class Runs:
     plan: Plan
     tmp: Path
     steps: int
-    allow_code: bool
 
     def fit(self, name: str, failpoint: str, *more: str) -> int:
         """→ the exit code. Raises RegraftError, with what was said, for one that means a failure."""
@@ -93,7 +92,7 @@ class Runs:
         run = self.plan.run.model_copy(update=update)
         file = self.tmp / "plan.toml"
         file.write_text(write_plan(self.plan.model_copy(update={"run": run})), encoding="utf-8")
-        code = ["--allow-code"] if self.allow_code else []
+        code = ["--allow-code"] if self.plan.allow_code else []
         command = [*python(), "-m", "regraft", "fit", str(file), "--out", str(self.tmp / name), "-q", *more, *code]
         env = os.environ | {"REGRAFT_FAILPOINT": failpoint, "REGRAFT_STATE": str(self.tmp / "state")}
         done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False)

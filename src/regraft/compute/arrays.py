@@ -6,7 +6,8 @@ R bootstrap resamples.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,3 +19,10 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["image", "text", "tensor"]
+
+Targets = Literal["class", "labels", "numbers"]  # a row has one class, any number of labels, or C numbers
+
+
+def map_inputs(fn: Callable[[Tensor], Any], inputs: Any) -> Any:
+    """Return ``fn(tensor)`` of the inputs, or of each tensor of a dictionary by its name."""
+    return {name: fn(tensor) for name, tensor in inputs.items()} if isinstance(inputs, dict) else fn(inputs)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from ..errors import UsageError
 
 __version__ = "0.1.0"
 
-OLDEST, NEWEST = (2, 10), (2, 15)  # of torch; older ones load weights unsafely
+OLDEST, NEWEST = Version("2.10"), Version("2.15")  # of torch; older ones load weights unsafely
 
 
 def installed(name: str) -> str:
-    """ "" where it is not."""
+    """Return the version of an installed package; "" where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -22,39 +24,39 @@ def installed(name: str) -> str:
 
 
 def remedy_for_torch(torch: str) -> str:
-    """What to do about torch's version; "" where it is one that regraft was tested with."""
+    """Return what to do about torch's version; "" where regraft was tested with it."""
     if not torch:
         return "pip install torch torchvision"
-    now = tuple(int(n) for n in re.findall(r"\d+", torch)[:2])
-    if now < OLDEST:
-        return f"older than {dotted(OLDEST)}, which loads weights safely: pip install -U torch torchvision"
-    if now > NEWEST:
-        return f"newer than {dotted(NEWEST)}, the last one tried: run `regraft demo`, or install that one"
+    now = Version(torch).release[:2]  # a candidate or a nightly build counts as its release
+    if now < OLDEST.release:
+        return f"older than {OLDEST}, which loads weights safely: pip install -U torch torchvision"
+    if now > NEWEST.release:
+        return f"newer than {NEWEST}, the last one tried: run `regraft demo`, or install that one"
     return ""
 
 
-def dotted(numbers: tuple[int, ...]) -> str:
-    return ".".join(map(str, numbers))
-
-
 def misfit(installed: Callable[[str], str] = installed, requires: Callable[[str], list[str] | None] = requires) -> str:
-    """What to do where torchvision was built for another torch, from what its package says; or ""."""
+    """Return what to do where torchvision was built for another torch; "" where they fit.
+
+    torchvision's package names the one torch that it was built for.
+    """
     vision, torch = installed("torchvision"), installed("torch")
     if not vision:
         return "pip install torchvision"
-    wanted = [
-        match[1] for need in requires("torchvision") or [] if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", need))
-    ]
-    plain = torch.partition("+")[0]
-    if not wanted or wanted[0] == plain:
+    needs = [need for text in requires("torchvision") or [] if (need := Requirement(text)).name == "torch"]
+    exact = [one for need in needs for one in need.specifier if one.operator == "=="]
+    if not exact or (torch and exact[0].contains(torch, prereleases=True)):
         return ""
     return (
-        f"torchvision {vision} is built for torch {wanted[0]}, and {torch or 'none'} is installed: "
+        f"torchvision {vision} is built for torch {exact[0].version}, and {torch or 'none'} is installed: "
         f"pip install -U torch torchvision, both at once"
     )
 
 
 def check_torchvision() -> None:
-    """Raises UsageError where torchvision does not fit torch: its own import fails in riddles."""
+    """Check that torchvision fits torch, because its own import error does not name the cause.
+
+    Raises UsageError with the remedy.
+    """
     if remedy := misfit():
         raise UsageError(remedy)

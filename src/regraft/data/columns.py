@@ -12,6 +12,7 @@ import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, overload
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ..errors import DiskError
-from .types import Example, PictureFacts, Row
+from .types import Example, PictureFacts, RawData, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -269,6 +270,28 @@ def identified(
 
     content = Content(mapped(batches(), schema), keys, numbers, facts is not None)
     return Examples(content, np.arange(len(keys)))
+
+
+@dataclass(frozen=True)
+class IdentifiedRows:
+    """The usable rows of a data set, sorted by content, and what was left out."""
+
+    raw: RawData  # as the format gave it, without its rows
+    examples: Examples
+    unreadable: tuple[tuple[str, str], ...] = ()  # (where, why) of rows whose inputs cannot be used
+    notes: tuple[str, ...] = ()  # for people
+
+    @property
+    def split_names(self) -> list[str | None]:
+        """The split that the data name for each row; None where they name none."""
+        return splits_of(self.examples)
+
+    def by_split(self) -> dict[str, Examples]:
+        """Return the rows of train, val and test; rows for which no split is named are train."""
+        names = ["train", "val", "test"]
+        numbers = (names.index(split or "train") for split in self.split_names)
+        number = np.fromiter(numbers, np.int8, len(self.examples))
+        return {name: self.examples.take(number == i) for i, name in enumerate(names)}
 
 
 def distinct(row: Row) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .types import content_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -45,7 +47,7 @@ class DecodedImages:
 
     def get(self, id_: str) -> Tensor | None:
         """The picture of a row [C, H, W], not to be written to; None where it is not there whole."""
-        i = self.place.get(id_.partition("-")[0])
+        i = self.place.get(content_of(id_))
         if i is None or self.pixels is None:
             return None
         flat = self.pixels[self.starts[i] : self.starts[i + 1]]

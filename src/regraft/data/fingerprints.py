@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from pathlib import Path
 
 from ..errors import DataError
+from ..io.hashing import file_digest
 from .types import Example
 
 
@@ -29,14 +29,13 @@ class KnownFiles:
             state = (found.st_ino, found.st_size, found.st_mtime_ns)
             if self.states.get(example.id) == state:
                 return
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_digest(path)
         except OSError as error:
             raise DataError(
                 f"{path} was there when the data were read and cannot be read now "
                 f"({error.strerror or error}): put it back, then go on with --resume"
             ) from error
-        if not digest.startswith(example.id.partition("-")[0]):
+        if not digest.startswith(example.content):
             raise DataError(
                 f"{path} was changed after the data were read: put back what it was and go on with "
                 f"--resume, or begin another run"

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from ..compute import distributed
@@ -32,7 +33,9 @@ from .columns import ByName, ids_of
 from .decoded_images import SCHEMA, DecodedImages
 from .fingerprints import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
+from .readers import ImageReader
 from .store import write_index
+from .types import content_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,20 +111,20 @@ def keep(
 ) -> None:
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
     put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
-    preprocessor = batches.preprocessor
-    rows = [id_.partition("-")[0] for id_ in ids_of(examples)]
+    reader = batches.reader
+    rows = list(map(content_of, ids_of(examples)))
     if (
         cache is None
-        or not isinstance(preprocessor, ImagePreprocessor)
+        or not isinstance(reader, ImageReader)
         or not all(re.fullmatch("[0-9a-f]{16}", row) for row in rows)  # else no content hash
     ):
         return
-    whole = whole_for(batches.augment)
+    whole = whole_for(reader.augment)
     key = (PICTURES, split, whole)
     if key not in settled:
-        named, threads = ByName(rows, examples), max(1, batches.workers)
-        settled[key] = entry(cache, preprocessor, whole, named, split, passes, threads, say)
-    batches.pictures = settled[key]
+        named, threads = ByName(rows, examples), max(1, reader.workers)
+        settled[key] = entry(cache, reader.preprocessor, whole, named, split, passes, threads, say)
+    batches.reader = reader.with_images(settled[key])
 
 
 def entry(
@@ -217,9 +220,5 @@ def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, worker
 
 
 def free_memory() -> int:
-    """Bytes that the system can hold files in; 0 where it does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        return 1024 * int(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
+    """Return the bytes of memory that the system can hold files in."""
+    return int(psutil.virtual_memory().available)

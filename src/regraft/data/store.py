@@ -33,6 +33,8 @@ import numpy as np
 import torch
 
 from ..errors import DiskError
+from ..io.atomic import move_folder, sync_file, write_file
+from ..io.hashing import file_digest
 from ..io.places import cache_root
 from ..io.work_folders import is_own, work_folder
 
@@ -155,8 +157,7 @@ class FeatureCache:
             width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
             with file.open("rb") as stream:  # what is mapped is what was checked
                 size = os.fstat(stream.fileno()).st_size
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                if size != count * width or digest != tensor["sha256"]:
+                if size != count * width or file_digest(stream) != tensor["sha256"]:
                     raise DamagedError(f"{file} is damaged")
                 # "c": as torch takes it without a warning; a write would not reach the file
                 arrays[name] = np.memmap(stream, dtype=np.uint8, mode="c", shape=(count, width))
@@ -193,11 +194,10 @@ class FeatureCache:
                     if is_own(place.lstat()):  # one that could not be used, or another writer's
                         place.rename(folder.parent / "before")
                 try:
-                    folder.rename(place)
+                    move_folder(folder, place)
                 except OSError:  # another writer was sooner: its entry is the same
                     if not place.is_dir():
                         raise
-                sync(self.root)
         except DiskError as error:
             raise OSError(str(error)) from error
 
@@ -227,13 +227,11 @@ class FeatureCache:
                     raw = raw_bytes(value)
                     files[name].write(raw)
                     hashes[name].update(raw)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
         finally:
             for file in files.values():
                 file.close()
         for name, about in tensors.items():
+            sync_file(folder / f"{name}.bin")
             about["sha256"] = hashes[name].hexdigest()
         index = {"schema": SCHEMA, "key": key, "ids": ids, "lengths": lengths, "tensors": tensors}
         write_index(folder, index)
@@ -323,9 +321,8 @@ def checked(name: str) -> str:
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """The last that is written of an entry: what is in its files, with a sum of its own; all synced."""
-    synced(folder / INDEX, json.dumps(index))
-    synced(folder / SUM, digest_of(folder / INDEX))
-    sync(folder)
+    write_file(folder / INDEX, json.dumps(index))
+    write_file(folder / SUM, file_digest(folder / INDEX))
 
 
 def index_of(path: Path, key: str) -> dict[str, Any]:
@@ -337,27 +334,3 @@ def index_of(path: Path, key: str) -> dict[str, Any]:
     if index.get("key") != key:  # an entry that was renamed
         raise DamagedError(f"{path} has another name than its index")
     return index
-
-
-def digest_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """The folder's own entries reach the disk, where the system can be asked for it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

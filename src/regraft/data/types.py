@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as record
 
 from ..compute.arrays import Kind
 from ..errors import DataError
@@ -66,6 +69,16 @@ class Example:
     group: str | None = None
     facts: PictureFacts | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def content(self) -> str:
+        """The hash of the inputs: 16 hex digits of the id."""
+        return content_of(self.id)
+
+
+def content_of(id_: str) -> str:
+    """Return the part of a row's id that is the hash of its inputs: 16 hex digits."""
+    return id_.partition("-")[0]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -84,33 +97,75 @@ class Splits:
     empty: tuple[str, ...] = ()  # class folders without a picture
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """The plan's ``[data]``: where the target data lie and how they are read."""
+def key(description: str, **bounds: Any) -> Any:
+    """Return the meaning and the bounds of a plan's key, for an annotation."""
+    return Field(description=description, **bounds)
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
-    path: Path  # a folder of pictures, a table, or a folder of tables
-    format: str = "auto"  # a file of formats/; "auto" asks each of them
-    image_root: Path | None = None  # folder of the pictures that a table names; the table's own
-    image: str | None = None  # column of picture paths
-    text: tuple[str, ...] = ()  # one column of texts, or a pair of columns
-    label: tuple[str, ...] = ()  # label columns
-    split: str | None = None  # column that says train, val or test
-    group: str | None = None  # column; rows of one group stay in one split
-    val: float = 0.2  # fraction of train that becomes val where the data bring none; 0: no val
-    folds: int | None = None  # no val: all rows but test are train, for cross-validation
-    split_seed: int = 0
-    on_bad: Literal["fail", "skip"] = "fail"  # inputs that cannot be read: stop, or leave them out
-    follow_links: bool = False  # links to pictures and folders outside of the data folder are read
-    leaks: Literal["keep", "drop", "move"] = "keep"  # of train out, or of test and val into train
-    leak_limit: float = 0.5  # share of test or val rows that may be in train, where leaks are kept
-    empty_labels: bool = False  # an empty label cell is a row without labels, not a fault
-    label_separator: str = ";"  # between the labels of one cell, where a row has several
+def text_of(path: Any) -> Any:
+    """Return a path as the text that a plan has for it."""
+    return str(path) if isinstance(path, Path) else path
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.val < 1:
-            raise ValueError(f"val is a fraction of train, from 0 to below 1, not {self.val}")
+
+# A plan's text, or a path given in Python. The schema's format makes a flag of it a path.
+PathText = Annotated[str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})]
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+
+
+@record(frozen=True, config=STRICT)
+class RowOptions:
+    """Where labelled rows lie and how they are read: the keys that ``[data]`` and ``[source_data]`` share."""
+
+    path: Annotated[PathText, key("folder of class folders, a table, or a folder of tables")]
+    format: Annotated[str, key("reader of the path: image_folder or table; auto looks at the path")] = "auto"
+    image_root: Annotated[PathText | None, key("folder that a table's image paths start from")] = None
+    image: Annotated[str | None, key("column of image paths")] = None
+    text: Annotated[tuple[str, ...], key("text column; two for a pair")] = ()
+    label: Annotated[tuple[str, ...], key("label column; several for several labels")] = ()
+    split: Annotated[str | None, key('column that says "train", "val" or "test"')] = None
+    group: Annotated[str | None, key("column whose equal values stay in one split")] = None
+    on_bad: Annotated[Literal["fail", "skip"], key("unreadable rows: fail stops, skip leaves them out")] = "fail"
+    follow_links: Annotated[bool, key("follow links to pictures and folders outside the data folder")] = False
+
+    @property
+    def label_separator(self) -> str:
+        """What stands between the labels of one cell, where a row has several."""
+        return ";"
+
+    @property
+    def empty_labels(self) -> bool:
+        """Whether an empty label cell is a row without labels; else it is a fault."""
+        return False
+
+
+@record(frozen=True, config=STRICT)
+class DataOptions(RowOptions):
+    """The plan's ``[data]``: the target rows, and how they are divided."""
+
+    val: Annotated[float, key("share of train that becomes val where the data have none; 0: no val", ge=0, lt=1)] = 0.2
+    folds: Annotated[
+        Annotated[int, Field(ge=2, le=20)] | None,
+        key("folds of train that replace val for choices and estimates; a group stays in one fold"),
+    ] = None
+    split_seed: Annotated[int, key("seed of the splits that regraft draws", ge=0)] = 0
+    leaks: Annotated[
+        Literal["keep", "drop", "move"],
+        key(
+            "rows whose content is in two splits; keep: only report; drop: remove from train; "
+            "move: move from test and val to train"
+        ),
+    ] = "keep"
+    leak_limit: Annotated[
+        float,
+        key(
+            "share of test or val rows that may also be in another split, where leaks are kept; "
+            "above it a fit stops; 1 never stops it",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.5
+    label_separator: Annotated[str, key("separator of the labels in one multi-label cell")] = ";"
 
     def for_task(self, task: object) -> DataOptions:
         """Return these options with what the task's options, or the task, say of label cells.
@@ -118,13 +173,43 @@ class DataOptions:
         Raises DataError where ``label_separator`` and the task's own separator disagree.
         """
         separator = getattr(task, "separator", self.label_separator)
-        if self.label_separator not in (DataOptions.label_separator, separator):
+        if self.label_separator not in (";", separator):
             raise DataError(
                 f'data.label_separator is "{self.label_separator}" and task.separator "{separator}": '
                 "set task.separator alone"
             )
-        empty = bool(getattr(task, "empty_labels", False))
-        return replace(self, empty_labels=empty, label_separator=separator)
+        found = replace(self, label_separator=separator)
+        return found.with_empty_labels() if getattr(task, "empty_labels", False) else found
+
+    def with_empty_labels(self) -> DataOptions:
+        """Return these options with empty label cells read as rows without labels."""
+        return MultiLabelOptions(**vars(self))
+
+
+class MultiLabelOptions(DataOptions):
+    """Options of rows that may have no label."""
+
+    @property
+    def empty_labels(self) -> bool:
+        return True
+
+
+@record(frozen=True, config=STRICT)
+class SourceDataOptions(RowOptions):
+    """The plan's ``[source_data]``: rows of the source task."""
+
+    path: Annotated[
+        PathText,
+        key(
+            "labelled rows of the source task, to measure forgetting and for penalties; "
+            "own: the rows that a source run was made from; none: no rows"
+        ),
+    ] = "own"
+    format: Annotated[str, key("as in [data], like the keys below")] = "auto"
+    label: Annotated[tuple[str, ...], key("label column")] = ()
+    group: Annotated[str | None, key("column whose equal values stay in one split")] = None
+    each_epoch: Annotated[bool, key("measure the source task after every epoch, on its select rows")] = False
+    classes: Annotated[tuple[str, ...], key("names of the head's outputs, in order; default: the source's own")] = ()
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -164,21 +249,17 @@ class CallableSpec:
 Preprocess = ImageSpec | TextSpec | CallableSpec
 
 
-@dataclass(frozen=True)
+@record(frozen=True, config=STRICT)
 class Augment:
     """Random views of training pictures; nothing of it reaches evaluation."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
-
-    random_resized_crop: bool = field(default=True, metadata={"help": "else the evaluation's resize and centre crop"})
-    scale: tuple[float, float] = field(
-        default=(0.5, 1.0), metadata={"help": "share of the picture's area that a crop keeps"}
-    )
-    ratio: tuple[float, float] = field(default=(0.75, 4 / 3), metadata={"help": "width ÷ height of a crop"})
-    flip: bool = field(default=True, metadata={"help": "left to right, half of the time"})
-    randaugment: int = field(default=0, metadata={"help": "magnitude, 0 (off) to 30"})
-    mixup: float = field(default=0.0, metadata={"help": "alpha of MixUp; 0: off"})
-    cutmix: float = field(default=0.0, metadata={"help": "alpha of CutMix; 0: off"})
+    random_resized_crop: Annotated[bool, key("crop a random part; false: crop as in evaluation")] = True
+    scale: Annotated[tuple[float, float], key("share of the picture's area that a crop keeps")] = (0.5, 1.0)
+    ratio: Annotated[tuple[float, float], key("width ÷ height of a crop")] = (0.75, 4 / 3)
+    flip: Annotated[bool, key("flip left to right, half of the time")] = True
+    randaugment: Annotated[int, key("magnitude of RandAugment, up to 30; 0 disables it")] = 0
+    mixup: Annotated[float, key("alpha of MixUp; 0 disables it")] = 0.0
+    cutmix: Annotated[float, key("alpha of CutMix; 0 disables it")] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

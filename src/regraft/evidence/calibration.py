@@ -10,15 +10,14 @@ by ``Predictor.calibrated`` and ``predict --calibrated``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..plugins import module
 from .scoring import Predictions, estimates, gain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..compute.arrays import FloatArray
     from ..metrics import Metric
     from ..tasks import Task
@@ -49,11 +48,11 @@ def fit_temperature(rows: Predictions) -> float:
     return float(np.exp(found.x))
 
 
-def calibration(task: Task, metrics: Mapping[str, Metric], val: Predictions, test: Predictions) -> dict[str, Any]:
+def calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
     """``calibration`` of result.json: test as it is and at the temperature fitted on val."""
     temperature = fit_temperature(val)
     after = replace(test, scores=cooled(test.scores, temperature))
-    chosen = {name: metrics[name] for name in ("ece", "log_loss")}
+    chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
     return {
         "temperature": temperature,
         "fitted_on": len(val),
@@ -66,8 +65,6 @@ def calibration(task: Task, metrics: Mapping[str, Metric], val: Predictions, tes
 
 def reliability(rows: Predictions) -> list[dict[str, float]]:
     """Per bin of confidence that has rows: its mean confidence, its accuracy, its rows."""
-    from ..plugins import module
-
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
         {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..data.manifest import read_manifest
+from ..data.splitting import read_manifest
 from ..errors import DataError, UsageError, printable, shorten
 from ..io import guarded
 from ..metrics import Metric

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import to_device
 from ..errors import PlanError
 from ..model.trainable import estimating_statistics
 from ..model.weights import restore
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ..compute.device import Compute
     from ..data.batches import Batches
     from ..metrics import Metric
     from ..model.types import Target
@@ -62,20 +62,14 @@ def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 
 
 def load_point(
-    target: Target,
-    start: State,
-    end: State,
-    alpha: float,
-    train: Callable[[], Batches],
-    device: torch.device,
-    layout: str,
+    target: Target, start: State, end: State, alpha: float, train: Callable[[], Batches], compute: Compute
 ) -> None:
     """Load θ(α) into the target's model."""
     restore(target, blend(start, end, alpha))
     buffers = [n for n, _ in target.model.named_buffers() if n in end]
     moved = any(not torch.equal(start[n], end[n]) for n in buffers)
     if moved and 0 < alpha < 1:
-        estimate_statistics(target.model, train(), device, layout)
+        estimate_statistics(target.model, train(), compute)
 
 
 def evaluate_points(
@@ -121,8 +115,8 @@ def above(points: Sequence[Point], retain: float) -> list[Point]:
     return found
 
 
-def estimate_statistics(model: nn.Module, batches: Batches, device: torch.device, layout: str) -> None:
+def estimate_statistics(model: nn.Module, batches: Batches, compute: Compute) -> None:
     """Batch-norm statistics from one pass over ``batches``: the mean over batches of each one's."""
     with estimating_statistics(model), torch.no_grad():
         for _, inputs, _ in batches:
-            model(to_device(inputs, device, layout))
+            model(compute.to_device(inputs))

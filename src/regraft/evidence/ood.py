@@ -18,7 +18,6 @@ of at most ``level`` on average over val sets, and for this one the rate is Beta
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..io import guarded
+from ..io.hashing import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,8 +152,7 @@ def tensors_of(n: Novelty) -> dict[str, Any]:
 
 def digest(model: Path) -> str:
     """sha256 of the weights in a run's ``model`` folder."""
-    with (model / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(model / "model.safetensors")
 
 
 def read_novelty(model: Path) -> Novelty | None:

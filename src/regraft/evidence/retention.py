@@ -136,7 +136,7 @@ def measured(
 
 def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
     """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
-    if task.name != "classification":
+    if not task.has_classes:
         return []
     found: list[dict[str, Any]] = []
     of = np.bincount(before.truth, minlength=task.outputs)  # rows
@@ -152,7 +152,7 @@ def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[s
 
 def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
     """``retention`` of result.json, from features [N, D] of the source and of the fitted model."""
-    if source.head is None or source.task != "classification":
+    if source.head is None or not source.has_classes:
         return {"kind": "features on target inputs", "cka": linear_cka(before, after)}
     head = source.head.cpu()
     with torch.no_grad():

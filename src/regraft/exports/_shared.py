@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-ACTIVATIONS = {"classification": "softmax", "multilabel": "sigmoid", "regression": "none"}
-
 
 def is_image(package: Package) -> bool:
     return isinstance(package.source.preprocess, ImageSpec)
@@ -114,6 +112,6 @@ def tokens(package: Package, tensors: str) -> str:
 
 
 def activated(package: Package, outputs: str) -> str:
-    """torch outputs as scores."""
-    call = {"softmax": ".softmax(-1)", "sigmoid": ".sigmoid()", "none": ""}
-    return f"{outputs}.double(){call[ACTIVATIONS[package.task.name]]}"
+    """Return an expression that makes scores of torch outputs."""
+    call = {"softmax": ".softmax(-1)", "sigmoid": ".sigmoid()", "exp": ".exp()", "none": ""}
+    return f"{outputs}.double(){call[package.task.activation]}"

@@ -43,7 +43,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
     args, by_name, shapes = _shared.open_batch(package)
     names = list(by_name) or ["inputs"]
-    out = "values" if package.task.name == "regression" else "logits"
+    out = "values" if package.task.activation == "none" else "logits"
 
     def exported() -> Any:
         return torch.onnx.export(
@@ -122,8 +122,9 @@ def snippet(package: Package) -> str:
     return e / e.sum(-1, keepdims=True)
 """,
         "sigmoid": "    return 1 / (1 + np.exp(-outputs))\n",
+        "exp": "    return np.exp(outputs)\n",
         "none": "    return outputs\n",
-    }[_shared.ACTIVATIONS[package.task.name]]
+    }[package.task.activation]
     if not _shared.is_image(package):
         return f"""import numpy as np, onnxruntime
 from transformers import AutoTokenizer

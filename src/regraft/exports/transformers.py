@@ -24,11 +24,7 @@ folds = True
 
 HEADS = ("classifier", "score", "logits_proj")
 
-PROBLEMS = {
-    "classification": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
+PROBLEMS = {"class": "single_label_classification", "labels": "multi_label_classification", "numbers": "regression"}
 
 
 def auto_class(package: Package) -> str:
@@ -58,7 +54,7 @@ def assembled(package: Package) -> tuple[Any, str | None]:
     config.num_labels = package.task.outputs
     config.id2label = dict(enumerate(package.task.classes))
     config.label2id = {c: i for i, c in enumerate(package.task.classes)}
-    config.problem_type = PROBLEMS[package.task.name]
+    config.problem_type = PROBLEMS[package.task.targets]
     if getattr(config, "pad_token_id", None) is None and "pad" in package.source.recipe:
         config.pad_token_id = package.source.recipe["pad"]  # else a decoder takes one row at a time
     auto = getattr(transformers, auto_class(package))

@@ -7,12 +7,11 @@ rows have the ids that a folder of the same files would give them.
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import secrets
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from ..errors import DiskError
+from ..io.atomic import disk_errors, write_file
 from ..io.places import pictures_root
 from ._content import HEAD_BYTES, picture_suffix
 
@@ -35,11 +34,7 @@ def unpack(content: bytes) -> str:
     with suppress(OSError):
         if path.is_file() and path.read_bytes() == content:
             return str(path)
-    try:
+    with disk_errors(path, "set REGRAFT_CACHE"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise DiskError(f"{path} cannot be written: {error.strerror}; set REGRAFT_CACHE") from error
+        write_file(path, content, folder / f".part-{secrets.token_hex(8)}", mode=0o600, sync=False)
     return str(path)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..data.types import DataOptions, RawData, Row
+from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, shorten
 from ._content import begins_as_picture
 from ._splits import looks_like_split, split_of
@@ -94,7 +94,7 @@ def detects(path: Path) -> bool:
     return any(_is_picture(p) for f in _folders(path, follow=True) for p in _walk(f, follow=False))
 
 
-def read(path: Path, options: DataOptions) -> RawData:
+def read(path: Path, options: RowOptions) -> RawData:
     """Return every picture with its class, sorted by path.
 
     Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder
@@ -204,7 +204,7 @@ def _inner(split: Path) -> Path:
 
 
 def _refuse_lost(
-    path: Path, options: DataOptions, left_out: Sequence[tuple[str, str]], emptied: Sequence[str], nothing_left: bool
+    path: Path, options: RowOptions, left_out: Sequence[tuple[str, str]], emptied: Sequence[str], nothing_left: bool
 ) -> None:
     """Raise DataError for folders that cannot be opened and classes of which nothing can be read.
 

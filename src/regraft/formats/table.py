@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..data.types import DataOptions, RawData, Row
+from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, did_you_mean, shorten
 from ..io.progress import stage
 from ._splits import NAMES, split_of
@@ -56,7 +56,7 @@ def detects(path: Path) -> bool:
     return (path.suffix.lower() in READERS and path.is_file()) or "train" in _tables(path).values()
 
 
-def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
+def read(path: Path, options: RowOptions, labelled: bool = True) -> RawData:
     """The rows of a table, or of the tables of a folder. Unlabelled rows have no cells.
 
     Raises DataError with the file and row for anything that does not read as a table.
@@ -65,7 +65,7 @@ def read(path: Path, options: DataOptions, labelled: bool = True) -> RawData:
     return replace(raw, rows=tuple(rows))
 
 
-def stream(path: Path, options: DataOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
+def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
     """Return what ``read`` does, and its rows one at a time: reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
@@ -137,7 +137,7 @@ class _Columns:
         return [c for c in (self.image, *self.text, *self.label, self.split, self.group) if c]
 
 
-def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool) -> _Columns:
+def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool) -> _Columns:
     """The columns that are used: those named, else those with the usual names.
 
     Raises DataError for a column that does not exist, occurs twice, or cannot be guessed.
@@ -175,9 +175,9 @@ def _choose(columns: list[str], path: Path, options: DataOptions, labelled: bool
 # ---------------------------------------------------------------- rows
 
 
-def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: DataOptions) -> Iterator[Row]:
+def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: RowOptions) -> Iterator[Row]:
     """Yield the rows of one file; their problems are collected and raised once, after the last."""
-    root = (options.image_root or path.parent).resolve()
+    root = Path(options.image_root or path.parent).resolve()
     wanted = chosen.all()
     count = 0
     problems: list[str] = []
@@ -207,7 +207,7 @@ def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options
         raise DataError(f"{path} has no rows")
 
 
-def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> str:
+def _cell(value: Any, column: str, chosen: _Columns, options: RowOptions) -> str:
     """Return a cell as text. Raises ValueError for what is none, or not what its column should hold."""
     if column == chosen.image:
         if content_of(value) is not None:
@@ -224,7 +224,7 @@ def _cell(value: Any, column: str, chosen: _Columns, options: DataOptions) -> st
     return _text(value, column)
 
 
-def _labels(values: list[Any], column: str, options: DataOptions) -> str:
+def _labels(values: list[Any], column: str, options: RowOptions) -> str:
     """Return a list of labels as one cell. Raises ValueError where the cell would not read back."""
     labels = [_text(v, column) for v in values]
     if len(labels) > 1 and not options.empty_labels:
@@ -259,7 +259,7 @@ def _split(name: str) -> str:
     return found
 
 
-def _picture(root: Path, name: str, options: DataOptions) -> str:
+def _picture(root: Path, name: str, options: RowOptions) -> str:
     """Return the path of a picture that a row names, which must lie inside the root.
 
     A link in the root that leads out of it is followed with ``follow_links`` alone.

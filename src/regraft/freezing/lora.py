@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..compute.arrays import map_inputs
 from ..errors import PlanError, shorten
 from ..model.types import Target
 
@@ -76,8 +77,8 @@ class LoRA:
 
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
             use_rslora=self.variant == "rank_stabilised",
             use_dora=self.variant == "dora",
             target_modules="|".join(map(re.escape, names)),
@@ -196,7 +197,7 @@ def inputs_of(backbone: nn.Module, names: Sequence[str], example: Inputs | None)
 
     hooks = [backbone.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
     modes = [(m, m.training) for m in backbone.modules()]
-    moved = {k: v.to(some.device) for k, v in example.items()} if isinstance(example, dict) else example.to(some.device)
+    moved = map_inputs(lambda tensor: tensor.to(some.device), example)
     try:
         with torch.no_grad():
             backbone.eval()(moved)

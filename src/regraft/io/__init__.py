@@ -1,1 +1,1 @@
-"""Files, folders, locks, processes' streams and the store of computed arrays; nothing of a model."""
+"""Files, folders, locks, standard streams and progress; nothing of a model."""

@@ -1,4 +1,4 @@
-"""Commands of regraft: in a message, for a person to paste into a shell, and for processes it starts."""
+"""Command lines of regraft: for a person to paste into a shell, and for processes that it starts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def command(*words: str | Path) -> str:
-    """Return ``regraft WORDS``, each quoted where a shell would see more in it than a name."""
+    """Return ``regraft WORDS``, each word quoted where a shell needs that."""
     return shlex.join(["regraft", *map(str, words)])
 
 
 def python() -> list[str]:
     """Return the command of an interpreter that looks for modules where this one does.
 
-    ``-m`` alone adds the working folder: a torch.py in the folder of a stranger would be imported.
+    ``-m`` alone would add the working folder, so a stranger's torch.py there would be imported.
     """
-    looks_here = {"", str(Path.cwd())} & set(sys.path)
-    return [sys.executable] if looks_here else [sys.executable, "-P"]
+    has_working_folder = {"", str(Path.cwd())} & set(sys.path)
+    return [sys.executable] if has_working_folder else [sys.executable, "-P"]

@@ -1,9 +1,9 @@
-"""Cells of a CSV file that a spreadsheet shows and does not run.
+"""Cells of a CSV file that a spreadsheet shows as text.
 
-A spreadsheet takes a cell that begins with = + - @, a tab or a line break for a formula, which may fetch
-or start something: class names and names of files come from strangers. Such a cell gets an apostrophe
-before it. Plain numbers are left alone ("-1" is a label like any other), and so are the cells that
-need nothing; what was changed reads back by taking one apostrophe off.
+A spreadsheet runs a cell that begins with = + - @, a tab or a line break as a formula. A formula may fetch
+a page or start a program, and class names and file names come from strangers. ``escaped`` puts an
+apostrophe before such a cell, and ``unescaped`` takes it off. Plain numbers stay as they are: "-1" may be
+a label.
 
 OWASP, CSV Injection, https://owasp.org/www-community/attacks/CSV_Injection
 """
@@ -13,20 +13,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-STARTS = tuple("=+-@\t\r\n＝＋－＠")  # the wide ones count in some languages
+FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # spreadsheets in some languages take the wide ones too
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escaped(cell: Any) -> Any:
-    """The cell, with an apostrophe before it where a spreadsheet would take it for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and _runs(cell.lstrip("'")) else cell
+    """Return a cell, with an apostrophe before it where a spreadsheet would run it."""
+    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell.lstrip("'")) else cell
 
 
 def unescaped(cell: str) -> str:
-    """What ``escaped`` was given."""
-    return cell[1:] if cell.startswith("'") and _runs(cell.lstrip("'")) else cell
+    """Return the cell that ``escaped`` was given."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell.lstrip("'")) else cell
 
 
-def _runs(text: str) -> bool:
-    return text.startswith(STARTS) and not NUMBER.fullmatch(text)
+def _is_formula(text: str) -> bool:
+    return text.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(text)

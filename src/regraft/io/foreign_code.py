@@ -1,7 +1,7 @@
-"""Refuse what would run code of a model folder, before a library reads the folder.
+"""Checks of a model folder for code of its own, before a library reads the folder.
 
-transformers runs Python that a folder's JSON names, where its caller allows that; where its caller says
-nothing, it asks on standard input. regraft neither allows it nor lets it ask.
+transformers runs Python that a folder's JSON names, if its caller allows that. If its caller says nothing,
+transformers asks on standard input. regraft neither allows it nor lets it ask.
 """
 
 from __future__ import annotations
@@ -14,38 +14,41 @@ from typing import Any
 
 from ..errors import SourceError, printable
 
-HOOKS = ("auto_map", "custom_pipelines")  # keys that name code
+CODE_KEYS = ("auto_map", "custom_pipelines")
 
-NAMES = ("label2id",)  # keys whose value has names for keys, which may be any
+NAME_KEYS = ("label2id",)  # the keys of their values are class names, which may be any text
 
 TOKENIZER = re.compile(r"(?!Auto)[A-Za-z]\w*(Tokenizer|TokenizerFast|Backend)")
 
-MODULES = "sentence_transformers."  # what modules.json names lies in this package
+MODULE_PREFIX = "sentence_transformers."  # of every class that modules.json may name
 
 
-def hook(tree: Any) -> str | None:
+def find_code_key(tree: Any) -> str | None:
     """Return the first key, at any depth, that names code; None where there is none."""
     stack = [tree]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
-            if named := next((key for key in HOOKS if node.get(key)), None):
+            if named := next((key for key in CODE_KEYS if node.get(key)), None):
                 return named
-            stack += [value for key, value in node.items() if key not in NAMES]
+            stack += [value for key, value in node.items() if key not in NAME_KEYS]
         elif isinstance(node, list):
             stack += node
     return None
 
 
 def refuse(folder: Path) -> None:
-    """Check a folder's configurations. Raises SourceError for one that asks for code of its own, and for
-    what is neither a file nor a folder: to read a pipe never ends."""
+    """Check that a folder's configurations name no code.
+
+    Raises SourceError for one that does, and for what is neither a file nor a folder, because reading a
+    pipe never ends.
+    """
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise SourceError(f"{path}: refused, it is no regular file")
     for path in sorted({*folder.glob("*config.json"), *folder.glob("config.*.json")}):
         values = read(path)
-        if key := hook(values):
+        if key := find_code_key(values):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "{key}" names Python code; remedy: use a folder '
                 f"without it, or take the key out where the library's own class does"
@@ -60,7 +63,7 @@ def refuse(folder: Path) -> None:
     parts = read(path) if path.is_file() else []
     for part in parts if isinstance(parts, list) else []:
         named = part.get("type") if isinstance(part, dict) else part
-        if not isinstance(named, str) or not named.startswith(MODULES):
+        if not isinstance(named, str) or not named.startswith(MODULE_PREFIX):
             raise SourceError(
                 f'{path}: refused, nothing executed: its "type" is {shown(named)}, which is no module of '
                 f"sentence-transformers; remedy: use a folder without it"
@@ -68,8 +71,7 @@ def refuse(folder: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read a configuration. Raises SourceError for one that is damaged: what cannot be looked at may name
-    code."""
+    """Read a configuration. Raises SourceError for a damaged one, because it may name code."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -77,14 +79,15 @@ def read(path: Path) -> Any:
 
 
 def shown(value: Any) -> str:
+    """Return a value of a stranger's file for a message, cut to 60 characters."""
     return printable(f"{value!r:.60}")
 
 
 def tokenizer_of(folder: str, explain: Callable[[Path, Exception], str] | None = None) -> Any:
-    """Load the tokenizer of a folder, or of the hub where there is no such folder.
+    """Load the tokenizer of a folder; where there is no such folder, of the hub.
 
-    ``explain`` says why a library's error came about; else its own words do.
-    Raises SourceError for one that does not load, or that asks for code of its own.
+    ``explain`` turns a library's error into words; by default the error's own text is used. Raises
+    SourceError for a tokenizer that does not load, or that asks for code of its own.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -92,10 +95,10 @@ def tokenizer_of(folder: str, explain: Callable[[Path, Exception], str] | None =
     if local:
         refuse(Path(folder))
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # the libraries raise all kinds, Exception itself too
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # the libraries raise errors of all kinds, Exception itself too
         why = " ".join((explain(Path(folder), error) if explain else str(error)).split())
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({why})") from error
-    if not isinstance(found, PreTrainedTokenizerBase):
-        raise SourceError(f"{folder}: it has a {type(found).__name__} where a tokenizer belongs")
-    return found
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise SourceError(f"{folder}: it has a {type(tokenizer).__name__} where a tokenizer belongs")
+    return tokenizer

@@ -1,12 +1,12 @@
-"""Read the files of a run folder, which may come from a stranger and may still be written.
+"""The one reader of run folders, which may come from a stranger and may still be written.
 
-Every reader of run folders goes through this module. It opens regular files alone:
+It opens regular files only:
 
-- no link is followed, neither a file's own nor that of a folder on the way: it may lead to a private file;
-- no pipe and no device is opened: a reader would wait for it without end;
-- a file has a limit in bytes, JSON and TOML have one in depth, and a number must be one that Python holds.
+- It follows no link, neither of a file nor of a folder on the way, because a link may lead to a private file.
+- It opens no pipe and no device, because reading one may never end.
+- It limits the bytes of a file, the depth of JSON and TOML, and the digits of a number.
 
-``run`` itself is the caller's own word and may be a link. A name is relative to it, as "model/config.json".
+``run`` is the caller's own path and may be a link. A name is relative to it, as "model/config.json".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import UsageError, printable, shorten
 
-# Bytes that a file may have. Weights have no limit: safetensors checks them against their header.
+# Most bytes of a file. Weights have no limit, because safetensors checks them against their header.
 LIMITS_BYTES = {
     "lock": 64_000,
     "plan.toml": 4_000_000,
@@ -35,27 +35,27 @@ LIMITS_BYTES = {
 
 SUFFIX_LIMITS_BYTES = {".jpg": 1_000_000, ".safetensors": 1 << 62}
 
-TOKENIZER_LIMIT_BYTES = 256_000_000  # a file below model/
+TOKENIZER_LIMIT_BYTES = 256_000_000  # of a file below model/
 
-LIMIT_BYTES = 64_000_000  # any other; JSON takes up to twenty times its size in memory
+LIMIT_BYTES = 64_000_000  # of any other file; JSON takes up to twenty times its size in memory
 
 LINE_LIMIT_BYTES = 64_000_000
 
-DEPTH = 64  # of objects and lists in one another
+MAX_DEPTH = 64  # of nested objects and lists
 
-DIGITS, BITS = 20, 67  # of a whole number
+MAX_DIGITS, MAX_BITS = 20, 67  # of a whole number
 
-FILES, FOLDERS_DEEP = 10_000, 8  # that a folder of a run may hold
+MAX_FILES, MAX_FOLDER_DEPTH = 10_000, 8  # of a folder of a run
 
-LISTED = 3
+MAX_NAMES = 3  # in a message
 
 
 class NotReadError(UsageError):
-    """A file that is there and cannot be used, and why."""
+    """A file of a run that is there and cannot be used."""
 
 
 def limit_of(name: str) -> int:
-    """Return the bytes that a file of a run may have."""
+    """Return the most bytes that a file of a run may have, by its name."""
     path = PurePosixPath(name)
     if (limit := SUFFIX_LIMITS_BYTES.get(path.suffix)) is not None:
         return limit
@@ -64,13 +64,13 @@ def limit_of(name: str) -> int:
 
 
 def is_read(name: str) -> bool:
-    """Return whether a file of a run may be one that is read, by its name."""
+    """Check whether regraft reads files of this name in a run."""
     path = PurePosixPath(name)
     return len(path.parts) > 1 or name in LIMITS_BYTES or path.suffix in (".json", ".jsonl", ".txt")
 
 
 def shown(run: Path, name: str = "") -> str:
-    """Return a path for a message: names of a stranger may hold anything."""
+    """Return a path for a message, escaped, because a stranger's file names may hold anything."""
     return printable(str(run / name))
 
 
@@ -79,9 +79,9 @@ def shown(run: Path, name: str = "") -> str:
 
 @contextmanager
 def opened(run: Path, name: str) -> Iterator[BufferedReader | None]:
-    """Open a file of a run to read its bytes; None where there is no such file.
+    """Yield a file of a run, open to read its bytes; None where there is no such file.
 
-    Raises NotReadError for a link, for what is no regular file, and above its limit.
+    Raises NotReadError for a link, for anything but a regular file, and for a file above its limit.
     """
     descriptor = _open(run, name)
     if descriptor is None:
@@ -97,16 +97,16 @@ def opened(run: Path, name: str) -> Iterator[BufferedReader | None]:
 
 
 def read(run: Path, name: str, last: int | None = None) -> bytes | None:
-    """Return a file's bytes, or its ``last`` ones, whatever its size; None where there is no such file.
+    """Return a file's bytes; None where there is no such file.
 
-    Raises NotReadError.
+    With ``last``, return at most so many bytes from its end, whatever its size. Raises NotReadError.
     """
     if last is not None:
-        return _end_of(run, name, last)
+        return _read_end(run, name, last)
     with opened(run, name) as file:
         if file is None:
             return None
-        data = file.read(limit_of(name) + 1)  # it may have grown since
+        data = file.read(limit_of(name) + 1)  # the file may have grown meanwhile
     if len(data) > limit_of(name):
         raise NotReadError(_too_large(run, name, len(data), limit_of(name)))
     return data
@@ -122,10 +122,9 @@ def text(run: Path, name: str) -> str | None:
 
 
 def lines(run: Path, name: str) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, bytes) of each line of a file, without holding them all; a line that is longer
-    than LINE_LIMIT_BYTES is refused.
+    """Yield (number from 1, bytes) of each line of a file, one line in memory at a time.
 
-    Raises NotReadError, where there is no such file too.
+    Raises NotReadError, also for a missing file and for a line longer than LINE_LIMIT_BYTES.
     """
     with opened(run, name) as file:
         if file is None:
@@ -153,29 +152,28 @@ def copy(run: Path, name: str, to: Path) -> bool:
 def is_file(run: Path, name: str) -> bool:
     """Check whether a run has a regular file of this name, without a link on the way."""
     try:
-        found = _look(run, name)
+        return _check_path(run, name) is not None
     except NotReadError:
         return False
-    return found is not None
 
 
 def damaged(run: Path, name: str, why: object) -> NotReadError:
-    """Return the error of a file whose content is not what a run writes."""
+    """Return the error for a file whose content no run writes."""
     return NotReadError(
         f"{shown(run, name)} is damaged, or was made by another version of regraft: {printable(str(why))}"
     )
 
 
-# ---------------------------------------------------------------- what a file says
+# ---------------------------------------------------------------- JSON and TOML
 
 
 def read_json(run: Path, name: str, *, finite: bool = True) -> Any:
-    """Return the value in a JSON file; None where there is no such file. Raises NotReadError."""
-    found = text(run, name)
-    if found is None:
+    """Return the value of a JSON file; None where there is no such file. Raises NotReadError."""
+    content = text(run, name)
+    if content is None:
         return None
     try:
-        value = parse_json(found, finite=finite)
+        value = parse_json(content, finite=finite)
     except ValueError as error:
         raise damaged(run, name, error) from error
     if value is None:
@@ -184,12 +182,12 @@ def read_json(run: Path, name: str, *, finite: bool = True) -> Any:
 
 
 def read_toml(run: Path, name: str) -> dict[str, Any] | None:
-    """Return the tables in a TOML file; None where there is no such file. Raises NotReadError."""
-    found = text(run, name)
-    if found is None:
+    """Return the tables of a TOML file; None where there is no such file. Raises NotReadError."""
+    content = text(run, name)
+    if content is None:
         return None
     try:
-        return parse_toml(found)
+        return parse_toml(content)
     except ValueError as error:
         raise damaged(run, name, error) from error
 
@@ -197,43 +195,47 @@ def read_toml(run: Path, name: str) -> dict[str, Any] | None:
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError for what is no JSON, for values nested deeper than DEPTH and for numbers that Python
-    does not hold; with ``finite`` for infinities and NaN too.
+    Raises ValueError for text that is no JSON and for values that ``check_values`` refuses.
     """
-    value = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        found = json.loads(value)
+        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    check_values(found, finite=finite)
-    return found
+    check_values(value, finite=finite)
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a TOML text. Raises ValueError for what is no TOML or nested deeper than DEPTH."""
+    """Return the tables of a TOML text.
+
+    Raises ValueError for text that is no TOML and for values that ``check_values`` refuses.
+    """
     try:
-        found = tomllib.loads(text)
+        tables = tomllib.loads(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    check_values(found)
-    return found
+    check_values(tables)
+    return tables
 
 
-TOO_DEEP = f"its brackets are nested too deep, beyond {DEPTH} levels"
+TOO_DEEP = f"its brackets are nested too deep, beyond {MAX_DEPTH} levels"
 
 
 def check_values(tree: Any, *, finite: bool = False) -> None:
-    """Raise ValueError for objects and lists nested deeper than DEPTH, since no stack is as deep as they may
-    be, for whole numbers too long to be written again, and with ``finite`` for infinities and NaN."""
+    """Check that a tree of JSON values can be walked and written again.
+
+    Raises ValueError for values nested deeper than MAX_DEPTH, for whole numbers of more than MAX_DIGITS
+    digits and, with ``finite``, for infinities and NaN.
+    """
     layer: list[Any] = [[tree]]
-    for _ in range(DEPTH + 1):
+    for _ in range(MAX_DEPTH + 1):
         inner = []
         for node in layer:
             for child in node.values() if isinstance(node, dict) else node:
                 if isinstance(child, dict | list):
                     inner.append(child)
-                elif isinstance(child, int) and child.bit_length() > BITS:
-                    raise ValueError(f"a whole number has more than {DIGITS} digits")
+                elif isinstance(child, int) and child.bit_length() > MAX_BITS:
+                    raise ValueError(f"a whole number has more than {MAX_DIGITS} digits")
                 elif finite and isinstance(child, float) and not math.isfinite(child):
                     raise ValueError("a number is not finite")
         if not inner:
@@ -246,14 +248,15 @@ def check_values(tree: Any, *, finite: bool = False) -> None:
 
 
 def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None:
-    """Check that everything in a folder of a run is a folder or a regular file within its limit, before a
-    library opens files there by their paths. ``leave`` names folders below it that are not looked at. Of a
-    whole run only files have a limit that are read: a person may keep a long log or table beside them.
+    """Check that a folder of a run holds only folders and regular files within their limits.
 
-    Raises NotReadError, naming what is none.
+    Call this before a library opens files there by their paths. ``leave`` names folders below it to skip. Of
+    a whole run only the files that regraft reads have a limit, because a person may keep a long table there.
+
+    Raises NotReadError, naming the entries that are neither.
     """
     if name:
-        _look(run, name, folder=True)
+        _check_path(run, name, folder=True)
     bad: list[str] = []
     seen, waiting = 0, [(name, 0)]
     while waiting:
@@ -265,9 +268,10 @@ def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None
         except OSError as error:
             raise NotReadError(f"{shown(run, here)} cannot be read: {error.strerror}") from error
         seen += len(entries)
-        if seen > FILES or depth > FOLDERS_DEEP:
+        if seen > MAX_FILES or depth > MAX_FOLDER_DEPTH:
             raise NotReadError(
-                f"{shown(run, name)} holds more than {FILES:,} files or folders deeper than {FOLDERS_DEEP}: no run does"
+                f"{shown(run, name)} holds more than {MAX_FILES:,} files or folders deeper than "
+                f"{MAX_FOLDER_DEPTH}: no run does"
             )
         for entry in entries:
             inner = f"{here}/{entry.name}" if here else entry.name
@@ -281,7 +285,7 @@ def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None
     if bad:
         raise NotReadError(
             f"{shown(run)} holds links or things that are no files, which are not followed or opened: "
-            f"{shorten(sorted(bad), LISTED)}; remove them, or put the files themselves there"
+            f"{shorten(sorted(bad), MAX_NAMES)}; remove them, or put the files themselves there"
         )
 
 
@@ -295,10 +299,10 @@ def _parts(name: str) -> tuple[str, ...]:
     return parts
 
 
-def _look(run: Path, name: str, folder: bool = False) -> os.stat_result | None:
-    """Return what the last part of a name is; None where there is no such file.
+def _check_path(run: Path, name: str, folder: bool = False) -> os.stat_result | None:
+    """Return the state of the file that a name leads to; None where there is no such file.
 
-    Raises NotReadError for a link on the way and for what is no regular file (or no folder).
+    Raises NotReadError for a link on the way and for anything but a regular file (or a folder).
     """
     here, parts = run, _parts(name)
     for i, part in enumerate(parts):
@@ -321,8 +325,8 @@ def _look(run: Path, name: str, folder: bool = False) -> os.stat_result | None:
 
 
 def _open(run: Path, name: str) -> int | None:
-    """Return a descriptor, opened folder by folder, so that no link that is put there meanwhile is followed."""
-    if _look(run, name) is None:
+    """Return a file's descriptor, opened folder by folder, so that a link put there meanwhile is not followed."""
+    if _check_path(run, name) is None:
         return None
     *folders, last = _parts(name)
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -345,7 +349,7 @@ def _open(run: Path, name: str) -> int | None:
         raise NotReadError(f"{shown(run, name)} cannot be read: {error.strerror}") from error
 
 
-def _end_of(run: Path, name: str, last: int) -> bytes | None:
+def _read_end(run: Path, name: str, last: int) -> bytes | None:
     descriptor = _open(run, name)
     if descriptor is None:
         return None

@@ -1,4 +1,4 @@
-"""JSON as regraft writes it: records and arrays as plain values, never NaN."""
+"""JSON as regraft writes it: records as plain values, no NaN and no infinity."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 
 def dumps(value: Any, **how: Any) -> str:
-    """JSON that can be written as UTF-8, whatever bytes the names of files are made of."""
+    """Return JSON that can be written as UTF-8, whatever bytes file names consist of."""
     text = json.dumps(value, ensure_ascii=False, **how)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a name that is no UTF-8: as \\udcff, which reads back the same
+    except UnicodeEncodeError:  # a file name that is no UTF-8: \\udcff reads back the same
         return json.dumps(value, **how)
     return text
 
 
 def plain(value: Any) -> Any:
-    """JSON of records and numbers; a number that is not finite becomes null."""
+    """Return a value as JSON's types: dataclasses as objects, numbers that are not finite as None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

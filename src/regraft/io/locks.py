@@ -1,12 +1,12 @@
-"""One writer at a time: a lock file that its holder keeps an flock on, and that says who it is.
+"""Locks of folders: a lock file that names its holder, who keeps an flock on it.
 
 RUN/lock   {"pid", "host", "started", "since", "namespace", "flocked"}
 
-The kernel frees an flock when its process ends, however it ends, so an flock that nobody has proves
-that the holder is gone: where this kernel is the holder's, or the disk is this machine's own. Without
-that proof a holder is gone only if its pid is unused, and only this pid namespace can say that.
-``started`` is the boot and the clock ticks since, because pids are used again. A holder of which
-nothing is proven holds until someone removes the file.
+The kernel frees an flock however its process ends. A free flock therefore proves that the holder is gone,
+if the holder's kernel was this one or no other machine can mount the disk. Without that proof a holder is
+gone only if its pid is unused, and only its own pid namespace can tell. ``started`` tells a process from a
+later one with the same pid. A holder that is not proven gone holds until someone removes the file.
+See docs/decisions/023-locks-and-shared-caches.md and 032-locks-stay.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,9 +25,11 @@ from pathlib import Path
 
 from ..errors import DiskError, UsageError
 
-LARGEST = 4096  # bytes of a lock file
+LINUX = sys.platform == "linux"
 
-PATIENCE_S = 2.0  # for those that only look whether a lock is held
+MAX_BYTES = 4096  # of a lock file
+
+TAKE_TIMEOUT_S = 2.0  # seconds to wait for a process that only looks at the lock
 
 OWN_DISKS = {  # file systems that no other machine can have mounted
     "apfs",
@@ -51,29 +54,35 @@ OWN_DISKS = {  # file systems that no other machine can have mounted
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
-_handles: dict[Path, int] = {}  # lock → its open file, for as long as this process holds it
+_handles: dict[Path, int] = {}  # lock that this process holds → its open file
 
 
 @dataclass(frozen=True)
 class Holder:
+    """A process that holds a lock, as its lock file names it."""
+
     pid: int
     host: str
-    started: str  # "" where the system does not say
-    since: str  # for people
-    namespace: str = ""  # of pids; "" where there are none
-    flocked: bool = False  # whether it keeps an flock on the file
+    started: str  # boot and start of the process; "" where the system does not say
+    since: str  # local time, for people
+    namespace: str = ""  # of pids; "" where the system has none
+    flocked: bool = False  # whether the holder keeps an flock on the file
 
     def here(self) -> bool:
-        """Return whether its pid means a process of this namespace and boot."""
+        """Check whether the pid is one of this host, pid namespace and boot."""
         boots = {self.boot(), boot()}
         same = (self.host, self.namespace) == (socket.gethostname(), namespace())
         return same and ("" in boots or len(boots) == 1)
 
     def boot(self) -> str:
+        """Return the id of the boot in which the holder started; "" where it is unknown."""
         return self.started.partition(" ")[0]
 
     def gone(self, own_disk: bool) -> bool:
-        """Return whether it is proven to be gone, given that nobody has an flock on its file."""
+        """Check whether the holder is proven gone, given that the flock of its file is free.
+
+        ``own_disk`` says that no other machine can mount the disk of the file.
+        """
         if self.flocked and (own_disk or self.boot() == boot() != ""):
             return True
         if not self.here():
@@ -84,55 +93,57 @@ class Holder:
 
     def __str__(self) -> str:
         if not self.pid:
-            return "a process that has not said who it is"
+            return "a process that its lock file does not name"
         apart = self.host == socket.gethostname() and not self.here()
         where = f"{self.host}, in another container or before a restart," if apart else self.host
         return f"process {self.pid} on {where} since {self.since}"
 
 
-NOBODY_KNOWN = Holder(0, "", "", "")  # has the flock, and nothing that reads is in the file
+UNKNOWN_HOLDER = Holder(0, "", "", "")  # it has the flock, but its file does not read
 
 
 def myself(flocked: bool) -> Holder:
+    """Return this process as a holder."""
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     pid = os.getpid()
     return Holder(pid, socket.gethostname(), started(pid), now, namespace(), flocked)
 
 
-def holder(lock: Path) -> Holder | None:
-    """Return who a lock file names; None where there is none, or it does not read."""
+def read_holder(lock: Path) -> Holder | None:
+    """Return the holder that a lock file names; None where no file is there, or it does not read."""
     try:
         handle = open_regular(lock, os.O_RDONLY)
     except OSError:
         return None
     try:
-        found = Holder(**json.loads(os.read(handle, LARGEST)))
+        named = Holder(**json.loads(os.read(handle, MAX_BYTES)))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     finally:
         os.close(handle)
-    texts = all(isinstance(v, str) for v in (found.host, found.started, found.namespace))
-    numbers = type(found.pid) is int and 0 < found.pid < 2**31 and type(found.flocked) is bool
-    return found if texts and numbers else None
+    texts = all(isinstance(v, str) for v in (named.host, named.started, named.namespace))
+    numbers = type(named.pid) is int and 0 < named.pid < 2**31 and type(named.flocked) is bool
+    return named if texts and numbers else None
 
 
-def held(lock: Path) -> Holder | None:
-    """Return who holds a lock; None where nobody does, or the holder is proven to be gone."""
-    who = holder(lock)
+def find_holder(lock: Path) -> Holder | None:
+    """Return the holder of a lock; None where the lock is free, or its holder is proven gone."""
+    who = read_holder(lock)
     if flocked(lock):
-        return who or NOBODY_KNOWN
+        return who or UNKNOWN_HOLDER
     return None if who is None or who.gone(on_own_disk(lock)) else who
 
 
 def take(lock: Path) -> Holder | None:
-    """Lock for this process until ``release``; → whom it was taken over from, if anybody.
+    """Take a lock until ``release``; return the holder before, who is proven gone, or None.
 
-    Raises UsageError, naming the holder, where another process holds it, and DiskError.
+    Raises UsageError, naming the holder, where another process holds the lock. Raises DiskError where the
+    file cannot be written.
     """
     try:
         with one_at_a_time(lock.parent):
             refuse(lock)
-            before = holder(lock)
+            before = read_holder(lock)
             handle, has_flock = opened(lock)
             try:
                 os.ftruncate(handle, 0)
@@ -156,11 +167,11 @@ def release(lock: Path) -> None:
 
 
 def opened(lock: Path) -> tuple[int, bool]:
-    """Open a lock file and flock it; → (handle, whether the file system has flocks).
+    """Open a lock file and flock it; return (handle, whether the file system has flocks).
 
-    Raises UsageError where another process has it.
+    Raises UsageError where another process has the flock.
     """
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TAKE_TIMEOUT_S
     while True:
         handle = open_regular(lock, os.O_RDWR | os.O_CREAT)
         try:
@@ -170,15 +181,15 @@ def opened(lock: Path) -> tuple[int, bool]:
             if time.monotonic() > until:
                 refuse(lock)
                 raise
-            time.sleep(0.01)  # a process that only looks lets go of it at once
+            time.sleep(0.01)  # a process that only looks frees the flock at once
             continue
         if os.fstat(handle).st_nlink:
             return handle, has_flock
-        os.close(handle)  # its holder removed it meanwhile, so it guards no name
+        os.close(handle)  # its holder removed the file meanwhile, so it guards no name
 
 
 def flocked(lock: Path) -> bool:
-    """Return whether a process, this one too, has the flock of a file."""
+    """Check whether a process, this one included, has the flock of a file."""
     try:
         handle = open_regular(lock, os.O_RDONLY)
     except OSError:
@@ -193,9 +204,9 @@ def flocked(lock: Path) -> bool:
 
 
 def flock(handle: int, *, shared: bool) -> bool:
-    """Flock an open file; → False where the system or the file system has no flocks.
+    """Flock an open file; return False where the system or the file system has no flocks.
 
-    Raises BlockingIOError where another has it.
+    Raises BlockingIOError where another process has the flock.
     """
     if os.name != "posix":
         return False
@@ -211,7 +222,7 @@ def flock(handle: int, *, shared: bool) -> bool:
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """Open a regular file; a link, a pipe or a device raises OSError and is not waited for."""
+    """Open a regular file, without waiting. Raises OSError for a link, a pipe or a device."""
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, flags | more, 0o644)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -222,7 +233,10 @@ def open_regular(path: Path, flags: int) -> int:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Between looking at a lock and writing it nobody else does; by the kernel, where it can."""
+    """Keep other processes from looking at and writing locks of a folder inside the block.
+
+    Does nothing where the system or the file system has no flocks.
+    """
     if os.name != "posix":
         yield
         return
@@ -230,7 +244,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems of a network know no such locks
+        with suppress(OSError):  # some network file systems have no flocks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -238,8 +252,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def refuse(lock: Path) -> None:
-    """Raises UsageError where a process holds the lock, or may hold it."""
-    if (other := held(lock)) is not None:
+    """Raise UsageError where a process holds the lock, or is not proven gone."""
+    if (other := find_holder(lock)) is not None:
         hint = "wait for it, or stop it with `kill " + f"{other.pid}`"
         if not other.here():
             hint = f"if that run is gone, remove {lock}"
@@ -247,21 +261,23 @@ def refuse(lock: Path) -> None:
 
 
 def on_own_disk(path: Path) -> bool:
-    """Return whether no other machine can write to the file system of a path."""
+    """Check that no other machine can mount the file system of a path."""
     import psutil
 
-    where, found = path.parent.resolve(), ("", "")
-    for disk in psutil.disk_partitions(all=True):  # of those on one place the last one counts
-        if where.is_relative_to(disk.mountpoint) and len(disk.mountpoint) >= len(found[0]):
-            found = (disk.mountpoint, disk.fstype)
-    return found[1] in OWN_DISKS
+    folder, nearest, kind = path.parent.resolve(), "", ""
+    for disk in psutil.disk_partitions(all=True):  # a later mount hides an earlier one at the same place
+        if folder.is_relative_to(disk.mountpoint) and len(disk.mountpoint) >= len(nearest):
+            nearest, kind = disk.mountpoint, disk.fstype
+    return kind in OWN_DISKS
 
 
 def exists(pid: int) -> bool:
-    """Return whether there is such a process in this pid namespace."""
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
+    """Check whether a process of this pid namespace has the pid."""
+    if not LINUX:
+        import psutil
+
+        return bool(psutil.pid_exists(pid))
+    try:  # psutil asks /proc as well, which may be that of another pid namespace
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -271,7 +287,7 @@ def exists(pid: int) -> bool:
 
 
 def namespace() -> str:
-    """Return the name of this process's pid namespace; "" where the system has none."""
+    """Return the id of this process's pid namespace; "" where the system has none."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -279,7 +295,7 @@ def namespace() -> str:
 
 
 def boot() -> str:
-    """Return the name of this boot of the kernel; "" where the system does not say."""
+    """Return the id of this boot of the kernel; "" where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
@@ -287,9 +303,19 @@ def boot() -> str:
 
 
 def started(pid: int) -> str:
-    """Return when a process began: the boot, and clock ticks since. "" where there is no /proc."""
-    # /proc may be that of another pid namespace, where the same number is another process
-    name = "self" if pid == os.getpid() else str(pid)
+    """Return the boot and the start of a process; "" where the system does not say.
+
+    The start is in clock ticks since the boot on Linux, else in seconds since 1970.
+    """
+    if not LINUX:
+        import psutil
+
+        try:
+            return f" {psutil.Process(pid).create_time()}"
+        except psutil.Error:
+            return ""
+    # psutil adds the wall clock, so its time moves when that is set; ticks stay as they are
+    name = "self" if pid == os.getpid() else str(pid)  # /proc may be that of another pid namespace
     try:
         after_name = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -297,11 +323,12 @@ def started(pid: int) -> str:
     return f"{boot()} {after_name[19]}"  # field 22 of proc(5)
 
 
-def _let_go() -> None:
+def _close_handles() -> None:
+    """Close the open lock files, so that a forked worker does not keep the flock of a killed run."""
     for handle in _handles.values():
         os.close(handle)
     _handles.clear()
 
 
-if hasattr(os, "register_at_fork"):  # a forked worker would keep the flock of a run that was killed
-    os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_handles)

@@ -1,9 +1,8 @@
-"""What a person sees while it runs. On a terminal a bar with the time left, and below it the mean of each
-loss term over the epoch so far, the best epoch so far and the learning rates by block; elsewhere one plain
-line an epoch, which the run itself says.
+"""Progress of work on many rows: a ``stage`` reports its rate and the time to go.
 
-Any other work that goes through many rows is a ``stage``: after ten seconds it says how fast it is and how
-long it will take."""
+A stage writes its first line after FIRST_LINE_S, so short work writes none. The fit itself has a progress
+bar on a terminal (cli/bars.py); elsewhere the run writes one line an epoch.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-FIRST_LINE_S = 10  # seconds that a stage may take without a line
+FIRST_LINE_S = 10  # seconds before the first line of a stage
 
-LINES_APART_S = 60  # seconds between two lines of a stage, at most
+LINES_APART_S = 60  # most seconds between two lines of a stage
 
 
 def no_progress(line: str) -> None:
@@ -38,9 +37,9 @@ def reporting(say: Callable[[str], None]) -> Iterator[None]:
 
 
 class Stage:
-    """Work on many things, of which a line tells after FIRST_LINE_S how far it is.
+    """A piece of work on many things, which reports how far it is.
 
-    A stage that takes less says nothing. Without ``total`` there is no forecast.
+    Without ``total`` its lines have no time to go.
     """
 
     def __init__(self, what: str, total: int | None = None, things: str = "rows") -> None:
@@ -51,7 +50,7 @@ class Stage:
         self.say = _say.get()  # here, since threads have no context
 
     def advance(self, n: int = 1) -> None:
-        """Count ``n`` more things as done; 0 says that the next one is under way."""
+        """Count ``n`` more things as done, and write a line if one is due. 0 counts none."""
         self.done += n
         seconds = time.monotonic() - self.began
         finished = self.done == self.total and self.next_line_s > FIRST_LINE_S
@@ -60,13 +59,13 @@ class Stage:
             self.say(self.line(seconds))
 
     def over(self, items: Iterable[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-        """Yield each item, and count it, or its ``size``, once the next one is asked for."""
+        """Yield each item. Count it, or its ``size``, when the caller asks for the next one."""
         for item in items:
             yield item
             self.advance(size(item))
 
     def line(self, seconds: float) -> str:
-        """Return what is done, the rate, and the time to go."""
+        """Return the line: the count, the rate and the time to go."""
         if self.total is None:
             count = f"{self.done:,} {self.things}"
         else:
@@ -81,12 +80,12 @@ class Stage:
 
 
 def stage(what: str, total: int | None = None, things: str = "rows") -> Stage:
-    """Begin a stage: ``stage("hashing rows", len(rows)).over(rows)``, or ``advance(n)`` as it goes."""
+    """Return a new stage: ``stage("hashing rows", len(rows)).over(rows)``, or call ``advance(n)``."""
     return Stage(what, total, things)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: "8 s", "3 min 20 s", "2 h 5 min"."""
+    """Return seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,6 +1,6 @@
-"""The standard streams: each is open, and input is for regraft alone.
+"""Standard streams: each is open, and regraft alone reads standard input.
 
-A library that asks a person on standard input finds it empty: an answer there would be a line of data.
+Standard input may hold data, so a library that asks a person there finds it empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TextIO
 def open_closed() -> None:
     """Open the null device for each standard stream that is closed.
 
-    The next file to be opened would take its number, and what a library prints would go into that file.
+    The next opened file would take the number of a closed stream, so a library would print into that file.
     """
     for number in range(3):
         try:
@@ -29,14 +29,16 @@ def open_closed() -> None:
 
 
 def mute(stream: TextIO) -> None:
-    """Send a standard stream nowhere: what it could not take would change the exit code at shutdown."""
+    """Send a standard stream to the null device, because unwritten text would change the exit code."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shown(text: str) -> str:
-    """Escape, as JSON does, each character that is neither printable nor the end of a line: a string of a
-    file may hold commands to a terminal."""
+    """Return text with characters escaped, as in JSON, that are neither printable nor a line's end.
+
+    A string of a stranger's file may hold commands to a terminal.
+    """
     return "\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n"))
 
 
@@ -47,12 +49,12 @@ def _escaped(letter: str) -> str:
 
 
 def echo(text: str) -> None:
-    """Print to standard output, at once."""
+    """Print text, escaped, to standard output and flush it."""
     print(shown(text), flush=True)
 
 
 class Shown:
-    """A place for text that a person looks at: what is written there is escaped as ``shown`` says."""
+    """A text stream that escapes what is written, as ``shown`` does."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -62,12 +64,12 @@ class Shown:
 
 
 def output() -> TextIO | Shown:
-    """Return where rows of data go: as they are to a pipe or a file, escaped to a terminal."""
+    """Return standard output for rows of data; a terminal gets them escaped, a pipe or file as they are."""
     return Shown(sys.stdout) if sys.stdout.isatty() else sys.stdout
 
 
 def complain(text: str) -> None:
-    """Print to standard error, where that can be: what is said there is no reason to stop."""
+    """Print text, escaped, to standard error; where that fails, mute it and go on."""
     try:
         print(shown(text), file=sys.stderr, flush=True)
     except OSError:
@@ -76,7 +78,7 @@ def complain(text: str) -> None:
 
 @contextmanager
 def own_input() -> Iterator[TextIO]:
-    """Yield standard input. Inside, this process and those that it starts see an empty one."""
+    """Yield standard input. Inside the block this process and its children see an empty one."""
     given = sys.stdin
     with open(os.devnull, encoding="utf-8") as empty:  # noqa: PTH123
         sys.stdin = empty

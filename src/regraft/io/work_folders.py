@@ -1,10 +1,10 @@
-"""Folders that are written beside their place, and swept once their writer is proven to be gone.
+"""Work folders: written beside their place, and removed once their writer is proven gone.
 
-PARENT/NAME.<16 hex digits>.part/owner     a lock; see locks.py
-PARENT/NAME.<16 hex digits>.part/content/  what is written, and renamed to its place when it is whole
+PARENT/NAME.<16 hex digits>.part/owner     the writer's lock; see locks.py
+PARENT/NAME.<16 hex digits>.part/content/  the files, renamed to their place when they are complete
 
-A kill leaves such a folder. Its name says nothing of its writer: the lock alone does. A folder without
-such a lock, with one of another user, or with one of which nothing is proven is left alone.
+A kill leaves such a folder. Only the lock tells whether its writer is gone. A folder without a lock, or of
+another user, or whose writer is not proven gone stays.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from . import locks
 
 OWNER, CONTENT = "owner", "content"
 
-OLD_S = 86_400.0  # a day
+OLD_S = 86_400.0  # seconds without a change; a day
 
 NAME = re.compile(r".+\.[0-9a-f]{16}\.part")
 
 
 @contextmanager
 def work_folder(parent: Path, name: str, mode: int = 0o755) -> Iterator[Path]:
-    """Make an empty folder for this process to write to; it is removed afterwards, unless it was renamed.
+    """Yield a new, empty folder; remove it afterwards, unless the caller renamed it.
 
-    Sweeps ``parent`` first. Raises DiskError where the disk does not take it.
+    ``parent`` is swept first. Raises DiskError where the folder cannot be made.
     """
     sweep(parent)
     outer = parent / f"{name}.{secrets.token_hex(8)}.part"
@@ -53,7 +53,7 @@ def work_folder(parent: Path, name: str, mode: int = 0o755) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
-    """Make a folder that this user alone may read, among the system's temporary files, as ``work_folder``."""
+    """Yield a ``work_folder`` among the system's temporary files that only this user may read."""
     try:
         parent = Path(tempfile.gettempdir())
     except OSError as error:
@@ -63,24 +63,24 @@ def temporary_folder(name: str) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove what this user's writers in a folder left that are proven to be gone; → what went."""
-    found = abandoned(parent)
-    for folder in found:
+    """Remove the abandoned work folders in a folder; return those that were removed."""
+    folders = abandoned(parent)
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    return [folder for folder in found if not folder.exists()]
+    return [folder for folder in folders if not folder.exists()]
 
 
 def abandoned(parent: Path) -> list[Path]:
-    """Return the work folders in a folder whose writers are proven to be gone."""
-    return [folder for folder in work_folders(parent) if locks.held(folder / OWNER) is None]
+    """Return the work folders in a folder whose writers are proven gone."""
+    return [folder for folder in work_folders(parent) if locks.find_holder(folder / OWNER) is None]
 
 
 def unproven(parent: Path) -> list[Path]:
-    """Return the work folders in a folder of which nothing is proven, and which are old."""
+    """Return the old work folders in a folder whose writers are not proven gone."""
     return [
         folder
         for folder in work_folders(parent)
-        if (who := locks.held(folder / OWNER)) and not who.here() and is_old(folder / CONTENT)
+        if (who := locks.find_holder(folder / OWNER)) and not who.here() and is_old(folder / CONTENT)
     ]
 
 
@@ -89,23 +89,24 @@ def work_folders(parent: Path) -> list[Path]:
     named: list[Path] = []
     with suppress(OSError):  # no such folder, or one that may not be read
         named = sorted(p for p in parent.iterdir() if NAME.fullmatch(p.name))
-    return [p for p in named if is_own_folder(p) and locks.holder(p / OWNER) is not None]
+    return [p for p in named if is_own_folder(p) and locks.read_holder(p / OWNER) is not None]
 
 
 def is_own_folder(path: Path) -> bool:
-    with suppress(OSError):  # it has gone meanwhile
+    """Check that a path is a folder, and no link, of this user."""
+    with suppress(OSError):  # it was removed meanwhile
         about = path.lstat()
         return stat.S_ISDIR(about.st_mode) and is_own(about)
     return False
 
 
 def is_old(path: Path) -> bool:
-    """Return whether nothing was written to a file, or made in a folder, for OLD_S."""
+    """Check that nothing was written to a file, or made in a folder, for OLD_S."""
     with suppress(OSError):
         return time.time() - path.lstat().st_mtime > OLD_S
     return False
 
 
 def is_own(about: os.stat_result) -> bool:
-    """Return whether a file belongs to this user; where the system has no users, it does."""
+    """Check that a file belongs to this user; always true where the system has no user ids."""
     return not hasattr(os, "geteuid") or about.st_uid == os.geteuid()

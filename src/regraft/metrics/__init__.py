@@ -1,11 +1,11 @@
-"""Metrics, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Metrics, one file each; found by name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ..compute.arrays import FloatArray
+    from ..compute.arrays import FloatArray, Targets
 
 
 class Metric(Protocol):
@@ -16,6 +16,7 @@ class Metric(Protocol):
     """
 
     title: str
+    targets: Targets  # of the tasks that it is computed for
     higher_is_better: bool
     proportion: bool  # of independent rows: Wilson's interval, Newcombe's for a difference
     bounded: bool  # a value in [0, 1], so that a difference is in [-1, 1]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 title = "accuracy"
 
+targets = "class"
+
 higher_is_better = True
 
 proportion = True

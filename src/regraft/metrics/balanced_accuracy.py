@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 title = "balanced accuracy"
 
+targets = "class"
+
 higher_is_better = True
 
 proportion = False  # a mean of proportions with different denominators

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 title = "expected calibration error"
 
+targets = "class"
+
 higher_is_better = False
 
 proportion = False

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 title = "log loss"
 
+targets = "class"
+
 higher_is_better = False
 
 proportion = False

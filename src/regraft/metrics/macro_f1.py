@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 title = "macro-F1"
 
+targets = "class"
+
 higher_is_better = True
 
 proportion = False

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 title = "macro-F1"
 
+targets = "labels"
+
 higher_is_better = True
 
 proportion = False

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 title = "mean absolute error"
 
+targets = "numbers"
+
 higher_is_better = False
 
 proportion = False

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 title = "mean average precision"
 
+targets = "labels"
+
 higher_is_better = True
 
 proportion = False

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 title = "micro-F1"
 
+targets = "labels"
+
 higher_is_better = True
 
 proportion = False

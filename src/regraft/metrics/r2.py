@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 title = "R²"
 
+targets = "numbers"
+
 higher_is_better = True
 
 proportion = False

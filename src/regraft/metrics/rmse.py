@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 title = "root mean squared error"
 
+targets = "numbers"
+
 higher_is_better = False
 
 proportion = False

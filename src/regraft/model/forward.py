@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.device import autocast, to_device
 from ..compute.fsdp import is_sharded
-from ..data import rank_batches
+from ..data.batches import map_batches
 from ..io.progress import stage
 from .trainable import eval_mode
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..compute.arrays import Inputs
+    from ..compute.device import Compute
     from ..data.batches import Batches
 
 
@@ -37,9 +37,7 @@ class Outputs:
         return Outputs(tuple(self.ids[i] for i in rows), self.values[index], self.targets[index])
 
 
-def outputs(
-    module: nn.Module, batches: Batches, device: torch.device, layout: str = "contiguous", precision: str = "float32"
-) -> Outputs:
+def outputs(module: nn.Module, batches: Batches, compute: Compute, precision: str = "float32") -> Outputs:
     """Every row's output, the module in eval mode and without gradient; modes are put back.
 
     Raises RuntimeError where the processes together did not give each row once.
@@ -49,15 +47,15 @@ def outputs(
     values: Tensor | None = None
     targets: Tensor | None = None
 
-    def compute(ids: tuple[str, ...], inputs: Inputs, labels: Tensor) -> tuple[tuple[str, ...], Tensor, Tensor]:
-        with autocast(device, precision):
-            return ids, module(to_device(inputs, device, layout)).float().cpu(), labels
+    def run(ids: tuple[str, ...], inputs: Inputs, labels: Tensor) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        with compute.autocast(precision):
+            return ids, module(compute.to_device(inputs)).float().cpu(), labels
 
     seen = stage("computing outputs", len(batches))
     # what inference mode fetches of divided weights could not be used in training again
     quiet = torch.no_grad() if is_sharded(module) else torch.inference_mode()
     with eval_mode(module), quiet:
-        for names, given, labels in rank_batches.map_batches(batches, compute):
+        for names, given, labels in map_batches(batches, run):
             if not left.issuperset(names):
                 raise RuntimeError(f"outputs of rows that are not among {len(batches)}, or twice")
             left.difference_update(names)

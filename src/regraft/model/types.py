@@ -12,6 +12,7 @@ from .. import plugins
 from ..compute.arrays import Kind
 from ..data.types import ImageSpec, Preprocess, TextSpec
 from ..errors import PlanError
+from ..tasks import DEFAULT_TASK, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Source:
     features: int  # D, measured by a forward pass
     labels: tuple[str, ...] | None = None  # the source's class names
     words: tuple[str, ...] | None = None  # the same in words where labels are ids: "ant, emmet"
-    task: str = "classification"  # what its head was trained for, as a file of tasks/
+    task: str = DEFAULT_TASK  # what its head was trained for: a file of tasks/
     digest: str = ""  # sha256 of the weights file; "" where nothing was loaded
     licence: str = "unknown"
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +89,11 @@ class Source:
         if isinstance(self.preprocess, ImageSpec):
             return "image"
         return "text" if isinstance(self.preprocess, TextSpec) else self.preprocess.kind
+
+    @property
+    def has_classes(self) -> bool:
+        """True where its head was trained to give each row one class."""
+        return kind_of(self.task).targets == "class"
 
     @staticmethod
     def from_module(

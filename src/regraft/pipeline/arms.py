@@ -15,7 +15,6 @@ import torch
 
 from .. import plugins
 from ..compute import distributed
-from ..compute.device import move_model
 from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
 from ..evidence.frontier import ALPHAS, Point, choose, evaluate_points, load_point
@@ -31,8 +30,8 @@ from ..model.weights import restore, snapshot
 from ..runs import records
 from ..training.checkpoints import CheckpointManager
 from ..training.loop import fine_tune
-from ..training.records import Epoch, Fit, Progress, Saved
-from ..training.settings import Settings
+from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
+from ..training.settings import FitSpec, Settings
 from ..training.state import part
 from . import feature_reuse
 from .prepare import Prepared
@@ -65,7 +64,7 @@ class Arm:
     """A fitted model at the chosen point of its frontier, and how it came about."""
 
     target: Target
-    fit: Fit
+    fit: FitResult
     alpha: float = 1.0
     points: list[Point] = field(default_factory=list)  # on val; empty where none was walked
     end: dict[str, Tensor] = field(default_factory=dict)  # θ(1); empty where the target is that
@@ -122,14 +121,14 @@ def each_arm(p: Prepared, items: Sequence[T], fitted: Callable[[T], Arm], begun:
     if p.plan.run.spread == "rows" or distributed.world_size() == 1:
         return [fitted(item) for item in items]
 
-    def sent(item: T) -> tuple[Fit, float, list[Point], dict[str, Tensor], dict[str, Tensor]]:
+    def sent(item: T) -> tuple[FitResult, float, list[Point], dict[str, Tensor], dict[str, Tensor]]:
         arm = fitted(item)
         return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
 
     found = []
     for item, (fit, alpha, points, state, end) in zip(items, map_over_ranks(p, items, sent), strict=True):
         target = begun(item)
-        move_model(target.model, p.device, p.settings.layout)
+        p.compute.move_model(target.model)
         restore(target, state)
         found.append(Arm(target, fit, alpha, points, end))
     return found
@@ -179,13 +178,13 @@ def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     target, record = initial_target(p, source, seed, None), left.record
     if why := records.problem(records.ArmRecord, record):
         raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
-    move_model(target.model, p.device, p.settings.layout)
+    p.compute.move_model(target.model)
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
     points = [
         Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None) for q in record["points"]
     ]
-    return Arm(target, Fit(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
+    return Arm(target, FitResult(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
 
 
 def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retained | None:
@@ -208,7 +207,7 @@ def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:
 
 def features_of_source(p: Prepared, say: Report = lambda line: None) -> dict[str, Outputs]:
     """What the source's backbone makes of train and val."""
-    precision = str(p.plan.run.feature_precision)
+    precision = p.plan.run.feature_precision
     return {split: source_features(p, split, precision, say) for split in ("train", "val") if split in p.targets}
 
 
@@ -273,7 +272,7 @@ def fit_rows(
     label: str = "fit",
     say: Report = lambda line: None,
     keeper: CheckpointManager | None = None,
-) -> Fit:
+) -> FitResult:
     """Fine-tune the target in place on train, or on some of its rows, as the plan says; from where the
     ``keeper`` has it under this ``label``."""
     scratch = target.nothing_kept
@@ -288,43 +287,50 @@ def fit_rows(
     strategy = everything if scratch else p.freezing
     val = p.batches("val") if p.splits.val and rows is None else None
     wrap = track(chosen.epochs * len(train), label) if track else lambda batches: batches
-    since = None if keeper is None else keeper.since(label)
-
-    def keep(at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
-        if track is not None:
-            track.step(label, at, ceil(at.batches / chosen.accumulate))
-        if keeper is not None:
-            keeper.keep(label, at, tensors)
-
+    spec = FitSpec(p.task, p.metric, chosen, strategy, penalties, seed)
+    monitor = ArmMonitor(chosen, label, log, watch, track, say)
+    checkpoints = keeper.of(label) if keeper else NONE
     fitting = keeper.fitting() if keeper else nullcontext()
     alone = offloaded(p.source.backbone, p.plan.run.shard)  # θs has no place beside the shares
     with alone, fitted_as(p, target, strategy, seed) as fitted, fitting:
-        return fine_tune(
-            fitted,
-            train,
-            val,
-            p.task,
-            p.metric,
-            chosen,
-            freezing=strategy,
-            penalties=penalties,
-            device=p.device,
-            seed=seed,
-            log=log,
-            watch=watch,
-            feeds=feature_reuse.phase_data(
-                p, fitted, train, val, chosen, freezing=strategy, penalties=penalties, wrap=wrap, say=say
-            ),
-            say=say,
-            since=since,
-            keep=keep,
-        )
+        phases = feature_reuse.phase_data(p, fitted, train, val, spec, wrap=wrap, say=say)
+        data = FitData(train, val, phases)
+        return fine_tune(fitted, data, spec, p.compute, monitor=monitor, checkpoints=checkpoints)
+
+
+@dataclass(frozen=True)
+class ArmMonitor(Monitor):
+    """The monitor of one arm's fit."""
+
+    settings: Settings
+    label: str
+    log: Callable[[Epoch], None]
+    watch: Callable[[], Figures]
+    track: Track | None
+    say: Report
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Log the epoch."""
+        self.log(epoch)
+
+    def step(self, progress: Progress) -> None:
+        """Show the progress."""
+        if self.track is not None:
+            self.track.step(self.label, progress, ceil(progress.batches / self.settings.accumulate))
+
+    def source_metrics(self) -> Figures:
+        """Measure the source task, if the plan asks for it after every epoch."""
+        return self.watch()
+
+    def note(self, line: str) -> None:
+        """Report a line."""
+        self.say(line)
 
 
 def fitted_as(p: Prepared, target: Target, strategy: Freezing, seed: int) -> AbstractContextManager[Target]:
     """What is fitted in place of the target: where weights are divided, a copy that is."""
     if p.plan.run.shard and distributed.world_size() > 1:
-        return sharded(target, p.device)
+        return sharded(target, p.compute.device)
     return adapted(strategy, target, seed)
 
 
@@ -340,19 +346,19 @@ def point_loader(
 ) -> Callable[[float], None]:
     """α → θ(α) is in the target's model."""
     train = partial(p.batches, "train", rows)
-    return lambda alpha: load_point(target, begin, end, alpha, train, p.device, p.settings.layout)
+    return lambda alpha: load_point(target, begin, end, alpha, train, p.compute)
 
 
 def logits_of(p: Prepared, target: Target, split: str, rows: Sequence[int] | None = None) -> Outputs:
     """Of a split, or of some of its rows. Under a backbone that is still the source's, only the head
     is computed."""
     if not backbone_unchanged(p, target):
-        return outputs(target.model, p.batches(split, rows), p.device, p.settings.layout)
+        return outputs(target.model, p.batches(split, rows), p.compute)
     features = source_features(p, split)
     features = features if rows is None else features.take(rows)
     head = target.model.get_submodule("head")
     with eval_mode(head), torch.no_grad():
-        return replace(features, values=head(features.values.to(p.device)).float().cpu())
+        return replace(features, values=head(features.values.to(p.compute.device)).float().cpu())
 
 
 def features_of(p: Prepared, target: Target, split: str, rows: Sequence[int]) -> Outputs:
@@ -360,7 +366,7 @@ def features_of(p: Prepared, target: Target, split: str, rows: Sequence[int]) ->
     if backbone_unchanged(p, target):
         return source_features(p, split).take(rows)
     backbone = target.model.get_submodule("backbone")
-    return outputs(backbone, p.batches(split, rows), p.device, p.settings.layout)
+    return outputs(backbone, p.batches(split, rows), p.compute)
 
 
 def source_features(p: Prepared, split: str, precision: str = "float32", say: Report = lambda line: None) -> Outputs:
@@ -369,8 +375,8 @@ def source_features(p: Prepared, split: str, precision: str = "float32", say: Re
     key = ("features", split, precision)
     if key not in p.kept:
         if split == "test":
-            backbone = p.source.backbone.to(p.device)
-            p.kept[key] = outputs(backbone, p.batches(split), p.device, p.settings.layout, precision)
+            backbone = p.source.backbone.to(p.compute.device)
+            p.kept[key] = outputs(backbone, p.batches(split), p.compute, precision)
         else:
             p.kept[key] = feature_reuse.features(p, split, precision, say)
     found: Outputs = p.kept[key]

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compute import distributed
-from ..compute.device import autocast, to_device
+from ..compute.arrays import map_inputs
+from ..compute.device import Compute
 from ..data.columns import ids_of, some_of
 from ..data.preprocessing import to_json
 from ..data.store import place_of
 from ..data.types import ImageSpec
 from ..errors import DiskError
+from ..io.atomic import write_file
 from ..io.locks import open_regular
 from ..io.work_folders import is_own, work_folder
 from ..model.trainable import eval_mode
@@ -173,14 +175,15 @@ def timed(
 
 def once(backbone: torch.nn.Module, inputs: Inputs, device: torch.device, way: Way, train: bool) -> float:
     layout, precision = way
+    compute = Compute(device, layout, precision)
     if layout == "channels_last":
         backbone.to(memory_format=torch.channels_last)
     else:
         backbone.to(memory_format=torch.contiguous_format)
-    x = to_device(inputs, device, layout)
+    x = compute.to_device(inputs)
     synchronize(device)
     began = time.perf_counter()
-    with autocast(device, precision):
+    with compute.autocast():
         features = backbone(x)
     if train:
         features.float().square().mean().backward()
@@ -198,7 +201,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def key_of(run: RunPlan, source: Source, inputs: Inputs, device: torch.device, train: bool) -> str:
-    shapes = {k: list(v.shape) for k, v in inputs.items()} if isinstance(inputs, dict) else list(inputs.shape)
+    shapes = map_inputs(lambda tensor: list(tensor.shape), inputs)
     what = {
         "recipe": source.recipe,
         "preprocess": to_json(source.preprocess) if isinstance(source.preprocess, ImageSpec) else shapes,
@@ -250,6 +253,4 @@ def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = known_of(run, path) if path.exists() else {}
         with work_folder(path.parent, "speed") as folder:
-            part = folder / path.name
-            part.write_text(json.dumps(known | {key: known.get(key, {}) | dict(times)}), encoding="utf-8")
-            part.replace(path)
+            write_file(path, json.dumps(known | {key: known.get(key, {}) | dict(times)}), folder / path.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..data.columns import InputsOf
 from ..data.preprocessing import TextPreprocessor
@@ -12,7 +12,7 @@ from ..errors import DataError, PlanError, shorten
 from ..freezing import Adapting
 from ..model.trainable import has_batch_norm
 from ..model.types import Source, Target
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..regularizers import Regularizer
 from ..tasks import Task
 from .source_data import SourceData
@@ -82,10 +82,10 @@ def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
         raise PlanError(problems)
 
 
-def check_rows_of_a_batch(plan: Plan, target: Target, rows: int) -> None:
+def check_rows_of_a_batch(plan: ResolvedPlan, target: Target, rows: int) -> None:
     """Raises PlanError for batches of one row where batch norm takes its statistics from them."""
     trains = plan.fit.batch_norm == "train" or "scratch" in plan.evaluate.controls
-    if min(cast(int, plan.fit.batch_size), rows) == 1 and trains and has_batch_norm(target.model):
+    if min(plan.fit.batch_size, rows) == 1 and trains and has_batch_norm(target.model):
         raise PlanError(
             [
                 "fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
@@ -96,7 +96,7 @@ def check_rows_of_a_batch(plan: Plan, target: Target, rows: int) -> None:
 
 def check_balanced(plan: Plan, task: Task) -> None:
     """Raises PlanError for balanced sampling where there are no classes, or they are weighed too."""
-    if task.name != "classification":
+    if not task.has_classes:
         raise PlanError([f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"])
     if plan.task.get("class_weights", "none") != "none":
         raise PlanError(["fit.sampling and task.class_weights both make up for rare classes: choose one"])

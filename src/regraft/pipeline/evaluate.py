@@ -59,9 +59,8 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
     val = None
     if p.splits.val:
         val = score(logits_of(p, t.arms[0].target, "val"), task, p.splits.val)
-    trivial = "mean" if task.name == "regression" else "majority"
     constant = task.constant(p.targets["train"]).numpy()
-    controls = {trivial: replace(first, scores=np.broadcast_to(constant, first.scores.shape))}
+    controls = {task.trivial_control: replace(first, scores=np.broadcast_to(constant, first.scores.shape))}
     kept: dict[str, Any] | None = None
     if t.probe is not None:
         features = source_features(p, "test")
@@ -94,7 +93,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         "cross_validation": cross_validation(p, t.cross),
         "frontier": frontier(p, t, fits, ends),
         "retention": kept,
-        "calibration": calibration(task, p.metrics, val, first) if val and task.name == "classification" else None,
+        "calibration": calibration(task, val, first) if val and task.calibrates else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {
             "strength": t.probe.strength,
@@ -115,7 +114,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         if t.scratch
         else None,
         "confusion": record_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
-        if task.name == "classification"
+        if task.has_classes
         else None,
         "source": source_record(p),
         "blocks": blocks(p, t.arms[0].target),
@@ -192,7 +191,7 @@ def features_after(p: Prepared, target: Target, split: str) -> Outputs:
     if backbone_unchanged(p, target):
         return source_features(p, split)
     backbone = target.model.get_submodule("backbone")
-    return outputs(backbone, p.batches(split), p.device, p.settings.layout)
+    return outputs(backbone, p.batches(split), p.compute)
 
 
 def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:
@@ -271,7 +270,7 @@ def source_record(p: Prepared) -> dict[str, Any]:
 
 def prediction_rows(p: Prepared, rows: Predictions) -> Iterator[list[Any]]:
     """Header, then a line a test row: id, where, truth, prediction, a score an output."""
-    names = [f"p({c})" if p.task.name != "regression" else f"predicted {c}" for c in p.task.classes]
+    names = [f"predicted {c}" if p.task.has_numbers else f"p({c})" for c in p.task.classes]
     yield ["id", "where", "label", "predicted", *names]
     seen = stage("writing predictions", len(rows))
     for example, row in seen.over(zip(p.splits.test, rows.scores, strict=True)):

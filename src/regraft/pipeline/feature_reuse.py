@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from ..compute import distributed
-from ..compute.device import autocast, to_device
+from ..compute.arrays import map_inputs
 from ..compute.versions import __version__
-from ..data import rank_batches
-from ..data.batches import Batches
+from ..data.batches import Batches, map_batches
 from ..data.columns import ids_of, some_of
 from ..data.image_store import keep
 from ..data.preprocessing import to_json
+from ..data.readers import TextReader
 from ..data.store import MASK, Entry, FeatureCache, NotStorableError, cache_in, taken_apart
 from ..data.types import CallableSpec
 from ..evidence.frontier import ALPHAS
@@ -40,15 +40,15 @@ from ..training.unfreezing import lowest_trainable
 from .feature_keys import key_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..compute.arrays import Inputs
+    from ..data.batches import LabelledBatch
     from ..data.types import Augment
-    from ..freezing import Freezing
     from ..io.streams import Report
     from ..model.types import Target
     from ..regularizers import Penalty
-    from ..training.settings import Settings
+    from ..training.settings import FitSpec
     from .prepare import Prepared
 
 
@@ -70,17 +70,15 @@ class Reused(Batches):
     """
 
     def __init__(self, of: Batches, views: Sequence[Entry]) -> None:
-        self.__dict__.update(of.__dict__)
+        super().__init__(of.rows, of.reader, of.order, of.compute)
         self.views = views
 
-    def _batches(
-        self, batches: list[list[int]], augment: Augment | None, epoch: int
-    ) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
+    def _read(self, batches: list[list[int]], augment: Augment | None, epoch: int) -> Iterator[LabelledBatch]:
         entry = self.views[max(0, epoch - 1) % len(self.views)]
         for batch in batches:
             places = [d % len(self) for d in batch]
             ids = tuple(ids_of(some_of(self.examples, places)))
-            yield ids, entry.batch(ids), self.targets[places]
+            yield ids, entry.batch(ids), self.rows.targets[places]
 
 
 @dataclass(frozen=True)
@@ -95,30 +93,30 @@ class LowerBlocks:
     def __call__(self, inputs: Inputs) -> Any:
         """On the CPU, without gradient."""
         blocks = self.p.source.blocks
-        x: Any = to_device(inputs, self.p.device, self.p.settings.layout)
-        with eval_mode(self.backbone), torch.inference_mode(), autocast(self.p.device, self.precision):
+        x: Any = self.p.compute.to_device(inputs)
+        with eval_mode(self.backbone), torch.inference_mode(), self.p.compute.autocast(self.precision):
             if self.cut == len(blocks):
                 x = self.backbone(x)
             else:
                 for block in blocks[: self.cut]:
                     assert block.run is not None
                     x = block.run(self.backbone, x)
-        return {k: v.cpu() for k, v in x.items()} if isinstance(x, dict) else x.cpu()
+        return map_inputs(torch.Tensor.cpu, x)
 
     def key(self, batches: Batches, view: int) -> str:
         """Of all that the outputs of these batches depend on, to the last bit."""
-        p = self.p
+        p, augment = self.p, batches.reader.augment
         what = {
             "cut": self.cut,
             "recipe": p.source.recipe,
             "preprocess": to_json(p.source.preprocess),
             "rows": list(ids_of(batches.examples)),
             "tokens": tokens_digest(batches),
-            "view": [batches.seed, view, asdict(batches.augment)] if view and batches.augment else 0,
-            "batch_size": batches.batch_size,
-            "layout": p.settings.layout,
+            "view": [batches.order.seed, view, asdict(augment)] if view and augment else 0,
+            "batch_size": batches.order.batch_size,
+            "layout": p.compute.layout,
             "precision": self.precision,
-            "device": str(p.device),
+            "device": str(p.compute.device),
             "threads": torch.get_num_threads(),
             "versions": {"regraft": __version__, **{name: version(name) for name in PARTS}},
         }
@@ -135,33 +133,24 @@ def cache_of(p: Prepared) -> FeatureCache | None:
 
 def features(p: Prepared, split: str, precision: str, say: Report = lambda line: None) -> Outputs:
     """What the source's backbone makes of a split, from the cache where it is there."""
-    batches, backbone = p.batches(split), p.source.backbone.to(p.device)
+    batches, backbone = p.batches(split), p.source.backbone.to(p.compute.device)
     below = LowerBlocks(p, backbone, len(p.source.blocks), precision)
     found = entries(below, batches, [0], passes=None, what=f"features of {split}", say=say)
     if found is None:
-        return outputs(backbone, batches, p.device, p.settings.layout, precision)
+        return outputs(backbone, batches, p.compute, precision)
     ids = tuple(ids_of(batches.examples))
     values = found[0].rows(ids)
     assert isinstance(values, torch.Tensor)
-    return Outputs(ids, values.float(), batches.targets.clone())
+    return Outputs(ids, values.float(), batches.rows.targets.clone())
 
 
 def phase_data(
-    p: Prepared,
-    target: Target,
-    train: Batches,
-    val: Batches | None,
-    chosen: Settings,
-    *,
-    freezing: Freezing,
-    penalties: Mapping[str, Penalty],
-    wrap: Wrap,
-    say: Report,
+    p: Prepared, target: Target, train: Batches, val: Batches | None, spec: FitSpec, *, wrap: Wrap, say: Report
 ) -> Callable[[int], PhaseData]:
     """Frozen leading blocks → where the rows of the fit come from while they are frozen."""
     live = wrap(train)
-    names = [b.name for b in target.blocks]
-    cuts = [lowest_trainable(names, freezing(names, e)) for e in range(1, chosen.epochs + 1)]
+    names, freezing, epochs = [b.name for b in target.blocks], spec.freezing, spec.settings.epochs
+    cuts = [lowest_trainable(names, freezing(names, e)) for e in range(1, epochs + 1)]
     cache, scratch = cache_of(p), p.scratch
     folds = 0 if p.splits.val else len(p.folds())
     scratches = scratch.epochs * scratch.fits(len(p.seeds), folds) if scratch else 0
@@ -169,10 +158,10 @@ def phase_data(
     def feed(frozen: int) -> PhaseData:
         found = fed(frozen)
         if found.train is live:
-            passes = chosen.epochs * len(p.seeds) + scratches
+            passes = epochs * len(p.seeds) + scratches
             keep(train, "train", p.splits.train, cache, passes, p.kept, say)
         if val is not None and found.val is val:
-            passes = (chosen.epochs + len(ALPHAS)) * len(p.seeds) + scratches
+            passes = (epochs + len(ALPHAS)) * len(p.seeds) + scratches
             keep(val, "val", p.splits.val, cache, passes, p.kept, say)
         return found
 
@@ -185,14 +174,14 @@ def phase_data(
             or (inside and any(b.run is None for b in p.source.blocks))
         ):
             return PhaseData(live, val)
-        below = LowerBlocks(p, target.model.get_submodule("backbone"), frozen, chosen.precision)
+        below = LowerBlocks(p, target.model.get_submodule("backbone"), frozen, p.compute.precision)
         passes, seeds = cuts.count(frozen), len(p.seeds)
         judged = None
         if val is not None:
             what = f"val below {names[frozen]}"
             exact = replace(below, precision="float32")  # what is judged
             judged = entries(exact, val, [0], passes=(passes + 1) * seeds, what=what, say=say)
-        why, views = views_of(p, train, penalties)
+        why, views = views_of(p, train, spec.penalties)
         if why:
             found = None
             if ("said", why) not in p.kept:  # not for every phase and seed
@@ -216,7 +205,7 @@ def views_of(p: Prepared, train: Batches, penalties: Mapping[str, Penalty]) -> t
     """(why training rows are no constants, the views of them to keep; 0 is the row as it stands)."""
     if looks := sorted(n for n, q in penalties.items() if q.needs_inputs or q.maps):
         return f"{looks[0]} looks at the inputs", []
-    augment = train.augment
+    augment = train.reader.augment
     if augment is None or p.source.kind != "image":
         return "", [0]
     if augment.mixup or augment.cutmix:
@@ -225,7 +214,7 @@ def views_of(p: Prepared, train: Batches, penalties: Mapping[str, Penalty]) -> t
         return "", [0]
     if not p.plan.fit.views:
         return "each epoch augments anew (fit.views = K would keep K views of a picture)", []
-    if train.strata is not None:
+    if train.order.strata is not None:
         return "balanced sampling draws a picture several times, each augmented anew", []
     return "", list(range(1, p.plan.fit.views + 1))
 
@@ -259,7 +248,7 @@ def entries(
         return None
     tried = PICK.randrange(len(views))
     began = time.perf_counter()
-    ids, inputs, _ = next(batches.dealt(PICK.randrange(batches.count), batches.count, views[tried]))
+    ids, inputs, _ = next(batches.deal(PICK.randrange(batches.count), batches.count, views[tried]))
     live = below(inputs)
     seconds = (time.perf_counter() - began) * len(batches) / len(ids)
     absent = distributed.all_reduce_sum(*(float(found[key] is None) for key in keys))
@@ -311,9 +300,7 @@ def written(
 
     Raises OSError where one of them does not see it afterwards, and as ``FeatureCache.write``.
     """
-    computed = rank_batches.map_batches(
-        batches, lambda ids, inputs, _: (ids, known[ids] if ids in known else below(inputs)), view
-    )
+    computed = map_batches(batches, lambda ids, inputs, _: (ids, known[ids] if ids in known else below(inputs)), view)
     rows = stage(what, len(batches)).over(computed, lambda batch: len(batch[0]))
     entry, failed = None, ""
     if distributed.rank() == 0:
@@ -376,9 +363,10 @@ def _close(kept: object, live: object) -> bool:
 
 def tokens_digest(batches: Batches) -> str | None:
     """Of what the tokenizer made of the texts, which says all about it and its cut."""
-    if batches.tokens is None:
+    if not isinstance(batches.reader, TextReader):
         return None
-    found = hashlib.sha256(json.dumps(batches.tokens.ends.tolist()).encode())
-    for name, flat in sorted(batches.tokens.flat.items()):
+    tokens = batches.reader.tokens
+    found = hashlib.sha256(json.dumps(tokens.ends.tolist()).encode())
+    for name, flat in sorted(tokens.flat.items()):
         found.update(name.encode() + flat.astype(np.int32).tobytes())
     return found.hexdigest()

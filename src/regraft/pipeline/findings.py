@@ -15,7 +15,7 @@ from .. import plugins
 from ..checks import Check, CheckContext, Finding, Need, Severity
 from ..data.types import Example, Splits
 from ..errors import printable
-from ..tasks import Task
+from ..tasks import Task, TaskKind
 
 ORDER: tuple[Severity, ...] = ("problem", "caution", "note")
 
@@ -65,7 +65,7 @@ def records(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 def cheap(splits: Splits, task: Task) -> tuple[Finding, ...]:
     """What the checks find that need the rows alone: no features, no second look at a file."""
-    return in_order(run_checks(seen_of(splits, task.name, task))[0])
+    return in_order(run_checks(seen_of(splits, task))[0])
 
 
 def run_checks(seen: CheckContext) -> tuple[list[Finding], dict[str, str]]:
@@ -94,31 +94,22 @@ def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: (ORDER.index(f.severity), f.check)))
 
 
-def seen_of(splits: Splits, name: str, task: Task | None) -> CheckContext:
+def seen_of(splits: Splits, task: TaskKind) -> CheckContext:
+    """Return what checks may look at; of a task's options where there is no task."""
     return CheckContext(
         kind=splits.kind,
-        task=name,
+        task=task.name,
         splits={"train": splits.train, "val": splits.val, "test": splits.test},
-        names=namer(name, task),
+        names=lambda row: task.names(row.cells),
         unreadable=splits.unreadable,
         left_out=splits.left_out,
         empty=splits.empty,
     )
 
 
-def namer(name: str, task: Task | None) -> Callable[[Example], tuple[str, ...]]:
-    """A row → its class or labels; none of numbers, nor of labels that are not understood."""
-    if name == "classification":
-        return lambda e: e.cells
-    if name != "multilabel" or task is None:
-        return lambda e: ()
-    given = cast(Any, task).given
-    return lambda e: cast("tuple[str, ...]", given(e.cells))
-
-
 def classes_of(splits: Splits, task: Task) -> dict[str, dict[str, int]]:
     """Return split → class or label → rows; nothing where the task has none."""
-    seen = seen_of(splits, task.name, task)
+    seen = seen_of(splits, task)
     return {s: count_classes(rows, seen.names) for s, rows in seen.splits.items()}
 
 

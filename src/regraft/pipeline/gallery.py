@@ -1,19 +1,17 @@
 """The worst errors on test, kept with the run so that its report needs neither data nor model.
 
-Worst is: for classes, a wrong answer, by the probability given to it; for numbers, by the distance to
-the truth in units of the truth's standard deviation, summed over the columns; for labels, by the mean
-distance of the probabilities to the truth. Thumbnails are drawn anew, so nothing of a file but its
+The task ranks them (``Task.wrongness``). Thumbnails are drawn anew, so nothing of a file but its
 pixels is in them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..compute.arrays import FloatArray, Kind
+    from ..compute.arrays import Kind
     from ..data.types import Example, Splits
     from ..evidence.scoring import Predictions
     from ..runs.folder import RunFolder
@@ -28,16 +26,15 @@ def write_gallery(folder: RunFolder, task: Task, splits: Splits, rows: Predictio
 
     ``rows`` are the saved model's on test, in the order of ``splits.test``.
     """
-    worst = wrongness(task, rows)
+    worst = task.wrongness(rows.truth, rows.scores)
     order = np.argsort(-worst, kind="stable")[:COUNT]
     entries: list[dict[str, Any]] = []
     for i in (int(i) for i in order if worst[i] > 0):
-        classes = task.name == "classification"
         entries.append(
             {
                 "truth": ";".join(splits.test[i].cells),
                 "predicted": task.label(rows.scores[i]),
-                "probability": float(rows.scores[i].max()) if classes else None,
+                "probability": float(rows.scores[i].max()) if task.has_classes else None,
                 **shown(folder, splits.test[i], splits.kind, f"{len(entries)}.jpg"),
             }
         )
@@ -55,21 +52,6 @@ def shown(folder: RunFolder, example: Example, kind: Kind, name: str) -> dict[st
         "picture": name if picture else None,
         "text": None if picture else " ⏎ ".join(t[:LETTERS] for t in example.inputs),
     }
-
-
-def wrongness(task: Task, rows: Predictions) -> FloatArray:
-    """How wrong each row is: [N], 0 where it is right."""
-    truth, scores = rows.truth, rows.scores
-    if task.name == "classification":
-        wrong = scores.argmax(1) != truth
-        return np.asarray(np.where(wrong, scores.max(1), 0.0))
-    apart = np.abs(truth.reshape(scores.shape) - scores)
-    if task.name == "regression":
-        spread = truth.reshape(scores.shape).std(0)
-        return np.asarray((apart / np.where(spread > 0, spread, 1.0)).sum(1))
-    threshold = cast(Any, task).threshold
-    wrong = ((scores >= threshold) != (truth >= threshold)).any(1)
-    return np.asarray(np.where(wrong, apart.mean(1), 0.0))
 
 
 def thumbnail(file: str, to: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks.label_errors import ranked
 from ..compute import distributed
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
+from ..data.types import content_of
 from ..evidence.linear_probe import fit_probe, folds_of
 from ..model.forward import joined
 from .arms import features_of_source, source_features
@@ -42,7 +43,7 @@ def out_of_fold(p: Prepared, every: Outputs, strength: float) -> dict[str, Float
     examples = concatenated([p.splits.train, p.splits.val, p.splits.test])
     place = {id_: i for i, id_ in enumerate(ids_of(examples))}
     rows = some_of(examples, [place[id_] for id_ in every.ids])
-    contents = [id_.partition("-")[0] for id_ in every.ids]
+    contents = list(map(content_of, every.ids))
     copies = Counter(contents)
     groups = [
         group or (name if copies[name] > 1 else None) for name, group in zip(contents, groups_of(rows), strict=True)
@@ -85,7 +86,7 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
     if not said:
         why = "A class has a single row, or all rows are one group: no other can judge them."
         return {"why not": why}
-    seen = replace(seen_of(p.splits, p.task.name, p.task), probabilities=said, classes=p.task.classes)
+    seen = replace(seen_of(p.splits, p.task), probabilities=said, classes=p.task.classes)
     suspects = ranked(seen)
     rows = [
         {
@@ -102,7 +103,7 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
 
 
 def why_not(p: Prepared, probe: Probe | None) -> str:
-    if p.task.name != "classification":
+    if not p.task.has_classes:
         return f"Only labels of a classification task are judged, and this is {p.task.name}."
     if probe is None:
         return "They are found by the source's features, and random weights have none."

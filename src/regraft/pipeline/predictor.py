@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..compute.arrays import Kind
+from ..compute.device import Compute
 from ..compute.malloc import freed_memory_kept
-from ..data.batches import Batches
+from ..data.batches import Batches, LabelledRows
 from ..data.columns import cells_of
 from ..data.decoding import vet
 from ..data.loading import rows_of
+from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
+from ..data.readers import make_reader
 from ..data.types import DataOptions, Example
 from ..errors import UsageError
 from ..evidence.scoring import Predictions, estimates, score
@@ -78,16 +81,25 @@ class Predictor:
             return []
         if self.kind == "image":
             vet(e.inputs[0] for e in examples)
-        batches = Batches(examples, torch.zeros(len(examples)), self.preprocessor, BATCH, device=self.device)
         # a single batch would only hand its memory back more slowly
         with freed_memory_kept() if len(examples) > BATCH else nullcontext():
-            rows = self.task.scores(outputs(self.model, batches, self.device).values).numpy()
+            rows = self.task.scores(outputs(self.model, self.batches(examples), self.compute).values).numpy()
         return [self.as_prediction(row) for row in rows]
+
+    @property
+    def compute(self) -> Compute:
+        """The device, in float32."""
+        return Compute(self.device)
+
+    def batches(self, examples: Sequence[Example], targets: torch.Tensor | None = None) -> Batches:
+        """Return batches of rows, as evaluation sees them; without targets these are zeros."""
+        rows = LabelledRows(examples, torch.zeros(len(examples)) if targets is None else targets)
+        return Batches(rows, make_reader(self.preprocessor, examples), EpochOrder(BATCH), self.compute)
 
     def as_prediction(self, row: Any) -> Prediction:
         scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
         label = self.task.label(row)
-        return Prediction(label, scores.get(label) if self.task.name == "classification" else None, scores)
+        return Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
 
     @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:
@@ -97,8 +109,7 @@ class Predictor:
         """
         examples, which = rows_of(data, self.task, self.kind)
         targets = self.task.encode(cells_of(examples))
-        batches = Batches(examples, targets, self.preprocessor, BATCH, device=self.device)
-        rows = score(outputs(self.model, batches, self.device), self.task, examples)
+        rows = score(outputs(self.model, self.batches(examples, targets), self.compute), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
         return estimates(self.task, metrics, rows), rows, which
 

@@ -14,13 +14,15 @@ from .. import plugins
 from ..checks import Finding
 from ..compute import distributed
 from ..compute.compiling import check_compiler
-from ..compute.device import choose_device
+from ..compute.device import Compute, choose_device
 from ..compute.versions import check_torchvision
-from ..data.batches import Batches, Tokens
-from ..data.columns import InputsOf, cells_of, groups_of, ids_of, some_of
+from ..data.batches import Batches, LabelledRows
+from ..data.columns import InputsOf, cells_of, groups_of, ids_of
 from ..data.image_store import PICTURES
 from ..data.loading import load_data
+from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, TextPreprocessor, build, whole_for
+from ..data.readers import Tokens, make_reader
 from ..data.types import Example, Splits
 from ..errors import DataError, PlanError
 from ..evidence.linear_probe import Fold, folds_of
@@ -31,8 +33,7 @@ from ..model import reinitialise
 from ..model.grafting import graft
 from ..model.sharded import offloaded
 from ..model.types import Source, Target
-from ..plan import options as plan_options
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..regularizers import Found
 from ..sources import load_source
 from ..tasks import Task
@@ -61,7 +62,7 @@ FOLDS = 5  # at most, where the plan does not say
 
 @dataclass(frozen=True)
 class Prepared:
-    plan: Plan  # resolved: no "auto" is left
+    plan: ResolvedPlan
     reasons: Reasons
     splits: Splits
     task: Task
@@ -73,7 +74,7 @@ class Prepared:
     freezing: Any
     regularizers: dict[str, Any]
     preprocessor: Preprocessor
-    device: torch.device
+    compute: Compute
     scratch: scratch_search.ScratchBudget | None
     source_data: SourceData | None
     source_notes: list[str]
@@ -100,25 +101,24 @@ class Prepared:
         """A split's batches, or those of some of its rows; augmented only for training."""
         examples: Sequence[Example] = getattr(self.splits, split)
         labels = self.targets[split]
-        if rows is not None:
-            examples, labels = some_of(examples, rows), labels[list(rows)]
-        return Batches(
-            examples,
-            labels,
+        labelled = LabelledRows(examples, labels)
+        labelled = labelled if rows is None else labelled.take(rows)
+        balanced = train and self.plan.fit.sampling == "balanced"
+        reader = make_reader(
             self.preprocessor,
-            batch_size=cast(int, self.plan.fit.batch_size),
-            workers=cast(int, self.plan.run.workers),
+            labelled.examples,
             augment=self.settings.augment if train else None,
-            seed=seed,
-            strata=[self.strata[i] for i in rows or range(len(examples))]
-            if train and self.plan.fit.sampling == "balanced"
-            else None,
-            share=(distributed.rank(), distributed.world_size()) if train else (0, 1),
+            workers=self.plan.run.workers,
             tokens=self._tokens(split, rows),
-            pictures=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
-            device=self.device,
-            layout=self.settings.layout,
+            images=self.kept.get((PICTURES, split, train and whole_for(self.settings.augment))),
         )
+        order = EpochOrder(
+            self.plan.fit.batch_size,
+            seed,
+            [self.strata[i] for i in rows or range(len(labelled))] if balanced else None,
+            (distributed.rank(), distributed.world_size()) if train else (0, 1),
+        )
+        return Batches(labelled, reader, order, self.compute)
 
     def _tokens(self, split: str, rows: Sequence[int] | None) -> Tokens | None:
         """A split's texts are tokenised once."""
@@ -157,9 +157,7 @@ class RowsOfTrain:
         return cast("Found", self.p.kept[key])
 
 
-def prepare(
-    plan: Plan, *, allow_code: bool = False, source: Source | None = None, data: tuple[Splits, Task] | None = None
-) -> Prepared:
+def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Task] | None = None) -> Prepared:
     """Read data and source, settle every automatic choice, and refuse what cannot work.
 
     ``source`` and ``data`` stand in for what the plan names.
@@ -167,20 +165,18 @@ def prepare(
     Raises PlanError, DataError, SourceError or UsageError.
     """
     check_torchvision()
-    task_options = plan_options.task_options(plan, allow_code=allow_code)
-    freezing = plan_options.freezing(plan, allow_code=allow_code)
-    regularizers = plan_options.regularizers(plan, allow_code=allow_code)
+    task_options, freezing, regularizers = plan.plugins.task, plan.plugins.freezing, plan.plugins.regularizers
     device, _ = choose_device(plan.run.device)
     if plan.fit.compile:
         check_compiler(device)
-    options = plan_options.data_options(plan).for_task(task_options)
+    options = plan.data.for_task(task_options)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
     metrics = {name: at_threshold(cast(Metric, plugins.module("metrics", name)), task) for name in task.metrics}
     if task.primary not in metrics:
         known = ", ".join(metrics)
         raise PlanError([f'task.primary: "{task.primary}" is no metric of this task; there are: {known}'])
     torch.manual_seed(plan.run.seed)  # a random source is drawn here
-    source = source or load_source(plan.source.ref, plan_options.source_options(plan))
+    source = source or load_source(plan.source.ref, plan.source.options)
     if source.kind not in (splits.kind, "tensor"):
         example = "all-minilm-l6-v2" if splits.kind == "text" else "efficientnet-lite0"
         raise DataError(
@@ -212,36 +208,35 @@ def prepare(
     timed, why_fast = autotune.settle(
         plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
     )
-    plan = plan.model_copy(update={"run": timed})
-    plan, reasons = resolve(plan, source, len(splits.train), bool(splits.val))
+    resolved, reasons = resolve(plan.model_copy(update={"run": timed}), source, len(splits.train), bool(splits.val))
     reasons |= why_fast
-    torch.set_num_threads(cast(int, plan.run.threads))
+    run = resolved.run
+    compute = Compute(device, run.layout, run.precision, resolved.fit.compile, run.threads)
+    compute.use_threads()
     source.backbone.to(device)  # every target is a copy of it, and lies there too
-    with offloaded(source.backbone, plan.run.shard):
-        target = graft(source, task.outputs, seed=plan.run.seed)
-    chosen = settings(plan, target)
+    with offloaded(source.backbone, resolved.run.shard):
+        target = graft(source, task.outputs, seed=resolved.run.seed)
+    chosen = settings(resolved, target)
     if data_of_source is not None:
-        batch_size = cast(int, plan.fit.batch_size)
-        data_of_source = replace(
-            data_of_source, batch_size=batch_size, augment=chosen.augment, device=device, layout=chosen.layout
-        )
-    blocks = table(plan, target, freezing, chosen.rates)
+        batch_size = resolved.fit.batch_size
+        data_of_source = replace(data_of_source, batch_size=batch_size, augment=chosen.augment, compute=compute)
+    blocks = table(resolved, target, chosen.rates)
     if isinstance(freezing, Adapting):
-        check_adapting(plan, regularizers)
-        with freezing.adapted(copy.deepcopy(target), plan.run.seed) as other:  # refused here
-            trained = table(plan, other, freezing, chosen.rates)
+        check_adapting(resolved, regularizers)
+        with freezing.adapted(copy.deepcopy(target), resolved.run.seed) as other:  # refused here
+            trained = table(resolved, other, chosen.rates)
         source.notes += tuple(n for n in other.source.notes if n not in source.notes)
         blocks = [replace(b, parameters=t.parameters) for b, t in zip(blocks, trained, strict=True)]
     everything = [b.name for b in target.blocks]
     every_group = optimizers.groups(target, everything, chosen.rates, chosen.weight_decay)
     optimizers.build(chosen.optimizer, chosen.optimizer_options, every_group)  # refused here
-    check_rows_of_a_batch(plan, target, len(splits.train))
+    check_rows_of_a_batch(resolved, target, len(splits.train))
     scratch = None
-    if "scratch" in plan.evaluate.controls:
-        scratch = scratch_budget(plan, chosen, regularizers, has_val=bool(splits.val))
-        reinitialise.untrained(source, plan.run.seed)  # refused here, not after an hour of training
+    if "scratch" in resolved.evaluate.controls:
+        scratch = scratch_budget(resolved, chosen, has_val=bool(splits.val))
+        reinitialise.untrained(source, resolved.run.seed)  # refused here, not after an hour of training
     p = Prepared(
-        plan=plan,
+        plan=resolved,
         reasons=reasons,
         splits=splits,
         task=task,
@@ -253,7 +248,7 @@ def prepare(
         freezing=freezing,
         regularizers=regularizers,
         preprocessor=preprocessor,
-        device=device,
+        compute=compute,
         scratch=scratch,
         source_data=data_of_source,
         source_notes=source_notes,
@@ -264,6 +259,6 @@ def prepare(
     penalties = {  # refused here
         name: (r, r.prepare(target, data_of_source, p.train_rows())) for name, r in regularizers.items()
     }
-    if plan.run.shard:
-        check_shard(plan, freezing, penalties, target)
+    if resolved.run.shard:
+        check_shard(resolved, freezing, penalties, target)
     return p

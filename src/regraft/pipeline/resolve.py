@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,16 +17,14 @@ from ..compute import distributed
 from ..compute.device import choose_device
 from ..data.types import Augment
 from ..errors import PlanError
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..training.optimizers import optimizer_class
 from ..training.schedules import block_rates
 from ..training.settings import Settings
 from . import scratch_search
 
 if TYPE_CHECKING:
-    from ..freezing import Freezing
     from ..model.types import Source, Target
-    from ..regularizers import Regularizer
 
 
 Reasons = dict[str, str]  # dotted key → why
@@ -59,7 +57,7 @@ class BlockRow:
     anchored: bool  # pulled to θs by a penalty
 
 
-def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple[Plan, Reasons]:
+def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple[ResolvedPlan, Reasons]:
     """The plan without "auto", and the reason of each choice by dotted key."""
     fit, run = plan.fit, plan.run
     kind, scratch = source.kind, source.nothing_kept
@@ -91,7 +89,7 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     usual = DEFAULT_EPOCHS[kind] * (5 if scratch else 1)
     epochs = max(usual, ceil(MIN_STEPS / steps))
     out |= settle("fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch")
-    pulled = sorted(n for n in plan.regularizers if pulls(plan, n))
+    pulled = plan.plugins.pulling
     decay, why = (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
     out |= settle("fit", "weight_decay", fit.weight_decay, decay, why)
     out |= settle(
@@ -120,21 +118,14 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     chosen |= settle("run", "threads", run.threads, threads, f"torch's own on {cores} cores")
     if not has_val and plan.fit.patience:
         raise PlanError(["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"])
-    plan = plan.model_copy(update={"fit": fit.model_copy(update=out), "run": run.model_copy(update=chosen)})
-    return plan, reasons
+    return ResolvedPlan.of(plan, fit=out, run=chosen), reasons
 
 
 def default_decay(optimizer: str) -> tuple[float, str]:
     return (0.01, "usual for AdamW") if optimizer == "AdamW" else (1e-4, f"usual for {optimizer}")
 
 
-def pulls(plan: Plan, name: str) -> bool:
-    from ..plugins import options_class
-
-    return bool(options_class("regularizers", name, allow_code=True).pulls_to_source)
-
-
-def settings(plan: Plan, target: Target) -> Settings:
+def settings(plan: ResolvedPlan, target: Target) -> Settings:
     """What fit receives, from a resolved plan.
 
     Raises PlanError where a kept block's rate reaches the scratch rate without leave.
@@ -143,12 +134,12 @@ def settings(plan: Plan, target: Target) -> Settings:
     names = [b.name for b in target.blocks]
     rates = block_rates(
         names,
-        lr=cast(float, fit.lr),
-        head_lr=cast(float, fit.head_lr),
+        lr=fit.lr,
+        head_lr=fit.head_lr,
         layer_decay=1.0 if target.nothing_kept else fit.layer_decay,
         overrides=fit.block_lr,
     )
-    scratch = cast(float, fit.scratch_lr)
+    scratch = fit.scratch_lr
     large = [n for n in names if rates[n] >= scratch and block_state(target, n) != "fresh"]
     if large and not target.nothing_kept and not fit.allow_large_lr:
         raise PlanError(
@@ -159,41 +150,36 @@ def settings(plan: Plan, target: Target) -> Settings:
             ]
         )
     return Settings(
-        epochs=cast(int, fit.epochs),
+        epochs=fit.epochs,
         rates=rates,
         optimizer=fit.optimizer,
         optimizer_options=fit.optimizer_options,
-        weight_decay=cast(float, fit.weight_decay),
+        weight_decay=fit.weight_decay,
         schedule=fit.schedule,
         warmup=fit.warmup,
         accumulate=fit.accumulate,
         clip_norm=fit.clip_norm,
-        sharpness=cast(float, fit.sharpness),
+        sharpness=fit.sharpness,
         average=fit.average,
         patience=fit.patience,
-        batch_norm=cast(Literal["frozen", "train"], fit.batch_norm),
+        batch_norm=fit.batch_norm,
         augment=plan.augment if target.source.kind == "image" else NO_MIX,
-        layout=cast(str, plan.run.layout),
-        precision=cast(str, plan.run.precision),
-        compile=fit.compile,
     )
 
 
-def scratch_budget(
-    plan: Plan, chosen: Settings, regularizers: Mapping[str, Regularizer], *, has_val: bool
-) -> scratch_search.ScratchBudget:
+def scratch_budget(plan: ResolvedPlan, chosen: Settings, *, has_val: bool) -> scratch_search.ScratchBudget:
     """What the scratch control of a resolved plan may spend and try."""
     usual = default_decay(plan.fit.optimizer)[0]
-    if any(pulls(plan, name) for name in plan.regularizers):
+    if plan.plugins.pulling:
         chosen = replace(chosen, weight_decay=usual)  # the fit has none for the pull's sake alone
     return scratch_search.scratch_budget(
         chosen,
-        cast(float, plan.fit.scratch_lr),
+        plan.fit.scratch_lr,
         plan.evaluate.scratch_rates,
         plan.evaluate.scratch_budget,
         has_val=has_val,
         weight_decay=usual,
-        penalties=[name for name, r in regularizers.items() if not r.uses_source],
+        penalties=[name for name, r in plan.plugins.regularizers.items() if not r.uses_source],
     )
 
 
@@ -209,13 +195,13 @@ def block_state(target: Target, name: str) -> Literal["kept", "fresh", "part kep
     return "kept" if anchored == len(own) else "part kept"
 
 
-def table(plan: Plan, target: Target, freezing: Freezing, rates: Mapping[str, float]) -> list[BlockRow]:
+def table(plan: ResolvedPlan, target: Target, rates: Mapping[str, float]) -> list[BlockRow]:
     """A row a block: what ``regraft plan`` prints before anything is trained."""
     names = [b.name for b in target.blocks]
     parameters = dict(target.model.named_parameters())
-    epochs = cast(int, plan.fit.epochs)
+    epochs, freezing = plan.fit.epochs, plan.plugins.freezing
     first = {name: next((e for e in range(1, epochs + 1) if name in freezing(names, e)), None) for name in names}
-    pulled = any(pulls(plan, n) for n in plan.regularizers)
+    pulled = bool(plan.plugins.pulling)
     return [
         BlockRow(
             name=b.name,
@@ -223,8 +209,8 @@ def table(plan: Plan, target: Target, freezing: Freezing, rates: Mapping[str, fl
             state=block_state(target, b.name),
             first_epoch=first[b.name],
             rate=rates[b.name],
-            over_scratch=rates[b.name] / cast(float, plan.fit.scratch_lr),
-            weight_decay=cast(float, plan.fit.weight_decay),
+            over_scratch=rates[b.name] / plan.fit.scratch_lr,
+            weight_decay=plan.fit.weight_decay,
             anchored=pulled and any(t in target.anchor for t in b.tensors),
         )
         for b in target.blocks

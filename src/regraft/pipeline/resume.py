@@ -54,15 +54,15 @@ class PreviousRun:
         return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changes": list(self.changes), **more}
 
 
-def previous_run(run: Path, given: Plan, *, allow_code: bool, accept_changes: bool) -> PreviousRun:
+def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun:
     """The plan to go on with. Raises UsageError with every difference that was not accepted."""
-    before = read_run_plan(run, allow_code=allow_code)
+    before = read_run_plan(run, allow_code=given.allow_code)
     tree = given.model_dump(exclude_none=True)
     for section in ("fit", "run"):
         for key, value in tree[section].items():
             if value == "auto":
                 tree[section][key] = getattr(getattr(before, section), key)
-    plan = check(tree, allow_code=allow_code)
+    plan = check(tree, allow_code=given.allow_code)
     changes = differences(before, plan)
     if changes and not accept_changes:
         listed = "\n".join(f"  {change}" for change in changes)
@@ -106,7 +106,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    return "not set" if value is None or value == {} else str(value)
+    if value is None or value == {}:
+        return "not set"
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) -> PreviousRun:
@@ -136,7 +138,7 @@ def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) ->
 
 def data_changes(run: Path, splits: Splits) -> str:
     """Rows that were added, removed or edited since a run's manifest was written, in words."""
-    from ..data.manifest import manifest_row, read_manifest
+    from ..data.splitting import manifest_row, read_manifest
 
     def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return row.get("hash", ""), tuple(row["cells"])

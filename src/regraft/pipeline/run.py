@@ -24,7 +24,7 @@ from ..compute.device import choose_device
 from ..compute.malloc import freed_memory_kept
 from ..compute.versions import __version__
 from ..data.columns import ids_of
-from ..data.manifest import write_manifest
+from ..data.splitting import write_manifest
 from ..errors import DivergedError, PlanError, RegraftError, UsageError, shorten
 from ..evidence.frontier import Point, choose
 from ..evidence.linear_probe import Probe
@@ -40,8 +40,7 @@ from ..model.forward import Outputs
 from ..model.reinitialise import untrained
 from ..model.types import Source, Target
 from ..model.weights import snapshot
-from ..plan.options import checkpoint_every
-from ..plan.schema import Plan
+from ..plan.schema import Plan, ResolvedPlan
 from ..plan.write import write_plan
 from ..runs.folder import (
     LOCK,
@@ -88,7 +87,6 @@ from .source_data import Part
 def run(
     plan: Plan,
     *,
-    allow_code: bool = False,
     say: Report = lambda line: None,
     track: Track | None = None,
     source: Source | None = None,
@@ -117,14 +115,7 @@ def run(
                 return Path(plan.run.out)
         with distributed.naming_a_lost_rank(str(plan.run.out)), reporting(say):
             return run_job(
-                plan,
-                allow_code,
-                say,
-                track,
-                source,
-                begun=left == "begun",
-                resume=resume,
-                accept_changes=accept_changes,
+                plan, say, track, source, begun=left == "begun", resume=resume, accept_changes=accept_changes
             )
     finally:
         distributed.leave()
@@ -152,7 +143,6 @@ def folder_state(out: Path, *, resume: bool) -> str:
 @freed_memory_kept()
 def run_job(
     plan: Plan,
-    allow_code: bool,
     say: Report,
     track: Track | None,
     source: Source | None,
@@ -169,9 +159,9 @@ def run_job(
     clock = Clock()
     with clock("prepare"):
         if begun:
-            before = previous_run(out, plan, allow_code=allow_code, accept_changes=accept_changes)
+            before = previous_run(out, plan, accept_changes=accept_changes)
             plan = before.plan
-        p = prepare(plan, allow_code=allow_code, source=source)
+        p = prepare(plan, source=source)
         if before is not None:
             before = refuse_changes(before, p, accept_changes=accept_changes)
         distributed.all_reduce_sum(0.0)  # all have read what the first now writes
@@ -197,7 +187,7 @@ def run_job(
         own_arms = plan.run.spread == "arms" and distributed.world_size() > 1
         keeper = CheckpointManager(
             folder.path / "checkpoints",
-            *checkpoint_every(plan),
+            *plan.run.checkpoint_interval,
             about=about,
             say=tell,
             writes=distributed.is_rank0() and not own_arms,
@@ -245,8 +235,8 @@ def looks_like_a_run(folder: Path) -> bool:
     return "plan.toml" in names or names <= BEFORE_PLAN
 
 
-def half(plan: Plan) -> int:
-    return max(1, int(plan.fit.batch_size) // 2)
+def half(plan: ResolvedPlan) -> int:
+    return max(1, plan.fit.batch_size // 2)
 
 
 def resumed(
@@ -254,7 +244,7 @@ def resumed(
 ) -> None:
     """Take up what an earlier process left."""
     folder.remove("result.json")
-    keeper.look()
+    keeper.scan()
     about = keeper.newest["about"] if keeper.newest else {}
     folder.cut("history.jsonl", about.get("history", 0))  # later lines will be written again
     p.kept.update({(DECISION, name): how for name, how in about.get("reuse", {}).items()})
@@ -340,7 +330,7 @@ def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     enough = max(ROWS, 10 * p.task.outputs)  # of each class a few
     train = features_of(p, target, "train", some("train", enough))
     val = features_of(p, target, "val", some("val", ROWS))
-    classes = train.targets.tolist() if p.task.name == "classification" else [0] * len(train.ids)
+    classes = train.targets.tolist() if p.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
 
@@ -507,8 +497,8 @@ def environment(p: Prepared) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {n: version(n) for n in names},
-        "device": str(p.device),
-        "device_name": torch.cuda.get_device_name() if p.device.type == "cuda" else platform.machine(),
+        "device": str(p.compute.device),
+        "device_name": torch.cuda.get_device_name() if p.compute.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "byteorder": sys.byteorder,

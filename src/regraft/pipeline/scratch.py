@@ -9,7 +9,7 @@ from ..evidence.selection import improves
 from ..io.streams import Report
 from ..model import reinitialise
 from ..training.checkpoints import CheckpointManager
-from ..training.records import Fit
+from ..training.records import FitResult
 from ..training.settings import Settings
 from . import scratch_search
 from .arms import Arm, Figures, Track, cross_validate, each_arm, fit_arm, initial_target, load_or_fit
@@ -60,7 +60,7 @@ def fit_scratch(p: Prepared, say: Report, track: Track | None, keeper: Checkpoin
             return fitted(chosen, p.seeds[0], f"scratch {name}")
         except DivergedError as error:
             out(name, error)
-            nothing = Fit(0, 0, 0, lost, lost, "diverged")
+            nothing = FitResult(0, 0, 0, lost, lost, "diverged")
             return Arm(initial_target(p, first, p.seeds[0], None), nothing)
 
     def by_val(every: dict[str, Settings]) -> dict[str, Figures]:

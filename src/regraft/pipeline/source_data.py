@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from .. import plugins
-from ..compute.device import to_device
-from ..data.batches import Batches
+from ..compute.device import Compute
+from ..data.batches import Batches, LabelledRows
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
-from ..data.loading import check_cells, load_data, rows_and_splits
+from ..data.loading import load_data, rows_and_splits
+from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
-from ..data.splitting import digest_of
-from ..data.types import Augment, Example
+from ..data.readers import make_reader
+from ..data.splitting import check_cells, digest_of
+from ..data.types import Augment, Example, content_of
 from ..errors import DataError, PlanError, RegraftError
 from ..evidence.scoring import Predictions, at_threshold, score
 from ..metrics import Metric
 from ..model.forward import outputs
 from ..model.grafting import Model
 from ..model.types import Source
-from ..plan import options as plan_options
 from ..plan import read as plan_read
 from ..regularizers import Found
 from ..runs.folder import is_run, read_json, read_task
@@ -63,8 +64,7 @@ class SourceData:
     batch_size: int = 32
     augment: Augment | None = None  # of what ``draws`` gives
     seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    layout: str = "contiguous"
+    compute: Compute = field(default_factory=Compute)
     kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
 
     def batches(self, part: Part) -> Batches:
@@ -73,7 +73,7 @@ class SourceData:
 
     def draws(self) -> Stream:
         """Batches of fit rows without end, augmented, in an order that the seed decides."""
-        return Stream(self._batches("fit", self.augment), self.device, self.layout)
+        return Stream(self._batches("fit", self.augment))
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
         """What ``compute`` gave the first time; copies with another seed share it."""
@@ -84,8 +84,8 @@ class SourceData:
     def scored(self, backbone: nn.Module, part: Part) -> Predictions:
         """What the source's own, untouched head says of a backbone's features."""
         assert self.source.head is not None
-        model = Model(backbone, self.source.head).to(self.device)
-        rows = outputs(model, self.batches(part), self.device, self.layout)
+        model = Model(backbone, self.source.head).to(self.compute.device)
+        rows = outputs(model, self.batches(part), self.compute)
         return score(rows, self.task, self.parts[part])
 
     @property
@@ -99,25 +99,17 @@ class SourceData:
         return digest_of({str(name): rows for name, rows in self.parts.items()})
 
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
-        rows = self.parts[part]
-        targets = self.task.encode(cells_of(rows))
-        return Batches(
-            rows,
-            targets,
-            self.preprocessor,
-            self.batch_size,
-            augment=augment,
-            seed=self.seed,
-            device=self.device,
-            layout=self.layout,
-        )
+        examples = self.parts[part]
+        rows = LabelledRows(examples, self.task.encode(cells_of(examples)))
+        reader = make_reader(self.preprocessor, examples, augment=augment)
+        return Batches(rows, reader, EpochOrder(self.batch_size, self.seed), self.compute)
 
 
 class Stream:
-    """The epochs of ``rows`` one after another, as batches on a device; see regraft.regularizers.Draws."""
+    """The epochs of ``batches`` one after another, on their device; see regraft.regularizers.Draws."""
 
-    def __init__(self, rows: Batches, device: torch.device, layout: str) -> None:
-        self.rows, self.device, self.layout = rows, device, layout
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
         self.drawn = 0
 
     @property
@@ -127,18 +119,18 @@ class Stream:
     @drawn.setter
     def drawn(self, count: int) -> None:
         self._drawn = count
-        self._batches = self._from(count)
+        self._left = self._from(count)
 
     def _from(self, count: int) -> Iterator[tuple[tuple[str, ...], Inputs, Tensor]]:
-        done, skip = divmod(count, self.rows.count)
+        done, skip = divmod(count, self.batches.count)
         for epoch in itertools.count(done + 1):
-            yield from self.rows.epoch(epoch, skip)
+            yield from self.batches.epoch(epoch, skip)
             skip = 0
 
     def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]:
-        ids, inputs, targets = next(self._batches)
+        ids, inputs, targets = next(self._left)
         self._drawn += 1
-        return ids, to_device(inputs, self.device, self.layout), targets.to(self.device)
+        return ids, inputs, targets.to(self.batches.compute.device)
 
 
 def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:
@@ -163,27 +155,27 @@ def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, lis
 
 def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
     """What ``[source_data]`` names, with labels that the source's head knows."""
-    options = plan_options.source_data_options(plan)
+    options = plan.source_data
     if source.head is None:
         raise PlanError([f"source_data: {source.name} has no head to measure with: remove source_data"])
     task = source_task(source, plan.source_data.classes)
     examples, splits, notes = rows_and_splits(options, source.kind)
     check_cells({"source data": examples}, task, options.path)
-    return assemble(source, task, divide(examples, splits), str(options.path)), notes
+    return assemble(source, task, divide(examples, splits), options.path), notes
 
 
 def run_data(folder: Path, source: Source) -> SourceData:
     """The rows that a run was made from, as it split them. Raises a RegraftError where they are not
     what they were."""
     plan = plan_read.read_run_plan(folder)
-    options = plan_options.task_options(plan)
-    data = plan_options.data_options(plan).for_task(options)
+    options = plan.plugins.task
+    data = plan.data.for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
     if splits.digest != read_json(folder, "environment.json", Environment)["data_digest"]:
         raise DataError(f"{data.path} has changed since the run")
     rows = concatenated([splits.train, splits.val, splits.test])
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)
-    return assemble(source, source_task(source, []), divide(rows, names), str(data.path))
+    return assemble(source, source_task(source, []), divide(rows, names), data.path)
 
 
 def source_task(source: Source, classes: Sequence[str]) -> Task:
@@ -206,14 +198,7 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
         outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
         raise PlanError([f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"])
-    state = {
-        "task": source.task,
-        "classes": list(names),
-        "primary": "accuracy",
-        "label_smoothing": 0.0,
-        "weights": None,
-    }
-    task: Task = plugins.module("tasks", source.task).restore(state)
+    task: Task = plugins.module("tasks", source.task).restore({"classes": list(names)})
     return task
 
 
@@ -247,5 +232,5 @@ def divide(examples: Sequence[Example], splits: Sequence[str | None]) -> dict[Pa
 
 def place(id_: str, group: str | None) -> float:
     """In [0, 1), by the row's group or else its content alone."""
-    key = id_.partition("-")[0] if group is None else f"group {group}"
+    key = content_of(id_) if group is None else f"group {group}"
     return int(hashlib.sha256(f"source {key}".encode()).hexdigest()[:12], 16) / 16**12

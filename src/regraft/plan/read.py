@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from .. import plugins
-from ..data.types import Augment
 from ..errors import PlanError, UsageError, printable
 from ..io import guarded
-from ..regularizers import Regularizer
-from .schema import FitPlan, Plan
+from .plug_ins import PlugIns, Problem, make_plugins
+from .schema import FitPlan, Plan, keys_of
 
 # ---------------------------------------------------------------- reading
 
@@ -63,7 +62,7 @@ def check(
     tree: dict[str, Any], *, where: str = "the plan", lines: Mapping[str, int] | None = None, allow_code: bool = False
 ) -> Plan:
     """A plan from plain values. Raises PlanError with all problems, each with its line."""
-    problems: list[tuple[str, str]] = []  # (dotted key, text)
+    problems: list[Problem] = []
     try:
         guarded.check_values(tree)
     except ValueError as error:
@@ -83,40 +82,32 @@ def check(
     known = {key for key, _ in problems}
     problems += [(k, f"{k}: must be a finite number") for k in not_finite(tree) if k not in known]
     fit = tree["fit"] if isinstance(tree.get("fit"), dict) else {}
-    pulls: list[str] = []
-    shrinks: list[str] = []
-    for folder, key, name, values in plugin_tables(tree):
-        try:
-            cls = plugins.options_class(folder, name, allow_code=allow_code)
-        except LookupError as error:
-            problems.append((key, f"{key}: {error}"))
-            continue
-        made, found = plugins.make(cls, values, key)
-        problems += [(text.split(":")[0], text) for text in found]
-        if folder == "regularizers" and made is not None and not isinstance(made, Regularizer):
-            text = f"{key}: {cls.__name__} is no penalty: inherit regraft.regularizers.Regularizer"
-            problems.append((key, text))
-        elif folder == "regularizers" and made is not None:
-            for option, needed in made.needs_fit().items():
-                now = fit.get(option, FitPlan.model_fields[option].default)
-                if now != needed:
-                    text = f"{key} goes with {needed} alone, not {now}: set fit.{option} to"
-                    problems.append((key, f'{text} "{needed}", or change {key}'))
-            pulls += [name] if made.pulls_to_source else []
-            shrinks += [name] if made.shrinks_to_zero else []
+    made, found = make_plugins(tree, allow_code=allow_code)
+    problems += found
+    problems += penalty_problems(made, fit)
+    if problems or plan is None:
+        raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
+    return plan.with_plugins(made, allow_code=allow_code)
+
+
+def penalty_problems(made: PlugIns, fit: Mapping[str, Any]) -> list[Problem]:
+    """Return why penalties do not go with ``[fit]``, or with one another."""
+    problems: list[Problem] = []
+    for name, penalty in made.regularizers.items():
+        key = f"regularizers.{name}"
+        for option, needed in penalty.needs_fit().items():
+            now = fit.get(option, FitPlan.model_fields[option].default)
+            if now != needed:
+                text = f"{key} goes with {needed} alone, not {now}: set fit.{option} to"
+                problems.append((key, f'{text} "{needed}", or change {key}'))
+    pulls = [name for name, r in made.regularizers.items() if r.pulls_to_source]
+    shrinks = [name for name, r in made.regularizers.items() if r.shrinks_to_zero]
     decay = fit.get("weight_decay", "auto")
     shrinks += ["fit.weight_decay"] if isinstance(decay, int | float) and decay > 0 else []
     if pulls and shrinks:
-        problems.append(
-            (
-                f"regularizers.{pulls[0]}",
-                f"regularizers.{pulls[0]} pulls weights to the source and {shrinks[0]} pulls the "
-                f"same weights to zero: remove one of them",
-            )
-        )
-    if problems or plan is None:
-        raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
-    return plan
+        text = f"pulls weights to the source and {shrinks[0]} pulls the same weights to zero: remove one of them"
+        problems.append((f"regularizers.{pulls[0]}", f"regularizers.{pulls[0]} {text}"))
+    return problems
 
 
 def not_finite(tree: Any, key: str = "") -> list[str]:
@@ -143,28 +134,12 @@ UNION_TAGS = {
 }
 
 
-def plugin_tables(tree: Mapping[str, Any]) -> Iterable[tuple[str, str, str, dict[str, Any]]]:
-    """(folder, dotted key, plug-in name, its options) of every plug-in that a plan names."""
-    for key, folder, default in (("task", "tasks", "classification"), ("freezing", "freezing", "everything")):
-        table = tree.get(key, {})
-        if isinstance(table, dict):
-            options = {k: v for k, v in table.items() if k != "name"}
-            yield folder, key, str(table.get("name", default)), options
-    tables = tree.get("regularizers", {})
-    if isinstance(tables, dict):
-        for name, options in tables.items():
-            if isinstance(options, dict):
-                yield "regularizers", f"regularizers.{name}", name, options
-
-
 def known_keys(loc: list[str]) -> list[str]:
     """The keys that a plan has at the table where the last key of ``loc`` stands."""
-    model: Any = Plan
+    section: Any = Plan
     for part in loc[:-1]:
-        model = model.model_fields[part].annotation if part in Plan.model_fields else None
-    if model is Augment:
-        return list(Augment.__dataclass_fields__)
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
+        section = Plan.model_fields[part].annotation if part in Plan.model_fields else None
+    return list(keys_of(section))
 
 
 def with_line(key: str, text: str, lines: Mapping[str, int]) -> str:

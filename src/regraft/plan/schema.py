@@ -7,11 +7,18 @@ run.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic.fields import FieldInfo
 
-from ..data.types import Augment
+from ..data.types import Augment, DataOptions, PathText, SourceDataOptions
+from ..errors import PlanError
+from ..model.types import SourceOptions
+from ..tasks import DEFAULT_TASK
+from .plug_ins import PlugIns, make_plugins
 
 Auto = Literal["auto"]
 
@@ -23,210 +30,267 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    """A table of the plan. Validators are built at first use, because ``regraft --help`` needs none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+def keys_of(section: Any) -> dict[str, FieldInfo]:
+    """Return a section's keys with type, default and description; none of a type that is no section."""
+    return dict(getattr(section, "__pydantic_fields__", {}))
 
 
 class SourcePlan(Section):
-    ref: str = Field(description="timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run")
-    weights: str | None = Field(None, description="a weights file instead of the library's own")
+    ref: str = Field(
+        description="source model: timm:NAME, transformers:NAME_OR_DIR, bundled:NAME, random:timm/NAME or a run folder"
+    )
+    weights: PathText | None = Field(None, description="weights file to load instead of the library's own")
     weights_key: str | None = Field(
-        None, description="which of a checkpoint's dictionaries of tensors, where several fit"
+        None, description="dictionary of tensors to take from a checkpoint where several fit"
     )
-    in_channels: Count | None = Field(None, description="picture channels, where not the source's")
-    image_size: Count | None = Field(None, description="side in pixels that the network sees, where not the source's")
+    in_channels: Count | None = Field(None, description="picture channels; default: the source's")
+    image_size: Count | None = Field(
+        None, description="side in pixels of the picture that the network gets; default: the source's"
+    )
     pooling: Literal["auto", "mean", "cls", "max", "last"] = Field(
-        "auto", description="of a text encoder without a head: auto reads the source's folder"
+        "auto", description="pooling of a text encoder without a head; auto reads the source's folder"
     )
-    allow_fresh: list[str] = Field([], description="patterns of backbone tensors that may be fresh")
-    max_length: Count | None = Field(None, description="tokens a text; default: the source's limit")
-    offline: bool = Field(False, description="no network call at all")
+    allow_fresh: list[str] = Field([], description="patterns of backbone tensors that may start fresh")
+    max_length: Count | None = Field(None, description="tokens a text, at most; default: the source's limit")
+    offline: bool = Field(False, description="make no network call")
 
-
-class DataPlan(Section):
-    path: str = Field(description="a folder of class folders, a table, or a folder of tables")
-    format: str = Field("auto", description="image_folder, table; auto looks at the path")
-    image_root: str | None = Field(None, description="folder of a table's image paths")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column, or a pair of them")
-    label: list[str] = Field([], description="label column, or several")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one split")
-    val: float = Field(0.2, gt=0, lt=1, description="share of train drawn where there is no val")
-    folds: Annotated[int, Field(ge=2, le=20)] | None = Field(
-        None, description="no val: choices and estimates by so many folds of train, groups whole"
-    )
-    split_seed: int = Field(0, ge=0, description="of the splits that are drawn")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
-    leaks: Literal["keep", "drop", "move"] = Field(
-        "keep",
-        description="rows with equal content in two splits: said alone; drop: those of train left out; "
-        "move: those of test and val join train",
-    )
-    leak_limit: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of test (or val) rows that may also be in another split where leaks are kept; "
-        "beyond it a fit stops; 1: never",
-    )
-    label_separator: str = Field(";", description="between the labels of one multi-label cell")
-
-
-class SourceDataPlan(Section):
-    path: str = Field(
-        "own",
-        description="labelled rows of the source task, to measure forgetting and for penalties; own: "
-        "those that a run was made from; none",
-    )
-    format: str = Field("auto", description="as in [data], like the keys below")
-    image_root: str | None = Field(None, description="folder of a table's image paths")
-    image: str | None = Field(None, description="column of image paths")
-    text: list[str] = Field([], description="text column, or a pair of them")
-    label: list[str] = Field([], description="label column")
-    split: str | None = Field(None, description='column that says "train", "val" or "test"')
-    group: str | None = Field(None, description="column whose equal values stay in one part")
-    on_bad: Literal["fail", "skip"] = Field("fail", description="what unreadable rows do")
-    follow_links: bool = Field(False, description="read links to pictures and folders outside of the data folder too")
-    each_epoch: bool = Field(False, description="measure the source task after every epoch too, on its select rows")
-    classes: list[str] = Field(
-        [], description="what the head's outputs are called, in order, where the source does not say"
-    )
+    @property
+    def options(self) -> SourceOptions:
+        """The options that a file of sources/ takes."""
+        values = self.model_dump(exclude={"ref"})
+        values["weights"] = Path(self.weights) if self.weights else None
+        return SourceOptions(**values | {"allow_fresh": tuple(self.allow_fresh)})
 
 
 class ProbePlan(Section):
     strengths: list[Positive] = Field(
         [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
         min_length=1,
-        description="λ of λ/2·‖W‖² on standardised features; chosen on val",
+        description="λ of λ/2·‖W‖² on standardised features; val picks one",
     )
     rows: int = Field(
         0,
         ge=0,
-        description="of train that λ is chosen on, at most, but 2 of each class; 0: as many as keep "
-        "rows x features x outputs within 2e10; more rows are then gone over in batches",
+        description="train rows that choose λ, at most, but 2 of each class; 0: as many as keep "
+        "rows x features x outputs within 2e10; the fit reads further rows in batches",
     )
 
 
 class FitPlan(Section):
     epochs: Count | Auto = Field("auto", description="passes over train, at most")
-    batch_size: Count | Auto = Field("auto", description="rows a step, before accumulation")
+    batch_size: Count | Auto = Field("auto", description="rows a batch, before accumulation")
     accumulate: Count = Field(1, description="batches a step")
     sampling: Literal["natural", "balanced"] = Field(
-        "natural", description="balanced: an epoch has as many rows of each class, rare ones repeated"
+        "natural", description="rows of an epoch; balanced: as many of each class, with rare rows repeated"
     )
-    optimizer: str = Field("AdamW", description="any of torch.optim by name")
+    optimizer: str = Field("AdamW", description="optimizer of torch.optim")
     optimizer_options: dict[str, float | bool | list[float]] = Field(
-        {}, description="its further options, as { momentum = 0.9, nesterov = true }"
+        {}, description="further options of the optimizer, as { momentum = 0.9, nesterov = true }"
     )
-    lr: Positive | Auto = Field("auto", description="rate of the backbone block nearest the head")
-    head_lr: Positive | Auto = Field("auto", description="rate of the head")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate, block by block towards the input")
+    lr: Positive | Auto = Field("auto", description="learning rate of the backbone block nearest the head")
+    head_lr: Positive | Auto = Field("auto", description="learning rate of the head")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate, block by block towards the input"
+    )
     block_lr: dict[str, Positive] = Field(
-        {}, description='rates by block pattern, as { "blocks.[01]" = 1e-5 }; the last match holds'
+        {}, description='learning rates by block pattern, as { "blocks.[01]" = 1e-5 }; the last match wins'
     )
     scratch_lr: Positive | Auto = Field(
-        "auto", description="what training from scratch would use; kept blocks stay below it"
+        "auto", description="learning rate of training from scratch; kept blocks stay below it"
     )
-    allow_large_lr: bool = Field(False, description="let kept blocks reach the scratch rate")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rates, over the whole fit")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rates")
-    weight_decay: NonNegative | Auto = Field("auto", description="on matrices, not on biases/norms")
-    clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 switches it off")
+    allow_large_lr: bool = Field(False, description="let kept blocks reach scratch_lr")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="schedule of the learning rates over the whole fit"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising learning rates")
+    weight_decay: NonNegative | Auto = Field("auto", description="weight decay of matrices; biases and norms have none")
+    clip_norm: NonNegative = Field(1.0, description="largest gradient norm; 0 disables clipping")
     sharpness: NonNegative | Auto = Field(
-        "auto", description="radius ρ of sharpness-aware minimisation; two gradients a step; 0: off"
+        "auto", description="radius ρ of sharpness-aware minimisation, at two gradients a step; 0 disables it"
     )
     average: float = Field(
-        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.95 (of about 20 steps); 0: off"
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, as 0.95 (about 20 steps); 0 disables it"
     )
-    compile: bool = Field(False, description="steps by torch.compile, which takes a minute at first and at each thaw")
-    patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0: off")
-    start: Literal["probe", "random"] = Field("probe", description="where the head starts")
+    compile: bool = Field(
+        False, description="compile steps with torch.compile; it takes a minute at the start and at each unfreezing"
+    )
+    patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0 disables it")
+    start: Literal["probe", "random"] = Field("probe", description="initial head: a linear probe, or random")
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
-        "chosen", description="point between the start (0) and the fit (1) in weight space; chosen on val"
+        "chosen", description="point between the start (0) and the fit (1) in weight space; chosen: val picks it"
     )
     retain: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="retention of the source task that α must keep, for sure (95 %); needs source data"
+        None,
+        description="retention of the source task that α must keep with 95 % confidence, as 0.98; needs source data",
     )
     views: int = Field(
         0,
         ge=0,
-        description="augmented views of a picture that are kept where blocks are frozen; epochs "
-        "beyond them take them again; 0: augment anew in each epoch",
+        description="augmented views of a picture to cache where blocks are frozen; later epochs reuse "
+        "them; 0 augments anew in each epoch",
     )
     batch_norm: Literal["frozen", "train"] | Auto = Field(
-        "auto", description="statistics of batch norms; a kept source's stay as they are"
+        "auto", description="statistics of batch norms; auto freezes those of a kept source"
     )
 
 
 class EvaluatePlan(Section):
-    controls: list[Literal["scratch"]] = Field([], description='beside majority (or mean) and linear probe: "scratch"')
-    scratch_budget: Positive = Field(5.0, description="the scratch control's epochs ÷ the fit's")
+    controls: list[Literal["scratch"]] = Field(
+        [], description="controls beside majority (or mean) and linear probe; scratch: train from scratch too"
+    )
+    scratch_budget: Positive = Field(5.0, description="epochs of the scratch control ÷ epochs of the fit")
     scratch_rates: list[Positive] = Field(
         [0.3, 1.0, 3.0],
         min_length=1,
-        description="times scratch_lr; the best on val is taken, or one beyond where there are several",
+        description="factors on scratch_lr; val picks the best; where the outermost of several is best, "
+        "further ones follow",
     )
 
 
 class RunPlan(Section):
-    out: str | None = Field(None, description="the run folder; it must not exist yet")
-    seed: int = Field(0, ge=0, description="of everything random but the splits")
-    seeds: Count = Field(1, description="repeats, from seed on; a verdict needs 3")
-    device: str = Field("auto", description="cpu, cuda, cuda:0, mps; auto takes the fastest there is")
-    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="loader processes")
-    threads: Count | Auto = Field("auto", description="of torch on the CPU; results depend on it")
+    out: PathText | None = Field(None, description="run folder; it must not exist yet")
+    seed: int = Field(0, ge=0, description="first seed; it drives everything random but the splits")
+    seeds: Count = Field(1, description="number of seeds, from seed on; a verdict needs 3")
+    device: str = Field("auto", description="device: cpu, cuda, cuda:0 or mps; auto takes the fastest")
+    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="DataLoader workers")
+    threads: Count | Auto = Field("auto", description="CPU threads of torch; results depend on it")
     layout: Literal["channels_last", "contiguous"] | Auto = Field("auto", description="memory layout of pictures")
     processes: Count | Auto = Field(
-        "auto", description="that share the work (--nproc N, or torchrun); auto: as many as were started"
+        "auto", description="processes (ranks) that share the work; auto: as many as torchrun started"
     )
     spread: Literal["rows", "arms"] = Field(
         "rows",
-        description="what processes share: rows of each batch, or arms: whole seeds, folds and rates of "
-        "scratch, each by one process",
+        description="what ranks share; rows: rows of each batch; arms: whole seeds, folds and scratch "
+        "rates, each on one rank",
     )
     shard: bool = Field(
         False,
-        description="divide weights, gradients and optimiser among the processes while they train, for a "
+        description="shard weights, gradients and optimizer state over the ranks while training, for a "
         "source that one device cannot train",
     )
     precision: Literal["float32", "bfloat16"] | Auto = Field(
-        "auto", description="of training steps; auto measures; what is judged is judged in float32"
+        "auto", description="precision of training steps; auto measures both; evaluation always uses float32"
     )
     feature_precision: Literal["float32", "bfloat16"] | Auto = Field(
-        "auto", description="of the features that the probe is fitted on; auto measures"
+        "auto", description="precision of the features for the probe; auto measures both"
     )
     cache: str = Field(
-        "shared", description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off"'
+        "shared",
+        description='folder of the feature cache; "shared": $REGRAFT_CACHE or ~/.cache/regraft; "off": no cache',
     )
     cache_users: Literal["own", "all"] = Field(
         "own",
-        description="whose entries of a shared cache folder are used; all: every user's who can write "
-        "there, and who can change results by it",
+        description="whose entries of a shared cache folder to use; all: those of every user who can write "
+        "there; such a user can change results",
     )
     checkpoint_every: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)? min$")] = Field(
         "10 min",
-        description='steps, and the end of every epoch; or minutes as "10 min", and ends of epochs while that takes '
-        "a tenth of the time at most",
+        description='steps between checkpoints, besides every epoch end; or minutes as "10 min", besides epoch '
+        "ends while checkpoints take a tenth of the time at most",
     )
-    cache_gb: Positive = Field(10.0, description="its limit in GB; the longest unused go first")
+    cache_gb: Positive = Field(
+        10.0, description="size limit of the cache in GB; the least recently used entries go first"
+    )
     escape_csv: bool = Field(
-        True, description="an apostrophe before a cell of predictions.csv that a spreadsheet would run"
+        True, description="put an apostrophe before a cell of predictions.csv that a spreadsheet would run"
     )
+
+    @property
+    def checkpoint_interval(self) -> tuple[int, float]:
+        """(steps, seconds) between two checkpoints; one of them is 0."""
+        every = self.checkpoint_every
+        return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
 
 
 class Plan(Section):
-    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold plug-in
-    options; :func:`check` validates them against the plug-in's own dataclass."""
+    """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold the tables of plug-ins;
+    :func:`regraft.plan.read.check` makes the objects that they name, :attr:`plugins`."""
 
     source: SourcePlan
-    data: DataPlan
-    source_data: SourceDataPlan = SourceDataPlan()
-    task: dict[str, Any] = {"name": "classification"}
-    augment: Augment = Augment()
-    probe: ProbePlan = ProbePlan()
-    fit: FitPlan = FitPlan()
-    freezing: dict[str, Any] = {"name": "everything"}
+    data: DataOptions
+    source_data: SourceDataOptions = Field(default_factory=SourceDataOptions)
+    task: dict[str, Any] = Field({"name": DEFAULT_TASK}, description="task to learn")
+    augment: Augment = Field(default_factory=Augment)
+    probe: ProbePlan = Field(default_factory=ProbePlan)
+    fit: FitPlan = Field(default_factory=FitPlan)
+    freezing: dict[str, Any] = Field({"name": "everything"}, description="strategy that picks the trainable blocks")
     regularizers: dict[str, dict[str, Any]] = {}
-    evaluate: EvaluatePlan = EvaluatePlan()
-    run: RunPlan = RunPlan()
+    evaluate: EvaluatePlan = Field(default_factory=EvaluatePlan)
+    run: RunPlan = Field(default_factory=RunPlan)
+
+    _plugins: PlugIns | None = PrivateAttr(None)
+    _allow_code: bool = PrivateAttr(False)
+
+    @property
+    def plugins(self) -> PlugIns:
+        """The plug-ins that the plan names. Raises PlanError for a plan that was not checked and names none."""
+        if self._plugins is None:
+            made, problems = make_plugins(self.model_dump(), allow_code=self._allow_code)
+            if problems:
+                raise PlanError([text for _, text in problems])
+            self._plugins = made
+        return self._plugins
+
+    @property
+    def allow_code(self) -> bool:
+        """Whether the plan was read with leave to run the code that it names."""
+        return self._allow_code
+
+    def with_plugins(self, plugins: PlugIns | None, *, allow_code: bool) -> Self:
+        """Return this plan with plug-ins; None: they are made from its tables when they are asked for."""
+        plan = self.model_copy()
+        plan._plugins, plan._allow_code = plugins, allow_code
+        return plan
+
+    def with_sections(self, **sections: Any) -> Self:
+        """Return this plan with other sections, unchecked, and the plug-ins that these name."""
+        plan = self.model_copy(update=sections)
+        return plan.with_plugins(None, allow_code=self._allow_code)
+
+
+# ---------------------------------------------------------------- without "auto"
+
+
+class ResolvedFit(FitPlan):
+    """``[fit]`` with every automatic choice made."""
+
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    head_lr: Positive
+    scratch_lr: Positive
+    weight_decay: NonNegative
+    sharpness: NonNegative
+    batch_norm: Literal["frozen", "train"]
+
+
+class ResolvedRun(RunPlan):
+    """``[run]`` with every automatic choice made."""
+
+    workers: Annotated[int, Field(ge=0)]
+    threads: Count
+    processes: Count
+    layout: Literal["channels_last", "contiguous"]
+    precision: Literal["float32", "bfloat16"]
+    feature_precision: Literal["float32", "bfloat16"]
+
+
+class ResolvedPlan(Plan):
+    """A plan without "auto"."""
+
+    fit: ResolvedFit
+    run: ResolvedRun
+
+    @classmethod
+    def of(cls, plan: Plan, fit: Mapping[str, Any], run: Mapping[str, Any]) -> ResolvedPlan:
+        """Return ``plan`` with the values of ``fit`` and ``run``. Raises ValueError where one is still "auto"."""
+        sections = {name: getattr(plan, name) for name in Plan.model_fields} | {
+            "fit": ResolvedFit(**plan.fit.model_dump() | dict(fit)),
+            "run": ResolvedRun(**plan.run.model_dump() | dict(run)),
+        }
+        return cls(**sections).with_plugins(plan.plugins, allow_code=plan.allow_code)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from .schema import Plan
+from .schema import Plan, keys_of
 
 # ---------------------------------------------------------------- writing
 
@@ -29,20 +27,12 @@ def write_plan(plan: Plan, reasons: Mapping[str, str] | None = None) -> str:
         if isinstance(value, dict):
             out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()]
             continue
-        for key, item, description in described(value, field.annotation):
-            comment = reasons.get(f"{section}.{key}", description)
+        for key, info in keys_of(field.annotation).items():
+            item = getattr(value, key)
+            comment = reasons.get(f"{section}.{key}", info.description or "")
             line = f"{key} = {toml_value(item)}" if item is not None else f"# {key} ="
             out.append(f"{line:<34}  # {comment}".rstrip(" #"))
     return "\n".join(out) + "\n"
-
-
-def described(value: Any, model: Any) -> Iterable[tuple[str, Any, str]]:
-    if isinstance(value, BaseModel):
-        for key, field in type(value).model_fields.items():
-            yield key, getattr(value, key), field.description or ""
-    else:
-        for key, field in value.__dataclass_fields__.items():
-            yield key, getattr(value, key), field.metadata.get("help", "")
 
 
 def toml_key(key: str) -> str:

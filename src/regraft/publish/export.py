@@ -32,25 +32,24 @@ import torch
 from torch import nn
 
 from .. import plugins
-from ..data.batches import Batches
 from ..data.columns import ids_of, some_of
 from ..data.loading import rows_and_splits
-from ..data.manifest import read_manifest
 from ..data.preprocessing import to_json
+from ..data.splitting import read_manifest
 from ..data.types import Example, ImageSpec
-from ..errors import DataError, DiskError, ExportError, RegraftError, UsageError, did_you_mean
+from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
 from ..evidence.calibration import cooled
 from ..evidence.comparison import SCORES, read_scores
 from ..evidence.scoring import at_threshold, estimates, gain, score
 from ..exports import Export, Package
 from ..io import guarded
+from ..io.atomic import disk_errors, move_folder, sync_file
 from ..io.json_files import dumps, plain
 from ..io.work_folders import temporary_folder, work_folder
 from ..model.forward import Outputs, outputs
 from ..model.grafting import Model
 from ..model.types import SourceOptions
 from ..pipeline.predictor import Predictor, load, plan_of
-from ..plan.options import data_options
 from ..plan.read import check as check_plan
 from ..plan.write import write_plan
 from ..report.reading import RunFiles
@@ -163,7 +162,7 @@ def export(
             record = {
                 "format": name,
                 "calibrated": calibrated,
-                "numbers": predictor.task.name == "regression",
+                "numbers": predictor.task.has_numbers,
                 "parity": asdict(parity),
                 "int8": cost,
                 "versions": files.environment["versions"],
@@ -223,10 +222,10 @@ def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -
 
     → (rows with the labels that the run knows, what they are).
     """
-    given = data_options(plan_of(files.path))
+    given = plan_of(files.path).data
     examples: Sequence[Example]
     try:
-        options = replace(given.for_task(predictor.task), on_bad="skip", empty_labels=True)
+        options = replace(given.for_task(predictor.task).with_empty_labels(), on_bad="skip")
         examples, _, _ = rows_and_splits(options, predictor.kind)
     except (DataError, OSError, ValueError):  # a path may be too long, or none
         examples = []
@@ -277,9 +276,8 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
     task = predictor.task
     head = predictor.model.get_submodule("head")
     backbone = predictor.model.get_submodule("backbone")
-    state = task.state()
-    if format.folds and "std" in state:
-        head = folded(head, state["std"], state["mean"])
+    if format.folds and task.affine is not None:
+        head = folded(head, *task.affine)
     longest = sorted(examples, key=lambda e: -len(" ".join(e.inputs)))[:2]
     rows = [predictor.preprocessor.one(e.inputs) for e in (longest * 2)[:2]]
     config = read_json(files.path, "model/config.json", ModelConfig)
@@ -317,8 +315,7 @@ def brief_values(tree: Any) -> Any:
 
 def labels(task: Task) -> dict[str, Any]:
     """Class names in output order, and what makes scores of outputs."""
-    activation = {"classification": "softmax", "multilabel": "sigmoid"}.get(task.name, "none")
-    found = {"task": task.name, "classes": list(task.classes), "activation": activation}
+    found = {"task": task.name, "classes": list(task.classes), "activation": task.activation}
     threshold = getattr(task, "threshold", None)
     return found if threshold is None else found | {"threshold": threshold}
 
@@ -345,9 +342,7 @@ def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> n
 
 def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
     """The run's own scores [N, C]."""
-    none = torch.zeros(len(examples))
-    batches = Batches(examples, none, predictor.preprocessor, BATCH, device=predictor.device)
-    found = outputs(predictor.model, batches, predictor.device).values
+    found = outputs(predictor.model, predictor.batches(examples), predictor.compute).values
     return cast("FloatArray", predictor.task.scores(found).numpy())
 
 
@@ -391,7 +386,7 @@ def inputs_of(examples: Sequence[Example], kind: str) -> list[str | list[str]]:
 
 def scale_of(task: Task) -> FloatArray:
     """[C] or [1], what TOLERANCE is counted in."""
-    return np.asarray(task.state().get("std", [1.0]), dtype=np.float64)
+    return np.asarray(task.affine[0] if task.affine else [1.0], dtype=np.float64)
 
 
 def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> Parity:
@@ -403,7 +398,7 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
         )
     rounding = 2 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
     apart = np.abs(found - expected)
-    apart = np.where(task.name == "regression", np.maximum(apart - rounding, 0), apart)
+    apart = np.where(task.has_numbers, np.maximum(apart - rounding, 0), apart)
     same = agree(task, expected, found)
     return Parity(
         what,
@@ -416,7 +411,7 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
 
 def agree(task: Task, a: FloatArray, b: FloatArray) -> Any:
     """[N] whether the answer is the same; None for numbers, which have none beside themselves."""
-    if task.name == "regression":
+    if task.has_numbers:
         return None
     return np.array([task.label(x) == task.label(y) for x, y in zip(a, b, strict=True)])
 
@@ -437,7 +432,7 @@ def check(parity: Parity, task: Task, examples: Sequence[Example], expected: Flo
         return
     apart = np.abs(found - expected) / scale_of(task)
     row, column = (int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
-    unit = " standard deviations" if task.name == "regression" else ""
+    unit = " standard deviations" if task.affine else ""
     off = int((apart > TOLERANCE).any(axis=1).sum())
     raise ExportError(
         f"the export is not the run: {off} of {parity.n} {parity.rows} differ by more than "
@@ -503,19 +498,17 @@ def published(place: Path) -> Iterator[Path]:
     """
     new_parent = not place.parent.exists()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(place.parent, ".export", mode=0o777) as part:
+        with disk_errors(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place), work_folder(place.parent, ".export", mode=0o777) as part:
             yield part
             for path in part.rglob("*"):
                 if path.is_file():
                     path.chmod(part.stat().st_mode & 0o666)  # safetensors makes files for one user alone
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+                    sync_file(path)
             if place.exists() or place.is_symlink():
                 raise UsageError(f"{place} was made by another export just now; this one is gone")
-            part.rename(place)
-    except OSError as error:
-        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+            move_folder(part, place)
     finally:
         if new_parent and place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..compute.arrays import map_inputs
 from ..errors import PlanError
 from ..model.types import Block, Target, match_blocks
 from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
@@ -148,10 +149,8 @@ def through(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
 
 def without(x: Any, silent: Tensor) -> Any:
     """A block's output [B, …] once for each of these channels, which is zero there: [K·B, …]."""
-
-    device = (x["hidden"] if isinstance(x, dict) else x).device
-    many = repeated(x, len(silent), device)
-    hidden = many["hidden"] if isinstance(many, dict) else many
+    many = repeated(x, len(silent), hidden_of(x).device)
+    hidden = hidden_of(many)
     hidden = hidden.transpose(1, -1) if hidden.ndim == 3 else hidden  # a view, channels second
     each = len(hidden) // len(silent)
     for k, channel in enumerate(silent.tolist()):
@@ -161,9 +160,13 @@ def without(x: Any, silent: Tensor) -> Any:
 
 def repeated(x: Any, times: int, device: torch.device) -> Any:
     """A copy of [B, …], or of a dictionary of them, this many times over: [times · B, …]."""
-    if isinstance(x, dict):
-        return {name: repeated(value, times, device) for name, value in x.items()}
-    return x.to(device).repeat(times, *ones(x))
+    return map_inputs(lambda tensor: tensor.to(device).repeat(times, *ones(tensor)), x)
+
+
+def hidden_of(x: Any) -> Tensor:
+    """Return a block's output as a tensor, without a text's attention mask."""
+    hidden: Tensor = x["hidden"] if isinstance(x, dict) else x
+    return hidden
 
 
 def ones(x: Tensor) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..compute.arrays import map_inputs
 from ..errors import PlanError
 from ..model.types import Target
 from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
@@ -50,7 +51,7 @@ class EWC(Regularizer):
                     "--source-data PATH, or take l2_sp"
                 ]
             )
-        if self.labels == "sampled" and source_data.task.name != "classification":
+        if self.labels == "sampled" and not source_data.task.has_classes:
             raise PlanError(
                 [
                     f"regularizers.ewc samples classes, and the source's task is "
@@ -97,8 +98,7 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
 
     def loss(theta: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
         """Of one example, as a batch of one."""
-        x = {k: v[None] for k, v in x.items()} if isinstance(x, dict) else x[None]
-        return rows.task.loss(logits(theta, x), y[None]).sum()
+        return rows.task.loss(logits(theta, map_inputs(lambda t: t[None], x)), y[None]).sum()
 
     one, many = grad(loss), vmap(grad(loss), in_dims=(None, 0, 0))
 
@@ -109,12 +109,12 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
         except RuntimeError as error:  # a model that branches on its inputs (attention masks do)
             if "vmap" not in str(error):
                 raise
-        each = [one(params, row(x, i), y[i]) for i in range(len(y))]
+        each = [one(params, take(x, i), y[i]) for i in range(len(y))]
         return {n: torch.stack([g[n] for g in each]) for n in params}
 
     left = options.examples
     for _, inputs, labels in rows.batches("fit"):
-        inputs, labels = cut(inputs, slice(0, left)), labels[:left]
+        inputs, labels = take(inputs, slice(0, left)), labels[:left]
         if options.labels == "sampled":
             with torch.no_grad():
                 p = logits(params, inputs).double().softmax(1).cpu()  # drawn alike everywhere
@@ -122,7 +122,7 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
         labels = labels.to(device)
         for start in range(0, len(labels), options.chunk):
             part = slice(start, start + options.chunk)
-            for name, g in per_sample(cut(inputs, part), labels[part]).items():
+            for name, g in per_sample(take(inputs, part), labels[part]).items():
                 total[name] += g.square().sum(0)
         left -= len(labels)
         if left <= 0:
@@ -131,11 +131,6 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
     return {n: t / used for n, t in total.items()}
 
 
-def row(inputs: Any, i: int) -> Any:
-    """One row of inputs [B, …], without its batch dimension."""
-    return {k: v[i] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i]
-
-
-def cut(inputs: Any, part: slice) -> Any:
-    """Some rows of inputs [B, …]."""
-    return {k: v[part] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[part]
+def take(inputs: Any, rows: int | slice) -> Any:
+    """Return some rows of inputs [B, …]; of one row, without its batch dimension."""
+    return map_inputs(lambda tensor: tensor[rows], inputs)

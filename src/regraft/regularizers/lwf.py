@@ -50,7 +50,7 @@ class LwF(Regularizer):
             raise PlanError(
                 [f"regularizers.lwf needs the source's own head, and {source.name} has none: remove it, or take l2_sp"]
             )
-        if source.task != "classification":
+        if not source.has_classes:
             raise PlanError(
                 [
                     f"regularizers.lwf compares classes, and the head of {source.name} is one of "

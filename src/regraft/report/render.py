@@ -10,7 +10,8 @@ from threading import get_ident
 from types import ModuleType
 from typing import Any
 
-from ..errors import DiskError, UsageError
+from ..errors import UsageError
+from ..io.atomic import disk_errors, write_file
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
@@ -33,14 +34,8 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     html = page([RunFiles.read(path) for path in paths])
     target = out or paths[0] / "report.html"
     part = target.with_name(f".{target.name}.{os.getpid()}.{get_ident()}.part")
-    try:
-        part.unlink(missing_ok=True)  # a name that was put there may be a link
-        with part.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(html)
-        part.replace(target)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DiskError(f"{target} cannot be written: {error.strerror}") from error
+    with disk_errors(target):
+        write_file(target, html.encode(errors="backslashreplace"), part)
     return target
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DiskError, UsageError, printable
 from ..io import guarded, locks
+from ..io.atomic import disk_errors, write_file
 from ..io.command_lines import command
 from ..io.csv_cells import escaped
 from ..io.json_files import dumps, plain
@@ -83,16 +84,8 @@ class RunFolder:
         """Write a file, whole or not at all."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise DiskError(f"{path} cannot be written: {error.strerror}") from error
+        with disk_errors(path):
+            write_file(path, text)
 
     def json(self, name: str, value: Any) -> None:
         self.text(name, dumps(plain(value), indent=2) + "\n")

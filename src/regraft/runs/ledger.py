@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 from ..io import locks
+from ..io.places import state_root
 
 # ---------------------------------------------------------------- the ledger of opened test sets
 
 
 def ledger_path() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("REGRAFT_STATE", Path(state) / "regraft")) / "test-ledger.jsonl"
+    return state_root() / "test-ledger.jsonl"
 
 
 def open_test(digest: str, run: str) -> int:

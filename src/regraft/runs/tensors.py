@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiskError
+from ..io.atomic import sync_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     values = storable(tensors)
     try:
         save_file(values, path, metadata)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
     except (OSError, SafetensorError) as error:
         path.unlink(missing_ok=True)
         size = sum(t.numel() * t.element_size() for t in values.values())

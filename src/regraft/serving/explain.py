@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compute.device import to_device
 from ..data.preprocessing import TextPreprocessor
 
 if TYPE_CHECKING:
@@ -161,10 +160,10 @@ def _score(served: ServedModel, output: int) -> Any:
     others = [i for i in range(p.task.outputs) if i != output]
 
     def score(inputs: Any) -> Tensor:
-        logits: Tensor = p.model(to_device(inputs, p.device, "contiguous")).float().cpu()
-        if p.task.name == "classification":
+        logits: Tensor = p.model(p.compute.to_device(inputs)).float().cpu()
+        if p.task.activation == "softmax":
             return logits[:, output] - logits[:, others].logsumexp(1)
-        scores = logits if p.task.name == "multilabel" else p.task.scores(logits)
+        scores = logits if p.task.activation == "sigmoid" else p.task.scores(logits)
         return scores[:, output]
 
     return score

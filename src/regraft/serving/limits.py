@@ -1,24 +1,32 @@
-"""What a request may cost. Each limit has its answer: see the table in docs/decisions/013."""
+"""Limits of a request. Each has its answer: see the table in docs/decisions/013."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 MEGABYTE = 1_000_000
 
 
+def described(default: Any, text: str) -> Any:
+    """Return a dataclass field whose ``text`` the help shows."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Limits:
-    batch: int = 32  # rows of a forward pass, at most
-    wait_ms: float = 5.0  # for rows that are on their way; a request that is alone waits for none
-    queue: int = 256  # requests that are accepted and not yet answered; more: 429
-    seconds: float = 30.0  # from acceptance to answer; more: 504
-    megabytes: float = 20.0  # of a request's body; more: 413
-    body_seconds: float = 15.0  # for a request's headers, and for its body; more: 408
-    held_megabytes: float = 200.0  # of bodies that are being read or decoded, in all; more: 503
-    megapixels: float = 50.0  # that a picture's header may claim; more: 413
-    letters: int = 100_000  # of a text; more: 413
-    explanations: int = 4  # that are accepted and not yet answered; more: 429
+    """What a request may cost; raises ValueError for a limit that is not above 0."""
+
+    batch: int = described(32, "rows of a forward pass, at most")
+    wait_ms: float = described(5.0, "milliseconds that a batch waits for rows on their way")
+    queue: int = described(256, "requests accepted and not yet answered, at most; further ones get 429")
+    seconds: float = described(30.0, "seconds from acceptance to answer, at most; then the request gets 504")
+    megabytes: float = described(20.0, "megabytes of a request's body, at most; a larger one gets 413")
+    body_seconds: float = 15.0  # for a request's headers, and again for its body; then 408
+    held_megabytes: float = 200.0  # megabytes of all bodies being read or decoded; then 503
+    megapixels: float = 50.0  # million pixels that a picture's header may claim; then 413
+    letters: int = 100_000  # letters of a text; then 413
+    explanations: int = 4  # explanations accepted and not yet answered; then 429
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -27,10 +35,10 @@ class Limits:
 
     @property
     def body(self) -> int:
-        """Bytes."""
+        """Return bytes."""
         return int(self.megabytes * MEGABYTE)
 
     @property
     def held(self) -> int:
-        """Bytes; one body of the largest size always fits."""
+        """Return bytes; one body of the largest size always fits."""
         return max(self.body, int(self.held_megabytes * MEGABYTE))

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..compute.device import to_device
 from ..data.decoding import Wanted
 from ..data.preprocessing import ImagePreprocessor
 from ..errors import RegraftError, SourceError, UsageError
@@ -86,7 +85,7 @@ class ServedModel:
         """Raises RegraftError for scores that are not finite."""
         p = self.predictor
         with torch.inference_mode():
-            inputs = to_device(p.preprocessor.collate(samples), p.device, "contiguous")
+            inputs = p.compute.to_device(p.preprocessor.collate(samples))
             features = p.model.get_submodule("backbone")(inputs)  # [B, D]
             scores = _scores(p, features)
             sharp = None if self.sharper is None else _scores(self.sharper, features)
@@ -133,7 +132,7 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         why = "is of other weights" if there else "was not kept: too few rows of val, or an older run"
         notes.append(f"no warning about inputs unlike the training data: its measure {why}")
     temperature = predictor.temperature
-    if temperature is None and predictor.task.name != "regression":
+    if temperature is None and not predictor.task.has_numbers:
         notes.append("probabilities are not calibrated: the run fitted no temperature")
     return ServedModel(
         name=run.resolve().name,

@@ -1,20 +1,13 @@
-"""A socket, a token where others can reach it, uvicorn, and the end.
-
-On 127.0.0.1 no token is asked for; bound elsewhere one always is. The socket is bound before the model is
-read: a port that is taken is said at once.
-"""
+"""uvicorn with limits on time and connections, from a run's folder to the end of the process."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import json
 import os
-import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -25,73 +18,64 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import UsageError
+from ..io.streams import Report
 from .app import create_app
+from .endpoint import MAX_PENDING, Endpoint, bind, chosen_token, is_loopback, names, url
 from .guard import AccessPolicy
 from .limits import Limits
 from .model import open_run
 
-TOKEN = "REGRAFT_TOKEN"  # the environment variable
+GRACE_S = 5  # seconds that requests have to end, after a signal
 
-SHORTEST = 16  # letters of a token
+STOP_TIMEOUT_S = 9  # seconds after a signal until the process ends, whatever it does
 
-BACKLOG = 2048  # connections that wait to be accepted
+OPEN_FILES = 16_384  # files that the process asks to have open at once
 
-STOP = 5  # seconds that requests have to end, after a signal
+MAX_CONNECTIONS = 4096
 
-END = 9  # seconds after which the process ends, whatever it does
-
-FILES = 16_384  # that the process asks to have open at once
-
-CONNECTIONS = 4096
-
-FREE_PARTS, PART_BYTES = 1000, 256  # a body's parts beyond the first ones are so large on average
+# A body may come in FREE_PARTS parts of any size; further ones have PART_BYTES on average.
+FREE_PARTS, PART_BYTES = 1000, 256
 
 
 def serve(
     run: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    allow_host: Sequence[str] = (),
+    endpoint: Endpoint | None = None,
     limits: Limits | None = None,
+    *,
     device: str = "cpu",
-    say: Callable[[str], None] = print,
-    complain: Callable[[str], None] = print,
+    say: Report = print,
+    complain: Report = print,
     as_json: bool = False,
 ) -> None:
-    """Serve a run's model until Ctrl-C. ``say`` is told the address, as a sentence or as JSON; ``complain``
-    what is worth knowing.
+    """Serve a run's model until Ctrl-C. ``say`` prints the address, as a sentence or JSON; ``complain`` prints notes.
 
-    Raises UsageError for a port that is taken, a host that is not this machine's, a token that is too
-    short, or a folder that is no run; SourceError for a damaged one.
+    Raises UsageError for a taken port, a host that is not this machine's, a short token or a folder that is no
+    run; SourceError for a damaged run.
     """
-    limits = limits or Limits()
-    token, made = chosen_token(host, token)
-    listening = bind(host, port)
+    endpoint, limits = endpoint or Endpoint(), limits or Limits()
+    token, made = chosen_token(endpoint.host, endpoint.token)
+    listening = bind(endpoint.host, endpoint.port)
     try:
         served = open_run(run, device)
         served.warm_up()
-        bound, at = listening.getsockname()[:2]
-        address = url(bound, at)
+        host, port = listening.getsockname()[:2]
+        address = url(host, port)
         for note in served.notes:
             complain(f"note: {note}")
-        if not is_loopback(bound):
+        if not is_loopback(host):
             complain("note: plain HTTP; across a network put a proxy with TLS before it")
 
         def started() -> None:
-            """Said once connections are answered."""
-            where = f"{address}#token={token}" if made else address
+            """Print the address, once the server answers connections."""
             if as_json:
-                record = {"url": address, "host": bound, "port": at, "pid": os.getpid(), "run": str(run)}
+                record = {"url": address, "host": host, "port": port, "pid": os.getpid(), "run": str(run)}
                 say(json.dumps(record | ({"token": token} if made else {})))
             else:
-                say(f"{run} is served at {where}   (Ctrl-C stops)")
+                say(f"{run} is served at {address}{f'#token={token}' if made else ''}   (Ctrl-C stops)")
 
-        door = AccessPolicy(names(bound, allow_host), addresses=not is_loopback(bound), token=token)
-        app = create_app(served, door, limits, started=started, complain=complain)
-        with suppress(KeyboardInterrupt):  # uvicorn ends what was begun, then sends the signal on
+        policy = AccessPolicy(names(host, endpoint.allow_host), addresses=not is_loopback(host), token=token)
+        app = create_app(served, policy, limits, started=started, complain=complain)
+        with suppress(KeyboardInterrupt):  # uvicorn ends open requests, then raises the signal again
             Server(app, limits, open_files(), complain).run(sockets=[listening])
         complain("stopped")
     finally:
@@ -107,16 +91,16 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=patient(limits.body_seconds, min(CONNECTIONS, files // 2)),
+                http=patient(limits.body_seconds, min(MAX_CONNECTIONS, files // 2)),
                 ws="none",
                 loop="asyncio",
                 log_config=None,
                 log_level="error",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=STOP,
+                timeout_graceful_shutdown=GRACE_S,
                 # asyncio accepts so many at a time, before one that is too many is closed
-                backlog=max(1, min(BACKLOG, files // 16)),
+                backlog=max(1, min(MAX_PENDING, files // 16)),
             )
         )
 
@@ -124,7 +108,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(self._hear)
         await super().startup(sockets)
         for listening in sockets or []:
-            listening.listen(BACKLOG)
+            listening.listen(MAX_PENDING)
 
     def _hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say once that no connection could be accepted: asyncio says it thousands of times a second."""
@@ -136,7 +120,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.clock is None:
-            self.clock = threading.Timer(END, os._exit, (128 + sig,))
+            self.clock = threading.Timer(STOP_TIMEOUT_S, os._exit, (128 + sig,))
             self.clock.daemon = True
             self.clock.start()
         super().handle_exit(sig, frame)
@@ -149,83 +133,19 @@ class Server(uvicorn.Server):
                 self.clock.cancel()
 
 
-def chosen_token(host: str, given: str | None) -> tuple[str | None, bool]:
-    """(token or None, whether it was made here). Raises UsageError for one that is easily guessed."""
-    token = given if given is not None else os.environ.get(TOKEN)
-    if token is not None:
-        if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
-            raise UsageError(f"a token has {SHORTEST} or more ASCII letters and signs, without spaces")
-        return token, False
-    if is_loopback(resolved(host, 0)[1][0]):
-        return None, False
-    return secrets.token_urlsafe(32), True
-
-
-def resolved(host: str, port: int) -> tuple[int, Any]:
-    """(family, address) of a host name. Raises UsageError where it has none."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        raise UsageError(f"--host {host}: no such host ({error})") from error
-    return found[0][0], found[0][4]
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UsageError with the remedy where it cannot be had."""
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port takes 0 (any that is free) to 65535, not {port}")
-    family, address = resolved(host, port)
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # after a restart; elsewhere it would let two servers share a port
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        why = {
-            errno.EADDRINUSE: f"port {port} on {host} is taken: choose another with --port, or --port 0 "
-            "for one that is free",
-            errno.EACCES: f"port {port} is the system's own: choose one from 1024 on with --port",
-            errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine: give one, or 0.0.0.0 for all",
-        }.get(error.errno or 0, f"{host} port {port} cannot be listened on: {error.strerror}")
-        raise UsageError(why) from error
-    return made
-
-
-def is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def url(address: str, port: int) -> str:
-    """What a browser on this machine opens."""
-    any_address = ipaddress.ip_address(address.partition("%")[0]).is_unspecified
-    shown = socket.gethostname() if any_address else address
-    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
-
-
-def names(address: str, allowed: Sequence[str]) -> frozenset[str]:
-    """Host names that the server answers to, beside literal addresses."""
-    own = {"localhost", *(name.lower() for name in allowed)}
-    return frozenset(own if is_loopback(address) else own | {socket.gethostname().lower()})
-
-
 def open_files() -> int:
-    """Return how many files this process may have open, after asking for FILES."""
+    """Return how many files this process may have open, after asking for OPEN_FILES."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return FILES
+        return OPEN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         with suppress(OSError, ValueError):  # macOS has another limit below the one that it names
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
-    return FILES if soft == resource.RLIM_INFINITY else soft
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 class Counted(h11.Connection):
@@ -246,7 +166,7 @@ class Counted(h11.Connection):
         return event
 
 
-def patient(seconds: float, most: int = CONNECTIONS) -> type[H11Protocol]:
+def patient(seconds: float, most: int = MAX_CONNECTIONS) -> type[H11Protocol]:
     """Return uvicorn's HTTP with the limits that it has not.
 
     They are on the time that a request's headers take, on connections, and on the parts of a body. Of more

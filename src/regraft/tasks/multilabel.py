@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import DataError, did_you_mean, shorten
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,40 +22,44 @@ if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
 
 
-METRICS = ("map", "micro_f1", "macro_f1_labels")
-
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
-
-Cells = Sequence[tuple[str, ...]]
 
 
 def _present(cells: tuple[str, ...], names: Sequence[str], separator: str) -> list[str]:
-    """The labels of one row without problems, in a stable order."""
+    """Return the labels of one row without problems, in a stable order."""
     if len(cells) == 1:
         return list(dict.fromkeys(p.strip() for p in cells[0].split(separator) if p.strip()))
     return [n for n, cell in zip(names, cells, strict=True) if FLAGS[cell.strip().lower()]]
 
 
+class _Kind(TaskKind):
+    name = "multilabel"
+    targets = "labels"
+    activation = "sigmoid"
+    default_metrics = ("map", "micro_f1", "macro_f1_labels")
+    summary_metrics = ("map", "micro_f1")
+    trivial_control = "majority"
+    empty_labels = True
+
+
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(_Kind, TaskOptions):
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
-    empty_labels: ClassVar[bool] = True  # a row may have no label
-
-    threshold: float = 0.5  # a label is given where its probability is at least this
-    separator: str = ";"  # between labels, where they stand in one column
-    primary: str = "map"  # the metric that choices are made by
+    threshold: float = 0.5  # least probability at which a label is given
+    separator: str = ";"  # between the labels of one column
+    primary: str = "map"  # metric that choices are made by
+    metrics: tuple[str, ...] = ()  # further files of metrics/ to compute
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
         if not self.separator:
             raise ValueError("separator must not be empty")
-        if self.primary not in METRICS:
-            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
+        self.check_metrics()
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's cells before the labels are known."""
+        """Return why cells cannot be read, before the labels are known."""
         if not cells:
             return "the label is missing"
         if len(cells) == 1:
@@ -63,13 +68,13 @@ class MultiLabel:
         return f'"{bad[0]}" is neither 0 nor 1' if bad else None
 
     def strata(self, cells: Cells) -> list[str]:
-        """Each row's rarest label (ties: the first by name), or "none"."""
+        """Return the rarest label of each row (ties: the first by name), or "none"."""
         rows = [_present(r, [f"column {i + 1}" for i in range(len(r))], self.separator) for r in cells]
         counts = Counter(label for row in rows for label in row)
         return [min(row, key=lambda n: (counts[n], n)) if row else "none" for row in rows]
 
     def make(self, cells: Cells, columns: tuple[str, ...]) -> _MultiLabel:
-        """The task of these training labels.
+        """Return the task of these training labels.
 
         One column: labels sorted by name. Several: their names in their order. Raises DataError for
         a cell that is not 0 or 1 among several columns, or no label at all.
@@ -90,6 +95,7 @@ class MultiLabel:
         return _MultiLabel(
             classes=tuple(sorted(found)) if len(columns) == 1 else tuple(columns),
             primary=self.primary,
+            further_metrics=self.metrics,
             threshold=self.threshold,
             separator=self.separator,
             one_column=len(columns) == 1,
@@ -97,26 +103,20 @@ class MultiLabel:
 
 
 @dataclass(frozen=True)
-class _MultiLabel:
+class _MultiLabel(_Kind, Task):
     classes: tuple[str, ...]
     primary: str
     threshold: float
     separator: str
     one_column: bool
-    empty_labels: ClassVar[bool] = True  # a row may have no label
-    name: str = "multilabel"
-    metrics: tuple[str, ...] = METRICS
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
+    further_metrics: tuple[str, ...] = ()
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.classes)}
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's labels, in words, or None."""
+        """Return what is wrong with one row's labels; None if nothing is."""
         wanted = 1 if self.one_column else self.outputs
         if len(cells) != wanted:
             return f"{len(cells)} label cells where {wanted} belong"
@@ -130,7 +130,7 @@ class _MultiLabel:
         return f'"{unknown[0]}" is not a label of the training rows; {hint}'
 
     def encode(self, cells: Cells) -> Tensor:
-        """Label cells → [N, C] float32 of zeros and ones. Raises DataError for a bad row."""
+        """Return zeros and ones [N, C] float32 of label cells. Raises DataError for a bad row."""
         import torch
 
         targets = torch.zeros(len(cells), self.outputs)
@@ -139,8 +139,8 @@ class _MultiLabel:
             targets[tuple(torch.tensor(on).T)] = 1.0
         return targets
 
-    def given(self, cells: tuple[str, ...]) -> tuple[str, ...]:
-        """One row's labels in the order of the classes. Raises DataError for a bad row."""
+    def names(self, cells: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the labels of one row in the order of the classes. Raises DataError for a bad row."""
         return tuple(self.classes[k] for k in sorted(self._labels(cells, 0)))
 
     def _labels(self, cells: tuple[str, ...], row: int) -> list[int]:
@@ -149,7 +149,7 @@ class _MultiLabel:
         return [self._numbers[name] for name in _present(cells, self.classes, self.separator)]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [B, C], targets [B, C] in [0, 1] → nats, the mean over labels, [B]."""
+        """Return nats [B], the mean over labels, of logits [B, C] and targets [B, C] in [0, 1]."""
         import torch.nn.functional as F
 
         logits = logits if logits.dtype.itemsize > 4 else logits.float()  # float64 stays
@@ -157,26 +157,27 @@ class _MultiLabel:
         return cells.mean(dim=1)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """logits [B, C] → probabilities [B, C] float64."""
+        """Return probabilities [B, C] float64 of logits [B, C]."""
         return logits.double().sigmoid()
 
     def label(self, scores: FloatArray) -> str:
-        """The labels at or above the threshold, joined by the separator."""
+        """Return the labels at or above the threshold, joined by the separator."""
         return self.separator.join(self.classes[k] for k in (scores >= self.threshold).nonzero()[0])
 
-    def truth(self, targets: Tensor) -> Tensor:
-        """Zeros and ones [N, C]."""
-        return targets
-
     def constant(self, targets: Tensor) -> Tensor:
-        """targets [N, C] → label frequencies [C] float64."""
+        """Return label frequencies [C] float64 of targets [N, C]."""
         return targets.double().mean(dim=0)
 
+    def wrongness(self, truth: Any, scores: Any) -> FloatArray:
+        """Return the mean distance of probabilities to the truth [N]; 0 where every label is right."""
+        wrong = ((scores >= self.threshold) != (truth >= self.threshold)).any(1)
+        result: FloatArray = wrong * abs(truth - scores).mean(1)
+        return result
+
     def state(self) -> dict[str, Any]:
+        """Return plain JSON for ``restore``."""
         return {
-            "task": self.name,
-            "classes": list(self.classes),
-            "primary": self.primary,
+            **super().state(),
             "threshold": self.threshold,
             "separator": self.separator,
             "one_column": self.one_column,
@@ -184,11 +185,12 @@ class _MultiLabel:
 
 
 def restore(state: dict[str, Any]) -> _MultiLabel:
-    """The task that ``state()`` described."""
+    """Return the task that ``state()`` described."""
     return _MultiLabel(
         classes=tuple(state["classes"]),
         primary=state["primary"],
         threshold=state["threshold"],
         separator=state["separator"],
         one_column=state["one_column"],
+        further_metrics=tuple(state.get("metrics", ())),
     )

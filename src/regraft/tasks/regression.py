@@ -8,25 +8,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..errors import DataError, did_you_mean, shorten
+from ..errors import DataError, shorten
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..compute.arrays import FloatArray
-
-
-METRICS = ("mae", "rmse", "r2")
-
-Cells = Sequence[tuple[str, ...]]
-
 
 def _wrong(cell: str) -> str | None:
-    """Why a cell is no finite number, or None."""
+    """Return why a cell is no finite number; None if it is one."""
     if not cell.strip():
         return "the number is empty"
     try:
@@ -36,28 +29,34 @@ def _wrong(cell: str) -> str | None:
     return None if math.isfinite(number) else f'"{cell}" is not finite'
 
 
+class _Kind(TaskKind):
+    name = "regression"
+    default_metrics = ("mae", "rmse", "r2")
+    summary_metrics = ("mae", "r2")
+
+
 @dataclass(frozen=True)
-class Regression:
+class Regression(_Kind, TaskOptions):
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     loss: Literal["mse", "huber", "l1"] = "mse"
     huber_delta: float = 1.0  # δ, in standard deviations of the target
-    primary: str = "mae"  # the metric that choices are made by
+    primary: str = "mae"  # metric that choices are made by
+    metrics: tuple[str, ...] = ()  # further files of metrics/ to compute
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.huber_delta) and self.huber_delta > 0):
             raise ValueError(f"huber_delta must be above 0, not {self.huber_delta}")
-        if self.primary not in METRICS:
-            raise ValueError(f'primary has no "{self.primary}"; {did_you_mean(self.primary, METRICS)}')
+        self.check_metrics()
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's numbers, in words, or None."""
+        """Return what is wrong with one row's numbers; None if nothing is."""
         if not cells:
             return "the number is missing"
         return next((words for cell in cells if (words := _wrong(cell))), None)
 
     def strata(self, cells: Cells) -> list[str]:
-        """The quantile bin of each row's first number: at most 5 bins, of 5 rows or more."""
+        """Return the quantile bin of each row's first number: at most 5 bins, of 5 rows or more."""
         import numpy as np
 
         numbers = np.array([float(row[0]) for row in cells])
@@ -66,7 +65,7 @@ class Regression:
         return [f"bin {b}" for b in np.searchsorted(edges, numbers, side="right")]
 
     def make(self, cells: Cells, columns: tuple[str, ...]) -> _Regression:
-        """The task of these training numbers.
+        """Return the task of these training numbers.
 
         Raises DataError for a cell that is no finite number, or a column that does not vary.
         """
@@ -90,6 +89,7 @@ class Regression:
         return _Regression(
             classes=tuple(columns),
             primary=self.primary,
+            further_metrics=self.metrics,
             loss_name=self.loss,
             huber_delta=self.huber_delta,
             mean=tuple(numbers.mean(0).tolist()),
@@ -98,28 +98,28 @@ class Regression:
 
 
 @dataclass(frozen=True)
-class _Regression:
+class _Regression(_Kind, Task):
     classes: tuple[str, ...]  # the names of the numbers
     primary: str
     loss_name: str
     huber_delta: float
     mean: tuple[float, ...]  # [C], of the training rows, own units
     std: tuple[float, ...]  # [C]
-    name: str = "regression"
-    metrics: tuple[str, ...] = METRICS
+    further_metrics: tuple[str, ...] = ()
 
     @property
-    def outputs(self) -> int:
-        return len(self.classes)
+    def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(std [C], mean [C]) of the training rows."""
+        return self.std, self.mean
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
-        """What is wrong with one row's numbers, in words, or None."""
+        """Return what is wrong with one row's numbers; None if nothing is."""
         if len(cells) != self.outputs:
             return f"{len(cells)} numbers where {self.outputs} belong"
         return next((words for cell in cells if (words := _wrong(cell))), None)
 
     def encode(self, cells: Cells) -> Tensor:
-        """Label cells → [N, C] float32, in standard deviations. Raises DataError for a bad row."""
+        """Return targets [N, C] float32 of label cells, in standard deviations. Raises DataError for a bad row."""
         import torch
 
         for i, row in enumerate(cells):
@@ -130,7 +130,7 @@ class _Regression:
         return ((numbers - numbers.new_tensor(self.mean)) / numbers.new_tensor(self.std)).float()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [B, C], targets [B, C], both in standard deviations → mean over targets, [B]."""
+        """Return the mean over outputs [B] of logits [B, C] and targets [B, C], both in standard deviations."""
         import torch.nn.functional as F
 
         outputs = logits if logits.dtype.itemsize > 4 else logits.float()  # float64 stays
@@ -144,27 +144,22 @@ class _Regression:
         return cells.mean(dim=1)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """logits [B, C] in standard deviations → [B, C] float64 in own units."""
+        """Return numbers [B, C] float64 in own units of logits [B, C] in standard deviations."""
         outputs = logits.double()
         return outputs * outputs.new_tensor(self.std) + outputs.new_tensor(self.mean)
 
-    def label(self, scores: FloatArray) -> str:
-        """The number, or several joined by ";", with six digits."""
-        return ";".join(f"{v:.6g}" for v in scores)
-
     def truth(self, targets: Tensor) -> Tensor:
-        """targets [N, C] in standard deviations → [N, C] float64 in own units."""
+        """Return numbers [N, C] float64 in own units of targets [N, C] in standard deviations."""
         return self.scores(targets)
 
     def constant(self, targets: Tensor) -> Tensor:
-        """targets [N, C] → their mean [C] float64 in own units."""
+        """Return the mean [C] float64 in own units of targets [N, C]."""
         return self.scores(targets).mean(dim=0)
 
     def state(self) -> dict[str, Any]:
+        """Return plain JSON for ``restore``."""
         return {
-            "task": self.name,
-            "classes": list(self.classes),
-            "primary": self.primary,
+            **super().state(),
             "loss": self.loss_name,
             "huber_delta": self.huber_delta,
             "mean": list(self.mean),
@@ -173,7 +168,7 @@ class _Regression:
 
 
 def restore(state: dict[str, Any]) -> _Regression:
-    """The task that ``state()`` described."""
+    """Return the task that ``state()`` described."""
     return _Regression(
         classes=tuple(state["classes"]),
         primary=state["primary"],
@@ -181,4 +176,5 @@ def restore(state: dict[str, Any]) -> _Regression:
         huber_delta=state["huber_delta"],
         mean=tuple(state["mean"]),
         std=tuple(state["std"]),
+        further_metrics=tuple(state.get("metrics", ())),
     )

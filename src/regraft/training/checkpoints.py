@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compute import distributed
-from ..data.store import digest_of, sync, synced
-from ..errors import DiskError, DivergedError, UsageError
+from ..errors import DivergedError, UsageError
 from ..io import guarded
+from ..io.atomic import disk_errors, move_folder, write_new
+from ..io.hashing import file_digest
 from ..runs import records
 from ..runs.tensors import save_tensors
-from .records import Progress, Saved
+from .records import Checkpoints, Progress, Saved
 from .signals import Interrupted, Stopping
 
 if TYPE_CHECKING:
@@ -54,20 +55,17 @@ def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor])
     they were."""
     tmp = place.with_name(f"tmp-{place.name}")
     try:
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-        save_tensors(tensors, tmp / TENSORS)
-        synced(tmp / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-        lines = [f"{digest_of(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
-        synced(tmp / MANIFEST, "".join(lines))
-        sync(tmp)
-        failpoint(f"written {place.name}")
-        if place.exists():  # a damaged one: good ones are not written twice
-            shutil.rmtree(place)
-        tmp.rename(place)
-        sync(place.parent)
-    except OSError as error:
-        raise DiskError(f"{place} cannot be written: {error.strerror or error}") from error
+        with disk_errors(place):
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+            save_tensors(tensors, tmp / TENSORS)
+            write_new(tmp / RECORD, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+            lines = [f"{file_digest(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
+            write_new(tmp / MANIFEST, "".join(lines))
+            failpoint(f"written {place.name}")
+            if place.exists():  # a damaged one: good ones are not written twice
+                shutil.rmtree(place)
+            move_folder(tmp, place)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     failpoint(f"renamed {place.name}")
@@ -89,7 +87,7 @@ def checked(place: Path) -> dict[str, Any]:
         if set(expected) != {TENSORS, RECORD}:
             raise DamagedError(f"{MANIFEST} does not list {TENSORS} and {RECORD}")
         for name, digest in expected.items():
-            if digest_of(place / name) != digest:
+            if file_digest(place / name) != digest:
                 raise DamagedError(f"{name} is not what {MANIFEST} says")
         record: dict[str, Any] = guarded.read_json(place, RECORD, finite=False)
     except FileNotFoundError as error:
@@ -152,15 +150,15 @@ class CheckpointManager:
     last: float = field(default_factory=time.monotonic)
     cost: float = 0.0  # seconds that the last one of an arm took
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
         if distributed.is_rank0():
-            self._look()
+            self._scan()
         self.parts, self.good, self.newest, self.count = distributed.broadcast(
             (self.parts, self.good, self.newest, self.count)
         )
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         found: list[tuple[int, dict[str, Any], Path]] = []
         for place in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
             if place.name.startswith("tmp-"):
@@ -204,8 +202,12 @@ class CheckpointManager:
                 shutil.rmtree(path, ignore_errors=True)
         self.good.clear()
 
-    def since(self, arm: str) -> Saved | None:
-        """The last good checkpoint of an arm."""
+    def of(self, arm: str) -> ArmCheckpoints:
+        """Return the checkpoints of one arm, for the loop that fits it."""
+        return ArmCheckpoints(self, arm)
+
+    def latest(self, arm: str) -> Saved | None:
+        """Return the last good checkpoint of an arm."""
         for place in reversed(self.good):
             saved = read(place)
             if saved.record["arm"] == arm:
@@ -214,7 +216,7 @@ class CheckpointManager:
                 return saved
         return None
 
-    def keep(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+    def save(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
         """Save where an arm stands, if it is time to. Raises Interrupted where a signal asked for it."""
         asked_for = failpoint(f"step {at.step}") or failpoint(f"{arm} step {at.step}")
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
@@ -245,7 +247,7 @@ class CheckpointManager:
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Around the loop that calls ``keep``. Raises Interrupted where a signal came after its last call."""
+        """Around the loop that calls ``save``. Raises Interrupted where a signal came after its last call."""
         self.last, stop = time.monotonic(), self.signals
         text = "stopped after an arm's last step, which is not saved"
         try:
@@ -277,3 +279,19 @@ class CheckpointManager:
         self.newest = {"count": self.count, **record, "about": self.about()}
         write(place, self.newest, tensors)
         self.last = time.monotonic()
+
+
+@dataclass(frozen=True)
+class ArmCheckpoints(Checkpoints):
+    """The checkpoints of one arm of a run."""
+
+    manager: CheckpointManager
+    arm: str
+
+    def load(self) -> Saved | None:
+        """Return the last good checkpoint of the arm."""
+        return self.manager.latest(self.arm)
+
+    def save(self, progress: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Save the arm, if it is time to. Raises Interrupted if a signal asked for it."""
+        self.manager.save(self.arm, progress, tensors)

@@ -6,182 +6,137 @@ is the starting point; without val the last epoch stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..compute import distributed
-from ..compute.device import move_model
 from ..compute.fsdp import is_sharded
-from ..data.keyed_random import stable
 from ..evidence.selection import improves
 from ..model.cuts import UpperBlocks
 from ..model.forward import outputs
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
-from . import optimizers
-from .averaging import average_of, averaged
+from .averaging import averaged
 from .objective import Objective
-from .records import Epoch, Fit, PhaseData, Progress, Saved
-from .schedules import SCHEDULES, factor
-from .state import put_back, put_random_back, tensors_of
-from .unfreezing import last_unfreeze_epoch, lowest_trainable
+from .records import NONE, SILENT, Epoch, FitResult
+from .schedules import RateSchedule
+from .state import FitState
+from .unfreezing import frozen_blocks, last_unfreeze_epoch, lowest_trainable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..data.batches import Batches
-    from ..freezing import Freezing
-    from ..metrics import Metric
+    from ..compute.device import Compute
+    from ..data.batches import LabelledBatch
     from ..model.types import Target
-    from ..regularizers import Penalty
-    from ..tasks import Task
-    from .objective import LabelledBatch
-    from .records import SaveCheckpoint
-    from .settings import Settings
+    from .records import Checkpoints, FitData, Monitor, PhaseData
+    from .settings import FitSpec
 
 
 def fine_tune(
     target: Target,
-    train: Batches,
-    val: Batches | None,
-    task: Task,
-    metric: Metric,
-    settings: Settings,
+    data: FitData,
+    spec: FitSpec,
+    compute: Compute,
     *,
-    freezing: Freezing,
-    penalties: Mapping[str, Penalty],
-    device: torch.device,
-    seed: int,
-    log: Callable[[Epoch], None] = lambda epoch: None,
-    watch: Callable[[], dict[str, float]] = dict,
-    feeds: Callable[[int], PhaseData] | None = None,
-    since: Saved | None = None,
-    keep: SaveCheckpoint = lambda at, tensors: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Fit:
+    monitor: Monitor = SILENT,
+    checkpoints: Checkpoints = NONE,
+) -> FitResult:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
-
-    ``feeds`` may give the rows as the output of so many frozen leading blocks.
-    ``keep`` is told after every step and every epoch where the fit stands, and may save that; from
-    ``since``, which was saved so, the fit goes on.
-    ``watch`` looks at the source task after every epoch; nothing is chosen by it.
 
     Raises DivergedError at the first loss or gradient that is not finite.
     """
-    model = move_model(target.model, device, settings.layout)
-    blocks = [b.name for b in target.blocks]
-    per_epoch = ceil(ceil(len(train) / train.batch_size) / settings.accumulate)
-    steps = settings.epochs * per_epoch
-    warm = int(settings.warmup * steps)
-    schedule = SCHEDULES[settings.schedule]
-    # dropout; order and augmentation have their own generators
-    rank = distributed.rank()
-    torch.manual_seed(stable("dropout", seed, rank) if rank else seed)
-    distributed.broadcast_model(model)
+    settings, blocks = spec.settings, [b.name for b in target.blocks]
+    model = compute.move_model(target.model)
+    state, phase = begin(target, data, spec, compute, monitor, checkpoints)
+    progress, objective = state.progress, Objective(target, spec, compute, phase.cut, monitor.note)
+    frozen = frozen_blocks(spec.freezing, blocks, min(progress.epoch, settings.epochs))
+    per_epoch = ceil(data.train.count / settings.accumulate)  # steps
+    schedule = RateSchedule(settings.schedule, settings.epochs * per_epoch, settings.warmup)
+    last_unfreeze, stopped = last_unfreeze_epoch(spec.freezing, blocks, settings.epochs), "all epochs done"
 
-    average = average_of(model, settings.average)
-    optimizer: torch.optim.Optimizer | None = None
-    at, best_state = Progress(), dict[str, "Tensor"]()
-    if since is not None:
-        at, optimizer, best_state = put_back(since, target, settings, average)
-    first = min(at.epoch, settings.epochs)  # that is trained now
-    frozen = lowest_trainable(blocks, freezing(blocks, first)) if first else 0
-    feed = feeds(frozen) if feeds else PhaseData(train, val)
-    objective = Objective(target, task, penalties, settings, device, seed, feed.cut, say)
-    draws = {name: p.draws for name, p in penalties.items() if p.draws is not None}
-    if since is None:
-        start = validate(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
-        at.start, at.best, best_state = start, start, snapshot(target)
-        log(Epoch(0, 0, {}, {}, start, True, watch()))
-    else:
-        for name, drawn in at.drawn.items():
-            draws[name].drawn = drawn
-        put_random_back(since, device)  # the first process's
-        if rank:
-            torch.manual_seed(stable("dropout", seed, rank, at.step))
-    last_thaw, stopped = last_unfreeze_epoch(freezing, blocks, settings.epochs), "all epochs done"
-
-    def tensors() -> dict[str, Tensor]:
-        return tensors_of(model, optimizer, average, best_state, device)
-
-    for epoch in range(at.epoch, settings.epochs + 1):
-        if settings.patience and epoch - 1 - max(at.best_epoch, last_thaw) >= settings.patience:
+    for epoch in range(progress.epoch, settings.epochs + 1):
+        if settings.patience and epoch - 1 - max(progress.best_epoch, last_unfreeze) >= settings.patience:
             stopped = f"no gain on val for {settings.patience} epochs"
             break
-        wanted, trainable = freezing(blocks, epoch), frozenset(at.trainable)
-        if wanted != trainable or optimizer is None:
-            set_trainable(target, wanted, settings.batch_norm)
-            groups = optimizers.groups(target, wanted, settings.rates, settings.weight_decay)
-            optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups, before=optimizer)
-            at.thawed |= dict.fromkeys(wanted - trainable, at.step)
-            at.trainable = sorted(wanted)
-            if feeds and lowest_trainable(blocks, wanted) != frozen:
+        optimizer, wanted = state.optimizer, spec.freezing(blocks, epoch)
+        if optimizer is None or wanted != set(progress.trainable):
+            optimizer = state.train_blocks(wanted)
+            if lowest_trainable(blocks, wanted) != frozen:
                 frozen = lowest_trainable(blocks, wanted)
-                feed = feeds(frozen)
-            objective = replace(objective, cut=feed.cut)
+                phase = data.phase(frozen)
+            objective = replace(objective, cut=phase.cut)
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
-        for micro_batches in together(feed.train.epoch(epoch, at.batches), settings.accumulate):
+        for micro_batches in group_batches(phase.train.epoch(epoch, progress.batches), settings.accumulate):
             for group in optimizer.param_groups:
-                thawed = at.thawed[group["block"]]
-                share = factor(schedule, step=at.step, steps=steps, warm=warm, thawed=thawed)
-                group["lr"] = at.rates[group["block"]] = settings.rates[group["block"]] * share
-            values = objective.step(micro_batches, params, optimizer, epoch, at.step)
-            for name, value in values.items():
-                at.sums[name] = at.sums.get(name, 0.0) + value
-            if average is not None:
-                average.update_parameters(model)
-            at.step += 1
-            at.batches += len(micro_batches)
-            at.drawn = {name: d.drawn for name, d in draws.items()}
-            keep(at, tensors)
+                factor = schedule.factor(progress.step, progress.thawed[group["block"]])
+                group["lr"] = progress.rates[group["block"]] = settings.rates[group["block"]] * factor
+            terms = objective.step(micro_batches, params, optimizer, epoch, progress.step)
+            state.count_step(terms, len(micro_batches))
+            monitor.step(progress)
+            checkpoints.save(progress, state.tensors)
 
         if settings.batch_norm == "train":
             distributed.average_buffers(model)
-        with averaged(model, average):
-            figures = validate(target, feed.val, task, metric, device, settings.layout, feed.val_cut)
-            # without val the last stands
-            better = not figures or improves(figures, at.best, metric)
+        with averaged(model, state.average):
+            figures = validate(target, phase, spec, compute)
+            better = not figures or improves(figures, progress.best, spec.metric)  # without val the last epoch stands
             if better:
-                at.best, at.best_epoch = figures, epoch
+                progress.best, progress.best_epoch = figures, epoch
             if better and (figures or epoch == settings.epochs):
-                best_state = snapshot(target)
-            watched = watch()
-        means = {name: total / per_epoch for name, total in at.sums.items()}
+                state.best = snapshot(target)
+            source = monitor.source_metrics()
+        means = {name: total / per_epoch for name, total in progress.sums.items()}
         rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
-        log(Epoch(epoch, at.step, means, rates, figures, better, watched))
-        at.epoch, at.batches, at.sums = epoch + 1, 0, {}
-        keep(at, tensors)
+        monitor.epoch(Epoch(epoch, progress.step, means, rates, figures, better, source))
+        progress.epoch, progress.batches, progress.sums = epoch + 1, 0, {}
+        monitor.step(progress)
+        checkpoints.save(progress, state.tensors)
 
-    restore(target, best_state)
+    restore(target, state.best)
     set_trainable(target, frozenset(), settings.batch_norm)
-    return Fit(at.best_epoch, at.epoch - 1, at.step, at.best, at.start, stopped)
+    return FitResult(progress.best_epoch, progress.epoch - 1, progress.step, progress.best, progress.start, stopped)
 
 
-def validate(
-    target: Target, val: Batches | None, task: Task, metric: Metric, device: torch.device, layout: str, cut: int = 0
-) -> dict[str, float]:
-    """The primary metric and the mean loss on val; nothing where there is no val."""
-    if val is None:
+def begin(
+    target: Target, data: FitData, spec: FitSpec, compute: Compute, monitor: Monitor, checkpoints: Checkpoints
+) -> tuple[FitState, PhaseData]:
+    """Return the state and the rows that the first epoch starts from: the starting point, or a checkpoint."""
+    state, saved = FitState.begin(target, spec, compute.device), checkpoints.load()
+    if saved is not None:
+        state.load(saved)
+    blocks, first = [b.name for b in target.blocks], min(state.progress.epoch, spec.settings.epochs)
+    phase = data.phase(frozen_blocks(spec.freezing, blocks, first))
+    if saved is not None:
+        state.load_random(saved)
+        return state, phase
+    figures = validate(target, phase, spec, compute)
+    state.progress.start, state.progress.best, state.best = figures, figures, snapshot(target)
+    monitor.epoch(Epoch(0, 0, {}, {}, figures, True, monitor.source_metrics()))
+    return state, phase
+
+
+def validate(target: Target, phase: PhaseData, spec: FitSpec, compute: Compute) -> dict[str, float]:
+    """Return the primary metric and the mean loss on val; nothing without val."""
+    if phase.val is None:
         return {}
-    # of divided weights no process computes anything without the others: each judges all rows
+    task, model = spec.task, UpperBlocks(target, phase.val_cut) if phase.val_cut else target.model
+    # every rank takes part in a forward pass of sharded weights, so each evaluates all rows
     with distributed.single_process(is_sharded(target.model)):
-        rows = outputs(UpperBlocks(target, cut) if cut else target.model, val, device, layout)
+        rows = outputs(model, phase.val, compute)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
-    value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
+    value = spec.metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()
-    found = {task.primary: float(value), "loss": float(loss)}
-    return distributed.broadcast(found) if is_sharded(target.model) else found  # all choose alike
+    figures = {task.primary: float(value), "loss": float(loss)}
+    return distributed.broadcast(figures) if is_sharded(target.model) else figures  # all ranks choose alike
 
 
-def together(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[LabelledBatch]]:
-    """The micro-batches of a step; the last step may have fewer."""
+def group_batches(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[LabelledBatch]]:
+    """Yield the micro-batches of each step; the last step may have fewer."""
     batches = iter(batches)
-    while chunk := list(islice(batches, count)):
-        yield chunk
+    while step := list(islice(batches, count)):
+        yield step

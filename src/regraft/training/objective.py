@@ -5,69 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..compute import distributed
+from ..compute.arrays import map_inputs
 from ..compute.compiling import compiled
-from ..compute.device import autocast, to_device
-from ..compute.fsdp import full_tensor
-from ..compute.fsdp import is_sharded as is_divided
+from ..compute.fsdp import full_tensor, is_sharded
 from ..data.preprocessing import mix
-from ..errors import DivergedError, shorten
 from ..model.cuts import PenaltyForward
 from ..regularizers import Batch
+from .divergence import StepPlace, StepTerms, read_finite
 from .sam import ascended
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..compute.arrays import Inputs
+    from ..compute.device import Compute
+    from ..data.batches import LabelledBatch
     from ..model.types import Target
-    from ..regularizers import Penalty
-    from ..tasks import Task
-    from .settings import Settings
-
-    LabelledBatch = tuple[tuple[str, ...], Inputs, Tensor]  # ids, inputs [B, …], targets
+    from .settings import FitSpec
 
 
 @dataclass
 class SplitFactor:
-    """Into how many a micro-batch is divided: more than one where memory did not hold it whole."""
+    """The number of slices of a micro-batch; above 1 if the device's memory did not hold it whole."""
 
     count: int = 1
 
 
 @dataclass(frozen=True)
-class StepTerms:
-    """What a micro-batch, or a piece of one, gave; on the device, where nobody waits for it."""
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]  # of the terms
-    terms: Tensor  # [T]
-
-
-@dataclass(frozen=True)
 class Objective:
+    """The sum of the task's loss and the penalties, for one set of trainable blocks."""
+
     target: Target
-    task: Task
-    penalties: Mapping[str, Penalty]
-    settings: Settings
-    device: torch.device
-    seed: int
+    spec: FitSpec
+    compute: Compute
     cut: int = 0  # inputs are the output of so many blocks
-    say: Callable[[str], None] = lambda line: None
-    pieces: SplitFactor = field(default_factory=SplitFactor)
+    note: Callable[[str], None] = lambda line: None
+    slices: SplitFactor = field(default_factory=SplitFactor)  # shared by copies for other blocks
 
     @cached_property
     def forward(self) -> Callable[[Inputs], tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """Inputs → (each block's output where a penalty looks, features, logits); compiled anew by each
-        objective, of which there is one for every set of blocks that trains."""
-        mapped = any(penalty.maps for penalty in self.penalties.values())
+        """Inputs → (each block's output if a penalty needs it, features, logits).
+
+        Every objective compiles it anew, because the set of trainable blocks is part of the graph.
+        """
+        mapped = any(penalty.maps for penalty in self.spec.penalties.values())
         whole = PenaltyForward(self.target, self.cut, mapped)
-        return compiled(whole) if self.settings.compile else whole
+        return compiled(whole) if self.compute.compile else whole
 
     def step(
         self,
@@ -77,155 +65,118 @@ class Objective:
         epoch: int,
         step: int,
     ) -> dict[str, float]:
-        """One step of the optimiser; → each term's value, of all processes' rows. Raises DivergedError.
+        """Take one step of the optimizer, and return each term's value over the rows of all ranks.
 
-        Losses and the gradient's norm are asked for together, once a gradient and before the weights
-        move: an accelerator is waited for each time.
+        Losses and gradient norm are read in one device-to-host copy, before the optimizer steps: each copy
+        synchronises the device. Raises DivergedError.
         """
-        where = (step, epoch, optimizer)
-        parts = self.gradient(micro_batches, params, optimizer, epoch, step)
+        settings, place = self.spec.settings, StepPlace(step, epoch, optimizer)
+        parts = self.gradient(micro_batches, params, place)
         values: dict[str, float] = {}
-        if self.settings.sharpness:
-            values, _ = checked(parts, None, *where)
-            with ascended(params.values(), self.settings.sharpness):
-                parts = self.gradient(micro_batches, params, optimizer, epoch, step)
-        # No step is skipped: bfloat16 has the range of float32, so that nothing is scaled that could
-        # overflow, and a gradient that is not finite is a fault whatever the precision. Without clipping
-        # too, or the weights would be lost, and saved, before the next loss tells.
+        if settings.sharpness:
+            values, _ = read_finite(parts, None, place)
+            with ascended(params.values(), settings.sharpness):
+                parts = self.gradient(micro_batches, params, place)
+        # No step is skipped. bfloat16 has the range of float32, so no loss is scaled and none can overflow: a
+        # gradient that is not finite is a fault in any precision. It is checked without clipping too, because
+        # the weights would be lost, and saved, before the next loss shows it.
         gradients = [g for p in params.values() if (g := p.grad) is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
-        now, length = checked(parts, norm, *where)
-        clip = self.settings.clip_norm
-        if clip and length > clip:  # else a pass over all weights would change nothing
-            torch.nn.utils.clip_grads_with_norm_(params.values(), clip, norm)
+        now, length = read_finite(parts, norm, place)
+        if settings.clip_norm and length > settings.clip_norm:  # else a pass over all weights changes nothing
+            torch.nn.utils.clip_grads_with_norm_(params.values(), settings.clip_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for after in (p.after for p in self.penalties.values() if p.after):
+        for after in (p.after for p in self.spec.penalties.values() if p.after):
             after(params, rates_of(optimizer, params))
         values = values or now
         return dict(zip(values, distributed.all_reduce_sum(*values.values()), strict=True))
 
     def gradient(
-        self,
-        micro_batches: Sequence[LabelledBatch],
-        params: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        epoch: int,
-        step: int,
+        self, micro_batches: Sequence[LabelledBatch], params: Mapping[str, Tensor], place: StepPlace
     ) -> list[StepTerms]:
-        """Add the gradient of a step's loss, of all processes' rows, to that of the parameters; → what
-        this process's parts of the batches gave.
+        """Add the gradient of a step's loss, over the rows of all ranks, to that of the parameters.
 
-        Where an accelerator's memory does not hold it, micro-batches are halved from then on, which
-        changes no row of the step; batch norms that train see the halves.
+        Return the terms of this rank's rows. If an accelerator's memory does not hold a micro-batch, this and
+        all later ones are halved. That changes no row of the step, but batch norms that train see the halves.
         """
         while True:
             try:
-                return self._gradient(micro_batches, params, epoch, step)
+                return self._gradient(micro_batches, params, place)
             except torch.OutOfMemoryError:
-                if is_divided(self.target.model):
-                    raise  # what follows asks the others, who wait for weights
+                if is_sharded(self.target.model):
+                    raise  # the collectives below would wait for ranks that wait for weights
                 rows = distributed.broadcast(max(len(ids) for ids, _, _ in micro_batches))
-                if rows < 4 * self.pieces.count:  # no piece is a single row
+                if rows < 4 * self.slices.count:  # no slice is a single row
                     raise
-            optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
+            place.optimizer.zero_grad(set_to_none=True)
+            if self.compute.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.say(
-                f"step {step}: the memory of {self.device} does not hold {rows // self.pieces.count} rows: from "
-                f"now on half as many at a time, accumulated to the same step"
+            self.note(
+                f"step {place.step}: the memory of {self.compute.device} does not hold "
+                f"{rows // self.slices.count} rows: from now on half as many at a time, accumulated to the same step"
             )
-            self.pieces.count *= 2
+            self.slices.count *= 2
 
     def _gradient(
-        self, micro_batches: Sequence[LabelledBatch], params: Mapping[str, Tensor], epoch: int, step: int
+        self, micro_batches: Sequence[LabelledBatch], params: Mapping[str, Tensor], place: StepPlace
     ) -> list[StepTerms]:
         (rows,) = distributed.all_reduce_sum(sum(len(ids) for ids, _, _ in micro_batches))
-        found: list[StepTerms] = []
-        full = ""  # what an accelerator said whose memory did not hold a part
+        parts: list[StepTerms] = []
+        out_of_memory = ""  # the device's message
         try:
-            for part, (ids, inputs, targets) in enumerate(self._mixed(micro_batches, epoch, step)):
-                with autocast(self.device, self.settings.precision):
-                    maps, features, logits = self.forward(inputs)
-                    features, logits = features.float(), logits.float()  # [B, D], [B, C]
-                batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
-                # a row without an id does not count: this process had none left, and runs for the others
-                terms = {"task": self.task.loss(logits, targets)[: len(ids)].sum() / rows}
-                for name, penalty in self.penalties.items():
-                    if penalty.per == "batch":
-                        with autocast(self.device, self.settings.precision):  # as what it compares with
-                            term = penalty.term(batch)
-                        terms[name] = term * (len(ids) / rows)
-                    elif part == 0:  # a penalty on θ counts once a step
-                        terms[name] = penalty.term(batch) / distributed.world_size()
-                stacked = torch.stack(list(terms.values()))
-                stacked.sum().backward()  # type: ignore[no-untyped-call]
-                found.append(StepTerms(ids, tuple(terms), stacked.detach()))
+            for number, batch in enumerate(self._mix(micro_batches, place)):
+                parts.append(self._backward(batch, params, place.step, rows, first=number == 0))
         except torch.OutOfMemoryError as error:
-            if is_divided(self.target.model):  # the others wait for weights, not for a word
+            if is_sharded(self.target.model):  # other ranks wait for weights, not for a message
                 raise
-            full = str(error) or "out of memory"
-        # where one process cannot go on, none does
-        if distributed.any_rank(bool(full)):
-            raise torch.OutOfMemoryError(full or "out of memory in another process")
+            out_of_memory = str(error) or "out of memory"
+        # all ranks must stop together, or the others hang in a collective
+        if distributed.any_rank(bool(out_of_memory)):
+            raise torch.OutOfMemoryError(out_of_memory or "out of memory in another process")
         distributed.sum_gradients(params.values())
-        return found
+        return parts
 
-    def _mixed(self, micro_batches: Sequence[LabelledBatch], epoch: int, step: int) -> Iterator[LabelledBatch]:
-        """The micro-batches mixed, in pieces, on the device."""
-        augment, layout = self.settings.augment, self.settings.layout
-        for part, (ids, inputs, targets) in enumerate(micro_batches):
-            key = (self.seed, epoch, step * self.settings.accumulate + part)
-            inputs, targets = mix(inputs, targets, self.task.outputs, augment, *key)
-            for rows in split_slices(len(targets), self.pieces.count):
-                x = {k: v[rows] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
-                yield ids[rows], to_device(x, self.device, layout), targets[rows].to(self.device)
+    def _backward(
+        self, labelled: LabelledBatch, params: Mapping[str, Tensor], step: int, rows: float, *, first: bool
+    ) -> StepTerms:
+        """Add one slice's gradient; ``rows`` are those of the whole step on all ranks."""
+        ids, inputs, targets = labelled
+        with self.compute.autocast():
+            maps, features, logits = self.forward(inputs)
+            features, logits = features.float(), logits.float()  # [B, D], [B, C]
+        batch = Batch(step, ids, params, inputs, features, logits, targets, maps)
+        # padding rows have no id: this rank ran out of rows, but must join the collective
+        terms = {"task": self.spec.task.loss(logits, targets)[: len(ids)].sum() / rows}
+        for name, penalty in self.spec.penalties.items():
+            if penalty.per == "batch":
+                with self.compute.autocast():  # a penalty compares with outputs of this precision
+                    term = penalty.term(batch)
+                terms[name] = term * (len(ids) / rows)
+            elif first:  # a penalty on θ counts once a step
+                terms[name] = penalty.term(batch) / distributed.world_size()
+        stacked = torch.stack(list(terms.values()))
+        stacked.sum().backward()  # type: ignore[no-untyped-call]
+        return StepTerms(ids, tuple(terms), stacked.detach())
 
-
-def checked(
-    parts: Sequence[StepTerms], norm: Tensor | None, step: int, epoch: int, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, float], float]:
-    """Each term's sum over the parts, and the gradient's norm, or 0.
-
-    Raises DivergedError, with the rates of ``optimizer``, where a loss, of any process, or the norm is
-    not finite.
-    """
-    losses = [part.terms.sum(0, keepdim=True) for part in parts]
-    flat = torch.cat([p.terms for p in parts] + losses + ([] if norm is None else [norm.view(1)]))
-    numbers: list[float] = flat.tolist()  # here the device is waited for
-    values: dict[str, float] = {}
-    given = iter(numbers)
-    for part in parts:
-        for name in part.names:
-            values[name] = values.get(name, 0.0) + next(given)
-    spoilt = [part for part in parts if not isfinite(next(given))]
-    if distributed.any_rank(bool(spoilt)):
-        rows = distributed.gather_objects([i for part in spoilt for i in part.ids])
-        raise check_diverged("loss", step, epoch, tuple(rows), optimizer)
-    length = next(given, 0.0)
-    if not isfinite(length):
-        raise check_diverged("gradient", step, epoch, parts[0].ids, optimizer)
-    return values, length
+    def _mix(self, micro_batches: Sequence[LabelledBatch], place: StepPlace) -> Iterator[LabelledBatch]:
+        """Yield slices of the micro-batches, after MixUp and CutMix, on the device."""
+        settings = self.spec.settings
+        for number, (ids, inputs, targets) in enumerate(micro_batches):
+            key = (self.spec.seed, place.epoch, place.step * settings.accumulate + number)
+            inputs, targets = mix(inputs, targets, self.spec.task.outputs, settings.augment, *key)
+            for rows in split_slices(len(targets), self.slices.count):
+                part = map_inputs(lambda x, rows=rows: x[rows], inputs)  # type: ignore[misc]
+                yield ids[rows], self.compute.to_device(part), targets[rows].to(self.compute.device)
 
 
-def split_slices(rows: int, pieces: int) -> list[slice]:
-    """``rows`` in about equal pieces, none of a single row."""
-    pieces = min(pieces, max(1, rows // 2))
-    return [slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)]
+def split_slices(rows: int, slices: int) -> list[slice]:
+    """Split ``rows`` into about equal slices, none of a single row."""
+    slices = min(slices, max(1, rows // 2))
+    return [slice(i * rows // slices, (i + 1) * rows // slices) for i in range(slices)]
 
 
 def rates_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """The rate that each parameter, by name, was last stepped with."""
+    """Return the rate that each parameter, by name, was last stepped with."""
     rate = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
     return {name: rate[id(p)] for name, p in params.items()}
-
-
-def check_diverged(
-    what: str, step: int, epoch: int, ids: tuple[str, ...], optimizer: torch.optim.Optimizer
-) -> DivergedError:
-    rates = {g["block"]: g["lr"] for g in optimizer.param_groups}
-    return DivergedError(
-        f"the {what} is not finite at step {step} (epoch {epoch}; rows {shorten(list(ids))}; rates "
-        f"{min(rates.values()):.2g} to {max(rates.values()):.2g}): lower fit.lr and fit.head_lr, or "
-        f"look at these rows"
-    )

@@ -1,10 +1,10 @@
-"""Records that the training loop takes and returns."""
+"""Records that the training loop takes and returns, and the objects that watch and save a fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,11 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Fit:
-    best_epoch: int
-    epochs: int  # that were run
+class FitResult:
+    """The end of a fit; the model holds the best epoch's weights."""
+
+    best_epoch: int  # 0: the starting point
+    epochs: int  # that ran
     steps: int
     best: dict[str, float]  # val figures of the best epoch
     start: dict[str, float]  # val figures of the starting point
@@ -37,8 +39,8 @@ class Fit:
 
 @dataclass(frozen=True)
 class PhaseData:
-    """The rows of a phase. With a cut of k they come as the output of the first k blocks, which are
-    frozen; without one as the network's inputs."""
+    """The rows of a phase. With a cut of k they are the output of the first k blocks, which are frozen;
+    without a cut they are the network's inputs."""
 
     train: Batches
     val: Batches | None
@@ -46,30 +48,85 @@ class PhaseData:
     val_cut: int = 0
 
 
+@dataclass(frozen=True)
+class FitData:
+    """The rows of a fit. ``phases`` may yield cached outputs of frozen blocks in their place."""
+
+    train: Batches
+    val: Batches | None = None
+    phases: Callable[[int], PhaseData] | None = None  # frozen leading blocks → the rows while they are frozen
+
+    def phase(self, frozen: int) -> PhaseData:
+        """Return the rows for as long as the first ``frozen`` blocks are frozen."""
+        return self.phases(frozen) if self.phases else PhaseData(self.train, self.val)
+
+
 @dataclass
 class Progress:
-    """The plain numbers."""
+    """The plain numbers of a fit under way."""
 
-    epoch: int = 1  # that is being trained
-    batches: int = 0  # of it that are done; 0 between two epochs
+    epoch: int = 1  # the epoch under way
+    batches: int = 0  # micro-batches of the epoch that are done; 0 between two epochs
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch's terms
     trainable: list[str] = field(default_factory=list)  # blocks
-    thawed: dict[str, int] = field(default_factory=dict)  # block → the step at which it thawed
-    rates: dict[str, float] = field(default_factory=dict)  # block → that of the last step
+    thawed: dict[str, int] = field(default_factory=dict)  # block → the step at which it began to train
+    rates: dict[str, float] = field(default_factory=dict)  # block → rate of the last step
     drawn: dict[str, int] = field(default_factory=dict)  # penalty → batches of its own so far
     start: dict[str, float] = field(default_factory=dict)  # figures of the starting point
-    best: dict[str, float] = field(default_factory=dict)  # and of the best epoch so far
+    best: dict[str, float] = field(default_factory=dict)  # figures of the best epoch so far
     best_epoch: int = 0
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What an earlier process left."""
+    """A checkpoint as it was read."""
 
     record: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
-# Told (the plain numbers, what gives the tensors): see regraft.training.state
-SaveCheckpoint = Callable[[Progress, Callable[[], "dict[str, Tensor]"]], None]
+# ---------------------------------------------------------------- watching and saving
+
+
+class Monitor(Protocol):
+    """An observer of a fit. A subclass defines the methods that it needs; nothing is chosen by it."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Take the figures of an epoch; epoch 0 is the starting point."""
+        return
+
+    def step(self, progress: Progress) -> None:
+        """Take the progress after a step, and after an epoch's end, where ``batches`` is 0."""
+        return
+
+    def source_metrics(self) -> dict[str, float]:
+        """Measure the source task with the model as it is. Called after every epoch."""
+        return {}
+
+    def note(self, line: str) -> None:
+        """Take a sentence for the user."""
+        return
+
+
+class Checkpoints(Protocol):
+    """The checkpoints of one fit."""
+
+    def load(self) -> Saved | None:
+        """Return the checkpoint that the fit goes on from; None: it starts anew."""
+        return None
+
+    def save(self, progress: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Save the fit, if it is time to. Called after every step and every epoch's end."""
+        return
+
+
+class Silent(Monitor):
+    """A monitor that does nothing."""
+
+
+class NoCheckpoints(Checkpoints):
+    """Checkpoints that are never saved."""
+
+
+SILENT, NONE = Silent(), NoCheckpoints()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..model.types import match_blocks
 
@@ -30,9 +31,9 @@ def block_rates(
     layer_decay: float = 1.0,
     overrides: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Block → rate, input → output, the last block being the head.
+    """Return each block's rate, from input to output; the last block is the head.
 
-    Raises PlanError where an override's pattern matches no block.
+    Raises PlanError if an override's pattern matches no block.
     """
     *backbone, head = blocks
     depth = len(backbone)
@@ -43,12 +44,21 @@ def block_rates(
     return rates
 
 
-def factor(schedule: Schedule, *, step: int, steps: int, warm: int, thawed: int = 0) -> float:
-    """What a block's rate is multiplied by at ``step`` (from 0) of ``steps``.
+@dataclass(frozen=True)
+class RateSchedule:
+    """The factor on every block's rate, by step."""
 
-    ``thawed`` is the step at which the block began to train: its warm-up starts there, while the
-    schedule runs on for all blocks alike from the end of the first warm-up.
-    """
-    rising = min(1.0, (step - thawed + 1) / warm) if warm else 1.0
-    progress = max(0.0, (step - warm) / max(1, steps - warm))
-    return rising * schedule(min(1.0, progress))
+    name: str  # of SCHEDULES
+    steps: int  # of the whole fit
+    warmup: float = 0.0  # share of the steps in which rates rise
+
+    def factor(self, step: int, unfrozen: int = 0) -> float:
+        """Return the factor at ``step``, from 0, for a block that began to train at step ``unfrozen``.
+
+        The block's own warm-up starts there. The schedule runs on for all blocks alike from the end of the
+        first warm-up.
+        """
+        warm = int(self.warmup * self.steps)
+        rising = min(1.0, (step - unfrozen + 1) / warm) if warm else 1.0
+        progress = max(0.0, (step - warm) / max(1, self.steps - warm))
+        return rising * SCHEDULES[self.name](min(1.0, progress))

@@ -9,11 +9,17 @@ if TYPE_CHECKING:
 
 
 def lowest_trainable(blocks: list[str], trainable: frozenset[str]) -> int:
-    """The position of the first block that trains: how many lie frozen below it."""
+    """Return the position of the first block that trains: the number of frozen blocks below it."""
     return next((i for i, name in enumerate(blocks) if name in trainable), 0)
 
 
+def frozen_blocks(freezing: Freezing, blocks: list[str], epoch: int) -> int:
+    """Return the number of leading blocks that are frozen in an epoch; 0 before the first one."""
+    return lowest_trainable(blocks, freezing(blocks, epoch)) if epoch else 0
+
+
 def last_unfreeze_epoch(freezing: Freezing, blocks: list[str], epochs: int) -> int:
-    """The last epoch in which a block thaws: patience counts from there, not from a thaw before."""
+    """Return the last epoch in which a block is unfrozen. Patience counts from there: an earlier gain says
+    nothing about blocks that did not train yet."""
     wanted = [frozenset[str](), *(freezing(blocks, e) for e in range(1, epochs + 1))]
     return max((e for e in range(1, epochs + 1) if wanted[e] - wanted[e - 1]), default=0)

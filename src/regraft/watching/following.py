@@ -20,11 +20,11 @@ from typing import Any
 from ..errors import printable
 from ..io import guarded
 from ..io.command_lines import command
-from ..io.locks import Holder, held, holder
+from ..io.locks import Holder, find_holder, read_holder
 from ..runs import records
 from ..runs.folder import LOCK
 from ..runs.summary import lines as summary_lines
-from .resources import PROC, ProcessMonitor, launcher
+from .resources import ProcessMonitor, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
 
@@ -45,7 +45,7 @@ def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
     if not run.is_dir():
         return "absent", "There is no such folder (yet).", None, {}
     lock = run / LOCK
-    who, alive = holder(lock), held(lock)
+    who, alive = read_holder(lock), find_holder(lock)
     try:
         result = records.read(run, "result.json", records.Ended) or {}
     except guarded.NotReadError as error:
@@ -238,14 +238,12 @@ def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
         apart = who.host != socket.gethostname()
         where = who.host if apart else "this machine, in another container"
         return {"words": f"not known here: it runs on {where}"}
-    if not (meter.proc / "self").exists() and meter.proc == PROC:
-        return {"words": "not known here: this system has no /proc"}
     try:
         environment = records.read(run, "environment.json", records.Environment) or {}
     except guarded.NotReadError:
         environment = {}
     several = environment.get("processes", 1) > 1
-    use = meter.look(launcher(who.pid, meter.proc) if several else who.pid)
+    use = meter.look(launcher(who.pid) if several else who.pid)
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}

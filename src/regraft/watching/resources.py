@@ -1,33 +1,26 @@
-"""What the processes of a job use, from /proc of proc(5); elsewhere that is not known.
+"""Resources that the processes of a job use, as psutil reads them.
 
-Processor time is that since the last look, so a first look has none. Memory is what is a process's own
-(RssAnon): mapped files are the kernel's to take back. Bytes read and written are those of processes
-that are still there.
+Processor time is counted between two looks, so the first look has none. Memory counts anonymous pages alone
+(RssAnon on Linux, the unique set elsewhere), because the kernel can take mapped files back. Bytes read and
+written are those of processes that still run; macOS does not tell them.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-PROC = Path("/proc")
+import psutil
 
-SHORTEST = 1.0  # seconds over which processor time is counted: the kernel counts in hundredths
-
-
-@dataclass(frozen=True)
-class Process:
-    parent: int
-    started: str
-    seconds: float  # of processor time
-    threads: int
+MIN_INTERVAL_S = 1.0  # over which processor time is counted, because systems count it in hundredths
 
 
 @dataclass(frozen=True)
 class ResourceUsage:
+    """Sums over the processes of a job."""
+
     processes: int
     threads: int
     cores: float | None  # busy on average since the last look
@@ -36,83 +29,87 @@ class ResourceUsage:
     written: int | None
 
 
-class ProcessMonitor:
-    """Looks at one process tree, again and again."""
+@dataclass(frozen=True)
+class ProcessUsage:
+    """The use of one process."""
 
-    def __init__(self, proc: Path = PROC, clock: Callable[[], float] = time.monotonic) -> None:
-        self.proc, self.clock = proc, clock
-        self.before: tuple[float, dict[tuple[int, str], float]] | None = None
+    key: tuple[int, float]  # pid and start: pids are used again
+    seconds: float  # of processor time
+    threads: int
+    memory: int  # bytes
+    disk: tuple[int, int] | None  # bytes read and written
+
+
+class ProcessMonitor:
+    """A process tree, measured again and again."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.before: tuple[float, dict[tuple[int, float], float]] | None = None
         self.cores: float | None = None
 
     def look(self, root: int) -> ResourceUsage | None:
-        """None where the system does not say, or the process is gone."""
-        now, everything = self.clock(), processes(self.proc)
-        tree = below(everything, root)
+        """Return what a process and all below it use; None where the process is gone."""
+        now, tree = self.clock(), list(process_tree(root))
         if not tree:
             return None
-        spent = {(pid, everything[pid].started): everything[pid].seconds for pid in tree}
+        spent = {process.key: process.seconds for process in tree}
         if self.before is None or not set(spent) & set(self.before[1]):  # another job
             self.before, self.cores = (now, spent), None
-        elif now - self.before[0] >= SHORTEST:
+        elif now - self.before[0] >= MIN_INTERVAL_S:
             then, earlier = self.before
             used = sum(seconds - earlier.get(key, 0.0) for key, seconds in spent.items())
             self.before, self.cores = (now, spent), max(0.0, used / (now - then))
-        memory = [numbers(self.proc / str(pid) / "status").get("RssAnon", 0) for pid in tree]
-        disk = [numbers(self.proc / str(pid) / "io") for pid in tree]
-        known = [d for d in disk if "read_bytes" in d and "write_bytes" in d]
+        known = [process.disk for process in tree if process.disk is not None]
         return ResourceUsage(
             len(tree),
-            sum(everything[pid].threads for pid in tree),
+            sum(process.threads for process in tree),
             self.cores,
-            1024 * sum(memory),
-            sum(d["read_bytes"] for d in known) if known else None,
-            sum(d["write_bytes"] for d in known) if known else None,
+            sum(process.memory for process in tree),
+            sum(read for read, _ in known) if known else None,
+            sum(written for _, written in known) if known else None,
         )
 
 
-def processes(proc: Path) -> dict[int, Process]:
-    """pid → what is known of it."""
-    found: dict[int, Process] = {}
-    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-    for place in proc.iterdir() if proc.is_dir() else ():
-        if not place.name.isdigit():
-            continue
-        try:
-            text = (place / "stat").read_text(errors="replace")
-            # a name may hold anything, brackets too; fields from the third on follow the last one
-            f = text.rpartition(")")[2].split()
-            seconds = (int(f[11]) + int(f[12])) / ticks
-            found[int(place.name)] = Process(int(f[1]), f[19], seconds, int(f[17]))
-        except (OSError, ValueError, IndexError):  # it has gone meanwhile
-            continue
-    return found
-
-
-def below(everything: dict[int, Process], root: int) -> list[int]:
-    """A process and all that came from it."""
-    children: dict[int, list[int]] = {}
-    for pid, process in everything.items():
-        children.setdefault(process.parent, []).append(pid)
-    found, waiting = list[int](), [root] if root in everything else []
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
-
-
-def launcher(pid: int, proc: Path = PROC) -> int:
-    """The process that started this one and its like, where several share the work."""
-    parent = processes(proc).get(pid)
-    return parent.parent if parent is not None and parent.parent > 1 else pid
-
-
-def numbers(path: Path) -> dict[str, int]:
-    """``Name: 12 kB`` lines of a file of /proc; none where it may not be read."""
+def process_tree(root: int) -> Iterator[ProcessUsage]:
+    """Yield the use of a process, then of all below it. A process that ends meanwhile is left out."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    words = ((name, rest.split()) for name, _, rest in pairs)
-    return {name: int(w[0]) for name, w in words if w and w[0].isdigit()}
+        first = psutil.Process(root)
+        tree = [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return
+    for process in tree:
+        with suppress(psutil.Error), process.oneshot():
+            spent = process.cpu_times()
+            yield ProcessUsage(
+                (process.pid, process.create_time()),
+                spent.user + spent.system,
+                process.num_threads(),
+                own_memory(process),
+                disk_bytes(process),
+            )
+
+
+def own_memory(process: psutil.Process) -> int:
+    """Return the bytes of a process that no file backs. Raises psutil.Error."""
+    memory = process.memory_info()
+    if hasattr(memory, "shared"):  # Linux: the resident pages of files and of shared memory
+        return int(memory.rss - memory.shared)
+    return int(process.memory_full_info().uss)
+
+
+def disk_bytes(process: psutil.Process) -> tuple[int, int] | None:
+    """Return the bytes that a process read and wrote; None where the system does not tell this user."""
+    try:
+        counts = process.io_counters()
+    except (AttributeError, psutil.AccessDenied):
+        return None
+    return int(counts.read_bytes), int(counts.write_bytes)
+
+
+def launcher(pid: int) -> int:
+    """Return the pid of the process that started a rank; ``pid`` itself where that is gone or is init."""
+    with suppress(psutil.Error):
+        if (parent := psutil.Process(pid).ppid()) > 1:
+            return int(parent)
+    return pid

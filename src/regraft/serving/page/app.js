@@ -69,7 +69,7 @@ async function start() {
   about = await ask("about");
   document.title = about.name + " · regraft serve";
   $("name").textContent = about.name;
-  const many = about.task === "regression" ? "number" : about.task === "multilabel" ? "label" : "class";
+  const many = { numbers: "number", labels: "label", class: "class" }[about.targets];
   const count = about.classes.length;
   const plural = count === 1 ? many : many === "class" ? "classes" : many + "s";
   $("facts").textContent = about.task + ", " + count + " " + plural;
@@ -89,7 +89,7 @@ async function start() {
 
 function notes() {
   const said = [];
-  if (about.task !== "regression") {
+  if (about.targets !== "numbers") {
     said.push(about.temperature === null
       ? "Probabilities are as the model gives them, not calibrated."
       : "Calibrated probabilities divide the model's logits by " + number(about.temperature)
@@ -158,13 +158,13 @@ async function predict(request, show) {
 // ---------------------------------------------------------------- showing
 
 function answer(found) {
-  const numbers = about.task === "regression";
+  const numbers = about.targets === "numbers";
   const calibrated = !numbers && found.scores.some((s) => s.calibrated !== null);
   $("label").textContent = numbers && found.scores.length === 1
     ? found.scores[0].label + ": " + number(found.scores[0].value)
     : found.label || "(none of the labels)";
   const top = found.scores[0];
-  $("confidence").textContent = about.task !== "classification" ? ""
+  $("confidence").textContent = about.targets !== "class" ? ""
     : calibrated ? "calibrated confidence " + percent(top.calibrated) : "probability " + percent(top.value);
   const far = found.training_data;
   $("unlike").hidden = !(far && far.unlike);
@@ -173,7 +173,7 @@ function answer(found) {
       + ", threshold " + number(far.threshold) + "): do not rely on the answer.";
   }
   $("scores-caption").textContent = numbers ? "Numbers" : calibrated ? "Probabilities; bars are the calibrated ones" : "Probabilities";
-  const head = [element("th", numbers ? "Number" : about.task === "multilabel" ? "Label" : "Class")];
+  const head = [element("th", numbers ? "Number" : about.targets === "labels" ? "Label" : "Class")];
   if (!numbers) head.push(element("td"));
   if (calibrated) head.push(element("th", "Calibrated", "num"));
   head.push(element("th", numbers ? "Value" : calibrated ? "As given" : "Probability", calibrated ? "num given" : "num"));
@@ -229,7 +229,7 @@ async function explain() {
 }
 
 function explained(found) {
-  const numbers = about.task === "regression";
+  const numbers = about.targets === "numbers";
   const factor = (v) => "odds \u00d7 " + number(Math.exp(v)); // of log-odds
   const amount = (v) => (numbers ? number(v) : factor(v));
   const score = numbers ? number(found.score) : percent(found.score);

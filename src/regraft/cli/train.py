@@ -1,0 +1,123 @@
+"""Commands that train: fit, verify-resume, rates."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from ..io import streams
+from ..plan.schema import Plan
+from .options import AsJson, PlanArguments, Quiet, takes_plan
+from .printing import print_result, print_run, unless
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; DATA may be its folder.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Resume though data or plan changed, and record the changes.")
+]
+
+
+@takes_plan()
+def fit(
+    given: PlanArguments,
+    resume: Resume = False,
+    accept_changes: AcceptChanges = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
+    from ..runs.folder import status_of
+
+    if accept_changes and not resume:
+        raise UsageError("--accept-changes goes with --resume")
+    if resume and given.flags["source"] is None and Path(given.data).suffix != ".toml":
+        given = of_run(given)
+    plan = given.plan()
+    if plan.run.out is None:
+        raise UsageError("say where the run goes: --out runs/NAME")
+    out, first = Path(plan.run.out), os.environ.get("RANK", "0") == "0"
+    if resume and out.exists() and status_of(out) == "finished":
+        if first:
+            streams.complain(f"{out} is finished: nothing is left to do")
+            print_run(out, as_json)
+        return
+    prepare_folder(plan, out, first=first and not (resume and out.exists()))
+    from ..pipeline.run import run
+    from ..training.signals import Interrupted
+    from .bars import bars
+
+    try:
+        with bars(on=first and not quiet and not as_json) as (say, track):
+            path = run(plan, say=say, track=track, resume=resume, accept_changes=accept_changes)
+    except Interrupted as stop:
+        if first:
+            streams.complain(str(stop))
+        raise typer.Exit(stop.exit_code) from None
+    if first:
+        print_run(path, as_json)
+
+
+def of_run(given: PlanArguments) -> PlanArguments:
+    """Return the arguments for a run folder that was given as DATA. Raises UsageError for one without a plan."""
+    from ..io.guarded import check_folder
+    from ..runs.folder import MADE_LATER
+
+    run = Path(given.data)
+    check_folder(run, leave=MADE_LATER)
+    plan = run / "plan.toml"
+    if not plan.is_file():
+        raise UsageError(f"{plan} does not exist, so nothing says how to go on: give the plan")
+    return replace(given, data=str(plan), flags={**given.flags, "out": run})
+
+
+def prepare_folder(plan: Plan, out: Path, *, first: bool) -> None:
+    """Refuse a folder that is taken, before torch is imported; then start further processes and end with them."""
+    if first:
+        from ..runs.folder import check_new
+
+        check_new(out)
+    launched = "WORLD_SIZE" in os.environ  # by torchrun, or by launch()
+    if plan.run.processes not in ("auto", 1) and not launched:
+        from ..commands.launch import launch
+
+        raise SystemExit(launch(int(plan.run.processes), sys.argv[1:], out))
+
+
+@takes_plan(but=("out",))
+def verify_resume(
+    given: PlanArguments,
+    steps: Annotated[int, typer.Option(help="Steps before the kill.")] = 10,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Kill a short run, resume it and compare it bit for bit with an uninterrupted one; keep nothing."""
+    from ..commands.verify_resume import verify
+
+    say = unless(quiet or as_json, streams.complain)
+    comparison = verify(given.plan(), steps, say=say)
+    print_result(asdict(comparison), lambda: str(comparison), as_json)
+    if comparison.differ:
+        raise typer.Exit(1)
+
+
+@takes_plan(but=("out", "seeds", "retain", "controls", "nproc"))
+def rates(
+    given: PlanArguments,
+    steps: Annotated[int, typer.Option(help="Steps with growing rates.")] = 100,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a learning-rate range test: at which rates does training diverge? Keep nothing that it trains."""
+    plan = given.plan()
+    from ..commands.rates import in_words, of_plan
+
+    sweep = of_plan(plan, steps, say=unless(quiet or as_json))
+    print_result(asdict(sweep), lambda: in_words(sweep), as_json)
+
+
+COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates}

@@ -1,0 +1,224 @@
+"""Readers make samples of rows, and batches of samples: one for images, one for texts, one for a function.
+
+A reader is copied to each worker. It is not changed in place: a copy with another setting takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .columns import InputsOf
+from .fingerprints import KnownFiles
+from .ordering import name_draw
+from .preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ..compute.arrays import Inputs
+    from .decoded_images import DecodedImages
+    from .types import Augment, Example
+
+Index = tuple[int, int, "Augment | None"]  # draw, epoch, augmentation
+
+CHUNK_TEXTS = 1024  # texts tokenised at once
+
+
+class Reader(Protocol):
+    """The way from rows to the network's inputs."""
+
+    @property
+    def augment(self) -> Augment | None:
+        """The random views of an epoch; None: epochs read rows as evaluation does."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """The number of worker processes that read; 0: this process reads."""
+        ...
+
+    @property
+    def length(self) -> Callable[[int], int] | None:
+        """The length of a draw, by which batches are sorted; None: rows have no length."""
+        ...
+
+    def alone(self) -> Reader:
+        """Return a copy that reads in this process."""
+        ...
+
+    def read(self, examples: Sequence[Example], index: Index, seed: int) -> Any:
+        """Read one draw, a sample: a function of the row, the seed and the index.
+
+        Raises DataError for a file that does not read, or that changed after the data were read.
+        """
+        ...
+
+    def stack(self, samples: Sequence[Any]) -> Inputs:
+        """Join samples to a batch, as it travels to the device."""
+        ...
+
+    def finish(self, batch: Any) -> Inputs:
+        """Turn a batch on its device into the network's inputs [B, …]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """A reader of image files. It takes decoded images from a cache where the cache has them."""
+
+    preprocessor: ImagePreprocessor
+    augment: Augment | None = None
+    workers: int = 0
+    images: DecodedImages | None = None  # decoded before; None: every image is decoded from its file
+    known: KnownFiles = field(default_factory=KnownFiles, compare=False)
+    length: Callable[[int], int] | None = field(default=None, init=False)
+
+    def alone(self) -> ImageReader:
+        """Return a copy that reads in this process."""
+        return replace(self, workers=0)
+
+    def with_images(self, images: DecodedImages | None) -> ImageReader:
+        """Return a copy that takes decoded images from a cache."""
+        return replace(self, images=images)
+
+    def read(self, examples: Sequence[Example], index: Index, seed: int) -> Tensor:
+        """Return an image [C, H, W], uint8."""
+        draw, epoch, augment = index
+        example, key = examples[draw % len(examples)], (seed, epoch, name_draw(examples, draw))
+        decoded = None if self.images is None else self.images.get(example.id)
+        if decoded is not None:
+            return self.preprocessor.varied(decoded, augment, key)
+        self.known.check(example)
+        return self.preprocessor.one(example.inputs, augment, key)
+
+    def stack(self, samples: Sequence[Tensor]) -> Inputs:
+        """Return [B, C, H, W], uint8."""
+        return self.preprocessor.stack(samples)
+
+    def finish(self, batch: Any) -> Inputs:
+        """Return [B, C, H, W], float32, normalised."""
+        return self.preprocessor.finish(batch)
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A reader of tokenised texts. Only padding is left to do, so it needs no workers."""
+
+    preprocessor: TextPreprocessor
+    tokens: Tokens
+    augment: Augment | None = None
+    workers: int = field(default=0, init=False)
+
+    @property
+    def length(self) -> Callable[[int], int]:
+        """The number of tokens of a draw."""
+        return self.tokens.length
+
+    def alone(self) -> TextReader:
+        """Return this reader, which has no workers."""
+        return self
+
+    def read(self, examples: Sequence[Example], index: Index, seed: int) -> dict[str, list[int]]:
+        """Return the tokens of a draw. A text has no augmentation."""
+        return self.tokens[index[0]]
+
+    def stack(self, samples: Sequence[dict[str, list[int]]]) -> Inputs:
+        """Return [B, T] by name, int64, padded to the longest text of the batch."""
+        return self.preprocessor.stack(samples)
+
+    def finish(self, batch: Any) -> Inputs:
+        """Return the batch: texts travel as the network takes them."""
+        return self.preprocessor.finish(batch)
+
+
+@dataclass(frozen=True)
+class FunctionReader:
+    """A reader that calls a preprocessing function, row by row."""
+
+    preprocessor: Preprocessor
+    augment: Augment | None = None
+    workers: int = 0
+    known: KnownFiles = field(default_factory=KnownFiles, compare=False)
+    length: Callable[[int], int] | None = field(default=None, init=False)
+
+    def alone(self) -> FunctionReader:
+        """Return a copy that reads in this process."""
+        return replace(self, workers=0)
+
+    def read(self, examples: Sequence[Example], index: Index, seed: int) -> Any:
+        """Return the function's value for a row."""
+        draw, epoch, augment = index
+        example, key = examples[draw % len(examples)], (seed, epoch, name_draw(examples, draw))
+        self.known.check(example)
+        return self.preprocessor.one(example.inputs, augment, key)
+
+    def stack(self, samples: Sequence[Any]) -> Inputs:
+        """Return [B, …]."""
+        return self.preprocessor.stack(samples)
+
+    def finish(self, batch: Any) -> Inputs:
+        """Return the network's inputs."""
+        return self.preprocessor.finish(batch)
+
+
+def make_reader(
+    preprocessor: Preprocessor,
+    examples: Sequence[Example],
+    *,
+    augment: Augment | None = None,
+    workers: int = 0,
+    tokens: Tokens | None = None,
+    images: DecodedImages | None = None,
+) -> Reader:
+    """Return the reader that a preprocessor needs.
+
+    ``tokens`` are those of the examples, if they were made before; else texts are tokenised now.
+    """
+    if isinstance(preprocessor, TextPreprocessor):
+        return TextReader(preprocessor, tokens or Tokens.of(preprocessor, InputsOf(examples)), augment)
+    if isinstance(preprocessor, ImagePreprocessor):
+        return ImageReader(preprocessor, augment, workers, images)
+    return FunctionReader(preprocessor, augment, workers)
+
+
+class Tokens:
+    """Tokenised texts, end to end in one array a key: a list of lists is ten times as large."""
+
+    def __init__(self, ends: NDArray[np.int64], flat: dict[str, NDArray[Any]]) -> None:
+        self.ends = ends  # [N + 1]: text i is tokens ends[i] to ends[i + 1]
+        self.flat = flat
+
+    @classmethod
+    def of(cls, preprocessor: TextPreprocessor, inputs: Sequence[tuple[str, ...]]) -> Tokens:
+        """Tokenise texts, or pairs of texts."""
+        parts: dict[str, list[Any]] = {}
+        lengths: list[int] = [0]
+        for start in range(0, len(inputs), CHUNK_TEXTS):
+            encoded = preprocessor.many(inputs[start : start + CHUNK_TEXTS])
+            lengths += [len(row["input_ids"]) for row in encoded]
+            for key in encoded[0]:
+                flat = [token for row in encoded for token in row[key]]
+                least = np.min_scalar_type(max(flat, default=0))  # a mask needs a byte, not four
+                parts.setdefault(key, []).append(np.asarray(flat, dtype=least))
+        return cls(np.cumsum(lengths), {k: np.concatenate(arrays) for k, arrays in parts.items()})
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Return the tokens of some texts."""
+        spans = [slice(self.ends[i], self.ends[i + 1]) for i in rows]
+        flat = {k: np.concatenate([a[s] for s in spans]) for k, a in self.flat.items()}
+        return Tokens(np.cumsum([0, *(s.stop - s.start for s in spans)]), flat)
+
+    def length(self, draw: int) -> int:
+        """Return the number of tokens of a draw, which is text ``draw`` % N."""
+        i = draw % (len(self.ends) - 1)
+        return int(self.ends[i + 1] - self.ends[i])
+
+    def __getitem__(self, draw: int) -> dict[str, list[int]]:
+        i = draw % (len(self.ends) - 1)
+        start, end = self.ends[i], self.ends[i + 1]
+        return {key: array[start:end].tolist() for key, array in self.flat.items()}

@@ -1,0 +1,91 @@
+"""The rule on a docstring's first word, and the rooms that keep it."""
+
+from __future__ import annotations
+
+import pytest
+
+import house_figures
+
+ROOMS_DONE: tuple[str, ...] = ()
+SHARE = 0.95  # of a room's docstrings that open as the rule says
+
+IMPERATIVE = (
+    "Return the rows of a split.",
+    "Yield (module, function) of every method.",
+    "Write the file, then rename it.",
+    "Raise DataError where a row is empty.",
+    "Read, check and close the file.",
+    "Name the rows that are missing.",
+    "Number each row's group from 0.",
+    "Count files and folders.",
+    "Fit a linear probe on features [N, D].",
+    "Fine-tune the target.",
+    "Pass the record on.",
+    "Feed damaged input to every reader.",
+    "Label every suspect.",
+    "Map ids to rows.",
+    "Test one split.",
+    "Let one process compute.",
+    "Wait for rank 0.",
+    "Mask padding.",
+    "Pack bytes.",
+    "Return per-class counts.",
+)
+NOT_IMPERATIVE = (
+    "The rows of a split.",
+    "Rows of a split.",
+    "Raises DataError where a row is empty.",
+    "What a batch gave.",
+    "Whether a row is empty.",
+    "How many rows are left.",
+    "Mean of the rows.",
+    "Answer that the server gave.",
+    "Name, size and date.",
+    "Count: rows by class.",
+    "Wilson's interval.",
+    "V_rows of the difference.",
+    "[P, 2] of positions.",
+    "``function`` at each resample.",
+    "Told by rank 0.",
+    "Whole rows.",
+    "Equal on every rank.",
+    "English by rule.",
+    "Per bin of confidence: its rows.",
+    "Inside, nothing is printed.",
+)
+NOUNS = (
+    "A row of a table.",
+    "Rows of a table.",
+    "ECE: expected calibration error.",
+    "Batch-norm statistics.",
+    "``regraft check``: findings in data.",
+    "Label errors.",
+    "Frozen blocks.",
+)
+NO_NOUNS = (
+    "What a row holds.",
+    "How rows are read.",
+    "Where a run stands.",
+    "Read a table.",
+    "Something that a check found.",
+    "Does transfer help?",
+    "``label`` is a class name.",
+    "Shows progress.",
+)
+
+
+@pytest.mark.parametrize("text", [*IMPERATIVE, *NOT_IMPERATIVE])
+def test_a_verb_in_the_imperative_is_known(text: str) -> None:
+    assert house_figures.is_imperative(text) == (text in IMPERATIVE)
+
+
+@pytest.mark.parametrize("text", [*NOUNS, *NO_NOUNS])
+def test_a_noun_phrase_is_known(text: str) -> None:
+    assert house_figures.is_noun_phrase(text) == (text in NOUNS)
+
+
+def test_docstrings_of_finished_rooms_open_with_verb_or_noun() -> None:
+    good, others = house_figures.openings(house_figures.PACKAGE)
+    for room in ROOMS_DONE:
+        good_here, others_here = ([p for p in places if p.startswith(room)] for places in (good, others))
+        assert len(good_here) >= SHARE * len(good_here + others_here), "\n".join(others_here)
