@@ -65,6 +65,12 @@ def refuse_calls(event, args):
 sys.addaudithook(refuse_calls)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that the last tests of a parallel run are short ones."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module")
 def loopback():
     """The module's tests, from the first that asks for it on, may talk to this machine."""
