@@ -21,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 import preloaded
-from regraft.data.types import CallableSpec, Example
+from builders import FLOATS
+from regraft.data.types import Example
 from regraft.model.types import Source
 
 settings.register_profile("shared machine", deadline=None)  # no test asserts a time
@@ -114,10 +115,6 @@ def child(name, backbone, x):
     return backbone.get_submodule(name)(x)
 
 
-def read_numbers(inputs):
-    return torch.tensor([float(v) for v in inputs[0].split()])
-
-
 @pytest.fixture
 def numbers_source():
     """A source on rows of four numbers, with blocks "one" and "two" and batch norm that has moved."""
@@ -128,7 +125,7 @@ def numbers_source():
             net = Net(dropout)
             net(torch.randn(64, 4) * 2 + 1)
         source = Source.from_module(
-            net.eval(), head="head", preprocess=CallableSpec(read_numbers), example=torch.zeros(2, 4), name="numbers"
+            net.eval(), head="head", preprocess=FLOATS, example=torch.zeros(2, 4), name="numbers"
         )
         # the forward pass is the chain of its blocks, so it can be cut between them
         source.blocks = tuple(replace(b, run=partial(child, b.name)) for b in source.blocks)

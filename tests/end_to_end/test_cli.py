@@ -45,12 +45,13 @@ def refused(found: tuple[int, str, str], code: int, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def photo_run(pictures, weights, tmp_path_factory) -> Path:
+def photo_run(pictures, weights, tmp_path_factory, preloading) -> Path:
     """One fit that several tests look at."""
     out: Path = tmp_path_factory.mktemp("runs") / "colours"
     command = [sys.executable, "-m", "regraft", "fit", pictures, *tiny_source(weights), *quick(2), "--out", out]
     state = {f"REGRAFT_{x.upper()}": str(out.parent / x) for x in ("state", "cache")}
-    done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
+    with preloading.redirected():
+        done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "TARGET" in done.stdout
     assert "TRANSFER not measured" in done.stdout

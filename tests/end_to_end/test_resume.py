@@ -87,7 +87,7 @@ def is_the_same(out: Path, alone: Path) -> None:
 
 @pytest.mark.fault(11)
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_mid_epoch_and_again(resumed, pictures, weights, workers):
     how = ("--set", "fit.average=0.9", "--set", "fit.accumulate=2", "--set", "fit.sharpness=0.05", "--workers", workers)
     out, alone = resumed(["step 1", "step 3", "step 5"], pictures, *tiny_source(weights), *QUICK, *MOVING, *how)
@@ -123,6 +123,7 @@ def test_what_was_computed_live_stays_live(resumed, pictures, weights, monkeypat
     assert "below" not in after  # nothing was decided anew
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_finished_seeds_and_scratch_rates_are_not_trained_again(resumed, pictures, weights):
     how = (
@@ -149,6 +150,7 @@ def test_finished_seeds_and_scratch_rates_are_not_trained_again(resumed, picture
     assert lines[3]["done"] == ["probe", "seed 0", "seed 1", *rates]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_folds(resumed, make_pictures, weights, tmp_path):
     data = make_pictures(tmp_path / "noisy", noise=150)
@@ -159,6 +161,7 @@ def test_folds(resumed, make_pictures, weights, tmp_path):
     assert "fold 1" in read_result(out)["resumed"][1]["done"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_penalties_with_a_run_as_the_source(resumed, cli, pictures, make_pictures, weights, tmp_path):
     hard = make_pictures(tmp_path / "hard", noise=200)
@@ -452,6 +455,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.fault(24)
 def test_a_terminated_process_leaves_no_worker_behind(cli, pictures, weights, tmp_path):

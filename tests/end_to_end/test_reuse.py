@@ -43,7 +43,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("given", [AS_IT_STANDS, VIEWS], ids=["plain", "views"])
-@pytest.mark.parametrize("freezing", ["head_only", "last_blocks", "gradual"])
+@pytest.mark.parametrize("freezing", ["head_only", "last_blocks", pytest.param("gradual", marks=pytest.mark.slow)])
 def test_pictures(fit, pictures, weights, freezing, given, monkeypatch):
     """As many views as epochs are what live training sees, and gain nothing: so leave is given."""
     monkeypatch.setattr(reuse, "no_gain", lambda *given: "")
