@@ -27,7 +27,7 @@ from regraft.pipeline.model_folder import read_ends
 from regraft.pipeline.prepare import Prepared, prepare
 from regraft.pipeline.run import run
 from regraft.plan import read
-from regraft.runs.folder import read_json
+from regraft.runs.result import finished
 
 TRAIN, VAL, SIDE = 20, 12, 128
 SEEDS, ALL_SEEDS = range(3), range(10)
@@ -68,7 +68,7 @@ class Bench:
         return path
 
     def ready(self, path: Path) -> Prepared:
-        """The rows and models that all runs share, by the plan of any of them."""
+        """Prepare the rows and models that all runs share, from the plan of any run."""
         if self.prepared is None:
             tree = read.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
             tree["regularizers"] = {}
@@ -77,7 +77,7 @@ class Bench:
         return self.prepared
 
     def rows(self, path: Path, alpha: float | None) -> tuple[Predictions, Predictions]:
-        """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
+        """Return (test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
         p = self.ready(path)
         if alpha is None or not walked(path):
             state = load_file(path / "model" / "model.safetensors")
@@ -88,13 +88,13 @@ class Bench:
         return test, self.report(p.target.model.get_submodule("backbone"))
 
     def end_point(self, path: Path) -> tuple[float, float]:
-        """(val accuracy, source accuracy on select) of α = 1."""
+        """Return (val accuracy, source accuracy on select) of α = 1."""
         if points := walked(path):
-            return points[-1]["figures"]["accuracy"], points[-1]["source"]["after"]
+            return points[-1].figures["accuracy"], points[-1].source.after
         p = self.ready(path)
         assert p.source_data is not None
         select = p.source_data.scored(p.source.backbone, "select")
-        return read_json(path / "result.json")["val"]["accuracy"]["value"], accuracy(select)
+        return finished(path).val["accuracy"].value, accuracy(select)
 
     def report(self, backbone: torch.nn.Module) -> Predictions:
         p = self.prepared
@@ -103,8 +103,9 @@ class Bench:
 
 
 def walked(path: Path) -> list:
-    """The points of a run's frontier; none where no epoch beat the start on val, which then stands."""
-    return (read_json(path / "result.json")["frontier"] or {"points": []})["points"]
+    """Return the points of a run's frontier; none where no epoch beat the start on val, which is then the model."""
+    frontier = finished(path).frontier
+    return frontier.points if frontier else []
 
 
 def accuracy(rows: Predictions) -> float:

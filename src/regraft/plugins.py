@@ -1,12 +1,12 @@
-"""Plug-ins: a file in one of these folders is found by its name.
+"""Plug-ins, found by file name in one of these folders.
 
-    sources/ formats/ metrics/                a module of functions
-    checks/ exports/ trackers/                likewise
+    sources/ formats/ metrics/ checks/        a module of functions
+    exports/ trackers/ report/sections/       likewise
     tasks/ freezing/ regularizers/            a module with one public options dataclass
 
-An options dataclass carries ``__pydantic_config__ = CONFIG``: a plain one under pydantic drops a
-misspelt key in silence. A dotted path ("my_lab.penalties:Mine") reaches outside code; it runs only
-where the caller allows code.
+An options dataclass carries ``__pydantic_config__ = {"extra": "forbid", "strict": True}``, because pydantic
+drops a misspelt key of a plain one in silence. A dotted path ("my_lab.penalties:Mine") names outside code. It
+runs only where the caller allows code.
 """
 
 from __future__ import annotations
@@ -23,17 +23,32 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import did_you_mean
 
-FOLDERS = ("sources", "formats", "tasks", "freezing", "regularizers", "metrics", "checks", "exports", "trackers")
+FOLDERS = (
+    "sources",
+    "formats",
+    "tasks",
+    "freezing",
+    "regularizers",
+    "metrics",
+    "checks",
+    "exports",
+    "trackers",
+    "report.sections",
+)
+
+
+def place(folder: str) -> Path:
+    """Return where the plug-ins of a folder lie."""
+    return Path(__file__).parent.joinpath(*folder.split("."))
 
 
 def names(folder: str) -> list[str]:
-    """The plug-ins of a folder, sorted. Reads the folder's file names; imports nothing."""
-    here = Path(__file__).parent / folder
-    return sorted(p.stem for p in here.glob("*.py") if not p.stem.startswith("_"))
+    """Return the plug-ins of a folder, sorted, from its file names; import nothing."""
+    return sorted(p.stem for p in place(folder).glob("*.py") if not p.stem.startswith("_"))
 
 
 def module(folder: str, name: str) -> ModuleType:
-    """The plug-in's module.
+    """Import a plug-in's module.
 
     Raises LookupError, listing what exists, for a name that matches nothing.
     """
@@ -43,7 +58,7 @@ def module(folder: str, name: str) -> ModuleType:
 
 
 def options_class(folder: str, name: str, *, allow_code: bool = False) -> type[Any]:
-    """The options dataclass of a plug-in, by file name or, where code is allowed, by dotted path.
+    """Return the options dataclass of a plug-in, by file name or, where code is allowed, by dotted path.
 
     Raises LookupError for a name that matches nothing or a dotted path without leave.
     """
@@ -70,7 +85,7 @@ def options_class(folder: str, name: str, *, allow_code: bool = False) -> type[A
 
 
 def make(cls: type[Any], values: dict[str, Any], where: str) -> tuple[Any, list[str]]:
-    """An options record from plain values, strictly: (record | None, problems in words)."""
+    """Return (options | None, problems in words) of plain values, read strictly."""
     try:
         # through JSON, whose strict mode still reads an array as a tuple and a string as a path
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str)), []
@@ -80,7 +95,7 @@ def make(cls: type[Any], values: dict[str, Any], where: str) -> tuple[Any, list[
 
 
 def problem(where: str, error: dict[str, Any], known: list[str]) -> str:
-    """One pydantic error in one line, with the nearest known key where a key is unknown."""
+    """Return one pydantic error as a line, with the nearest known key where a key is unknown."""
     place = ".".join([where, *(str(p) for p in error["loc"])]).strip(".")
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{place}: unknown key; {did_you_mean(str(error['loc'][-1]), known)}"

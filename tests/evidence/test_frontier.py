@@ -6,11 +6,11 @@ from torch import nn
 
 from builders import CPU
 from regraft.errors import PlanError
-from regraft.evidence.frontier import ALPHAS, Point, blend, choose, evaluate_points, load_point
-from regraft.evidence.retention import Retained
+from regraft.evidence.frontier import ALPHAS, blend, choose, evaluate_points, load_point
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
 from regraft.model.weights import snapshot
+from regraft.runs.estimates import Point, Retained
 
 
 def ends(source):

@@ -20,6 +20,7 @@ from regraft.errors import RegraftError
 from regraft.plan.read import check, read_plan
 from regraft.plan.schema import Plan, keys_of
 from regraft.plan.write import write_plan
+from regraft.runs.side_files import ManifestRow
 from regraft.training import checkpoints
 
 quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,8 +137,7 @@ def test_a_manifest_reads_back_every_row_in_its_order(tmp_path, train, val, test
     splits = Splits("text", tuple(train), tuple(val), tuple(test), digest_of(parts), "")
     write_manifest(splits, tmp_path / "manifest.jsonl")
     expected = [
-        {"id": e.id, "hash": e.id[:16], "split": s, "cells": list(e.cells), "where": e.where}
-        | ({} if e.group is None else {"group": e.group})
+        ManifestRow(id=e.id, hash=e.id[:16], split=s, cells=list(e.cells), where=e.where, group=e.group)
         for s, part in parts.items()
         for e in part
     ]
@@ -158,7 +158,7 @@ def test_a_checkpoint_reads_back_and_any_changed_byte_is_seen(tmp_path, record, 
     place = tmp_path / "step-00000001"
     tensors = {n: torch.tensor(v) for n, v in tensors.items() if n != "__metadata__"}
     checkpoints.write(place, record, tensors)
-    assert checkpoints.checked(place) == record
+    assert checkpoints.verify(place) == record
     found = checkpoints.read(place)
     assert found.record == record and found.tensors.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -167,7 +167,7 @@ def test_a_checkpoint_reads_back_and_any_changed_byte_is_seen(tmp_path, record, 
         whole = (place / name).read_bytes()
         (place / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         try:
-            checkpoints.checked(place)
+            checkpoints.verify(place)
             raise AssertionError(f"a changed {name} was taken")
         except checkpoints.DamagedError as error:
             assert name in str(error)

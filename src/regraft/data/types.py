@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as a format reads it; nothing is decoded yet."""
+    """A row as a format reads it, before anything is decoded."""
 
     inputs: tuple[str, ...]  # an image path, or one or two texts
-    cells: tuple[str, ...]  # the label columns, as text; empty where the data have no labels
+    cells: tuple[str, ...]  # label columns, as text; empty where the data have no labels
     where: str  # for messages: "labels.csv row 12" or "tulip/0001.jpg"
     split: str | None = None  # "train", "val" or "test" where the data say so
     group: str | None = None  # rows of one group stay in one split
@@ -33,19 +33,19 @@ class Row:
 
 @dataclass(frozen=True)
 class RawData:
-    """What a format found: rows, what their inputs are, and what the label cells are called."""
+    """Rows of a data set, as a format reads them, with the kind of their inputs and their label columns."""
 
     kind: Kind
     rows: Sequence[Row]
     columns: tuple[str, ...] = ("label",)  # names of the label cells
-    notes: tuple[str, ...] = ()  # told to the user
+    notes: tuple[str, ...] = ()  # for people
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
-    empty: tuple[str, ...] = ()  # class folders without a picture
+    empty: tuple[str, ...] = ()  # class folders without an image
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What is seen of a picture while it is decoded once; the checks look at it."""
+    """Facts of an image from one decode, for the checks."""
 
     format: str  # by content, as Pillow names it
     mode: str  # Pillow's, before any conversion
@@ -53,14 +53,14 @@ class PictureFacts:
     deep: bool  # more than 8 bits a channel
     animated: bool
     orientation: int  # EXIF, 1 (upright) to 8
-    hash: int | None  # perceptual hash, 64 bits; None for a picture without any structure
-    mirrored: int | None  # the hash of its mirror image
-    thumb: bytes  # the upright picture in 16 × 16 grey values, row by row
+    hash: int | None  # perceptual hash, 64 bits; None for an image without structure
+    mirrored: int | None  # the hash of the mirror image
+    thumb: bytes  # the upright image as 16 × 16 grey values, row by row
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row with its identity. ``id`` is (hash of the inputs, occurrence number)."""
+    """A row with its identity: ``id`` is the hash of its inputs and the number of the occurrence."""
 
     id: str
     inputs: tuple[str, ...]
@@ -71,7 +71,7 @@ class Example:
 
     @property
     def content(self) -> str:
-        """The hash of the inputs: 16 hex digits of the id."""
+        """Return the part of the id that is the hash of the inputs: 16 hex digits."""
         return content_of(self.id)
 
 
@@ -82,19 +82,19 @@ def content_of(id_: str) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """Target data, ready to be batched. ``val`` is empty where there are too few rows for one."""
+    """Target rows, divided. ``val`` is empty where train has too few rows for one."""
 
     kind: Kind
     train: Sequence[Example]
     val: Sequence[Example]
     test: Sequence[Example]
-    digest: str  # sha256 over (id, split, label) of every row, independent of their order
-    test_digest: str  # the same over the test rows; the ledger's key
+    digest: str  # sha256 of (id, split, label) of every row, in any order
+    test_digest: str  # the same of the test rows alone; key of the ledger
     notes: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()  # (where, why) of rows that were left out
-    settled: tuple[tuple[str, str], ...] = ()  # (where, what) was done to rows by [data] leaks
+    settled: tuple[tuple[str, str], ...] = ()  # (where, what [data] leaks did) of rows
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
-    empty: tuple[str, ...] = ()  # class folders without a picture
+    empty: tuple[str, ...] = ()  # class folders without an image
 
 
 def key(description: str, **bounds: Any) -> Any:
@@ -217,10 +217,10 @@ class SourceDataOptions(RowOptions):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a source wants its pictures: resize, crop, scale to [0, 1], normalise."""
+    """Preprocessing of a source's images: resize, crop, scale to [0, 1], normalise."""
 
-    size: tuple[int, int]  # height and width that the network sees, in pixels
-    resize: int | tuple[int, int]  # shorter side, or (height, width), before the crop
+    size: tuple[int, int]  # height and width of the network's input, in pixels
+    resize: int | tuple[int, int]  # pixels of the shorter side, or (height, width), before the crop
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -232,15 +232,15 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How a source wants its texts: a tokenizer folder (or a hub name) and a length in tokens."""
+    """Preprocessing of a source's texts."""
 
-    tokenizer: str
-    max_length: int
+    tokenizer: str  # folder, or name on the hub
+    max_length: int  # tokens
 
 
 @dataclass(frozen=True)
 class CallableSpec:
-    """Preprocessing of one's own: ``one(inputs) -> Tensor``; not saved with a run."""
+    """Preprocessing by a function of the user's, which is not saved with a run."""
 
     one: Callable[[tuple[str, ...]], Tensor]
     kind: Kind = "tensor"
@@ -251,7 +251,7 @@ Preprocess = ImageSpec | TextSpec | CallableSpec
 
 @record(frozen=True, config=STRICT)
 class Augment:
-    """Random views of training pictures; nothing of it reaches evaluation."""
+    """Augmentation: random views of training images. Evaluation uses none."""
 
     random_resized_crop: Annotated[bool, key("crop a random part; false: crop as in evaluation")] = True
     scale: Annotated[tuple[float, float], key("share of the picture's area that a crop keeps")] = (0.5, 1.0)

@@ -1,26 +1,16 @@
-"""Records of verdicts and predictions."""
+"""The record of a prediction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from ..runs.estimates import Estimate
-
-VerdictLabel = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    words: VerdictLabel
-    gain: Estimate | None  # over scratch, on the primary metric; positive is better
-    seeds: int
-    why: str  # one sentence
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """``label`` is a class name, the labels joined by ";", or a number as text."""
+    """A model's answer for one row.
+
+    ``label`` is a class name, the labels joined by ";", or a number as text.
+    """
 
     label: str
     probability: float | None

@@ -1,4 +1,4 @@
-"""Export formats, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Export formats, one file each; found by name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Package:
-    """A run's model, ready to leave regraft; what a file of ``exports/`` is handed.
+    """A run's model, ready for an export.
 
-    ``model`` is head(backbone(inputs)) in eval mode on the CPU, float32. Its outputs [B, C] are logits,
-    divided by the temperature where that was asked for, or numbers in their own units.
+    ``model`` is head(backbone(inputs)) in eval mode on the CPU, float32. Its outputs [B, C] are logits, divided
+    by the temperature with --calibrated; for a task with ``affine`` they are the task's scores.
     """
 
     run: Path
-    name: str  # what the run is called
-    model: nn.Module  # has .backbone and .head, which is linear wherever a run's head is
-    source: Source  # its recipe, its preprocessing and its licence; the same backbone
+    name: str  # name of the run
+    model: nn.Module  # has .backbone and .head; the head is linear where the run's is
+    source: Source  # recipe, preprocessing and licence; its backbone is the model's
     task: Task
-    inputs: Inputs  # a batch of two rows, as the network takes them
-    pairs: bool  # a row is two texts
-    plain: Mapping[str, str]  # file name → JSON: what a reader without regraft needs to know
+    inputs: Inputs  # two rows, preprocessed
+    pairs: bool  # True: a row is two texts
+    plain: Mapping[str, str]  # file name → JSON, for readers without regraft
 
 
 class Export(Protocol):
-    """A file of ``exports/``: a module with these names, and ``int8(folder)`` where it can be had."""
+    """A file of ``exports/``: a module with these names, and ``int8(folder)`` if it can quantise."""
 
     needs: tuple[str, ...]  # modules of the extra "export"
-    with_regraft: bool  # loading it takes regraft; every other one is checked without
-    folds: bool  # its outputs are to be in the task's own units; else regraft scales them
+    with_regraft: bool  # True: loading needs regraft; the check of any other export runs without it
+    folds: bool  # True: the package's head includes ``Task.affine``; False: regraft applies it
 
     def refusal(self, package: Package) -> str | None:
-        """Why the run cannot leave this way and which way it can; None where it can."""
+        """Return why the run cannot be exported like this, with a way that works; None where it can."""
         ...
 
     def write(self, package: Package, folder: Path) -> Sequence[str]:
-        """The export's files, in a folder that exists; → what the user should know, in sentences."""
+        """Write the export's files into a folder that exists; return notes for the user, in sentences."""
         ...
 
     def snippet(self, package: Package) -> str:
-        """Python that defines ``scores(batch)``: paths, texts or pairs → scores [B, C], as the task's
-        ``scores`` gives them. It runs in the export's folder, is printed in the model card, and is
-        what the export is checked by."""
+        """Return Python that defines ``scores(batch)``: paths, texts or pairs → the task's scores [B, C].
+
+        It runs in the export's folder. The model card prints it, and regraft checks the export by it.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What several exports share: the tokenizer's files, and lines of Python for their snippets."""
+"""Parts of several exports: the tokenizer's files, and lines of Python for the snippets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def image_spec(package: Package) -> ImageSpec:
 
 
 def save_tokenizer(package: Package, folder: Path) -> None:
-    """The tokenizer as the run uses it: with a token to pad with, and the run's length as its limit."""
+    """Save the tokenizer as the run uses it: with a padding token, and the run's length as its limit."""
     from ..io.foreign_code import tokenizer_of
 
     spec = package.source.preprocess
@@ -40,7 +40,7 @@ def save_tokenizer(package: Package, folder: Path) -> None:
 
 
 def named(package: Package) -> nn.Module:
-    """The model with a batch of tokens as arguments by name; a model of pictures as it is."""
+    """Return the model with tokens as arguments by name; a model of pictures unchanged."""
     from torch import nn
 
     if is_image(package):
@@ -62,8 +62,10 @@ def named(package: Package) -> nn.Module:
 
 
 def open_batch(package: Package) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """(arguments, arguments by name, which of their dimensions are open) of the model as ``named``:
-    the batch, and for texts the length in tokens."""
+    """Return (arguments, arguments by name, their dynamic dimensions) of the model as ``named``.
+
+    Dynamic are the batch and, for texts, the length in tokens.
+    """
     from torch.export import Dim
 
     if is_image(package):
@@ -104,7 +106,7 @@ def read(path):
 
 
 def tokens(package: Package, tensors: str) -> str:
-    """The call that makes tokens out of ``batch``; ``tensors``: "pt" or "np"."""
+    """Return the call that makes tokens of ``batch``, as ``tensors``: "pt" or "np"."""
     spec = package.source.preprocess
     assert isinstance(spec, TextSpec)
     texts = "[a for a, b in batch], [b for a, b in batch]" if package.pairs else "list(batch)"

@@ -1,4 +1,4 @@
-"""What the two exports to transformers share: preprocessor files, and the lines that use them."""
+"""Parts of both exports to transformers: preprocessor files, and the lines that use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def save_model(package: Package, model: Any, folder: Path) -> None:
-    """Weights and configuration, under the run's name in place of a path; no bar for one file."""
+    """Save weights and configuration, with the run's name in place of a path, without a progress bar."""
     from transformers.utils import logging
 
     model.config._name_or_path = package.name
@@ -24,7 +24,7 @@ def save_model(package: Package, model: Any, folder: Path) -> None:
 
 
 def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
-    """The tokenizer's files, or preprocessor_config.json."""
+    """Save the tokenizer's files, or preprocessor_config.json; return notes for the user."""
     from PIL import Image
 
     from . import _shared
@@ -68,8 +68,10 @@ def crops(package: Package) -> bool:
 
 
 def pictures(package: Package, auto: str) -> str:
-    """Lines that make ``model`` and ``prepared(batch)``. The processor resizes by Pillow, as the run did;
-    its torchvision twin resizes tensors, which rounds otherwise."""
+    """Return lines that make ``model`` and ``prepared(batch)``.
+
+    The processor resizes by Pillow, as the run did, because its torchvision variant rounds otherwise.
+    """
     from . import _shared
 
     s = _shared.image_spec(package)

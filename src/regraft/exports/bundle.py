@@ -1,7 +1,7 @@
 """regraft's own: safetensors and JSON, for `regraft.load`, `predict`, `evaluate`, or as a source.
 
-Weights, preprocessing, labels, plan and evidence, without the run's data and without folders above
-files. The temperature is among the evidence, so that ``calibrated()`` works on it.
+It holds weights, preprocessing, labels, plan and evidence, without the run's data and without folders above
+files. The evidence has the temperature, so ``calibrated()`` works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import Package
 
 
-# A run's model folder by names: whatever else lies in a folder from elsewhere is not published.
+# The files of a run's model folder by name, because a folder from elsewhere may hold files not to publish.
 FILES = ("model.safetensors", "novelty.safetensors", "preprocess.json", "labels.json")
 
 TOKENIZER_FILES = (

@@ -1,7 +1,7 @@
-"""ONNX, for any runtime: open in the batch and, for texts, in the length; ``--int8`` adds a small one.
+"""ONNX, for any runtime: dynamic in the batch and, for texts, in the length; ``--int8`` adds a smaller one.
 
-Preprocessing and class names are in the file's own metadata. Above two gigabytes, protobuf's limit,
-weights lie in a second file beside the first.
+The file's metadata hold preprocessing and class names. Above two gigabytes, protobuf's limit, the weights are
+in a second file beside the first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ folds = True
 
 FILE, SMALL = "model.onnx", "model.int8.onnx"
 
-ONE_FILE = 1_900_000_000  # bytes of weights up to which they stay in the graph's own file
+MAX_BYTES = 1_900_000_000  # of weights in the graph's own file
 
 
 def refusal(package: Package) -> str | None:
@@ -69,7 +69,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     told = {name: package.plain[f"{name}.json"] for name in ("preprocess", "labels")}
     program.model.metadata_props.update(told)
     size = sum(p.numel() * p.element_size() for p in package.model.state_dict().values())
-    program.save(folder / FILE, external_data=size > ONE_FILE)
+    program.save(folder / FILE, external_data=size > MAX_BYTES)
     onnx.checker.check_model(str(folder / FILE))
     if not _shared.is_image(package):
         _shared.save_tokenizer(package, folder / "tokenizer")
@@ -93,9 +93,9 @@ def step_by_step(model: nn.Module) -> Iterator[int]:
 
 
 def int8(folder: Path) -> str:
-    """Weights in 8 bits, activations as they come; → the file's name.
+    """Quantise weights to 8 bits, activations at run time; return the file's name.
 
-    onnxruntime advises to optimise the graph first; torch's exporter has, and it changes nothing.
+    onnxruntime advises to optimise the graph first. The filter hides that, because torch's exporter has done it.
     """
     import logging
 

@@ -1,7 +1,6 @@
 """A folder for plain timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-The configuration carries class names and the run's preprocessing, so that timm's own transform is the
-run's.
+The configuration has class names and the run's preprocessing, so timm's own transform is the run's.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     from . import _shared
 
     model: Any = copy.deepcopy(package.source.backbone)
-    model.reset_classifier(package.task.outputs)  # where it was, of the run's size
+    model.reset_classifier(package.task.outputs)  # in its place, with the run's outputs
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Conv2d):
         kind = type(classifier).__name__ if isinstance(classifier, nn.Module) else "several heads"
@@ -66,11 +65,11 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
 
 def data_config(spec: ImageSpec) -> dict[str, Any]:
-    """The preprocessing in timm's words: sides to floor(size ÷ crop_pct), the centre crop."""
+    """Return the preprocessing in timm's terms: sides to floor(size ÷ crop_pct), the centre crop."""
     squash = not isinstance(spec.resize, int)
     wanted = spec.resize[0] if isinstance(spec.resize, tuple) else spec.resize
     crop = spec.size[0] / wanted
-    if math.floor(spec.size[0] / crop) != wanted:  # a hair off: aim at the middle
+    if math.floor(spec.size[0] / crop) != wanted:  # floor rounded it down: aim between two sizes
         crop = spec.size[0] / (wanted + 0.5)
     return {
         "input_size": (spec.channels, *spec.size),

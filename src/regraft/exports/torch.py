@@ -1,4 +1,4 @@
-"""A graph by `torch.export`, for any program with torch: open in the batch and, for texts, in the length."""
+"""A graph by `torch.export`, for any program with torch: dynamic in the batch and, for texts, in the length."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def scores(batch):
 
 
 def transform(s: ImageSpec) -> str:
-    """``transform``: PIL → [C, H, W]."""
+    """Return lines that define ``transform``: PIL → [C, H, W]."""
     resize = s.resize if isinstance(s.resize, int) else list(s.resize)
     return f"""transform = v2.Compose([
     v2.Resize({resize!r}, v2.InterpolationMode({s.interpolation!r})), v2.CenterCrop({list(s.size)!r}),

@@ -1,7 +1,7 @@
 """A folder for plain transformers: `AutoModelForSequenceClassification`, or `…ForImageClassification`.
 
-Where pooling and head are that class's own, which a forward pass proves; elsewhere refused, and
-transformers-features says the pooling in ten lines.
+The export needs the class's own pooling and head, which a forward pass proves. Other runs are refused;
+transformers-features writes their pooling in ten lines.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def refusal(package: Package) -> str | None:
 
 
 def assembled(package: Package) -> tuple[Any, str | None]:
-    """(the class's own model with the run's weights, None), or (None, why it cannot be)."""
+    """Return (the class's own model with the run's weights, None), or (None, why there is none)."""
     import copy
 
     import torch

@@ -1,6 +1,6 @@
 """Plain transformers' `AutoModel`, the pooling in the snippet's lines, and `head.safetensors`.
 
-For encoders whose pooling no class of transformers has: the mean of tokens under the mask, say.
+It is for encoders whose pooling no class of transformers has, like the mean of tokens under the mask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ folds = True
 
 POOLINGS = ("head", "mean", "cls", "last", "own")
 
-OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
+OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, by preference
 
 
 def refusal(package: Package) -> str | None:
@@ -48,7 +48,7 @@ def model_class(package: Package) -> str:
 
 
 def pooling(package: Package) -> str:
-    """The lines' expression for features, of ``hidden`` and, for texts, ``mask``."""
+    """Return the expression for features of ``hidden`` and, for texts, ``mask``."""
     pooled = mode(package)
     if pooled == "mean":
         from . import _shared
@@ -62,7 +62,7 @@ def pooling(package: Package) -> str:
 
 
 def output(package: Package) -> str:
-    """The name of the model's output that pooling takes."""
+    """Return the name of the model's output that pooling takes."""
     import torch
 
     backbone: Any = package.source.backbone
@@ -80,7 +80,7 @@ def base_of(package: Package) -> Any:
 
 
 def mode(package: Package) -> str | None:
-    """The pooling; of a model's own head's, the token that it is. None where it is none."""
+    """Return the pooling; for a model's own head, the token that it takes. None where it takes no token."""
     import torch
 
     backbone: Any = package.source.backbone
@@ -143,6 +143,6 @@ def scores(batch):
 
 
 def unpooled(package: Package) -> bool:
-    """Whether the class would else make a pooler of its own, with random weights and a warning."""
+    """Return whether the class would add a pooler with random weights, and warn."""
     base = base_of(package)
     return hasattr(base, "pooler") and base.pooler is None

@@ -1,4 +1,4 @@
-"""Freezing strategies, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Freezing strategies, one file each; found by name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from ..model.types import Target
 
 
 class Freezing(Protocol):
-    """Which blocks train in an epoch; pure, so that it can be printed and tested without torch."""
+    """A choice of the blocks that train in an epoch: a pure function, printed and tested without torch."""
 
-    def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]: ...
+    def __call__(self, blocks: Sequence[str], epoch: int) -> frozenset[str]:
+        """Return the names of the blocks that train in ``epoch``, from 1; ``blocks`` run from input to head."""
+        ...
 
 
 @runtime_checkable
 class Adapting(Freezing, Protocol):
-    """A freezing strategy that trains something beside the weights, and merges it at the end."""
+    """A freezing strategy that trains tensors beside the weights and merges them at the end."""
 
     def adapted(self, target: Target, seed: int) -> AbstractContextManager[Target]:
-        """What is fitted in place of the target, whose weights hold the result afterwards."""
+        """Yield the model to fit in place of the target. Afterwards the target's weights hold the result."""
         ...

@@ -1,4 +1,4 @@
-"""Train every block from the first epoch on."""
+"""Every block trains from the first epoch on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Thaw block by block, from the output to the input.
+"""Blocks unfreeze one after the other, from the output to the input.
 
 Howard and Ruder 2018, https://arxiv.org/abs/1801.06146, 3.3: the head trains alone first, then one
-more block thaws each epoch.
+more block unfreezes each epoch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 class Gradual:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
-    blocks_per_stage: int = 1  # blocks that thaw together
-    epochs_per_stage: int = 1  # epochs between two thaws
+    blocks_per_stage: int = 1  # blocks that unfreeze together
+    epochs_per_stage: int = 1  # epochs from one stage to the next
 
     def __post_init__(self) -> None:
         if self.blocks_per_stage < 1 or self.epochs_per_stage < 1:

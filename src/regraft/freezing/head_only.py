@@ -1,4 +1,4 @@
-"""Train the head alone: the source's features stay as they are."""
+"""The head trains alone; the source's features stay as they are."""
 
 from __future__ import annotations
 

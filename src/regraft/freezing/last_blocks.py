@@ -1,6 +1,6 @@
-"""Train the last blocks of the backbone and the head; what lies below is a constant.
+"""The last blocks of the backbone and the head train; the blocks below stay as they are.
 
-Yosinski et al. 2014, https://arxiv.org/abs/1411.1792: lower layers are general, upper ones specific.
+Yosinski et al. 2014, https://arxiv.org/abs/1411.1792: lower layers are general, upper layers specific.
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ class LoRA:
 
     @contextmanager
     def adapted(self, target: Target, seed: int) -> Iterator[Target]:
-        """The target with changes that train in place of its backbone; merged at the end.
+        """Yield the target with changes that train in place of its backbone; merge them at the end.
 
-        Raises PlanError where no layer can have one, or a layer's forward would pass it by.
+        Raises PlanError where no layer can have a change, or a layer's forward pass would leave it out.
         """
         import torch
         from peft import LoraModel
@@ -111,9 +111,9 @@ class LoRA:
         return kept
 
     def merges(self, layer: nn.Module, inputs: Tensor | None) -> bool:
-        """Whether a random change of the layer, beside it or merged into it, gives the same outputs.
+        """Return whether a random change gives the same outputs beside the layer and merged into it.
 
-        ``inputs`` are what the layer is given in a forward pass; None where nothing calls it.
+        ``inputs`` are the layer's own in a forward pass; None where no forward pass calls the layer.
         """
         import torch
         from peft import LoraModel
@@ -135,12 +135,15 @@ class LoRA:
                 merged: Any = tuner.merge_and_unload()
                 inside = merged(inputs)
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
-            return False  # peft's change has other sizes, as beside a dilated convolution
+            return False  # peft's change has another shape, as beside a dilated convolution
         size = float((beside - before).abs().max())
         return size > 0 and float((beside - inside).abs().max()) <= 1e-4 * size
 
     def changed(self, backbone: nn.Module) -> list[str]:
-        """Layers of the backbone that have a change, in their order."""
+        """Return the layers of the backbone to change, in their order.
+
+        Raises PlanError where a pattern matches none, or where a torch module would read their weights itself.
+        """
         from torch import nn
 
         direct = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -169,7 +172,7 @@ class LoRA:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own, with nothing that peft's change would lack."""
+    """Return whether a layer is torch's own, without hooks or options that peft's change would lack."""
     from torch import nn
 
     if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
@@ -180,7 +183,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def inputs_of(backbone: nn.Module, names: Sequence[str], example: Inputs | None) -> dict[str, Tensor]:
-    """Return what each named layer is given in a forward pass in eval mode; without an example, zeros."""
+    """Return the inputs of each named layer in a forward pass in eval mode; zeros without an example."""
     import torch
 
     some = next(backbone.parameters())
@@ -210,7 +213,7 @@ def inputs_of(backbone: nn.Module, names: Sequence[str], example: Inputs | None)
 
 
 def with_changes(target: Target, names: Sequence[str]) -> Target:
-    """The target whose blocks hold their layers' changes instead of their own tensors."""
+    """Return the target with the layers' changes as its blocks' tensors, in place of their own."""
     parameters = [n for n, _ in target.model.named_parameters()]
     modules = [n for n, _ in target.model.named_modules()]
     blocks = []

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
 class Metric(Protocol):
     """A file of ``metrics/``: a module with these names.
 
-    ``at_weights(truth, scores)``, which it may have, gives ``value`` as a function of the weights alone.
-    A bootstrap calls that function often, so it should hold all that the weights do not change.
+    It may have ``at_weights(truth, scores)``, which returns ``value`` as a function of the weights alone. A
+    bootstrap calls that function 10,000 times, so ``at_weights`` computes all that the weights do not change.
+    A metric of labels may have ``thresholded = True``. Then ``value`` takes the task's ``threshold`` as well.
     """
 
     title: str
     targets: Targets  # of the tasks that it is computed for
     higher_is_better: bool
-    proportion: bool  # of independent rows: Wilson's interval, Newcombe's for a difference
-    bounded: bool  # a value in [0, 1], so that a difference is in [-1, 1]
-    per_row: bool  # the metric is the mean over rows of ``rows(truth, scores)``
+    proportion: bool  # True for a share of rows: Wilson's interval, Newcombe's for a difference
+    bounded: bool  # True for values in [0, 1], whose differences are in [-1, 1]
+    per_row: bool  # True where the metric is the mean over rows of ``rows(truth, scores)`` [N]
 
     def value(self, truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-        """truth [N] or [N, C], scores [N, C], row weights [R, N] → [R]."""
+        """Return the metric [R] of truth [N] or [N, C] and scores [N, C] at row weights [R, N]."""
         ...

@@ -1,9 +1,9 @@
-"""How much row weight stands below each positive row of a column of scores.
+"""Sums of row weight below each positive row of a column of scores.
 
-AUC and average precision need, of each column, the weight of the negatives below and beside its
-positives. The positives' distinct scores cut the line of scores into slots: one between two neighbours,
-one at each score. Only the slot of a negative matters, not its place there. The fullest slot of a column is
-what the column's total leaves, so its rows are not stored: of a good model, nearly all.
+AUC and average precision need the weight of each column's negatives below and at the scores of its
+positives. The distinct scores of the positives cut the scores into slots: one between two neighbours, one at
+each score. Only the slot of a negative matters. The fullest slot of a column is the column's total less its
+other slots, so its rows are not stored. For a good model these are nearly all rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-STORED = 2_000_000  # rows of negatives in a block, at most, unless a single column has more
+STORED = 2_000_000  # most rows of negatives in a block, unless a single column has more
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,30 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Block:
-    """Some columns, ready for weights."""
+    """Columns, prepared for weights."""
 
-    slots: Any  # sparse ones [S, N]: which negatives stand in a slot; none in the fullest
+    slots: Any  # sparse ones [S, N]: the negatives of each slot; the fullest has none stored
     first: Ints  # [K], the first slot of each column
-    fullest: Ints  # [K]
-    below: Ints  # [U], the slot right below each score; that of the score itself follows
+    fullest: Ints  # [K], the fullest slot of each column
+    below: Ints  # [U], the slot right below each score; the slot at the score follows
     rows: Ints  # [P], positives by column and score
     scores: Ints  # [U], the first of ``rows`` at each score
     columns: Ints  # [K], the first score of each column
 
     def weigh(self, by_row: FloatArray) -> Weighed:
-        """Weights [N, R] → their sums."""
+        """Return the sums of weights [N, R]."""
         at = np.add.reduceat(by_row[self.rows], self.scores, axis=0)  # [U, R]
         positive = np.add.reduceat(at, self.columns, axis=0)  # [K, R]
         negative = by_row.sum(axis=0) - positive
         sums = self.slots @ by_row  # [S, R]
         sums[self.fullest] = negative - np.add.reduceat(sums, self.first, axis=0)
-        sums[self.first[1:]] -= negative[:-1]  # so that a column's running sum begins at 0
+        sums[self.first[1:]] -= negative[:-1]  # each column's running sum then starts at 0
         running = np.cumsum(sums, axis=0)
         return Weighed(at, running[self.below], running[self.below + 1], positive, negative, self.columns)
 
 
 def blocks(columns: Iterable[tuple[NDArray[np.bool_], Any]], n: int) -> Iterator[Block]:
-    """Yield blocks of columns: (which of the n rows are positive, their scores [n]), some of each kind."""
+    """Yield blocks of columns, each (positive [n], scores [n]) with rows of both kinds."""
     waiting: list[_Column] = []
     for positive, scores in columns:
         waiting.append(_column(positive, np.asarray(scores)))
@@ -76,13 +76,13 @@ def blocks(columns: Iterable[tuple[NDArray[np.bool_], Any]], n: int) -> Iterator
 
 @dataclass(frozen=True)
 class _Column:
-    """One column: its positives by score, and its negatives by slot."""
+    """Positives of a column by score, and its negatives by slot."""
 
     positives: Ints  # row numbers, by score
-    scores: Ints  # the first of them at each distinct score
-    rows: Ints  # row numbers of negatives, by slot, without the fullest slot's
+    scores: Ints  # the first of the positives at each distinct score
+    rows: Ints  # row numbers of negatives, by slot; the fullest slot is left out
     counts: Ints  # negatives stored of each slot
-    fullest: int
+    fullest: int  # slot
 
     @property
     def slots(self) -> int:
@@ -124,5 +124,5 @@ def _block(columns: list[_Column], n: int) -> Block:
 
 
 def _starts(sizes: Iterable[int]) -> Ints:
-    """Return where each of these sizes begins, laid end to end."""
+    """Return the offset at which each of these sizes begins, laid end to end."""
     return np.cumsum([0, *sizes])[:-1]

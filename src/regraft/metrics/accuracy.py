@@ -29,12 +29,12 @@ bounded = True
 
 
 def rows(truth: Any, scores: Any) -> FloatArray:
-    """truth [N] ints, scores [N, C] → 1.0 where right, else 0.0, [N]."""
+    """Return 1.0 where a row is right, else 0.0 [N], of truth [N] ints and scores [N, C]."""
     result: FloatArray = (np.argmax(scores, axis=1) == truth).astype(np.float64)
     return result
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N] ints, scores [N, C], weights [R, N] (each row sums to more than 0) → [R]."""
+    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N], whose rows sum to more than 0."""
     result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
     return result

@@ -2,9 +2,9 @@
 
     AUC_c = Σ_{i in c} Σ_{j not in c} w_i w_j (1[s_ic > s_jc] + ½·1[s_ic = s_jc]) / (W_c · W_not c)
 
-Two classes: that of the second class's score. More: the unweighted mean of one class against the
-rest. A class that is absent, or alone, in a resample is left out of its mean; where no class is
-left the value is ½, that of a guess. Classification, in [0, 1]. Hanley and McNeil 1982.
+For two classes it is that of the second class's score; for more, the unweighted mean of each class against
+the rest. The mean leaves out a class that is absent, or alone, in a resample. Where no class is left, the
+value is ½, that of a guess. Classification, in [0, 1]. Hanley and McNeil 1982.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ bounded = True
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     n, size = scores.shape
     of = ((truth == c, scores[:, c]) for c in (range(size) if size > 2 else [1]))
     ready = list(blocks(((own, s) for own, s in of if own.any() and not own.all()), n))

@@ -1,4 +1,4 @@
-"""ECE: how far confidence is from accuracy, over 15 bins of equal width.
+"""ECE: distance of confidence from accuracy, over 15 bins of equal width.
 
     Σ_b |Σ_{i in b} w_i (right_i − confidence_i)| / Σ_i w_i
 
@@ -35,12 +35,12 @@ BINS = 15
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N] ints, scores [N, C] probabilities, weights [R, N] → [R]."""
+    """Return the metric [R] of truth [N] ints and probabilities [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     confidence, right, bins = binned(truth, scores)
     inside = np.eye(BINS)[bins] * (right - confidence)[:, None]  # [N, BINS]
 
@@ -53,7 +53,7 @@ def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
 
 
 def binned(truth: Any, scores: Any) -> tuple[FloatArray, FloatArray, Any]:
-    """confidence [N], right [N] of 0 and 1, bin [N] from 0; bins are open below, closed above."""
+    """Return (confidence [N], right [N] of 0 and 1, bin [N] from 0). Bins are open below and closed above."""
     scores = np.asarray(scores, dtype=np.float64)
     confidence = scores.max(axis=1)
     right = (scores.argmax(axis=1) == truth).astype(np.float64)

@@ -35,12 +35,12 @@ bounded = True
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N] ints, scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     predicted, size = np.argmax(scores, axis=1), scores.shape[1]
     right = np.flatnonzero(predicted == truth)
     of_truth, of_predicted = sums_by(truth, size), sums_by(predicted, size)

@@ -35,12 +35,12 @@ thresholded = True  # value takes the task's threshold
 
 
 def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) -> FloatArray:
-    """truth [N, C] zeros and ones, scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of zeros and ones [N, C] and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores, threshold)(weights)
 
 
 def at_weights(truth: Any, scores: Any, threshold: float = 0.5) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     predicted = (scores >= threshold).astype(np.float64)  # [N, C]
     either, both = truth + predicted, truth * predicted
 

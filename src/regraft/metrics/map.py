@@ -35,12 +35,12 @@ bounded = True
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N, C] zeros and ones, scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of zeros and ones [N, C] and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     n = len(truth)
     of = ((truth[:, label] > 0, scores[:, label]) for label in range(scores.shape[1]))
     ready = list(blocks(((own, s) for own, s in of if own.any()), n))

@@ -2,8 +2,8 @@
 
     R²_c = 1 − Σ_i w_i (truth_ic − score_ic)² / Σ_i w_i (truth_ic − mean_c)²
 
-0 is the mean's, and it can be negative. Where the targets of a resample do not vary it has no
-meaning: 1 where the predictions are exact, else 0, as in scikit-learn.
+The mean has 0, and a worse model is below 0. Where the targets of a resample do not vary, R² is undefined: the
+value is then 1 for exact predictions and 0 otherwise, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ bounded = False
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N, C], scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
-    centred = truth - truth.mean(axis=0)  # against cancellation where the mean is large
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
+    centred = truth - truth.mean(axis=0)  # squares of a large mean would cancel
     squares, errors = np.square(centred), np.square(truth - scores)  # [N, C]
 
     def share(weights: FloatArray) -> FloatArray:
@@ -46,7 +46,7 @@ def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
         residual = weights @ errors  # [R, C]
         raw = weights @ squares
         spread = raw - np.square(weights @ centred) / size
-        varies = spread > 1e-12 * raw  # the rest is rounding
+        varies = spread > 1e-12 * raw  # a smaller spread is rounding
         explained = 1 - residual / np.where(varies, spread, 1.0)
         result: FloatArray = np.where(varies, explained, residual == 0).mean(axis=1)
         return result

@@ -29,12 +29,12 @@ bounded = False
 
 
 def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """truth [N, C], scores [N, C], weights [R, N] → [R]."""
+    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
     return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
-    """truth, scores → the value [R] as a function of weights [R, N]."""
+    """Return the metric [R] of these rows as a function of weights [R, N]."""
     squares = np.square(truth - scores)  # [N, C]
 
     def error(weights: FloatArray) -> FloatArray:

@@ -17,9 +17,9 @@ from .. import plugins
 from ..compute import distributed
 from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
-from ..evidence.frontier import ALPHAS, Point, choose, evaluate_points, load_point
+from ..evidence.frontier import ALPHAS, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
-from ..evidence.retention import Retained, retained
+from ..evidence.retention import retention_of
 from ..freezing import Adapting, Freezing
 from ..model.forward import Outputs, joined, outputs
 from ..model.grafting import graft
@@ -28,6 +28,8 @@ from ..model.trainable import eval_mode, set_trainable
 from ..model.types import Source, Target
 from ..model.weights import restore, snapshot
 from ..runs import records
+from ..runs.checkpoint_records import ArmRecord, ProbeRecord
+from ..runs.estimates import Point, Retained
 from ..training.checkpoints import CheckpointManager
 from ..training.loop import fine_tune
 from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
@@ -176,7 +178,7 @@ def load_or_fit(
 def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     """An arm from what it left."""
     target, record = initial_target(p, source, seed, None), left.record
-    if why := records.problem(records.ArmRecord, record):
+    if why := records.problem(ArmRecord, record):
         raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
     p.compute.move_model(target.model)
     restore(target, part(left.tensors, "model"))
@@ -193,7 +195,7 @@ def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Reta
         return None
     backbone = target.model.get_submodule("backbone")
     after = select if backbone_unchanged(p, target) else p.source_data.scored(backbone, "select")
-    return retained(p.source_data.metric, select, after)
+    return retention_of(p.source_data.metric, select, after)
 
 
 def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:
@@ -235,7 +237,7 @@ def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
-    if why := records.problem(records.ProbeRecord, r):
+    if why := records.problem(ProbeRecord, r):
         raise UsageError(f"the probe's checkpoint is damaged ({why}): remove it and resume again")
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
     return Probe(

@@ -1,14 +1,13 @@
 """``regraft export``: a run's model in a form that other programs load, and the proof that it is the same.
 
-Each export is written beside its place, loaded in a fresh process by the very lines that its model card
-prints, without regraft where the format allows, and compared with the run's own predictions on real
-rows. Only then is it given its name; a difference leaves nothing behind but the message.
+regraft writes each export beside its place. A fresh process loads it by the very lines that the model card prints,
+without regraft where the format allows. regraft compares its scores with the run's own on real rows, and only then
+gives the export its name. After a difference nothing is left but the message.
 
     |p_export − p_run| ≤ 1e-4 for every probability, and the same answer on every row that is no tie
 
-Numbers are compared in standard deviations of the training targets, plus what float32 cannot tell apart
-at their size. Scaling and temperature are folded into the last layer: with y = s·(Wx + b) + m that is
-W' = sW, b' = sb + m.
+Numbers are compared in standard deviations of the training targets, beyond the rounding of float32 at their
+size. Scaling and temperature go into the last layer: y = s·(Wx + b) + m has W' = sW, b' = sb + m.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from ..data.preprocessing import to_json
 from ..data.splitting import read_manifest
 from ..data.types import Example, ImageSpec
 from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
-from ..evidence.calibration import cooled
+from ..evidence.calibration import rescale
 from ..evidence.comparison import SCORES, read_scores
 from ..evidence.scoring import at_threshold, estimates, gain, score
 from ..exports import Export, Package
@@ -54,7 +53,7 @@ from ..plan.read import check as check_plan
 from ..plan.write import write_plan
 from ..report.reading import RunFiles
 from ..runs.folder import read_json
-from ..runs.records import ModelConfig
+from ..runs.model_files import ModelConfig
 from ..sources import load_source
 from ..tasks import Task
 from .model_card import card, int8_in_words, without_folders
@@ -65,23 +64,23 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of a probability, or of a standard deviation of the training targets
 
-ROWS = 2000  # rows that are compared at most; each is read and run twice
+MAX_ROWS = 2000  # rows to compare; each runs twice
 
-BATCH = 32
+BATCH_SIZE = 32
 
-PRINTED = 10  # lines of code at most that the command prints; the card has them all
+MAX_LINES = 10  # of code that the command prints; the card has them all
 
 
 @dataclass(frozen=True)
 class Parity:
-    """An export against the run's own predictions."""
+    """Differences between an export and the run's own predictions."""
 
-    rows: str  # what they are: "test rows", "training rows" or "generated inputs"
+    rows: str  # "test rows", "training rows" or "generated inputs"
     n: int
-    difference: float  # the largest, as TOLERANCE counts it
-    same: int | None  # rows with the same answer; None for numbers, which are compared as they are
-    ties: int  # of the others, those that are too close to call
-    from_file: float | None = None  # likewise to predictions.csv, where they are test rows
+    difference: float  # the largest, in the unit of TOLERANCE
+    same: int | None  # rows with the same answer; None for numbers, which have no answer beside themselves
+    ties: int  # rows with another answer that an allowed difference explains
+    from_file: float | None = None  # largest difference to predictions.csv; None unless these are test rows
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ class Exported:
     path: Path
     format: str
     parity: Parity
-    int8: dict[str, Any] | None  # what 8 bits cost, where they were asked for
+    int8: dict[str, Any] | None  # cost of 8-bit weights; None without --int8
     notes: tuple[str, ...]
-    code: str  # the card's lines that load it
+    code: str  # lines of the card that load it
 
 
 def export(
@@ -103,16 +102,16 @@ def export(
     *,
     calibrated: bool = False,
     int8: bool = False,
-    rows: int = ROWS,
+    rows: int = MAX_ROWS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a run's model as ``to``, a file of exports/, in the new folder ``out``.
 
-    Without ``out`` it is RUN/exports/FORMAT. ``calibrated`` divides logits by the run's temperature;
-    ``int8`` (ONNX) adds a quantised model and measures its cost; ``rows`` are compared at most.
+    Without ``out`` the folder is RUN/exports/FORMAT. ``calibrated`` divides logits by the run's temperature.
+    ``int8`` (ONNX) adds a quantised model and measures its cost. ``rows`` is the most rows to compare.
 
-    Raises UsageError for a format that is not known, not installed or not this run's, and for a folder
-    that is already there; ExportError where the export does not give the run's predictions.
+    Raises UsageError for a format that is unknown, not installed or unsuited to the run, and for a folder that
+    exists; ExportError where the export does not give the run's predictions.
     """
     files, name, format = RunFiles.read(Path(run)), *format_of(to)
     place = Path(out) if out is not None else Path(run) / "exports" / name.replace("_", "-")
@@ -141,7 +140,7 @@ def export(
         expected = answers(predictor, examples)
         with published(place) as part:
             say(f"writing {name}")
-            notes = tuple(wrote(format, name, package, part))
+            notes = tuple(write_format(format, name, package, part))
             code = format.snippet(package)  # never cut out of the card, which has strings of the run
             say("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
@@ -165,7 +164,7 @@ def export(
                 "numbers": predictor.task.has_numbers,
                 "parity": asdict(parity),
                 "int8": cost,
-                "versions": files.environment["versions"],
+                "versions": files.environment.versions,
                 "notes": notes,
             }
             text = dumps(plain(record), indent=2) + "\n"
@@ -176,7 +175,10 @@ def export(
 
 
 def format_of(to: str) -> tuple[str, Export]:
-    """The file of exports/ by name. Raises UsageError for none, or one whose modules are missing."""
+    """Return the name and file of exports/ for ``to``.
+
+    Raises UsageError for an unknown name, or a file whose modules are not installed.
+    """
     name = to.replace("-", "_")
     known = plugins.names("exports")
     if name not in known:
@@ -189,10 +191,10 @@ def format_of(to: str) -> tuple[str, Export]:
     return name, format
 
 
-def wrote(format: Export, name: str, package: Package, folder: Path) -> Sequence[str]:
-    """The format's ``write``; a fault of an exporter, which may be anything, in one sentence.
+def write_format(format: Export, name: str, package: Package, folder: Path) -> Sequence[str]:
+    """Call the format's ``write`` and return its notes.
 
-    Raises ExportError.
+    Raises ExportError, in one sentence, for any exception of an exporter.
     """
     try:
         return format.write(package, folder)
@@ -217,21 +219,21 @@ def in_a_sentence(error: BaseException) -> str:
 
 
 def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -> tuple[list[Example], str]:
-    """Rows of the run's own data, found again by their content: of test, else of train, in the order
-    of a hash, so that a part of them is a fair one; without the data, generated ones.
+    """Return rows of the run's own data with the run's labels, and their kind.
 
-    → (rows with the labels that the run knows, what they are).
+    Content identifies the rows: those of test, else of train; generated inputs where the data are gone. The order
+    is that of a hash, so the first ``limit`` rows are a fair sample.
     """
     given = plan_of(files.path).data
     examples: Sequence[Example]
     try:
         options = replace(given.for_task(predictor.task).with_empty_labels(), on_bad="skip")
         examples, _, _ = rows_and_splits(options, predictor.kind)
-    except (DataError, OSError, ValueError):  # a path may be too long, or none
+    except (DataError, OSError, ValueError):  # a path may be too long or missing
         examples = []
     for name in ("test", "train"):
         manifest = read_manifest(files.path / "manifest.jsonl")
-        cells = {row["id"]: tuple(row["cells"]) for row in manifest if row["split"] == name}
+        cells = {row.id: tuple(row.cells) for row in manifest if row.split == name}
         known = (i for i, id_ in enumerate(ids_of(examples)) if id_ in cells)
         if found := list(islice(known, limit)):
             rows = [replace(e, cells=cells[e.id]) for e in some_of(examples, found)]
@@ -240,7 +242,7 @@ def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -
 
 
 def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]:
-    """Sixteen pictures of several sizes, or texts of the tokenizer's own words; always the same."""
+    """Return sixteen pictures of several sizes, or texts of the tokenizer's own words; always the same."""
     rng = np.random.default_rng(0)
     if predictor.kind == "image":
         return [
@@ -256,6 +258,7 @@ def generated(predictor: Predictor, pairs: bool, scratch: Path) -> list[Example]
 
 
 def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
+    """Write a picture of coarse noise; return its path."""
     from PIL import Image
 
     spec: ImageSpec = predictor.preprocessor.spec  # type: ignore[attr-defined]
@@ -271,7 +274,7 @@ def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
 
 
 def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], format: Export) -> Package:
-    """The run's model with scaling folded in, and what a reader without regraft needs to know."""
+    """Return the run's model with its scaling in the head, and JSON for readers without regraft."""
     source = load_source(str(files.path), SourceOptions(offline=True))
     task = predictor.task
     head = predictor.model.get_submodule("head")
@@ -284,8 +287,8 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
     texts = {
         "preprocess.json": to_json(source.preprocess),
         "labels.json": labels(task),
-        "result.json": files.result,
-        "model/config.json": config,
+        "result.json": files.result.model_dump(),
+        "model/config.json": config.model_dump(),
     }
     as_json = {k: dumps(brief_values(v), indent=2) + "\n" for k, v in texts.items()}
     plan = tomllib.loads(write_plan(plan_of(files.path)))
@@ -304,7 +307,7 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
 def brief_values(tree: Any) -> Any:
     """Return JSON values without the folders above files; names of classes stay as they are.
 
-    Value by value: in the text of a file, a path would be cut in the middle of an escape sequence.
+    It works value by value, because in a file's text a path could end within an escape sequence.
     """
     if isinstance(tree, dict):
         return {k: v if k == "classes" else brief_values(v) for k, v in tree.items()}
@@ -314,15 +317,17 @@ def brief_values(tree: Any) -> Any:
 
 
 def labels(task: Task) -> dict[str, Any]:
-    """Class names in output order, and what makes scores of outputs."""
+    """Return class names in output order, and the activation that makes scores of outputs."""
     found = {"task": task.name, "classes": list(task.classes), "activation": task.activation}
     threshold = getattr(task, "threshold", None)
     return found if threshold is None else found | {"threshold": threshold}
 
 
 def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> nn.Module:
-    """scale · head(x) + shift, output by output [C]: a linear head's own weights, computed in float64;
-    after any other head one diagonal layer more."""
+    """Return a head that gives scale · head(x) + shift, output by output [C].
+
+    A linear head gets new weights, computed in float64. Any other head gets one more, diagonal layer.
+    """
     s, m = torch.tensor(scale, dtype=torch.float64), torch.tensor(shift, dtype=torch.float64)
     with torch.no_grad():
         if not isinstance(head, nn.Linear):
@@ -341,18 +346,18 @@ def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> n
 
 
 def answers(predictor: Predictor, examples: Sequence[Example]) -> FloatArray:
-    """The run's own scores [N, C]."""
+    """Return the run's own scores [N, C]."""
     found = outputs(predictor.model, predictor.batches(examples), predictor.compute).values
     return cast("FloatArray", predictor.task.scores(found).numpy())
 
 
 def fresh(folder: Path, code: str, with_regraft: bool, inputs: Sequence[Any], scratch: Path) -> FloatArray:
-    """Scores [N, C] by the card's code, run in the export's folder by a process of its own.
+    """Return scores [N, C] by the card's code, which a new process runs in the export's folder.
 
-    Raises ExportError, with what the process said, where it fails.
+    Raises ExportError with the last line of the process where it fails.
     """
     request, answer = scratch / "request.json", scratch / "scores.json"
-    asked = {"code": code, "with_regraft": with_regraft, "inputs": inputs, "batch": BATCH}
+    asked = {"code": code, "with_regraft": with_regraft, "inputs": inputs, "batch": BATCH_SIZE}
     request.write_text(json.dumps(asked), encoding="utf-8")
     here = Path(__file__).parent
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
@@ -378,19 +383,22 @@ def fresh(folder: Path, code: str, with_regraft: bool, inputs: Sequence[Any], sc
 
 
 def inputs_of(examples: Sequence[Example], kind: str) -> list[str | list[str]]:
-    """Whole paths, for a process that works elsewhere; texts, or pairs of texts."""
+    """Return absolute paths, because the process works in another folder; or texts, or pairs of texts."""
     if kind == "image":
         return [str(Path(e.inputs[0]).resolve()) for e in examples]
     return [e.inputs[0] if len(e.inputs) == 1 else list(e.inputs) for e in examples]
 
 
 def scale_of(task: Task) -> FloatArray:
-    """[C] or [1], what TOLERANCE is counted in."""
+    """Return the unit of TOLERANCE, [C] or [1]."""
     return np.asarray(task.affine[0] if task.affine else [1.0], dtype=np.float64)
 
 
 def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> Parity:
-    """Raises ExportError for scores of another shape or scores that are not finite."""
+    """Return the differences of an export's scores [N, C] to the run's.
+
+    Raises ExportError for scores of another shape or scores that are not finite.
+    """
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise ExportError(
             f"the export gave scores of shape {found.shape}, {int((~np.isfinite(found)).sum())} of them "
@@ -410,14 +418,14 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
 
 
 def agree(task: Task, a: FloatArray, b: FloatArray) -> Any:
-    """[N] whether the answer is the same; None for numbers, which have none beside themselves."""
+    """Return whether each row's answer is the same [N]; None for numbers."""
     if task.has_numbers:
         return None
     return np.array([task.label(x) == task.label(y) for x, y in zip(a, b, strict=True)])
 
 
 def ties(task: Task, rows: FloatArray) -> Any:
-    """[N] whether an allowed difference could change the answer."""
+    """Return whether an allowed difference could change each row's answer [N]."""
     threshold = getattr(task, "threshold", None)
     if threshold is not None:
         return (np.abs(rows - threshold) <= TOLERANCE).any(axis=1)
@@ -426,7 +434,7 @@ def ties(task: Task, rows: FloatArray) -> Any:
 
 
 def check(parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray) -> None:
-    """Raises ExportError, showing the worst row, where an export is not the run."""
+    """Raise ExportError with the worst row where an export is not the run."""
     differ = 0 if parity.same is None else parity.n - parity.same - parity.ties
     if parity.difference <= TOLERANCE and not differ:
         return
@@ -446,24 +454,29 @@ def check(parity: Parity, task: Task, examples: Sequence[Example], expected: Flo
 def against_file(
     files: RunFiles, predictor: Predictor, examples: Sequence[Example], found: FloatArray, what: str, calibrated: bool
 ) -> float | None:
-    """The largest difference to predictions.csv, which the run wrote, perhaps on another device."""
+    """Return the largest difference to predictions.csv, which the run may have written on another device.
+
+    None where the rows are no test rows, or the file lacks some.
+    """
     if what != "test rows" or not guarded.is_file(files.path, SCORES):
         return None
-    wanted = {e.id for e in examples}  # the others' scores, which may be many, are not held
+    wanted = {e.id for e in examples}  # scores of other rows may be many, and stay unread
     ids, scores = read_scores(files.path, predictor.task.outputs, wanted)
     place = {id_: i for i, id_ in enumerate(ids)}
     if not wanted <= place.keys():
         return None
     kept = scores[[place[e.id] for e in examples]]
     if calibrated:
-        assert files.result["calibration"] is not None
-        kept = cooled(kept, files.result["calibration"]["temperature"])
+        assert files.result.calibration is not None
+        kept = rescale(kept, files.result.calibration.temperature)
     return float((np.abs(found - kept) / scale_of(predictor.task)).max())
 
 
 def cost_of(task: Task, examples: Sequence[Example], full: FloatArray, small: FloatArray, what: str) -> dict[str, Any]:
-    """What 8 bits cost: answers that change and, on test rows, the paired difference of the primary
-    metric; negative is worse."""
+    """Return the cost of 8-bit weights: answers that change, and the change of the primary metric.
+
+    The change is measured on test rows alone, paired; negative is worse.
+    """
     same = agree(task, full, small)
     found: dict[str, Any] = {
         "rows": what,
@@ -492,9 +505,9 @@ def cost_of(task: Task, examples: Sequence[Example], full: FloatArray, small: Fl
 
 @contextmanager
 def published(place: Path) -> Iterator[Path]:
-    """A folder beside ``place`` that takes its name where all went well, and is removed otherwise.
+    """Yield a folder beside ``place``, renamed to it at the end and removed after an exception.
 
-    Raises DiskError where it cannot be written, UsageError where another took the name meanwhile.
+    Raises DiskError where it cannot be written, UsageError where another export took the name meanwhile.
     """
     new_parent = not place.parent.exists()
     try:
@@ -515,7 +528,7 @@ def published(place: Path) -> Iterator[Path]:
 
 
 def in_words(exported: Exported) -> str:
-    """What ``regraft export`` prints."""
+    """Return the lines that ``regraft export`` prints."""
     p = exported.parity
     lines = [
         f"{exported.path}   {exported.format.replace('_', '-')}",
@@ -529,7 +542,7 @@ def in_words(exported: Exported) -> str:
         lines.append(f"INT8     {int8_in_words(exported.int8)}")
     lines += [f"NOTE     {note}" for note in exported.notes]
     code = [line for line in exported.code.splitlines() if line.strip()]
-    if len(code) <= PRINTED:
+    if len(code) <= MAX_LINES:
         lines += [f"LOAD     in {exported.path}:", *(f"    {line}" for line in code)]
     else:
         lines.append(f"NEXT     {exported.path / 'README.md'} has the lines that load it")

@@ -1,4 +1,4 @@
-"""Penalties, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Penalties, one file each; found by name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a penalty may look at, once a micro-batch."""
+    """A micro-batch as penalties see it."""
 
     step: int
     ids: tuple[str, ...]
-    params: Mapping[str, Tensor]  # trainable only, by name in the target model
+    params: Mapping[str, Tensor]  # trainable parameters by name in the target model
     inputs: Inputs
     features: Tensor  # [B, D]
     logits: Tensor  # [B, C]
     targets: Tensor  # [B] or [B, C]
-    maps: Mapping[str, Any] = field(default_factory=dict)  # block → its output, where asked for
+    maps: Mapping[str, Any] = field(default_factory=dict)  # block → its output; filled for ``Penalty.maps``
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """``term(batch)`` is a scalar. A penalty on θ counts once a step, whatever the accumulation;
-    one on a batch counts by that batch's share of the step's rows. ``after(params, rates)`` is a
-    proximal step on the trainable parameters, by name, after the optimiser's. ``draws`` is what the
-    term draws batches of its own from, so that a fit that is resumed goes on where it was."""
+    """A penalty of one fit. ``term(batch)`` returns a scalar, which the loss adds.
+
+    A penalty on θ counts once a step, whatever the accumulation. A penalty on a batch counts by the batch's
+    share of the step's rows.
+    """
 
     term: Callable[[Batch], Tensor]
     per: Literal["step", "batch"] = "step"
-    maps: bool = False  # it looks at the outputs of blocks, so all of them must have a ``run``
-    needs_inputs: bool = True  # it looks at Batch.inputs; else cached outputs may take their place
+    maps: bool = False  # True: ``term`` reads the outputs of blocks, so every block must have a ``run``
+    needs_inputs: bool = True  # True: ``term`` reads Batch.inputs, so no cached output takes their place
+    # a proximal step of (parameters, rates) by name, after the optimizer's step
     after: Callable[[Mapping[str, Tensor], Mapping[str, float]], None] | None = None
-    draws: Draws | None = None
+    draws: Draws | None = None  # the term's own batches; a checkpoint saves their position
 
 
 Found = TypeVar("Found")
 
 
 class Draws(Protocol):
-    """Batches without end, which can go on from anywhere."""
+    """Endless batches that can continue from any position."""
 
-    drawn: int  # batches so far; setting it goes there
+    drawn: int  # batches so far; setting it moves there
 
     def __next__(self) -> tuple[tuple[str, ...], Inputs, Tensor]: ...
 
@@ -65,15 +67,15 @@ class SourceRows(Protocol):
     def task(self) -> Task: ...
 
     def batches(self, part: Literal["fit"]) -> Iterable[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """Once over them, as evaluation sees them."""
+        """Return one pass over the rows, preprocessed as for evaluation."""
         ...
 
     def draws(self) -> Draws:
-        """Batches without end, augmented as training is and on its device."""
+        """Return endless batches, augmented as in training and on its device."""
         ...
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
-        """What ``compute`` gave the first time; the seeds of a run share it."""
+        """Return what ``compute`` gave at the first call with this key; the seeds of a run share it."""
         ...
 
 
@@ -84,31 +86,33 @@ class TrainRows(Protocol):
     def task(self) -> Task: ...
 
     def sample(self, rows: int) -> Iterable[tuple[tuple[str, ...], Inputs, Tensor]]:
-        """That many of them, or all where there are fewer, as evaluation sees them; by content, so
-        that neither their order nor a seed matters."""
+        """Return ``rows`` of the rows, or all where there are fewer, preprocessed as for evaluation.
+
+        Their content decides which, so neither their order nor a seed matters.
+        """
         ...
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
-        """What ``compute`` gave the first time; the seeds of a run share it."""
+        """Return what ``compute`` gave at the first call with this key; the seeds of a run share it."""
         ...
 
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """Options of a penalty, to be inherited: a plug-in says only where it differs from here."""
+    """Options of a penalty, to be inherited: a plug-in states only where it differs from here."""
 
-    uses_source: ClassVar[bool] = False  # means nothing where nothing was kept
-    needs_source_data: ClassVar[bool] = False  # labelled rows of the source task
-    pulls_to_source: ClassVar[bool] = False  # by each weight's distance to its source value
-    shrinks_to_zero: ClassVar[bool] = False  # on every weight, kept ones too
+    uses_source: ClassVar[bool] = False  # True: it has no effect where nothing was kept
+    needs_source_data: ClassVar[bool] = False  # True: it needs labelled rows of the source task
+    pulls_to_source: ClassVar[bool] = False  # True: it pulls each weight to its source value
+    shrinks_to_zero: ClassVar[bool] = False  # True: it pulls every weight to 0, kept ones too
 
     def prepare(self, target: Target, source_data: SourceRows | None, train: TrainRows) -> Penalty:
-        """The penalty of a fit. The target stays bitwise untouched.
+        """Return the penalty of a fit. The target stays bitwise unchanged.
 
         Raises PlanError where the penalty does not suit the target or its source.
         """
         ...
 
     def needs_fit(self) -> Mapping[str, str]:
-        """What the plan's ``[fit]`` has to say for it: {"optimizer": "SGD"}."""
+        """Return the values that the plan's ``[fit]`` must have: {"optimizer": "SGD"}."""
         return {}

@@ -1,10 +1,10 @@
-"""Batch spectral shrinkage: let go of feature directions that hardly carry anything over.
+"""Batch spectral shrinkage: a penalty on the feature directions that transfer least.
 
     R(θ) = η · Σ_{i=1..k} σ²_{−i}   of the batch's features F [B, D]
 
 σ_{−i} is the i-th smallest of the min(B, D) singular values of F. Chen, Wang, Fu, Long and Wang
-2019 (NeurIPS), eq. 5, who take η = 0.001 and k = 1. It shapes the features of a batch, so it needs
-batches of more than one row, and composes with any pull to θs.
+2019 (NeurIPS), eq. 5, who take η = 0.001 and k = 1. It acts on the features of a batch, so it needs
+batches of more than one row. It combines with any pull to θs.
 """
 
 from __future__ import annotations

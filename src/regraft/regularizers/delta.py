@@ -1,4 +1,4 @@
-"""DELTA: keep the feature maps of the source's blocks, not its weights.
+"""DELTA: a penalty that keeps the feature maps of the source's blocks, not its weights.
 
     R(θ) = λ · (1/B) Σ_b Σ_l Σ_j W_lj ‖FM_lj(x_b; θ) − FM_lj(x_b; θs)‖²  +  β/2 · Σ_fresh ‖θ‖²
 
@@ -7,13 +7,13 @@ values, tokens [B, T, D] have D of T (padding left out), vectors [B, D] have D o
 Rao, Liu and Huan 2019, 1901.09229, eq. 4 and 5. A clone of the source's backbone runs beside the
 model, on the same augmented view.
 
-W is 1/C, their "without attention" (section 4.4), or with ``attention`` their eq. 6, how much the
-target's loss rises when a channel of the source is silenced:
+W is 1/C, their "without attention" (section 4.4). With ``attention`` it is their eq. 6: the rise of the
+target's loss when one channel of the source is set to 0:
 
     W_l = softmax_j( L(θs without channel j of l) − L(θs) )
 
-where L is the loss of the linear probe's head on θs, from which the fit starts. They weigh every row
-by itself; here L is the mean over ``examples`` training rows, so that W is one vector a block.
+L is the loss of the linear probe's head on θs, from which the fit starts. The paper weighs every row by
+itself; here L is the mean over ``examples`` training rows, so W is one vector a block.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Delta(Regularizer):
     strength: float = 0.01  # λ
     beta: float = 0.01  # β, on fresh weights
     blocks: tuple[str, ...] = ("*",)  # patterns of the blocks whose outputs are kept
-    attention: bool = False  # weigh channels by what the target's loss loses without each
-    examples: int = 32  # training rows that attention is measured on
+    attention: bool = False  # weigh each channel by the rise of the target's loss without it
+    examples: int = 32  # training rows that ``attention`` is measured on
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.beta < 0:
@@ -106,9 +106,9 @@ class Delta(Regularizer):
 def attention(
     backbone: nn.Module, head: nn.Module, cuts: Sequence[Block], wanted: Sequence[str], train: TrainRows, examples: int
 ) -> dict[str, Tensor]:
-    """W of every wanted block, by name: [C], with sum 1.
+    """Return W of every wanted block by name: [C], with sum 1.
 
-    For every row and channel, what lies above the block runs once.
+    For every row and channel, the blocks above run once.
     """
     import torch
 
@@ -121,7 +121,7 @@ def attention(
             x: Any = repeated(inputs, 1, device)
             targets = labels.to(device)
             base = train.task.loss(head(through(cuts, backbone, x)), targets).sum()
-            together = max(1, ROWS // len(ids))  # channels
+            together = max(1, MAX_ROWS // len(ids))  # channels
             for place, block in enumerate(cuts):
                 x = through((block,), backbone, x)
                 if block.name not in wanted:
@@ -137,7 +137,7 @@ def attention(
     return {name: (rise / rows).softmax(0).float() for name, rise in rises.items()}
 
 
-ROWS = 256  # about as many in one pass
+MAX_ROWS = 256  # in one forward pass, about
 
 
 def through(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
@@ -148,7 +148,7 @@ def through(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
 
 
 def without(x: Any, silent: Tensor) -> Any:
-    """A block's output [B, …] once for each of these channels, which is zero there: [K·B, …]."""
+    """Return a block's output [B, …] once for each of K channels, with that channel at 0: [K·B, …]."""
     many = repeated(x, len(silent), hidden_of(x).device)
     hidden = hidden_of(many)
     hidden = hidden.transpose(1, -1) if hidden.ndim == 3 else hidden  # a view, channels second
@@ -159,7 +159,7 @@ def without(x: Any, silent: Tensor) -> Any:
 
 
 def repeated(x: Any, times: int, device: torch.device) -> Any:
-    """A copy of [B, …], or of a dictionary of them, this many times over: [times · B, …]."""
+    """Return ``times`` copies of [B, …], or of a dictionary of such tensors: [times · B, …]."""
     return map_inputs(lambda tensor: tensor.to(device).repeat(times, *ones(tensor)), x)
 
 
@@ -174,7 +174,7 @@ def ones(x: Tensor) -> list[int]:
 
 
 def channels(x: Any) -> Tensor:
-    """A block's output as [B, C, …]; text blocks give {"hidden": [B, T, D], "attention_mask"}."""
+    """Return a block's output as [B, C, …]; text blocks give {"hidden": [B, T, D], "attention_mask"}."""
     if isinstance(x, dict):
         hidden: Tensor = x["hidden"] * x["attention_mask"][..., None]
         return hidden.transpose(1, 2)

@@ -1,10 +1,10 @@
-"""Elastic weight consolidation: hold each weight as firmly as the source task depends on it.
+"""Elastic weight consolidation: a pull on each weight, as strong as the source task depends on it.
 
     R(θ) = λ/2 · Σ_i F_i (θ_i − θs_i)²,   F_i = (1/N) Σ_n (∂ log p(y_n | x_n; θs) / ∂θ_i)²
 
 over N source examples; F is the mean of squared per-sample gradients, not the square of their mean.
-y_n is drawn from the model's own answer, which makes F the Fisher information; ``labels = "true"``
-takes the data's, the empirical Fisher. Kirkpatrick et al. 2017, 1612.00796, eq. 3; Kunstner, Balles
+y_n is drawn from the model's own answer, so F is the Fisher information. ``labels = "true"`` takes the
+data's labels: the empirical Fisher. Kirkpatrick et al. 2017, 1612.00796, eq. 3; Kunstner, Balles
 and Hennig 2019, 1905.12558, on the difference. In eval mode, at θs, through the source's own head.
 """
 
@@ -32,9 +32,9 @@ class EWC(Regularizer):
 
     strength: float = 100.0  # λ
     by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
-    examples: int = 256  # N, source examples that F is estimated on
+    examples: int = 256  # N, source examples for the estimate of F
     labels: Literal["sampled", "true"] = "sampled"
-    chunk: int = 8  # examples whose gradients are held at once
+    chunk: int = 8  # examples whose gradients are in memory at once
 
     def __post_init__(self) -> None:
         if min([self.strength, *self.by_block.values()]) < 0:
@@ -63,7 +63,7 @@ class EWC(Regularizer):
         found: dict[str, Tensor] = {}
 
         def term(batch: Batch) -> Tensor:
-            if not found:  # at the first step: a plan that is refused later costs no estimate
+            if not found:  # at the first step, so a plan that is refused earlier costs no estimate
                 what = ("ewc", self.examples, self.labels)
                 f = rows.once(what, lambda: fisher(source.backbone, head, rows, self))
                 found.update((f"backbone.{n}", t.to(batch.features.device)) for n, t in f.items())
@@ -78,8 +78,10 @@ class EWC(Regularizer):
 
 
 def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC) -> dict[str, Tensor]:
-    """F of every parameter of the backbone, by name, over the first ``examples`` fit rows; computed
-    where the backbone lies, and the rows' inputs with it."""
+    """Return F of every parameter of the backbone by name, over the first ``examples`` fit rows.
+
+    The backbone's device computes it; the rows' inputs must be there too.
+    """
     import copy
 
     import torch
@@ -97,13 +99,13 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
         return functional_call(head, fixed, (features,))  # type: ignore[no-any-return]
 
     def loss(theta: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
-        """Of one example, as a batch of one."""
+        """Return the loss of one example, as a batch of one."""
         return rows.task.loss(logits(theta, map_inputs(lambda t: t[None], x)), y[None]).sum()
 
     one, many = grad(loss), vmap(grad(loss), in_dims=(None, 0, 0))
 
     def per_sample(x: Any, y: Tensor) -> dict[str, Tensor]:
-        """Gradients [chunk, …] by name."""
+        """Return gradients [chunk, …] by name."""
         try:
             return many(params, x, y)  # type: ignore[no-any-return]
         except RuntimeError as error:  # a model that branches on its inputs (attention masks do)
@@ -117,7 +119,7 @@ def fisher(backbone: nn.Module, head: nn.Module, rows: SourceRows, options: EWC)
         inputs, labels = take(inputs, slice(0, left)), labels[:left]
         if options.labels == "sampled":
             with torch.no_grad():
-                p = logits(params, inputs).double().softmax(1).cpu()  # drawn alike everywhere
+                p = logits(params, inputs).double().softmax(1).cpu()  # every device then draws the same labels
             labels = torch.multinomial(p, 1, generator=generator)[:, 0]
         labels = labels.to(device)
         for start in range(0, len(labels), options.chunk):

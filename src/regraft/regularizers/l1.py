@@ -1,15 +1,15 @@
-"""L1: sparse weights.
+"""L1: a penalty for sparse weights.
 
-    R(θ) = λ · ‖θ‖₁  over trainable matrices (biases and norms are left alone)
+    R(θ) = λ · ‖θ‖₁  over trainable matrices (not biases and norms)
 
 Tibshirani 1996. As a term it is not differentiable at 0, where torch takes the subgradient 0: it
 shrinks weights but gives no exact zeros. ``proximal`` takes the penalty out of the gradient and
-applies its proximal operator after each step, at the step's rate η, which does:
+applies its proximal operator after each step, at the step's rate η, which gives exact zeros:
 
     θ ← sign(θ) · max(|θ| − η λ, 0)
 
-Parikh and Boyd 2014, 4.2 and 6.5.2. That is the proximal gradient method for a step along the
-gradient, so it goes with SGD alone; with momentum it is its accelerated kin.
+Parikh and Boyd 2014, 4.2 and 6.5.2. For a step along the gradient this is the proximal gradient
+method, so it needs SGD. With momentum it is close to the accelerated method.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class L1(Regularizer):
 
     strength: float = 1e-5  # λ
     by_block: dict[str, float] = field(default_factory=dict, hash=False)  # factors, by pattern
-    proximal: bool = False  # exact zeros, by a step of its own; with SGD only
+    proximal: bool = False  # exact zeros by a step of its own; needs SGD
 
     def __post_init__(self) -> None:
         if min([self.strength, *self.by_block.values()]) < 0:
@@ -49,9 +49,9 @@ class L1(Regularizer):
 
         def term(batch: Batch) -> torch.Tensor:
             weights = [(n, p) for n, p in batch.params.items() if p.ndim > 1]
-            each = [factors.get(n, 1.0) * p.abs().sum() for n, p in weights]  # LoRA's have none
+            each = [factors.get(n, 1.0) * p.abs().sum() for n, p in weights]  # LoRA's weights have no factor
             value = self.strength * torch.stack(each).sum()
-            return value.detach() if self.proximal else value  # logged, and not in the gradient
+            return value.detach() if self.proximal else value  # the log has it, the gradient does not
 
         def after(params: Mapping[str, torch.Tensor], rates: Mapping[str, float]) -> None:
             with torch.no_grad():

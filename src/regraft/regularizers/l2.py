@@ -1,6 +1,6 @@
-"""L2: small weights.
+"""L2: a penalty for small weights.
 
-    R(θ) = λ/2 · ‖θ‖²  over trainable matrices (biases and norms are left alone)
+    R(θ) = λ/2 · ‖θ‖²  over trainable matrices (not biases and norms)
 
 Goodfellow, Bengio and Courville 2016, 7.1.1. With SGD and no clipping this is weight_decay = λ.
 """
@@ -34,7 +34,7 @@ class L2(Regularizer):
 
         def term(batch: Batch) -> torch.Tensor:
             weights = [(n, p) for n, p in batch.params.items() if p.ndim > 1]
-            each = [factors.get(n, 1.0) * p.square().sum() for n, p in weights]  # LoRA's have none
+            each = [factors.get(n, 1.0) * p.square().sum() for n, p in weights]  # LoRA's weights have no factor
             return self.strength / 2 * torch.stack(each).sum()
 
         return Penalty(term, needs_inputs=False)

@@ -1,9 +1,9 @@
-"""L2-SP: pull kept weights towards their source values, shrink fresh ones towards zero.
+"""L2-SP: a pull of kept weights to their source values, and of fresh weights to zero.
 
     R(θ) = α/2 · Σ_kept ‖θ − θs‖²  +  β/2 · Σ_fresh ‖θ‖²
 
-Li, Grandvalet and Davoine 2018, https://arxiv.org/abs/1802.01483, eq. 3. Over trainable parameters,
-biases and norms of kept blocks too; of fresh ones the matrices only.
+Li, Grandvalet and Davoine 2018, https://arxiv.org/abs/1802.01483, eq. 3. It is over trainable parameters:
+all of the kept ones, biases and norms included; of the fresh ones the matrices.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Learning without forgetting: on the target's own inputs, keep answering as the source did.
+"""Learning without forgetting: a penalty for answers unlike the source's on the target's own inputs.
 
     R(θ) = λ · T² · (1/B) Σ_b KL( p_s(x_b; T) ‖ p(x_b; T) )
 
-    p_s   softmax of head_s(backbone(x; θs)) / T: the source model as it was
-    p     softmax of head_s(backbone(x; θ)) / T: today's features through the source's own head
+    p_s   softmax of head_s(backbone(x; θs)) / T: the source model
+    p     softmax of head_s(backbone(x; θ)) / T: the fitted features through the source's own head
 
 Li and Hoiem 2016, 1606.09282, eq. 3, with the T² of Hinton, Vinyals and Dean 2015 (1503.02531,
 section 2), so that λ means the same at every T. KL differs from their cross-entropy by a constant.
-They also train the source head; here it stays as it was. No source data are needed. A clone of the
-source's backbone runs beside the model, on the same augmented view: a step costs about a third more.
+The paper also trains the source head; here it stays fixed. No source data are needed. A clone of the source's
+backbone runs beside the model on the same augmented view, so a step takes about a third longer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Replay: go on learning the source task beside the target's.
+"""Replay: the loss of the source task, beside the target's.
 
     R(θ) = λ · (1/B) Σ_b L_source(head_s(backbone(x_b; θ)), y_b),   (x_b, y_b) from source data
 
-B source rows beside each batch of B target rows, through the source's own head, which stays as it
-is. Rolnick, Ahuja, Schwarz, Lillicrap and Wayne 2019, 1811.11682 (CLEAR), section 3, of which this
-is the term on stored examples of the old task.
+Each batch of B target rows comes with B source rows, which pass through the source's own, fixed head. Rolnick,
+Ahuja, Schwarz, Lillicrap and Wayne 2019, 1811.11682 (CLEAR), section 3: the term on stored examples of the old
+task.
 """
 
 from __future__ import annotations

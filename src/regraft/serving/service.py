@@ -18,10 +18,10 @@ from ..compute.versions import __version__
 from ..data.decoding import Decoders, StoppedError
 from ..data.images import TooCostlyError
 from ..errors import DataError, RegraftError
-from ..evidence.ood import LEVEL
+from ..evidence.ood import FALSE_WARNING_RATE
 from .admission import RETRY, AdmissionControl
 from .batching import Batcher
-from .explain import GRID, drawn, picture_cells, text_pieces
+from .explain import GRID, draw_heat, picture_cells, text_pieces
 from .figures import Figures
 from .limits import Limits
 from .model import Answer, ServedModel
@@ -83,12 +83,12 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether the model answers."""
+        """Return whether the model answers."""
         return self._batcher.alive
 
     @property
     def explains(self) -> bool:
-        """Whether parts of the input can be covered: a slow tokenizer does not map tokens to words."""
+        """Return whether parts of the input can be covered: a slow tokenizer does not map tokens to words."""
         served = self.served
         return served.pictures or bool(served.predictor.preprocessor.tokenizer.is_fast)  # type: ignore[attr-defined]
 
@@ -123,7 +123,11 @@ class Service:
         alarms = None
         if novelty is not None and rates is not None:
             alarms = FalseAlarms(
-                level=LEVEL, expected=novelty.expected, low=rates[0], high=rates[1], held_out=novelty.held_out
+                level=FALSE_WARNING_RATE,
+                expected=novelty.expected,
+                low=rates[0],
+                high=rates[1],
+                held_out=novelty.held_out,
             )
         return About(
             name=served.name,
@@ -132,7 +136,7 @@ class Service:
             targets=served.predictor.task.targets,
             inputs="picture" if served.pictures else "texts" if served.pairs else "text",
             classes=list(served.classes),
-            temperature=None if served.sharper is None else served.predictor.temperature,
+            temperature=None if served.calibrated is None else served.predictor.temperature,
             false_alarms=alarms,
             notes=list(served.notes),
             megabytes=self.limits.megabytes,
@@ -252,7 +256,7 @@ def explanation(served: ServedModel, given: Any, label: str | None) -> Explained
         heat = picture_cells(served, sample, output)
         assert heat.shape == (GRID, GRID)
         cells = heat.tolist()
-        picture = "data:image/png;base64," + base64.b64encode(drawn(sample, heat)).decode()
+        picture = "data:image/png;base64," + base64.b64encode(draw_heat(sample, heat)).decode()
     else:
         pieces = [PieceOut(**vars(p)) for p in text_pieces(served, given, output)]
     return Explained(

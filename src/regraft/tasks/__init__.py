@@ -42,17 +42,17 @@ class TaskKind(Protocol):
 
     @property
     def has_classes(self) -> bool:
-        """True where each row has exactly one class."""
+        """Return whether each row has exactly one class."""
         return self.targets == "class"
 
     @property
     def has_numbers(self) -> bool:
-        """True where scores are numbers in their own units; False where they are probabilities."""
+        """Return whether scores are numbers in their own units; else they are probabilities."""
         return self.targets == "numbers"
 
     @property
     def calibrates(self) -> bool:
-        """True where a temperature on the logits calibrates the probabilities."""
+        """Return whether a temperature on the logits calibrates the probabilities."""
         return self.has_classes and self.activation == "softmax"
 
     def names(self, cells: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,17 +105,17 @@ class Task(TaskKind, Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The files of metrics/ that a run computes."""
+        """Return the files of metrics/ that a run computes."""
         return tuple(dict.fromkeys((*self.default_metrics, *self.further_metrics)))
 
     @property
     def outputs(self) -> int:
-        """C"""
+        """Return C."""
         return len(self.classes)
 
     @property
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """(scale [C], shift [C]) where scores are scale · logits + shift; None where they are not."""
+        """Return (scale [C], shift [C]) where scores are scale · logits + shift; None where they are not."""
         return None
 
     def problem(self, cells: tuple[str, ...]) -> str | None:

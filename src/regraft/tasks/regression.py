@@ -109,7 +109,7 @@ class _Regression(_Kind, Task):
 
     @property
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(std [C], mean [C]) of the training rows."""
+        """Return (std [C], mean [C]) of the training rows."""
         return self.std, self.mean
 
     def problem(self, cells: tuple[str, ...]) -> str | None:

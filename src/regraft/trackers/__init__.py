@@ -1,4 +1,4 @@
-"""Trackers, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Trackers, one file each; found by name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 
 class EpochFigures(NamedTuple):
-    """A line of history.jsonl for a tracker: "loss/TERM", "val/METRIC", "source/METRIC", "rate/BLOCK"."""
+    """An epoch of history.jsonl for a tracker: "loss/TERM", "val/METRIC", "source/METRIC", "rate/BLOCK"."""
 
     seed: int
     epoch: int
@@ -20,7 +20,7 @@ class EpochFigures(NamedTuple):
 
 @dataclass(frozen=True)
 class RunEnd:
-    """What became of a run, for a tracker."""
+    """The end of a run, for a tracker."""
 
     state: str  # finished, failed, interrupted, killed, left or broken
     words: str
@@ -31,7 +31,10 @@ class RunEnd:
 
 
 class Tracker(Protocol):
-    """A file of ``trackers/``: a module with these names."""
+    """A file of ``trackers/``: a module with these names.
+
+    It may have ``place() -> str`` too, where runs go without --out; else they go into RUN/NAME.
+    """
 
     needs: tuple[str, ...]  # modules of the extra "track"
 
@@ -43,6 +46,8 @@ class Tracker(Protocol):
         end: Callable[[], RunEnd],
         where: str,
     ) -> str:
-        """Write ``epochs``, which may take as long as the run does, as they come, then ``end()``; →
-        what the user should know: where it is, and how to look at it."""
+        """Write ``epochs`` as they come, which may take as long as the run does, and then ``end()``.
+
+        Return a sentence for the user: where the run is, and how to look at it.
+        """
         ...

@@ -1,12 +1,11 @@
 """MLflow: a run with its parameters, curves by epoch, the evidence at the end, and its files.
 
-OUT is a folder (a file store), or any address that MLflow knows: ``sqlite:///runs.db`` (for which
-SQLAlchemy is needed, which mlflow-skinny does not bring) or ``http://…`` (a server of yours: the one way
-in which anything leaves this machine). MLflow's own telemetry is switched off. It has set file stores
-to rest: they work where MLFLOW_ALLOW_FILE_STORE says so, which is set here, and is needed again to look
-at one.
+OUT is a folder (a file store) or an address that MLflow knows. ``sqlite:///runs.db`` needs SQLAlchemy, which
+mlflow-skinny does not bring. ``http://…`` is a server of yours, the only way in which data leave this machine.
+MLflow's telemetry is off. MLflow has deprecated file stores, so this file sets MLFLOW_ALLOW_FILE_STORE, and the
+command that opens one sets it too.
 
-The first seed's figures have their plain names, those of others "seed 1/…" before them.
+Figures of the first seed have plain names; those of other seeds begin with "seed 1/".
 """
 
 from __future__ import annotations
@@ -34,14 +33,22 @@ EXPERIMENT = "regraft"
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "broken": "FAILED"}
 
-LONGEST, AT_ONCE = 6000, 100  # characters of a value, and values that are sent together
+MAX_CHARACTERS, BATCH_SIZE = 6000, 100  # of a value; values in one request
+
+
+def place() -> str:
+    """Return where runs go without --out."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
 
 
 def track(
     name: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd], where: str
 ) -> str:
-    """Raises UsageError for a database without SQLAlchemy, RegraftError for what MLflow refuses."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # it is read at import
+    """Write a run to MLflow as it goes on; return where it is.
+
+    Raises UsageError for a database without SQLAlchemy, RegraftError for what MLflow refuses.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it at import
     local = "://" not in where
     uri = Path(where).resolve().as_uri() if local else where
     if uri.startswith("file:"):
@@ -59,7 +66,7 @@ def track(
         found = client.get_experiment_by_name(EXPERIMENT)
         experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
         run = client.create_run(experiment, run_name=name).info.run_id
-        status = "KILLED"  # what stops this in the middle leaves it so
+        status = "KILLED"  # stays where an exception or a signal stops this
         try:
             status = write(client, run, params, epochs, end)
         finally:
@@ -73,7 +80,7 @@ def track(
 def write(
     client: Any, run: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd]
 ) -> str:
-    """→ the status that MLflow has for how it ended."""
+    """Write a run's parameters, epochs and end; return MLflow's status for the end."""
     from mlflow.entities import Metric, Param, RunTag
 
     def log(metrics: Mapping[str, float], step: int, before: str = "") -> None:
@@ -82,7 +89,7 @@ def write(
         for some in chunks(rows):
             client.log_batch(run, metrics=some)
 
-    for some in chunks([Param(allowed(k), v[:LONGEST]) for k, v in params.items()]):
+    for some in chunks([Param(allowed(k), v[:MAX_CHARACTERS]) for k, v in params.items()]):
         client.log_batch(run, params=some)
     first = None
     for line in epochs:
@@ -91,7 +98,7 @@ def write(
     found = end()
     log(found.metrics, 0)
     tags = {**found.tags, "state": found.state, "mlflow.note.content": as_code(found)}
-    for some in chunks([RunTag(k, v[:LONGEST]) for k, v in tags.items()]):
+    for some in chunks([RunTag(k, v[:MAX_CHARACTERS]) for k, v in tags.items()]):
         client.log_batch(run, tags=some)
     for file in found.files:
         client.log_artifact(run, str(file))
@@ -99,14 +106,14 @@ def write(
 
 
 def chunks(rows: list[T]) -> list[list[T]]:
-    return [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
+    return [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
 
 
 def allowed(name: str) -> str:
-    """Letters, digits and _-. :/ are what a name may be made of, and it may not climb."""
+    """Return a name of the characters that MLflow allows (letters, digits, _-. :/), without ".."."""
     return re.sub(r"[^\w\-. :/]", "_", name).replace("..", "__").strip("/") or "_"
 
 
 def as_code(found: RunEnd) -> str:
-    """The note of a run is Markdown; indented by four it is shown as it is."""
+    """Return the run's note as a Markdown code block, so that MLflow shows its text unchanged."""
     return "\n".join(f"    {line}" for line in (found.summary or found.words).splitlines())

@@ -25,7 +25,10 @@ needs = ("tensorboard",)
 def track(
     name: str, params: Mapping[str, str], epochs: Iterable[EpochFigures], end: Callable[[], RunEnd], where: str
 ) -> str:
-    """Raises UsageError where OUT holds something already: TensorBoard would draw both on one line."""
+    """Write a run's event files as it goes on; return where they are.
+
+    Raises UsageError where OUT is not empty, because TensorBoard would draw both runs as one line.
+    """
     from torch.utils.tensorboard.writer import SummaryWriter
 
     out = Path(where)
@@ -63,5 +66,5 @@ def track(
 
 
 def as_code(text: str) -> str:
-    """The text tab reads Markdown; indented by four it is shown as it is."""
+    """Return a text as a Markdown code block, so that the text tab shows it unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())
