@@ -45,9 +45,8 @@ UNDERSTOOD |= {"PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"}  # of all forks alik
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 MAX_REQUEST_BYTES = 1 << 20
 HIGH_FD = 200  # received streams are moved there, out of the way of the numbers that they shall have
-REAL = subprocess.__dict__.get("_fork_exec")  # what Popen calls; a private name, so any other Python starts as usual
-
-
+REAL = subprocess.__dict__.get("_fork_exec")  # what Popen calls; a private name
+HERE = REAL is not None and sys.platform == "linux"  # else everything starts as usual
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -131,7 +130,7 @@ class Server:
     @contextmanager
     def redirected(self) -> Iterator[None]:
         """Inside the block, subprocess starts commands of this interpreter here."""
-        if REAL is None or sys.platform != "linux":
+        if not HERE:
             yield
             return
         with mock.patch.object(subprocess, "_fork_exec", self.fork_exec):
@@ -163,9 +162,11 @@ class Server:
         return int(answer)
 
     def shim(self, folder: Path) -> Path:
-        """Write a program ``regraft`` that runs here what a shell asks of it; return its folder."""
-        self.ready()
+        """Write a program ``regraft`` that runs here what a shell asks of it; return its folder, empty elsewhere."""
         folder.mkdir()
+        if not HERE:
+            return folder
+        self.ready()
         file = folder / "regraft"
         file.write_text(SHIM.format(python=sys.executable, place=self.place))
         file.chmod(0o755)
