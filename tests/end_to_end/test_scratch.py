@@ -97,9 +97,7 @@ def test_a_rate_that_diverges_is_out_and_all_of_them_end_the_run(fit, rows):
         some = fit(rows, evaluate__scratch_rates=rates)
         assert scratch(some) == scratch(one)
         assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
-    with pytest.raises(
-        DivergedError, match=r"every rate diverged \(1e\+26, 1e\+27, 1e\+28\): lower evaluate.scratch_rates"
-    ):
+    with pytest.raises(DivergedError, match=r"\(1e\+26, 1e\+27, 1e\+28\).*evaluate\.scratch_rates"):
         fit(rows, evaluate__scratch_rates=[1e29, 1e30])
 
 
@@ -112,11 +110,7 @@ def test_a_rate_that_diverges_with_a_later_seed_is_named(fit, monkeypatch):
         return once(*args, label=label, **more)
 
     monkeypatch.setattr(scratch_control, "fit_arm", diverges)
-    with pytest.raises(
-        DivergedError,
-        match=r"scratch, rate 0.03, chosen by val, diverged with seed 1: give evaluate.scratch_rates one "
-        r"lower rate, or leave out the scratch control \(the loss is not finite at step 7",
-    ):
+    with pytest.raises(DivergedError, match=r"rate 0\.03.* seed 1.*evaluate\.scratch_rates .*not finite at step 7"):
         fit(120, run__seeds=2)
 
 

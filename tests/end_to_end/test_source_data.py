@@ -165,12 +165,12 @@ def refused(source: Path, pictures: Path, tmp_path: Path, **settings: Any) -> No
 
 
 def test_a_floor_that_cannot_be_kept_is_refused_before_training(source: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"no point keeps 1 of the source for sure; the best is 0\.\d"):
+    with pytest.raises(PlanError, match=r"keeps 1 .* 0\.\d"):
         refused(source, pictures, tmp_path, **{"fit.retain": 1.0})
     assert not (tmp_path / "no" / "history.jsonl").exists()
     with pytest.raises(PlanError, match=r'fit\.retain chooses α: set fit\.alpha to "chosen"'):
         refused(source, pictures, tmp_path / "b", **{"fit.retain": 0.5, "fit.alpha": 0.5})
-    with pytest.raises(PlanError, match=r"fit\.retain is measured on source data: add --source-data"):
+    with pytest.raises(PlanError, match=r"fit\.retain .*--source-data"):
         settings = {"fit.retain": 0.5, "source_data.path": "none"}
         refused(source, pictures, tmp_path / "c", **settings)
 
