@@ -7,17 +7,22 @@ OUT ?= runs/demo
 SECONDS ?= 120
 SEED ?= 0
 
-.PHONY: demo test slow faults fuzz lint docs dist bench clean
+WORKERS ?= 2
+
+.PHONY: demo test slow faults fuzz lint reference docs dist bench clean
 
 demo: $(STAMP)
 	$(BIN)/regraft demo --out $(OUT)
 
-# One thread a process: there are two already, and some tests start more.
+# One thread a process: there are two already, and some tests start more. Stolen work stays in its file, whose
+# fixtures are made once.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	$(PYTEST) -m "not slow and not gpu"
 
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
+	$(PYTEST) -m "slow and not gpu"
 
 faults: $(STAMP)
 	$(BIN)/python tools/faults.py
@@ -30,9 +35,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks docs/*.py
 	$(BIN)/mypy
 
-docs: $(STAMP)
+reference: $(STAMP)
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_notebooks.py
+
+docs: reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Without isolation: the build tools are in .venv, so that nothing is downloaded.

@@ -1,9 +1,11 @@
-"""Builders that tests share: rows, sources, tasks, batches, fit specifications."""
+"""Builders that tests share: rows, sources, tasks, batches, fit specifications, words of a command line, results."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,3 +136,16 @@ def fit(
     """Fine-tune a target; ``spec`` may change the metric, the freezing, the penalties and the seed."""
     data = FitData(train, val)
     return fine_tune(target, data, make_spec(settings, task, **spec), compute, monitor=monitor, checkpoints=checkpoints)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def tiny_source(weights: Path) -> list[object]:
+    """Return the words of a command line for timm's test_resnet with these weights, at 32 pixels."""
+    return ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
+
+
+def read_result(run: Path) -> Any:
+    """Return a run's result.json as it stands there."""
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))

@@ -20,7 +20,9 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
-from regraft.data.types import CallableSpec, Example
+import preloaded
+from builders import FLOATS
+from regraft.data.types import Example
 from regraft.model.types import Source
 
 settings.register_profile("shared machine", deadline=None)  # no test asserts a time
@@ -64,11 +66,25 @@ def refuse_calls(event, args):
 sys.addaudithook(refuse_calls)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that the last tests of a parallel run are short ones."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module")
 def loopback():
     """The module's tests, from the first that asks for it on, may talk to this machine."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(sys.modules[__name__], "allowed", list(LOOPBACK))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks():
+    """Files are not forced to the disk, for which a core would wait; no test pulls the plug."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda handle: os.fstat(handle) and None)  # a closed one is an error still
         yield
 
 
@@ -99,10 +115,6 @@ def child(name, backbone, x):
     return backbone.get_submodule(name)(x)
 
 
-def read_numbers(inputs):
-    return torch.tensor([float(v) for v in inputs[0].split()])
-
-
 @pytest.fixture
 def numbers_source():
     """A source on rows of four numbers, with blocks "one" and "two" and batch norm that has moved."""
@@ -113,7 +125,7 @@ def numbers_source():
             net = Net(dropout)
             net(torch.randn(64, 4) * 2 + 1)
         source = Source.from_module(
-            net.eval(), head="head", preprocess=CallableSpec(read_numbers), example=torch.zeros(2, 4), name="numbers"
+            net.eval(), head="head", preprocess=FLOATS, example=torch.zeros(2, 4), name="numbers"
         )
         # the forward pass is the chain of its blocks, so it can be cut between them
         source.blocks = tuple(replace(b, run=partial(child, b.name)) for b in source.blocks)
@@ -174,3 +186,21 @@ def tiny_weights(tmp_path_factory):
     model = timm.create_model("test_resnet", pretrained=False)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return ["--source", "timm:test_resnet", "--weights", str(path), "--set", "source.image_size=32"]
+
+
+@pytest.fixture(scope="session")
+def preloading():
+    """The server of preloaded processes, which ends with the session."""
+    server = preloaded.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fast_processes(request, preloading):
+    """Commands of this interpreter start with torch loaded: for tests in which the start of one proves nothing."""
+    if request.node.get_closest_marker("fresh_process"):
+        yield
+        return
+    with preloading.redirected():
+        yield

@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import preloaded
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -94,15 +96,18 @@ def test_the_notebook_of_a_tutorial_is_its_page(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the notebook's machinery; the kernel is another process
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
-def test_a_tutorial_runs_as_a_notebook(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tutorial_runs_as_a_notebook(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preloading: preloaded.Server
+) -> None:
     import nbformat
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     from nbclient import NotebookClient
 
     monkeypatch.undo()  # kernels are talked to by sockets
+    shim = preloading.shim(tmp_path / ".bin")  # so that each command of a cell need not load torch
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{shim}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
         "REGRAFT_STATE": str(tmp_path / ".state"),
         "REGRAFT_CACHE": str(tmp_path / ".cache"),
@@ -291,7 +296,7 @@ def make_way(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("place", "small", "steady")
+@pytest.mark.usefixtures("place", "small", "steady", "fast_processes")
 @pytest.mark.parametrize("page", HERE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_blocks_of_a_page_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("page")  # a dataclass looks its module up

@@ -40,7 +40,7 @@ def test_a_compiled_fit_is_the_same_to_rounding(numbers_source, number_rows):
 
 def test_without_a_compiler_the_plan_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(PlanError, match=r"fit.compile: there is no C.. compiler no-such-compiler here"):
+    with pytest.raises(PlanError, match=r"fit\.compile: .*no-such-compiler"):
         check_compiler(torch.device("cpu"))
 
 
@@ -55,5 +55,5 @@ def test_a_model_that_cannot_be_compiled_says_so(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: fail)
     call = compile_module(torch.nn.Identity())
-    with pytest.raises(RegraftError, match=r"fails on this model \(Fails: no such operator\): set fit"):
+    with pytest.raises(RegraftError, match=r"Fails: no such operator.*set fit"):
         call(torch.zeros(1))

@@ -165,7 +165,7 @@ def test_too_little_memory_suggests_a_smaller_batch(numbers_source, tmp_path, mo
 
     monkeypatch.setattr(Objective, "step", fail)
     settings = {"fit.batch_size": 8, "run.threads": 1, "run.workers": 0}
-    with pytest.raises(RegraftError, match=r"not enough memory .*--batch-size 4 --set fit.accumulate=2"):
+    with pytest.raises(RegraftError, match=r"memory .*--batch-size 4 --set fit.accumulate=2"):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "run", settings=settings)
 
 
@@ -182,7 +182,7 @@ def test_a_loader_process_that_is_killed_during_a_step_is_said(numbers_source, t
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
     monkeypatch.setattr(Objective, "step", fail)
-    with pytest.raises(RegraftError, match=r"loader process was killed .*--resume .*--workers 0"):
+    with pytest.raises(RegraftError, match=r"killed .*--resume .*--workers 0"):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "run", settings={"run.threads": 1})
 
 
@@ -194,7 +194,7 @@ def test_batches_of_one_row_are_refused_where_batch_norm_trains(numbers_source, 
     lines = [f"{i} {i % 7} {i % 3} 1,{'abc'[i % 3]}" for i in range(60)]
     table.write_text("text,label\n" + "\n".join(lines) + "\n")
     settings = {"fit.batch_size": 1, "fit.batch_norm": "train", "fit.epochs": 1, "run.threads": 1}
-    with pytest.raises(PlanError, match="batch norm that trains has no statistics of one row"):
+    with pytest.raises(PlanError, match=r"batch norm .*one row"):
         regraft.fit(table, source=numbers_source(), out=tmp_path / "a", settings=settings)
     run = regraft.fit(
         table, source=numbers_source(), out=tmp_path / "b", settings=settings | {"fit.batch_norm": "frozen"}

@@ -20,6 +20,7 @@ from regraft.pipeline.arms import map_over_ranks
 from regraft.pipeline.target_data import Memo
 
 WORKER = Path(__file__).parents[1] / "fit_worker.py"
+pytestmark = pytest.mark.usefixtures("fast_processes")
 
 
 def fit(folder: Path, count: int, check: bool = True, **options):

@@ -159,7 +159,7 @@ def test_a_narrow_picture_does_not_grow_without_bound(decoders, tmp_path):
     with pytest.raises(TooCostlyError, match=words):
         decoders.submit(content, WANTED).result(HUNG_S)
     (tmp_path / "narrow.png").write_bytes(content)
-    with pytest.raises(DataError, match=rf"narrow\.png cannot be read as a picture: its {words}"):
+    with pytest.raises(DataError, match=rf"narrow\.png .*{words}"):
         ImagePreprocessor(ImageSpec((16, 16), 16)).one((str(tmp_path / "narrow.png"),))
 
 
@@ -256,7 +256,7 @@ def test_a_picture_that_takes_too_long_cannot_be_used(folder, monkeypatch):
         read_rows(DataOptions(folder))
     rows = read_rows(DataOptions(folder, on_bad="skip"))
     assert len(rows.examples) == 12 and "takes more than" in rows.unreadable[0][1]
-    with pytest.raises(DataError, match=r"slow\.gif cannot be read as a picture: decoding takes"):
+    with pytest.raises(DataError, match=r"slow\.gif .*decoding takes"):
         vet([str(folder / "red" / "slow.gif")])
 
 

@@ -16,12 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from builders import read_result, tiny_source
+
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 COLOUR = {"amber": "230 160 30", "navy": "20 30 120", "olive": "90 120 20"}
-
-
-def tiny(weights: Path) -> list[object]:
-    return ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
 
 
 def quick(epochs: int = 1) -> list[object]:
@@ -37,10 +35,6 @@ def bytes_of(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def result(run: Path) -> Any:
-    return json.loads((run / "result.json").read_text())
-
-
 def refused(found: tuple[int, str, str], code: int, *words: str) -> None:
     """An exit code and a sentence; no traceback."""
     assert found[0] == code, found
@@ -51,12 +45,13 @@ def refused(found: tuple[int, str, str], code: int, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def photo_run(pictures, weights, tmp_path_factory) -> Path:
+def photo_run(pictures, weights, tmp_path_factory, preloading) -> Path:
     """One fit that several tests look at."""
     out: Path = tmp_path_factory.mktemp("runs") / "colours"
-    command = [sys.executable, "-m", "regraft", "fit", pictures, *tiny(weights), *quick(2), "--out", out]
+    command = [sys.executable, "-m", "regraft", "fit", pictures, *tiny_source(weights), *quick(2), "--out", out]
     state = {f"REGRAFT_{x.upper()}": str(out.parent / x) for x in ("state", "cache")}
-    done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
+    with preloading.redirected():
+        done = subprocess.run([str(c) for c in command], env=ENV | state, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "TARGET" in done.stdout
     assert "TRANSFER not measured" in done.stdout
@@ -120,7 +115,7 @@ def test_predict_and_evaluate_agree_with_the_run(photo_run, pictures, cli, tmp_p
             assert float(same[name]) == pytest.approx(float(row[f"p({name})"]), abs=1e-5)
     code, out, err = cli("evaluate", photo_run, pictures, "--json")
     assert code == 0, err
-    found, was = json.loads(out), result(photo_run)["test"]
+    found, was = json.loads(out), read_result(photo_run)["test"]
     assert found["n"] == 24
     assert found["rows"] == "test rows"
     right = sum(r["label"] == r["predicted"] for r in rows) / 24
@@ -154,7 +149,7 @@ def test_workers_change_no_bit(photo_run, cli, tmp_path):
 
 
 def test_the_best_epoch_is_no_worse_than_the_probe_on_val(photo_run):
-    r = result(photo_run)
+    r = read_result(photo_run)
     assert r["fit"]["best"]["accuracy"] >= r["fit"]["start"]["accuracy"]
     history = [json.loads(line) for line in (photo_run / "history.jsonl").read_text().splitlines()]
     assert [h["epoch"] for h in history] == [0, 1, 2]
@@ -164,8 +159,8 @@ def test_the_best_epoch_is_no_worse_than_the_probe_on_val(photo_run):
 def test_the_ledger_counts_openings_of_the_same_test(pictures, weights, cli, tmp_path):
     counts = []
     for name in ("one", "two"):
-        assert cli("fit", pictures, *tiny(weights), *quick(), "--out", tmp_path / name)[0] == 0
-        counts.append(result(tmp_path / name)["test_opened"])
+        assert cli("fit", pictures, *tiny_source(weights), *quick(), "--out", tmp_path / name)[0] == 0
+        counts.append(read_result(tmp_path / name)["test_opened"])
     assert counts == [1, 2]
 
 
@@ -182,7 +177,7 @@ def test_texts(bert, cli, tmp_path):
     out = tmp_path / "run"
     code, _, err = cli("fit", data, "--source", f"transformers:{bert}", *quick(), "--out", out)
     assert code == 0, err
-    assert result(out)["classes"] == ["007", "NA"]
+    assert read_result(out)["classes"] == ["007", "NA"]
     saved = rows_of(out / "predictions.csv")
     code, printed, err = cli("predict", out, data)
     assert code == 0, err
@@ -199,7 +194,7 @@ def test_texts(bert, cli, tmp_path):
 def test_texts_into_a_picture_source_say_so(weights, cli, tmp_path):
     data = tmp_path / "t.csv"
     data.write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(30)))
-    found = cli("fit", data, *tiny(weights), "--out", tmp_path / "r")
+    found = cli("fit", data, *tiny_source(weights), "--out", tmp_path / "r")
     refused(found, 3, "takes images", "holds texts", "bundled:all-minilm-l6-v2")
     assert not (tmp_path / "r").exists()
 
@@ -220,18 +215,18 @@ def test_regression_on_a_table_of_pictures(pictures, weights, cli, tmp_path):
     data = table(tmp_path, pictures, ["size"], lambda c, i: [str(size[c] + i % 3)])
     args = ["--task", "regression", "--image-root", pictures, "--image", "file", "--label", "size"]
     out = tmp_path / "run"
-    code, printed, err = cli("fit", data, *tiny(weights), *args, *quick(), "--out", out)
+    code, printed, err = cli("fit", data, *tiny_source(weights), *args, *quick(), "--out", out)
     assert code == 0, err
     assert "mae" in printed
-    assert set(result(out)["controls"]) == {"mean", "linear probe"}
+    assert set(read_result(out)["controls"]) == {"mean", "linear probe"}
     saved = rows_of(out / "predictions.csv")
     mae = sum(abs(float(r["label"]) - float(r["predicted size"])) for r in saved) / len(saved)
-    assert result(out)["test"]["mae"]["value"] == pytest.approx(mae, rel=1e-5)
+    assert read_result(out)["test"]["mae"]["value"] == pytest.approx(mae, rel=1e-5)
     code, printed, err = cli("evaluate", out, data, "--image-root", pictures, "--json")
     assert code == 0, err
     assert json.loads(printed)["mae"]["value"] == pytest.approx(mae, rel=1e-4)
     bad = table(tmp_path, pictures, ["size"], lambda c, i: ["many" if i == 5 else str(i)])
-    found = cli("fit", bad, *tiny(weights), *args, "--out", tmp_path / "bad")
+    found = cli("fit", bad, *tiny_source(weights), *args, "--out", tmp_path / "bad")
     refused(found, 3, '"many" is not a number')
 
 
@@ -240,10 +235,10 @@ def test_several_labels_a_row(pictures, weights, cli, tmp_path):
     data = table(tmp_path, pictures, ["tags"], lambda c, i: [tags[c]])
     args = ["--task", "multilabel", "--image-root", pictures, "--image", "file", "--label", "tags"]
     out = tmp_path / "run"
-    code, printed, err = cli("fit", data, *tiny(weights), *args, *quick(), "--out", out)
+    code, printed, err = cli("fit", data, *tiny_source(weights), *args, *quick(), "--out", out)
     assert code == 0, err
     assert "map" in printed
-    assert result(out)["classes"] == ["light", "warm"]
+    assert read_result(out)["classes"] == ["light", "warm"]
     code, printed, err = cli("predict", out, pictures / "test" / "amber", "--json")
     assert code == 0, err
     first = json.loads(printed.splitlines()[0])
@@ -255,7 +250,7 @@ def test_several_labels_a_row(pictures, weights, cli, tmp_path):
 def test_three_pictures_a_class_use_folds_three_seeds_a_verdict(make_pictures, weights, cli, tmp_path):
     data = make_pictures(tmp_path / "few", train=3, test=6)
     args = [
-        *tiny(weights),
+        *tiny_source(weights),
         *quick(),
         "--seeds",
         3,
@@ -268,7 +263,7 @@ def test_three_pictures_a_class_use_folds_three_seeds_a_verdict(make_pictures, w
     ]
     code, printed, err = cli("fit", data, *args, "--out", tmp_path / "run")
     assert code == 0, err
-    r = result(tmp_path / "run")
+    r = read_result(tmp_path / "run")
     assert r["rows"] == {"train": 9, "val": 0, "test": 18}
     assert set(r["cross_validation"]) == {"folds", "fit", "linear probe", "gain"}
     assert r["cross_validation"]["folds"] == 3
@@ -292,7 +287,7 @@ def test_the_frontier_joins_the_probe_and_the_fit(make_pictures, weights, cli, t
     runs = {}
     for name in ("chosen", "0.5", "0", "1"):
         settings = [
-            *tiny(weights),
+            *tiny_source(weights),
             *quick(),
             "--set",
             "fit.lr=5e-4",
@@ -305,7 +300,7 @@ def test_the_frontier_joins_the_probe_and_the_fit(make_pictures, weights, cli, t
         ]
         code, _, err = cli("fit", data, *settings, "--out", tmp_path / name)
         assert code == 0, err
-        runs[name] = result(tmp_path / name)
+        runs[name] = read_result(tmp_path / name)
     front = runs["chosen"]["frontier"]
     assert [p["alpha"] for p in front["points"]] == [i / 10 for i in range(11)]
     assert runs["0.5"]["frontier"] is None and runs["1"]["frontier"] is None
@@ -325,12 +320,12 @@ def test_the_frontier_joins_the_probe_and_the_fit(make_pictures, weights, cli, t
 
 
 def test_without_a_probe_to_start_from_there_is_no_frontier(pictures, weights, cli, tmp_path):
-    random = [*tiny(weights), *quick(), "--set", "fit.start=random"]
+    random = [*tiny_source(weights), *quick(), "--set", "fit.start=random"]
     code, _, err = cli("fit", pictures, *random, "--set", "fit.alpha=0.5", "--out", tmp_path / "a")
     assert code != 0 and "has no frontier" in err and not (tmp_path / "a").exists()
     code, _, err = cli("fit", pictures, *random, "--out", tmp_path / "b")
     assert code == 0, err
-    assert result(tmp_path / "b")["frontier"] is None
+    assert read_result(tmp_path / "b")["frontier"] is None
 
 
 def test_a_random_source_keeps_nothing_and_says_so(pictures, cli, tmp_path):
@@ -338,13 +333,13 @@ def test_a_random_source_keeps_nothing_and_says_so(pictures, cli, tmp_path):
     code, printed, err = cli("fit", pictures, *args, "--out", tmp_path / "run")
     assert code == 0, err
     assert "none kept" in printed
-    assert set(result(tmp_path / "run")["controls"]) == {"majority"}
+    assert set(read_result(tmp_path / "run")["controls"]) == {"majority"}
 
 
 @pytest.mark.fault(30)
 def test_frozen_blocks_are_bitwise_the_sources(pictures, weights, cli, tmp_path):
     out = tmp_path / "run"
-    args = [*tiny(weights), *quick(), "--freezing", "head_only", "--head-lr", "0.001"]
+    args = [*tiny_source(weights), *quick(), "--freezing", "head_only", "--head-lr", "0.001"]
     assert cli("fit", pictures, *args, "--out", out)[0] == 0
     source, fitted = load_file(weights), load_file(out / "model" / "model.safetensors")
     kept = [n for n in fitted if n.startswith("backbone.")]
@@ -397,7 +392,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_an_existing_run_folder_is_never_touched(photo_run, pictures, weights, cli):
     before = tree(photo_run)
-    found = cli("fit", pictures, *tiny(weights), *quick(), "--out", photo_run)
+    found = cli("fit", pictures, *tiny_source(weights), *quick(), "--out", photo_run)
     refused(found, 2, "never overwritten", "--out")
     assert tree(photo_run) == before
 
@@ -406,7 +401,7 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
     out = tmp_path / "run"
 
     def fit(path: Path, *more: object) -> tuple[int, str, str]:
-        return cli("fit", path, *tiny(weights), *quick(), *more, "--out", out)
+        return cli("fit", path, *tiny_source(weights), *quick(), *more, "--out", out)
 
     refused(fit(tmp_path / "nowhere"), 3, "does not exist")
     one = make_pictures(tmp_path / "one")
@@ -426,7 +421,7 @@ def test_data_that_cannot_be_used(make_pictures, weights, cli, tmp_path):
     assert not out.exists()
     code, _, err = fit(bad, "--on-bad", "skip")
     assert code == 0, err
-    assert sum(result(out)["rows"].values()) == 83
+    assert sum(read_result(out)["rows"].values()) == 83
     assert "navy/007.png" in (out / "log.txt").read_text()
 
 
@@ -435,7 +430,7 @@ def test_an_empty_class_folder_is_no_class_and_is_said(make_pictures, weights, c
     empty = make_pictures(tmp_path / "empty")
     (empty / "train" / "void").mkdir()
     out = tmp_path / "run"
-    code, _, err = cli("fit", empty, *tiny(weights), *quick(), "--out", out)
+    code, _, err = cli("fit", empty, *tiny_source(weights), *quick(), "--out", out)
     assert code == 0, err
     log = (out / "log.txt").read_text()
     assert "1 class folder without a picture left out: train/void" in log
@@ -445,7 +440,9 @@ def test_an_empty_class_folder_is_no_class_and_is_said(make_pictures, weights, c
 
 def test_a_column_that_does_not_exist(pictures, weights, cli, tmp_path):
     data = table(tmp_path, pictures, ["kind"], lambda c, i: [c])
-    found = cli("fit", data, *tiny(weights), "--image-root", pictures, "--label", "knid", "--out", tmp_path / "run")
+    found = cli(
+        "fit", data, *tiny_source(weights), "--image-root", pictures, "--label", "knid", "--out", tmp_path / "run"
+    )
     refused(found, 3, 'did you mean "kind"')
 
 
@@ -460,7 +457,7 @@ class Evil:
 @pytest.mark.fault(27)
 def test_weights_that_cannot_be_used(pictures, weights, cli, tmp_path):
     def fit(file: Path) -> tuple[int, str, str]:
-        return cli("fit", pictures, *tiny(file), *quick(), "--out", tmp_path / "run")
+        return cli("fit", pictures, *tiny_source(file), *quick(), "--out", tmp_path / "run")
 
     short = tmp_path / "short.safetensors"
     short.write_bytes(weights.read_bytes()[:-100])
@@ -486,7 +483,7 @@ def test_weights_that_cannot_be_used(pictures, weights, cli, tmp_path):
 
 @pytest.mark.fault(28)
 def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_path):
-    args = ["fit", pictures, *tiny(weights), *quick()]
+    args = ["fit", pictures, *tiny_source(weights), *quick()]
     refused(cli(*args, "--lr", 1e6, "--out", tmp_path / "a"), 2, "scratch rate", "allow_large_lr")
     wild = [
         *args,
@@ -502,7 +499,7 @@ def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_p
         "fit.batch_norm=frozen",
     ]
     refused(cli(*wild, "--out", tmp_path / "b"), 5, "not finite", "step", "lower fit.lr")
-    said = result(tmp_path / "b")
+    said = read_result(tmp_path / "b")
     assert said["status"] == "failed"
     assert "not finite" in said["error"]
     assert not (tmp_path / "b" / "lock").exists()
@@ -527,13 +524,13 @@ def test_rates_that_destroy_are_refused_or_diverge(pictures, weights, cli, tmp_p
 )
 def test_a_plan_that_is_wrong_exits_with_2_and_leaves_nothing(pictures, weights, cli, tmp_path, more, words):
     out = tmp_path / "run"
-    refused(cli("fit", pictures, *tiny(weights), *quick(), *more, "--out", out), 2, words)
+    refused(cli("fit", pictures, *tiny_source(weights), *quick(), *more, "--out", out), 2, words)
     assert not out.exists()
 
 
 def test_no_source_and_no_out_are_said(pictures, weights, cli):
     refused(cli("fit", pictures, "--out", "x"), 2, "--source")
-    refused(cli("fit", pictures, *tiny(weights)), 2, "--out")
+    refused(cli("fit", pictures, *tiny_source(weights)), 2, "--out")
     refused(cli("fit", "no-such-plan.toml", "--out", "x"), 2, "cannot be read")
     assert cli("fitt")[0] == 2
 

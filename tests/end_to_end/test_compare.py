@@ -92,7 +92,7 @@ def test_the_command_prints_a_line_a_run_and_names_the_metric(runs: list[Path], 
 def test_other_test_rows_are_refused(runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "fewer", test=7, noise=170)
     other = make(data, tmp_path / "run")
-    with pytest.raises(UsageError, match=r"first and .*run cannot be compared.*39 do not belong"):
+    with pytest.raises(UsageError, match=r"first and .*run .*39 "):
         regraft.compare([runs[0], other])
 
 
@@ -101,7 +101,7 @@ def test_other_tasks_fewer_than_two_and_no_runs_are_refused(runs: list[Path], cl
     shutil.copytree(runs[1], other)
     result = json.loads((other / "result.json").read_text())
     (other / "result.json").write_text(json.dumps(result | {"primary": "macro_f1"}))
-    with pytest.raises(UsageError, match=r"their primary metric differs \(accuracy and macro_f1\)"):
+    with pytest.raises(UsageError, match=r"primary metric .*accuracy and macro_f1"):
         regraft.compare([runs[0], other])
     (other / "result.json").write_text(json.dumps(result | {"status": "failed"}))
     with pytest.raises(UsageError, match="no finished run: its status is failed"):

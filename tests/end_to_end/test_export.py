@@ -33,6 +33,8 @@ from regraft.publish.model_card import card
 from regraft.report.reading import RunFiles
 from regraft.runs.estimates import Estimate
 
+pytestmark = pytest.mark.usefixtures("fast_processes")  # a card's lines run in one each
+
 QUICK = {"fit.epochs": 1, "fit.batch_size": 16, "run.threads": 1}
 
 
@@ -158,13 +160,16 @@ def more_runs(make_pictures, weights, bert, tmp_path_factory) -> dict[str, Path]
     return {n: folder / n for n in ("vit", "vit-crop", "grey", "pair", "lora")}
 
 
-WAYS = [  # every format once; the rest at length
+ONCE = [  # every format
     ("photo", "timm"),
     ("photo", "torch"),
     ("number", "bundle"),
     ("number", "onnx"),
     ("plain", "transformers-features"),
     ("headed", "transformers"),
+]
+WAYS = [
+    *ONCE,
     *(
         pytest.param(run, to, marks=pytest.mark.slow)
         for run, to in (
@@ -232,6 +237,13 @@ def test_an_export_is_the_run(runs, exported, run, to):
     for path in done.path.rglob("*"):  # no folder above a file is told
         if path.suffix in (".md", ".json", ".toml"):
             assert str(runs[run].parent) not in path.read_text(), path
+
+
+@pytest.mark.slow
+@pytest.mark.fresh_process
+@pytest.mark.parametrize(("run", "to"), ONCE)
+def test_a_cards_lines_run_in_a_process_from_nothing(runs, run, to, tmp_path):
+    assert regraft.export(runs[run], to, tmp_path / "out").parity.from_file < 1e-4
 
 
 MORE = [

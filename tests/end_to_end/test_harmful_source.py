@@ -13,16 +13,13 @@ import torch
 from torch import nn
 
 import regraft
+from builders import read_floats
 from regraft.data.types import CallableSpec
 from regraft.model.types import Source
 
 CLASSES, SIDE = 3, 12
 REPEATS, SEEDS = 20, 3
 Rule = tuple[np.ndarray, np.ndarray]
-
-
-def numbers(inputs: tuple[str, ...]) -> torch.Tensor:
-    return torch.tensor([float(v) for v in inputs[0].split()])
 
 
 class Net(nn.Module):
@@ -77,7 +74,7 @@ def verdict(folder: Path, rng: np.random.Generator, seed: int, shuffled: bool) -
     source = Source.from_module(
         net,
         head="head",
-        preprocess=CallableSpec(numbers, kind="text"),
+        preprocess=CallableSpec(read_floats, kind="text"),
         example=torch.zeros(2, SIDE),
         blocks=[("low", ["low"]), ("high", ["high"])],
     )

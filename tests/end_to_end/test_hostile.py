@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from builders import tiny_source
+
 MEMORY = 300_000  # KiB that a refusal may take
 
 
@@ -56,10 +58,6 @@ def data(pictures, tmp_path) -> Path:
     return Path(shutil.copytree(pictures, tmp_path / "data"))
 
 
-def tiny(weights: Path) -> list[object]:
-    return ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
-
-
 # ---------------------------------------------------------------- a malicious pickle
 
 
@@ -85,7 +83,7 @@ def evil(request, tmp_path) -> Path:
 @pytest.mark.parametrize("command", ["fit", "plan", "check"])
 def test_a_malicious_pickle_as_weights(harmless, evil, data, tmp_path, command):
     more = ["--out", tmp_path / "run"] if command == "fit" else []
-    said = harmless(4, command, data, *tiny(evil), *more)
+    said = harmless(4, command, data, *tiny_source(evil), *more)
     assert "refused, nothing executed" in said and "save_file" in said
 
 
@@ -127,7 +125,7 @@ def test_weights_that_claim_a_billion_values(harmless, data, weights, tmp_path):
     state = dict(load_file(weights))
     name = next(n for n, t in state.items() if t.ndim == 4)
     torch.save(state | {name: torch.zeros(1).expand(10**5, 3, 100, 100)}, tmp_path / "w.pt")
-    said = harmless(4, "fit", data, *tiny(tmp_path / "w.pt"), "--out", tmp_path / "run")
+    said = harmless(4, "fit", data, *tiny_source(tmp_path / "w.pt"), "--out", tmp_path / "run")
     assert f"{name} claims 3,000,000,000 values where the file holds 1" in said
 
 
@@ -165,7 +163,7 @@ def text_bomb(size: int) -> bytes:
 def test_a_picture_that_unpacks_to_gigabytes(harmless, data, weights, tmp_path, bomb, why):
     assert len(bomb) < 1_000_000
     (data / "train/amber/bomb.png").write_bytes(bomb)
-    said = harmless(3, "fit", data, *tiny(weights), "--out", tmp_path / "run")
+    said = harmless(3, "fit", data, *tiny_source(weights), "--out", tmp_path / "run")
     assert "1 of 85 pictures cannot be used: train/amber/bomb.png" in said and why in said
     assert why in harmless(3, "check", data)
 
@@ -189,7 +187,7 @@ def test_links_that_go_round_or_out(cli, harmless, data, weights, tmp_path):
     said = harmless(0, "check", data, "--json")
     assert all(name in said for name in ("out.png", "self.png", "pipe.png", "devices", "round"))
     before = state_of(data) | state_of(secret)
-    args = [*tiny(weights), "--epochs", 1, "--set", "run.threads=1", "-q"]
+    args = [*tiny_source(weights), "--epochs", 1, "--set", "run.threads=1", "-q"]
     code, _, err = cli("fit", data, *args, "--out", tmp_path / "run")
     assert code == 0, err
     assert state_of(data) | state_of(secret) == before
@@ -267,7 +265,7 @@ def test_an_archive_is_not_opened_and_the_remedy_said(harmless, weights, tmp_pat
     if not named:
         path = path.rename(tmp_path / "flowers.csv")  # what it is decides, not what it is called
     for command, more in (("fit", ["--out", tmp_path / "run"]), ("check", [])):
-        said = harmless(3, command, path, *tiny(weights), *more)
+        said = harmless(3, command, path, *tiny_source(weights), *more)
         word = kind if "." not in kind else {"gz": "gzip", "bz2": "bzip2", "xz": "xz"}[kind[4:]]
         assert f"is an archive ({word})" in said and "unpack it" in said
 

@@ -46,7 +46,9 @@ def texts(tmp_path):
 
 
 @pytest.mark.fault(89)
-@pytest.mark.parametrize("environment", [UNICODE, ASCII], ids=["C", "C taken at its word"])
+@pytest.mark.parametrize(
+    "environment", [pytest.param(UNICODE, marks=pytest.mark.slow), ASCII], ids=["C", "C taken at its word"]
+)
 def test_a_terminal_of_ascii_stops_nothing(texts, tmp_path, environment):
     code, out, err = regraft(tmp_path, environment, "check", texts)
     assert code == 0 and "rows" in out, err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from builders import tiny_source
 from regraft.compute.device import Compute
 from regraft.compute.malloc import KEPT, USUAL
 from regraft.training.objective import Objective
@@ -48,19 +49,8 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     return found
 
 
-def tiny(weights: Path) -> list[object]:
-    return [
-        "--source",
-        "timm:test_resnet",
-        "--weights",
-        weights,
-        "--set",
-        "source.image_size=32",
-        "--set",
-        "run.threads=1",
-        "--set",
-        "run.cache=off",
-    ]
+def quick(weights: Path) -> list[object]:
+    return [*tiny_source(weights), "--set", "run.threads=1", "--set", "run.cache=off"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,7 @@ def test_what_a_batch_frees_is_kept_for_the_next(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = cli(command, pictures, *tiny(weights), *more)
+    code, _, err = cli(command, pictures, *quick(weights), *more)
     assert code == 0, err
     assert libc.kept and all(libc.kept)
     assert libc.now == USUAL and libc.given_back
@@ -93,7 +83,7 @@ def test_what_a_batch_frees_is_kept_for_the_next(
 def test_so_it_is_when_a_run_is_used(pictures: Path, weights: Path, cli: Any, libc: Libc, tmp_path: Path) -> None:
     run = tmp_path / "run"
     folds = ("--set", "data.folds=2")  # the last epoch stands, so that there is a frontier
-    assert cli("fit", pictures, *tiny(weights), *folds, "--epochs", 1, "--out", run)[0] == 0
+    assert cli("fit", pictures, *quick(weights), *folds, "--epochs", 1, "--out", run)[0] == 0
     picture = next(pictures.rglob("*.png"))
     for command, *more in (
         ("evaluate", run, pictures / "test"),

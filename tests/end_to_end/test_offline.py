@@ -129,6 +129,7 @@ def test_the_whole_job_calls_nobody(pictures, weights, bert, tmp_path):
     assert called == ""
 
 
+@pytest.mark.slow
 @pytest.mark.fault(85)
 def test_offline_asks_no_hub_and_says_the_remedy(pictures, tmp_path):
     done, called = commands(

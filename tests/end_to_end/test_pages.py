@@ -16,7 +16,7 @@ import pytest
 
 from listeners import on_loopback_alone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_processes")]
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ARGS = [
     "--no-sandbox",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from listeners import on_loopback_alone
 
-pytestmark = pytest.mark.slow  # each run imports torch in three processes
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_processes")]
 
 
 COMMAND = [
@@ -56,6 +56,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.fresh_process
 def test_two_processes_make_the_run_of_one(pictures, weights, tmp_path):
     fit(pictures, weights, tmp_path / "one")
     done = fit(pictures, weights, tmp_path / "two", "--nproc", "2")
@@ -217,7 +218,7 @@ def test_a_signal_to_launcher_or_rank_ends_all_and_is_named(pictures, weights, t
     for number, words in ((signal.SIGKILL, "SIGKILL; perhaps out of memory"), (signal.SIGSTOP, "SIGSTOP")):
         command = [*COMMAND[:4], "--resume", str(out), "--nproc", "2"]
         with training(command, out) as launched:
-            rank = next(p for p in psutil.Process(launched.pid).children() if p.environ()["RANK"] == "1")
+            _, rank = sorted(psutil.Process(launched.pid).children(), key=lambda p: p.pid)
             rank.send_signal(number)
             _, said = launched.communicate(timeout=60)
         assert launched.returncode == 128 + number

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import regraft
+from builders import read_result, tiny_source
 from regraft.io import locks
 from regraft.pipeline import feature_cache as reuse
 from regraft.training.checkpoints import CheckpointManager
@@ -25,19 +26,11 @@ QUICK = ("--epochs", 3, "--batch-size", 16, "--set", "run.threads=1", "--set", "
 MOVING = ("--set", "fit.start=random", "--head-lr", 0.03, "--set", "fit.lr=5e-4")
 
 
-def tiny(weights: Any) -> tuple[Any, ...]:
-    return ("--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32")
-
-
 def files(run: Path) -> dict[str, bytes]:
     """All that must be the same, whatever came between."""
     names = ("model/model.safetensors", "history.jsonl", "predictions.csv", "manifest.jsonl")
     found = {name: (run / name).read_bytes() for name in names}
     return found | {p.name: p.read_bytes() for p in run.glob("frontier/*")}
-
-
-def result(run: Path) -> Any:
-    return json.loads((run / "result.json").read_text())
 
 
 @pytest.fixture
@@ -64,7 +57,7 @@ def resumed(cli, stop, tmp_path):
         for point in points:
             code, _, err = stop(point, *command)
             assert code == 143 and "which is saved; go on with: regraft fit --resume" in err, err
-            assert result(out)["status"] == "interrupted"
+            assert read_result(out)["status"] == "interrupted"
             command = ("fit", "--resume", out, *resume)
         code, _, err = cli(*command)
         assert code == 0, err
@@ -80,7 +73,7 @@ def is_the_same(out: Path, alone: Path) -> None:
     assert one.keys() == other.keys()
     for name, content in one.items():
         assert content == other[name], name
-    a, b = result(out), result(alone)
+    a, b = read_result(out), read_result(alone)
     for r in (a, b):  # the second run opens the same source rows once more
         (r["retention"] or {}).pop("opened", None)
     for key in ("test", "val", "seeds", "frontier", "retention", "cross_validation", "scratch"):
@@ -94,12 +87,12 @@ def is_the_same(out: Path, alone: Path) -> None:
 
 @pytest.mark.fault(11)
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_mid_epoch_and_again(resumed, pictures, weights, workers):
     how = ("--set", "fit.average=0.9", "--set", "fit.accumulate=2", "--set", "fit.sharpness=0.05", "--workers", workers)
-    out, alone = resumed(["step 1", "step 3", "step 5"], pictures, *tiny(weights), *QUICK, *MOVING, *how)
+    out, alone = resumed(["step 1", "step 3", "step 5"], pictures, *tiny_source(weights), *QUICK, *MOVING, *how)
     is_the_same(out, alone)
-    assert len(result(out)["resumed"]) == 3
+    assert len(read_result(out)["resumed"]) == 3
 
 
 @pytest.mark.fault(13)
@@ -108,7 +101,7 @@ def test_mid_epoch_and_again(resumed, pictures, weights, workers):
 def test_frozen_blocks_and_cached_features(resumed, pictures, weights, freezing, given, monkeypatch):
     monkeypatch.setattr(reuse, "no_gain", lambda *given: "")
     how = ("--freezing", freezing, *given)
-    out, alone = resumed(["step 2", "step 4"], pictures, *tiny(weights), *QUICK, *MOVING, *how)
+    out, alone = resumed(["step 2", "step 4"], pictures, *tiny_source(weights), *QUICK, *MOVING, *how)
     is_the_same(out, alone)
 
 
@@ -123,13 +116,14 @@ def test_what_was_computed_live_stays_live(resumed, pictures, weights, monkeypat
 
     monkeypatch.setattr(reuse, "no_gain", at_first)
     how = ("--freezing", "last_blocks", "--set", "fit.views=3")
-    out, _ = resumed(["step 2"], pictures, *tiny(weights), *QUICK, *MOVING, *how)
+    out, _ = resumed(["step 2"], pictures, *tiny_source(weights), *QUICK, *MOVING, *how)
     log = (out / "log.txt").read_text()
     assert log.count("since the first asked") == 4
     after = log[log.index("is resumed") :]
     assert "below" not in after  # nothing was decided anew
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_finished_seeds_and_scratch_rates_are_not_trained_again(resumed, pictures, weights):
     how = (
@@ -148,29 +142,31 @@ def test_finished_seeds_and_scratch_rates_are_not_trained_again(resumed, picture
         "scratch 0.009 step 3",  # beyond the two, the best of which is the outermost
         "scratch 0.027, seed 1 step 2",
     ]
-    out, alone = resumed(points, pictures, *tiny(weights), *QUICK, *how)
+    out, alone = resumed(points, pictures, *tiny_source(weights), *QUICK, *how)
     is_the_same(out, alone)
-    lines = result(out)["resumed"]
+    lines = read_result(out)["resumed"]
     assert lines[1]["done"] == ["probe", "seed 0"]
     rates = ["scratch 0.001", "scratch 0.003", "scratch 0.009", "scratch 0.027"]
     assert lines[3]["done"] == ["probe", "seed 0", "seed 1", *rates]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_folds(resumed, make_pictures, weights, tmp_path):
     data = make_pictures(tmp_path / "noisy", noise=150)
     how = ("--set", "data.folds=3", "--lr", 5e-4, "--head-lr", 5e-4)
     points = ["fold 0 step 3", "fold 2 step 2", "seed 0 step 2"]
-    out, alone = resumed(points, data, *tiny(weights), *QUICK, *how)
+    out, alone = resumed(points, data, *tiny_source(weights), *QUICK, *how)
     is_the_same(out, alone)
-    assert "fold 1" in result(out)["resumed"][1]["done"]
+    assert "fold 1" in read_result(out)["resumed"][1]["done"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13)
 def test_penalties_with_a_run_as_the_source(resumed, cli, pictures, make_pictures, weights, tmp_path):
     hard = make_pictures(tmp_path / "hard", noise=200)
     source = tmp_path / "source"
-    assert cli("fit", hard, *tiny(weights), *QUICK, "--out", source)[0] == 0
+    assert cli("fit", hard, *tiny_source(weights), *QUICK, "--out", source)[0] == 0
     how = (
         "--set",
         "regularizers.replay.strength=1.0",
@@ -227,7 +223,7 @@ def test_resume_from_python(pictures, weights, tmp_path, monkeypatch):
 def left(stop, pictures, weights, tmp_path) -> tuple[Path, tuple[object, ...]]:
     """A run that was stopped in its second epoch, and what it was begun with."""
     data = shutil.copytree(pictures, tmp_path / "data")
-    args = (data, *tiny(weights), *QUICK)
+    args = (data, *tiny_source(weights), *QUICK)
     assert stop("step 4", "fit", *args, "--out", tmp_path / "run")[0] == 143
     return tmp_path / "run", args
 
@@ -242,7 +238,7 @@ def test_a_changed_plan_is_refused_or_accepted_on_record(left, cli):
     assert "fit.batch_size" not in err
     code, _, err = cli(*changed, "--accept-changes")
     assert code == 0, err
-    r = result(run)
+    r = read_result(run)
     assert r["resumed"][0]["changes"] == ["fit.epochs: 3 → 5", "fit.lr: 3e-05 → 1e-05"]
     assert r["fit"]["epochs"] == 5
     assert "epochs = 5" in (run / "plan.toml").read_text()
@@ -254,7 +250,7 @@ def test_what_changes_no_bit_may_differ(left, cli, tmp_path):
     more = ("--workers", 2, "--set", "run.checkpoint_every=3 min", "--set", "run.cache=off")
     code, _, err = cli("fit", *args, *more, "--out", run, "--resume")
     assert code == 0, err
-    assert result(run)["resumed"][0]["changes"] == []
+    assert read_result(run)["resumed"][0]["changes"] == []
 
 
 @pytest.mark.fault(15)
@@ -268,10 +264,10 @@ def test_changed_data_are_refused_and_named(left, cli):
     assert code == 3
     assert "1 row edited (train/navy/001.png: content)" in err, err
     assert "1 row added (train/navy/new.png)" in err and "1 row removed (train/navy/000.png)" in err
-    assert result(run)["status"] == "interrupted"
+    assert read_result(run)["status"] == "interrupted"
     code, _, err = cli("fit", "--resume", run, "--accept-changes")
     assert code == 0, err
-    assert "data: 1 row edited" in result(run)["resumed"][0]["changes"][0]
+    assert "data: 1 row edited" in read_result(run)["resumed"][0]["changes"][0]
 
 
 @pytest.mark.fault(15)
@@ -307,7 +303,7 @@ def test_changed_weights_of_the_source_are_refused(left, cli, tmp_path, weights)
     save_file(state, mine)
     code, _, err = cli("fit", "--resume", run, "--weights", mine, "--accept-changes")
     assert code == 0, err
-    assert any("weights of" in c for c in result(run)["resumed"][0]["changes"])
+    assert any("weights of" in c for c in read_result(run)["resumed"][0]["changes"])
 
 
 @pytest.mark.fault(17)
@@ -394,14 +390,14 @@ def signalled(monkeypatch):
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(cli, signalled, pictures, weights, tmp_path, sent, code):
-    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--set", "run.checkpoint_every=500")
+    args = ("fit", pictures, *tiny_source(weights), *QUICK, *MOVING, "--set", "run.checkpoint_every=500")
     signalled(sent)
     got, _, err = cli(*args, "--out", tmp_path / "run")
     assert got == code
     assert "stopped at step 5 of seed 0, which is saved" in err and "Traceback" not in err
     assert (tmp_path / "run" / "checkpoints" / "step-00000005").is_dir()
     assert not (tmp_path / "run" / "lock").exists()
-    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert read_result(tmp_path / "run")["status"] == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert cli("fit", "--resume", tmp_path / "run")[0] == 0
     assert cli(*args, "--out", tmp_path / "alone")[0] == 0
@@ -410,7 +406,7 @@ def test_a_signal_finishes_the_step_and_saves(cli, signalled, pictures, weights,
 
 @pytest.mark.fault(13)
 def test_an_epoch_whose_end_was_not_saved_is_trained_again(cli, pictures, weights, tmp_path, monkeypatch):
-    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--set", "fit.average=0.9")
+    args = ("fit", pictures, *tiny_source(weights), *QUICK, *MOVING, "--set", "fit.average=0.9")
     out, step = tmp_path / "run", Objective.step
 
     def dies(self, batches, params, optimizer, epoch, number):
@@ -431,7 +427,7 @@ def test_an_epoch_whose_end_was_not_saved_is_trained_again(cli, pictures, weight
 
 @pytest.mark.fault(10)
 def test_a_signal_in_an_epochs_first_step_stops_at_once(cli, signalled, pictures, weights, tmp_path):
-    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING)
+    args = ("fit", pictures, *tiny_source(weights), *QUICK, *MOVING)
     signalled(signal.SIGTERM, at=3)
     got, _, err = cli(*args, "--out", tmp_path / "run")
     assert got == 143 and "Traceback" not in err
@@ -444,7 +440,7 @@ def test_a_signal_in_an_epochs_first_step_stops_at_once(cli, signalled, pictures
 
 @pytest.mark.fault(10)
 def test_a_second_signal_stops_at_once_and_nothing_is_corrupt(cli, signalled, pictures, weights, tmp_path):
-    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING)
+    args = ("fit", pictures, *tiny_source(weights), *QUICK, *MOVING)
     signalled(signal.SIGINT, signal.SIGINT)
     got, _, err = cli(*args, "--out", tmp_path / "run")
     assert got == 130 and "Traceback" not in err
@@ -459,11 +455,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.fault(24)
 def test_a_terminated_process_leaves_no_worker_behind(cli, pictures, weights, tmp_path):
     out = tmp_path / "run"
-    args = [pictures, *tiny(weights), *QUICK, *MOVING, "--epochs", 200, "--workers", 2]
+    args = [pictures, *tiny_source(weights), *QUICK, *MOVING, "--epochs", 200, "--workers", 2]
     command = [sys.executable, "-m", "regraft", "fit", *map(str, args), "--out", str(out), "-q"]
     child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     while not list(out.glob("checkpoints/step-*")) and child.poll() is None:
@@ -505,7 +502,7 @@ def test_a_full_disk_ends_with_6_and_what_was_saved_is_good(cli, pictures, weigh
         real(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_tensors", full)
-    args = ("fit", pictures, *tiny(weights), *QUICK, *MOVING)
+    args = ("fit", pictures, *tiny_source(weights), *QUICK, *MOVING)
     code, _, err = cli(*args, "--out", tmp_path / "run")
     assert code == 6 and "bytes" in err and "Traceback" not in err
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -525,7 +522,7 @@ def test_a_full_disk_for_log_and_history_warns_once(cli, pictures, weights, tmp_
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    code, _, err = cli("fit", pictures, *tiny(weights), *QUICK, "--out", tmp_path / "run")
+    code, _, err = cli("fit", pictures, *tiny_source(weights), *QUICK, "--out", tmp_path / "run")
     assert code == 0, err
     for name in ("history.jsonl", "log.txt"):
         assert err.count(f"{name} cannot be written (No space left on device)") == 1
@@ -571,18 +568,19 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(cli, pictures, weigh
         return step(self, *args)
 
     monkeypatch.setattr(Objective, "step", broken)
-    code, _, err = cli("fit", pictures, *tiny(weights), *QUICK, *MOVING, "--out", tmp_path / "run")
+    code, _, err = cli("fit", pictures, *tiny_source(weights), *QUICK, *MOVING, "--out", tmp_path / "run")
     assert code == 5
     assert "the last good checkpoint is" in err and "step-00000004" in err
 
 
+@pytest.mark.usefixtures("fast_processes")
 def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(cli, pictures, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", None)
-    code, out, err = cli("verify-resume", pictures, *tiny(weights), *QUICK, *MOVING, "--steps", 3)
+    code, out, err = cli("verify-resume", pictures, *tiny_source(weights), *QUICK, *MOVING, "--steps", 3)
     assert code == 0, err
     assert "resume is exact here: killed with signal 9 in step 3, resumed, compared after step 6" in out
     assert not list((tmp_path / "t").glob("regraft-verify-*"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders import tiny_source
 from regraft.data import store as feature_cache
 from regraft.data.store import FeatureCache, place_of
 from regraft.pipeline import feature_cache as reuse
@@ -17,10 +18,6 @@ from regraft.pipeline import job
 
 AS_IT_STANDS = ("--set", "augment.random_resized_crop=false", "--set", "augment.flip=false")
 VIEWS = ("--set", "fit.views=3")
-
-
-def tiny(weights: Any) -> tuple[Any, ...]:
-    return ("--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32")
 
 
 @pytest.fixture
@@ -45,11 +42,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("given", [AS_IT_STANDS, VIEWS], ids=["plain", "views"])
-@pytest.mark.parametrize("freezing", ["head_only", "last_blocks", "gradual"])
+@pytest.mark.parametrize("freezing", ["head_only", "last_blocks", pytest.param("gradual", marks=pytest.mark.slow)])
 def test_pictures(fit, pictures, weights, freezing, given, monkeypatch):
     """As many views as epochs are what live training sees, and gain nothing: so leave is given."""
     monkeypatch.setattr(reuse, "no_gain", lambda *given: "")
-    how = (*tiny(weights), "--set", f"freezing.name={freezing}", "--seeds", 2, *given)
+    how = (*tiny_source(weights), "--set", f"freezing.name={freezing}", "--seeds", 2, *given)
     live, said = fit(pictures, *how, "--set", "run.cache=off")
     assert "cache" not in said
     first, said = fit(pictures, *how)
@@ -83,7 +80,7 @@ def test_texts(fit, bert, tmp_path):
 
 
 def test_what_is_random_or_looked_at_is_computed_live(fit, pictures, weights):
-    how = (*tiny(weights), "--set", "freezing.name=last_blocks")
+    how = (*tiny_source(weights), "--set", "freezing.name=last_blocks")
     _, said = fit(pictures, *how, "--seeds", 2)
     assert said.count("computed at every step: each epoch augments anew") == 1
     _, said = fit(pictures, *how, *AS_IT_STANDS, "--set", "regularizers.lwf.strength=1")
@@ -93,7 +90,7 @@ def test_what_is_random_or_looked_at_is_computed_live(fit, pictures, weights):
 
 
 def test_an_entry_that_is_not_what_live_gives_is_not_used(fit, pictures, weights, monkeypatch):
-    how = (*tiny(weights), "--set", "freezing.name=last_blocks", *AS_IT_STANDS, "--seeds", 2)
+    how = (*tiny_source(weights), "--set", "freezing.name=last_blocks", *AS_IT_STANDS, "--seeds", 2)
     live, _ = fit(pictures, *how, "--set", "run.cache=off")
     fit(pictures, *how)
     right = feature_cache.Entry.batch
@@ -109,26 +106,26 @@ def test_an_entry_that_is_not_what_live_gives_is_not_used(fit, pictures, weights
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(fit, pictures, weights, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    live, _ = fit(pictures, *tiny(weights), "--set", "run.cache=off")
-    found, said = fit(pictures, *tiny(weights), "--set", f"run.cache={tmp_path / 'file' / 'x'}")
+    live, _ = fit(pictures, *tiny_source(weights), "--set", "run.cache=off")
+    found, said = fit(pictures, *tiny_source(weights), "--set", f"run.cache={tmp_path / 'file' / 'x'}")
     assert "computed live, the feature cache cannot hold it" in said
     assert all(torch.equal(found[n], live[n]) for n in live)
 
 
 def test_as_many_views_as_epochs_are_not_worth_it(fit, pictures, weights):
-    how = (*tiny(weights), "--set", "freezing.name=last_blocks")
+    how = (*tiny_source(weights), "--set", "freezing.name=last_blocks")
     _, said = fit(pictures, *how, *VIEWS)
     assert "computed live, since to keep it takes 3 passes and saves 3" in said
 
 
 def test_a_limit_that_is_too_small(fit, pictures, weights):
-    _, said = fit(pictures, *tiny(weights), "--set", "run.cache_gb=1e-6")
+    _, said = fit(pictures, *tiny_source(weights), "--set", "run.cache_gb=1e-6")
     assert "are more than the 0 there are" in said
     assert not FeatureCache(place_of("shared"), 0).entries()
 
 
 def test_the_command(fit, cli, pictures, weights):
-    fit(pictures, *tiny(weights))
+    fit(pictures, *tiny_source(weights))
     assert "2 entries" in cli("cache")[1]
     assert "2 entries removed" in cli("cache", "--clear")[1]
     assert "0 entries, 0.0 MB" in cli("cache")[1]
@@ -144,6 +141,6 @@ def test_a_backbone_that_stays_is_run_once_over_each_split(fit, pictures, weight
         return plain(module, batches, *rest)
 
     monkeypatch.setattr(job, "outputs", counting)
-    how = (*tiny(weights), "--set", "freezing.name=head_only", "--set", "run.cache=off")
+    how = (*tiny_source(weights), "--set", "freezing.name=head_only", "--set", "run.cache=off")
     fit(pictures, *how, *AS_IT_STANDS)
     assert sorted(seen) == [12, 24, 48]  # val, test, train

@@ -12,16 +12,13 @@ import torch
 from torch import nn
 
 import regraft
+from builders import read_floats
 from regraft.data.types import CallableSpec
 from regraft.errors import DivergedError
 from regraft.model.types import Source
 from regraft.pipeline.arms import ArmFitter
 
 CLASSES, SIDE = 3, 8
-
-
-def numbers(inputs):
-    return torch.tensor([float(v) for v in inputs[0].split()])
 
 
 class Net(nn.Module):
@@ -50,7 +47,11 @@ def fit(tmp_path):
         write("test", 90)
         torch.manual_seed(0)
         source = Source.from_module(
-            Net(), head="head", preprocess=CallableSpec(numbers, kind="text"), example=torch.zeros(2, SIDE), name="net"
+            Net(),
+            head="head",
+            preprocess=CallableSpec(read_floats, kind="text"),
+            example=torch.zeros(2, SIDE),
+            name="net",
         )
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         given = {
@@ -89,16 +90,14 @@ def test_settings_for_kept_weights_do_not_hold_scratch_back(fit, much):
     assert result["scratch"]["chosen"] == "rate 0.03 alone, chosen by val"
 
 
-@pytest.mark.parametrize("rows", [40, 120])  # by folds, and on val
+@pytest.mark.parametrize("rows", [pytest.param(40, marks=pytest.mark.slow), 120])  # by folds, and on val
 def test_a_rate_that_diverges_is_out_and_all_of_them_end_the_run(fit, rows):
     one = fit(rows, evaluate__scratch_rates=[1.0])
     for rates in ([1e30, 1.0], [1e-30, 1.0]):  # itself, and the one beyond
         some = fit(rows, evaluate__scratch_rates=rates)
         assert scratch(some) == scratch(one)
         assert "scratch 1e+28 is out: the " in (some / "log.txt").read_text()
-    with pytest.raises(
-        DivergedError, match=r"every rate diverged \(1e\+26, 1e\+27, 1e\+28\): lower evaluate.scratch_rates"
-    ):
+    with pytest.raises(DivergedError, match=r"\(1e\+26, 1e\+27, 1e\+28\).*evaluate\.scratch_rates"):
         fit(rows, evaluate__scratch_rates=[1e29, 1e30])
 
 
@@ -111,11 +110,7 @@ def test_a_rate_that_diverges_with_a_later_seed_is_named(fit, monkeypatch):
         return once(self, *args, label=label, **more)
 
     monkeypatch.setattr(ArmFitter, "fit", diverges)
-    with pytest.raises(
-        DivergedError,
-        match=r"scratch, rate 0.03, chosen by val, diverged with seed 1: give evaluate.scratch_rates one "
-        r"lower rate, or leave out the scratch control \(the loss is not finite at step 7",
-    ):
+    with pytest.raises(DivergedError, match=r"rate 0\.03.* seed 1.*evaluate\.scratch_rates .*not finite at step 7"):
         fit(120, run__seeds=2)
 
 

@@ -110,6 +110,7 @@ def test_what_can_not_be_served_is_said(cli, tmp_path, run):
 
 @pytest.mark.slow
 @pytest.mark.fault(90)
+@pytest.mark.usefixtures("fast_processes")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_stopped(run, stop):
     wide = stop == signal.SIGINT  # on all interfaces where that is asked for, else on loopback alone

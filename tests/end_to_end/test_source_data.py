@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import regraft
+from builders import read_result
 from regraft.errors import DataError, PlanError, SourceError, UsageError
 
 from .conftest import Cli
@@ -47,11 +48,6 @@ SETTINGS = {
 }
 
 
-def result(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return found
-
-
 def manifest(run: Path, split: str) -> int:
     lines = (run / "manifest.jsonl").read_text().splitlines()
     return sum(json.loads(line)["split"] == split for line in lines)
@@ -65,7 +61,7 @@ def target(source: Path, pictures: Path) -> Path:
 
 
 def test_a_run_as_the_source_is_measured_on_its_own_test_rows(source: Path, target: Path) -> None:
-    kept, own = result(target)["retention"], result(source)["test"]["accuracy"]
+    kept, own = read_result(target)["retention"], read_result(source)["test"]["accuracy"]
     assert kept["kind"] == "source data"
     assert kept["before"]["value"] == pytest.approx(own["value"])  # the same rows, the same head
     assert kept["before"]["n"] == manifest(source, "test") == 120
@@ -75,7 +71,7 @@ def test_a_run_as_the_source_is_measured_on_its_own_test_rows(source: Path, targ
 
 
 def test_the_floor_holds_on_the_rows_it_was_chosen_on(target: Path) -> None:
-    front = result(target)["frontier"]
+    front = read_result(target)["frontier"]
     points = {p["alpha"]: p for p in front["points"]}
     assert front["retain"] == 0.5 and len(points) == 11
     assert points[0.0]["source"]["ratio"] == 1
@@ -104,7 +100,7 @@ def test_missing_source_data_leave_a_proxy_and_a_note(
         run = tmp_path / "run"
         regraft.fit(pictures, source=str(source), out=run, settings=SETTINGS, say=said.append)
         assert any("forgetting is seen by a proxy alone" in line for line in said)
-        assert result(run)["retention"]["kind"] == "agreement on target inputs"
+        assert read_result(run)["retention"]["kind"] == "agreement on target inputs"
         with pytest.raises(PlanError, match=r'"replay" needs labelled source data \(.* does not exi'):
             regraft.fit(
                 pictures,
@@ -155,7 +151,7 @@ def test_penalties_draw_from_a_folder_that_is_named(
         "--quiet",
     )
     assert code == 0, err
-    kept = result(run)["retention"]
+    kept = read_result(run)["retention"]
     assert kept["before"]["n"] < 60  # a quarter of 120
     terms = [json.loads(line)["terms"] for line in (run / "history.jsonl").read_text().splitlines()]
     assert terms[1]["ewc"] >= 0 and terms[1]["replay"] > 0
@@ -170,12 +166,12 @@ def refused(source: Path, pictures: Path, tmp_path: Path, **settings: Any) -> No
 
 
 def test_a_floor_that_cannot_be_kept_is_refused_before_training(source: Path, pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"no point keeps 1 of the source for sure; the best is 0\.\d"):
+    with pytest.raises(PlanError, match=r"keeps 1 .* 0\.\d"):
         refused(source, pictures, tmp_path, **{"fit.retain": 1.0})
     assert not (tmp_path / "no" / "history.jsonl").exists()
     with pytest.raises(PlanError, match=r'fit\.retain chooses α: set fit\.alpha to "chosen"'):
         refused(source, pictures, tmp_path / "b", **{"fit.retain": 0.5, "fit.alpha": 0.5})
-    with pytest.raises(PlanError, match=r"fit\.retain is measured on source data: add --source-data"):
+    with pytest.raises(PlanError, match=r"fit\.retain .*--source-data"):
         settings = {"fit.retain": 0.5, "source_data.path": "none"}
         refused(source, pictures, tmp_path / "c", **settings)
 
@@ -192,7 +188,7 @@ def test_labels_of_another_task_are_refused(source: Path, pictures: Path, tmp_pa
 
 def test_another_floor_is_another_point_without_training(target: Path, cli: Cli) -> None:
     code, out, _ = cli("frontier", target)
-    points = result(target)["frontier"]["points"]
+    points = read_result(target)["frontier"]["points"]
     assert code == 0 and len(out.splitlines()) == 13
     free = max(points, key=lambda p: (p["figures"]["accuracy"], -p["figures"]["loss"]))
     assert f"α = {free['alpha']:g} is best by val" in out
@@ -205,7 +201,7 @@ def test_another_floor_is_another_point_without_training(target: Path, cli: Cli)
 
 
 def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cli: Cli) -> None:
-    points = result(target)["frontier"]["points"]
+    points = read_result(target)["frontier"]["points"]
     floor = round(points[2]["source"]["low"] - 0.001, 3)
     new, again = target.parent / "chosen", target.parent / "again"
     code, out, err = cli("frontier", target, "--retain", floor, "--out", new)
@@ -214,7 +210,7 @@ def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cl
     assert cli("fit", new / "plan.toml", "--out", again, "--quiet")[0] == 0
     files = [r / "model" / "model.safetensors" for r in (new, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    a, b = result(new), result(again)
+    a, b = read_result(new), read_result(again)
     assert a["test"] == b["test"] and a["retention"] == {**b["retention"], "opened": a["retention"]["opened"]}
     assert a["frontier"]["alpha"] == b["frontier"]["alpha"]
 
@@ -234,7 +230,7 @@ def test_over_folds_the_points_say_what_the_source_keeps_too(
     run, new, again = (tmp_path / name for name in ("run", "new", "again"))
     noisy = make_pictures(tmp_path / "noisy", noise=150)
     regraft.fit(noisy, source=str(source), out=run, settings=FOLDED)
-    front = result(run)["frontier"]
+    front = read_result(run)["frontier"]
     points = front["points"]
     assert front["chosen_by"] == "cross-validation" and len(points) == 11
     assert points[0]["source"]["ratio"] == 1  # the start's backbone is the source's
@@ -245,7 +241,7 @@ def test_over_folds_the_points_say_what_the_source_keeps_too(
     assert best["source"]["low"] < floor
     code, _, err = cli("frontier", run, "--retain", floor, "--out", new)
     assert code == 0, err
-    chosen = points[round(10 * result(new)["frontier"]["alpha"])]
+    chosen = points[round(10 * read_result(new)["frontier"]["alpha"])]
     assert chosen["source"]["low"] >= floor
     assert cli("fit", new / "plan.toml", "--out", again, "--quiet")[0] == 0
     one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (new, again))
@@ -258,7 +254,7 @@ def test_over_folds_a_point_is_written_without_source_data_too(
     run, new = tmp_path / "run", tmp_path / "new"
     none = {"source_data.path": "none"}
     regraft.fit(pictures, source=str(source), out=run, settings=FOLDED | none)
-    assert all(p["source"] is None for p in result(run)["frontier"]["points"])
+    assert all(p["source"] is None for p in read_result(run)["frontier"]["points"])
     code, _, err = cli("frontier", run, "--out", new)
     assert code == 0, err
     one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (run, new))
@@ -288,7 +284,7 @@ def test_the_source_is_watched_after_every_epoch_when_asked(source: Path, pictur
     lines = [json.loads(x) for x in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [set(x["source"]) for x in lines] == [{"accuracy", "kept"}] * 3
     assert lines[0]["source"]["kept"] == 1  # nothing has moved yet
-    r = result(tmp_path / "run")
+    r = read_result(tmp_path / "run")
     if r["frontier"] is not None:  # its end is the best epoch, on the same select rows
         end = r["frontier"]["points"][-1]["source"]
         best = lines[r["fit"]["best_epoch"]]["source"]
@@ -313,7 +309,7 @@ def test_a_frontier_of_another_seed_or_source_is_refused(target: Path, tmp_path:
     run = tmp_path / "run"
     shutil.copytree(target, run)
     found = rechoose(run, None)
-    record = result(run)
+    record = read_result(run)
     assert record["frontier"]["seed"] == 0
     changed = {**record, "source": {**record["source"], "digest": "0" * 64}}
     (run / "result.json").write_text(json.dumps(changed))

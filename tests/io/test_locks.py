@@ -92,7 +92,7 @@ def test_a_pid_that_another_process_has_by_now_holds_nothing(tmp_path):
 def test_a_holder_of_which_nothing_is_proven_holds(tmp_path, apart):
     """The pid is unused here, which says nothing of another machine, container or boot."""
     write(tmp_path / "lock", pid=2**22 + 1, **apart)
-    with pytest.raises(UsageError, match=r"process 4194305 on .*if that run is gone, remove .*lock"):
+    with pytest.raises(UsageError, match=r"process 4194305 .*remove .*lock"):
         take(tmp_path / "lock")
 
 

@@ -153,9 +153,7 @@ def test_of_two_networks_in_a_file_the_key_says_which(tmp_path: Path) -> None:
     state, other = net().state_dict(), {k: v + 1 for k, v in net().state_dict().items()}
     file = tmp_path / "w.pt"
     torch.save({"state_dict": state, "state_dict_ema": other, "epoch": 1}, file)
-    with pytest.raises(
-        SourceError, match=r"2 of its dictionaries fit: state_dict .*state_dict_ema .*source\.weights_key=state_dict"
-    ):
+    with pytest.raises(SourceError, match=r"2 of .*state_dict .*state_dict_ema .*source\.weights_key=state_dict"):
         read(file)
     assert torch.equal(read(file, key="state_dict_ema")["0.bias"], other["0.bias"])
     with pytest.raises(SourceError, match=r'weights_key "ema" is no dictionary .*state_dict_ema'):

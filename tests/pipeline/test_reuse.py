@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from builders import make_batches
-from regraft.data.preprocessing import build
+from builders import FLOATS, make_batches
 from regraft.data.store import write_index
-from regraft.data.types import CallableSpec
 from regraft.io.hashing import file_digest
 from regraft.io.log import lines_to
 from regraft.pipeline import feature_cache as reuse
@@ -41,11 +39,8 @@ def store_in(root):
 
 @pytest.fixture
 def batches(number_rows):
-    def floats(inputs):
-        return torch.tensor([float(v) for v in inputs[0].split()])
-
     rows, targets = number_rows(23)
-    return make_batches(rows, targets, build(CallableSpec(floats)), 4)
+    return make_batches(rows, targets, FLOATS, 4)
 
 
 def entries(root, batches, store=None):

@@ -159,10 +159,10 @@ def test_tensors_of_another_image_size_are_those_that_timm_makes(name: str, tmp_
 
 def test_a_size_that_an_architecture_does_not_take_is_refused(tmp_path: Path) -> None:
     _, file = weights("efficientformerv2_s0", tmp_path)
-    with pytest.raises(SourceError, match=r"5 shapes differ: .*attention_biases .*leave out source\.image_size 96"):
+    with pytest.raises(SourceError, match=r"5 shapes .*attention_biases .*source\.image_size 96"):
         load_source("timm:efficientformerv2_s0", SourceOptions(weights=file, image_size=96))
     _, file = weights("test_vit", tmp_path)
-    with pytest.raises(SourceError, match=r"cannot resample .*another source\.image_size than 7"):
+    with pytest.raises(SourceError, match=r"source\.image_size .*7"):
         load_source("timm:test_vit", SourceOptions(weights=file, image_size=7))
 
 

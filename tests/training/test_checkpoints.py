@@ -292,6 +292,7 @@ for step in range(1, 5):
 @pytest.mark.parametrize(
     ("point", "step"), [("renamed step-00000003", 3), ("written step-00000003", 2), ("renamed step-00000001", 1)]
 )
+@pytest.mark.usefixtures("fast_processes")
 def test_a_kill_in_the_middle_of_a_save_leaves_a_good_one(tmp_path, point, step):
     env = os.environ | {"REGRAFT_FAILPOINT": f"kill {point}"}
     done = subprocess.run([sys.executable, "-c", CHILD, tmp_path], env=env, capture_output=True)
@@ -340,7 +341,7 @@ def test_where_a_folder_cannot_be_renamed_the_one_before_stays(tmp_path, monkeyp
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(DiskError, match=r"step-00000003 cannot be written: Invalid cross-device"):
+    with pytest.raises(DiskError, match=r"step-00000003 .*Invalid cross-device"):
         k.save("seed 0", at(3), lambda: TENSORS)
     monkeypatch.undo()
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
