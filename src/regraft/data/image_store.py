@@ -139,8 +139,7 @@ def entry(
     threads: int,
     note: Callable[[str], None],
 ) -> DecodedImages | None:
-    """The entry of these pictures, from the cache or put there by the first process; None where that is
-    not worth it."""
+    """Return the entry of these pictures, from the cache or written by rank 0; None where caching does not pay."""
     key, what = key_of(preprocessor, whole, list(named)), f"decoded pictures of {split}"
     kept, failed = opened(cache, key)
     there = not distributed.any_rank(kept is None)
