@@ -160,9 +160,9 @@ def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
     lines = [f"{file_digest(place / n)}  {n}\n" for n in names]
     (place / checkpoints.MANIFEST).write_text("".join(lines))
     keeper = CheckpointManager(tmp_path)
-    keeper.look()
+    keeper.scan()
     with pytest.raises(UsageError, match="step-00000001 does not read"):
-        keeper.since("a")
+        keeper.latest("a")
 
 
 def test_a_lock_that_names_no_process_holds_nothing(tmp_path):
