@@ -6,8 +6,46 @@ import pytest
 
 import house_figures
 
-ROOMS_DONE: tuple[str, ...] = ()
-ROOMS_DONE: tuple[str, ...] = ()
+ROOMS_DONE = (
+    "__init__.py",
+    "__main__.py",
+    "checks/",
+    "cli/",
+    "compute/",
+    "data/",
+    "errors.py",
+    "evidence/",
+    "exports/",
+    "formats/",
+    "freezing/",
+    "io/",
+    "metrics/",
+    "model/",
+    "plugins.py",
+    "publish/",
+    "regularizers/",
+    "serving/",
+    "sources/",
+    "tasks/",
+    "trackers/",
+    "training/",
+)
+ROOMS_DONE = (
+    "__init__.py",
+    "__main__.py",
+    "checks/",
+    "errors.py",
+    "exports/",
+    "formats/",
+    "freezing/",
+    "io/",
+    "metrics/",
+    "plugins.py",
+    "regularizers/",
+    "sources/",
+    "tasks/",
+    "trackers/",
+)
 SHARE = 0.95  # of a room's docstrings that open as the rule says
 
 IMPERATIVE = (

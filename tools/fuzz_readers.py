@@ -407,10 +407,9 @@ def read_a_model(folder: Path) -> None:
 
 
 def read_checkpoints(folder: Path) -> None:
-    said: list[str] = []
-    keeper = checkpoints.CheckpointManager(folder / "run" / "checkpoints", say=said.append)
-    keeper.look()
-    keeper.since("seed 0")
+    keeper = checkpoints.CheckpointManager(folder / "run" / "checkpoints")
+    keeper.scan()
+    keeper.latest("seed 0")
     keeper.done("probe")
 
 

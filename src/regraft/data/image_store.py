@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -56,8 +56,6 @@ MIN_SAVED_S = 0.5  # seconds that an entry must save
 CHUNK_IMAGES = 64  # decoded before they are written
 
 RNG = random.SystemRandom()  # picks the images to check, so that no seed of a run is used
-
-PICTURES = "pictures"  # (PICTURES, split, whole) in Prepared.kept → Kept, or None
 
 
 def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
@@ -109,11 +107,12 @@ def keep(
     examples: Sequence[Example],
     cache: FeatureCache | None,
     passes: int,
-    settled: dict[Hashable, Any],
-    say: Callable[[str], None],
+    settled: dict[tuple[str, bool], DecodedImages | None],
+    note: Callable[[str], None],
 ) -> None:
     """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
-    put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
+    put there now where that pays over so many ``passes``; else say why not. ``settled``
+    remembers, by split and whether images are whole."""
     reader = batches.reader
     rows = list(map(content_of, ids_of(examples)))
     if (
@@ -123,10 +122,10 @@ def keep(
     ):
         return
     whole = whole_for(reader.augment)
-    key = (PICTURES, split, whole)
+    key = (split, whole)
     if key not in settled:
         named, threads = ByName(rows, examples), max(1, reader.workers)
-        settled[key] = entry(cache, reader.preprocessor, whole, named, split, passes, threads, say)
+        settled[key] = entry(cache, reader.preprocessor, whole, named, split, passes, threads, note)
     batches.reader = reader.with_images(settled[key])
 
 
@@ -138,7 +137,7 @@ def entry(
     split: str,
     passes: int,
     threads: int,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> DecodedImages | None:
     """The entry of these pictures, from the cache or put there by the first process; None where that is
     not worth it."""
@@ -152,12 +151,12 @@ def entry(
     seconds = (time.perf_counter() - began) * len(named) / len(some)
     size = sum(x.numel() for x in decoded) * len(named) // len(some)
     if failed := next(filter(None, distributed.gather_objects([failed])), ""):
-        say(f"{what}: not kept, the cache cannot be used: {failed}")
+        note(f"{what}: not kept, the cache cannot be used: {failed}")
         return None
     why = distributed.broadcast(no_gain(cache, seconds / threads, size, passes, threads, there))
     if why:
         if passes * seconds / threads >= MIN_SAVED_S:  # else nothing was at stake
-            say(f"{what}: not kept, {why}")
+            note(f"{what}: not kept, {why}")
         return None
     if not there and distributed.rank() == 0:
         try:
@@ -171,9 +170,9 @@ def entry(
     if kept is not None and not all(shows(kept, e, picture) for e, picture in zip(some, decoded, strict=True)):
         kept, failed = None, "what it holds differs from the pictures"
     if kept is None:
-        say(f"{what}: not kept, the cache cannot hold them: {failed}")
+        note(f"{what}: not kept, the cache cannot hold them: {failed}")
         return None
-    say(f"{what}: {len(named)} {'from' if there else 'kept in'} the cache ({size / 1e6:.1f} MB)")
+    note(f"{what}: {len(named)} {'from' if there else 'kept in'} the cache ({size / 1e6:.1f} MB)")
     return kept
 
 

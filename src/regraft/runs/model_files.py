@@ -1,16 +1,18 @@
 """The schemas of a run's model folder: labels.json and config.json.
 
-Each task restores itself from labels.json, and each source builds its network from the recipe in config.json.
-What only one of them has is checked there, or here by the task's STATES entry.
+Each task restores itself from labels.json, and states the types of its own keys. Each source builds its network
+from the recipe in config.json, and checks it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from .records import Name, Number, Record, Share, Text, need
+from .. import plugins
+from .records import Name, Record, Text, need
 
 SCHEMA = 1  # of config.json
 
@@ -23,43 +25,19 @@ class TaskState(Record):
     task: Name  # a file of tasks/
     classes: Classes = Field(min_length=1)
     primary: Name  # metric that choices are made by
-
-
-class ClassificationState(TaskState):
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    weights: list[Number] | None
+    metrics: list[Name] = Field([], max_length=1_000)  # further files of metrics/ that the run computed
 
     @model_validator(mode="after")
-    def _weighs_each_class(self) -> ClassificationState:
-        weighed = self.weights is None or len(self.weights) == len(self.classes)
-        need(weighed, "weights are not one for each class")
+    def _has_known_metrics(self) -> TaskState:
+        for name in self.metrics:
+            need(name in plugins.names("metrics"), f'there is no metric "{name[:40]}"')
         return self
 
 
-class MultiLabelState(TaskState):
-    threshold: Share
-    separator: Annotated[str, Field(min_length=1, max_length=100)]
-    one_column: bool
-
-
-class RegressionState(TaskState):
-    loss: Literal["mse", "huber", "l1"]
-    huber_delta: Annotated[float, Field(gt=0, le=1e100)]
-    mean: list[Number]
-    std: list[Annotated[float, Field(gt=0, le=1e100)]]
-
-    @model_validator(mode="after")
-    def _scales_each_number(self) -> RegressionState:
-        sizes = {len(self.classes), len(self.mean), len(self.std)}
-        need(len(sizes) == 1, "mean and std are not one for each number")
-        return self
-
-
-STATES: dict[str, type[TaskState]] = {
-    "classification": ClassificationState,
-    "multilabel": MultiLabelState,
-    "regression": RegressionState,
-}
+def state_of_task(module: ModuleType) -> type[TaskState]:
+    """Return the schema of labels.json with the keys that a task's file adds in STATE."""
+    own: dict[str, Any] = {key: (kind, ...) for key, kind in getattr(module, "STATE", {}).items()}
+    return create_model("State", __base__=TaskState, **own)
 
 
 class ConfigTask(Record):

@@ -2,7 +2,9 @@
 
 A file holds one public options dataclass, which inherits :class:`TaskOptions` and whose ``make`` builds the
 :class:`Task` of the training labels; and a function ``restore(state)``, which builds that task again from a
-run's files. Code outside this folder asks a task for a fact, and never for its name.
+run's files. STATE, a dict, has pydantic's types of the keys that ``Task.state`` adds; readers check a run's file with
+it before ``restore``, which raises ValueError for values that do not fit together. Code outside this folder asks a
+task for a fact, and never for its name.
 """
 
 from __future__ import annotations

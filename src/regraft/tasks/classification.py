@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
 from . import Cells, Task, TaskKind, TaskOptions
@@ -159,9 +161,17 @@ class _Classification(_Kind, Task):
         }
 
 
+STATE = {
+    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "weights": list[Annotated[float, Field(ge=-1e100, le=1e100)]] | None,
+}
+
+
 def restore(state: dict[str, Any]) -> _Classification:
-    """Return the task that ``state()`` described."""
+    """Return the task that ``state()`` described. Raises ValueError unless each class has its weight."""
     weights = state.get("weights")
+    if weights is not None and len(weights) != len(state["classes"]):
+        raise ValueError("weights are not one for each class")
     return _Classification(
         classes=tuple(state["classes"]),
         primary=state.get("primary", "accuracy"),
