@@ -238,7 +238,6 @@ ALLOWED = {
     "data/splitting.py": "writes the manifest; reading it goes through the reader",
     "data/store.py": "the cache of features",
     "data/image_store.py": "the cache of pictures",
-    "data/decoded_images.py": "the cache of pictures",
     "evidence/ood.py": "read_novelty checks the model folder first",
     "plan/read.py": "the plan that a user names",
     "training/checkpoints.py": "checked() looks at the whole checkpoint first",

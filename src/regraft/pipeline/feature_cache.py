@@ -27,7 +27,7 @@ from ..data.batches import Batches, map_batches
 from ..data.columns import ids_of
 from ..data.preprocessing import to_json
 from ..data.readers import TextReader
-from ..data.store import MASK, SCHEMA, Entry, FeatureCache, NotStorableError, cache_in, raw_bytes, taken_apart
+from ..data.store import MASK, SCHEMA, Entry, FeatureCache, NotStorableError, cache_in, raw_bytes, split_rows
 from ..data.types import CallableSpec
 from ..io.log import LOGGER
 from ..io.progress import stage
@@ -168,7 +168,7 @@ class CachedOutputs:
         absent = distributed.all_reduce_sum(*(float(found[key] is None) for key in keys))
         missing = [view for view, n in zip(views, absent, strict=True) if n]
         try:
-            parts, _ = taken_apart(live, len(ids))
+            parts, _ = split_rows(live, len(ids))
             size = sum(v.numel() * v.element_size() for v in parts.values()) * len(batches) // len(ids)
             undecided = missing and keys[0] not in memo.decisions
             why = no_gain(cache, seconds, size, len(missing), passes) if undecided else ""

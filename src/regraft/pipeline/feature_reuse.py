@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..data.batches import Batches
 from ..data.columns import ids_of, some_of
-from ..data.image_store import keep
+from ..data.readers import use_image_cache
 from ..data.store import Entry
 from ..evidence.frontier import ALPHAS
 from ..freezing import Adapting
@@ -70,7 +70,10 @@ class FitPhases:
     def _keep_images(self, batches: Batches, split: str, examples: Sequence[Example], passes: int) -> None:
         """Let batches take decoded images from the cache, if that pays over the passes to come."""
         passes += self._scratch_passes()
-        keep(batches, split, examples, self.store.cache, passes, self.store.memo.images, self.store.note)
+        store = self.store
+        batches.reader = use_image_cache(
+            batches.reader, examples, split, store.cache, passes, store.memo.images, store.note
+        )
 
     def _scratch_passes(self) -> int:
         """Return how often the scratch control goes over the rows, at most."""

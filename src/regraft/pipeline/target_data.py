@@ -11,7 +11,7 @@ from ..compute import distributed
 from ..data.batches import Batches, LabelledRows
 from ..data.columns import InputsOf, groups_of, ids_of
 from ..data.ordering import EpochOrder
-from ..data.preprocessing import TextPreprocessor, whole_for
+from ..data.preprocessing import TextPreprocessor, starts_whole
 from ..data.readers import Tokens, make_reader
 from ..evidence.linear_probe import Fold, folds_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..compute.device import Compute
-    from ..data.decoded_images import DecodedImages
+    from ..data.image_store import DecodedImages
     from ..data.preprocessing import Preprocessor
     from ..data.store import Entry
     from ..data.types import Augment, Example, Splits
@@ -128,7 +128,7 @@ class TargetData:
             augment=loading.augment if train else None,
             workers=loading.workers,
             tokens=self._tokens(split, rows),
-            images=self.memo.images.get((split, train and whole_for(loading.augment))),
+            images=self.memo.images.get((split, train and starts_whole(loading.augment))),
         )
         order = EpochOrder(
             loading.batch_size,
