@@ -125,7 +125,7 @@ def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: A
     assert "more than the 10 that a fit looks at" in section(run.report().read_text(encoding="utf-8"), "suspects")
 
 
-@pytest.mark.parametrize("where", ["ranked", "shown"])
+@pytest.mark.parametrize("where", ["rank_suspects", "ranked_suspects"])
 def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypatch: Any, where: str) -> None:
     from regraft.pipeline import gallery as suspects
 

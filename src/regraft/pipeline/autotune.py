@@ -85,7 +85,7 @@ def settle(
         if source.kind == "tensor":
             few = "rows of one's own"
         elif run.shard:
-            few = "weights are divided: not measured"
+            few = "weights are sharded: not measured"
         why = dict.fromkeys(chosen, few)
     else:
         layouts = [run.layout] if run.layout != "auto" else ["contiguous", "channels_last"]

@@ -56,6 +56,13 @@ def check_source(plan: Plan, task: Task, kind: Kind, source: Source) -> None:
         raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
 
 
+def check_world_size(plan: Plan, world_size: int) -> None:
+    """Raise PlanError if one process alone is to shard weights."""
+    if plan.run.shard and world_size == 1:
+        text = "run.shard: one process has no other to share weights with: --nproc N, or run.shard=false"
+        raise PlanError([text])
+
+
 def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]], target: Target) -> None:
     """Raise PlanError for settings, penalties and weights that cannot be sharded."""
     seen: dict[int, str] = {}
@@ -68,8 +75,8 @@ def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]]
         f"run.shard: {what}"
         for wrong, what in (
             (plan.run.spread == "arms", 'arms hold whole models: set run.spread to "rows"'),
-            (plan.run.layout == "channels_last", 'divided weights are contiguous: set run.layout to "contiguous"'),
-            (plan.fit.compile, "divided weights are not compiled: set fit.compile to false"),
+            (plan.run.layout == "channels_last", 'sharded weights are contiguous: set run.layout to "contiguous"'),
+            (plan.fit.compile, "sharded weights are not compiled: set fit.compile to false"),
             (plan.fit.average > 0, "an average would hold the whole weights: set fit.average to 0"),
             (plan.fit.views > 0, "every step runs from the first block on: set fit.views to 0"),
             (
@@ -78,7 +85,7 @@ def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]]
             ),
             (plan.source_data.each_epoch, "source_data.each_epoch takes the whole weights: unset it"),
             (isinstance(plan.plugins.freezing, Adapting), "adapters are small enough: choose another freezing"),
-            (bool(tied), f"tied weights cannot be divided ({shorten(tied, 3)}): set it to false"),
+            (bool(tied), f"tied weights cannot be sharded ({shorten(tied, 3)}): set it to false"),
             (bool(single), f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false"),
         )
         if wrong

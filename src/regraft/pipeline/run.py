@@ -16,7 +16,7 @@ import torch
 from ..compute import distributed
 from ..compute.device import choose_device
 from ..compute.malloc import freed_memory_kept
-from ..errors import DivergedError, PlanError, RegraftError, UsageError
+from ..errors import DivergedError, RegraftError, UsageError
 from ..io import guarded
 from ..io.command_lines import command
 from ..io.locks import refuse
@@ -28,6 +28,7 @@ from ..runs.side_files import Environment
 from ..training.checkpoints import CheckpointManager
 from ..training.signals import Interrupted, stopping
 from .arms import ProgressDisplay
+from .compatibility import check_world_size
 from .finish import Clock, describe, environment, finish
 from .job import Job
 from .prepare import prepare
@@ -96,9 +97,7 @@ def folder_state(out: Path, *, resume: bool) -> str:
 def run_job(plan: Plan, out: Path, options: RunOptions, *, begun: bool) -> Path:
     """Prepare, train and finish; by one process or by each of several that have met."""
     before = None
-    if plan.run.shard and distributed.world_size() == 1:
-        text = "run.shard: one process has nobody to divide weights with: --nproc N, or run.shard=false"
-        raise PlanError([text])
+    check_world_size(plan, distributed.world_size())
     clock = Clock()
     with clock("prepare"):
         if begun:
