@@ -196,8 +196,8 @@ def test_new_files_keep_their_contracts(copy, python):
     contracts = copy / "contracts"
     if not contracts.exists():
         shutil.copytree(HERE / "contracts", contracts)
-        for name in ("conftest.py", "test_plugins.py"):
-            shutil.copy(HERE / name, copy)
+        for file in HERE.glob("*.py"):
+            shutil.copy(file, copy)
         shutil.copy(HERE.parent / "pyproject.toml", copy)
     wanted = " or ".join(NAMES)
     said = python("-m", "pytest", "-q", "-p", "no:cacheprovider", contracts, copy / "test_plugins.py", "-k", wanted)
