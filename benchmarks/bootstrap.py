@@ -45,8 +45,8 @@ def main() -> None:
 
 
 def chunks() -> None:
-    """10 classes, the chunk in use against one ten times as large; equal intervals are checked."""
-    usual = intervals.CHUNK
+    """Compare the chunk in use with one ten times as large, for 10 classes, and check that intervals are equal."""
+    usual = intervals.MAX_CHUNK_WEIGHTS
     for n, resamples in ((869, 2000), (20_000, 200)):
         rng = np.random.default_rng(0)
         truth, scores = rng.integers(0, 10, n), rng.random((n, 10))
@@ -55,11 +55,11 @@ def chunks() -> None:
             found = set()
             for _ in range(ROUNDS):
                 for chunk, times in taken.items():
-                    intervals.CHUNK = chunk
+                    intervals.MAX_CHUNK_WEIGHTS = chunk
                     start = time.process_time()
                     found.add(bootstrap(metric, truth, scores, resamples=resamples))
                     times.append(time.process_time() - start)
-            intervals.CHUNK = usual
+            intervals.MAX_CHUNK_WEIGHTS = usual
             assert len(found) == 1
             ours, large = taken.values()
             ratios = [a / b for a, b in zip(ours, large, strict=True)]

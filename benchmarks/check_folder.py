@@ -1,4 +1,4 @@
-"""Does `regraft check` find what was planted?  python benchmarks/check_folder.py PHOTOS OUT [SOURCE]
+"""Planted faults that ``regraft check`` should find.  python benchmarks/check_folder.py PHOTOS OUT [SOURCE]
 
 PHOTOS is a folder of train/CLASS and test/CLASS photos (17 flowers). 400 of them are copied to OUT, by a
 hash of their names; 10 labels are flipped, and 5 exact duplicates and 5 near ones across the splits, 3
@@ -50,7 +50,7 @@ def main(photos: Path, out: Path, source: str) -> None:
             print(f"    {example}")
 
 
-# ---------------------------------------------------------------- what is planted
+# ---------------------------------------------------------------- planted faults
 
 
 def make(photos: Path, out: Path) -> Planted:
@@ -90,7 +90,7 @@ def make(photos: Path, out: Path) -> Planted:
 
 
 def near(k: int, path: Path, to: Path) -> None:
-    """Smaller; encoded anew; mirrored; all three; smaller, as PNG."""
+    """Write near copies of a picture: smaller; encoded again; mirrored; all three; smaller, as PNG."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     small = (image.width * 3 // 5, image.height * 3 // 5)
@@ -102,7 +102,7 @@ def near(k: int, path: Path, to: Path) -> None:
 
 
 def broken(photo: Path) -> Iterator[tuple[str, str, str, object]]:
-    """(name, check that should find it, words it should use, how it is written)."""
+    """Return (name, check that should find it, words of its message, writer) of each fault."""
     data = photo.read_bytes()
     with Image.open(photo) as file:
         image = file.convert("RGB")
@@ -137,7 +137,7 @@ def place(path: Path) -> str:
     return hashlib.sha256(path.name.encode()).hexdigest()
 
 
-# ---------------------------------------------------------------- what was found
+# ---------------------------------------------------------------- findings
 
 
 def score(planted: Planted, found: CheckReport) -> None:

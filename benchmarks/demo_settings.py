@@ -1,4 +1,4 @@
-"""Choose the demo's settings on digits that the demo never shows (the first half, other writers).
+"""Settings of the demo, chosen on digits that the demo never shows (the first half, other writers).
 
     python benchmarks/demo_settings.py FOLDER [DRAWS]
 

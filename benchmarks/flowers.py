@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cut(flowers: Path, out: Path, each: int) -> Path:
-    """``each`` training pictures of a class by a hash of their names; test as it is.
+    """Copy ``each`` training pictures of a class, by a hash of their names, and all of test.
 
     The first by name would not do: neighbours show the same plants, so that val would be easier than
     test (0.97 against 0.81 at 20 a class).
@@ -23,7 +23,7 @@ def cut(flowers: Path, out: Path, each: int) -> Path:
 
 
 def wide_cut(flowers: Path, out: Path, train: int, val: int) -> Path:
-    """``train`` and ``val`` pictures of a class by a hash of their names; all the others are test.
+    """Copy ``train`` and ``val`` pictures of a class, by a hash of their names, and all others as test.
 
     For differences of a point or two, which the 272 test pictures as they come cannot show.
     """

@@ -47,7 +47,7 @@ def make_data(folder: Path) -> None:
 
 
 def begin(plan: dict, out: Path) -> int:
-    """A run in a process of its own; → its pid."""
+    """Start a run in a process of its own and return its pid."""
     pid = os.fork()
     if pid:
         return pid

@@ -49,7 +49,7 @@ def pixels(row: tuple[str, ...]) -> torch.Tensor:
 
 
 def source() -> Source:
-    """A network that knows the digits 0 to 4 (full batches, 300 steps of Adam)."""
+    """Return a network that knows the digits 0 to 4 (full batches, 300 steps of Adam)."""
     torch.manual_seed(0)
     net = nn.Sequential()
     net.low = nn.Sequential(nn.Linear(64, 64), nn.ReLU())

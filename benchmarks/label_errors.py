@@ -1,4 +1,4 @@
-"""Which of cleanlab's ways to name suspects finds flipped labels?  python benchmarks/label_errors.py PHOTOS DRAWS
+"""Filters of cleanlab on flipped labels: which one finds most?  python benchmarks/label_errors.py PHOTOS DRAWS
 
 Each draw takes 24 of each class of PHOTOS (17 flowers; 400 in all), gives 10 of them a wrong label, and
 asks a linear probe on EfficientNet-Lite0's features by five folds, as `regraft check` does. λ is chosen

@@ -1,4 +1,4 @@
-"""From the probe's head (LP-FT) or from a random one, at five labels a class.
+"""Fine-tuning from the probe's head (LP-FT) and from a random one, at five labels a class.
 
     python benchmarks/lp_ft.py FLOWERS FOLDER
 

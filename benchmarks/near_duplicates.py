@@ -1,4 +1,4 @@
-"""How many test pictures show a photograph that is also in train? No model, no choice: a look at data.
+"""Test pictures that show a photograph which is also in train, counted without a model.
 
     python benchmarks/near_duplicates.py FOLDER     with train/CLASS/* and test/CLASS/*
 
@@ -18,7 +18,7 @@ BITS, CORRELATION = 4, 0.95
 
 
 def looks(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hash, hash of the mirror image, standardised thumbnail) of a picture."""
+    """Return (hash, hash of the mirror image, standardised thumbnail) of a picture."""
     with Image.open(path) as file:
         grey = file.convert("L")
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=float)

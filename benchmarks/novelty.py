@@ -1,7 +1,7 @@
-"""Which distance tells inputs that are unlike the training data? Features of a run of pictures, its val for the
-threshold, its test for false warnings, other folders of pictures for what should be warned of.
+"""Out-of-distribution distances compared: which one separates inputs that are unlike the training data?
 
-    python benchmarks/novelty.py RUN DATA OTHER=FOLDER …
+Features come from a run of pictures. Its val gives the threshold and its test the false warnings; other folders of
+pictures should get a warning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(run: Path, data: Path, others: dict[str, Path]) -> None:
 
     def show(name, distances):
         far = {split: distances(values) for split, values in of.items() if split != "train"}
-        threshold = np.sort(far["val"])[novelty.place(len(far["val"])) - 1]
+        threshold = np.sort(far["val"])[novelty.threshold_rank(len(far["val"])) - 1]
         line = {"measure": name, "false on test": round(float((far["test"] > threshold).mean()), 3)}
         for other in others:
             truth = np.r_[np.zeros(len(far["test"])), np.ones(len(far[other]))]
@@ -47,12 +47,12 @@ def main(run: Path, data: Path, others: dict[str, Path]) -> None:
 
     for what, numbers in (("class means", classes), ("one mean", np.zeros(len(classes), int))):
         for directions in (0, 16, 64):
-            novelty.DIRECTIONS = directions
+            novelty.MAX_DIRECTIONS = directions
             found = novelty.fit_novelty(of["train"], numbers, of["val"])
             show(f"{what}, {directions} directions", found.distances)
-    bank = novelty.unit(of["train"])
+    bank = novelty.scale_to_unit(of["train"])
     for k in (1, 5, 10):
-        show(f"{k} nearest rows", lambda x, k=k: np.sort(2 - 2 * novelty.unit(x) @ bank.T, 1)[:, k - 1])
+        show(f"{k} nearest rows", lambda x, k=k: np.sort(2 - 2 * novelty.scale_to_unit(x) @ bank.T, 1)[:, k - 1])
     print(json.dumps({"rows": {k: len(v) for k, v in of.items()}}))
 
 

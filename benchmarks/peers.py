@@ -1,4 +1,4 @@
-"""What the picture benchmarks' peers share: the source, the pictures, the metric, and three trainers.
+"""Peers of the picture benchmarks share the source, the pictures, the metric and three trainers.
 
 All take EfficientNet-Lite0 from the same file, 224 px, the same crops and flips by torchvision, batches
 of 32, AdamW, and accuracy on the same val rows after each epoch. What differs is said where it is made.
@@ -37,7 +37,7 @@ def weights_file(weights: Path) -> Path:
 
 
 def network(lane: Lane) -> nn.Module:
-    """The source with a fresh head for the classes; torch's generator at the lane's seed."""
+    """Return the source with a fresh head for the classes, drawn at the lane's seed."""
     torch.manual_seed(lane.seed)
     model = timm.create_model(ARCH, num_classes=len(lane.split.classes))
     tensors = load_file(weights_file(lane.weights))
@@ -48,8 +48,11 @@ def network(lane: Lane) -> nn.Module:
 
 
 class Pictures(Dataset[Any]):
-    """(picture [3, H, W], class): uint8, to be normalised as a batch; or float, normalised one by one,
-    as tutorials do it. ``named`` gives the dictionaries that HF Trainer wants."""
+    """A data set of (picture [3, H, W], class).
+
+    Pictures are uint8 to be normalised as a batch, or float and normalised one by one, as in tutorials. ``named``
+    gives the dictionaries that HF Trainer wants.
+    """
 
     def __init__(self, rows: Rows, *, train: bool, each: bool = False, named: bool = False) -> None:
         self.rows, self.named = rows, named
@@ -66,7 +69,7 @@ class Pictures(Dataset[Any]):
 
 
 def normal(pictures: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] → float32 in [-1, 1], channels-last."""
+    """Turn uint8 [B, 3, H, W] into float32 in [-1, 1], channels-last."""
     x = pictures.to(memory_format=torch.channels_last)
     return x.float().div_(127.5).sub_(1)
 
@@ -91,10 +94,10 @@ def correct(logits: Any, labels: Any) -> float:
 def by_hand(
     lane: Lane, *, epochs: int, lr: float, workers: int, bf16: bool = False
 ) -> Iterator[tuple[float, float, float]]:
-    """The best loop that we can write: channels-last, fused AdamW, normalisation on the batch, batch
-    norms on the source's statistics (which is a little faster, and what regraft does).
+    """Run the fastest loop that we can write.
 
-    After each epoch (val accuracy, seconds of training, seconds of evaluation).
+    It is channels-last, with fused AdamW, normalisation of batches, and batch norms on the source's statistics, which
+    is slightly faster and what regraft does.
     """
     model = network(lane).to(memory_format=torch.channels_last)
     train = loader(lane.split.train, train=True, workers=workers)
@@ -193,7 +196,7 @@ class Clock:
 def hf_trainer(
     model: nn.Module, train: Any, val: Any, lane: Lane, clock: Clock, collator: Any = None, **settings: Any
 ) -> Any:
-    """Trainer with its defaults but for ``settings``, and nothing written, logged or shown."""
+    """Run HF Trainer with its defaults but for ``settings``. It writes, logs and shows nothing."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
@@ -219,8 +222,11 @@ def hf_trainer(
 
 
 def hf_pictures(lane: Lane, clock: Clock, *, tuned: bool, frozen: bool = False, **settings: Any) -> Any:
-    """Trainer on the pictures, batches of 32. Not tuned: float32, contiguous, no workers, pictures
-    normalised one by one. Tuned: two workers that stay, channels-last, normalised as a batch."""
+    """Run HF Trainer on the pictures in batches of 32.
+
+    Not tuned: float32, contiguous, no workers, pictures normalised one by one. Tuned: two persistent workers,
+    channels-last, normalised as a batch.
+    """
     net = network(lane)
     if tuned:
         net = net.to(memory_format=torch.channels_last)

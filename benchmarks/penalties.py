@@ -68,7 +68,7 @@ class Bench:
         return path
 
     def ready(self, path: Path) -> Prepared:
-        """The rows and models that all runs share, by the plan of any of them."""
+        """Prepare the rows and models that all runs share, from the plan of any run."""
         if self.prepared is None:
             tree = read.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
             tree["regularizers"] = {}
@@ -77,7 +77,7 @@ class Bench:
         return self.prepared
 
     def rows(self, path: Path, alpha: float | None) -> tuple[Predictions, Predictions]:
-        """(test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
+        """Return (test, report) of a run at α = 1, or at its chosen α where ``alpha`` is None."""
         p = self.ready(path)
         if alpha is None or not walked(path):
             state = load_file(path / "model" / "model.safetensors")
@@ -88,7 +88,7 @@ class Bench:
         return test, self.report(p.target.model.get_submodule("backbone"))
 
     def end_point(self, path: Path) -> tuple[float, float]:
-        """(val accuracy, source accuracy on select) of α = 1."""
+        """Return (val accuracy, source accuracy on select) of α = 1."""
         if points := walked(path):
             return points[-1]["figures"]["accuracy"], points[-1]["source"]["after"]
         p = self.ready(path)
@@ -103,7 +103,7 @@ class Bench:
 
 
 def walked(path: Path) -> list:
-    """The points of a run's frontier; none where no epoch beat the start on val, which then stands."""
+    """Return the points of a run's frontier; none where no epoch beat the start on val, which is then the model."""
     return (read_json(path / "result.json")["frontier"] or {"points": []})["points"]
 
 

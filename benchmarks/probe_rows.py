@@ -1,4 +1,4 @@
-"""What a linear probe loses on a part of train: accuracy and log loss on held-out rows, by rows of a class.
+"""Loss of a linear probe on a part of train: accuracy and log loss on held-out rows, by rows of a class.
 
     python benchmarks/probe_rows.py                  drawn features, of which the best accuracy is known
     python benchmarks/probe_rows.py DATA [SOURCE]    a source's features of a data set's train and val

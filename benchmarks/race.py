@@ -49,7 +49,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Lane:
-    """What a peer is given."""
+    """Inputs of a peer."""
 
     data: Path
     weights: Path
@@ -57,7 +57,7 @@ class Lane:
     seed: int  # the repeat's number
     out: Path  # a folder of its own, removed afterwards
     shared: Path  # a folder of all measurements of a run
-    found: Mapping[str, Any] = field(default_factory=dict)  # what was measured beforehand, by name
+    found: Mapping[str, Any] = field(default_factory=dict)  # figures measured before, by name
 
 
 Figures = dict[str, Any]
@@ -71,19 +71,19 @@ class Ratio:
 
     over: str
     under: Sequence[str]
-    want: float  # what we want it to be, at most, or at least with ``faster``
+    want: float  # the target: at most this, or at least this with ``faster``
     figure: str = "seconds"
     of: str = ""  # the lower one's figure, where it is another
     faster: bool = False  # under ÷ over, at least ``want``
 
 
 def since_start() -> float:
-    """Seconds since the parent started this process, which includes the interpreter's own start."""
+    """Return seconds since the parent started this process, including the interpreter's start."""
     return time.monotonic() - BEGAN
 
 
 def point(value: float, **more: Any) -> None:
-    """A figure on the way, as val accuracy after an epoch, with the seconds since the start."""
+    """Record a figure, such as val accuracy after an epoch, with the seconds since the start."""
     print(MARK + json.dumps({"point": [since_start(), value], **more}), flush=True)
 
 
@@ -101,7 +101,7 @@ class Batched:
         return self.around
 
     def step(self, label: str, at: Any, steps: int) -> None:
-        """Nothing is shown."""
+        """Ignore a step."""
 
     def around(self, batches: Any) -> Any:
         clock = self
@@ -116,7 +116,7 @@ class Batched:
         return Timed()
 
     def val(self, run_folder: Path) -> Figures:
-        """Of the last epoch: val accuracy, and the seconds until its line in history.jsonl."""
+        """Return val accuracy of the last epoch, and the seconds until its line in history.jsonl."""
         history = run_folder / "history.jsonl"
         last = json.loads(history.read_text(encoding="utf-8").splitlines()[-1])
         return {"val seconds": history.stat().st_mtime - self.ended, "val": last["val"]["accuracy"]}
@@ -137,7 +137,7 @@ def run(
     splits: bool = True,
     optional: Sequence[str] = (),
 ) -> None:
-    """The command line of a benchmark; in a child, one peer.
+    """Run the command line of a benchmark, or one peer in a child process.
 
     ``before``: measured once, ahead of the peers, which find it in ``Lane.found``. ``setup`` fills
     ``Lane.shared``. ``derived`` adds figures to finished lines. Without ``splits`` there are no data.
@@ -195,7 +195,7 @@ def run(
 def measure(
     args: argparse.Namespace, peers: Sequence[str], before: Sequence[str], work: Path, lines: list[Line], splits: bool
 ) -> None:
-    """Adds to ``lines``, and to --out, what they lack."""
+    """Add the missing lines to ``lines`` and to --out."""
     about = {"data": args.data.name if args.data else "", "limit": args.limit}
     data, split = args.data, Split([], [], [], [])
     if splits:
@@ -234,7 +234,7 @@ def measure(
 
 
 def child(args: argparse.Namespace, peer: str, seed: int, data: Path | None, work: Path) -> tuple[Figures, str]:
-    """One measurement in a fresh process: (figures, "") or ({}, the end of what it said)."""
+    """Measure once in a fresh process. Return (figures, "") or ({}, the end of its output)."""
     lane = work / "lane"
     shutil.rmtree(lane, ignore_errors=True)
     lane.mkdir()
@@ -283,7 +283,7 @@ class Memory(threading.Thread):
 
 
 def anonymous(pid: int) -> float:
-    """MB of a process and its descendants; 0 for one that has ended."""
+    """Return anonymous MB of a process and its descendants, 0 for a process that has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -314,7 +314,7 @@ def versions() -> dict[str, str]:
 
 
 def split_of(data: Path) -> Split:
-    """The split that ``regraft fit DATA`` trains on."""
+    """Return the split that ``regraft fit DATA`` trains on."""
     from regraft.data.loading import load_data
     from regraft.plan.read import read_plan
 
@@ -330,8 +330,10 @@ def split_of(data: Path) -> Split:
 
 
 def limited(data: Path, rows: int, to: Path) -> Path:
-    """About ``rows`` rows of each split, for a trial: pictures of each class by a hash of their names,
-    or the first lines of each table."""
+    """Return about ``rows`` rows of each split, for a trial.
+
+    Pictures of each class are chosen by a hash of their names, tables by their first lines.
+    """
     for table_ in data.glob("*.csv"):
         to.mkdir(exist_ok=True)
         with table_.open(newline="", encoding="utf-8") as file:
@@ -352,7 +354,7 @@ def limited(data: Path, rows: int, to: Path) -> Path:
 
 
 def table(lines: Sequence[Line], figures: Sequence[str], ratios: Sequence[Ratio]) -> None:
-    """Medians with range and n by peer, then the ratios."""
+    """Return medians with range and n by peer, then the ratios."""
     peers = list(dict.fromkeys(x["peer"] for x in lines))
     rows = [["peer", *figures, "n"]]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""What reuse saves: a step of the upper half, and the start of a second run.
+"""Savings by reuse: a step of the upper half, and the start of a second run.
 
     python benchmarks/reuse.py flowers17 folder
 
@@ -99,7 +99,7 @@ def steps(data: Path, out: Path) -> None:
 
 
 def until_first_step(data: Path, cache: Path) -> float:
-    """Seconds from the start of a process to the end of its epoch 0, after which it is ended."""
+    """Return seconds from the start of a process to the end of its epoch 0, then end it."""
     out = Path(tempfile.mkdtemp())
     command = [
         sys.executable,

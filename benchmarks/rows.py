@@ -36,7 +36,7 @@ WIDTH, SIDE, CLASSES = 1280, 64, 10
 
 
 def write_pictures(shared: Path) -> None:
-    """A colour a class under noise, so that a probe has something to find."""
+    """Write pictures of one colour a class under noise, so that a probe can separate them."""
     import numpy as np
     from PIL import Image
 

@@ -109,7 +109,7 @@ def measure(table: Path, count: int, leave_out: list[str]) -> None:
     small = table.with_name("small.csv")
     write_table(small, 1000)
     at: dict[str, Any] = {}
-    for name, step in stages(small).items():  # what is imported and set up once is no row's
+    for name, step in stages(small).items():  # run small data first, so that imports do not count
         at[name] = step(at)
     at, steps = {}, stages(table)
     gc.collect()

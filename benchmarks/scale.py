@@ -1,4 +1,4 @@
-"""What each stage takes as rows or classes grow: CPU seconds, peak memory, and the exponent of the law.
+"""Cost of each stage as rows or classes grow: CPU seconds, peak memory, and the exponent of growth.
 
     python benchmarks/scale.py                                   small sizes of every stage
     python benchmarks/scale.py near_pictures --rows 20000 200000 1300000
@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-Work = Callable[[], float | None]  # what is timed; its own seconds, where they are not those of the clock
+Work = Callable[[], float | None]  # the timed function; it may return seconds of its own
 RNG = np.random.default_rng(0)
 
 
 def bootstrap(name: str) -> Callable[[int, int], Work]:
     def ready(rows: int, classes: int) -> Work:
         from regraft import plugins
-        from regraft.evidence.intervals import at_weights, resampled
-        from regraft.evidence.scoring import resamples
+        from regraft.evidence.intervals import at_weights, resample
+        from regraft.evidence.scoring import resample_count
 
         truth = RNG.integers(0, classes, rows)
         scores = RNG.random((rows, classes))
@@ -42,8 +42,8 @@ def bootstrap(name: str) -> Callable[[int, int], Work]:
             began = time.process_time()
             function = at_weights(plugins.module("metrics", name), truth, scores)
             once = time.process_time()
-            resampled(function, rows, resamples=16)
-            return once - began + (time.process_time() - once) / 16 * resamples(rows)
+            resample(function, rows, resamples=16)
+            return once - began + (time.process_time() - once) / 16 * resample_count(rows)
 
         return work
 
@@ -103,7 +103,7 @@ def multilabel(rows: int, classes: int) -> Work:
 
 
 def near_pictures(rows: int, classes: int) -> Work:
-    """Hashes of which one in a hundred is nearly another's; of ``classes`` there is no use."""
+    """Return a near-duplicate search on hashes; one in a hundred is close to another. ``classes`` is unused."""
     from regraft.checks._near import close_hashes
 
     values = RNG.integers(0, 2**63, 2 * rows, np.uint64) << np.uint64(1)
@@ -113,13 +113,13 @@ def near_pictures(rows: int, classes: int) -> Work:
 
 
 def near_texts(rows: int, classes: int) -> Work:
-    from regraft.checks._near import of_texts
+    from regraft.checks._near import find_text_pairs
     from regraft.data.types import Example
 
     words = [f"w{i:x}" for i in range(5_000)]
     drawn = RNG.integers(0, 5_000, (rows, 20))
     examples = [Example(str(i), (" ".join(words[k] for k in row),), ("x",), "") for i, row in enumerate(drawn)]
-    return lambda: of_texts(examples, None) and None
+    return lambda: find_text_pairs(examples, None) and None
 
 
 def probe(rows: int, classes: int) -> Work:
@@ -170,7 +170,7 @@ def outputs(rows: int, classes: int) -> Work:
 
 
 def predictions(rows: int, classes: int) -> Work:
-    """Scores written as the run does, and read as a comparison does."""
+    """Return a task that writes scores as the run does and reads them as a comparison does."""
     from regraft.evidence.comparison import LABELS, _scores
     from regraft.runs.folder import RunFolder
 
@@ -216,7 +216,7 @@ def child(name: str, rows: int, classes: int) -> None:
 
 
 def measured(name: str, rows: int, classes: int) -> tuple[float, float, str]:
-    """CPU seconds, gigabytes and what else a process says."""
+    """Return CPU seconds, gigabytes and the output of a process."""
     done = subprocess.run(
         [sys.executable, __file__, name, "--child", "--rows", str(rows), "--classes", str(classes)],
         capture_output=True,

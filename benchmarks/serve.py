@@ -1,5 +1,5 @@
-"""`regraft serve` under load: 1,000 requests over 32 connections while slow clients hold connections, and
-the same requests one at a time. None may be lost.
+"""``regraft serve`` under load: 1,000 requests over 32 connections while slow clients hold connections, then the same
+requests one at a time. None may be lost.
 
     python benchmarks/serve.py RUN FILE… [--requests 1000] [--connections 32] [--repeats 3]
 
@@ -34,7 +34,7 @@ def bodies(kind: str, files: list[Path]) -> tuple[list[bytes], str]:
 
 
 def round_of(port: int, contents: list[bytes], kind: str, requests: int, connections: int) -> dict:
-    """Requests in all, shared by so many connections that stay: seconds, statuses and latencies."""
+    """Send requests over persistent connections and return seconds, statuses and latencies."""
     numbers, lock = count(), threading.Lock()
     statuses: dict[str, int] = {}
     latencies: list[float] = []
@@ -76,7 +76,7 @@ def round_of(port: int, contents: list[bytes], kind: str, requests: int, connect
 
 
 def slow_clients(port: int, number: int) -> list[socket.socket]:
-    """Connections that stop in the middle of a body or of the headers."""
+    """Open connections that stop inside a body or inside the headers."""
     made = []
     for i in range(number):
         sock = socket.create_connection(("127.0.0.1", port))

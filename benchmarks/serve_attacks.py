@@ -1,4 +1,4 @@
-"""`regraft serve` while pictures are sent that cost much to decode: an honest request, memory, and the end.
+"""``regraft serve`` under pictures that cost much to decode: an honest request, memory, and shutdown.
 
     python benchmarks/serve_attacks.py RUN PICTURE [--only NAME] [--seconds 20]
 

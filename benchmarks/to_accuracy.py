@@ -101,7 +101,7 @@ Fit = Callable[[Lane, float, Callable[[float], None]], list[float]]
 
 
 def searched(fit: Fit) -> race.Peer:
-    """Not a competitor: the best final val accuracy of the three rates."""
+    """Return the best final val accuracy of three rates. It is no competitor."""
 
     def search(lane: Lane) -> dict[str, Any]:
         other = replace(lane, seed=SEARCH_SEED)
@@ -120,7 +120,7 @@ def fitted(fit: Fit, name: str) -> race.Peer:
 
 
 def derived(lines: list[dict[str, Any]]) -> None:
-    """Adds to each line the time until its own best, and to regraft's until the best peer's end."""
+    """Add to each line the time until its own best, and to regraft's lines the time until the best peer's end."""
     for line in lines:
         best = max(v for _, v in line["points"])
         line["to its best"] = reached(line["points"], best)

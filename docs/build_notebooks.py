@@ -1,4 +1,4 @@
-"""Write a notebook beside each tutorial from its page, so that the two cannot drift apart.
+"""Notebooks beside the tutorials, each written from its page so that the two stay equal.
 
 A code block becomes a cell, the prose between them markdown; a block that is marked as not run is prose.
 """
@@ -25,7 +25,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page of markdown, in order."""
+    """Return the fenced blocks of a markdown page, in order."""
     return [
         Block(m["language"], m["code"], m["reason"], *m.span(), page.count("\n", 0, m.start()) + 1)
         for m in FENCE.finditer(page)
@@ -33,7 +33,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def notebook(page: str) -> str:
-    """A page as the JSON of a notebook, without outputs."""
+    """Return a page as the JSON of a notebook, without outputs."""
     cells: list[dict[str, object]] = []
 
     def add(kind: str, text: str) -> None:

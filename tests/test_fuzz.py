@@ -45,7 +45,7 @@ def broken():
 def test_a_result_and_a_refusal_are_fine_and_the_rest_is_a_crash(tmp_path, monkeypatch, what, outcome, words):
     import signal
 
-    monkeypatch.setattr(fuzz, "HANG", 0.3)
+    monkeypatch.setattr(fuzz, "INPUT_TIMEOUT_S", 0.3)
     before = signal.signal(signal.SIGALRM, fuzz.alarm)
     try:
         reader = fuzz.Reader(lambda folder, rng: None, lambda folder: what())

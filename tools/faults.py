@@ -1,8 +1,8 @@
-"""``make faults``: the numbered faults, the tests that bring each about, and what came of them.
+"""``make faults``: the numbered faults, the tests that bring each about, and the tests' outcomes.
 
-python tools/faults.py             run every test that carries a fault's number, then the table
-python tools/faults.py --list      the table without running anything
-python tools/faults.py 1 2 8       these numbers alone
+python tools/faults.py             run every test with a fault's number, then print the table
+python tools/faults.py --list      print the table without running tests
+python tools/faults.py 1 2 8       run these numbers only
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 WANTED = [*range(1, 78), *range(85, 92)]
-REASONS: dict[int, str] = {}  # number → why it cannot be brought about here
+REASONS: dict[int, str] = {}  # number → why no test can bring it about here
 
 
 class Faults:
-    """Keeps, for every number, the outcome of each test that carries it."""
+    """A pytest plug-in that records the outcome of each test with a fault's number."""
 
     def __init__(self, only: set[int], run: bool) -> None:
         self.only, self.run = only, run
@@ -27,9 +27,9 @@ class Faults:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            found = [int(m.args[0]) for m in item.iter_markers("fault")]
-            if found:
-                self.numbers[item.nodeid] = found
+            numbers = [int(m.args[0]) for m in item.iter_markers("fault")]
+            if numbers:
+                self.numbers[item.nodeid] = numbers
         items[:] = [
             i
             for i in items
@@ -43,11 +43,11 @@ class Faults:
 
 
 def table(faults: Faults) -> tuple[str, bool]:
-    """The table, and whether nothing failed and no number is without a test or a reason."""
+    """Return the table, and whether no test failed and every number has a test or a reason."""
     by_number: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for test, numbers in faults.numbers.items():
         for number in numbers:
-            name = test.partition("[")[0]  # the cases of a parametrised test are one
+            name = test.partition("[")[0]  # count the cases of a parametrised test as one test
             by_number[number][name].append(faults.outcomes.get(test, "not run"))
     lines, good = [], True
     for number in sorted(by_number):

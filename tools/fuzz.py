@@ -1,13 +1,13 @@
-"""``make fuzz SECONDS=120``: what regraft reads, broken at random.
+"""``make fuzz SECONDS=120``: regraft's readers on input that is damaged at random.
 
 python tools/fuzz.py --seconds 120 [--seed 0] [--out FOLDER] [--only plan,csv]
-python tools/fuzz.py --replay plan FILE      one kept input again, with its traceback
+python tools/fuzz.py --replay plan FOLDER    read a saved input again and show the traceback
 
-Valid files are damaged, by bits and by structure, and read. What comes of it is a result or one of
-regraft's own errors. Anything else is a crash: another exception, a hang, a dead process, more than
-MEMORY bytes, a file written outside of the work folder, a process or a connection begun, a person asked,
-a file of the input run or imported. Crashes are kept with their input in FOLDER/crashes, counts in
-FOLDER/counts.json, which is rewritten all the time. The same seed gives the same inputs, reader by reader.
+The fuzzer damages valid files, by bits and by structure, and reads them. A reader must give a result or
+one of regraft's own errors. Anything else is a crash: another exception, a hang, a dead process, more than
+MEMORY_BYTES, a file written outside the work folder, a new process or connection, a question to a person,
+or a file of the input that is run or imported. FOLDER/crashes gets the input of each crash. FOLDER/counts.json
+gets the counts, every two seconds. The same seed gives each reader the same inputs.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from fuzz_foreign import foreign_readers
 from fuzz_readers import Passing, Reader, readers
 from regraft.errors import RegraftError
 
-HANG = 20  # seconds that one input may take
-DEAD = 90  # seconds after which a process that does not even notice the alarm is ended
-MEMORY = 4_000_000_000  # bytes of addresses beyond those of the start
-KEPT = 5  # inputs of one and the same crash
+INPUT_TIMEOUT_S = 20  # for one input
+CHILD_TIMEOUT_S = 90  # without a new input, as where a process ignores the alarm
+MEMORY_BYTES = 4_000_000_000  # of address space, beyond that of the start
+MAX_KEPT = 5  # inputs for one crash
 
 
 class Hang(BaseException):
-    """Not an Exception: nothing on the way may take it for a bad file."""
+    """An input that takes too long. It is no Exception, so that no reader takes it for a bad file."""
 
 
 class Escape(BaseException):
-    """The input reached beyond the work folder, or was run."""
+    """An input that reached beyond the work folder, or that was run."""
 
 
-escapes: list[str] = []  # of the input that is being read: a library may swallow what is raised
-BEGUN = (
+escapes: list[str] = []  # of the current input; recorded, because a library may catch Escape
+FORBIDDEN_EVENTS = (
     "os.system",
     "os.exec",
     "os.fork",
@@ -71,16 +71,21 @@ BEGUN = (
 
 @dataclass
 class Count:
+    """Outcomes of one reader's inputs."""
+
     inputs: int = 0
     results: int = 0
     refused: int = 0
     seconds: float = 0.0
-    crashes: dict[str, int] = field(default_factory=dict)  # what and where → how often
+    crashes: dict[str, int] = field(default_factory=dict)  # error and place → count
 
 
 def guard(work: Path) -> None:
-    """From here on nothing is written outside of ``work``, no process is begun, nobody called or asked, and
-    no file in ``work`` is run or imported."""
+    """Raise Escape for any later access beyond ``work``.
+
+    Escapes are files written outside ``work``, new processes, connections, questions to a person, and files in
+    ``work`` that are run or imported.
+    """
     sys.dont_write_bytecode = True
     inside = str(work.resolve())
     allowed = (inside, "/dev/null")
@@ -92,10 +97,10 @@ def guard(work: Path) -> None:
     def look(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[2], int):
             if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not isinstance(args[0], int):
-                path = os.path.realpath(os.fsdecode(args[0]))  # where a link leads
+                path = os.path.realpath(os.fsdecode(args[0]))  # follow links
                 if not path.startswith(allowed):
-                    escape(f"{path} opened to be written")
-        elif event in BEGUN:
+                    escape(f"{path} opened for writing")
+        elif event in FORBIDDEN_EVENTS:
             if event != "ctypes.dlopen" or str(args[0]).startswith(inside):
                 escape(f"{event} {args}")
         elif event in ("exec", "compile", "import"):
@@ -107,20 +112,21 @@ def guard(work: Path) -> None:
 
 
 def alarm(*_: Any) -> None:
-    raise Hang(f"no end after {HANG} s")
+    """Raise Hang, as a signal handler."""
+    raise Hang(f"no end after {INPUT_TIMEOUT_S} s")
 
 
 def one(reader: Reader, folder: Path) -> tuple[str, str, str]:
-    """("result" | "refused" | "crash", what and where, traceback)"""
+    """Return ("result" | "refused" | "crash", error and place, traceback) of one input."""
     escapes.clear()
-    signal.setitimer(signal.ITIMER_REAL, HANG)
+    signal.setitimer(signal.ITIMER_REAL, INPUT_TIMEOUT_S)
     try:
         outcome, what = "result", ""
         try:
             reader.read(folder)
         except RegraftError as error:
             outcome, what = "refused", type(error).__name__
-        if escapes:  # and a library went on
+        if escapes:  # a library caught Escape and continued
             raise Escape(escapes[0])
         return outcome, what, ""
     except BaseException as error:
@@ -135,51 +141,54 @@ def one(reader: Reader, folder: Path) -> tuple[str, str, str]:
 
 
 def keep(out: Path, name: str, what: str, count: int, folder: Path, text: str) -> None:
-    if count <= KEPT:
+    """Copy the input of a crash to ``out``, at most MAX_KEPT times for one crash."""
+    if count <= MAX_KEPT:
         words = "".join(c if c.isalnum() else "-" for c in f"{name}-{what}-{count}")
         place = out / "crashes" / words
         shutil.rmtree(place, ignore_errors=True)
-        if folder.is_dir():  # not where it was stopped before it had an input
+        if folder.is_dir():  # absent if the process stopped before the first input
             shutil.copytree(folder, place, symlinks=True, ignore=pipes)
         place.mkdir(parents=True, exist_ok=True)
         (place / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def pipes(folder: str, names: list[str]) -> list[str]:
+    """Return the names that are pipes, for shutil.copytree."""
     return [n for n in names if (Path(folder) / n).is_fifo()]
 
 
 def emptied(folder: Path) -> Path:
+    """Return the folder, empty."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
-def work_through(out: Path, work: Path, all_of: dict[str, Reader], seed: int, end: float) -> None:
-    """In a child: inputs until the end, counts written as they come."""
+def work_through(out: Path, work: Path, by_name: dict[str, Reader], seed: int, end: float) -> None:
+    """Read inputs until ``end`` in a child process, and write counts meanwhile."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, alarm)
-    import matplotlib.font_manager  # noqa: F401  (where no list of fonts is kept it makes one, by fc-list)
+    import matplotlib.font_manager  # noqa: F401  (it may run fc-list, which the guard would forbid)
 
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
     guard(out)
     counts = read_counts(out)
-    for name in all_of:
+    for name in by_name:
         counts.setdefault(name, Count())
     saved = 0.0
     while time.monotonic() < end:
-        name = min(all_of, key=lambda n: counts[n].seconds)  # an equal share of the time
+        name = min(by_name, key=lambda n: counts[n].seconds)  # give readers equal time
         count, folder = counts[name], emptied(work / "input")
         begun = time.monotonic()
         try:
-            all_of[name].make(folder, random.Random(f"{seed} {name} {count.inputs}"))
+            by_name[name].make(folder, random.Random(f"{seed} {name} {count.inputs}"))
         except (ValueError, UnicodeError, RecursionError, OSError, OverflowError, TypeError, AttributeError, KeyError):
-            count.inputs += 1  # the damage itself went wrong: no input
+            count.inputs += 1  # damaging the seed failed, so there is no input
             continue
         (out / "now.txt").write_text(f"{name}\n{count.inputs}\n", encoding="utf-8")
         count.inputs += 1
-        outcome, what, text = one(all_of[name], folder)
+        outcome, what, text = one(by_name[name], folder)
         count.seconds += time.monotonic() - begun
         if outcome == "crash":
             count.crashes[what] = count.crashes.get(what, 0) + 1
@@ -223,15 +232,15 @@ def table(counts: dict[str, Count]) -> str:
     return "\n".join(lines)
 
 
-def watch(out: Path, work: Path, all_of: dict[str, Reader], seed: int, seconds: float) -> None:
-    """Children, one after another: one that dies or does not notice its alarm is a crash of its input."""
+def watch(out: Path, work: Path, by_name: dict[str, Reader], seed: int, seconds: float) -> None:
+    """Run child processes until the time is up. A child that dies or ignores its alarm is a crash of its input."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         child = os.fork()
         if not child:
             code = 1
             try:
-                work_through(out, work, all_of, seed, end)
+                work_through(out, work, by_name, seed, end)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -244,11 +253,11 @@ def watch(out: Path, work: Path, all_of: dict[str, Reader], seed: int, seconds: 
             now = out / "now.txt"
             if done:
                 status = found
-            elif now.exists() and time.time() - now.stat().st_mtime > DEAD:
+            elif now.exists() and time.time() - now.stat().st_mtime > CHILD_TIMEOUT_S:
                 os.kill(child, signal.SIGKILL)
         if status:
             if not (out / "now.txt").exists():
-                raise SystemExit("the fuzzer itself does not run")
+                raise SystemExit("the fuzzer failed before its first input")
             name, _, number = (out / "now.txt").read_text().partition("\n")
             counts = read_counts(out)
             count = counts.setdefault(name, Count())
@@ -263,8 +272,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a new folder for counts and crashes")
-    parser.add_argument("--only", help="readers, separated by commas")
+    parser.add_argument("--out", type=Path, help="new folder for counts and crashes")
+    parser.add_argument("--only", help="names of readers, separated by commas")
     parser.add_argument("--replay", nargs=2, metavar=("READER", "FOLDER"))
     given = parser.parse_args()
     faulthandler.enable()
@@ -276,20 +285,20 @@ def main() -> int:
             os.environ[f"REGRAFT_{name}"] = str(work / name.lower())
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        all_of = readers(work) | foreign_readers(work)
+        by_name = readers(work) | foreign_readers(work)
         if given.replay:
             with Passing():
-                all_of[given.replay[0]].read(Path(given.replay[1]))
+                by_name[given.replay[0]].read(Path(given.replay[1]))
             return 0
-        chosen = given.only.split(",") if given.only else list(all_of)
-        watch(out, work, {n: all_of[n] for n in chosen}, given.seed, given.seconds)
+        chosen = given.only.split(",") if given.only else list(by_name)
+        watch(out, work, {n: by_name[n] for n in chosen}, given.seed, given.seconds)
         counts = read_counts(out)
         print(table(counts))
         crashed = any(c.crashes for c in counts.values())
         if crashed and given.out is None:
-            kept = Path(tempfile.mkdtemp(prefix="fuzz-"))
-            shutil.copytree(out / "crashes", kept / "crashes", symlinks=True)
-            print(f"the inputs of the crashes are in {kept}")
+            saved = Path(tempfile.mkdtemp(prefix="fuzz-"))
+            shutil.copytree(out / "crashes", saved / "crashes", symlinks=True)
+            print(f"the inputs of the crashes are in {saved}")
         shutil.rmtree(work, ignore_errors=True)
     return 1 if crashed else 0
 

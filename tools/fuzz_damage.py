@@ -77,7 +77,7 @@ def hostile(rng: random.Random) -> Any:
 
 
 def flipped(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
-    """Bits, bytes and blocks of a file changed, cut, doubled, or taken from another one."""
+    """Return a file's bytes with bits, bytes or blocks changed, cut, doubled, or taken from another file."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         size = len(out)
@@ -106,7 +106,7 @@ def flipped(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 
 def altered(tree: Any, rng: random.Random) -> Any:
-    """A tree of values with a few of its nodes replaced, left out, doubled or renamed."""
+    """Return a tree of values with a few nodes replaced, left out, doubled or renamed."""
     tree = json.loads(json.dumps(tree))
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         inner: list[Any] = [node for node in nodes(tree) if node]
@@ -150,7 +150,7 @@ def looped(tree: Any) -> bool:
 
 
 def as_json(tree: Any, rng: random.Random) -> bytes:
-    if rng.random() < 0.01:  # deeper than any stack
+    if rng.random() < 0.01:  # nest deeper than any stack
         return rng.choice((b"[", b'{"a":')) * 100_000
     return json.dumps(tree, ensure_ascii=rng.random() < 0.7).encode(errors="surrogatepass")
 

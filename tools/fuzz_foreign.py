@@ -1,4 +1,4 @@
-"""Readers of what a stranger made: whole run folders, recipes of networks, tokenizers."""
+"""Readers of data that a stranger made: whole run folders, recipes of networks, tokenizers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OFTEN = 0.3
 
 
 def strings_marked(tree: Any, rng: random.Random) -> Any:
-    """A tree with some of its strings, names too, in place of which is code, YAML and Markdown."""
+    """Return a tree with some strings and names replaced by code, YAML and Markdown."""
     if isinstance(tree, dict):
         return {(k if rng.random() < 0.98 else k + MARKED): strings_marked(v, rng) for k, v in tree.items()}
     if isinstance(tree, list):
@@ -42,7 +42,7 @@ def strings_marked(tree: Any, rng: random.Random) -> Any:
 
 
 def replaced(path: Path, rng: random.Random) -> None:
-    """What is no file in the place of one."""
+    """Replace a file by something that is no file."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -62,7 +62,7 @@ def replaced(path: Path, rng: random.Random) -> None:
 
 
 def a_whole_run(folder: Path, rng: random.Random) -> None:
-    """A finished run in which a few files are damaged, or are none, or have strings that are code."""
+    """Write a finished run with a few files that are damaged, that are no files, or that hold code in strings."""
     names = [n for n in RUN if not n.startswith(("checkpoints", "lock", "resumes"))]
     put(folder / "runs" / "good", {n: RUN[n] for n in names}, set(), rng)
     run = folder / "runs" / "bad"
@@ -72,7 +72,9 @@ def a_whole_run(folder: Path, rng: random.Random) -> None:
         replaced(run / rng.choice([*names, "model", "gallery"]), rng)
     if rng.random() < 2 * OFTEN:
         for name in ("result.json", "environment.json", "model/config.json", "check.json"):
-            plain = (run / name).is_file() and not (run / name).is_symlink()  # else a write would leave the folder
+            plain = (run / name).is_file() and not (
+                run / name
+            ).is_symlink()  # do not write through a link out of the folder
             if name in RUN and name not in broken and plain:
                 tree = strings_marked(json.loads(RUN[name]), rng)
                 tree["status"] = "finished"
@@ -82,7 +84,7 @@ def a_whole_run(folder: Path, rng: random.Random) -> None:
 
 
 def read_a_whole_run(picture: Path) -> Callable[[Path], None]:
-    """As report, compare, predict, export and the pages of ui do."""
+    """Read a run as report, compare, predict, export and the pages of ui do."""
 
     def read(folder: Path) -> None:
         from regraft.report.render import report
@@ -108,7 +110,7 @@ def read_a_whole_run(picture: Path) -> Callable[[Path], None]:
 
 
 def read_card(run: Path, predictor: Any, scratch: Path) -> None:
-    """The card of an export: its head reads, and its one block of code is the format's."""
+    """Check an export's card: its head reads, and its one block of code is the format's."""
     files, format = RunFiles.read(run), plugins.module("exports", "timm")
     examples, what = exporting.rows_for(files, predictor, 2, scratch)
     package = exporting.packed(files, predictor, examples, format)
@@ -173,7 +175,7 @@ KINDS = [
 
 
 def with_references(config: Any, rng: random.Random) -> Any:
-    """A configuration that names code, other models or impossible sizes."""
+    """Return a configuration that names code, other models or impossible sizes."""
     if not isinstance(config, dict):
         return config
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -184,7 +186,7 @@ def with_references(config: Any, rng: random.Random) -> Any:
 
 
 def a_recipe(folder: Path, rng: random.Random) -> None:
-    """A folder of transformers, or a run, whose configuration is another."""
+    """Write a transformers folder, or a run, with another configuration."""
     (folder / "evil.py").write_text(CODE, encoding="utf-8")
     if rng.random() < 0.6:
         files = FOLDERS[rng.choice(("bert", "vit"))]
@@ -222,7 +224,7 @@ def read_a_recipe(folder: Path) -> None:
 # ---------------------------------------------------------------- tokenizers
 
 
-TOKENIZER: dict[str, bytes] = {}  # file → its bytes, of a tokenizer in both its forms
+TOKENIZER: dict[str, bytes] = {}  # file → bytes of a tokenizer, in fast and slow form
 
 
 def make_tokenizer(work: Path) -> None:
@@ -260,7 +262,7 @@ SETTINGS = [
 
 
 def a_tokenizer(folder: Path, rng: random.Random) -> None:
-    """A tokenizer's folder with damage, or with settings that name code and other files."""
+    """Write a tokenizer's folder with damage, or with settings that name code and other files."""
     files = dict(TOKENIZER)
     for name in rng.sample(list(files), rng.choice((0, 0, 1, 2))):
         del files[name]
@@ -286,7 +288,7 @@ def read_a_tokenizer(folder: Path) -> None:
 
 
 def foreign_readers(work: Path) -> dict[str, Reader]:
-    """Those of this file, made from what ``readers`` has made."""
+    """Return the readers of this file, made from the files of ``readers``."""
     make_tokenizer(work)
     picture = next((work / "pictures").rglob("*.png"))
     return {

@@ -1,4 +1,4 @@
-"""What the fuzzer reads: each reader with the inputs that are made for it."""
+"""Readers for the fuzzer, each with a maker of its inputs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from regraft.training import checkpoints
 
 @dataclass
 class Reader:
-    """``make`` writes an input into a folder; ``read`` reads it."""
+    """A reader with its inputs: ``make`` writes an input into a folder, ``read`` reads it."""
 
     make: Callable[[Path, random.Random], None]
     read: Callable[[Path], object]
 
 
-OUTSIDE = __file__  # what links lead to, out of the input: a file that may be read and must not be written
+OUTSIDE = __file__  # target of links out of the input: a file that readers must not write
 PLAN = """
 [source]
 ref = "timm:resnet18"
@@ -92,7 +92,7 @@ ROWS = [["text", "label", "split", "who"]] + [
 
 
 def file_of(name: str, seeds: list[bytes], made: Callable[[random.Random], bytes] | None) -> Any:
-    """An input of one file: a seed damaged by bits or, where it can be, by structure, or by both."""
+    """Return a maker of one file: a seed damaged by bits, by structure where it has one, or by both."""
 
     def make(folder: Path, rng: random.Random) -> None:
         data = made(rng) if made is not None and rng.random() < 0.6 else rng.choice(seeds)
@@ -119,7 +119,7 @@ def rows_in(name: str) -> Callable[[Path], object]:
 
 
 def parquet(rng: random.Random) -> bytes:
-    """A table of some types that no text is made of."""
+    """Return a table with types that are no text."""
     n = rng.choice((0, 1, 30))
     kinds: list[Callable[[], Any]] = [
         lambda: pa.array([f"t{i}" for i in range(n)]),
@@ -190,7 +190,7 @@ def read_a_picture(folder: Path) -> None:
 
 
 def a_folder(pictures: list[bytes]) -> Callable[[Path, random.Random], None]:
-    """A folder of pictures, with links, pipes, odd names and damaged files in it."""
+    """Write a folder of pictures with links, pipes, odd names and damaged files."""
     names = [
         *(f"{i}.png" for i in range(5)),
         "train",
@@ -298,11 +298,11 @@ def read_weights(folder: Path) -> None:
     _weights.match(STATE, tensors, where="w", head="b")
 
 
-RUN: dict[str, bytes] = {}  # file → its bytes, of a finished run and of checkpoints
+RUN: dict[str, bytes] = {}  # file → bytes of a finished run and of checkpoints
 
 
 def make_run(work: Path) -> None:
-    """A run on tiny pictures, and what an unfinished one keeps."""
+    """Make a run on tiny pictures, and the files of an unfinished run."""
     rng = np.random.default_rng(0)
     data = work / "pictures"
     for split, n in (("train", 6), ("test", 4)):
@@ -337,7 +337,7 @@ def make_run(work: Path) -> None:
 
 
 def damaged(data: bytes, name: str, rng: random.Random) -> bytes:
-    """A file of a run, damaged after its kind."""
+    """Return a run's file, damaged as its kind allows."""
     kind = name.rpartition(".")[2] if rng.random() < 0.75 else ""
     if kind in ("json",) or name == "lock":
         return as_json(altered(json.loads(data), rng), rng)
@@ -351,7 +351,7 @@ def damaged(data: bytes, name: str, rng: random.Random) -> bytes:
 
 
 def put(folder: Path, files: dict[str, bytes], broken: set[str], rng: random.Random) -> None:
-    """The files, the broken ones damaged or, one time in twenty, left out."""
+    """Write the files. Broken ones are damaged or, one time in twenty, left out."""
     for name, data in files.items():
         path = folder / name
         if name in broken and rng.random() < 0.05:
@@ -366,7 +366,7 @@ def a_run(wanted: Callable[[str], bool]) -> Callable[[Path, random.Random], None
         broken = set(rng.sample(names, rng.choice((1, 1, 1, 2))))
         put(folder / "run", RUN, broken, rng)
         places = {Path(n).parent for n in broken if "checkpoints" in n}
-        if rng.random() < 0.7:  # the sums are right, and yet it is not what a run wrote
+        if rng.random() < 0.7:  # correct the checksums, so that only the content is wrong
             for place in places:
                 at = folder / "run" / place
                 names = [n for n in (checkpoints.TENSORS, checkpoints.RECORD) if (at / n).exists()]
@@ -377,7 +377,7 @@ def a_run(wanted: Callable[[str], bool]) -> Callable[[Path, random.Random], None
 
 
 def read_a_run(folder: Path) -> None:
-    """As predict, evaluate, compare, list and a source do."""
+    """Read a run as predict, evaluate, compare, list and a source do."""
     run = folder / "run"
     with Passing():
         found = regraft.Run.read(run)
@@ -414,9 +414,9 @@ def read_checkpoints(folder: Path) -> None:
     keeper.done("probe")
 
 
-CACHED = {f"{i:064x}": torch.full((2, 3), float(i)) for i in range(6)}  # content → rows of features
+CACHED = {f"{i:064x}": torch.full((2, 3), float(i)) for i in range(6)}  # sha256 of the content → features
 SHOWN = {name: torch.full((3, 4, 5 + i), i, dtype=torch.uint8) for i, name in enumerate(CACHED)}
-ENTRIES: dict[str, bytes] = {}  # file → its bytes, of an entry of each kind
+ENTRIES: dict[str, bytes] = {}  # file → bytes of an entry of each kind
 
 
 def make_entries(work: Path) -> None:
@@ -428,17 +428,17 @@ def make_entries(work: Path) -> None:
 
 
 def a_cache(folder: Path, rng: random.Random) -> None:
-    """Entries of the cache with a file or two damaged or gone."""
+    """Write entries of the cache with a file or two damaged or gone."""
     broken = set(rng.sample(list(ENTRIES), rng.choice((1, 1, 2))))
     put(folder, ENTRIES, broken, rng)
 
 
 def read_a_cache(folder: Path) -> None:
-    """What is there is what was written, or it is not there."""
+    """Check that an entry holds the values that were written, or is absent."""
     cache = FeatureCache(folder, 10**9)
     try:
         entry = cache.open("features")
-    except OSError:  # something that is no regular file
+    except OSError:  # no regular file
         entry = None
     for name, rows in CACHED.items() if entry else ():
         assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
@@ -452,7 +452,7 @@ def read_a_cache(folder: Path) -> None:
         assert found is None or torch.equal(found, picture), "another picture"
 
 
-FOLDERS: dict[str, dict[str, bytes]] = {}  # "bert", "vit" → file → its bytes
+FOLDERS: dict[str, dict[str, bytes]] = {}  # "bert" or "vit" → file → bytes
 
 
 def make_folders(work: Path) -> None:

@@ -62,7 +62,7 @@ VERBS = words(
 )
 # Some verbs are nouns too: "Mean of the rows", "Answer that a server gave", "Count: rows by class".
 NOUN_FOLLOWS = re.compile(r":|\s+(?:of|that|which|per|is|are)\b")
-NEVER_A_NOUN = words("return yield raise say tell write keep make let")
+NEVER_A_NOUN = words("return yield raise say tell write keep make let check ensure")
 DETERMINER_FOLLOWS = re.compile(r"\s+(?:a|an|the|each|every|all|any|no|its|what|whether|one|two|only)\b")
 NOT_A_NOUN = words(
     """
@@ -104,20 +104,20 @@ def entries(package: Path) -> int:
 
 def rooms(package: Path) -> dict[str, tuple[int, int]]:
     """Return (files, lines) of each folder, and of the top level's files as "."."""
-    found: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for module in trees(package):
         room = module.partition("/")[0] if "/" in module else "."
         lines = (package / module).read_text(encoding="utf-8").count("\n")
-        files, total = found.get(room, (0, 0))
-        found[room] = files + 1, total + lines
-    return found
+        files, total = sizes.get(room, (0, 0))
+        sizes[room] = files + 1, total + lines
+    return sizes
 
 
-def imported(module: str, package: Path) -> set[str]:
-    """Return the package's modules that one imports, late and for types included."""
+def imports_of(module: str, package: Path) -> set[str]:
+    """Return the package's modules that a module imports, including late imports and imports for types."""
     names = {m.removesuffix(".py").replace("/", "."): m for m in trees(package)}
     own = module.removesuffix(".py").split("/")[:-1]
-    found = set()
+    modules = set()
     for node in ast.walk(trees(package)[module]):
         if not isinstance(node, ast.ImportFrom):
             continue
@@ -128,14 +128,14 @@ def imported(module: str, package: Path) -> set[str]:
         for alias in node.names:
             for parts in ([*base, alias.name], [*base, alias.name, "__init__"], base, [*base, "__init__"]):
                 if ".".join(parts) in names:
-                    found.add(names[".".join(parts)])
+                    modules.add(names[".".join(parts)])
                     break
-    return found - {module}
+    return modules - {module}
 
 
 def circles(package: Path) -> int:
-    """Count files that reach themselves by imports."""
-    below = {m: imported(m, package) for m in trees(package)}
+    """Count files that import themselves through other files."""
+    below = {m: imports_of(m, package) for m in trees(package)}
 
     def reached(module: str) -> set[str]:
         seen: set[str] = set()
@@ -149,9 +149,9 @@ def circles(package: Path) -> int:
 
 
 def most_parameters(package: Path) -> list[tuple[int, str]]:
-    """Return functions with more than nine parameters, most first."""
-    found = [(len(parameters(f)), f"{module}:{f.name}") for module, f in functions(package)]
-    return sorted((f for f in found if f[0] > 9), reverse=True) or sorted(found, reverse=True)[:1]
+    """Return functions with more than nine parameters, else the one with the most; the most first."""
+    counts = [(len(parameters(f)), f"{module}:{f.name}") for module, f in functions(package)]
+    return sorted((c for c in counts if c[0] > 9), reverse=True) or sorted(counts, reverse=True)[:1]
 
 
 def whole_job(package: Path) -> int:
@@ -213,14 +213,14 @@ def is_imperative(text: str) -> bool:
 
 def is_noun_phrase(text: str) -> bool:
     """Return whether a text opens with a noun, its article or an adjective: "A row", "Rows of a table", "ECE: …"."""
-    opening = re.match(r"`*[\w.-]+(?: [\w.-]+)*`+(?=[:,])|[\w-]+", text)
+    opening = re.match(r"(`+)[^`]+\1(?!`)(?! (?:is|are|has|have|holds|gives|takes)\b)|[\w-]+", text)
     if opening is None or opening.group().lower() in NOT_A_NOUN:
         return False
     return opening.group().lower() not in VERBS or not DETERMINER_FOLLOWS.match(text, opening.end())
 
 
 def exempt_from_formatter(package: Path) -> int:
-    """Count lines that the formatter must leave alone, in the package and beside it."""
+    """Count lines with "# fmt: skip", in the package and in the folders beside it."""
     root = package.parents[1]
     folders = [root / name for name in ("src", "tests", "tools", "benchmarks", "docs")]
     texts = (f.read_text(encoding="utf-8") for d in folders for f in d.rglob("*.py"))
@@ -228,7 +228,7 @@ def exempt_from_formatter(package: Path) -> int:
 
 
 def statements(package: Path) -> int:
-    """Count statements, docstrings and imports left out: the size of the code whatever its format."""
+    """Count statements without docstrings and imports: the size of the code, whatever its format."""
     kinds: Counter[bool] = Counter()
     for tree in trees(package).values():
         for node in ast.walk(tree):

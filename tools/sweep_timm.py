@@ -1,4 +1,4 @@
-"""One architecture of each of timm's families with random weights: load, one step, save, load, predict.
+"""One architecture of each timm family with random weights: load, one step, save, load, predict.
 
     .venv/bin/python tools/sweep_timm.py [--every K] [--part 1/4] [--export] [--survey FILE] [--out timm.jsonl]
 
@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sweeping
 from sweeping import Outcome
 
-LARGEST = 60_000_000  # parameters
-SIDES = (64, 128, None)  # pixels that are tried, the architecture's own last
+MAX_PARAMETERS = 60_000_000
+SIDES = (64, 128, None)  # pixels to try; None is the architecture's own size
 LIMIT_S = 300
 SIZES = {"small", "base", "large", "huge", "giant", "medium", "little", "light", "lite", "mini", "tiny", "micro"}
 SIZES |= {"atto", "femto", "pico", "nano", "zepto", "xs", "xxs", "xl", "xxl", "xlarge", "xsmall", "xxsmall"}
@@ -90,7 +90,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     with torch.no_grad():
         for tensor in net.parameters():
             if not tensor.any():
-                tensor.normal_(std=0.02)  # a layer of zeros would hide what follows it
+                tensor.normal_(std=0.02)  # a layer of zeros would hide the layers after it
     save_file({k: v.contiguous().clone() for k, v in net.state_dict().items()}, folder / "w")
     del net
     source = loaded(outcome, folder / "w")
@@ -177,12 +177,12 @@ def exported(target: Any, task: Any, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--every", type=int, default=1, help="only each K-th family")
+    parser.add_argument("--every", type=int, default=1, help="take each K-th family only")
     parser.add_argument("--only", nargs="*", help="these families")
     sweeping.add_part(parser)
     parser.add_argument("--survey", type=Path, help="keep the list of families in this file")
     parser.add_argument("--export", action="store_true", help="also write ONNX and run it")
-    parser.add_argument("--largest", type=int, default=LARGEST, help="parameters")
+    parser.add_argument("--largest", type=int, default=MAX_PARAMETERS, help="parameters")
     parser.add_argument("--out", type=Path, default=Path("timm.jsonl"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Each of transformers' text and image families, tiny, with random weights: load, one step, save, load, predict.
+"""Each text and image family of transformers, tiny, with random weights: load, one step, save, load, predict.
 
     .venv/bin/python tools/sweep_transformers.py [--every K] [--part 1/4] [--export] [--out transformers.jsonl]
 
@@ -22,7 +22,7 @@ import sweeping
 from sweeping import Outcome
 
 LIMIT_S = 240
-LARGEST = 120_000_000  # parameters
+MAX_PARAMETERS = 120_000_000
 WORDS = 64
 TEXTS = ("w5 w6 w7 w8 w9 w10", "w11 w12", "w13 w14 w15", "w16")
 SMALL: dict[str, Any] = {
@@ -203,7 +203,7 @@ def model_of(kind: str, name: str) -> Any:
     config = family(**numbers)
     with torch.device("meta"):
         count = sum(p.numel() for p in cls._from_config(config).parameters())
-    if count > LARGEST:
+    if count > MAX_PARAMETERS:
         raise OverflowError(f"{count / 1e6:.0f} M parameters with the sweep's numbers")
     return cls._from_config(config).float().eval()
 
@@ -311,7 +311,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--every", type=int, default=1, help="only each K-th family")
+    parser.add_argument("--every", type=int, default=1, help="take each K-th family only")
     parser.add_argument("--only", nargs="*", help="these families")
     sweeping.add_part(parser)
     parser.add_argument("--export", action="store_true", help="also torch.export, and run it")

@@ -1,4 +1,4 @@
-"""What sweeps over architectures share: a worker process that is replaced when it dies or takes too long.
+"""Worker processes for sweeps over architectures. A worker that dies or takes too long is replaced.
 
 A sweep gives names; its worker answers each with one JSON line. The parent adds the lines to a file, prints
 one line a name and a summary at the end.
@@ -21,19 +21,19 @@ from typing import IO, TypeVar
 
 T = TypeVar("T")
 
-START_S = 120  # for a worker's imports, on a machine that others use too
+START_TIMEOUT_S = 120  # for a worker's imports on a busy machine
 STAGES = ("load", "fit", "save", "predict", "export")
 
 
 @dataclass
 class Outcome:
-    """What came of one family: the last stage that it passed, or why it is out."""
+    """Result for one family: the last stage that it passed, or the reason why it stopped."""
 
     family: str
     name: str
     passed: list[str] = field(default_factory=list)
-    refused: str = ""  # regraft's own words
-    failed: str = ""  # any other error
+    refused: str = ""  # message of a regraft error
+    failed: str = ""  # message of any other error
     skipped: str = ""
     seconds: float = 0.0
     more: dict[str, object] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def sweep(command: Sequence[str], todo: Sequence[tuple[str, str]], limit_s: floa
             worker = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
-        answer = ask(worker, family, name, limit_s + START_S * fresh)
+        answer = ask(worker, family, name, limit_s + START_TIMEOUT_S * fresh)
         if answer.startswith("{"):
             outcome = Outcome(**json.loads(answer))
         else:

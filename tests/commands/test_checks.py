@@ -13,7 +13,7 @@ from PIL import Image
 
 from regraft import plugins
 from regraft.checks import CheckContext, Finding, class_names, source_classes
-from regraft.checks.label_errors import ranked
+from regraft.checks.label_errors import rank_suspects
 from regraft.data.loading import load_data, read_rows
 from regraft.data.splitting import splits_as_given
 from regraft.data.types import DataOptions, Example
@@ -350,7 +350,7 @@ def test_alike_names_are_those_of_all_pairs(names):
                 last, row[j] = row[j], min(last + (x != y), row[j] + 1, row[j - 1] + 1)
         return row[-1]
 
-    found = {frozenset((a, b)) for a, b, _ in class_names.alike(names)}
+    found = {frozenset((a, b)) for a, b, _ in class_names.find_similar(names)}
     for a in names:
         for b in names:
             if a < b and min(len(a), len(b)) >= 4 and not set("1") & (set(a) | set(b)):
@@ -358,8 +358,8 @@ def test_alike_names_are_those_of_all_pairs(names):
 
 
 def test_numbered_classes_are_not_alike():
-    assert class_names.alike([f"class {i}" for i in range(120)]) == []
-    assert class_names.alike(["n01440764", "n01440765", "c", "d", "0", "1", "cat", "car"]) == []
+    assert class_names.find_similar([f"class {i}" for i in range(120)]) == []
+    assert class_names.find_similar(["n01440764", "n01440765", "c", "d", "0", "1", "cat", "car"]) == []
 
 
 TASK = (
@@ -428,7 +428,7 @@ def test_suspected_rows_have_the_least_probable_label():
         e.id: np.array([p, 1 - p] if i % 2 == 0 else [1 - p, p])
         for i, (e, p) in enumerate(zip(seen.rows, of_own.ravel(), strict=True))
     }
-    suspects = ranked(replace(seen, probabilities=said))
+    suspects = rank_suspects(replace(seen, probabilities=said))
     assert len(suspects) == 15
     assert [s.of_given for s in suspects] == pytest.approx(np.sort(of_own.ravel())[:15])
 
@@ -467,7 +467,7 @@ def test_a_class_of_the_source_is_known_by_its_name(target, source, shared):
 
 
 def test_a_name_without_letters_matches_nothing():
-    assert source_classes.plain("  ") == ""
+    assert source_classes.plain_name("  ") == ""
 
 
 def test_test_rows_in_source_data_are_a_problem_or_caution(flowers, tmp_path):

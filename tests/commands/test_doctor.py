@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from regraft.commands import doctor
-from regraft.commands.doctor import examine, in_words
+from regraft.commands.doctor import examine, format_findings
 from regraft.compute import versions
 from regraft.compute.versions import misfit, remedy_for_torch
 from regraft.data.store import cache_in
@@ -70,10 +70,10 @@ def test_locks_of_a_folder_of_runs(tmp_path):
 
 
 def test_the_whole_examination_is_words_or_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "LOW", 1e18)
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1e18)
     found = examine(tmp_path)
     assert {"torch", "torchvision", "cpu", "feature cache", "ledger", "disk, here"} <= {f.what for f in found}
-    text = in_words(found)
+    text = format_findings(found)
     assert "make room on the disk" in text and "need attention" in text
     assert json.loads(json.dumps([asdict(f) for f in found]))
 
@@ -81,9 +81,9 @@ def test_the_whole_examination_is_words_or_json(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    assert doctor.cannot_write(file, "X") == ""
-    assert doctor.cannot_write(tmp_path, "X") == ""
-    assert doctor.cannot_write(file.parent / "new" / "deeper", "X") == ""
+    assert doctor.remedy_to_write(file, "X") == ""
+    assert doctor.remedy_to_write(tmp_path, "X") == ""
+    assert doctor.remedy_to_write(file.parent / "new" / "deeper", "X") == ""
 
 
 def test_what_killed_processes_left_is_removed_and_listed(tmp_path, monkeypatch):

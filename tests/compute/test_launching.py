@@ -45,7 +45,7 @@ def ranks(tmp_path, monkeypatch):
         (out / name).write_text("")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(launching, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(launching, "END_TIMEOUT_S", 1.0)
     real = subprocess.Popen
 
     def start(code):
@@ -74,7 +74,7 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(ranks, capfd, number, mo
 
 
 def test_a_rank_that_stays_stopped_is_named_and_the_others_end(ranks, capfd, monkeypatch):
-    monkeypatch.setattr(launching, "STOPPED_LOOKS", 5)
+    monkeypatch.setattr(launching, "MAX_STOPPED_LOOKS", 5)
     out = ranks(f"os.kill(os.getpid(), signal.SIGSTOP) if rank == 0 else {WAIT}")
     assert launch(2, [], out) == 128 + signal.SIGSTOP
     sentence = f"rank 0 of 2 was stopped (signal {int(signal.SIGSTOP)}, SIGSTOP): go on with"

@@ -194,8 +194,8 @@ def test_an_unlabelled_table_reads_without_labels(tmp_path):
         ("t.csv", b"text,label\na\0,x\n", "row 2: a NUL character"),
         ("t.csv", b"text,label\na,\nb,x\nc, \n", "2 bad rows: t.csv row 2.*t.csv row 4"),
         ("t.csv", b"text,label,split\na,x,trian\n", 'row 2: the split is "trian"'),
-        ("t.csv", b"text,lable\na,x\n", "--label NAME; the columns are text, lable"),
-        ("t.csv", b"text,file,label\na,x,y\n", "which column is the input"),
+        ("t.csv", b"text,lable\na,x\n", "--label; the columns are text, lable"),
+        ("t.csv", b"text,file,label\na,x,y\n", "name the input column"),
         ("t.csv", b"image,label\n../x.jpg,a\n", "row 2: .* lies outside"),
         ("t.jsonl", b'{"text": "a", "label": "x"}\n{"text"\n', "row 2 is not JSON"),
         ("t.jsonl", b'{"text": "a", "text": "b", "label": 1}\n', "a key occurs twice"),
@@ -435,7 +435,7 @@ def test_a_header_that_holds_other_signs_keeps_its_own(tmp_path, text):
 def test_two_tables_for_a_split_that_are_no_parts_are_refused(tmp_path, other):
     for name in ("train.csv", other):
         write(tmp_path / name, "text,label\na,x\n")
-    with pytest.raises(DataError, match=r"several tables for train: .*; leave one there"):
+    with pytest.raises(DataError, match=r"several tables for train: .*; keep one"):
         read(tmp_path)
 
 
@@ -444,7 +444,7 @@ def test_parts_of_a_split_are_read_and_other_tables_named(tmp_path):
         write(tmp_path / name, "text,label\na,x\n")
     raw = read(tmp_path)
     assert [r.split for r in raw.rows] == ["train", "train"]
-    assert raw.notes == ("tables whose names say no split are left out: test_final.csv",)
+    assert "left out" in raw.notes[0] and raw.notes[0].endswith(": test_final.csv")
 
 
 def test_a_column_that_is_used_may_not_occur_twice(tmp_path):
@@ -462,8 +462,8 @@ def test_a_table_with_very_many_columns_reads(tmp_path):
 @pytest.mark.parametrize(
     ("value", "options", "message"),
     [
-        (["R&B; Soul", "Pop"], {"empty_labels": True}, 'label "R&B; Soul" holds the separator ";"'),
-        (["a", "b"], {}, "a list of 2 labels: say --task multilabel"),
+        (["R&B; Soul", "Pop"], {"empty_labels": True}, 'label "R&B; Soul" contains the separator ";"'),
+        (["a", "b"], {}, "a list of 2 labels: give --task multilabel"),
         ([["a"], "b"], {"empty_labels": True}, 'column "label" holds a list, not text'),
         ("['a', 'b']", {"empty_labels": True}, "holds a list written as text"),
         ('["a"]', {}, "holds a list written as text"),
@@ -540,7 +540,7 @@ def test_a_number_without_a_name_among_names_is_an_error(tmp_path):
     schema = pa.schema([("text", pa.string()), ("label", pa.int64())], metadata=about)
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 2]}, schema=schema), path)
-    with pytest.raises(DataError, match="the label 2 has no name among the 2"):
+    with pytest.raises(DataError, match=r"the label 2 has no name: .* 2 names"):
         read(path)
 
 

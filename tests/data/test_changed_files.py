@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from builders import make_batches
-from regraft.data import fingerprints as module
+from regraft.data import images as module
 from regraft.data.image_store import pictures
 from regraft.data.loading import read_rows
 from regraft.data.preprocessing import build

@@ -42,7 +42,7 @@ sure = [(f"sure {i}", "", "xyz"[i % 3], "train", "") for i in range(60)]
 @pytest.fixture
 def small(monkeypatch):
     """Batches and blocks of a few rows, in a file."""
-    for name, value in {"BATCH_ROWS": 7, "BLOCK_ROWS": 5, "IN_MEMORY_BYTES": 1, "SHARED": 2}.items():
+    for name, value in {"BATCH_ROWS": 7, "BLOCK_ROWS": 5, "MAX_BYTES_IN_MEMORY": 1, "MAX_SHARED_VALUES": 2}.items():
         monkeypatch.setattr(columns, name, value)
 
 
@@ -209,7 +209,7 @@ def test_checks_find_the_same_in_columns_as_in_objects(tmp_path, small, found):
 def test_rows_of_text_take_less_than_300_bytes_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "BATCH_ROWS", 64)
     monkeypatch.setattr(columns, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(columns, "IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr(columns, "MAX_BYTES_IN_MEMORY", 1)
     monkeypatch.setattr(table, "CHUNK_BYTES", 4096)
     path, n = tmp_path / "t.csv", 3000
     write(path, [(f"{i:06d} {'x' * 124}", "", f"class {i % 20}", "train", "") for i in range(100)])
@@ -236,7 +236,7 @@ def test_the_file_of_the_columns_has_no_name(tmp_path, small, monkeypatch):
 
 
 def test_long_texts_are_made_into_objects_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(columns, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(columns, "MAX_BATCH_BYTES", 10_000)
     found = stored(Row(("x" * 3000,), ("a",), f"row {i}") for i in range(50))
     assert max(map(len, found.table.batches)) == 4 and found.table.block_rows == 3
     assert [r.where for r in found] == [f"row {i}" for i in range(50)]

@@ -175,8 +175,8 @@ def test_a_worker_that_was_killed_between_pictures_is_replaced(decoders, small):
 
 @pytest.mark.fault(82)
 def test_a_worker_with_too_slow_a_picture_is_replaced(decoders, small, monkeypatch):
-    monkeypatch.setattr(decoding, "QUICK_S", 0.2)
-    monkeypatch.setattr(decoding, "SLOW_S", 0.3)
+    monkeypatch.setattr(decoding, "QUICK_CPU_S", 0.2)
+    monkeypatch.setattr(decoding, "SLOW_CPU_S", 0.3)
     first = decoders._workers[1][0].start()  # the one for large files
     with pytest.raises(TooCostlyError, match=r"decoding takes more than 0\.3 s"):
         decoders.submit(costly.gif_of_blocks(6), WANTED).result(HUNG_S)
@@ -188,8 +188,8 @@ def test_a_worker_with_too_slow_a_picture_is_replaced(decoders, small, monkeypat
 
 @pytest.mark.fault(82)
 def test_slow_pictures_wait_for_each_other_and_others_do_not(decoders, small, monkeypatch):
-    monkeypatch.setattr(decoding, "QUICK_S", 0.2)
-    monkeypatch.setattr(decoding, "SLOW_S", 600.0)
+    monkeypatch.setattr(decoding, "QUICK_CPU_S", 0.2)
+    monkeypatch.setattr(decoding, "SLOW_CPU_S", 600.0)
     slow = [decoders.submit(costly.gif_of_blocks(18), WANTED) for _ in range(4)]
     for _ in range(3):
         assert decoders.submit(small.read_bytes(), WANTED).result(HUNG_S).size == (16, 16)
@@ -250,7 +250,7 @@ def folder(tmp_path):
 
 @pytest.mark.fault(82)
 def test_a_picture_that_takes_too_long_cannot_be_used(folder, monkeypatch):
-    monkeypatch.setattr(decoding, "LOOK_S", 0.3)
+    monkeypatch.setattr(decoding, "LOOK_CPU_S", 0.3)
     words = r"1 of 13 pictures cannot be used: .*slow\.gif \(decoding takes more than 0\.3 s\)"
     with pytest.raises(DataError, match=words):
         read_rows(DataOptions(folder))

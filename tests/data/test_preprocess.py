@@ -309,7 +309,7 @@ def test_a_picture_is_decoded_again_when_its_file_changes(tmp_path, monkeypatch)
 
 
 def test_decoded_pictures_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("regraft.data.preprocessing.DECODED", 3 * 60 * 41 * 3 + 1)
+    monkeypatch.setattr("regraft.data.preprocessing.MAX_DECODED_BYTES", 3 * 60 * 41 * 3 + 1)
     ours = build(SPEC)
     for name in "abcde":
         ours.one(photo(tmp_path / f"{name}.png"))

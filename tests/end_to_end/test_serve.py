@@ -162,7 +162,7 @@ def test_schemathesis_finds_nothing(kind, tmp_path):
     from hypothesis import strategies as st
     from schemathesis import GenerationMode
 
-    from regraft.serving.app import PICTURES, RAW
+    from regraft.serving.schemas import PICTURES, RAW
 
     token = "a-token-of-many-letters"
     served = kit.pictures() if kind == "picture" else kit.texts(tmp_path, pairs=kind == "pair")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from regraft.evidence.calibration import calibration, cooled, fit_temperature, reliability
+from regraft.evidence.calibration import fit_temperature, measure_calibration, reliability, rescale
 from regraft.evidence.scoring import Predictions
 from regraft.metrics import ece
 from regraft.tasks.classification import Classification
@@ -28,16 +28,16 @@ def test_the_temperature_undoes_how_sharp_the_scores_are(sharpness):
 
 def test_a_temperature_divides_logits_and_changes_no_answer():
     z = np.random.default_rng(0).normal(0, 2, (50, 4))
-    np.testing.assert_allclose(cooled(softmax(z), 2.5), softmax(z / 2.5))
-    assert (cooled(softmax(z), 7).argmax(1) == z.argmax(1)).all()
+    np.testing.assert_allclose(rescale(softmax(z), 2.5), softmax(z / 2.5))
+    assert (rescale(softmax(z), 7).argmax(1) == z.argmax(1)).all()
     sure = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert np.isfinite(cooled(sure, 2.0)).all()
+    assert np.isfinite(rescale(sure, 2.0)).all()
 
 
 def test_before_and_after_share_rows_and_the_fit_has_others():
     task = Classification().make([(c,) for c in "abcd"], ("label",))
     val, test = rows(2000, 3.0, seed=1), rows(1500, 3.0, seed=2)
-    found = calibration(task, val, test)
+    found = measure_calibration(task, val, test)
     assert found["temperature"] == fit_temperature(val) and found["fitted_on"] == 2000
     assert found["before"]["ece"].value > 0.1 > 0.04 > found["after"]["ece"].value
     assert found["gain"]["log_loss"].low > 0

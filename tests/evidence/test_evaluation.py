@@ -7,7 +7,7 @@ import pytest
 
 from regraft.errors import DataError
 from regraft.evidence.intervals import newcombe_paired, wilson
-from regraft.evidence.scoring import Predictions, at_threshold, estimates, gain, paired
+from regraft.evidence.scoring import Predictions, at_threshold, estimates, gain, pair_rows
 from regraft.metrics import accuracy, log_loss, macro_f1, mae, micro_f1
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
@@ -78,7 +78,7 @@ def test_gain_pairs_rows_by_id():
     a = scored([0, 1, 1], [0, 1, 0])
     turned = Predictions(a.ids[::-1], a.truth[::-1], a.scores[::-1])
     assert gain(accuracy, a, turned).value == 0
-    assert (paired(a, turned)[1].scores == a.scores).all()
+    assert (pair_rows(a, turned)[1].scores == a.scores).all()
     with pytest.raises(DataError, match="rows differ"):
         gain(accuracy, a, scored([0, 1], [0, 1]))
     with pytest.raises(DataError, match="different labels"):

@@ -12,7 +12,7 @@ from regraft.evidence.intervals import (
     effective_rows,
     group_codes,
     newcombe_paired,
-    resampled,
+    resample,
     wilson,
 )
 from regraft.metrics import balanced_accuracy, mae
@@ -110,15 +110,15 @@ def test_differences_share_resamples():  # equal models differ by 0 in every res
 
 def test_whole_groups_are_drawn():
     groups = ["a", "a", "b", None, "b", "b"]
-    weights = resampled(lambda w: w, 6, groups=groups, resamples=300)
+    weights = resample(lambda w: w, 6, groups=groups, resamples=300)
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 2] == weights[:, 4]).all() and (weights[:, 2] == weights[:, 5]).all()
     assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()  # three groups drawn each time
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
-    monkeypatch.setattr("regraft.evidence.intervals.CHUNK", 70)
-    weights = resampled(lambda w: w, 10, resamples=23)
+    monkeypatch.setattr("regraft.evidence.intervals.MAX_CHUNK_WEIGHTS", 70)
+    weights = resample(lambda w: w, 10, resamples=23)
     assert weights.shape == (23, 10) and (weights.sum(axis=1) == 10).all()
 
 

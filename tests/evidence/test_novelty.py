@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from regraft.errors import SourceError
 from regraft.evidence import ood as novelty
-from regraft.evidence.ood import fit_novelty, place, read_novelty, tensors_of
+from regraft.evidence.ood import fit_novelty, read_novelty, threshold_rank, to_tensors
 
 
 def drawn(seed: int, n: int, classes: int = 3, d: int = 24):
@@ -23,7 +23,7 @@ def drawn(seed: int, n: int, classes: int = 3, d: int = 24):
 
 
 def test_with_every_direction_it_is_the_distance_of_mahalanobis(monkeypatch):
-    monkeypatch.setattr(novelty, "DIRECTIONS", 1000)
+    monkeypatch.setattr(novelty, "MAX_DIRECTIONS", 1000)
     train, numbers = drawn(0, 400)
     found = fit_novelty(train, numbers, drawn(1, 100)[0])
     rows = train / np.linalg.norm(train, axis=1, keepdims=True)
@@ -63,7 +63,7 @@ def test_the_warning_is_as_often_false_as_is_said():
 
 @pytest.mark.parametrize(("n", "k"), [(19, 19), (99, 95), (100, 96), (221, 211)])
 def test_the_threshold_is_the_distance_at_its_place(n, k):
-    assert place(n) == k
+    assert threshold_rank(n) == k
     train, numbers = drawn(0, 150)
     held_out = drawn(1, n)[0]
     found = fit_novelty(train, numbers, held_out)
@@ -100,8 +100,8 @@ def model(tmp_path):
     train, numbers = drawn(0, 100)
     made = fit_novelty(train, numbers, drawn(1, 40)[0])
     save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
-    about = {"schema": "1", "weights": novelty.digest(tmp_path)}
-    save_file(tensors_of(made), tmp_path / novelty.FILE, about)
+    about = {"schema": "1", "weights": novelty.weights_digest(tmp_path)}
+    save_file(to_tensors(made), tmp_path / novelty.FILE, about)
     return tmp_path, made, about
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from regraft.evidence.retention import linear_cka, measured, proxies, retained
+from regraft.evidence.retention import linear_cka, measure_proxies, measure_retention, retention_of
 from regraft.evidence.scoring import Predictions, gain
 from regraft.metrics import accuracy, log_loss, macro_f1
 from regraft.tasks.classification import Classification
@@ -17,7 +17,7 @@ def features(seed, n=30, d=6):
 
 def test_the_source_agrees_with_itself(numbers_source):
     x = features(0)
-    found = proxies(numbers_source(), x, x)
+    found = measure_proxies(numbers_source(), x, x)
     assert found["kind"] == "agreement on target inputs"
     assert found["agreement"].value == 1 and found["agreement"].low < 1  # 30 rows are no proof
     assert found["divergence"].value == 0
@@ -25,7 +25,7 @@ def test_the_source_agrees_with_itself(numbers_source):
 
 def test_agreement_is_a_count_and_divergence_is_scipys(numbers_source):
     source, x, y = numbers_source(), features(0), features(1)
-    found = proxies(source, x, y)
+    found = measure_proxies(source, x, y)
     p, q = (source.head(t).softmax(1).detach().double().numpy() for t in (x, y))
     same = sum(a == b for a, b in zip(p.argmax(1), q.argmax(1), strict=True))
     assert 0 < same < 30 and found["agreement"].value == pytest.approx(same / 30)
@@ -36,9 +36,9 @@ def test_agreement_is_a_count_and_divergence_is_scipys(numbers_source):
 
 def test_rows_of_one_group_count_as_one(numbers_source):
     source, x, y = numbers_source(), features(0), features(1)
-    rows = proxies(source, x.repeat(4, 1), y.repeat(4, 1))
+    rows = measure_proxies(source, x.repeat(4, 1), y.repeat(4, 1))
     groups = [f"g{i}" for i in range(30)] * 4
-    grouped = proxies(source, x.repeat(4, 1), y.repeat(4, 1), groups)
+    grouped = measure_proxies(source, x.repeat(4, 1), y.repeat(4, 1), groups)
     for name in ("agreement", "divergence"):
         a, b = rows[name], grouped[name]
         assert b.high - b.low > 1.5 * (a.high - a.low)
@@ -51,7 +51,7 @@ def test_without_a_head_of_classes_features_are_compared(numbers_source, change)
         source.head = None
     else:
         source.task = "regression"
-    found = proxies(source, features(0), features(1))
+    found = measure_proxies(source, features(0), features(1))
     assert found == {"kind": "features on target inputs", "cka": linear_cka(features(0), features(1))}
 
 
@@ -89,13 +89,13 @@ def before_and_after():
 def test_retention_is_over_chance_and_forgetting_is_paired(before_and_after):
     before, after = before_and_after
     b, a = (float((s.scores.argmax(1) == s.truth).mean()) for s in before_and_after)
-    found = retained(accuracy, before, after)
+    found = retention_of(accuracy, before, after)
     assert (found.before, found.after) == (b, a)
     chance = 70 / 220  # the most frequent class for every row
     assert found.ratio == pytest.approx((a - chance) / (b - chance))
     assert 0 < found.ratio - found.low < 0.1
     task = Classification().make([(c,) for c in "abcd"], ("label",))
-    said = measured(accuracy, task, before, [after], [after])
+    said = measure_retention(accuracy, task, before, [after], [after])
     assert said["forgetting"] == gain(accuracy, before, after)
     assert said["forgetting"].value == pytest.approx(b - a) and said["forgetting"].low > 0
     assert said["claim"] and "at alpha 1" not in said
@@ -104,10 +104,10 @@ def test_retention_is_over_chance_and_forgetting_is_paired(before_and_after):
 
 def test_nothing_forgotten_is_no_certainty(before_and_after):
     before, _ = before_and_after
-    found = retained(accuracy, before, before)
+    found = retention_of(accuracy, before, before)
     assert found.ratio == 1 and 0.97 < found.low < 1
     few = [Predictions(s.ids[:30], s.truth[:30], s.scores[:30]) for s in (before, before)]
-    assert retained(accuracy, *few).ratio is None  # one class alone: chance is not beaten
+    assert retention_of(accuracy, *few).ratio is None  # one class alone: chance is not beaten
 
 
 def test_the_bound_covers_a_true_retention():
@@ -119,17 +119,17 @@ def test_the_bound_covers_a_true_retention():
         was = rng.random(250) < 0.85
         after = was & (rng.random(250) < 0.95) | ~was & (rng.random(250) < 0.1)
         true = (0.85 * 0.95 + 0.15 * 0.1 - 0.25) / (0.85 - 0.25)
-        under += retained(accuracy, answers(was, truth), answers(after, truth)).low <= true
+        under += retention_of(accuracy, answers(was, truth), answers(after, truth)).low <= true
     assert under >= 0.93 * 300
 
 
 def test_where_less_is_better_retention_is_not_defined(before_and_after):
-    found = retained(log_loss, *before_and_after)
+    found = retention_of(log_loss, *before_and_after)
     assert found.ratio is None and found.low is None
 
 
 def test_a_metric_that_is_no_share_has_a_bootstrap_bound(before_and_after):
-    found = retained(macro_f1, *before_and_after)
+    found = retention_of(macro_f1, *before_and_after)
     assert 0.5 < found.low < found.ratio < 1
 
 
@@ -139,7 +139,7 @@ def test_the_most_forgotten_classes_come_first_small_ones_never():
     after[[0, 20, 21, 22, 60, 61, 62, 63]] = False
     task = Classification().make([(c,) for c in "abcd"], ("label",))
     fitted = [answers(after, truth)]
-    said = measured(accuracy, task, answers(np.ones(69, dtype=bool), truth), fitted, fitted)
+    said = measure_retention(accuracy, task, answers(np.ones(69, dtype=bool), truth), fitted, fitted)
     assert [(c["class"], c["after"]) for c in said["most forgotten"]] == [("b", 0.85), ("a", 0.95)]
     assert not said["claim"]
 
@@ -148,7 +148,7 @@ def test_over_seeds_forgetting_carries_their_variance(before_and_after):
     before, after = before_and_after
     others = [after, before, answers(after.scores.argmax(1) == 0, after.truth)]
     task = Classification().make([(c,) for c in "abcd"], ("label",))
-    said = measured(accuracy, task, before, others, [before, *others[1:]])
+    said = measure_retention(accuracy, task, before, others, [before, *others[1:]])
     over, one = said["forgetting over seeds"], said["forgetting"]
     assert over.high - over.low > 2 * (one.high - one.low)
     assert len(said["seeds"]) == len(said["at alpha 1"]) == 3

@@ -8,7 +8,7 @@ from scipy import stats
 
 from regraft.errors import DataError
 from regraft.evidence.scoring import Predictions, gain
-from regraft.evidence.verdict import decide, row_variance, settle
+from regraft.evidence.verdict import decide, row_variance, rows_to_settle
 from regraft.metrics import accuracy, log_loss, macro_f1, mae
 from regraft.runs.estimates import Estimate
 
@@ -107,13 +107,13 @@ def test_equal_models_have_no_gain():
 
 
 def test_what_would_settle_it():
-    assert settle(Estimate(0.1, -0.1, 0.3, 100)) == 300  # 100 · (0.2 / 0.1)² − 100
-    assert settle(Estimate(0.01, -0.19, 0.21, 100)) is None  # beyond 20 n
-    assert settle(Estimate(0.0, -0.2, 0.2, 100)) is None
-    assert settle(Estimate(0.3, 0.2, 0.4, 100)) == 0
+    assert rows_to_settle(Estimate(0.1, -0.1, 0.3, 100)) == 300  # 100 · (0.2 / 0.1)² − 100
+    assert rows_to_settle(Estimate(0.01, -0.19, 0.21, 100)) is None  # beyond 20 n
+    assert rows_to_settle(Estimate(0.0, -0.2, 0.2, 100)) is None
+    assert rows_to_settle(Estimate(0.3, 0.2, 0.4, 100)) == 0
     # a fifth of the variance is the seeds': 100 · (0.8 · 0.04 / (0.01 − 0.2 · 0.04) − 1)
-    assert settle(Estimate(0.1, -0.1, 0.3, 100), seed_share=0.2) == 1500
-    assert settle(Estimate(0.1, -0.1, 0.3, 100), seed_share=0.5) is None  # rows cannot buy it
+    assert rows_to_settle(Estimate(0.1, -0.1, 0.3, 100), seed_share=0.2) == 1500
+    assert rows_to_settle(Estimate(0.1, -0.1, 0.3, 100), seed_share=0.5) is None  # rows cannot buy it
 
 
 def test_the_advice_names_what_can_be_bought():

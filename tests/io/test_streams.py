@@ -14,7 +14,7 @@ import pytest
 from regraft.cli import app as cli
 from regraft.cli.app import main
 from regraft.commands.predict import write_predictions
-from regraft.errors import DiskError, UsageError, of_the_system
+from regraft.errors import DiskError, UsageError, from_os_error
 from regraft.evidence.types import Prediction
 from regraft.io import streams
 from regraft.io.command_lines import command, python
@@ -154,7 +154,7 @@ def test_every_command_prints_through_streams():
 
 def test_errors_of_the_system_have_the_code_of_their_kind():
     for number, kind in ((36, UsageError), (2, UsageError), (28, DiskError), (13, DiskError), (11, None)):
-        found = of_the_system(OSError(number, "why", "name\n\x1b"))
+        found = from_os_error(OSError(number, "why", "name\n\x1b"))
         assert found is None if kind is None else isinstance(found, kind)
         assert found is None or "name\\n\\x1b" in str(found)
 

@@ -230,7 +230,7 @@ def scripted(path: Path) -> None:
         ("w.msgpack", b"\x81\xa1", "Flax"),
         ("model.safetensors.index.json", b'{"weight_map": {}}', "index of shards"),
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        ("w.pth", b"<!DOCTYPE html>", "fetch the file anew"),
+        ("w.pth", b"<!DOCTYPE html>", "fetch the file again"),
         ("w.pth.gz", b"\x1f\x8b\x08", "gzip: unpack it"),
         ("w.zip", lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "a"), "zip archive without"),
         ("w.pth", b"", "empty"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 import serve_kit as kit
 from regraft.errors import UsageError
-from regraft.evidence.calibration import cooled
+from regraft.evidence.calibration import rescale
 from regraft.serving.app import PAGE, create_app
 from regraft.serving.batching import Batcher
 from regraft.serving.endpoint import bind, chosen_token, names, url
@@ -74,7 +74,7 @@ def test_a_picture_is_answered_as_predict_answers_its_file(http, tmp_path, way):
 def test_calibrated_probabilities_use_the_runs_temperature(http):
     scores = http.post("/predict", content=kit.file("red"), headers=PNG).json()["scores"]
     plain = np.array([[s["value"] for s in scores]])
-    np.testing.assert_allclose([s["calibrated"] for s in scores], cooled(plain, 2.0)[0], rtol=1e-5)
+    np.testing.assert_allclose([s["calibrated"] for s in scores], rescale(plain, 2.0)[0], rtol=1e-5)
 
 
 def test_a_number_is_answered_in_its_own_units():

@@ -288,9 +288,9 @@ print(len(said))
 
 @pytest.mark.fault(82)
 def test_a_stop_does_not_wait_for_a_picture_that_costs_much(monkeypatch):
-    monkeypatch.setattr(decoding, "QUICK_S", 0.2)
-    monkeypatch.setattr(decoding, "SLOW_S", 600.0)
-    monkeypatch.setattr(server, "STOP", 1)
+    monkeypatch.setattr(decoding, "QUICK_CPU_S", 0.2)
+    monkeypatch.setattr(decoding, "SLOW_CPU_S", 600.0)
+    monkeypatch.setattr(server, "GRACE_S", 1)
     with ThreadPoolExecutor(1) as pool:
         with kit.running(kit.pictures(), own=True) as port:
             slow = pool.submit(kit.sent, port, predict(port, costly.gif_of_blocks(18)))

@@ -56,7 +56,7 @@ def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
 def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pth").write_bytes(b"altered")
     with pytest.raises(SourceError, match="sha256"):
-        bundled.pinned(tmp_path / "w.pth", bundled.LITE0)
+        bundled.check_digest(tmp_path / "w.pth", bundled.LITE0)
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"regraft\[offline\]"):
         load_source("bundled:efficientnet-lite0", OFFLINE)
@@ -71,8 +71,8 @@ def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: p
         ("timm:zzz", "such as: "),
         ("timm:resnet18.nothing", "resnet18 has no weights .nothing."),
         ("timm:timm/resnet18", "write timm:local-dir:FOLDER"),
-        ("timm:local-dir:/nowhere", "no config.json in that folder"),
-        ("timm:hf-hub:timm/nowhere", "not in the cache and was not fetched"),
+        ("timm:local-dir:/nowhere", "no config.json in the folder"),
+        ("timm:hf-hub:timm/nowhere", "not in the cache, and fetching failed"),
         ("bundled:lite", "bundled has no"),
         ("random:resnet18", "random:timm/NAME"),
         ("module:net", "from_module"),
@@ -195,7 +195,7 @@ def test_a_config_beside_the_weights_sets_normalisation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (None, "no preprocessor_config.json, so mean, std, size are unknown"),
+        (None, "no preprocessor_config.json, so mean, std and size are unknown"),
         ({"image_mean": None}, "image_mean None, and the model takes 3 channels"),
         ({"image_mean": [0.5]}, r"image_mean \[0.5\], and the model takes 3 channels"),
         ({"image_std": [1, 1, 0]}, r"image_std \[1, 1, 0\]"),

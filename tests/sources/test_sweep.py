@@ -41,7 +41,7 @@ def test_a_family_is_a_name_before_its_size() -> None:
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "START_S", 20)
+    monkeypatch.setattr(sweeping, "START_TIMEOUT_S", 20)
     code = (
         "import json, sys, time\n"
         "for line in sys.stdin:\n"

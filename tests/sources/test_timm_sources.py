@@ -227,7 +227,7 @@ def hostile_run(folder: Path, **arguments: Any) -> tuple[dict[str, Any], Path]:
 def test_a_recipe_gives_timm_no_files_to_open(option, tmp_path, monkeypatch):
     recipe, folder = hostile_run(tmp_path, **{option: str(tmp_path / "evil.pth")})
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
-    with pytest.raises(SourceError, match=f"refused, its recipe gives timm {option}"):
+    with pytest.raises(SourceError, match=f"refused, its recipe passes timm {option}"):
         timm_source.build(recipe, folder)
 
 

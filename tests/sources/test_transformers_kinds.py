@@ -636,11 +636,11 @@ def test_a_tokenizer_that_needs_a_package_names_it(
     from regraft.sources import _tokenizers
 
     (tmp_path / file).write_bytes(content)
-    monkeypatch.setattr(_tokenizers, "absent", lambda module: True)
-    said = _tokenizers.why(tmp_path, ImportError("something about tiktoken"))
+    monkeypatch.setattr(_tokenizers, "is_absent", lambda module: True)
+    said = _tokenizers.describe_failure(tmp_path, ImportError("something about tiktoken"))
     assert said == f"{file} is read by the package {package}: pip install {package}"
-    monkeypatch.setattr(_tokenizers, "absent", lambda module: False)
-    assert _tokenizers.why(tmp_path, ImportError("as it was")) == "as it was"
+    monkeypatch.setattr(_tokenizers, "is_absent", lambda module: False)
+    assert _tokenizers.describe_failure(tmp_path, ImportError("as it was")) == "as it was"
 
 
 @pytest.mark.parametrize(

@@ -365,9 +365,10 @@ def test_a_run_is_read_once_for_as_long_as_it_stays_as_it_is(tmp_path, monkeypat
 def client(app):
     from starlette.testclient import TestClient
 
-    from regraft.serving.local_pages import Guard
+    from regraft.serving.guard import Guard
+    from regraft.serving.local_pages import POLICY
 
-    return TestClient(Guard(app), base_url="http://127.0.0.1:8000")
+    return TestClient(Guard(app, POLICY), base_url="http://127.0.0.1:8000")
 
 
 def test_a_page_and_its_files_ask_nothing_of_elsewhere(many):
@@ -419,6 +420,8 @@ def test_a_request_of_another_host_or_page_is_refused(begun):
         assert asks.get("/state", headers=both).status_code == 400
     assert asks.post("/state").status_code == 405
     answer = asks.get("/state", headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert asks.get("/state", headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
     assert not [h for h in answer.headers if h.startswith("access-control")]
     assert asks.get("/state?offset=x").status_code == 422
 

@@ -1,4 +1,4 @@
-"""Checks of the data, one file each; found by its name, see :mod:`regraft.plugins`."""
+"""Checks of the data, one file each. regraft finds a check by its file's name, see :mod:`regraft.plugins`."""
 
 from __future__ import annotations
 
@@ -22,53 +22,55 @@ Need = Literal["features", "probabilities", "tokens", "source names", "source ro
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a check found: how much of it, where, and what to do."""
+    """A fault that a check found: its kind, its rows and the remedy."""
 
-    severity: Severity  # problem: figures would be wrong or fit stops; caution: look; note: know
+    severity: Severity  # problem: wrong figures, or fit stops; caution: look at them; note: for information
     what: str  # "rows of test are also in train"
     count: int
     of: int
-    examples: tuple[str, ...]  # the rows, all of them; those who show it cut the list
+    examples: tuple[str, ...]  # every row; the callers that print them cut the list
     remedy: str
-    check: str = ""  # the file of checks/ that found it
+    check: str = ""  # the check's name
 
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What a check may look at. The tables by id are there where a check needs them and they could
-    be had."""
+    """Rows and tables that a check may read.
+
+    A table by id is None where no check asks for it, or where it cannot be computed.
+    """
 
     kind: Kind
-    task: str  # a file of tasks/
+    task: str  # the task's name
     splits: Mapping[str, Sequence[Example]]  # train, val and test, each of any length
-    names: Callable[[Example], tuple[str, ...]]  # its class or its labels; none of a number
+    names: Callable[[Example], tuple[str, ...]]  # the row's class or labels; empty for regression
     unreadable: tuple[tuple[str, str], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     empty: tuple[str, ...] = ()
     features: Mapping[str, FloatArray] | None = None  # id → [D], of the source's backbone
     probabilities: Mapping[str, FloatArray] | None = None  # id → [C], by a probe that never saw it
-    classes: tuple[str, ...] = ()  # of the probabilities, in their order
-    tokens: Mapping[str, int] | None = None  # id → tokens of the whole text
-    max_tokens: int = 0  # as many as the source reads
-    source_names: tuple[str, ...] | None = None  # the source's classes in words
+    classes: tuple[str, ...] = ()  # in the order of the probabilities
+    tokens: Mapping[str, int] | None = None  # id → tokens of the uncut text
+    max_tokens: int = 0  # the most that the source reads
+    source_names: tuple[str, ...] | None = None  # names of the source's classes
     source_rows: Sequence[Example] | None = None
 
     @property
     def rows(self) -> tuple[Example, ...]:
-        """Every row as an object: of many rows that is much memory."""
+        """Return every row as an object. Many rows take much memory."""
         return tuple(e for part in self.splits.values() for e in part)
 
     @property
     def count(self) -> int:
-        """Rows of all splits."""
+        """Count the rows of all splits."""
         return sum(map(len, self.splits.values()))
 
 
 class Check(Protocol):
-    """A file of ``checks/``: a module with these names."""
+    """A module in ``checks/``, with these names."""
 
-    NEEDS: frozenset[Need]  # beside the rows themselves; none: ``fit`` runs it always
+    NEEDS: frozenset[Need]  # beside the rows; ``fit`` always runs a check that needs nothing
 
-    def check(self, seen: CheckContext) -> Iterable[Finding]:
-        """What it found; nothing where all is well. Neither rows nor files are changed."""
+    def check(self, context: CheckContext) -> Iterable[Finding]:
+        """Yield findings; none where all is well. Changes neither rows nor files."""
         ...

@@ -1,6 +1,6 @@
-"""Names of classes that look alike: apart by case, spaces, the form of a letter or one letter alone.
+"""Class names that look alike: they differ by case, spaces, the form of a letter or one letter.
 
-Nothing is merged: they may well be two classes.
+regraft does not merge them, because they may be two classes.
 """
 
 from __future__ import annotations
@@ -11,59 +11,64 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import located
+from ._rows import rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
 
-SHORTEST = 4  # letters: shorter names differ by one for good reasons
+MIN_LETTERS = 4  # letters; shorter names may differ by one letter on purpose
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    names = sorted({name for _, e in located(seen) for name in seen.names(e)})
-    found = [f"{a!r} and {b!r} ({why})" for a, b, why in alike(names)]
-    if found:
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on pairs of class names that look alike."""
+    names = sorted({name for _, e in rows_with_split(context) for name in context.names(e)})
+    similar = [f"{a!r} and {b!r} ({why})" for a, b, why in find_similar(names)]
+    if similar:
         yield Finding(
             "caution",
             "pairs of class names look alike",
-            len(found),
+            len(similar),
             len(names) * (len(names) - 1) // 2,
-            tuple(found),
+            tuple(similar),
             "give them one name if they are one class",
         )
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Pairs of names with what sets them apart, without comparing each with each: names one letter
-    apart share what is left when a letter of one or of both is taken away."""
-    plain: dict[str, list[str]] = defaultdict(list)
+def find_similar(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Return (name, name, difference) of similar names, without comparing each with each.
+
+    Two names that differ by one letter are equal once a letter is removed from one or both.
+    """
+    by_form: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        plain[normal(name)].append(name)
-    found = []
-    for same in plain.values():
-        found += [(same[0], b, difference(same[0], b)) for b in same[1:]]
+        by_form[normalise(name)].append(name)
+    similar = []
+    for same in by_form.values():
+        similar += [(same[0], b, describe_difference(same[0], b)) for b in same[1:]]
     near: dict[str, set[str]] = defaultdict(set)
-    for form in plain:
-        if len(form) >= SHORTEST:
+    for form in by_form:
+        if len(form) >= MIN_LETTERS:
             near[form].add(form)
             for i in range(len(form)):
                 near[form[:i] + form[i + 1 :]].add(form)
     pairs = {(a, b) for forms in near.values() for a in forms for b in forms if a < b}
-    found += [(plain[a][0], plain[b][0], "one letter") for a, b in pairs if one_letter(a, b)]
-    return sorted(found)
+    similar += [(by_form[a][0], by_form[b][0], "one letter") for a, b in pairs if differ_by_letter(a, b)]
+    return sorted(similar)
 
 
-def normal(name: str) -> str:
+def normalise(name: str) -> str:
+    """Return a name without spaces, dashes and case."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name)).casefold()
 
 
-def difference(a: str, b: str) -> str:
+def describe_difference(a: str, b: str) -> str:
+    """Return how two names differ that are equal in normal form."""
     if unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b):
-        return "the same letters, stored otherwise"
+        return "the same letters in another Unicode form"
     return "case" if a.casefold() == b.casefold() else "spaces, dashes or the form of letters"
 
 
-def one_letter(a: str, b: str) -> bool:
-    """One letter apart, and the letter no digit: "class 1" and "class 2" are two."""
+def differ_by_letter(a: str, b: str) -> bool:
+    """Return whether one letter separates two names. Digits do not count: "class 1" and "class 2" are two classes."""
     if abs(len(a) - len(b)) > 1:
         return False
     i = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Rows with the very same content, across splits and within one."""
+"""Rows with equal content, across splits and within one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import LATER, place, repeated
+from ._rows import SPLIT_PAIRS, repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in seen.splits}
-    for split, e in repeated(seen)[0]:
-        places[split][e.content].append(place(split, e))
-    for later, earlier in LATER:
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield findings on rows that two splits share and on rows that repeat within a split."""
+    places: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in context.splits}
+    for split, e in repeated_rows(context)[0]:
+        places[split][e.content].append(row_name(split, e))
+    for later, earlier in SPLIT_PAIRS:
         known = places.get(earlier, {})
         shared = [
             f"{there} = {known[key][0]}"
@@ -28,9 +29,9 @@ def check(seen: CheckContext) -> Iterator[Finding]:
                 "problem",
                 f"rows of {later} that are also in {earlier}",
                 len(shared),
-                len(seen.splits[later]),
+                len(context.splits[later]),
                 tuple(shared),
-                f'remove them from {earlier}, or set data.leaks = "drop": else figures on {later} come out too good',
+                f'remove them from {earlier}, or set data.leaks = "drop"; they make figures on {later} too good',
             )
     again = [f"{there} = {rows[0]}" for of_split in places.values() for rows in of_split.values() for there in rows[1:]]
     if again:
@@ -38,7 +39,7 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             "caution",
             "rows repeat another of their own split",
             len(again),
-            seen.count,
+            context.count,
             tuple(again),
-            "remove them, unless they are meant to weigh more; those of test make its intervals too narrow",
+            "remove them, unless they should weigh more; repeated rows make the intervals of test too narrow",
         )

@@ -1,24 +1,25 @@
-"""Groups (patients, places) with rows in several splits: a model may know them again."""
+"""Groups (patients, places) with rows in several splits: a model may recognise them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import LATER, in_order
+from ._rows import SPLIT_PAIRS, sort_names
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    groups = {s: {e.group for e in rows if e.group} for s, rows in seen.splits.items()}
-    for later, earlier in LATER:
-        if shared := in_order(groups.get(later, set()) & groups.get(earlier, set())):
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding for each two splits that share groups."""
+    groups = {s: {e.group for e in rows if e.group} for s, rows in context.splits.items()}
+    for later, earlier in SPLIT_PAIRS:
+        if shared := sort_names(groups.get(later, set()) & groups.get(earlier, set())):
             yield Finding(
                 "problem",
                 f"groups of {later} are also in {earlier}",
                 len(shared),
                 len(groups[later]),
                 shared,
-                "put each group in one split, or leave the split out: drawn ones keep groups whole",
+                "put each group in one split, or give no splits: regraft draws them with whole groups",
             )

@@ -1,8 +1,8 @@
-"""Labels that are probably wrong, by what a linear probe says of rows that it never saw.
+"""Labels that are probably wrong, according to a linear probe that was fitted without their rows.
 
-A suspicion, not a finding: rare but right rows are among them. Confident learning says how many
-labels are wrong, and those are named whose own label is the least probable: Northcutt, Jiang and
-Chuang 2021, https://arxiv.org/abs/1911.00068, by its authors' cleanlab.
+Suspects include rare rows with right labels. Confident learning estimates how many labels are wrong; the
+check names that many rows, those with the least probable labels. Northcutt, Jiang and Chuang 2021,
+https://arxiv.org/abs/1911.00068, in the authors' implementation, cleanlab.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from dataclasses import dataclass
 
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._rows import located, place
+from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
 
 
 @dataclass(frozen=True)
 class Suspect:
+    """A row whose label is probably wrong, with the probe's probabilities."""
+
     split: str
     example: Example
-    given: str  # its label
-    of_given: float  # the label's probability
-    likelier: str
-    of_likelier: float
+    given: str  # the row's label
+    of_given: float  # probability of the label
+    likelier: str  # the most probable class
+    of_likelier: float  # probability of that class
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    if suspects := ranked(seen):
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on suspicious labels, the most suspicious first."""
+    if suspects := rank_suspects(context):
         examples = tuple(
-            f"{place(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
+            f"{row_name(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
             f"{s.likelier} ({s.of_likelier:.2f})"
             for s in suspects
         )
@@ -38,36 +41,36 @@ def check(seen: CheckContext) -> Iterator[Finding]:
             "caution",
             "labels are probably wrong, the most suspicious first",
             len(suspects),
-            len(seen.probabilities or ()),
+            len(context.probabilities or ()),
             examples,
-            "look at each; mend what is wrong and keep what is merely hard, in test above all: "
-            "without its hard rows figures come out too good",
+            "look at each; correct wrong labels and keep rows that are merely hard, above all in test: "
+            "without its hard rows figures are too good",
         )
 
 
-def ranked(seen: CheckContext) -> list[Suspect]:
-    """The rows whose label is probably wrong, the surest first, of those that have probabilities."""
+def rank_suspects(context: CheckContext) -> list[Suspect]:
+    """Return rows whose label is probably wrong, the most suspicious first. Rows without probabilities do not count."""
     import numpy as np
     from cleanlab.filter import find_label_issues
 
-    assert seen.probabilities is not None
-    classes, probabilities = seen.classes, seen.probabilities
+    assert context.probabilities is not None
+    classes, probabilities = context.classes, context.probabilities
     number = {name: i for i, name in enumerate(classes)}
-    rows = [(s, e) for s, e in located(seen) if e.id in probabilities]
-    given = np.array([number[seen.names(e)[0]] for _, e in rows])  # [N]
-    said = np.stack([probabilities[e.id] for _, e in rows])  # [N, C]
-    # By class and joint, cleanlab's default, finds fewer of flipped labels: see docs/decisions/009.
-    worst = find_label_issues(
-        given, said, filter_by="low_self_confidence", return_indices_ranked_by="self_confidence", n_jobs=1
+    rows = [(s, e) for s, e in rows_with_split(context) if e.id in probabilities]
+    given = np.array([number[context.names(e)[0]] for _, e in rows])  # [N]
+    scores = np.stack([probabilities[e.id] for _, e in rows])  # [N, C]
+    # cleanlab's default filter finds fewer flipped labels, see docs/decisions/009.
+    issues = find_label_issues(
+        given, scores, filter_by="low_self_confidence", return_indices_ranked_by="self_confidence", n_jobs=1
     )  # the surest first
     return [
         Suspect(
             split=rows[i][0],
             example=rows[i][1],
             given=classes[given[i]],
-            of_given=float(said[i, given[i]]),
-            likelier=classes[said[i].argmax()],
-            of_likelier=float(said[i].max()),
+            of_given=float(scores[i, given[i]]),
+            likelier=classes[scores[i].argmax()],
+            of_likelier=float(scores[i].max()),
         )
-        for i in worst
+        for i in issues
     ]

@@ -1,4 +1,4 @@
-"""Files of a data folder that are no rows: links, pipes, folders that are closed, other files."""
+"""Files of a data folder that are no rows: links, pipes, folders without permission, other files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from . import CheckContext, Finding, Need
 
 NEEDS: frozenset[Need] = frozenset()
 
-HARMLESS = ("not named like a picture", "a folder named like a picture")
+HARMLESS_REASONS = ("not named like a picture", "a folder named like a picture")
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding for each reason to leave files out."""
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for where, why in seen.left_out:
+    for where, why in context.left_out:
         by_reason[why].append(where)
     for why, places in sorted(by_reason.items()):
         yield Finding(
-            "note" if why in HARMLESS else "caution",
+            "note" if why in HARMLESS_REASONS else "caution",
             f"files are left out, each {why}",
             len(places),
-            seen.count + len(seen.left_out),
+            context.count + len(context.left_out),
             tuple(places),
             "put a copy in place of each that should count, and remove the others",
         )

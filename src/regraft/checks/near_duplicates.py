@@ -1,6 +1,6 @@
-"""Rows that are nearly the same: pictures resized, encoded anew or mirrored, texts with small changes.
+"""Rows that are nearly the same: pictures resized, encoded again or mirrored; texts with small changes.
 
-Spaces, case and signs of a text, or a word of it. Exact duplicates are another check's.
+Small changes of a text are its spaces, case, punctuation or a word. ``exact_duplicates`` reports equal rows.
 """
 
 from __future__ import annotations
@@ -13,52 +13,53 @@ from itertools import accumulate
 from ..data.columns import concatenated
 from ..data.types import Example
 from . import CheckContext, Finding, Need
-from ._near import pairs
-from ._rows import LATER, distinct, place
+from ._near import find_pairs
+from ._rows import SPLIT_PAIRS, distinct_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    parts = distinct(seen)  # of equal rows one in each split
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield findings on near duplicates across splits and within them."""
+    parts = distinct_rows(context)
     rows = concatenated([rows for _, rows in parts])
     ends = list(accumulate(len(rows) for _, rows in parts))
 
-    def at(position: int) -> tuple[str, Example]:
+    def row_at(position: int) -> tuple[str, Example]:
         return parts[bisect(ends, position)][0], rows[position]
 
-    found, more = pairs(rows, seen.kind, seen.features)
+    near, incomplete = find_pairs(rows, context.kind, context.features)
     across: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     within: dict[int, str] = {}
-    for pair in found:
-        (one, a), (two, b) = at(pair.first), at(pair.second)  # splits in order, so one ≤ two
+    for pair in near:
+        (split_a, a), (split_b, b) = row_at(pair.first), row_at(pair.second)  # split_a is not after split_b
         if a.content == b.content:
             continue
-        differ = "; labels differ" if a.cells != b.cells and seen.names(a) else ""
-        text = f"{place(two, b)} ~ {place(one, a)} ({pair.how}{differ})"
-        if one == two:
+        differ = "; labels differ" if a.cells != b.cells and context.names(a) else ""
+        text = f"{row_name(split_b, b)} ~ {row_name(split_a, a)} ({pair.reason}{differ})"
+        if split_a == split_b:
             within.setdefault(pair.second, text)
         else:
-            across[two, one].setdefault(pair.second, text)
-    at_least = ", at least" if more else ""
-    how = "looks" if seen.kind == "image" else "reads"
-    for later, earlier in LATER:
+            across[split_b, split_a].setdefault(pair.second, text)
+    at_least = ", at least" if incomplete else ""
+    verb = "looks" if context.kind == "image" else "reads"
+    for later, earlier in SPLIT_PAIRS:
         if texts := across.get((later, earlier)):
             yield Finding(
                 "caution",
-                f"rows of {later} have one in {earlier} that {how} the same{at_least}",
+                f"rows of {later} have one in {earlier} that {verb} the same{at_least}",
                 len(texts),
-                len(seen.splits[later]),
+                len(context.splits[later]),
                 tuple(texts.values()),
-                f"look at them; remove those that are the same from {earlier}, or name what belongs "
-                "together in a group column",
+                f"look at them; remove duplicates from {earlier}, or put rows that belong together in one group "
+                "(data.group)",
             )
     if within:
         yield Finding(
             "note",
-            f"rows have one in their own split that {how} the same{at_least}",
+            f"rows have one in their own split that {verb} the same{at_least}",
             len(within),
-            seen.count,
+            context.count,
             tuple(within.values()),
-            "look at them; where they show one thing several times, name it in a group column",
+            "look at them; put rows that show the same thing in one group (data.group)",
         )

@@ -1,31 +1,32 @@
-"""Texts with next to nothing in them."""
+"""Texts that are nearly empty."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import located, place
+from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
 
-SHORT = 3  # letters and digits
+MIN_LETTERS = 3  # letters and digits
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    if seen.kind != "text":
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on texts with fewer than MIN_LETTERS letters and digits."""
+    if context.kind != "text":
         return
-    found = [
-        f"{place(split, e)} {' | '.join(e.inputs)!r}"
-        for split, e in located(seen)
-        if sum(map(str.isalnum, "".join(e.inputs))) < SHORT
+    short = [
+        f"{row_name(split, e)} {' | '.join(e.inputs)!r}"
+        for split, e in rows_with_split(context)
+        if sum(map(str.isalnum, "".join(e.inputs))) < MIN_LETTERS
     ]
-    if found:
+    if short:
         yield Finding(
             "note",
-            f"texts have fewer than {SHORT} letters or digits",
-            len(found),
-            seen.count,
-            tuple(found),
-            "remove those that say nothing; a model can only guess their label",
+            f"texts have fewer than {MIN_LETTERS} letters or digits",
+            len(short),
+            context.count,
+            tuple(short),
+            "remove those without meaning; a model can only guess their labels",
         )

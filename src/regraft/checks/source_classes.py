@@ -1,6 +1,6 @@
-"""Target classes that the source was trained to name.
+"""Target classes that the source's head already has.
 
-Transfer has less to show there than on classes that are new to it.
+A gain on them does not show transfer to new classes.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import in_order, located
+from ._rows import rows_with_split, sort_names
 
 NEEDS: frozenset[Need] = frozenset({"source names"})
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    assert seen.source_names is not None
-    known: dict[str, str] = {}  # plain form of each synonym → the source's class
-    for name in seen.source_names:
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on classes that target and source share."""
+    assert context.source_names is not None
+    known: dict[str, str] = {}  # plain form of a synonym → the source's class
+    for name in context.source_names:
         for word in name.split(","):
-            known.setdefault(plain(word), name)
+            known.setdefault(plain_name(word), name)
     rows: dict[str, int] = defaultdict(int)
-    for _, e in located(seen):
-        for name in seen.names(e):
+    for _, e in rows_with_split(context):
+        for name in context.names(e):
             rows[name] += 1
-    shared = in_order(n for n in rows if plain(n) and plain(n) in known)
+    shared = sort_names(n for n in rows if plain_name(n) and plain_name(n) in known)
     if shared:
         yield Finding(
             "caution",
-            "classes are classes of the source too",
+            "classes are also classes of the source",
             len(shared),
             len(rows),
-            tuple(f'{n} ({rows[n]} rows): the source has "{known[plain(n)]}"' for n in shared),
-            "do not take a gain on them for one on classes that are new to the source",
+            tuple(f'{n} ({rows[n]} rows): the source has "{known[plain_name(n)]}"' for n in shared),
+            "do not take a gain on them for a gain on new classes",
         )
 
 
-def plain(name: str) -> str:
-    """A name without case, marks and plural: "Ants" and "ant" are one."""
+def plain_name(name: str) -> str:
+    """Return a name without case, punctuation and plural: "Ants" and "ant" are equal."""
     letters = unicodedata.normalize("NFKC", name).casefold()
     words = re.sub(r"[\W_]+", " ", letters).split()
     return "".join(map(singular, words))
 
 
 def singular(word: str) -> str:
-    """English by rule: the ends that a plural has. "glass" and "iris" are none."""
+    """Return the singular of an English word by rules on its ending. "glass" and "iris" stay."""
     if len(word) > 3 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):

@@ -1,26 +1,27 @@
-"""Texts that are longer than the source reads: what decides the label may lie behind the cut."""
+"""Texts that are longer than the source reads: the part that decides the label may be cut off."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from . import CheckContext, Finding, Need
-from ._rows import located, place
+from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset({"tokens"})
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    assert seen.tokens is not None
-    limit, lengths = seen.max_tokens, seen.tokens
-    cut = [(split, e) for split, e in located(seen) if lengths[e.id] > limit]
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on texts that are cut."""
+    assert context.tokens is not None
+    limit, lengths = context.max_tokens, context.tokens
+    cut = [(split, e) for split, e in rows_with_split(context) if lengths[e.id] > limit]
     if cut:
-        lost = sum(lengths[e.id] - limit for _, e in cut) / sum(lengths.values())
+        cut_share = sum(lengths[e.id] - limit for _, e in cut) / sum(lengths.values())
         yield Finding(
             "caution",
-            f"texts are longer than {limit} tokens and are cut there, {lost:.1%} of all tokens",
+            f"texts are longer than {limit} tokens and are cut there, {cut_share:.1%} of all tokens",
             len(cut),
-            seen.count,
-            tuple(f"{place(split, e)} ({lengths[e.id]} tokens)" for split, e in cut),
-            "put what matters first, cut the texts into rows, or take a source that reads more",
+            context.count,
+            tuple(f"{row_name(split, e)} ({lengths[e.id]} tokens)" for split, e in cut),
+            "move the important part to the start, split the texts into rows, or choose a source that reads more",
         )

@@ -1,4 +1,4 @@
-"""Inputs that cannot be used: pictures that do not decode whole or are too large, empty texts."""
+"""Inputs that cannot be used: pictures that do not decode or are too large, empty texts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from . import CheckContext, Finding, Need
 NEEDS: frozenset[Need] = frozenset()
 
 
-def check(seen: CheckContext) -> Iterator[Finding]:
-    if seen.unreadable:
-        what = f"{'picture' if seen.kind == 'image' else seen.kind}s cannot be used"
+def check(context: CheckContext) -> Iterator[Finding]:
+    """Yield a finding on inputs that cannot be used."""
+    if context.unreadable:
+        what = f"{'picture' if context.kind == 'image' else context.kind}s cannot be used"
         yield Finding(
             "problem",
             what,
-            len(seen.unreadable),
-            seen.count + len(seen.unreadable),
-            tuple(f"{where} ({why})" for where, why in seen.unreadable),
-            "mend or remove them; fit stops at them, or leaves them out with --on-bad skip",
+            len(context.unreadable),
+            context.count + len(context.unreadable),
+            tuple(f"{where} ({why})" for where, why in context.unreadable),
+            "repair or remove them; fit stops at them, or leaves them out with --on-bad skip",
         )

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RankError, RegraftError, UsageError, kind_of, of_the_system
+from ..errors import RankError, RegraftError, UsageError, from_os_error, kind_of
 from ..io import streams
 from . import help as about
 from . import judge, start, train, use
@@ -104,7 +104,7 @@ def main() -> None:
         streams.mute(sys.stdout)  # the reader has gone (`| head`)
         sys.exit(0)
     except Exception as error:
-        known = of_the_system(error) if isinstance(error, OSError) else None
+        known = from_os_error(error) if isinstance(error, OSError) else None
         what = f"unexpected {type(error).__name__}: {error}"  # a fault of ours: still one sentence
         if known is not None:
             what = f"{type(known).__name__}: {known}"

@@ -39,10 +39,10 @@ def doctor(
     runs: Annotated[Path, typer.Argument(help="The folder that runs are in.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """Check versions, devices, disk, caches and locks; name what is wrong and the remedy."""
-    from ..commands.doctor import examine, in_words
+    from ..commands.doctor import examine, format_findings
 
     findings = examine(runs)
-    print_result([asdict(f) for f in findings], lambda: in_words(findings), as_json)
+    print_result([asdict(f) for f in findings], lambda: format_findings(findings), as_json)
     if any(f.remedy for f in findings):
         raise typer.Exit(1)
 

@@ -10,18 +10,8 @@ import typer
 
 from ..errors import UsageError
 from ..io import streams
-from .options import (
-    AsJson,
-    Calibrated,
-    NoBrowser,
-    PlanArguments,
-    Port,
-    Quiet,
-    RunFolder,
-    plugin_option,
-    takes_flags,
-    takes_plan,
-)
+from .flags import plugin_option
+from .options import AsJson, Calibrated, NoBrowser, PlanArguments, Port, Quiet, RunFolder, takes_flags, takes_plan
 from .printing import print_result, print_run, unless
 
 Labels = Annotated[list[int], typer.Option(help="Labels a class, or rows for numbers; give it again for more points.")]

@@ -11,7 +11,8 @@ from ..errors import UsageError
 from ..io import streams
 from ..serving.endpoint import Endpoint
 from ..serving.limits import Limits
-from .options import AsJson, Calibrated, NoBrowser, Port, Quiet, RunFolder, plugin_option, takes_flags, takes_record
+from .flags import plugin_option
+from .options import AsJson, Calibrated, NoBrowser, Port, Quiet, RunFolder, takes_flags, takes_record
 from .printing import print_result, unless
 
 

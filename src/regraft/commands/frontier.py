@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..compute.malloc import freed_memory_kept
 from ..errors import DataError, SourceError, UsageError
 from ..evidence.frontier import Point, choose
-from ..evidence.retention import Retained
+from ..evidence.retention import Retention
 from ..evidence.scoring import at_threshold
 from ..io import guarded
 from ..metrics import Metric
@@ -56,8 +56,8 @@ def rechoose(run: Path, retain: float | None) -> Rechosen:
 def point_of(record: dict[str, Any]) -> Point:
     figures = {name: number_of(value) for name, value in record["figures"].items()}
     source = record.get("source")
-    known = {f.name: source[f.name] for f in fields(Retained)} if source else None
-    return Point(record["alpha"], figures, Retained(**known) if known else None)
+    known = {f.name: source[f.name] for f in fields(Retention)} if source else None
+    return Point(record["alpha"], figures, Retention(**known) if known else None)
 
 
 @freed_memory_kept()
@@ -128,7 +128,7 @@ def in_words(found: Rechosen, retain: float | None) -> str:
     return "\n".join(out)
 
 
-def source_words(source: Retained) -> str:
+def source_words(source: Retention) -> str:
     if source.ratio is None or source.low is None:
         return f"   {source.after:.4f}   not defined"
     return f"   {source.after:.4f}   {source.ratio:.4f}   {source.low:.4f}"

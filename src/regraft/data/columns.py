@@ -1,9 +1,9 @@
-"""Rows as columns of a mapped Arrow file, and examples that are made when one is asked for.
+"""Rows as columns of a mapped Arrow file, and examples that are made on demand.
 
-A Python object a row takes 1.7 kB where a text has 131 bytes. Here texts, label cells, places and groups
-stand in a temporary file without a name, which goes away with the process, however that ends. Memory
-holds 20 bytes a row: the first 64 bits of the content's hash, the number of an occurrence, and the row's
-place in a split. See docs/decisions/027-rows-are-columns.md.
+A Python object takes 1.7 kB a row, where a text has 131 bytes. So texts, label cells, places and groups lie
+in a temporary file without a name, which the system removes when the process ends. Memory holds 20 bytes a
+row: the first 64 bits of the content's hash, the number of the occurrence, and the row's place in a split.
+See docs/decisions/027-rows-are-columns.md.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 Cells = tuple[str, ...]
 
-IN_MEMORY_BYTES = 1 << 24  # a smaller table needs no file; 0 would be no limit
+MAX_BYTES_IN_MEMORY = 1 << 24  # a larger table lies in a file; 0 would be no limit
 
-BATCH_ROWS = BLOCK_ROWS = 1 << 12  # of a batch in the file; that are made into objects at once
+BATCH_ROWS = 1 << 12  # of a record batch in the file
 
-BATCH_BYTES = 1 << 24  # of texts, at most, where rows are long
+BLOCK_ROWS = 1 << 12  # made into objects at once
 
-SHARED = 1 << 16  # different label cells, at most, of which equal ones are one object
+MAX_BATCH_BYTES = 1 << 24  # of texts, where rows are long
+
+MAX_SHARED_VALUES = 1 << 16  # distinct label cells or groups whose equal values share an object
 
 FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored", "thumb")
 
@@ -50,8 +52,8 @@ class Mapped:
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
         self.starts = np.cumsum([0, *map(len, batches)])  # of each batch, and the end
-        size = sum(batch.nbytes for batch in batches) // max(1, len(self))  # of a row
-        self.block_rows = max(1, min(BLOCK_ROWS, BATCH_BYTES // max(1, size)))
+        row_bytes = sum(batch.nbytes for batch in batches) // max(1, len(self))
+        self.block_rows = max(1, min(BLOCK_ROWS, MAX_BATCH_BYTES // max(1, row_bytes)))
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -83,7 +85,7 @@ class Mapped:
         return [self.batches[batch][name][at].as_py() for name in columns]
 
     def blocks(self, places: Places) -> Iterator[Places]:
-        """Yield as many places at a time as are made into objects at once."""
+        """Yield the places in blocks of rows that are made into objects at once."""
         for at in range(0, len(places), self.block_rows):
             yield places[at : at + self.block_rows]
 
@@ -96,11 +98,11 @@ class Mapped:
 def mapped(batches: Iterable[Any], schema: Any) -> Mapped:
     """Write record batches to a temporary file as they come, and map it.
 
-    Raises DiskError where there is no room for it.
+    Raises DiskError where the disk has no room.
     """
     import pyarrow as pa
 
-    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
+    with tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY) as file:
         with naming_the_folder():
             writer = pa.ipc.new_file(file, schema)
         for batch in batches:
@@ -108,7 +110,7 @@ def mapped(batches: Iterable[Any], schema: Any) -> Mapped:
                 writer.write_batch(batch)
         with naming_the_folder():
             writer.close()
-            if file.tell() > IN_MEMORY_BYTES:
+            if file.tell() > MAX_BYTES_IN_MEMORY:
                 file.flush()
                 buffer: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             else:
@@ -121,7 +123,7 @@ def mapped(batches: Iterable[Any], schema: Any) -> Mapped:
 
 @contextmanager
 def naming_the_folder() -> Iterator[None]:
-    """Raise DiskError, with a remedy, for what the system says inside of a file that is full or closed."""
+    """Raise DiskError, with the remedy, for an OSError inside the block."""
     try:
         yield
     except OSError as error:
@@ -135,7 +137,7 @@ def naming_the_folder() -> Iterator[None]:
 
 
 def row_fields() -> list[Any]:
-    """Return the Arrow fields of a row. Names of files may be no text, so that all are bytes."""
+    """Return the Arrow fields of a row. They are bytes, because a file name may be no text."""
     import pyarrow as pa
 
     text = pa.large_binary()
@@ -143,14 +145,14 @@ def row_fields() -> list[Any]:
         pa.field("inputs", pa.list_(text)),
         pa.field("cells", pa.list_(text)),
         pa.field("where", pa.binary()),
-        pa.field("characters", pa.int32()),  # of where
+        pa.field("characters", pa.int32()),  # of ``where``
         pa.field("split", pa.binary()),
         pa.field("group", text),
     ]
 
 
 def stored(rows: Iterable[Row]) -> StoredRows:
-    """Return rows as columns. They are taken one at a time."""
+    """Return rows as columns. Takes one row at a time."""
     import pyarrow as pa
 
     schema = pa.schema(row_fields())
@@ -158,12 +160,13 @@ def stored(rows: Iterable[Row]) -> StoredRows:
 
 
 def parts_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield the rows of each record batch."""
     part: list[Row] = []
     characters = 0
     for row in rows:
         part.append(row)
         characters += sum(map(len, row.inputs)) + sum(map(len, row.cells))
-        if len(part) == BATCH_ROWS or characters >= BATCH_BYTES:
+        if len(part) == BATCH_ROWS or characters >= MAX_BATCH_BYTES:
             yield part
             part, characters = [], 0
     if part:
@@ -171,6 +174,7 @@ def parts_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def row_batch(rows: list[Row], schema: Any) -> Any:
+    """Return rows as a record batch."""
     import pyarrow as pa
 
     columns = [
@@ -198,7 +202,7 @@ def decoded_or_none(data: bytes | None) -> str | None:
 
 
 class StoredRows(Sequence[Row]):
-    """The rows that a format gave, in its order. A Row is made when one is asked for."""
+    """Rows as a format gave them, in its order. A Row is made on demand."""
 
     def __init__(self, table: Mapped) -> None:
         self.table = table
@@ -218,6 +222,7 @@ class StoredRows(Sequence[Row]):
         return self.at(np.arange(len(self)))
 
     def at(self, places: Places) -> Iterator[Row]:
+        """Yield the rows at some places."""
         for block in self.table.lists(places, ["inputs", "cells", "where", "split", "group"]):
             for inputs, cells, where, split, group in zip(*block.values(), strict=True):
                 yield Row(
@@ -237,8 +242,8 @@ def identified(
 ) -> Examples:
     """Return the usable rows as examples, sorted by content.
 
-    ``digests`` [N, 32] are those of the inputs. Rows with the same inputs are told apart by what else
-    they say, not by where they stand.
+    ``digests`` [N, 32] are the sha256 of the inputs, ``usable`` [N] the rows to take. Rows with the same
+    inputs are numbered by their other cells, not by their order.
     """
     import pyarrow as pa
 
@@ -248,7 +253,7 @@ def identified(
     keys = heads[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]][: len(keys)])
     lengths = np.diff(np.r_[starts, len(keys)])
-    again = np.flatnonzero(np.repeat(lengths > 1, lengths))  # rows whose content others have too
+    again = np.flatnonzero(np.repeat(lengths > 1, lengths))  # rows whose content occurs more than once
     many = zip(again.tolist(), order[again].tolist(), rows.at(order[again]), strict=True)
     for _, run in groupby(many, key=lambda one: keys[one[0]]):
         same = sorted(run, key=lambda one: (bytes(digests[one[1]]), *distinct(one[2])))
@@ -259,7 +264,7 @@ def identified(
     fields = [*row_fields(), *(fact_fields() if facts else [])]
     schema = pa.schema(fields)
 
-    def batches() -> Iterator[Any]:  # in the order of the examples, in which they are read
+    def batches() -> Iterator[Any]:  # in the order of the examples, because they are read in it
         for part in rows.table.blocks(order):
             table = rows.table.take(part, [f.name for f in row_fields()])
             columns = list(table.columns)
@@ -283,7 +288,7 @@ class IdentifiedRows:
 
     @property
     def split_names(self) -> list[str | None]:
-        """The split that the data name for each row; None where they name none."""
+        """Return the split that the data name for each row; None where they name none."""
         return splits_of(self.examples)
 
     def by_split(self) -> dict[str, Examples]:
@@ -295,18 +300,20 @@ class IdentifiedRows:
 
 
 def distinct(row: Row) -> tuple[Any, ...]:
+    """Return the sort key of rows with the same inputs."""
     return row.cells, row.split or "", row.group or "", row.where
 
 
 class Content:
-    """The rows that splits are made of, sorted by content."""
+    """Rows of all splits, sorted by content."""
 
     def __init__(self, table: Mapped, keys: NDArray[np.uint64], numbers: NDArray[np.int32], pictures: bool) -> None:
         self.table, self.pictures = table, pictures
-        self.keys = keys  # the first 64 bits of the hash of each row's inputs
-        self.numbers = numbers  # how many rows with that key come before
+        self.keys = keys  # [N], the first 64 bits of the hash of each row's inputs
+        self.numbers = numbers  # [N], count of the rows before that have the same key
 
     def ids(self, places: Places) -> list[str]:
+        """Return the ids of the rows at some places."""
         keys, numbers = self.keys[places].tolist(), self.numbers[places].tolist()
         return [f"{key:016x}-{number}" for key, number in zip(keys, numbers, strict=True)]
 
@@ -317,7 +324,7 @@ class Content:
 
     @cached_property
     def ranks(self) -> Places:
-        """Return each row's rank by its place in the data: row 2 comes before row 12."""
+        """Return each row's rank [N] by its place in the data: row 2 comes before row 12."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -330,7 +337,7 @@ class Content:
 
 
 class Examples(Sequence[Example]):
-    """Some of the rows, in an order. An Example is made when one is asked for; a part shares the rows."""
+    """Rows of a split, in an order. An Example is made on demand, and parts share the columns."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -377,7 +384,7 @@ class Examples(Sequence[Example]):
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     def __add__(self, other: Examples) -> Examples:
-        """Return these rows and, after them, others of the same data."""
+        """Return these rows, followed by other rows of the same data."""
         return Examples(self.content, np.concatenate([self.places, other.places]))
 
     def take(self, positions: Any) -> Examples:
@@ -389,16 +396,17 @@ class Examples(Sequence[Example]):
         return Examples(self.content, np.sort(self.places))
 
     def by_place(self) -> Examples:
-        """Return the same rows sorted by where they stand: row 2 before row 12."""
+        """Return the same rows sorted by their place in the data: row 2 before row 12."""
         return self.take(np.argsort(self.content.ranks[self.places], kind="stable"))
 
     @property
     def keys(self) -> NDArray[np.uint64]:
-        """Equal where contents are: the first 64 bits of the hash of each row's inputs."""
-        found: NDArray[np.uint64] = self.content.keys[self.places]
-        return found
+        """Return the first 64 bits of the hash of each row's inputs [N]; equal keys are equal contents."""
+        keys: NDArray[np.uint64] = self.content.keys[self.places]
+        return keys
 
     def ids(self) -> Iterator[str]:
+        """Yield the id of each row."""
         for at in range(0, len(self), BLOCK_ROWS):
             yield from self.content.ids(self.places[at : at + BLOCK_ROWS])
 
@@ -408,11 +416,11 @@ class Examples(Sequence[Example]):
             yield from block[name]
 
 
-# ---------------------------------------------------------------- one thing of many rows
+# ---------------------------------------------------------------- one column of many rows
 
 
 def by_id(parts: Sequence[Examples]) -> tuple[Examples, NDArray[np.int64]]:
-    """Return the rows of all parts sorted by id, as text, and the number of each row's part."""
+    """Return the rows of all parts sorted by the text of their ids, and the number of each row's part [N]."""
     every = Examples(parts[0].content, np.concatenate([part.places for part in parts]))
     part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     values, number = np.unique(every.content.numbers[every.places], return_inverse=True)
@@ -444,7 +452,7 @@ def concatenated(parts: Sequence[Sequence[Example]]) -> Sequence[Example]:
 
 
 class ByName(Mapping[str, Example]):
-    """Rows by a name each, made when they are asked for; of equal names the last."""
+    """Rows by name, made on demand; the last of equal names counts."""
 
     def __init__(self, names: Iterable[str], rows: Sequence[Example]) -> None:
         self.place, self.rows = {name: i for i, name in enumerate(names)}, rows
@@ -460,7 +468,7 @@ class ByName(Mapping[str, Example]):
 
 
 class InputsOf(Sequence[Cells]):
-    """The inputs of rows, made when they are asked for."""
+    """Inputs of rows, made on demand."""
 
     def __init__(self, rows: Sequence[Example]) -> None:
         self.rows = rows
@@ -477,50 +485,52 @@ class InputsOf(Sequence[Cells]):
 
 
 def cells_of(rows: Sequence[Example]) -> list[Cells]:
-    """Return the label cells of each row; equal ones are one object where there are not too many."""
+    """Return the label cells of each row. Up to MAX_SHARED_VALUES equal ones share an object."""
     if not isinstance(rows, Examples):
         return [e.cells for e in rows]
     known: dict[tuple[bytes, ...], Cells] = {}
-    found = []
+    every = []
     for value in rows.column("cells"):
         data = tuple(value)
         cells = known.get(data)
         if cells is None:
             cells = tuple(map(decoded, data))
-            if len(known) < SHARED:
+            if len(known) < MAX_SHARED_VALUES:
                 known[data] = cells
-        found.append(cells)
-    return found
+        every.append(cells)
+    return every
 
 
 def groups_of(rows: Sequence[Example]) -> list[str | None]:
-    """Return the group of each row; equal ones are one object where there are not too many."""
+    """Return the group of each row; None where it has none."""
     if isinstance(rows, Examples):
         return shared(rows.column("group"))
     return [e.group for e in rows]
 
 
 def splits_of(rows: Examples) -> list[str | None]:
-    """Return the split that the data name for each row."""
+    """Return the split that the data name for each row; None where they name none."""
     return shared(rows.column("split"))
 
 
 def shared(values: Iterable[bytes | None]) -> list[str | None]:
+    """Return values as text, equal ones as one object."""
     known: dict[bytes | None, str | None] = {None: None}
-    found = []
+    texts = []
     for value in values:
         if value not in known:
-            if len(known) == SHARED:
+            if len(known) == MAX_SHARED_VALUES:
                 known = {None: None}
             known[value] = decoded_or_none(value)
-        found.append(known[value])
-    return found
+        texts.append(known[value])
+    return texts
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- facts of images
 
 
 def fact_fields() -> list[Any]:
+    """Return the Arrow fields of an image's facts."""
     import pyarrow as pa
 
     kinds = {
@@ -539,7 +549,7 @@ def fact_fields() -> list[Any]:
 
 
 def stored_facts(facts: Iterable[PictureFacts | None]) -> Mapped:
-    """Return what was seen of pictures as columns. It is taken one at a time."""
+    """Return facts of images as columns. Takes one image at a time."""
     import pyarrow as pa
 
     stream = iter(facts)
@@ -548,7 +558,7 @@ def stored_facts(facts: Iterable[PictureFacts | None]) -> Mapped:
 
 
 def facts_batch(facts: Sequence[PictureFacts | None]) -> Any:
-    """Return what was seen of pictures as a record batch; nulls where one cannot be used."""
+    """Return facts of images as a record batch, with nulls for images that cannot be used."""
     import pyarrow as pa
 
     rows = [
@@ -563,6 +573,7 @@ def facts_batch(facts: Sequence[PictureFacts | None]) -> Any:
 
 
 def facts_in(block: dict[str, list[Any]]) -> list[PictureFacts]:
+    """Return facts of images from their columns."""
     return [
         PictureFacts(format, mode, (width, height), *others)
         for format, mode, width, height, *others in zip(*(block[n] for n in FACTS), strict=True)

@@ -1,10 +1,9 @@
-"""Decoding in worker processes, which have a limit on time and memory and can be ended.
+"""Decoding of images in worker processes with limits of time and memory.
 
-A decoder at work cannot be stopped from within its process: it is C code, or a loop of Pillow's. So a
-picture that may cost much is decoded in a worker. The kernel ends the worker when its processor time is
-used up (ITIMER_PROF on Linux and macOS), and the parent ends it after a time on the clock. RLIMIT_AS bounds
-its memory on Linux; elsewhere the limit on pixels does. A worker imports Pillow and numpy but not torch, so
-the next one is there in a fifth of a second.
+A process cannot stop a decoder of its own: it is C code, or a loop of Pillow's. So an image that may cost
+much is decoded in a worker. The kernel ends the worker after its processor time (ITIMER_PROF on Linux and
+macOS), and the parent ends it after a wall-clock time. RLIMIT_AS bounds its memory on Linux; elsewhere the
+limit of pixels does. A worker imports Pillow and numpy but not torch, so a new one starts in 0.2 s.
 
 A worker reads requests from its standard input and answers on its standard output: a line of JSON, then
 bytes, in both directions. The parent unpickles nothing that a worker sends.
@@ -33,17 +32,17 @@ from .image_costs import LARGE_BYTES, bounded, excess
 from .images import MAX_PIXELS, UNREADABLE, TooCostlyError, TooManyPixelsError, facts_of, picture_of, resized
 from .types import PictureFacts
 
-LOOK_S = 30.0  # of processor time, for a picture of a data folder
+LOOK_CPU_S = 30.0  # processor time for an image of a data folder
 
-LOOK_WALL_S = 300.0
+LOOK_WALL_S = 300.0  # wall-clock time for it
 
-QUICK_S = 0.5  # of processor time, for a picture of a request that is decoded beside others
+QUICK_CPU_S = 0.5  # processor time for an image of a request, which other workers decode beside
 
-SLOW_S = 10.0  # the same for one that takes longer: those are decoded one after another
+SLOW_CPU_S = 10.0  # processor time for one that takes longer; one worker decodes these in turn
 
-SMALL_FILE_BYTES = 1_000_000
+SMALL_FILE_BYTES = 1_000_000  # files up to this size have workers of their own
 
-QUICK_PIXELS = 12_500_000  # a phone's picture; larger ones are decoded one after another
+QUICK_PIXELS = 12_500_000  # an image of a phone; larger ones go to the worker for slow images
 
 BYTES_PER_PIXEL = 16  # coefficients of a progressive JPEG, its pixels and a copy of them
 
@@ -51,50 +50,54 @@ BASE_BYTES = 400_000_000  # address space of a worker that decodes nothing
 
 MAX_REPLY_BYTES = 4 * MAX_PIXELS
 
-PATIENCE = 10  # niceness of the worker for slow pictures
+SLOW_NICENESS = 10  # of the worker for slow images
 
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4000000",  # so that glibc gives a picture's memory back
+    "MALLOC_MMAP_THRESHOLD_": "4000000",  # glibc then returns an image's memory to the system
 }
 
 KINDS: dict[str, type[DataError]] = {"pixels": TooManyPixelsError, "cost": TooCostlyError, "data": DataError}
 
 
 class SlowError(TooCostlyError):
-    """A picture whose decoding used up its time."""
+    """An image whose decoding took more than its time."""
 
 
 class StoppedError(RegraftError):
-    """A worker that was closed, or that could not be started."""
+    """A worker that was closed, or that did not start."""
 
 
 # ---------------------------------------------------------------- a worker, seen from its parent
 
 
 class Worker:
-    """A process that decodes one picture at a time. It is started when it is needed."""
+    """A process that decodes one image at a time. It starts at the first request."""
 
-    def __init__(self, pixels: int = MAX_PIXELS, patience: int = 0) -> None:
-        self._arguments = [str(BASE_BYTES + BYTES_PER_PIXEL * pixels), str(patience)]
+    def __init__(self, pixels: int = MAX_PIXELS, niceness: int = 0) -> None:
+        self._arguments = [str(BASE_BYTES + BYTES_PER_PIXEL * pixels), str(niceness)]
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Return the process. Raises StoppedError where none can be started."""
+        """Start the process, if it does not run; return it. Raises StoppedError where it does not start."""
         with self._lock:
             if self._closed:
                 raise StoppedError("the picture is not decoded: its worker was stopped")
             if self._process is not None and self._process.poll() is not None:
-                _release(self._process)  # it was killed between two pictures
+                _release(self._process)  # it was killed between two requests
                 self._process = None
             if self._process is None:
                 self._process = _started(self._arguments)
             return self._process
 
     def ask(self, request: dict[str, Any], content: bytes, seconds: float, wall: float) -> tuple[dict[str, Any], bytes]:
-        """Return a worker's reply. Raises SlowError, or TooCostlyError where it ended otherwise."""
+        """Send a request; return the reply: a record and bytes.
+
+        ``seconds`` of processor time and ``wall`` seconds end the worker. Raises SlowError then, and
+        TooCostlyError where the worker ended otherwise.
+        """
         process, late = self.start(), threading.Event()
         assert process.stdin is not None and process.stdout is not None
 
@@ -108,7 +111,7 @@ class Worker:
         head: dict[str, Any] = {}
         body = b""
         try:
-            with suppress(OSError, ValueError, KeyError):  # a worker that ended
+            with suppress(OSError, ValueError, KeyError):  # the worker ended
                 asked = request | {"bytes": len(content), "seconds": seconds}
                 process.stdin.write(json.dumps(asked).encode() + b"\n")
                 process.stdin.write(content)
@@ -127,7 +130,7 @@ class Worker:
         raise TooCostlyError(f"decoding ended the process that did it (exit code {code})")
 
     def close(self) -> None:
-        """End the process, whatever it does, and start none again."""
+        """Kill the process, and refuse to start another."""
         with self._lock:
             self._closed, process = True, self._process
         if process is not None:
@@ -145,14 +148,14 @@ class Worker:
 def _release(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        with suppress(OSError):  # what could not be written
+        with suppress(OSError):  # bytes that were not written
             pipe.close()
 
 
 def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
     code = "import sys; sys.path.insert(0, sys.argv[1]); from regraft.data.decoding import work; work()"
     package = str(Path(__file__).parents[2])
-    own: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}  # Ctrl-C is not for it
+    own: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}  # Ctrl-C must not reach it
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code, package, *arguments],
@@ -167,44 +170,44 @@ def _started(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _checked(head: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the reply. Raises DataError for one that says why a picture cannot be read."""
+    """Return a reply's record. Raises DataError for the error that it holds."""
     if "error" in head:
         raise KINDS[head["kind"]](f"{name} {UNREADABLE}{head['error']}")
     return head
 
 
-# ---------------------------------------------------------------- pictures of requests
+# ---------------------------------------------------------------- images of requests
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a picture is to come out of its file."""
+    """Format of a decoded image."""
 
     channels: int
-    resize: int | tuple[int, int]  # its shorter side, or (height, width)
-    resample: int  # Pillow's filter
-    max_pixels: int = MAX_PIXELS
+    resize: int | tuple[int, int]  # pixels of the shorter side, or (height, width)
+    resample: int  # number of Pillow's filter
+    max_pixels: int = MAX_PIXELS  # of the file; more are refused
 
 
 @dataclass(order=True)
 class _Job:
-    size: int  # bytes of the file; small ones come first
-    number: int
+    size: int  # bytes of the file; small files come first
+    number: int  # in order of arrival
     content: bytes = field(compare=False, default=b"")
-    wanted: Wanted | None = field(compare=False, default=None)  # None: the thread ends
+    wanted: Wanted | None = field(compare=False, default=None)  # None ends the thread
     answer: Future[Image.Image] = field(compare=False, default_factory=Future)
 
     def forget(self, answer: Future[Image.Image]) -> None:
-        """Drop the file of a job that is done or given up, which may be in a queue yet."""
+        """Drop the file of a job that is done or cancelled, because it may still be in a queue."""
         self.content = b""
 
 
 class Decoders:
-    """Workers for the pictures of requests: quick ones are decoded beside each other, slow ones in turn.
+    """Workers for the images of requests: they decode quick images side by side and slow ones in turn.
 
-    A picture that is large, or that takes longer than QUICK_S, goes on to the one worker for slow ones.
-    So pictures that cost much wait for each other, and others do not wait for them; and only one of them
-    takes memory. Small files, which take little time whatever they hold, have workers of their own.
+    A large image, or one that takes longer than QUICK_CPU_S, goes to the one worker for slow images. So
+    costly images wait for each other alone, and only one of them takes memory. Small files take little time
+    whatever they hold, and have workers of their own.
     """
 
     def __init__(self, workers: int | None = None, wall: float = 30.0) -> None:
@@ -213,7 +216,7 @@ class Decoders:
         self._small: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._quick: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._slow: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self._last = Worker(patience=PATIENCE)
+        self._last = Worker(niceness=SLOW_NICENESS)
         self._workers = [
             *((Worker(QUICK_PIXELS), self._small) for _ in range(count)),
             *((Worker(QUICK_PIXELS), self._quick) for _ in range(count)),
@@ -224,13 +227,13 @@ class Decoders:
             threading.Thread(target=self._work, args=worker, daemon=True).start()
 
     def warm_up(self) -> None:
-        """Start the workers for small files, so that the first requests do not wait for them."""
+        """Start the workers for small files before the first request."""
         for worker, jobs in self._workers:
             if jobs is self._small:
                 worker.start()
 
     def submit(self, content: bytes, wanted: Wanted) -> Future[Image.Image]:
-        """Return the picture to come, resized. The future raises DataError, or StoppedError."""
+        """Return a future of the image, resized. It raises DataError or StoppedError."""
         with self._lock:
             if self._closed:
                 raise StoppedError("the server is stopping")
@@ -241,17 +244,17 @@ class Decoders:
         return job.answer
 
     def close(self) -> None:
-        """End all workers, whatever they do."""
+        """Kill all workers."""
         with self._lock:
             self._closed = True
         for worker, jobs in self._workers:
             worker.close()
-            jobs.put(_Job(sys.maxsize, 0))  # behind those that wait, which fail at once
+            jobs.put(_Job(sys.maxsize, 0))  # last in the queue; the jobs before it fail at once
 
     def _work(self, worker: Worker, jobs: queue.PriorityQueue[_Job]) -> None:
         slow = worker is self._last
         while (job := jobs.get()).wanted is not None:
-            if job.answer.done():  # given up
+            if job.answer.done():  # cancelled
                 continue
             try:
                 picture = self._decoded(worker, job.content, job.wanted, slow)
@@ -264,7 +267,7 @@ class Decoders:
             except Exception as error:
                 _fail(job, error)
             else:
-                with suppress(InvalidStateError):  # given up meanwhile
+                with suppress(InvalidStateError):  # cancelled meanwhile
                     job.answer.set_result(picture)
 
     def _decoded(self, worker: Worker, content: bytes, wanted: Wanted, slow: bool) -> Image.Image:
@@ -272,7 +275,7 @@ class Decoders:
         if not slow:
             request["max_pixels"] = min(wanted.max_pixels, QUICK_PIXELS)
         try:
-            head, body = worker.ask(request, content, SLOW_S if slow else QUICK_S, self._wall)
+            head, body = worker.ask(request, content, SLOW_CPU_S if slow else QUICK_CPU_S, self._wall)
         except TooCostlyError as error:
             raise type(error)(f"the upload {UNREADABLE}{error}") from error
         head = _checked(head, "the upload")
@@ -280,17 +283,17 @@ class Decoders:
 
 
 def _fail(job: _Job, error: Exception) -> None:
-    with suppress(InvalidStateError):  # given up meanwhile
+    with suppress(InvalidStateError):  # cancelled meanwhile
         job.answer.set_exception(error)
 
 
-# ---------------------------------------------------------------- pictures of a data folder
+# ---------------------------------------------------------------- images of a data folder
 
 
 class Lookers:
-    """First looks at pictures. A file that may hold a decoder up is looked at in a worker.
+    """Readers of images' facts. A file that may take a decoder long is read in a worker.
 
-    Many threads may look at once; each uses a worker of its own. Leaving the block ends the workers.
+    Many threads may look at once, and each uses a worker of its own. Leaving the block ends the workers.
     """
 
     def __init__(self) -> None:
@@ -305,7 +308,7 @@ class Lookers:
             worker.close()
 
     def look(self, path: Path) -> PictureFacts:
-        """Return a picture's facts. Raises DataError for one that cannot be read, or costs too much."""
+        """Return an image's facts. Raises DataError for a file that does not read or costs too much."""
         if bounded(path):
             return facts_of(path)
         try:
@@ -314,7 +317,7 @@ class Lookers:
             worker = Worker()
             self._all.append(worker)
         try:
-            head, _ = worker.ask({"path": str(path)}, b"", LOOK_S, LOOK_WALL_S)
+            head, _ = worker.ask({"path": str(path)}, b"", LOOK_CPU_S, LOOK_WALL_S)
         except TooCostlyError as error:
             raise DataError(f"{path} {UNREADABLE}{error}") from error
         finally:
@@ -325,7 +328,7 @@ class Lookers:
 
 
 def vet(paths: Iterable[str]) -> None:
-    """Raise DataError for the first picture that would hold this process up."""
+    """Raise DataError for the first image that would take this process too long."""
     with Lookers() as lookers:
         for path in paths:
             if not bounded(Path(path)):
@@ -336,11 +339,11 @@ def vet(paths: Iterable[str]) -> None:
 
 
 def work() -> None:
-    """Answer requests until their pipe is closed. A worker process runs this alone."""
-    memory, patience = int(sys.argv[2]), int(sys.argv[3])
-    _limit(memory, patience)
+    """Answer requests until the parent closes their pipe. Only a worker process calls this."""
+    memory, niceness = int(sys.argv[2]), int(sys.argv[3])
+    _limit(memory, niceness)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints would be taken for an answer
+    os.dup2(2, 1)  # the parent would take a library's print for an answer
     while line := incoming.readline():
         request = json.loads(line)
         content = incoming.read(request["bytes"])
@@ -353,13 +356,13 @@ def work() -> None:
         outgoing.flush()
 
 
-def _limit(memory: int, patience: int) -> None:
-    """Bound this process's memory, where the system can, and let others go first."""
+def _limit(memory: int, niceness: int) -> None:
+    """Limit this process's address space, in bytes where the system can, and raise its niceness."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    os.nice(patience)
+    os.nice(niceness)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -368,7 +371,7 @@ def _limit(memory: int, patience: int) -> None:
 
 
 def _allow(seconds: float) -> None:
-    """Let the process compute for so long; 0: without a limit."""
+    """Let the process compute for so many seconds; 0 removes the limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

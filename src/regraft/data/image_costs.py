@@ -1,8 +1,8 @@
-"""What decoding a picture costs, told from the structure of its file before a pixel is decoded.
+"""Costs of decoding an image, from the structure of its file, before a pixel is decoded.
 
-The number of pixels does not bound the time: a JPEG may draw the same pixels in 20,000 scans, a PNG may
-hold a million empty chunks, and a PPM comment costs a copy of what follows it. No such count here is near
-what a camera or an editor writes.
+The number of pixels does not bound the time. A JPEG may draw the same pixels in 20,000 scans. A PNG may hold
+a million empty chunks. A comment of a PPM costs a copy of the rest. The limits are far above what cameras
+and editors write.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ MAX_COMMENTS = 1_000  # of a PBM, PGM or PPM
 
 MAX_HEADER_BYTES = 65_536  # of a PBM, PGM or PPM: Pillow reads it byte by byte
 
-SMALL_BYTES = 65_536  # a smaller file cannot hold a reader up
+SMALL_BYTES = 65_536  # a smaller file decodes quickly, whatever it holds
 
-FEW_SCANS = 20
+FEW_SCANS = 20  # of a JPEG that is decoded in this process
 
-FEW_CHUNKS = 10_000
+FEW_CHUNKS = 10_000  # of a PNG that is decoded in this process
 
-LARGE_BYTES = 200_000_000  # a larger file is not read to look at its structure
+LARGE_BYTES = 200_000_000  # the structure of a larger file is not read
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 START_OF_SCAN = b"\xff\xda"
 
-SCAN, END_OF_PICTURE = 0xDA, 0xD9
+SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
-WITHOUT_LENGTH = (0x01, 0xD8, END_OF_PICTURE)
+WITHOUT_LENGTH = (0x01, 0xD8, END_OF_IMAGE)
 
-MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # but restarts and stuffed bytes of pixels
+MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # without restarts and stuffed bytes of pixels
 
 COMMENT = re.compile(rb"#[^\r\n]*")
 
@@ -48,7 +48,7 @@ VALUE = re.compile(rb"(?:\s|#[^\r\n]*+)*+[^\s#]+")
 
 
 def excess(content: bytes) -> str | None:
-    """Return why a file costs too much to decode; None for others, and for what is no picture."""
+    """Return why a file's content costs too much to decode; None where it does not, or is no image."""
     if content.startswith(b"\xff\xd8\xff"):
         return _excess_of_jpeg(content)
     if content.startswith(PNG):
@@ -59,21 +59,21 @@ def excess(content: bytes) -> str | None:
 
 
 def bounded(path: Path) -> bool:
-    """Return whether the file can be decoded in this process: no reader stays long in it.
+    """Check whether a file decodes quickly, so that this process may decode it.
 
-    The counts are upper bounds that hold however a decoder reads the file. What cannot be opened is
-    bounded too: the reader says what is wrong.
+    The counts are upper bounds, however a decoder reads the file. A file that cannot be opened counts as
+    quick, because its reader names the reason.
     """
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
                 return True
             start = file.read(SMALL_BYTES)
             if not start.startswith((b"\xff\xd8\xff", PNG)):
                 small = len(start) < SMALL_BYTES
                 return small and start.count(START_OF_SCAN) <= FEW_SCANS  # a TIFF may hold JPEGs
-            if found.st_size > LARGE_BYTES:
+            if about.st_size > LARGE_BYTES:
                 return False
             content = start + file.read()
     except (OSError, ValueError):  # a name with a zero byte
@@ -86,7 +86,7 @@ def bounded(path: Path) -> bool:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe has no end to wait for
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would block
 
 
 def _excess_of_jpeg(content: bytes) -> str | None:
@@ -98,7 +98,7 @@ def _excess_of_jpeg(content: bytes) -> str | None:
     scans = 0
     while found := MARKER.search(content, at):
         kind, at = _after(content, found)
-        if kind == END_OF_PICTURE:  # another one may follow, which is not decoded
+        if kind == END_OF_IMAGE:  # another image may follow, which is not decoded
             break
         scans += kind == SCAN
         if scans > MAX_SCANS:
@@ -107,7 +107,7 @@ def _excess_of_jpeg(content: bytes) -> str | None:
 
 
 def _segments(content: bytes, most: int) -> tuple[int, int]:
-    """Return how many segments stand before a JPEG's first scan, and where it begins."""
+    """Return the number of segments before a JPEG's first scan, and where that begins."""
     at, count = 0, 0
     while count < most and (found := MARKER.search(content, at)):
         kind, after = _after(content, found)
@@ -118,7 +118,7 @@ def _segments(content: bytes, most: int) -> tuple[int, int]:
 
 
 def _after(content: bytes, marker: re.Match[bytes]) -> tuple[int, int]:
-    """Return a marker's kind and where its segment ends."""
+    """Return a marker's kind and the end of its segment."""
     kind, at = content[marker.end() - 1], marker.end()
     bare = kind in WITHOUT_LENGTH
     return kind, at if bare else at + int.from_bytes(content[at : at + 2])
@@ -132,7 +132,7 @@ def _excess_of_png(content: bytes) -> str | None:
 
 
 def _chunks(content: bytes, most: int) -> tuple[int, int]:
-    """Return how many chunks of a PNG hold pixels, and how many do not; at most ``most`` are counted."""
+    """Count a PNG's chunks with pixels and those without, at most ``most`` in all."""
     at, pixels, others, size = len(PNG), 0, 0, len(content)
     while at + 8 <= size and pixels + others <= most:
         if content[at + 4 : at + 8] == b"IDAT" and content[at : at + 4] != b"\0\0\0\0":

@@ -31,7 +31,7 @@ from ..compute import distributed
 from ..io.progress import stage
 from .columns import ByName, ids_of
 from .decoded_images import SCHEMA, DecodedImages
-from .fingerprints import KnownFiles
+from .images import KnownFiles
 from .preprocessing import ImagePreprocessor, to_json, whole_for
 from .readers import ImageReader
 from .store import write_index

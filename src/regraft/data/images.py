@@ -1,7 +1,7 @@
-"""Reading a picture: every file that is accepted becomes 8-bit L, RGB or RGBA, or is refused.
+"""Images of files: a file becomes 8-bit L, RGB or RGBA, or is refused.
 
-Pillow's own conversions clip 16-bit and float greyscale to white and drop transparency onto the
-colour that lies beneath; here the first are scaled by their range and the second is laid on white.
+Pillow's own conversions clip 16-bit and float greyscale to white, and show the colour below transparent
+pixels. Here greyscale is scaled by its range, and transparency is laid on white.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+from ..io.hashing import file_digest
 from .image_costs import excess
-from .types import PictureFacts
+from .types import Example, PictureFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,30 +28,30 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
-MAX_PIXELS = 50_000_000  # checked on the header: a small file can unpack to a gigabyte
+MAX_PIXELS = 50_000_000  # by the header, because a small file can unpack to a gigabyte
 
 UNREADABLE = "cannot be read as a picture: "
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-MOVING = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG's second frame is a camera's preview
 
-STRIP_PIXELS = 1_000_000  # converted at a time
+STRIP_PIXELS = 1_000_000  # converted at once
 
-FLAT = 2.0  # grey levels of standard deviation: below, a picture has no perceptual hash
+MIN_GREY_STD = 2.0  # grey levels; a flatter image has no perceptual hash
 
 BOX = Image.Resampling.BOX
 
 COSINES = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])  # [8, 32]
 
-# MAX_PIXELS above is stricter than Pillow's own limit, which would warn first.
+# Pillow would warn before it fails; MAX_PIXELS is stricter than its limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
-    """The picture upright, its first frame, in mode L, RGB or RGBA for 1, 3 or 4 channels.
+    """Return the first frame of an image file, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
 
-    Raises DataError for anything that does not decode whole.
+    Raises DataError for a file that does not decode completely.
     """
     if channels not in MODES:
         raise ValueError(f"a picture has 1, 3 or 4 channels, not {channels}")
@@ -58,8 +59,11 @@ def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
 
 
 def picture_of(content: bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The same of a file's content. Raises DataError; TooCostlyError where its header claims more than
-    ``max_pixels``, or its structure costs too much: nothing is decoded then."""
+    """Return the image in a file's content, as ``read_picture`` does.
+
+    Raises DataError. Raises TooCostlyError, and decodes nothing, where the header claims more than
+    ``max_pixels`` or the structure costs too much.
+    """
     if not content:
         raise DataError(f"the upload {UNREADABLE}it is empty")
     if why := excess(content):
@@ -68,15 +72,15 @@ def picture_of(content: bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) 
 
 
 def resized(image: Image.Image, size: int | tuple[int, int], resample: int) -> Image.Image:
-    """Return the picture as torchvision's Resize does. Raises TooCostlyError as ``size_after``."""
+    """Return the image resized as by torchvision's Resize. Raises TooCostlyError as ``size_after``."""
     after = size_after(image.size, size)
     return image if after == image.size else image.resize(after, Image.Resampling(resample))
 
 
 def size_after(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (width, height) of a picture that is resized: its shorter side, or to (height, width).
+    """Return (width, height) after a resize of the shorter side, or to ``wanted`` = (height, width).
 
-    Raises TooCostlyError where a long and narrow picture would have more than MAX_PIXELS.
+    Raises TooCostlyError where a long and narrow image would have more than MAX_PIXELS.
     """
     width, height = size
     if not isinstance(wanted, int):
@@ -92,7 +96,7 @@ def size_after(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[in
 
 
 def facts_of(path: str | Path) -> PictureFacts:
-    """What the checks look at, from one decode. Raises DataError as ``read_picture`` does."""
+    """Decode an image file once; return its facts. Raises DataError as ``read_picture`` does."""
     image, header = _read(path, 3)
     grey = np.asarray(image.convert("L").resize((32, 32), BOX, reducing_gap=2.0), np.float64)
     plain, mirrored = perceptual_hashes(grey)
@@ -101,14 +105,15 @@ def facts_of(path: str | Path) -> PictureFacts:
 
 
 def perceptual_hashes(grey: NDArray[np.float64]) -> tuple[int | None, int | None]:
-    """Hashes of a picture of 32 × 32 grey values and of its mirror image; None where all are about
-    equal: noise would decide the bits.
+    """Return the perceptual hashes of a grey image [32, 32] and of its mirror image; None for a flat one.
 
-    A bit says whether a coefficient of the cosine transform lies above their median; of the 8 × 8
-    lowest frequencies without the mean. A mirror image has the odd horizontal ones with the other sign.
+    A bit tells whether a coefficient of the cosine transform lies above the median. The coefficients are
+    those of the 8 × 8 lowest frequencies without the mean. In a mirror image the odd horizontal ones have
+    the opposite sign. In a flat image noise would decide the bits.
+
     Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1.
     """
-    if grey.std() < FLAT:
+    if grey.std() < MIN_GREY_STD:
         return None, None
     low = COSINES @ grey @ COSINES.T  # [8, 8], vertical by horizontal frequency
     return _bits(low), _bits(low * (-1.0) ** np.arange(8))
@@ -120,7 +125,7 @@ def _bits(low: NDArray[np.float64]) -> int:
 
 
 def _read(path: str | Path, channels: int) -> tuple[Image.Image, dict[str, Any]]:
-    """The picture, and what its header says. Raises DataError for what does not decode whole."""
+    """Return the image and the facts of its header. Raises DataError for a file that does not decode."""
     problem = _problem(Path(path))
     if problem:
         raise DataError(f"{path} {UNREADABLE}{problem}")
@@ -137,7 +142,7 @@ def _decode(content: Path | BytesIO, name: str, channels: int, max_pixels: int) 
                 "mode": file.mode,
                 "size": file.size,
                 "deep": ";16" in raw or file.mode[0] in "IF",
-                "animated": file.format in MOVING and bool(getattr(file, "is_animated", False)),
+                "animated": file.format in ANIMATED_FORMATS and bool(getattr(file, "is_animated", False)),
                 "orientation": _orientation(file),
             }
             file.load()
@@ -151,7 +156,7 @@ def _decode(content: Path | BytesIO, name: str, channels: int, max_pixels: int) 
 
 
 def reason(error: DataError) -> str:
-    """Why a picture cannot be read, without its path."""
+    """Return why an image cannot be read, without its path."""
     return str(error).partition(UNREADABLE)[2]
 
 
@@ -159,13 +164,13 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is not a {', '.join(FORMATS)} file"
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    if isinstance(error, bombs):  # far beyond MAX_PIXELS: Pillow is first
+    if isinstance(error, bombs):  # far beyond MAX_PIXELS, where Pillow refuses first
         return f"it claims more than {MAX_PIXELS // 10**6} megapixels"
     return str(error)
 
 
 def _problem(path: Path) -> str | None:
-    """Asked before a file is opened: a pipe or a device would never end."""
+    """Return why a path is no file with content. It is not opened, because a pipe may never end."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -178,11 +183,11 @@ def _problem(path: Path) -> str | None:
 
 
 class TooCostlyError(DataError):
-    """A picture that is not decoded because of what that costs: pixels, time or memory."""
+    """An image that costs too much pixels, time or memory to decode."""
 
 
 class TooManyPixelsError(TooCostlyError):
-    """A picture whose header claims more pixels than are decoded."""
+    """An image whose header claims more pixels than regraft decodes."""
 
 
 def _check_size(file: Image.Image, max_pixels: int) -> None:
@@ -204,24 +209,24 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are whole and only the tag is not: shown as every viewer does
+    except Exception:  # the pixels are complete and only the tag is damaged
         return image
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Any mode to L, RGB or RGBA. No step clips, and transparency is laid on white."""
+    """Convert any mode to L, RGB or RGBA, without clipping, and lay transparency on white."""
     wanted = MODES[channels]
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         return _in_strips(image, _scaled(image), "L").convert(wanted)
     if image.has_transparency_data and channels != 4:
         return _in_strips(image, lambda part: _on_white(part).convert(wanted), wanted)
-    # A copy where nothing is to convert: the pixels must outlive the file.
+    # A copy, because the pixels must outlive the file.
     return image.convert(wanted) if image.mode != wanted else image.copy()
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
-    """Return ``convert(image)``, computed strip by strip: what lies between takes little memory."""
+    """Return ``convert(image)``, computed in strips, because intermediate results take much memory."""
     if image.width * image.height <= STRIP_PIXELS:
         return convert(image)
     made = Image.new(mode, image.size)
@@ -243,11 +248,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return how this greyscale of more than 8 bits, or a part of it, becomes 8 bits by its range.
+    """Return the function that scales this greyscale image of more than 8 bits, or a part of it, to 8 bits.
 
-    The range is the format's own where there is one: 16 bits is [0, 65535], a float picture within
-    [0, 1] is that, within [0, 255] that. Only values outside of those are scaled by the picture's
-    own least and greatest. ValueError for values that are not finite.
+    It scales by the range of the format: [0, 65535] for 16 bits; [0, 1] or [0, 255] for floats within it.
+    Values outside of these are scaled by the image's own least and greatest. Raises ValueError for values
+    that are not finite.
     """
     low, high = float("inf"), float("-inf")
     for box in _strips(image.size):
@@ -264,3 +269,41 @@ def _scaled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         return Image.fromarray(np.round(values * (255 / (span or 1))).astype(np.uint8), "L")
 
     return scale
+
+
+# ---------------------------------------------------------------- files that change
+
+
+class KnownFiles:
+    """Image files whose content was checked against the data as they were read.
+
+    A file is hashed again only when its inode, size or time has changed.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[int, int, int]] = {}  # row's id → inode, bytes, time in ns
+
+    def check(self, example: Example) -> None:
+        """Raise DataError for an image file that is missing or has other content than the data had."""
+        if example.facts is None:  # no image, or one that was not identified by its content
+            return
+        path = Path(example.inputs[0])
+        try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):  # its reader refuses it, without waiting for a pipe
+                return
+            state = (about.st_ino, about.st_size, about.st_mtime_ns)
+            if self.states.get(example.id) == state:
+                return
+            digest = file_digest(path)
+        except OSError as error:
+            raise DataError(
+                f"{path} was there when the data were read and cannot be read now "
+                f"({error.strerror or error}): put it back, then go on with --resume"
+            ) from error
+        if not digest.startswith(example.content):
+            raise DataError(
+                f"{path} was changed after the data were read: put back what it was and go on with "
+                f"--resume, or begin another run"
+            )
+        self.states[example.id] = state

@@ -1,4 +1,4 @@
-"""Random numbers by key: the same (seed, epoch, row) draws the same numbers, whatever came before."""
+"""Random numbers by key: equal keys, as (seed, epoch, row), draw equal numbers in any order of use."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Key = tuple[int, int, str]  # (seed, epoch, id)
 
 
 def stable(*parts: object) -> int:
-    """63 bits that are a function of the parts, the same in every process and version."""
+    """Return 63 bits that are a function of the parts, equal in every process and version."""
     text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def drawing(key: Key) -> Iterator[None]:
-    """torch's CPU generator at a function of ``key`` inside, as it was afterwards.
+    """Seed torch's CPU generator by ``key`` inside the block; restore it afterwards.
 
-    Not torch.manual_seed: that turns to every accelerator too, and formats a stack trace for each.
+    torch.manual_seed would seed every accelerator too, and format a stack trace for each.
     """
     import torch
 

@@ -176,7 +176,7 @@ def refuse_archive(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RowContent:
-    """What one look at a row's inputs gives."""
+    """Digest and state of a row's inputs, from one look at them."""
 
     digest: str  # sha256 of the inputs
     problem: str | None = None  # why the inputs cannot be used

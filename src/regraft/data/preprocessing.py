@@ -1,10 +1,10 @@
-"""From a spec to what the network sees: pictures, texts, or a function of one's own.
+"""Preprocessing of images, of texts, or by a function of the user's: from a spec to the network's inputs.
 
-A picture becomes an uint8 tensor sample by sample; scaling to [0, 1] and normalisation work on the
-batch, on its device. Without augmentation the steps are timm's evaluation transform, bit for bit.
+An image becomes a uint8 tensor, sample by sample. Scaling to [0, 1] and normalisation work on the batch, on
+its device. Without augmentation the steps equal timm's evaluation transform, bit for bit.
 
-What is random is keyed: a sample's augmentation is a function of (seed, epoch, id), drawn under a
-forked generator, and the mixing of a batch is one of (seed, epoch, step).
+Random steps are keyed. A sample's augmentation is a function of (seed, epoch, id), and the mixing of a batch
+is a function of (seed, epoch, step).
 
 MixUp: Zhang et al. 2018, https://arxiv.org/abs/1710.09412
 CutMix: Yun et al. 2019, https://arxiv.org/abs/1905.04899
@@ -29,44 +29,47 @@ if TYPE_CHECKING:
     from ..compute.arrays import Inputs
 
 
-DECODED = 64_000_000  # bytes of decoded pictures that a process keeps
+MAX_DECODED_BYTES = 64_000_000  # of images that a process keeps decoded
 
-TOKENIZER = "tokenizer"  # the folder beside a saved spec that holds a text source's tokenizer
+TOKENIZER = "tokenizer"  # folder beside a saved spec, with a text source's tokenizer
 
 
 class Preprocessor(Protocol):
-    """What a spec becomes; ``one`` then ``collate`` give the network's inputs."""
+    """Functions of a spec: ``one`` and then ``collate`` make the network's inputs."""
 
     def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = ...) -> Any:
-        """One sample. Random only with ``augment``, and then a function of ``key``."""
+        """Return one sample. With ``augment`` it is random, and a function of ``key``."""
         ...
 
     def collate(self, samples: Sequence[Any]) -> Inputs:
-        """Samples → a batch [B, …], or a dict of such: ``finish(stack(samples))``."""
+        """Return a batch [B, …], or a dict of batches: ``finish(stack(samples))``."""
         ...
 
     def stack(self, samples: Sequence[Any]) -> Inputs:
-        """Samples → a batch as it travels: pictures as uint8."""
+        """Join samples to a batch as it travels to the device: images as uint8."""
         ...
 
     def finish(self, batch: Any) -> Inputs:
-        """A batch that has travelled → the network's inputs, on the device where it lies."""
+        """Return the network's inputs from a stacked batch, on the batch's device."""
         ...
 
 
 def build(spec: Preprocess) -> ImagePreprocessor | TextPreprocessor | CallablePreprocessor:
-    """The functions of a spec. Raises SourceError for a tokenizer that does not load."""
+    """Return the preprocessor of a spec. Raises SourceError for a tokenizer that does not load."""
     if isinstance(spec, ImageSpec):
         return ImagePreprocessor(spec)
     return TextPreprocessor(spec) if isinstance(spec, TextSpec) else CallablePreprocessor(spec)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 class ImagePreprocessor:
-    """A picture is decoded and, for evaluation, resized and cropped by Pillow; what is random works on
-    the tensor that this gives, sample by sample."""
+    """A preprocessor of image files.
+
+    Pillow decodes an image and, for evaluation, resizes and crops it. Augmentation works on the tensor that
+    results, sample by sample.
+    """
 
     def __init__(self, spec: ImageSpec) -> None:
         from torchvision.transforms import InterpolationMode, v2
@@ -78,15 +81,15 @@ class ImagePreprocessor:
             [v2.Resize(resize, self.interpolation, antialias=True), v2.CenterCrop(list(spec.size))]
         )
         self._varied: dict[Augment, Any] = {}
-        self._decoded: dict[tuple[object, ...], Any] = {}  # by path and state of the file
-        self._room = DECODED
+        self._decoded: dict[tuple[object, ...], Any] = {}  # path and state of the file → [H, W, C]
+        self._free_bytes = MAX_DECODED_BYTES
 
     def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")) -> Tensor:
-        """The picture [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
+        """Return the image [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
         return self.varied(self.certain(inputs, whole_for(augment)), augment, key)
 
     def sized(self, picture: Any) -> Tensor:
-        """A decoded picture, Pillow's, as evaluation sees it: [C, height, width], uint8."""
+        """Resize and crop an image of Pillow's as for evaluation; return [C, height, width], uint8."""
         from torchvision.transforms.v2.functional import pil_to_tensor
 
         from .images import size_after
@@ -95,8 +98,11 @@ class ImagePreprocessor:
         return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
 
     def certain(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
-        """What nothing random decides, uint8: the picture as it is decoded [C, H, W], or as evaluation
-        sees it [C, height, width]. Raises DataError, naming the file, if it does not read."""
+        """Return an image before any random step, uint8: as decoded [C, H, W] if ``whole``, else as for
+        evaluation [C, height, width].
+
+        Raises DataError, naming the file, if it does not read.
+        """
         import torch
         from PIL import Image
 
@@ -110,24 +116,24 @@ class ImagePreprocessor:
             raise DataError(f"{inputs[0]} {error}") from error
 
     def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
-        """What ``certain`` gave, augmented: [C, height, width], uint8."""
+        """Augment an image that ``certain`` returned; return [C, height, width], uint8."""
         if augment is None:
             return picture
         with drawing(key):
-            return self._augmenting(augment)(picture)  # type: ignore[no-any-return]
+            return self._augmentation(augment)(picture)  # type: ignore[no-any-return]
 
     def _read(self, path: str) -> NDArray[np.uint8]:
-        """The decoded picture [H, W, C]. The first ones that fit into DECODED bytes stay decoded."""
+        """Return the decoded image [H, W, C]. The first MAX_DECODED_BYTES of images stay decoded."""
         try:
             stat = Path(path).stat()
         except OSError:
-            return self._pixels(path)  # which says what is wrong
+            return self._pixels(path)  # it raises an error that names the cause
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key in self._decoded:
             return self._decoded[key]  # type: ignore[no-any-return]
         pixels = self._pixels(path)
-        if pixels.nbytes <= self._room:
-            self._room -= pixels.nbytes
+        if pixels.nbytes <= self._free_bytes:
+            self._free_bytes -= pixels.nbytes
             self._decoded[key] = pixels
         return pixels
 
@@ -136,45 +142,45 @@ class ImagePreprocessor:
 
         from .images import read_picture
 
-        pixels = np.array(read_picture(path, self.spec.channels))  # a copy, which may be written to
+        pixels = np.array(read_picture(path, self.spec.channels))  # a copy, because torch needs writable memory
         return pixels.reshape(*pixels.shape[:2], self.spec.channels)
 
     def collate(self, samples: Sequence[Tensor]) -> Tensor:
-        """[B, C, H, W], float32, normalised."""
+        """Return [B, C, H, W], float32, normalised."""
         return self.finish(self.stack(samples))
 
     def stack(self, samples: Sequence[Tensor]) -> Tensor:
-        """[B, C, H, W], uint8."""
+        """Return [B, C, H, W], uint8."""
         import torch
 
         return torch.stack(list(samples))
 
     def finish(self, pictures: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] → float32, normalised, where they lie: the same bits on every device."""
+        """Scale and normalise images [B, C, H, W] from uint8 to float32, with the same bits on every device."""
         import torch
 
-        def lies(values: object) -> Tensor:
+        def on_device(values: object) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=pictures.device)
 
         shape = (1, self.spec.channels, 1, 1)
-        mean, std = lies(self.spec.mean).view(shape), lies(self.spec.std).view(shape)
-        # by a plain number CUDA would not divide, but multiply by its rounded inverse
-        return pictures.float().div_(lies(255)).sub_(mean).div_(std)
+        mean, std = on_device(self.spec.mean).view(shape), on_device(self.spec.std).view(shape)
+        # CUDA would multiply by the rounded inverse of a Python number; it divides by a tensor
+        return pictures.float().div_(on_device(255)).sub_(mean).div_(std)
 
-    def _augmenting(self, augment: Augment) -> Any:
-        """uint8 → uint8 of the network's size, drawing from torch's global generator."""
+    def _augmentation(self, augment: Augment) -> Any:
+        """Return the transform from uint8 to uint8 of the network's size; it draws from torch's generator."""
         from torchvision.transforms import InterpolationMode, v2
 
         if augment not in self._varied:
             crop = v2.RandomResizedCrop(
                 list(self.spec.size), augment.scale, augment.ratio, self.interpolation, antialias=True
             )
-            by_pillow = self.interpolation == InterpolationMode.LANCZOS  # tensors have none
+            by_pillow = self.interpolation == InterpolationMode.LANCZOS  # v2 has no Lanczos for tensors
             steps: list[Any] = []
             if augment.random_resized_crop:
                 steps = [v2.ToPILImage(), crop, v2.PILToTensor()] if by_pillow else [crop]
             steps += [v2.RandomHorizontalFlip()] if augment.flip else []
-            if augment.randaugment:  # 0.5 ms a picture by Pillow, 2 on tensors
+            if augment.randaugment:  # 0.5 ms an image by Pillow, 2 ms on tensors
                 varied = v2.RandAugment(2, augment.randaugment)
                 steps += [v2.ToPILImage(), varied, v2.PILToTensor()]
             self._varied[augment] = v2.Compose(steps or [v2.Identity()])
@@ -182,17 +188,18 @@ class ImagePreprocessor:
 
 
 def whole_for(augment: Augment | None) -> bool:
-    """Whether augmentation begins with the whole picture, not with what evaluation sees of it."""
+    """Return whether augmentation starts from the whole image; else it starts from evaluation's crop."""
     return augment is not None and augment.random_resized_crop
 
 
 def mix(
     inputs: Inputs, targets: Tensor, outputs: int, augment: Augment, seed: int, epoch: int, step: int
 ) -> tuple[Inputs, Tensor]:
-    """MixUp or CutMix of a batch: (inputs [B, C, H, W], targets [B, outputs] float).
+    """Apply MixUp or CutMix to a batch; return inputs [B, C, H, W] and targets [B, outputs], float.
 
-    Class numbers [B] become one-hot rows before mixing. Without either the batch is returned as it
-    is. A function of (seed, epoch, step). Raises ValueError for inputs that are not pictures.
+    Class numbers [B] become one-hot rows before mixing. A batch for which neither is set is returned
+    unchanged. The result is a function of (seed, epoch, step). Raises ValueError for inputs that are no
+    images.
     """
     import numpy as np
     import torch
@@ -216,7 +223,7 @@ def mix(
         left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
         mixed = inputs.clone()
         mixed[..., top:bottom, left:right] = inputs[other, :, top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # as clipped at the border
+        share = 1 - (bottom - top) * (right - left) / (height * width)  # of the box after clipping
     else:
         mixed = inputs * share + inputs[other] * (1 - share)
     return mixed, soft * share + soft[other.to(soft.device)] * (1 - share)
@@ -226,31 +233,33 @@ def mix(
 
 
 class TextPreprocessor:
+    """A preprocessor of texts, or of pairs of texts, by a source's tokenizer."""
+
     def __init__(self, spec: TextSpec) -> None:
         from ..io.foreign_code import tokenizer_of
 
         self.spec = spec
         self.tokenizer = tokenizer_of(spec.tokenizer)
-        if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides what is padded
+        if self.tokenizer.pad_token is None:  # as in GPT-2; the mask hides the padding
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.tokenizer.pad_token is None:
             raise SourceError(f"{spec.tokenizer}: its tokenizer has no token to pad with: give it a pad_token")
         try:
             known = self.tokenizer.pad_token_id is not None
-        except RecursionError:  # the token for the unknown is unknown itself
+        except RecursionError:  # the token for unknown tokens is itself unknown
             known = False
         if not known:
             raise SourceError(
                 f"{spec.tokenizer}: its token to pad with is not in its vocabulary; one of its files is damaged"
             )
-        # `many` tokenises once and `collate` pads later, on purpose
+        # `many` tokenises once and `collate` pads each batch, so this advice does not apply
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
 
     def many(self, inputs: Sequence[tuple[str, ...]]) -> list[dict[str, list[int]]]:
-        """Return token ids, masks and so on of each row, cut to ``max_length``; pairs lose the longer.
+        """Return token ids, masks and so on of each row, cut to ``max_length``; a pair loses of its longer text.
 
-        Raises DataError for rows without a token, of which a model gives NaN or the padding's answer, and
-        SourceError for a tokenizer that does not cut: the model has no positions beyond.
+        Raises DataError for rows without a token, because a model's output for them is NaN or that of the
+        padding. Raises SourceError for a tokenizer that does not cut, because the model has no more positions.
         """
         limit = self.spec.max_length
         encoded = self._encode(inputs, truncation=True, max_length=limit)
@@ -269,26 +278,26 @@ class TextPreprocessor:
     def one(
         self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")
     ) -> dict[str, list[int]]:
-        """One row of ``many``; a text has no augmentation."""
+        """Return one row of ``many``. A text has no augmentation."""
         return self.many([inputs])[0]
 
     def collate(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """[B, T] each, int64, padded to the longest of the batch."""
+        """Return [B, T] by name, int64, padded to the longest text of the batch."""
         return dict(self.tokenizer.pad(list(samples), return_tensors="pt"))
 
     stack = collate
 
     def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Texts travel as they are."""
+        """Return the batch: texts travel as the network takes them."""
         return batch
 
     def lengths(self, inputs: Sequence[tuple[str, ...]]) -> list[int]:
-        """Tokens of each row before anything is cut."""
-        found: list[int] = []
+        """Return the number of tokens of each row before it is cut."""
+        counts: list[int] = []
         for start in range(0, len(inputs), 1024):
             part = self._encode(inputs[start : start + 1024], truncation=False, verbose=False)
-            found += [len(row) for row in part["input_ids"]]
-        return found
+            counts += [len(row) for row in part["input_ids"]]
+        return counts
 
     def _encode(self, inputs: Sequence[tuple[str, ...]], **how: Any) -> dict[str, Any]:
         first = [row[0] for row in inputs]
@@ -297,8 +306,8 @@ class TextPreprocessor:
             return {"input_ids": []}
         try:
             return dict(self.tokenizer(first, second, **how))
-        except BaseException as error:  # the libraries raise all kinds, Exception itself too
-            # Rust's panic is no Exception; what stops the process is none either, and goes on
+        except BaseException as error:  # the libraries raise errors of all kinds, Exception itself too
+            # a panic of Rust is no Exception; KeyboardInterrupt and SystemExit are none either and pass
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -308,20 +317,21 @@ class TextPreprocessor:
 
 
 def save_tokenizer(spec: TextSpec, folder: Path) -> None:
-    """Writes the tokenizer's files where ``from_json(…, folder)`` looks for them."""
+    """Write the tokenizer's files to the place where ``from_json(…, folder)`` looks for them."""
     TextPreprocessor(spec).tokenizer.save_pretrained(folder / TOKENIZER)
 
 
-# ---------------------------------------------------------------- one's own
+# ---------------------------------------------------------------- a function
 
 
 class CallablePreprocessor:
+    """A preprocessor that calls a function of the user's."""
+
     def __init__(self, spec: CallableSpec) -> None:
         self.spec = spec
 
     def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")) -> Tensor:
-        """What the function returns; where it draws from torch, a function of ``key``."""
-
+        """Return the function's value. Random numbers that it draws from torch depend on ``key`` alone."""
         with drawing(key):
             return self.spec.one(inputs)
 
@@ -333,7 +343,7 @@ class CallablePreprocessor:
     stack = collate
 
     def finish(self, batch: Tensor) -> Tensor:
-        """What the function gave travels as it is."""
+        """Return the batch unchanged."""
         return batch
 
 
@@ -341,18 +351,18 @@ class CallablePreprocessor:
 
 
 def to_json(spec: Preprocess) -> dict[str, Any]:
-    """A spec as plain JSON. Of a function of one's own only the fact is kept."""
+    """Return a spec as plain JSON. Of a function it keeps only that there is one."""
     if isinstance(spec, ImageSpec):
         return {"kind": "image", **asdict(spec)}
-    if isinstance(spec, TextSpec):  # the tokenizer is saved beside it, see save_tokenizer
+    if isinstance(spec, TextSpec):  # save_tokenizer writes the tokenizer
         return {"kind": "text", "max_length": spec.max_length}
     return {"kind": "callable"}
 
 
 def from_json(values: dict[str, Any], folder: Path) -> Preprocess:
-    """The spec of ``to_json``; a text's tokenizer is the one saved in the folder.
+    """Return the spec that ``to_json`` wrote; a text's tokenizer is the one in the folder.
 
-    Raises SourceError for anything else, and for preprocessing of one's own.
+    Raises SourceError for other values, and for a function, which is not saved.
     """
     from pydantic import TypeAdapter, ValidationError
 

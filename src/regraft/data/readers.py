@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .columns import InputsOf
-from .fingerprints import KnownFiles
+from .images import KnownFiles
 from .ordering import name_draw
 from .preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor
 

@@ -87,7 +87,7 @@ def splits_as_given(rows: IdentifiedRows, parts: dict[str, Examples] | None = No
 
 
 def check_cells(parts: Mapping[str, Sequence[Example]], task: Task, path: str) -> None:
-    """Check that the task can use every label. Raises DataError with all problems counted."""
+    """Check every label by the task. Raises DataError with all problems counted."""
     places: list[tuple[str, str]] = []
     for part in parts.values():
         wrong = [(i, problem) for i, c in enumerate(cells_of(part)) if (problem := task.problem(c))]
@@ -103,9 +103,9 @@ def check_cells(parts: Mapping[str, Sequence[Example]], task: Task, path: str) -
 
 
 def check_leaks(parts: dict[str, Examples], options: DataOptions) -> None:
-    """Check that few rows of a split are in an earlier split too, because figures on them say nothing.
+    """Check the share of a split's rows that are in an earlier split too: figures on them say nothing.
 
-    Raises DataError where their share is above ``leak_limit``.
+    Raises DataError where the share is above ``leak_limit``.
     """
     for later, earlier in (("test", "train"), ("test", "val"), ("val", "train")):
         shared = np.flatnonzero(np.isin(parts[later].keys, parts[earlier].keys))

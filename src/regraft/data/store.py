@@ -1,17 +1,17 @@
-"""Outputs of frozen blocks, kept on disk: one folder an entry, mapped when it is read.
+"""Cache on disk of the outputs of frozen blocks: one folder an entry, mapped when it is read.
 
-ROOT/<key>/index.json     its key, ids, shapes, lengths and the sha256 of each file
-ROOT/<key>/index.sha256   of index.json: a row under another's id would be no error, but a wrong figure
+ROOT/<key>/index.json     key, ids, shapes, lengths and the sha256 of each file
+ROOT/<key>/index.sha256   of index.json, because a row under another row's id would give a wrong figure
 ROOT/<key>/<tensor>.bin   the rows end to end; of texts, the tokens without padding
 
-A key is the sha256 of all that an entry depends on (see :func:`key_of`). An entry is written beside
-its place, synced and renamed: of several writers one wins, and a kill leaves only a folder that the
-next writer removes (see :mod:`regraft.io.work_folders`). Entries are not changed afterwards. Over the limit
-the longest unused ones go.
+A key is the sha256 of all that an entry depends on (see ``pipeline.feature_keys.key_of``). An entry is
+written beside its place and renamed, so one of several writers wins. A kill leaves only a folder that the
+next writer removes (see :mod:`regraft.io.work_folders`). Entries are not changed afterwards. Above the limit
+the longest unused entries are removed.
 
-Sums that lie beside the data prove nothing against a person who wrote both. So an entry that another
-user wrote is not used, unless ``run.cache_users = "all"``, and no other user may write to an entry: the
-umask decides who may read it. Where the folder is another user's, one's own entries are in ``uid-N``.
+A digest beside the data proves nothing against a person who wrote both. So an entry of another user is not
+used, unless ``run.cache_users = "all"``. No other user may write to an entry; the umask decides who may read
+it. Below another user's folder, this user's entries lie in ``uid-N``.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ SCHEMA = 3
 
 INDEX, SUM = "index.json", "index.sha256"
 
-MASK = "attention_mask"  # [B, T]: where it is among the tensors, rows are as long as it says
+MASK = "attention_mask"  # [B, T]; its ones give the length of each row
 
-SOLE = "output"  # the name of a tensor that comes alone
+SOLE = "output"  # name of a tensor that is no value of a dict
 
 
 class DamagedError(ValueError):
-    """An entry that is not as it was written; whatever else may keep one from being read is an OSError."""
+    """An entry that differs from what was written. An entry that cannot be read is an OSError."""
 
 
 class NotStorableError(ValueError):
-    """The outputs do not have a shape that rows can be taken from."""
+    """Outputs of a shape that has no rows."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows of one split as the blocks below a cut give them."""
+    """Outputs of the blocks below a cut, for the rows of one split."""
 
     place: Mapping[str, int]  # id → row
     arrays: Mapping[str, NDArray[np.uint8]]  # tensor → [N, bytes], or [ΣT, bytes] with ``ends``
@@ -75,11 +75,11 @@ class Entry:
     ends: NDArray[np.int64] | None = None  # [N + 1]: row i is tokens ends[i] to ends[i + 1]
 
     def batch(self, ids: Sequence[str]) -> Inputs:
-        """The rows of these ids [B, …]; texts as {"hidden": [B, T, D], …}, padded with zeros."""
+        """Return the rows of these ids [B, …]; texts as {"hidden": [B, T, D], …}, padded with zeros."""
         rows = [self.place[i] for i in ids]
         if self.ends is None:
-            found = {name: self._tensor(name, a[rows]) for name, a in self.arrays.items()}
-            return found if set(found) != {SOLE} else found[SOLE]
+            tensors = {name: self._tensor(name, a[rows]) for name, a in self.arrays.items()}
+            return tensors if set(tensors) != {SOLE} else tensors[SOLE]
         ends = self.ends
         lengths = [int(ends[r + 1] - ends[r]) for r in rows]
         padded: dict[str, Tensor] = {}
@@ -91,7 +91,7 @@ class Entry:
         return padded
 
     def rows(self, ids: Sequence[str]) -> Inputs:
-        """As ``batch``; where these are all rows in order, mapped and not held: do not write to them."""
+        """Return rows as ``batch``. All rows in order are mapped, not copied: do not write to them."""
         if self.ends is not None or set(self.arrays) != {SOLE} or list(self.place) != list(ids):
             return self.batch(ids)
         flat = torch.from_numpy(self.arrays[SOLE]).view(-1).view(self.dtypes[SOLE])
@@ -105,41 +105,41 @@ class Entry:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Entries under one folder, which several processes may share."""
+    """Entries in one folder, which several processes may share."""
 
     root: Path
-    limit: int  # bytes of this user's entries
-    users: str = "own"  # or "all": whose entries are used
+    limit: int  # most bytes of this user's entries
+    users: str = "own"  # whose entries are used; or "all"
 
     def open(self, key: str) -> Entry | None:
-        """Return the entry, every file checked against its sha256; None where there is none.
+        """Return an entry, every file checked against its sha256; None where there is none.
 
-        Removes one that is proven to be damaged. Raises OSError where one is there and may not be used:
-        it cannot be read, or it is another user's.
+        Removes an entry that is proven damaged. Raises OSError for an entry that cannot be read, or that
+        belongs to another user.
         """
         return self.read(key, self._read)
 
     def read(self, key: str, reader: Callable[[Path, Mapping[str, Any]], T]) -> T | None:
-        """Return what ``reader`` makes of an entry's folder and index, as ``open`` does."""
+        """Return ``reader(folder, index)`` of an entry, under the rules of ``open``."""
         path = self.root / key
         if not path.is_dir():
             return None
         self.check_owner(path)
         try:
-            found = reader(path, index_of(path, key))
+            value = reader(path, read_index(path, key))
         except DamagedError:
             remove(path)
             return None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return None  # its sums are right: another version wrote it, and the next writer replaces it
-        except FileNotFoundError:  # evicted meanwhile, or incomplete: the next writer replaces it
+            return None  # its digests are right, so another version wrote it; the next writer replaces it
+        except FileNotFoundError:  # evicted meanwhile, or incomplete; the next writer replaces it
             return None
-        with suppress(OSError):  # of another user, or on a disk that is read alone
-            os.utime(path)  # used just now
-        return found
+        with suppress(OSError):  # another user's, or on a read-only disk
+            os.utime(path)  # eviction goes by the last use
+        return value
 
     def check_owner(self, path: Path) -> None:
-        """Raises OSError where an entry, or a file in it, is not of those whose entries are used."""
+        """Raise OSError for an entry, or a file in it, of a user whose entries are not used."""
         folder, files = path.lstat(), [f.lstat() for f in path.iterdir()]
         if not all(stat.S_ISREG(f.st_mode) for f in files):
             raise OSError(errno.EINVAL, f"{path} holds something that is no regular file")
@@ -151,25 +151,25 @@ class FeatureCache:
         lengths = index["lengths"]
         count = len(index["ids"]) if lengths is None else sum(lengths)
         for name, tensor in index["tensors"].items():
-            file = path / f"{checked(name)}.bin"
+            file = path / f"{check_name(name)}.bin"
             dtypes[name] = getattr(torch, tensor["dtype"])
             shapes[name] = tuple(tensor["shape"])
             width = int(np.prod(tensor["shape"])) * dtypes[name].itemsize
-            with file.open("rb") as stream:  # what is mapped is what was checked
+            with file.open("rb") as stream:  # one handle: the mapped file is the checked one
                 size = os.fstat(stream.fileno()).st_size
                 if size != count * width or file_digest(stream) != tensor["sha256"]:
                     raise DamagedError(f"{file} is damaged")
-                # "c": as torch takes it without a warning; a write would not reach the file
+                # "c": torch takes it without a warning, and a write would not reach the file
                 arrays[name] = np.memmap(stream, dtype=np.uint8, mode="c", shape=(count, width))
         place = {id_: i for i, id_ in enumerate(index["ids"])}
         ends = None if lengths is None else np.cumsum([0, *lengths])
         return Entry(place, arrays, dtypes, shapes, ends)
 
     def write(self, key: str, rows: Iterable[tuple[Sequence[str], Inputs]]) -> Entry:
-        """An entry from batches of (ids, outputs), streamed to disk.
+        """Write an entry from batches of (ids, outputs), one batch at a time, and return it.
 
-        Raises OSError where the disk does not take it, NotStorableError for outputs without rows; of
-        either nothing is left.
+        Raises OSError where the disk does not take it, and NotStorableError for outputs without rows. Both
+        leave nothing behind.
         """
         self.put(key, lambda folder: self._stream(folder, key, rows))
         entry = self.open(key)
@@ -178,9 +178,10 @@ class FeatureCache:
         return entry
 
     def put(self, key: str, fill: Callable[[Path], None]) -> None:
-        """An entry of the files that ``fill`` writes into the folder that it is given.
+        """Write an entry of the files that ``fill`` writes into the folder that it gets.
 
-        Raises OSError where the disk does not take it, and what ``fill`` raises; nothing is left then.
+        Raises OSError where the disk does not take it, and the errors of ``fill``. Both leave nothing
+        behind.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         try:
@@ -190,12 +191,12 @@ class FeatureCache:
                     file.chmod(file.stat().st_mode & 0o755)
                 self._evict(keep=sum(f.stat().st_size for f in folder.iterdir()))
                 place = self.root / key
-                with suppress(OSError):  # there is none
-                    if is_own(place.lstat()):  # one that could not be used, or another writer's
+                with suppress(OSError):  # the place is free
+                    if is_own(place.lstat()):  # an entry that could not be used, or another writer's
                         place.rename(folder.parent / "before")
                 try:
                     move_folder(folder, place)
-                except OSError:  # another writer was sooner: its entry is the same
+                except OSError:  # another writer's equal entry came first
                     if not place.is_dir():
                         raise
         except DiskError as error:
@@ -209,18 +210,18 @@ class FeatureCache:
         hashes: dict[str, Any] = {}
         try:
             for names, output in rows:
-                parts, long = taken_apart(output, len(names))
-                if ids and (long is None) != (lengths is None):
+                parts, row_lengths = taken_apart(output, len(names))
+                if ids and (row_lengths is None) != (lengths is None):
                     raise NotStorableError("some batches have a mask and some have none")
                 ids += names
-                if long is not None:
+                if row_lengths is not None:
                     lengths = lengths or []
-                    lengths += long
+                    lengths += row_lengths
                 for name, value in parts.items():
                     about: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")}
                     about["shape"] = list(value.shape[1:])
                     if name not in files:
-                        files[name] = (folder / f"{checked(name)}.bin").open("wb")
+                        files[name] = (folder / f"{check_name(name)}.bin").open("wb")
                         tensors[name], hashes[name] = about, hashlib.sha256()
                     if tensors[name] != about:
                         raise NotStorableError(f"rows differ in shape: {tensors[name]} and {about}")
@@ -237,20 +238,20 @@ class FeatureCache:
         write_index(folder, index)
 
     def entries(self) -> list[tuple[Path, int, float]]:
-        """(folder, bytes, when it was last used) of every entry, the longest unused first."""
-        found = []
+        """Return (folder, bytes, time of the last use) of every entry, the longest unused first."""
+        entries = []
         for path in self.root.glob("*"):
             if not re.fullmatch("[0-9a-f]{64}", path.name):
-                continue  # no entry of ours, and nothing that may be removed
+                continue  # no entry, so it must stay
             try:
                 size = sum(f.stat().st_size for f in path.iterdir())
-                found.append((path, size, path.stat().st_mtime))
+                entries.append((path, size, path.stat().st_mtime))
             except OSError:  # removed meanwhile
                 continue
-        return sorted(found, key=lambda e: e[2])
+        return sorted(entries, key=lambda entry: entry[2])
 
     def _evict(self, keep: int) -> None:
-        """Room for ``keep`` bytes more; who has an evicted entry mapped goes on reading it."""
+        """Remove entries until ``keep`` more bytes fit. A process that maps an evicted entry still reads it."""
         entries = [e for e in self.entries() if is_own(e[0].lstat())]
         total = sum(size for _, size, _ in entries) + keep
         for path, size, _ in entries:
@@ -260,12 +261,12 @@ class FeatureCache:
             total -= size
 
     def clear(self) -> int:
-        """Remove every entry of this user; → how many."""
+        """Remove every entry of this user; return their number."""
         return sum(remove(path) for path, _, _ in self.entries())
 
 
 def remove(path: Path) -> bool:
-    """Remove an entry, if it is this user's; → whether it went."""
+    """Remove an entry of this user; return whether it was removed."""
     with suppress(OSError):
         if is_own(path.lstat()):
             shutil.rmtree(path, ignore_errors=True)
@@ -274,15 +275,18 @@ def remove(path: Path) -> bool:
 
 
 def place_of(setting: str) -> Path:
-    """The folder that a plan's ``run.cache`` means: "shared" is REGRAFT_CACHE, or the user's own."""
+    """Return the folder that a plan's ``run.cache`` names; "shared" names the user's cache."""
     if setting != "shared":
         return Path(setting)
     return cache_root() / "features"
 
 
 def cache_in(setting: str, users: str = "own", limit: int = 0) -> FeatureCache:
-    """Return the cache that a plan means. Two users who share a folder, and not entries, would find each
-    other's entry in each place, so there each has a folder of its own."""
+    """Return the cache that a plan names.
+
+    In a folder of another user, whose entries are not used, this user has a folder of their own: else each
+    would find the other's entry in its place.
+    """
     root = place_of(setting)
     with suppress(OSError):
         if users == "own" and not is_own(root.stat()):
@@ -291,11 +295,15 @@ def cache_in(setting: str, users: str = "own", limit: int = 0) -> FeatureCache:
 
 
 def raw_bytes(value: Tensor) -> bytes:
+    """Return the bytes of a tensor's values, row by row."""
     return value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def taken_apart(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | None]:
-    """({tensor: rows end to end}, tokens of each row); None where rows are of one size."""
+    """Return ({name: rows end to end}, tokens of each row) of a batch's outputs.
+
+    The second is None where all rows have one size. Raises NotStorableError for outputs without rows.
+    """
     parts = output if isinstance(output, dict) else {SOLE: output}
     for name, value in parts.items():
         if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != rows:
@@ -312,21 +320,24 @@ def taken_apart(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | 
     return {n: v[inside] for n, v in parts.items()}, lengths.tolist()
 
 
-def checked(name: str) -> str:
-    """A tensor's name, as part of a file's. Raises ValueError for one that is none."""
+def check_name(name: str) -> str:
+    """Return a tensor's name, to name a file by. Raises NotStorableError for one that cannot."""
     if not re.fullmatch(r"\w+", name):
         raise NotStorableError(f'"{name}" is no name for a file')
     return name
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """The last that is written of an entry: what is in its files, with a sum of its own; all synced."""
+    """Write the index of an entry and its digest. Call this last: an entry without an index is none."""
     write_file(folder / INDEX, json.dumps(index))
     write_file(folder / SUM, file_digest(folder / INDEX))
 
 
-def index_of(path: Path, key: str) -> dict[str, Any]:
-    """Raises OSError where there is none that reads, DamagedError for one that is not as it was written."""
+def read_index(path: Path, key: str) -> dict[str, Any]:
+    """Return the index of an entry.
+
+    Raises OSError where it cannot be read, and DamagedError where it differs from what was written.
+    """
     text = (path / INDEX).read_bytes()
     if hashlib.sha256(text).hexdigest().encode() != (path / SUM).read_bytes():
         raise DamagedError(f"{path / INDEX} is damaged")

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as a format reads it; nothing is decoded yet."""
+    """A row as a format reads it, before anything is decoded."""
 
     inputs: tuple[str, ...]  # an image path, or one or two texts
-    cells: tuple[str, ...]  # the label columns, as text; empty where the data have no labels
+    cells: tuple[str, ...]  # label columns, as text; empty where the data have no labels
     where: str  # for messages: "labels.csv row 12" or "tulip/0001.jpg"
     split: str | None = None  # "train", "val" or "test" where the data say so
     group: str | None = None  # rows of one group stay in one split
@@ -33,19 +33,19 @@ class Row:
 
 @dataclass(frozen=True)
 class RawData:
-    """What a format found: rows, what their inputs are, and what the label cells are called."""
+    """Rows of a data set, as a format reads them, with the kind of their inputs and their label columns."""
 
     kind: Kind
     rows: Sequence[Row]
     columns: tuple[str, ...] = ("label",)  # names of the label cells
-    notes: tuple[str, ...] = ()  # told to the user
+    notes: tuple[str, ...] = ()  # for people
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
-    empty: tuple[str, ...] = ()  # class folders without a picture
+    empty: tuple[str, ...] = ()  # class folders without an image
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFacts:
-    """What is seen of a picture while it is decoded once; the checks look at it."""
+    """Facts of an image from one decode, for the checks."""
 
     format: str  # by content, as Pillow names it
     mode: str  # Pillow's, before any conversion
@@ -53,14 +53,14 @@ class PictureFacts:
     deep: bool  # more than 8 bits a channel
     animated: bool
     orientation: int  # EXIF, 1 (upright) to 8
-    hash: int | None  # perceptual hash, 64 bits; None for a picture without any structure
-    mirrored: int | None  # the hash of its mirror image
-    thumb: bytes  # the upright picture in 16 × 16 grey values, row by row
+    hash: int | None  # perceptual hash, 64 bits; None for an image without structure
+    mirrored: int | None  # the hash of the mirror image
+    thumb: bytes  # the upright image as 16 × 16 grey values, row by row
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row with its identity. ``id`` is (hash of the inputs, occurrence number)."""
+    """A row with its identity: ``id`` is the hash of its inputs and the number of the occurrence."""
 
     id: str
     inputs: tuple[str, ...]
@@ -71,7 +71,7 @@ class Example:
 
     @property
     def content(self) -> str:
-        """The hash of the inputs: 16 hex digits of the id."""
+        """Return the part of the id that is the hash of the inputs: 16 hex digits."""
         return content_of(self.id)
 
 
@@ -82,19 +82,19 @@ def content_of(id_: str) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """Target data, ready to be batched. ``val`` is empty where there are too few rows for one."""
+    """Target rows, divided. ``val`` is empty where train has too few rows for one."""
 
     kind: Kind
     train: Sequence[Example]
     val: Sequence[Example]
     test: Sequence[Example]
-    digest: str  # sha256 over (id, split, label) of every row, independent of their order
-    test_digest: str  # the same over the test rows; the ledger's key
+    digest: str  # sha256 of (id, split, label) of every row, in any order
+    test_digest: str  # the same of the test rows alone; key of the ledger
     notes: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()  # (where, why) of rows that were left out
-    settled: tuple[tuple[str, str], ...] = ()  # (where, what) was done to rows by [data] leaks
+    settled: tuple[tuple[str, str], ...] = ()  # (where, what [data] leaks did) of rows
     left_out: tuple[tuple[str, str], ...] = ()  # (where, why) of files that are no rows
-    empty: tuple[str, ...] = ()  # class folders without a picture
+    empty: tuple[str, ...] = ()  # class folders without an image
 
 
 def key(description: str, **bounds: Any) -> Any:
@@ -107,11 +107,9 @@ def text_of(path: Any) -> Any:
     return str(path) if isinstance(path, Path) else path
 
 
-PathText = Annotated[  # a plan's text, or a path given in Python
-    str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})
-]
+# A plan's text, or a path given in Python. The schema's format makes a flag of it a path.
+PathText = Annotated[str, BeforeValidator(text_of), Field(json_schema_extra={"format": "path"})]
 
-# Validators are built at first use, because `regraft --help` needs none.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
@@ -119,16 +117,16 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_buil
 class RowOptions:
     """Where labelled rows lie and how they are read: the keys that ``[data]`` and ``[source_data]`` share."""
 
-    path: Annotated[PathText, key("a folder of class folders, a table, or a folder of tables")]
-    format: Annotated[str, key("image_folder, table; auto looks at the path")] = "auto"
-    image_root: Annotated[PathText | None, key("folder of a table's image paths")] = None
+    path: Annotated[PathText, key("folder of class folders, a table, or a folder of tables")]
+    format: Annotated[str, key("reader of the path: image_folder or table; auto looks at the path")] = "auto"
+    image_root: Annotated[PathText | None, key("folder that a table's image paths start from")] = None
     image: Annotated[str | None, key("column of image paths")] = None
-    text: Annotated[tuple[str, ...], key("text column, or a pair of them")] = ()
-    label: Annotated[tuple[str, ...], key("label column, or several")] = ()
+    text: Annotated[tuple[str, ...], key("text column; two for a pair")] = ()
+    label: Annotated[tuple[str, ...], key("label column; several for several labels")] = ()
     split: Annotated[str | None, key('column that says "train", "val" or "test"')] = None
     group: Annotated[str | None, key("column whose equal values stay in one split")] = None
-    on_bad: Annotated[Literal["fail", "skip"], key("what unreadable rows do")] = "fail"
-    follow_links: Annotated[bool, key("read links to pictures and folders outside of the data folder too")] = False
+    on_bad: Annotated[Literal["fail", "skip"], key("unreadable rows: fail stops, skip leaves them out")] = "fail"
+    follow_links: Annotated[bool, key("follow links to pictures and folders outside the data folder")] = False
 
     @property
     def label_separator(self) -> str:
@@ -145,29 +143,29 @@ class RowOptions:
 class DataOptions(RowOptions):
     """The plan's ``[data]``: the target rows, and how they are divided."""
 
-    val: Annotated[float, key("share of train drawn where there is no val; 0: no val", ge=0, lt=1)] = 0.2
+    val: Annotated[float, key("share of train that becomes val where the data have none; 0: no val", ge=0, lt=1)] = 0.2
     folds: Annotated[
         Annotated[int, Field(ge=2, le=20)] | None,
-        key("no val: choices and estimates by so many folds of train, groups whole"),
+        key("folds of train that replace val for choices and estimates; a group stays in one fold"),
     ] = None
-    split_seed: Annotated[int, key("of the splits that are drawn", ge=0)] = 0
+    split_seed: Annotated[int, key("seed of the splits that regraft draws", ge=0)] = 0
     leaks: Annotated[
         Literal["keep", "drop", "move"],
         key(
-            "rows with equal content in two splits: said alone; drop: those of train left out; "
-            "move: those of test and val join train"
+            "rows whose content is in two splits; keep: only report; drop: remove from train; "
+            "move: move from test and val to train"
         ),
     ] = "keep"
     leak_limit: Annotated[
         float,
         key(
-            "share of test (or val) rows that may also be in another split where leaks are kept; "
-            "beyond it a fit stops; 1: never",
+            "share of test or val rows that may also be in another split, where leaks are kept; "
+            "above it a fit stops; 1 never stops it",
             ge=0,
             le=1,
         ),
     ] = 0.5
-    label_separator: Annotated[str, key("between the labels of one multi-label cell")] = ";"
+    label_separator: Annotated[str, key("separator of the labels in one multi-label cell")] = ";"
 
     def for_task(self, task: object) -> DataOptions:
         """Return these options with what the task's options, or the task, say of label cells.
@@ -203,17 +201,15 @@ class SourceDataOptions(RowOptions):
     path: Annotated[
         PathText,
         key(
-            "labelled rows of the source task, to measure forgetting and for penalties; own: "
-            "those that a run was made from; none"
+            "labelled rows of the source task, to measure forgetting and for penalties; "
+            "own: the rows that a source run was made from; none: no rows"
         ),
     ] = "own"
     format: Annotated[str, key("as in [data], like the keys below")] = "auto"
     label: Annotated[tuple[str, ...], key("label column")] = ()
-    group: Annotated[str | None, key("column whose equal values stay in one part")] = None
-    each_epoch: Annotated[bool, key("measure the source task after every epoch too, on its select rows")] = False
-    classes: Annotated[
-        tuple[str, ...], key("what the head's outputs are called, in order, where the source does not say")
-    ] = ()
+    group: Annotated[str | None, key("column whose equal values stay in one split")] = None
+    each_epoch: Annotated[bool, key("measure the source task after every epoch, on its select rows")] = False
+    classes: Annotated[tuple[str, ...], key("names of the head's outputs, in order; default: the source's own")] = ()
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -221,10 +217,10 @@ class SourceDataOptions(RowOptions):
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a source wants its pictures: resize, crop, scale to [0, 1], normalise."""
+    """Preprocessing of a source's images: resize, crop, scale to [0, 1], normalise."""
 
-    size: tuple[int, int]  # height and width that the network sees, in pixels
-    resize: int | tuple[int, int]  # shorter side, or (height, width), before the crop
+    size: tuple[int, int]  # height and width of the network's input, in pixels
+    resize: int | tuple[int, int]  # pixels of the shorter side, or (height, width), before the crop
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -236,15 +232,15 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How a source wants its texts: a tokenizer folder (or a hub name) and a length in tokens."""
+    """Preprocessing of a source's texts."""
 
-    tokenizer: str
-    max_length: int
+    tokenizer: str  # folder, or name on the hub
+    max_length: int  # tokens
 
 
 @dataclass(frozen=True)
 class CallableSpec:
-    """Preprocessing of one's own: ``one(inputs) -> Tensor``; not saved with a run."""
+    """Preprocessing by a function of the user's, which is not saved with a run."""
 
     one: Callable[[tuple[str, ...]], Tensor]
     kind: Kind = "tensor"
@@ -255,15 +251,15 @@ Preprocess = ImageSpec | TextSpec | CallableSpec
 
 @record(frozen=True, config=STRICT)
 class Augment:
-    """Random views of training pictures; nothing of it reaches evaluation."""
+    """Augmentation: random views of training images. Evaluation uses none."""
 
-    random_resized_crop: Annotated[bool, key("else the evaluation's resize and centre crop")] = True
+    random_resized_crop: Annotated[bool, key("crop a random part; false: crop as in evaluation")] = True
     scale: Annotated[tuple[float, float], key("share of the picture's area that a crop keeps")] = (0.5, 1.0)
     ratio: Annotated[tuple[float, float], key("width ÷ height of a crop")] = (0.75, 4 / 3)
-    flip: Annotated[bool, key("left to right, half of the time")] = True
-    randaugment: Annotated[int, key("magnitude, 0 (off) to 30")] = 0
-    mixup: Annotated[float, key("alpha of MixUp; 0: off")] = 0.0
-    cutmix: Annotated[float, key("alpha of CutMix; 0: off")] = 0.0
+    flip: Annotated[bool, key("flip left to right, half of the time")] = True
+    randaugment: Annotated[int, key("magnitude of RandAugment, up to 30; 0 disables it")] = 0
+    mixup: Annotated[float, key("alpha of MixUp; 0 disables it")] = 0.0
+    cutmix: Annotated[float, key("alpha of CutMix; 0 disables it")] = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

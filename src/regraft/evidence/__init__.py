@@ -1,1 +1,1 @@
-"""Statistics: scores, intervals, verdicts, calibration, retention, frontier, out-of-distribution scores."""
+"""Statistics of arrays: scores, intervals, verdicts, calibration, retention, frontier, out-of-distribution."""

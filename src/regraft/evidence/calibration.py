@@ -1,10 +1,10 @@
-"""Calibration: is the model right as often as it says, and would a temperature help?
+"""Calibration: do a model's probabilities match its accuracy, and does a temperature improve them?
 
     p_T(c | x) ∝ p(c | x)^(1/T),   T = argmin over val of −Σ log p_T(y | x)
 
-One number, fitted on val; it changes no answer, only how sure the model says it is. Guo, Pleiss, Sun
-and Weinberger 2017, 1706.04599, section 4.2. Reported with every run; applied where it is asked for,
-by ``Predictor.calibrated`` and ``predict --calibrated``.
+Val fits this one number. It changes no answer, only the probabilities. Guo, Pleiss, Sun and Weinberger
+2017, 1706.04599, section 4.2. Every run reports it; ``Predictor.calibrated`` and ``predict --calibrated``
+apply it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are tried
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # the range that fit_temperature searches
 
 
-def cooled(scores: FloatArray, temperature: float) -> FloatArray:
-    """Probabilities [N, C] at a temperature: their logits divided by it."""
+def rescale(scores: FloatArray, temperature: float) -> FloatArray:
+    """Return probabilities [N, C] at a temperature: softmax(log p / T)."""
     logits = np.log(np.clip(scores, np.finfo(np.float64).tiny, 1.0)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
@@ -35,23 +35,23 @@ def cooled(scores: FloatArray, temperature: float) -> FloatArray:
 
 
 def fit_temperature(rows: Predictions) -> float:
-    """The temperature of least log loss on these rows."""
+    """Return the temperature with the least log loss on these rows."""
     from scipy.optimize import minimize_scalar
 
-    at = np.arange(len(rows)), rows.truth
+    own_class = np.arange(len(rows)), rows.truth
 
     def loss(log_t: float) -> float:
-        p = cooled(rows.scores, float(np.exp(log_t)))[at]
+        p = rescale(rows.scores, float(np.exp(log_t)))[own_class]
         return float(-np.log(np.clip(p, np.finfo(np.float64).tiny, 1.0)).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded")
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(loss, bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded")
+    return float(np.exp(minimum.x))
 
 
-def calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
-    """``calibration`` of result.json: test as it is and at the temperature fitted on val."""
+def measure_calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
+    """Return ``calibration`` of result.json: test before and after the temperature fitted on val."""
     temperature = fit_temperature(val)
-    after = replace(test, scores=cooled(test.scores, temperature))
+    after = replace(test, scores=rescale(test.scores, temperature))
     chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
     return {
         "temperature": temperature,
@@ -64,7 +64,7 @@ def calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, An
 
 
 def reliability(rows: Predictions) -> list[dict[str, float]]:
-    """Per bin of confidence that has rows: its mean confidence, its accuracy, its rows."""
+    """Return mean confidence, accuracy and rows of each bin of confidence that has rows."""
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
         {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}

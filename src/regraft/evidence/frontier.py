@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..data.batches import Batches
     from ..metrics import Metric
     from ..model.types import Target
-    from .retention import Retained
+    from .retention import Retention
 
     State = Mapping[str, Tensor]
 
@@ -48,7 +48,7 @@ class Point:
 
     alpha: float
     figures: dict[str, float]
-    source: Retained | None = None  # on the source's select rows
+    source: Retention | None = None  # on the source's select rows
 
 
 def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def load_point(
 def evaluate_points(
     move_to: Callable[[float], None],
     judge: Callable[[], dict[str, float]],
-    source: Callable[[], Retained | None] = lambda: None,
+    source: Callable[[], Retention | None] = lambda: None,
 ) -> list[Point]:
     """Figures at every α, from 0 to 1; the model is left at α = 1."""
     points = []

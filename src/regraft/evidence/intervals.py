@@ -1,11 +1,11 @@
-"""95 % intervals of figures on a test set.
+"""95 % intervals for figures on a test set.
 
     wilson             a proportion                              Wilson 1927
     newcombe_paired    a difference of paired proportions        Newcombe 1998, Stat. Med. 17:2635
     bootstrap          any metric, percentile, by rows or groups  Efron and Tibshirani 1993, ch. 13
 
-A resample is a vector of row weights (how often each row was drawn), so that a metric sees [R, N]
-weights at once. Groups (several pictures of one patient) are drawn whole.
+A resample is a vector of row weights: how often each row was drawn. A metric thus takes [R, N] weights at
+once. A resample draws groups whole, such as all pictures of one patient.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ if TYPE_CHECKING:
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
-ONE_SIDED = 1.6448536269514722  # its 95 % point
+Z_ONE_SIDED = 1.6448536269514722  # the 95 % point of the normal distribution
 
-CHUNK = 400_000  # weights held at once: 3 MB each for the draws, the counts and the floats stay in a cache
+MAX_CHUNK_WEIGHTS = 400_000  # weights held at once; 3 MB each for draws, counts and floats fit a CPU cache
 
 Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
 
 
 def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
-    """Wilson's score interval of successes / n, inside [0, 1] and never empty; n = 0 gives (0, 1).
+    """Return Wilson's score interval of successes / n, inside [0, 1] and never empty. n = 0 gives (0, 1).
 
-    n may be an effective number of rows, see :func:`effective_rows`; z is the normal quantile.
+    ``n`` may be an effective number of rows, see :func:`effective_rows`. ``z`` is the normal quantile.
     """
     if n <= 0:
         return 0.0, 1.0
     p = successes / n
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * sqrt(max(p * (1 - p), 0.0) / n + z**2 / (4 * n**2))
-    # at p = 0 and 1 the end is exact; the formula leaves it a rounding error away
+    # at p = 0 and 1 the formula misses the exact end by a rounding error
     return (0.0 if p <= 0 else max(0.0, middle - half)), (1.0 if p >= 1 else min(1.0, middle + half))
 
 
 def newcombe_paired(a_only: float, b_only: float, both: float, neither: float, z: float = Z) -> tuple[float, float]:
-    """Interval of (a_only − b_only) / n: Newcombe's method 10, a score interval.
+    """Return the interval of (a_only − b_only) / n by Newcombe's method 10, a score interval.
 
         low  = d − √(dl₁² − 2φ·dl₁·du₂ + du₂²),   high = d + √(du₁² − 2φ·du₁·dl₂ + dl₂²)
 
-    dl and du are the distances to Wilson's limits of each proportion, φ their correlation with
-    n/2 taken off a positive numerator. No discordant rows is not [0, 0]. No rows gives (−1, 1).
+    dl and du are the distances to Wilson's limits of each proportion. φ is their correlation, with n/2
+    subtracted from a positive numerator. Without discordant rows the interval is wider than [0, 0].
+    No rows give (−1, 1).
     """
     n = a_only + b_only + both + neither
     if n <= 0:
@@ -76,7 +77,10 @@ def newcombe_paired(a_only: float, b_only: float, both: float, neither: float, z
 
 
 def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:
-    """Number each row's group from 0, [N]; a row whose group is None is a group of its own."""
+    """Number each row's group from 0, [N]. A row whose group is None is a group of its own.
+
+    Raises ValueError where the numbers of groups and rows differ.
+    """
     if groups is None:
         return np.arange(n)
     if len(groups) != n:
@@ -87,13 +91,13 @@ def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:
 
 
 def effective_rows(rows: FloatArray, groups: Groups | None) -> float:
-    """How many independent rows the mean of ``rows`` [N] is worth where they come in groups.
+    """Return how many independent rows the mean of ``rows`` [N] is worth, where rows come in groups.
 
         n_eff = n / deff · (z / t_{G−1})²,   deff = G/(G−1) · Σ_g (Σ_{i in g} e_i)² / Σ_i e_i²
 
-    with e the deviations from the mean: the cluster-robust variance over the binomial one, and the
-    t of few groups (Korn and Graubard 1998). Between 1 and n. Rows that do not vary show no design
-    effect: each group then counts as one row.
+    e are the deviations from the mean. deff is the cluster-robust variance over the binomial one; t accounts
+    for few groups (Korn and Graubard 1998). The result is between 1 and n. Rows that do not vary show no
+    design effect: each group then counts as one row.
     """
     n = len(rows)
     codes = group_codes(groups, n)
@@ -111,7 +115,7 @@ def effective_rows(rows: FloatArray, groups: Groups | None) -> float:
     return max(1.0, n / effect * (Z / float(t.ppf(0.975, size - 1))) ** 2)
 
 
-def resampled(
+def resample(
     function: Callable[[FloatArray], FloatArray],
     n: int,
     *,
@@ -120,27 +124,27 @@ def resampled(
     seed: int = 0,
     what: str = "bootstrap",
 ) -> FloatArray:
-    """``function`` (row weights [r, N] → [r]) at every bootstrap resample, [R], in chunks."""
+    """Return ``function`` (row weights [r, N] → [r]) at every bootstrap resample, [R]. Weights are drawn in chunks."""
     rng = np.random.default_rng(seed)
     codes = group_codes(groups, n)
     size = int(codes.max()) + 1
-    step = max(1, CHUNK // max(n, size))
+    step = max(1, MAX_CHUNK_WEIGHTS // max(n, size))
     parts = []
-    seen = stage(what, resamples, "resamples")
+    progress = stage(what, resamples, "resamples")
     for start in range(0, resamples, step):
         r = min(step, resamples - start)
-        drawn = rng.integers(0, size, (r, size))  # which groups, with replacement
+        drawn = rng.integers(0, size, (r, size))  # numbers of groups, with replacement
         drawn += np.arange(r)[:, None] * size
         counts = np.bincount(drawn.ravel(), minlength=r * size).reshape(r, size)
         parts.append(function((counts if size == n else counts[:, codes]).astype(np.float64)))
-        seen.advance(r)
+        progress.advance(r)
     return np.concatenate(parts)
 
 
 def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric as a function of row weights [R, N] → [R].
 
-    What the weights do not change is computed once, where the metric has an ``at_weights`` of its own.
+    A metric with an ``at_weights`` of its own computes once what the weights do not change.
     """
     if own := getattr(metric, "at_weights", None):
         prepared: Callable[[FloatArray], FloatArray] = own(truth, scores)
@@ -154,10 +158,10 @@ def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray]
 def bootstrap(
     metric: Metric, truth: Any, scores: Any, *, groups: Groups | None = None, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
-    """A metric of truth [N, …] and scores [N, C] with its percentile bootstrap interval.
+    """Return a metric of truth [N, …] and scores [N, C] with its percentile bootstrap interval.
 
-    The interval always holds the value (a biased metric's percentiles may not). It knows only
-    variation it has seen: one row, or rows all alike, give an interval without width.
+    The interval always holds the value; the percentiles of a biased metric may not. One row, or rows that
+    are all alike, give an interval of width zero.
     """
     of = at_weights(metric, truth, scores)
     return _percentile(of, len(truth), groups, resamples, seed, metric.title)
@@ -173,7 +177,7 @@ def bootstrap_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
-    """metric(a) − metric(b) on the same rows, both at the same resamples; see :func:`bootstrap`."""
+    """Return metric(a) − metric(b) on the same rows and the same resamples; see :func:`bootstrap`."""
     first, second = at_weights(metric, truth, scores_a), at_weights(metric, truth, scores_b)
 
     def of(weights: FloatArray) -> FloatArray:
@@ -185,8 +189,9 @@ def bootstrap_difference(
 def _percentile(
     of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int, title: str
 ) -> Estimate:
+    """Return the value at weights of one with its percentile interval."""
     point = float(of(np.ones((1, n)))[0])
     what = f"bootstrap of {title}"
-    values = resampled(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
+    values = resample(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(point, min(float(low), point), max(float(high), point), n)

@@ -1,13 +1,13 @@
-"""What fitting did to the source's knowledge.
+"""Retention: what fine-tuning did to the source's knowledge.
 
-With source data, the source metric through the source's own untouched head, before and after:
+With source data: the source metric before and after, through the source's own untouched head:
 
     forgetting   before − after (after − before where lower is better), paired on the same rows
     retention    (after − chance) ÷ (before − chance), where higher is better and before is above
                  chance; chance is the best answer that looks at no input (the rows' frequencies)
 
-Without them forgetting cannot be measured, and what is shown are proxies: how far the fitted backbone
-has moved from the source's on the target's inputs that were in no training:
+Without source data forgetting cannot be measured. Proxies then show how far the fitted backbone has moved
+from the source's, on target inputs that were in no training:
 
     agreement    share of rows to which the source's own head gives the same class before and after
     divergence   mean over rows of KL(before ‖ after) of that head's probabilities, in nats
@@ -15,7 +15,7 @@ has moved from the source's on the target's inputs that were in no training:
                  Lee and Hinton 2019, 1905.00414, eq. 1 with a linear kernel): 1 for equal up to
                  rotation and scale
 
-High agreement on target inputs does not prove that the source task is kept: they are other inputs.
+High agreement on target inputs does not prove that the source task is kept, because its inputs differ.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import torch
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..tasks import Task
-from .intervals import ONE_SIDED, at_weights, effective_rows, newcombe_paired, resampled, wilson
-from .scoring import PerRow, Predictions, estimates, gain, paired, resamples
+from .intervals import Z_ONE_SIDED, at_weights, effective_rows, newcombe_paired, resample, wilson
+from .scoring import PerRow, Predictions, estimates, gain, pair_rows, resample_count
 from .verdict import decide
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from .intervals import Groups
 
 
-MIN_ROWS_FOR_CLAIM = 200  # report rows below which a figure is shown without a claim
+MIN_ROWS_FOR_CLAIM = 200  # report rows; with fewer the figure is shown without a claim
 
-MIN_ROWS_PER_CLASS = 10  # report rows of a class below which nothing is said of it
+MIN_ROWS_PER_CLASS = 10  # report rows of a class; a class with fewer is not listed
 
 
 @dataclass(frozen=True)
-class Retained:
-    """A backbone on source rows, against the source's own."""
+class Retention:
+    """Source metric of a fitted backbone, next to that of the source's own."""
 
     before: float  # the source metric
     after: float
@@ -58,8 +58,8 @@ class Retained:
     low: float | None  # of the ratio: it is at least this, with 95 % confidence (one-sided)
 
 
-def chance(metric: Metric, rows: Predictions) -> float:
-    """The metric of the same answer for every row: the frequencies (or the mean) of the rows."""
+def chance_level(metric: Metric, rows: Predictions) -> float:
+    """Return the metric of one answer for every row: the rows' class frequencies, or their mean."""
     truth, outputs = rows.truth, rows.scores.shape[1]
     classes = truth.ndim == 1
     constant = np.bincount(truth, minlength=outputs) / len(truth) if classes else truth.mean(0)
@@ -67,25 +67,25 @@ def chance(metric: Metric, rows: Predictions) -> float:
     return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
 
 
-def retained(metric: Metric, before: Predictions, after: Predictions) -> Retained:
-    """Retention and its one-sided lower bound.
+def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Retention:
+    """Return retention and its one-sided lower bound.
 
-    The bound is that of after − before, a score interval for proportions and a bootstrap for other
-    metrics, over before − chance as it was found: where little is forgotten, how sure ``before`` is
-    hardly moves the ratio. No discordant rows is not certainty.
+    The bound is that of after − before, divided by the observed before − chance. Proportions have a score
+    interval, other metrics a bootstrap. The error of ``before`` is left out, because it hardly changes the
+    ratio where little is forgotten. Without discordant rows the bound is still below 1.
     """
-    before, after = paired(before, after)
+    before, after = pair_rows(before, after)
     ones = np.ones((1, len(before)))
-    was = float(metric.value(before.truth, before.scores, ones)[0])
-    now = float(metric.value(after.truth, after.scores, ones)[0])
-    room = was - chance(metric, before)
-    if not metric.higher_is_better or room <= 0:
-        return Retained(was, now, None, None)
-    return Retained(was, now, 1 + (now - was) / room, 1 + _least(metric, before, after) / room)
+    old = float(metric.value(before.truth, before.scores, ones)[0])
+    new = float(metric.value(after.truth, after.scores, ones)[0])
+    above_chance = old - chance_level(metric, before)
+    if not metric.higher_is_better or above_chance <= 0:
+        return Retention(old, new, None, None)
+    return Retention(old, new, 1 + (new - old) / above_chance, 1 + _lower_bound(metric, before, after) / above_chance)
 
 
-def _least(metric: Metric, before: Predictions, after: Predictions) -> float:
-    """The lower end of after − before, one-sided 95 %."""
+def _lower_bound(metric: Metric, before: Predictions, after: Predictions) -> float:
+    """Return the lower end of after − before, one-sided 95 %."""
     if not metric.proportion:
         now = at_weights(metric, after.truth, after.scores)
         was = at_weights(metric, before.truth, before.scores)
@@ -94,64 +94,65 @@ def _least(metric: Metric, before: Predictions, after: Predictions) -> float:
             return now(weights) - was(weights)
 
         n = len(before)
-        return float(np.quantile(resampled(change, n, groups=before.groups, resamples=resamples(n)), 0.05))
+        return float(np.quantile(resample(change, n, groups=before.groups, resamples=resample_count(n)), 0.05))
     a = cast(PerRow, metric).rows(after.truth, after.scores)
     b = cast(PerRow, metric).rows(before.truth, before.scores)
     share = effective_rows(a - b, before.groups) / len(before)
     gained, lost, both, neither = (float(c) * share for c in (a @ (1 - b), b @ (1 - a), a @ b, (1 - a) @ (1 - b)))
-    return newcombe_paired(gained, lost, both, neither, ONE_SIDED)[0]
+    return newcombe_paired(gained, lost, both, neither, Z_ONE_SIDED)[0]
 
 
-def measured(
+def measure_retention(
     metric: Metric, task: Task, before: Predictions, after: Sequence[Predictions], ends: Sequence[Predictions]
 ) -> dict[str, Any]:
-    """``retention`` of result.json from report rows: the source, and a fit a seed at its chosen point
-    and at α = 1 (``ends``).
+    """Return ``retention`` of result.json from report rows.
 
-    ``forgetting`` is of the first, the model that is saved; over seeds it carries their variance too.
+    ``before`` is the source; ``after`` has a fit for each seed at its chosen point and ``ends`` the same fits at α =
+    1. ``forgetting`` is that of the first seed, whose model is saved. ``forgetting over seeds`` includes the variance
+    of the seeds.
     """
-    first = retained(metric, before, after[0])
-    found: dict[str, Any] = {
+    first = retention_of(metric, before, after[0])
+    retention: dict[str, Any] = {
         "kind": "source data",
         "metric": task.primary,
         "before": estimates(task, {task.primary: metric}, before)[task.primary],
         "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
         "forgetting": gain(metric, before, after[0]),
         "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
-        "chance": chance(metric, before),
+        "chance": chance_level(metric, before),
         "ratio": first.ratio,
         "low": first.low,
         "claim": len(before) >= MIN_ROWS_FOR_CLAIM,
         "claim from": MIN_ROWS_FOR_CLAIM,
-        "seeds": [{"after": r.after, "ratio": r.ratio} for r in (retained(metric, before, a) for a in after)],
-        "most forgotten": by_class(task, before, after[0]),
+        "seeds": [{"after": r.after, "ratio": r.ratio} for r in (retention_of(metric, before, a) for a in after)],
+        "most forgotten": forgetting_by_class(task, before, after[0]),
     }
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
         over_seeds = decide(metric, pairs).gain
-        found["at alpha 1"] = [retained(metric, before, e).after for e in ends]
-        found["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
-    return found
+        retention["at alpha 1"] = [retention_of(metric, before, e).after for e in ends]
+        retention["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
+    return retention
 
 
-def by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
-    """Accuracy lost by class, the greatest loss first; classes of at least EACH report rows."""
+def forgetting_by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
+    """Return the accuracy lost in each class with at least MIN_ROWS_PER_CLASS report rows, the greatest loss first."""
     if not task.has_classes:
         return []
-    found: list[dict[str, Any]] = []
-    of = np.bincount(before.truth, minlength=task.outputs)  # rows
+    classes: list[dict[str, Any]] = []
+    counts = np.bincount(before.truth, minlength=task.outputs)  # [C]
     right = [np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs) for s in (before, after)]
     for number, name in enumerate(task.classes):
-        rows = int(of[number])
+        rows = int(counts[number])
         if rows >= MIN_ROWS_PER_CLASS:
-            was, now = (int(r[number]) / rows for r in right)
-            found.append({"class": name, "rows": rows, "before": was, "after": now})
-    found.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
-    return [c for c in found if c["after"] < c["before"]]
+            old, new = (int(r[number]) / rows for r in right)
+            classes.append({"class": name, "rows": rows, "before": old, "after": new})
+    classes.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
+    return [c for c in classes if c["after"] < c["before"]]
 
 
-def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
-    """``retention`` of result.json, from features [N, D] of the source and of the fitted model."""
+def measure_proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
+    """Return ``retention`` of result.json from features [N, D] of the source and of the fitted model."""
     if source.head is None or not source.has_classes:
         return {"kind": "features on target inputs", "cka": linear_cka(before, after)}
     head = source.head.cpu()
@@ -164,23 +165,23 @@ def proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None
     return {
         "kind": "agreement on target inputs",
         "agreement": Estimate(share, *wilson(share * worth, worth), n),
-        "divergence": mean_of(apart, groups),
+        "divergence": mean_estimate(apart, groups),
     }
 
 
-def mean_of(rows: FloatArray, groups: Groups | None) -> Estimate:
-    """A mean over rows [N] with its percentile bootstrap interval."""
+def mean_estimate(rows: FloatArray, groups: Groups | None) -> Estimate:
+    """Return the mean over rows [N] with its percentile bootstrap interval."""
     n = len(rows)
 
     def of(weights: FloatArray) -> FloatArray:
         return np.asarray(weights @ rows / weights.sum(1))
 
-    low, high = np.quantile(resampled(of, n, groups=groups, resamples=resamples(n)), [0.025, 0.975])
+    low, high = np.quantile(resample(of, n, groups=groups, resamples=resample_count(n)), [0.025, 0.975])
     return Estimate(float(rows.mean()), float(low), float(high), n)
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float | None:
-    """Of features [N, D] and [N, E] of the same rows, in [0, 1]; None where one does not vary."""
+    """Return linear CKA, in [0, 1], of features [N, D] and [N, E] of the same rows; None where one is constant."""
     x, y = (t.double() - t.double().mean(0) for t in (a, b))
     scale = torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)
     return float((y.T @ x).square().sum() / scale) if scale > 0 else None

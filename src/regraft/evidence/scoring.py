@@ -1,7 +1,7 @@
-"""A model's scores on a split, and what they are worth: metrics and paired gains with intervals.
+"""Scores of a model on a split, metrics and paired gains with their intervals.
 
-Proportions have Wilson's interval and a paired difference Newcombe's; every other metric has a
-percentile bootstrap (see :mod:`regraft.evidence.intervals`). Where rows come in groups, all of them do.
+A proportion has Wilson's interval and a paired difference Newcombe's. Every other metric has a percentile
+bootstrap (see :mod:`regraft.evidence.intervals`). All of them take groups of rows into account.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from ..model.forward import Outputs
 
 
-DRAWS = 50_000_000  # rows drawn in all by one bootstrap: some seconds on one core
+MAX_DRAWS = 50_000_000  # rows that one bootstrap draws in all; some seconds on one core
 
 
 class PerRow(Metric, Protocol):
-    """A metric whose ``per_row`` is true."""
+    """A metric that is a mean over rows: its ``per_row`` is true."""
 
     def rows(self, truth: Any, scores: Any) -> FloatArray:
-        """truth [N] or [N, C], scores [N, C] → [N], of which the metric is the mean."""
+        """Return the values [N] whose mean is the metric, from truth [N] or [N, C] and scores [N, C]."""
         ...
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the rows of a split."""
+    """Scores of a model for the rows of a split, with their truth."""
 
     ids: tuple[str, ...]
     truth: NDArray[Any]  # [N] class numbers, or [N, C]
     scores: NDArray[Any]  # [N, C] probabilities, or numbers in their own units
-    groups: tuple[str | None, ...] | None = None  # [N]; None in it is a row on its own
+    groups: tuple[str | None, ...] | None = None  # [N]; a None among them is a row on its own
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def score(rows: Outputs, task: Task, examples: Sequence[Example]) -> Predictions:
-    """Logits as scores with their truth. Raises DivergedError for scores that are not finite."""
+    """Turn logits into scores with their truth. Raises DivergedError for scores that are not finite."""
     scores = task.scores(rows.values).numpy()
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
@@ -69,7 +69,7 @@ def score(rows: Outputs, task: Task, examples: Sequence[Example]) -> Predictions
 
 @dataclass(frozen=True)
 class _AtThreshold:
-    """A metric of labels at the task's own threshold."""
+    """A multilabel metric at the task's own threshold."""
 
     title: str
     higher_is_better: bool
@@ -81,7 +81,7 @@ class _AtThreshold:
 
 
 def at_threshold(metric: Metric, task: Task) -> Metric:
-    """The metric with the task's decision threshold, where it and the task have one."""
+    """Return the metric at the task's decision threshold, or the metric itself where either has none."""
     threshold = getattr(task, "threshold", None)
     if threshold is None or not getattr(metric, "thresholded", False):
         return metric
@@ -98,8 +98,8 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     return cast(Metric, bound)
 
 
-def _ordered(scored: Predictions, ids: Sequence[str]) -> Predictions:
-    """The same rows in the order of ``ids``. Raises DataError where they are not the same."""
+def _reorder(scored: Predictions, ids: Sequence[str]) -> Predictions:
+    """Return the rows in the order of ``ids``. Raises DataError where the rows are not the same."""
     wanted = tuple(ids)
     if scored.ids == wanted:
         return scored
@@ -117,24 +117,24 @@ def _ordered(scored: Predictions, ids: Sequence[str]) -> Predictions:
     return Predictions(wanted, scored.truth[order], scored.scores[order], groups)
 
 
-def paired(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
-    """a, and b in a's order. Raises DataError where rows or their truth differ."""
+def pair_rows(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
+    """Return ``a``, and ``b`` in the order of ``a``. Raises DataError where rows or their truth differ."""
     if not a.ids:
         raise DataError("there are no rows to compare")
-    b = _ordered(b, a.ids)
+    b = _reorder(b, a.ids)
     same = a.truth.shape == b.truth.shape and bool(np.allclose(a.truth, b.truth))
     if not same or a.scores.shape != b.scores.shape:
         raise DataError("the two runs have different labels for the same rows: compare like tasks")
     return a, b
 
 
-def resamples(n: int) -> int:
-    """10,000, and fewer for many rows: the percentiles' own error does not depend on n."""
-    return max(2_000, min(10_000, DRAWS // n))
+def resample_count(n: int) -> int:
+    """Return 10,000, or fewer for many rows: the error of the percentiles does not depend on n."""
+    return max(2_000, min(10_000, MAX_DRAWS // n))
 
 
 def estimates(task: Task, metrics: Mapping[str, Metric], scored: Predictions) -> dict[str, Estimate]:
-    """Each metric with its 95 % interval. Raises DataError where there are no rows."""
+    """Return each metric with its 95 % interval. Raises DataError where there are no rows."""
     n = len(scored)
     if n == 0:
         raise DataError("there are no rows to evaluate on")
@@ -146,17 +146,19 @@ def estimates(task: Task, metrics: Mapping[str, Metric], scored: Predictions) ->
             p, worth = float(right.mean()), effective_rows(right, scored.groups)
             result[name] = Estimate(p, *wilson(p * worth, worth), n)
         else:
-            result[name] = bootstrap(metric, scored.truth, scored.scores, groups=scored.groups, resamples=resamples(n))
+            result[name] = bootstrap(
+                metric, scored.truth, scored.scores, groups=scored.groups, resamples=resample_count(n)
+            )
     return result
 
 
 def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
-    """How much better a is than b on the same rows, with its 95 % interval.
+    """Return how much better ``a`` is than ``b`` on the same rows, with its 95 % interval.
 
-    Positive is better for every metric: a − b where higher is better, b − a where lower is. It is
-    about these two models, not about the methods behind them. Raises DataError for different rows.
+    Positive is better for every metric: a − b where higher is better, b − a where lower is. The interval is about
+    these two models, not about the methods that made them. Raises DataError for different rows.
     """
-    a, b = paired(a, b)
+    a, b = pair_rows(a, b)
     n = len(a)
     if metric.proportion:
         first = cast(PerRow, metric).rows(a.truth, a.scores)
@@ -167,4 +169,6 @@ def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
         low, high = newcombe_paired(a_only * share, b_only * share, both * share, neither * share)
         return Estimate((a_only - b_only) / n, low, high, n)
     better, worse = (a, b) if metric.higher_is_better else (b, a)
-    return bootstrap_difference(metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples(n))
+    return bootstrap_difference(
+        metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resample_count(n)
+    )

@@ -1,4 +1,4 @@
-"""The choice between epochs by a validation metric."""
+"""Choice between epochs by a validation metric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def improves(new: dict[str, float], old: dict[str, float], metric: Metric) -> bool:
-    """Better on the primary metric, or equal there with a lower loss."""
+    """Return whether the primary metric is better, or is equal with a lower loss."""
     (primary,) = (k for k in new if k != "loss")
     gain = new[primary] - old[primary]
     gain = gain if metric.higher_is_better else -gain

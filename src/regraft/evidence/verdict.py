@@ -1,19 +1,19 @@
-"""Does transfer help? The gain over training from scratch, averaged over seeds, with an interval.
+"""Verdict: does transfer help? The gain over training from scratch, averaged over seeds, with an interval.
 
     gain = (1/S) Σ_s g_s,   g_s the gain of seed s on the primary metric, positive is better
     interval = gain ± √(t²_{S−1} · V_seeds + t²_{n−1} · V_rows)
     V_seeds  = Σ_s (g_s − gain)² / (S (S − 1))
     V_rows   = variance over rows of the seed-averaged difference / n
 
-Each variance carries the t of its own degrees of freedom (squared half-widths add: Howe 1974, JASA
-69:789; Zou and Donner 2008, Stat. Med. 27:1693). Satterthwaite's pooled degrees of freedom are not
-used: where the seeds' variance comes out small by chance they take it for known, and at 3 seeds
-that vary about as much as the rows they covered 91.8 % in 1,200 simulations, these 96.0 %.
+Each variance has the t of its own degrees of freedom, and the squared half-widths add (Howe 1974, JASA
+69:789; Zou and Donner 2008, Stat. Med. 27:1693). Satterthwaite's pooled degrees of freedom take a variance
+that is small by chance for a known one. With 3 seeds that vary about as much as the rows, they covered
+91.8 % in 1,200 simulations; this interval covered 96.0 %.
 Both seeds and rows are samples: the claim is about the method on such data, not about these models.
-The sum counts the chance of a single row under a single seed twice, which errs on the safe side.
-Rows that come in groups count by group. Proportions have the pseudo-rows of Agresti and Min 2005
-(Stat. Med. 24:729): half a row +1, half a row −1 and one 0, so that no discordant rows is not
-[0, 0]. A metric that is no mean over rows has the bootstrap variance of the averaged difference.
+The sum counts the noise of one row under one seed twice, which makes the interval slightly too wide.
+Groups of rows count as one unit each. Proportions have the pseudo-rows of Agresti and Min 2005
+(Stat. Med. 24:729): half a row +1, half a row −1 and one 0. The interval thus has a width even without
+discordant rows. A metric that is no mean over rows has the bootstrap variance of the averaged difference.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ import numpy as np
 
 from ..metrics import Metric
 from ..runs.estimates import Estimate
-from .intervals import at_weights, group_codes, resampled
-from .scoring import PerRow, Predictions, gain, paired, resamples
+from .intervals import at_weights, group_codes, resample
+from .scoring import PerRow, Predictions, gain, pair_rows, resample_count
 from .types import Verdict, VerdictLabel
 
 if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
 
 
-SEEDS = 3  # fewer say nothing about the method
+MIN_SEEDS = 3  # with fewer the verdict is "not measured"
 
 
 def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> Verdict:
-    """The verdict from one (fine-tuned, scratch) pair a seed, all on the same test rows.
+    """Return the verdict from one (fine-tuned, scratch) pair a seed, all on the same test rows.
 
-    Without pairs, with fewer than 3 seeds or fewer than 2 rows (groups) the words are "not
-    measured"; ``why`` says what is missing, and that the interval is then about these models only.
-    Raises DataError where rows differ.
+    The label is "not measured" without pairs, with fewer than 3 seeds or with fewer than 2 rows (groups). ``why`` then
+    names what is missing. It also says that the interval is about these models only. Raises DataError where rows
+    differ.
     """
     if not pairs:
         return Verdict("not measured", None, 0, "no model trained from scratch: --controls scratch")
     first = pairs[0][0]
-    pairs = [(paired(first, a)[1], paired(first, b)[1]) for a, b in pairs]
+    pairs = [(pair_rows(first, a)[1], pair_rows(first, b)[1]) for a, b in pairs]
     seeds, n = len(pairs), len(first)
     units = int(group_codes(first.groups, n).max()) + 1
     if seeds == 1:
-        why = f"needs at least {SEEDS} seeds (--seeds {SEEDS}); the interval is about these two "
+        why = f"needs at least {MIN_SEEDS} seeds (--seeds {MIN_SEEDS}); the interval is about these two "
         return Verdict("not measured", gain(metric, *pairs[0]), 1, why + "models, not the method")
     if units < 2:
         unit = "test rows" if first.groups is None else "groups of test rows"
@@ -60,9 +60,9 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> 
     sign = 1.0 if metric.higher_is_better else -1.0
     gains = sign * np.array([_difference(metric, [pair])(np.ones((1, n)))[0] for pair in pairs])
     rows = row_variance(metric, pairs)
-    if seeds < SEEDS:
+    if seeds < MIN_SEEDS:
         estimate, _ = _interval(float(gains.mean()), 0.0, rows, 1, units - 1, metric, n)
-        why = f"needs at least {SEEDS} seeds (--seeds {SEEDS}); the interval is about these four "
+        why = f"needs at least {MIN_SEEDS} seeds (--seeds {MIN_SEEDS}); the interval is about these four "
         return Verdict("not measured", estimate, seeds, why + "models, not the method")
     between = float(gains.var(ddof=1)) / seeds
     estimate, share = _interval(float(gains.mean()), between, rows, seeds - 1, units - 1, metric, n)
@@ -77,13 +77,13 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> 
     return Verdict(words, estimate, seeds, f"the interval over {over} holds 0{_advice(estimate, share)}")
 
 
-def settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
-    """How many more test rows would bring the interval clear of 0, if the gain is what it seems.
+def rows_to_settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
+    """Return how many more test rows would bring the interval clear of 0, if the gain is right.
 
         n · (1 − q) h² / (gain² − q h²) − n,   h the half-width, q = ``seed_share`` of h²
 
-    With q = 0 that is n·(h / |gain|)² − n. Rows buy row variance only: where the seeds' share q of
-    h² alone spans 0, no number of rows is enough. None then, beyond 20 n, or at gain 0.
+    With q = 0 that is n·(h / |gain|)² − n. More rows reduce the row variance only. Returns None at gain 0,
+    above 20 n, and where the seeds' share q of h² alone spans 0: no number of rows is enough then.
     """
     half = (gain.high - gain.low) / 2
     left = gain.value**2 - seed_share * half**2
@@ -94,7 +94,7 @@ def settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
 
 
 def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> float:
-    """V_rows of the seed-averaged difference; at least two rows (groups) are needed."""
+    """Return V_rows of the seed-averaged difference. Needs at least two rows (groups)."""
     first = pairs[0][0]
     n = len(first)
     codes = group_codes(first.groups, n)
@@ -104,7 +104,7 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
         each = [rows(a.truth, a.scores) - rows(b.truth, b.scores) for a, b in pairs]
         difference = np.mean(each, axis=0)  # [N]
         middle = difference.mean()
-        # a group counts as one unit; deviations, so that its size alone is no variance
+        # Sum deviations from the mean, because the sizes of groups would otherwise add variance.
         sums = np.bincount(codes, weights=difference - middle, minlength=size)
         per_unit = middle + sums * size / n  # [G]; without groups the differences themselves
         if not metric.proportion:
@@ -112,17 +112,17 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
         mean = per_unit.sum() / (size + 2)
         return float((np.square(per_unit).sum() + 1) / (size + 2) - mean**2) / (size + 2)
 
-    count = max(2_000, resamples(n) // len(pairs))  # a variance needs fewer than percentiles do
+    count = max(2_000, resample_count(n) // len(pairs))  # a variance needs fewer resamples than percentiles
     of = _difference(metric, pairs)
     what = f"bootstrap of {metric.title}"
-    values = resampled(of, n, groups=first.groups, resamples=count, what=what)
+    values = resample(of, n, groups=first.groups, resamples=count, what=what)
     variance = float(values.var(ddof=1)) * size / (size - 1)
-    # the same floor as the pseudo-rows give, where the metric lives in [0, 1]
+    # A metric in [0, 1] gets the floor that pseudo-rows would give.
     return max(variance, 1 / (size + 2) ** 2) if metric.bounded else variance
 
 
 def _difference(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> Callable[[FloatArray], FloatArray]:
-    """metric(fine-tuned) − metric(scratch), averaged over pairs, as a function of row weights."""
+    """Return metric(fine-tuned) − metric(scratch), averaged over pairs, as a function of row weights."""
     each = [tuple(at_weights(metric, s.truth, s.scores) for s in pair) for pair in pairs]
 
     def of(weights: FloatArray) -> FloatArray:
@@ -137,12 +137,12 @@ def _difference(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]
 def _interval(
     value: float, between: float, rows: float, df_seeds: int, df_rows: int, metric: Metric, n: int
 ) -> tuple[Estimate, float]:
-    """The t interval, and the seeds' share of its squared half-width."""
+    """Return the t interval, and the seeds' share of its squared half-width."""
     from scipy.stats import t
 
     seeds = float(t.ppf(0.975, df_seeds)) ** 2 * between
     squared = seeds + float(t.ppf(0.975, df_rows)) ** 2 * rows
-    if squared == 0:  # every seed and row alike, as two equal models are
+    if squared == 0:  # all seeds and rows agree, as with two equal models
         return Estimate(value, value, value, n), 0.0
     half = sqrt(squared)
     low, high = value - half, value + half
@@ -152,8 +152,8 @@ def _interval(
 
 
 def _advice(estimate: Estimate, share: float) -> str:
-    """What would settle it, as the end of a sentence; nothing where that is out of reach."""
-    more = settle(estimate, share)
+    """Return the end of a sentence that says what would settle it, or "" where nothing in reach would."""
+    more = rows_to_settle(estimate, share)
     if more is not None:
         return f"; to settle it: about {more} more test rows"
     if share > 0.5:

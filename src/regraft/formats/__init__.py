@@ -1,1 +1,1 @@
-"""One file a formats plug-in; found by its name, see regraft.plugins."""
+"""Formats of data, one file each, with ``detects`` and ``read``. regraft finds a format by its file's name."""

@@ -1,4 +1,4 @@
-"""Kinds of files by their first bytes: the name of a file says nothing for sure."""
+"""Kinds of files by their first bytes, because a file's name may be wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 HEAD_BYTES = 16
 
-PICTURES = {  # the formats that are read, each by its first bytes
+PICTURE_STARTS = {  # first bytes → suffix
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
     b"GIF87a": ".gif",
@@ -18,18 +18,18 @@ PICTURES = {  # the formats that are read, each by its first bytes
 
 
 def picture_suffix(head: bytes) -> str | None:
-    """Return the usual suffix of a picture that begins with these bytes; None for anything else."""
+    """Return the usual suffix of a picture that begins with these bytes, or None for anything else."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
     if len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
         return ".ppm"
     if head[:2] == b"BM" and len(head) >= 10 and head[6:10] != b"\0\0\0\0":
-        return None  # bytes 6 to 9 of a bitmap are reserved and zero, those of a text are not
-    return next((s for start, s in PICTURES.items() if head.startswith(start)), None)
+        return None  # bytes 6 to 9 of a bitmap are zero, so this is a text
+    return next((s for start, s in PICTURE_STARTS.items() if head.startswith(start)), None)
 
 
 def begins_as_picture(path: Path) -> bool:
-    """Return whether a regular file begins as a picture; False for one that cannot be opened."""
+    """Return whether a regular file begins as a picture. False for a file that cannot be opened."""
     try:
         with path.open("rb") as file:
             return picture_suffix(file.read(HEAD_BYTES)) is not None

@@ -37,21 +37,22 @@ FILLERS = frozenset(
 )
 
 
-# Beginnings of words, and whole words, of names that may mean a split without saying it for sure.
+# Words, or their beginnings, that may mean a split but may mean something else.
 HINTS = re.compile(r"(tr[ai]*n|test|tst|val|eval|dev|hold).*|tr|te|ts|va")
 
 
 def looks_like_split(name: str) -> bool:
-    """Return whether a word of a name looks like that of a split, as in "X_train", "tst" or "holdout"."""
+    """Return whether a word of a name looks like a split's, as in "X_train", "tst" or "holdout"."""
     return any(HINTS.fullmatch(word) for word in _words(name))
 
 
 def split_of(name: str) -> str | None:
-    """Return "train", "val" or "test" for a name that says one of them and nothing else."""
+    """Return "train", "val" or "test" for a name that means one of them and nothing else, or None."""
     words = [w.removesuffix("set") or w for w in _words(name)]
     words = [w for w in words if w not in FILLERS and w != ""]
     return NAMES.get(words[0]) if len(words) == 1 else None
 
 
 def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case. "trainSet" has two."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())

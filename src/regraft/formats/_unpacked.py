@@ -1,7 +1,7 @@
-"""Pictures that lie in the cells of a table, as files: everything behind reads pictures by path.
+"""Files for pictures that lie in the cells of a table, because all later steps read pictures by path.
 
-A file is named by the sha256 of its content, so that two tables with the same pictures share it, and the
-rows have the ids that a folder of the same files would give them.
+The sha256 of the content names the file. Two tables with equal pictures thus share files, and the rows have the ids
+that a folder of these files would give them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from ._content import HEAD_BYTES, picture_suffix
 
 
 def content_of(value: Any) -> bytes | None:
-    """Return the bytes of a picture's cell: bytes, or a record with "bytes"; None for a path."""
+    """Return the bytes of a picture's cell (bytes, or a record with "bytes"), or None for a path."""
     if isinstance(value, dict):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None
 
 
 def unpack(content: bytes) -> str:
-    """Return the path of a file with this content, written where there is none.
+    """Return the path of a file with this content. Writes the file if there is none.
+
+    Raises DiskError where it cannot be written.
 
     Raises DiskError where it cannot be written.
     """

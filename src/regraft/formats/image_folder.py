@@ -1,10 +1,11 @@
-"""A folder of pictures: CLASS/*.jpg, or train|val|test/CLASS/*.jpg.
+"""Folder of pictures: CLASS/*.jpg, or train|val|test/CLASS/*.jpg.
 
-The class of a picture is the name of its folder; folders inside a class folder belong to it. Split
-folders may be written as people write them ("Train", "test_set"). A file counts as a picture by its
-suffix, else by its first bytes. Hidden files are ignored. Links to folders, links that leave the data
-folder and anything that is not a regular file are not followed, unless ``follow_links`` says so.
-Notes name what is left out; a class folder that loses every file is an error.
+A picture's class is the name of its folder; folders inside a class folder belong to the class. Split folders may have
+the names that people use ("Train", "test_set"). A file is a picture by its suffix, else by its first bytes. Hidden
+files are ignored.
+
+Without ``follow_links`` regraft follows no link to a folder and none out of the data folder, and it reads regular
+files only. Notes name what is left out. A class folder that loses every file is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..errors import DataError, shorten
 from ._content import begins_as_picture
 from ._splits import looks_like_split, split_of
 
-PICTURES = frozenset(
+PICTURE_SUFFIXES = frozenset(
     {
         ".jpg",
         ".jpeg",
@@ -38,8 +39,8 @@ PICTURES = frozenset(
     }
 )
 
-# Pictures that are not read. They are rows all the same, so that their count and names are said.
-FOREIGN = frozenset(
+# regraft cannot read these pictures. They are rows nevertheless, so that a message counts and names them.
+UNREAD_PICTURE_SUFFIXES = frozenset(
     {
         ".heic",
         ".heif",
@@ -71,7 +72,7 @@ FOREIGN = frozenset(
     }
 )
 
-TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 
 CLOSED = "a folder that cannot be opened"
 
@@ -83,19 +84,22 @@ FOLLOW = "--set data.follow_links=true follows links"
 
 
 def detects(path: Path) -> bool:
-    """Return whether the path holds split folders, or class folders and no table beside them."""
+    """Return whether the path holds split folders, or class folders without a table beside them."""
     if not path.is_dir():
         return False
     if _split_folders(path, follow=False):
         return True
-    if any(p.suffix.lower() in TABLES for p in path.iterdir()):
+    if any(p.suffix.lower() in TABLE_SUFFIXES for p in path.iterdir()):
         return False
-    # links count here, so that ``read`` can say what allows them
+    # Links count here, so that the message of ``read`` can name the option that follows them.
     return any(_is_picture(p) for f in _folders(path, follow=True) for p in _walk(f, follow=False))
 
 
 def read(path: Path, options: RowOptions) -> RawData:
     """Return every picture with its class, sorted by path.
+
+    Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder without a
+    readable picture, and a folder that cannot be opened. With ``on_bad = "skip"`` the last two are left out.
 
     Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder
     of which nothing can be read, and a folder that cannot be opened, unless bad rows are to be skipped.
@@ -109,24 +113,24 @@ def read(path: Path, options: RowOptions) -> RawData:
     rows: list[Row] = []
     empty: list[str] = []
     emptied: list[str] = []
-    inside: dict[str, list[str]] = {}
+    subfolders_of: dict[str, list[str]] = {}
     root = path.resolve()
     for split, folder in classes:
         files = list(_walk(folder, follow)) if follow or not folder.is_symlink() else [folder]
-        found = [p for p in files if _is_picture(p) and (follow or _is_inside(p, root))]
+        pictures = [p for p in files if _is_picture(p) and (follow or _is_inside(p, root))]
         name = folder.relative_to(path).as_posix()
-        if not found:
+        if not pictures:
             (emptied if files else empty).append(name)
-        below = sorted({p.relative_to(folder).parts[0] for p in found if p.parent != folder})
-        if below:
-            inside[name] = below
-        rows += [Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in found]
+        subfolders = sorted({p.relative_to(folder).parts[0] for p in pictures if p.parent != folder})
+        if subfolders:
+            subfolders_of[name] = subfolders
+        rows += [Row((str(p),), (folder.name,), p.relative_to(path).as_posix(), split) for p in pictures]
     left_out = _left_out(path, {r.inputs[0] for r in rows}, follow)
     _refuse_lost(path, options, left_out, emptied, nothing_left=not rows)
     if not rows:
         raise DataError(f"{path}: its {len(classes)} class folders hold no picture: {shorten(empty + emptied)}")
-    if inside:
-        named = shorten([f"{', '.join(below)} in {name}" for name, below in inside.items()])
+    if subfolders_of:
+        named = shorten([f"{', '.join(subfolders)} in {name}" for name, subfolders in subfolders_of.items()])
         notes.append(f"folders inside a class folder belong to that class: {named}")
     notes += _notes(path, left_out, empty + emptied)
     return RawData("image", tuple(rows), notes=tuple(notes), left_out=left_out, empty=tuple(empty + emptied))
@@ -135,31 +139,31 @@ def read(path: Path, options: RowOptions) -> RawData:
 def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Path]], list[str]]:
     """Return (split or None, class folder) of each class folder, and notes. Raises DataError."""
     splits = _split_folders(path, follow)
-    everything = _folders(path, follow=True)
+    folders = _folders(path, follow=True)
     if not splits:
-        for only in everything if len(everything) == 1 else []:
+        for only in folders if len(folders) == 1 else []:
             if inner := _split_folders(only, follow):
                 raise DataError(
                     f"{path} holds nothing but the folder {only.name}, which holds "
                     f"{shorten([f.name for f in inner])}: give {only}"
                 )
-        if not everything:
+        if not folders:
             raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
-        if follow or not any(f.is_symlink() for f in everything):
-            _refuse_splits_as_classes(path, everything)
-        return [(None, c) for c in everything], []
-    bare = [f for f in everything if f not in splits and split_of(f.name) and not f.is_symlink()]
-    strangers = [f.name for f in everything if f not in splits and f not in bare]
-    if strangers:
+        if follow or not any(f.is_symlink() for f in folders):
+            _refuse_splits_as_classes(path, folders)
+        return [(None, c) for c in folders], []
+    unlabelled = [f for f in folders if f not in splits and split_of(f.name) and not f.is_symlink()]
+    others = [f.name for f in folders if f not in splits and f not in unlabelled]
+    if others:
         raise DataError(
             f"{path} has {shorten([f.name for f in splits])} and, beside them, "
-            f"{shorten(strangers)}: put every class inside train, val or test"
+            f"{shorten(others)}: put every class inside train, val or test"
         )
     notes = []
-    odd = [f"{f.name} is {split_of(f.name)}" for f in splits if f.name != split_of(f.name)]
-    if odd:
-        notes.append(f"folders read as splits: {shorten(odd)}")
-    for folder in bare:
+    renamed = [f"{f.name} is {split_of(f.name)}" for f in splits if f.name != split_of(f.name)]
+    if renamed:
+        notes.append(f"folders read as splits: {shorten(renamed)}")
+    for folder in unlabelled:
         if split_of(folder.name) == "train":
             raise DataError(f"{folder} has no class folders: put its pictures into CLASS/*.jpg")
         count = sum(_is_picture(p) for p in _walk(folder, follow))
@@ -171,24 +175,29 @@ def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Pat
 
 
 def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
-    """Raise DataError for folders that are most probably splits, where they would be read as classes.
+    """Raise DataError for folders that are probably splits, where they would be read as classes.
 
-    Those are folders of which every name says a split, and one says train; and folders that all hold the
-    same folders, two or more, where a name looks like that of a split ("X_train", "tst").
+    These are folders whose names all mean a split, one of them train. They are also folders that hold the same two or
+    more folders, where a name looks like a split's ("X_train", "tst").
     """
     names = shorten([f.name for f in folders])
     if {split_of(f.name) for f in folders} <= {"train", "val", "test"} and any(
         split_of(f.name) == "train" for f in folders
     ):
         tables = shorten(
-            [p.relative_to(path).as_posix() for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in TABLES]
+            [
+                p.relative_to(path).as_posix()
+                for f in folders
+                for p in sorted(f.iterdir())
+                if p.suffix.lower() in TABLE_SUFFIXES
+            ]
         )
         raise DataError(
             f"{path} holds {names} alone, named as splits, and no class folders in them: put their pictures "
             f"into CLASS/*.jpg, or give a table of files and labels{f', such as {tables}' * bool(tables)}"
         )
-    inside = [{p.name for p in _folders(f, follow=False)} for f in folders]
-    shared = set.intersection(*inside)
+    names_inside = [{p.name for p in _folders(f, follow=False)} for f in folders]
+    shared = set.intersection(*names_inside)
     if len(folders) > 1 and len(shared) > 1 and any(looks_like_split(f.name) for f in folders):
         raise DataError(
             f"{path}: {names} hold the same folders ({shorten(sorted(shared))}), so they seem to be splits and "
@@ -197,7 +206,7 @@ def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
 
 
 def _inner(split: Path) -> Path:
-    """Return the folder with a split's classes: some data sets repeat the split's name inside it."""
+    """Return the folder with a split's classes. Some data sets repeat the split's name inside it."""
     below = _folders(split, follow=False)
     same = len(below) == 1 and split_of(below[0].name) == split_of(split.name)
     return below[0] if same and _folders(below[0], follow=False) else split
@@ -206,7 +215,9 @@ def _inner(split: Path) -> Path:
 def _refuse_lost(
     path: Path, options: RowOptions, left_out: Sequence[tuple[str, str]], emptied: Sequence[str], nothing_left: bool
 ) -> None:
-    """Raise DataError for folders that cannot be opened and classes of which nothing can be read.
+    """Raise DataError for folders that cannot be opened and for classes without a readable picture.
+
+    With ``on_bad = "skip"``, raise it only where no row is left.
 
     With ``on_bad = "skip"`` it does so only where no row is left.
     """
@@ -235,7 +246,9 @@ def _refuse_lost(
 
 
 def list_images(path: Path) -> list[Path]:
-    """The pictures of an unlabelled folder at any depth, sorted; or the one file given.
+    """Return the pictures of an unlabelled folder at any depth, sorted, or the one file given.
+
+    Raises DataError for a folder without pictures, and for links out of the folder, which regraft does not follow.
 
     Raises DataError where there is none, and for links out of the folder, which are not followed.
     """
@@ -244,19 +257,20 @@ def list_images(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     root = path.resolve()
-    found = sorted(p for p in _walk(path, follow=False) if _is_picture(p))
-    links = [p.relative_to(path).as_posix() for p in found if not _is_inside(p, root)]
+    pictures = sorted(p for p in _walk(path, follow=False) if _is_picture(p))
+    links = [p.relative_to(path).as_posix() for p in pictures if not _is_inside(p, root)]
     if links:
         raise DataError(
-            f"{path}: {len(links)} of {len(found)} pictures are links out of the folder, which are not "
+            f"{path}: {len(links)} of {len(pictures)} pictures are links out of the folder, which are not "
             f"followed: {shorten(links)}; give the files themselves"
         )
-    if not found:
-        raise DataError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
-    return found
+    if not pictures:
+        raise DataError(f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})")
+    return pictures
 
 
 def _notes(path: Path, left_out: Sequence[tuple[str, str]], empty: list[str]) -> list[str]:
+    """Return notes on empty class folders, links and other files that are left out."""
     notes = []
     if empty:
         count = "1 class folder" if len(empty) == 1 else f"{len(empty)} class folders"
@@ -273,12 +287,13 @@ def _notes(path: Path, left_out: Sequence[tuple[str, str]], empty: list[str]) ->
 
 
 def _left_out(path: Path, taken: set[str], follow: bool) -> tuple[tuple[str, str], ...]:
-    """Return (where, why) of everything below that is no row."""
+    """Return (place, reason) of everything in the folder that is no row."""
     left = [p for p in _walk(path, follow) if str(p) not in taken]
     return tuple((p.relative_to(path).as_posix(), _why(p)) for p in left)
 
 
 def _why(path: Path) -> str:
+    """Return the reason why a path is no row."""
     if path.is_symlink():
         if not path.exists():
             return "a link that leads nowhere"
@@ -291,27 +306,28 @@ def _why(path: Path) -> str:
 
 
 def _folders(path: Path, follow: bool) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
     return sorted(p for p in path.iterdir() if p.is_dir() and (follow or not p.is_symlink()) and p.name[0] != ".")
 
 
 def _split_folders(path: Path, follow: bool) -> list[Path]:
-    """Return the folders that are named as splits and hold folders.
+    """Return the folders that have a split's name and hold folders.
 
-    "test" full of pictures is a class. A name such as "Dev" counts only beside a train split.
+    A folder "test" that holds pictures is a class. A name such as "Dev" counts only beside a train split.
     """
-    found = [f for f in _folders(path, follow) if split_of(f.name) and _folders(f, follow=True)]
-    if any(split_of(f.name) == "train" for f in found):
-        return found
-    return [f for f in found if f.name.lower() in ("val", "valid", "validation", "test")]
+    splits = [f for f in _folders(path, follow) if split_of(f.name) and _folders(f, follow=True)]
+    if any(split_of(f.name) == "train" for f in splits):
+        return splits
+    return [f for f in splits if f.name.lower() in ("val", "valid", "validation", "test")]
 
 
 def _walk(folder: Path, follow: bool) -> Iterator[Path]:
-    """Yield everything below a folder, depth first and sorted, without hidden names.
+    """Yield everything in a folder, depth first and sorted, without hidden names.
 
-    Of folders it yields only those that cannot be opened or are named like a picture. It enters links
-    to folders only with ``follow``, each folder once.
+    Yields only those folders that cannot be opened or are named like a picture. Enters links to folders only with
+    ``follow``, each folder once.
     """
-    stack = [(folder, True)]  # no recursion: folders may be deeper than Python's stack
+    stack = [(folder, True)]  # a stack, because folders may be nested deeper than Python can recurse
     entered = set[Path]()
     while stack:
         path, enter = stack.pop()
@@ -323,23 +339,27 @@ def _walk(folder: Path, follow: bool) -> Iterator[Path]:
                 continue  # a circle of links
             entered.add(path.resolve())
         try:
-            with os.scandir(path) as found:
-                below = [(Path(e.path), e.is_dir(follow_symlinks=follow)) for e in found if not e.name.startswith(".")]
+            with os.scandir(path) as entries:
+                below = [
+                    (Path(e.path), e.is_dir(follow_symlinks=follow)) for e in entries if not e.name.startswith(".")
+                ]
         except OSError:
             yield path
             continue
-        if path != folder and path.suffix.lower() in PICTURES:
+        if path != folder and path.suffix.lower() in PICTURE_SUFFIXES:
             yield path
         stack += sorted(below, reverse=True)
 
 
 def _is_picture(path: Path) -> bool:
+    """Return whether a regular file is a picture by its suffix or its first bytes."""
     if not path.is_file():
         return False
-    return path.suffix.lower() in PICTURES | FOREIGN or begins_as_picture(path)
+    return path.suffix.lower() in PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES or begins_as_picture(path)
 
 
 def _is_inside(path: Path, root: Path) -> bool:
+    """Return whether a path is no link, or a link to a place in the root."""
     try:
         return not path.is_symlink() or path.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # links in a circle

@@ -1,10 +1,9 @@
-"""A table: CSV, JSON lines or Parquet, a row an example; or a folder with train, val, test tables.
+"""Table: CSV, JSON lines or Parquet, one row an example; or a folder with train, val and test tables.
 
-Every value is read as text, so that the labels "NA", "007", "True" and "1.0" stay what they are. A
-list of labels in JSON or Parquet becomes one cell, joined by the label separator. A row is named by
-its number in the file; in CSV the header is row 1. Cells of CSV may stand between commas, semicolons,
-tabs or bars: the header decides. A Parquet cell may hold a picture's bytes, and Hugging Face's names of
-classes are used.
+Every value is read as text, so that the labels "NA", "007", "True" and "1.0" stay as they are. A list of labels in
+JSON or Parquet becomes one cell, joined by the label separator. A row is named by its number in the file; the header
+of a CSV is row 1. CSV cells may be separated by commas, semicolons, tabs or bars, which the header decides. A Parquet
+cell may hold a picture's bytes. Class names that Hugging Face's datasets stores in a Parquet file are used.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-LOOKED_AT = 20  # lines of a CSV file that tell what stands between its cells
+DELIMITER_LINES = 20  # lines of a CSV file that decide its delimiter
 
-CHUNK_BYTES = 1 << 20  # of a text file that are read at once
+CHUNK_BYTES = 1 << 20  # of a text file, read at once
 
-PICTURES_AT_ONCE = 64  # rows of a Parquet file that are held while pictures lie in its cells
+PICTURE_BATCH_ROWS = 64  # rows of a Parquet file in memory at once, if cells hold pictures
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is read: its columns, and the cells of those that are wanted."""
+    """Columns of a table, and a reader of the cells in some of them."""
 
     columns: list[str]
     rows: Callable[[Sequence[str]], Iterator[tuple[int, list[Any]]]]  # (row number, values)
@@ -52,12 +51,14 @@ class Table:
 
 
 def detects(path: Path) -> bool:
-    """Whether the path is a table by its suffix, or a folder with a train table."""
+    """Return whether the path is a table by its suffix, or a folder with a train table."""
     return (path.suffix.lower() in READERS and path.is_file()) or "train" in _tables(path).values()
 
 
 def read(path: Path, options: RowOptions, labelled: bool = True) -> RawData:
-    """The rows of a table, or of the tables of a folder. Unlabelled rows have no cells.
+    """Return the rows of a table, or of the tables of a folder. Unlabelled rows have no label cells.
+
+    Raises DataError with the file and row for anything that does not read as a table.
 
     Raises DataError with the file and row for anything that does not read as a table.
     """
@@ -66,10 +67,10 @@ def read(path: Path, options: RowOptions, labelled: bool = True) -> RawData:
 
 
 def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawData, Iterator[Row]]:
-    """Return what ``read`` does, and its rows one at a time: reading them may raise DataError too."""
+    """Return what ``read`` returns, and an iterator over its rows. Reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
-        raise DataError(f"{path} is no table, nor a folder with {_expected()}")
+        raise DataError(f"{path} is neither a table nor a folder with {_expected()}")
     tables = {f: _open(f) for f in files}
     chosen = {f: _choose(t.columns, f, options, labelled) for f, t in tables.items()}
     if len({bool(c.image) for c in chosen.values()}) > 1:
@@ -79,11 +80,12 @@ def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawD
     notes = [note for table in tables.values() for note in table.notes]
     place = next(iter(files)).parent
     if path.is_dir() and (unused := sorted(p.name for p in _in(place) if p not in files)):
-        notes.append(f"tables whose names say no split are left out: {shorten(unused)}")
+        notes.append(f"tables are left out because their names mean no split: {shorten(unused)}")
     return RawData("image" if first.image else "text", (), first.label, notes=tuple(notes)), rows
 
 
 def _expected() -> str:
+    """Return the names of train tables, for a message."""
     return ", ".join(f"train{suffix}" for suffix in READERS)
 
 
@@ -104,21 +106,22 @@ def _tables(folder: Path) -> dict[Path, str | None]:
 
 
 def _in(folder: Path) -> list[Path]:
-    """Return the tables in a folder, if there is one."""
+    """Return the tables in a folder; none where the folder does not exist."""
     if not folder.is_dir():
         return []
-    # a pipe would be waited for without end
+    # Take regular files only, because opening a pipe would block.
     return [p for p in folder.iterdir() if p.suffix.lower() in READERS and p.is_file()]
 
 
 def _refuse_twice(splits: Sequence[tuple[str, Path]]) -> None:
-    """Raise DataError where a split has tables that are no parts of one: their rows would count twice."""
+    """Raise DataError where a split has several tables that are not parts of one, because their rows would count
+    twice."""
     for split in dict(splits):
         files = sorted(p for s, p in splits if s == split)
         if len({(re.sub(r"[\W\d_]+", " ", p.stem).strip(), p.suffix.lower()) for p in files}) > 1:
             raise DataError(
-                f"{files[0].parent} has several tables for {split}: {shorten([p.name for p in files])}; leave "
-                "one there, or number them as parts of one (train-1.csv, train-2.csv)"
+                f"{files[0].parent} has several tables for {split}: {shorten([p.name for p in files])}; keep "
+                "one of them, or number them as parts of one (train-1.csv, train-2.csv)"
             )
 
 
@@ -127,6 +130,8 @@ def _refuse_twice(splits: Sequence[tuple[str, Path]]) -> None:
 
 @dataclass(frozen=True)
 class _Columns:
+    """Names of the columns that are used."""
+
     image: str | None
     text: tuple[str, ...]
     label: tuple[str, ...]
@@ -138,25 +143,25 @@ class _Columns:
 
 
 def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool) -> _Columns:
-    """The columns that are used: those named, else those with the usual names.
+    """Return the columns that are used: those that the options name, else those with the usual names.
 
     Raises DataError for a column that does not exist, occurs twice, or cannot be guessed.
     """
     if options.image and options.text:
-        raise DataError("inputs are a picture or a text, not both: give --image or --text")
+        raise DataError("an input is a picture or a text, not both: give --image or --text")
     if len(options.text) > 2:
-        raise DataError(f"inputs are one text or a pair, not {len(options.text)} text columns")
+        raise DataError(f"an input is one text or a pair of texts, not {len(options.text)} text columns")
 
     there = f"the columns are {', '.join(columns)}"
     image, text, label = options.image, options.text, options.label if labelled else ()
     if not image and not text:
         guesses = [c for c in ("text", "image", "file") if c in columns and c not in label]
         if len(guesses) != 1:
-            raise DataError(f"{path}: say which column is the input: --text or --image; {there}")
+            raise DataError(f"{path}: name the input column with --text or --image; {there}")
         text, image = (("text",), None) if guesses == ["text"] else ((), guesses[0])
     if labelled and not label:
         if "label" not in columns:
-            raise DataError(f"{path}: say which column is the label: --label NAME; {there}")
+            raise DataError(f"{path}: name the label column with --label; {there}")
         label = ("label",)
     split = options.split or ("split" if "split" in columns and "split" not in label else None)
     if not labelled and split not in columns:
@@ -166,7 +171,7 @@ def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool)
     for name in chosen.all():
         if name not in columns:
             raise DataError(f'{path} has no column "{name}"; {did_you_mean(name, columns)}')
-    counts = Counter(columns)  # a spreadsheet may leave columns without a name, which nobody uses
+    counts = Counter(columns)  # a spreadsheet may leave several unused columns without a name
     if twice := sorted({c for c in chosen.all() if counts[c] > 1}):
         raise DataError(f"{path} has a column twice: {shorten(twice)}; rename one of them")
     return chosen
@@ -176,7 +181,7 @@ def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool)
 
 
 def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: RowOptions) -> Iterator[Row]:
-    """Yield the rows of one file; their problems are collected and raised once, after the last."""
+    """Yield the rows of one file. Raises DataError with all of their problems after the last row."""
     root = Path(options.image_root or path.parent).resolve()
     wanted = chosen.all()
     count = 0
@@ -202,13 +207,13 @@ def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options
         yield Row(inputs, labels, where, named, group)
     if problems:
         bad = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-        raise DataError(f"{path} has {bad}: {shorten(problems)}; mend or remove them")
+        raise DataError(f"{path} has {bad}: {shorten(problems)}; correct or remove them")
     if not count:
         raise DataError(f"{path} has no rows")
 
 
 def _cell(value: Any, column: str, chosen: _Columns, options: RowOptions) -> str:
-    """Return a cell as text. Raises ValueError for what is none, or not what its column should hold."""
+    """Return a cell as text. Raises ValueError for a value that does not suit its column."""
     if column == chosen.image:
         if content_of(value) is not None:
             return ""
@@ -225,21 +230,21 @@ def _cell(value: Any, column: str, chosen: _Columns, options: RowOptions) -> str
 
 
 def _labels(values: list[Any], column: str, options: RowOptions) -> str:
-    """Return a list of labels as one cell. Raises ValueError where the cell would not read back."""
+    """Return a list of labels as one cell. Raises ValueError where the cell would not give the list back."""
     labels = [_text(v, column) for v in values]
     if len(labels) > 1 and not options.empty_labels:
-        raise ValueError(f'column "{column}" holds a list of {len(labels)} labels: say --task multilabel')
+        raise ValueError(f'column "{column}" holds a list of {len(labels)} labels: give --task multilabel')
     separator = options.label_separator
     if options.empty_labels and (held := [label for label in labels if separator in label]):
         raise ValueError(
-            f'the label "{held[0]}" holds the separator "{separator}": choose one that no label '
-            'holds, such as --set task.separator="|"'
+            f'the label "{held[0]}" contains the separator "{separator}": choose one that no label '
+            'contains, such as --set task.separator="|"'
         )
     return separator.join(labels)
 
 
 def _text(value: Any, column: str) -> str:
-    """Return a value as text; "" where it is missing. Raises ValueError for what is no text."""
+    """Return a value as text, or "" for a missing value. Raises ValueError for a value that is no text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes | dict | list):
@@ -247,32 +252,33 @@ def _text(value: Any, column: str) -> str:
         raise ValueError(f'column "{column}" holds {what}, not text')
     if "\0" in (text := str(value)):
         raise ValueError(f'a NUL character in column "{column}"')
-    if SURROGATES.search(text):  # which JSON may escape, and UTF-8 has none
+    if SURROGATES.search(text):  # JSON can escape a lone surrogate, UTF-8 cannot encode it
         raise ValueError(f'half a character in column "{column}" (a lone surrogate)')
     return text
 
 
 def _split(name: str) -> str:
-    found = split_of(name)
-    if found is None:
+    """Return "train", "val" or "test" for a cell of the split column. Raises ValueError for another name."""
+    split = split_of(name)
+    if split is None:
         raise ValueError(f'the split is "{name}"; there are: {", ".join(NAMES)}')
-    return found
+    return split
 
 
 def _picture(root: Path, name: str, options: RowOptions) -> str:
-    """Return the path of a picture that a row names, which must lie inside the root.
+    """Return the path of a picture that a row names. It must lie inside the root.
 
-    A link in the root that leads out of it is followed with ``follow_links`` alone.
+    Follows a link out of the root only with ``follow_links``. Raises ValueError for a path that leads elsewhere.
     """
     if not name.strip():
         raise ValueError("the picture's path is empty")
     path = root / name
-    if "\\" in name and not path.exists():  # a table that was written on Windows
+    if "\\" in name and not path.exists():  # the table was written on Windows
         path = root / PureWindowsPath(name).as_posix()
     try:
         inside = path.resolve().is_relative_to(root)
     except (OSError, RuntimeError) as error:  # links in a circle
-        raise ValueError(f'"{name}" leads nowhere: its links go round in a circle') from error
+        raise ValueError(f'"{name}" leads nowhere: its links form a circle') from error
     if not inside:
         if not Path(os.path.normpath(path)).is_relative_to(root):
             raise ValueError(f'"{name}" lies outside {root} (--image-root FOLDER moves the root)')
@@ -285,19 +291,20 @@ def _picture(root: Path, name: str, options: RowOptions) -> str:
 
 
 def _open(path: Path) -> Table:
+    """Open a table by its suffix. Raises DataError for another suffix."""
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path} is no table; a table ends in {', '.join(READERS)}")
+        raise DataError(f"{path} is not a table; the name of a table ends with {', '.join(READERS)}")
     return READERS[path.suffix.lower()](path)
 
 
 def _check_text(path: Path) -> None:
-    """Raises DataError for a file that is empty, or not UTF-8, with the first bad byte."""
+    """Raise DataError for a file that is empty or not UTF-8; the message has the first bad byte."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     before, rows, empty = 0, 0, True  # bytes and line ends before a chunk
     with path.open("rb") as file:
         while True:
             chunk = file.read(CHUNK_BYTES)
-            held = len(decoder.getstate()[0])  # bytes of a character that began in the last chunk
+            held = len(decoder.getstate()[0])  # bytes of a character that begins in an earlier chunk
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
@@ -316,7 +323,7 @@ def _check_text(path: Path) -> None:
 
 
 class _Counted(io.FileIO):
-    """A file that tells how much of it was read."""
+    """A file that reports how much of it was read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -329,16 +336,16 @@ class _Counted(io.FileIO):
 
 
 def _opened(path: Path, newline: str) -> io.TextIOWrapper:
-    """Open a text file whose lines end as ``newline`` says."""
+    """Open a text file whose lines end with ``newline``."""
     raw = io.BufferedReader(_Counted(path), CHUNK_BYTES)
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
 
 
 def _delimiter(path: Path, first: Sequence[str]) -> str:
-    """Return what stands between the cells, told from a table's first lines, of which one is the header.
+    """Return the character between cells, from a table's first lines; the first of them is the header.
 
-    It is the sign that makes the most cells of the header, among those that make as many of each other
-    line; where no sign does that, as with cells of several lines, among all.
+    Candidates are the characters that give every line as many cells as the header. The one with the most cells wins.
+    Where there is no candidate, as with cells of several lines, all characters compete.
     """
     if path.suffix.lower() == ".tsv":
         return "\t"
@@ -348,22 +355,23 @@ def _delimiter(path: Path, first: Sequence[str]) -> str:
 
 
 def _csv(path: Path) -> Table:
-    csv.field_size_limit(2**31 - 1)  # a long document is a text like any other
+    """Open a CSV or TSV file. Raises DataError where its text does not read as CSV."""
+    csv.field_size_limit(2**31 - 1)  # allow cells that hold long documents
     _check_text(path)
     with _opened(path, "") as lines:
-        first = list(itertools.islice((line for line in lines if line.strip()), LOOKED_AT))
-    told = re.fullmatch(r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE)  # Excel's own line
-    delimiter = told[1] if told else _delimiter(path, first)
+        first = list(itertools.islice((line for line in lines if line.strip()), DELIMITER_LINES))
+    excel_line = re.fullmatch(r'"?sep=(.)"?[\r\n]*', "".join(first[:1]), re.IGNORECASE)  # Excel's own line
+    delimiter = excel_line[1] if excel_line else _delimiter(path, first)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         number = 0
         with _opened(path, "") as lines:
-            if told:
+            if excel_line:
                 next(line for line in lines if line.strip())
-            # strict: a quote that is never closed would otherwise swallow the rest of the file
+            # Be strict, because an open quote would otherwise read the rest of the file as one cell.
             reader = csv.reader(lines, strict=True, delimiter=delimiter)
             try:
-                for number, record in enumerate(reader, 2 if told else 1):
+                for number, record in enumerate(reader, 2 if excel_line else 1):
                     yield number, record
             except (csv.Error, UnicodeDecodeError) as error:
                 raise DataError(f"{path} row {number + 1} is not CSV: {error}") from error
@@ -379,7 +387,7 @@ def _csv(path: Path) -> Table:
         header(numbered)
         for number, record in numbered:
             if not any(record):
-                continue  # a blank line, or the empty rows that a spreadsheet leaves, is no row
+                continue  # a blank line, or an empty row of a spreadsheet
             if len(record) < len(columns) or any(record[len(columns) :]):
                 raise DataError(
                     f"{path} row {number} has {len(record)} cells where the header has "
@@ -387,13 +395,15 @@ def _csv(path: Path) -> Table:
                 )
             yield number, [record[p] for p in places]
 
-    said = f"{path.name} has {DELIMITERS.get(delimiter, repr(delimiter))} between its cells"
+    note = f"{path.name} has {DELIMITERS.get(delimiter, repr(delimiter))} between its cells"
     usual = delimiter == ("\t" if path.suffix.lower() == ".tsv" else ",")
-    return Table(columns, rows, () if usual else (said,))
+    return Table(columns, rows, () if usual else (note,))
 
 
 def _jsonl(path: Path) -> Table:
-    # numbers stay as they are written; a missing key is a missing value
+    # Numbers stay as they are written, and a missing key is a missing value.
+    """Open a file of JSON lines. Raises DataError where a line is no JSON object."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({k for k, _ in pairs}) < len(pairs):
             raise ValueError("a key occurs twice")
@@ -415,12 +425,12 @@ def _jsonl(path: Path) -> Table:
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path} row {number} is not JSON: {error}") from error
                 if not isinstance(record, dict):
-                    raise DataError(f'{path} row {number} is no JSON object, such as {{"label": "a"}}')
+                    raise DataError(f'{path} row {number} is not a JSON object like {{"label": "a"}}')
                 yield number, record
 
     _check_text(path)
     columns: dict[str, None] = {}
-    for _, record in records():  # any row may bring a column, so all are read before one is given
+    for _, record in records():  # read all rows first, because any row may add a column
         columns |= dict.fromkeys(record)
 
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
@@ -430,41 +440,42 @@ def _jsonl(path: Path) -> Table:
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Return the names of classes that Hugging Face's datasets writes beside a column of numbers."""
+    """Return the class names that Hugging Face's datasets stores beside columns of numbers."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        found = {column: _names_in(about) for column, about in features.items()}
+        names_of = {column: _names_in(about) for column, about in features.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-    return {column: names for column, names in found.items() if names}
+    return {column: names for column, names in names_of.items() if names}
 
 
 def _names_in(about: Any) -> list[str]:
-    """Return a ClassLabel's names, also where it stands inside a list."""
+    """Return the names of a ClassLabel, also of one inside a list."""
     about = about[0] if isinstance(about, list) and about else about
     about = about.get("feature", about) if isinstance(about, dict) else {}
     names = about.get("names") if isinstance(about, dict) else None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         return []
-    return names if len(set(names)) == len(names) else []  # equal ones would be one class
+    return names if len(set(names)) == len(names) else []  # equal names would merge classes
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Return the class that a number stands for; -1 is no label. Raises ValueError for one too large."""
+    """Return the class that a number means; -1 is a missing label. Raises ValueError for a number without a name."""
     if isinstance(value, list):
         return [_named(v, names) for v in value]
     if type(value) is not int:
         return value
     if value >= len(names):
-        raise ValueError(f"the label {value} has no name among the {len(names)} that the file gives")
+        raise ValueError(f"the label {value} has no name: the file gives {len(names)} names")
     return names[value] if value >= 0 else None
 
 
 def _parquet(path: Path) -> Table:
+    """Open a Parquet file. Raises DataError where it does not read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # a damaged file makes arrow raise ArrowException, OSError, OverflowError, UnicodeDecodeError, …
+    # pyarrow raises ArrowException, OSError, OverflowError, UnicodeDecodeError and others for damaged files.
     try:
         file = pq.ParquetFile(path)
         columns = list(file.schema_arrow.names)
@@ -477,7 +488,7 @@ def _parquet(path: Path) -> Table:
     def rows(wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         number = 0
         progress = stage(f"reading {path.name}", file.metadata.num_rows)
-        size = PICTURES_AT_ONCE if packed & set(wanted) else 65_536
+        size = PICTURE_BATCH_ROWS if packed & set(wanted) else 65_536
         batches = file.iter_batches(size, columns=list(dict.fromkeys(wanted)))
         while True:
             try:
@@ -496,7 +507,7 @@ def _parquet(path: Path) -> Table:
                 yield number, list(record)
             progress.advance(len(batch))
 
-    notes = [f"{path.name}: the classes of {c} have the names that the file gives them" for c in classes]
+    notes = [f"{path.name}: the classes of {c} have the names that the file stores" for c in classes]
     return Table(columns, rows, tuple(notes))
 
 

@@ -38,9 +38,9 @@ def find_code_key(tree: Any) -> str | None:
 
 
 def refuse(folder: Path) -> None:
-    """Check that a folder's configurations name no code.
+    """Refuse a folder whose configurations name code.
 
-    Raises SourceError for one that does, and for what is neither a file nor a folder, because reading a
+    Raises SourceError for one, and for what is neither a file nor a folder, because reading a
     pipe never ends.
     """
     for path in sorted(folder.iterdir()):

@@ -222,7 +222,7 @@ TOO_DEEP = f"its brackets are nested too deep, beyond {MAX_DEPTH} levels"
 
 
 def check_values(tree: Any, *, finite: bool = False) -> None:
-    """Check that a tree of JSON values can be walked and written again.
+    """Check whether a tree of JSON values can be walked and written again.
 
     Raises ValueError for values nested deeper than MAX_DEPTH, for whole numbers of more than MAX_DIGITS
     digits and, with ``finite``, for infinities and NaN.
@@ -248,7 +248,7 @@ def check_values(tree: Any, *, finite: bool = False) -> None:
 
 
 def check_folder(run: Path, name: str = "", leave: tuple[str, ...] = ()) -> None:
-    """Check that a folder of a run holds only folders and regular files within their limits.
+    """Check a folder of a run: it may hold only folders and regular files within their limits.
 
     Call this before a library opens files there by their paths. ``leave`` names folders below it to skip. Of
     a whole run only the files that regraft reads have a limit, because a person may keep a long table there.

@@ -204,7 +204,7 @@ def flocked(lock: Path) -> bool:
 
 
 def flock(handle: int, *, shared: bool) -> bool:
-    """Flock an open file; return False where the system or the file system has no flocks.
+    """Take the flock of an open file; return False where the system or the file system has no flocks.
 
     Raises BlockingIOError where another process has the flock.
     """
@@ -261,7 +261,7 @@ def refuse(lock: Path) -> None:
 
 
 def on_own_disk(path: Path) -> bool:
-    """Check that no other machine can mount the file system of a path."""
+    """Check whether no other machine can mount the file system of a path."""
     import psutil
 
     folder, nearest, kind = path.parent.resolve(), "", ""

@@ -93,7 +93,7 @@ def work_folders(parent: Path) -> list[Path]:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Check that a path is a folder, and no link, of this user."""
+    """Check whether a path is a folder, and no link, of this user."""
     with suppress(OSError):  # it was removed meanwhile
         about = path.lstat()
         return stat.S_ISDIR(about.st_mode) and is_own(about)
@@ -101,12 +101,12 @@ def is_own_folder(path: Path) -> bool:
 
 
 def is_old(path: Path) -> bool:
-    """Check that nothing was written to a file, or made in a folder, for OLD_S."""
+    """Check whether nothing was written to a file, or made in a folder, for OLD_S."""
     with suppress(OSError):
         return time.time() - path.lstat().st_mtime > OLD_S
     return False
 
 
 def is_own(about: os.stat_result) -> bool:
-    """Check that a file belongs to this user; always true where the system has no user ids."""
+    """Check whether a file belongs to this user; always true where the system has no user ids."""
     return not hasattr(os, "geteuid") or about.st_uid == os.geteuid()

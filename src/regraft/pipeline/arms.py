@@ -19,7 +19,7 @@ from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
 from ..evidence.frontier import ALPHAS, Point, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
-from ..evidence.retention import Retained, retained
+from ..evidence.retention import Retention, retention_of
 from ..freezing import Adapting, Freezing
 from ..model.forward import Outputs, joined, outputs
 from ..model.grafting import graft
@@ -182,18 +182,18 @@ def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
     points = [
-        Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None) for q in record["points"]
+        Point(q["alpha"], q["figures"], Retention(**q["source"]) if q["source"] else None) for q in record["points"]
     ]
     return Arm(target, FitResult(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
 
 
-def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retained | None:
+def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retention | None:
     """What the target's backbone keeps of the source task, on the select rows."""
     if select is None or p.source_data is None:
         return None
     backbone = target.model.get_submodule("backbone")
     after = select if backbone_unchanged(p, target) else p.source_data.scored(backbone, "select")
-    return retained(p.source_data.metric, select, after)
+    return retention_of(p.source_data.metric, select, after)
 
 
 def watched(p: Prepared, target: Target, select: Predictions | None) -> Figures:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..evidence.calibration import calibration
+from ..evidence.calibration import measure_calibration
 from ..evidence.linear_probe import Probe
-from ..evidence.retention import measured, proxies
+from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
 from ..evidence.verdict import decide
 from ..io.progress import stage
@@ -68,7 +68,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
             kept = forgetting(p, t, p.source_data) | {"opened": source_opened}
         else:
             after = features_after(p, t.arms[0].target, "test")
-            kept = proxies(p.source, features.values, after.values, first.groups)
+            kept = measure_proxies(p.source, features.values, after.values, first.groups)
         controls["linear probe"] = score(replace(features, values=t.probe.logits(features.values)), task, examples)
     if scratch:
         controls["scratch"] = scratch[0]
@@ -93,7 +93,7 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         "cross_validation": cross_validation(p, t.cross),
         "frontier": frontier(p, t, fits, ends),
         "retention": kept,
-        "calibration": calibration(task, val, first) if val and task.calibrates else None,
+        "calibration": measure_calibration(task, val, first) if val and task.calibrates else None,
         "fit": asdict(t.arms[0].fit) | {"fitted": t.fitted},
         "probe": {
             "strength": t.probe.strength,
@@ -184,7 +184,7 @@ def forgetting(p: Prepared, t: Trained, data: SourceData) -> dict[str, Any]:
 
     before = data.scored(p.source.backbone, "report")
     after, ends = zip(*(both_ends(arm, report) for arm in t.arms), strict=True)
-    return measured(data.metric, data.task, before, after, ends)
+    return measure_retention(data.metric, data.task, before, after, ends)
 
 
 def features_after(p: Prepared, target: Target, split: str) -> Outputs:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..checks.label_errors import ranked
+from ..checks.label_errors import rank_suspects
 from ..compute import distributed
 from ..data.columns import cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.types import content_of
@@ -87,7 +87,7 @@ def found_by(folder: RunFolder, p: Prepared, every: Outputs, strength: float) ->
         why = "A class has a single row, or all rows are one group: no other can judge them."
         return {"why not": why}
     seen = replace(seen_of(p.splits, p.task), probabilities=said, classes=p.task.classes)
-    suspects = ranked(seen)
+    suspects = rank_suspects(seen)
     rows = [
         {
             "split": s.split,

@@ -57,11 +57,11 @@ def save_model(folder: RunFolder, target: Target, task: Task) -> None:
 
 def save_novelty(folder: RunFolder, novelty: Novelty) -> None:
     """Write ``model/novelty.safetensors``, bound to the weights beside it."""
-    from ..evidence.ood import FILE, SCHEMA, digest, tensors_of
+    from ..evidence.ood import FILE, SCHEMA, to_tensors, weights_digest
 
     where = folder.path / "model"
-    about = {"schema": str(SCHEMA), "weights": digest(where)}
-    save_tensors(tensors_of(novelty), where / FILE, about)
+    about = {"schema": str(SCHEMA), "weights": weights_digest(where)}
+    save_tensors(to_tensors(novelty), where / FILE, about)
 
 
 def save_ends(folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:

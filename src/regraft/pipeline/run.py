@@ -28,8 +28,8 @@ from ..data.splitting import write_manifest
 from ..errors import DivergedError, PlanError, RegraftError, UsageError, shorten
 from ..evidence.frontier import Point, choose
 from ..evidence.linear_probe import Probe
-from ..evidence.ood import FEWEST, ROWS, Novelty, fit_novelty
-from ..evidence.retention import retained
+from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
+from ..evidence.retention import retention_of
 from ..evidence.scoring import Predictions
 from ..io import guarded
 from ..io.command_lines import command
@@ -320,16 +320,16 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
 
 def novelty_of(p: Prepared, target: Target) -> Novelty | None:
     """What tells rows that are unlike train; None where val has too few rows for a threshold."""
-    if len(p.splits.val) < FEWEST:
+    if len(p.splits.val) < MIN_HELD_OUT_ROWS:
         return None
 
     def some(split: str, most: int) -> list[int]:  # by content: the order of the data does not matter
         ids = list(ids_of(getattr(p.splits, split)))
         return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
 
-    enough = max(ROWS, 10 * p.task.outputs)  # of each class a few
+    enough = max(MAX_ROWS, 10 * p.task.outputs)  # of each class a few
     train = features_of(p, target, "train", some("train", enough))
-    val = features_of(p, target, "val", some("val", ROWS))
+    val = features_of(p, target, "val", some("val", MAX_ROWS))
     classes = train.targets.tolist() if p.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
@@ -446,7 +446,7 @@ def source_before(p: Prepared, part: Part) -> Predictions | None:
         raise PlanError([text])
     rows = data.scored(p.source.backbone, part)
     if retain is not None:
-        choose([Point(0.0, {}, retained(data.metric, rows, rows))], p.metric, retain)
+        choose([Point(0.0, {}, retention_of(data.metric, rows, rows))], p.metric, retain)
     return rows
 
 

@@ -37,7 +37,7 @@ from ..data.preprocessing import to_json
 from ..data.splitting import read_manifest
 from ..data.types import Example, ImageSpec
 from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
-from ..evidence.calibration import cooled
+from ..evidence.calibration import rescale
 from ..evidence.comparison import SCORES, read_scores
 from ..evidence.scoring import at_threshold, estimates, gain, score
 from ..exports import Export, Package
@@ -468,7 +468,7 @@ def against_file(
     kept = scores[[place[e.id] for e in examples]]
     if calibrated:
         assert files.result["calibration"] is not None
-        kept = cooled(kept, files.result["calibration"]["temperature"])
+        kept = rescale(kept, files.result["calibration"]["temperature"])
     return float((np.abs(found - kept) / scale_of(predictor.task)).max())
 
 

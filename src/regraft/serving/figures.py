@@ -10,9 +10,10 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Figures:
-    """What the server counts. Labels come from fixed sets, so their number cannot be driven up."""
+    """Counters of a server. Labels come from fixed sets, so that clients cannot add any."""
 
     def __init__(self) -> None:
+        self.paths = frozenset[str]()  # paths that are labels; others count as "other"
         self.registry = CollectorRegistry()
         r = self.registry
         self.requests = Counter("regraft_requests_total", "Requests answered.", ("path", "status"), registry=r)
@@ -28,5 +29,16 @@ class Figures:
         self.held = Gauge("regraft_held_bytes", "Bytes of request bodies in memory.", registry=r)
         self.unlike = Counter("regraft_unlike_training_data_total", "Predictions with the warning.", registry=r)
 
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count an answer; see ``guard.Observer``."""
+        label = path if path in self.paths else "other"
+        self.requests.labels(label, str(status)).inc()
+        self.seconds.labels(label).observe(seconds)
+
+    def holds(self, size: int) -> None:
+        """Record the bytes of all bodies in memory."""
+        self.held.set(size)
+
     def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,13 +1,15 @@
-"""Who may ask, and how long and how much they may send. It stands before the routes.
+"""The guard before every page and server: who may ask, and how long and how much they may send.
 
-Host      a name that is not this server's is refused: by DNS rebinding, a page of another site would
-          reach a server on 127.0.0.1 under that site's name
-Origin    a request that a browser makes for another site is refused; there is no CORS and no cookie
-token     as "Authorization: Bearer …", compared in constant time; the page has it from the part of its
-          address behind "#", which is sent to no server
-twice     a header that one of these checks reads, or that says what the body is, stands there once
-body      read here, whole, within a size and a time, before a thread or a place in the queue is taken:
-          a slow client holds one connection and no more
+Host      the guard refuses a name that is not this server's. By DNS rebinding, a page of another site could
+          otherwise reach a server on 127.0.0.1 under that site's name
+Origin    it refuses a request that a browser makes for another site; there is no CORS and no cookie
+token     it compares "Authorization: Bearer …" in constant time. The page takes the token from the part of its
+          address behind "#", which a browser never sends
+twice     it refuses a repeated header that one of these checks or the reader of the body uses
+body      it reads the whole body within a size and a time, before the request takes a thread or a place in the
+          queue. A slow client holds one connection and nothing else
+
+An ``AccessPolicy`` configures the first three and the headers of every answer, ``Limits`` the bodies.
 """
 
 from __future__ import annotations
@@ -17,41 +19,65 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
-from .figures import Figures
-from .limits import Limits
-from .local_pages import name_of, repeated, security_headers
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
+    from ..io.streams import Report
+    from .limits import Limits
 
-Message = MutableMapping[str, Any]
+LINGER_S = 2.0  # seconds in which the guard reads and drops the rest of a refused body
 
-Receive = Callable[[], Awaitable[Message]]
+SINGLE_HEADERS = frozenset(
+    {
+        "host",
+        "origin",
+        "authorization",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "transfer-encoding",
+        "sec-fetch-site",
+        "sec-fetch-mode",
+        "sec-fetch-dest",
+    }
+)
 
-Send = Callable[[Message], Awaitable[None]]
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-OPEN = frozenset({"/", "/app.js", "/style.css", "/health"})  # these hold nothing of the run
-
-LINGER = 2.0  # seconds in which the rest of a refused body is read and dropped
-
-HEADERS = security_headers(images="blob: data:")  # pictures that are dropped, and heat maps
+def security_headers(images: str = "data:") -> dict[str, str]:
+    """Return the headers of a page that loads everything from its own server, and ``images`` from there too."""
+    return {
+        "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+        f"img-src 'self' {images}; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-store",
+    }
 
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Under which names the server answers, and to whom."""
+    """Names of a server, conditions of its requests, and headers of its answers. Defaults are those of ``serve``."""
 
-    hosts: frozenset[str]  # beside literal addresses, where ``addresses``
-    addresses: bool = False  # any literal address is a name of it: bound elsewhere than on loopback
-    token: str | None = None
+    hosts: frozenset[str]  # names that the server answers to
+    addresses: bool = False  # accept any literal address as Host, for a server bound beyond loopback
+    loopback: bool = True  # accept any literal loopback address as Host
+    token: str | None = None  # token that a request needs; None: no token
+    open_paths: frozenset[str] = frozenset({"/", "/app.js", "/style.css", "/health"})  # they show nothing of a run
+    link_paths: frozenset[str] = frozenset()  # pages that a link on another site may open
+    wrong_host: tuple[int, str] = (400, "this server does not answer under that Host name: see --allow-host")
+    headers: Mapping[str, str] = field(default_factory=lambda: security_headers("blob: data:"))
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header, without its port, is one of this server's names."""
+        """Return whether a Host header, without its port, is one of this server's names."""
         name = name_of(host)
         if name in self.hosts:
             return True
@@ -59,19 +85,46 @@ class AccessPolicy:
             address = ipaddress.ip_address(name.strip("[]"))
         except ValueError:
             return False
-        return self.addresses or address.is_loopback
+        return self.addresses or (self.loopback and address.is_loopback)
 
     def admits(self, authorization: str) -> bool:
-        """Whether a header has the token; always where there is none."""
+        """Return whether a header has the token, or no token is needed."""
         if self.token is None:
             return True
         scheme, _, given = authorization.partition(" ")
         same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode())
         return scheme.lower() == "bearer" and same
 
+    def check(self, scope: Scope) -> None:
+        """Raise Refused for a request that may not be answered."""
+        headers = decoded(scope["headers"])
+        host, path = headers.get("host", ""), scope["path"]
+        if name := repeated(scope["headers"]):
+            raise Refused(400, f"the request repeats the header {name}: send it once")
+        if not self.knows(host):
+            raise Refused(*self.wrong_host)
+        if path in self.open_paths:
+            return
+        linked = path in self.link_paths and headers.get("sec-fetch-dest") == "document"
+        if not linked and from_elsewhere(headers, host):
+            raise Refused(403, "a browser makes this request for another site: begin at the first page")
+        if not self.admits(headers.get("authorization", "")):
+            bearer = {"www-authenticate": "Bearer"}
+            raise Refused(401, "the token is missing or wrong: Authorization: Bearer TOKEN", bearer)
+
+
+class Observer(Protocol):
+    """A counter of requests and bodies."""
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count an answer; status 0 means that the client got none."""
+
+    def holds(self, size: int) -> None:
+        """Record the bytes of all bodies in memory."""
+
 
 class Refused(Exception):  # noqa: N818
-    """An answer instead of the app's."""
+    """An answer that the guard gives instead of the app."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -79,120 +132,141 @@ class Refused(Exception):  # noqa: N818
 
 
 class Guard:
-    """ASGI middleware; see the top of the file."""
+    """ASGI middleware that answers what the policy or the limits refuse, and adds the policy's headers.
+
+    Without ``limits`` it leaves bodies to the app.
+    """
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
+        policy: AccessPolicy,
         *,
-        door: AccessPolicy,
-        limits: Limits,
-        figures: Figures,
-        paths: frozenset[str],
-        complain: Callable[[str], None],
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+        complain: Report = lambda line: None,
     ) -> None:
-        self.app, self.door, self.limits, self.figures = app, door, limits, figures
-        self.paths, self.complain = paths, complain
-        self.held = 0  # bytes of bodies
+        self.app, self.policy, self.limits, self.observer = app, policy, limits, observer
+        self.complain = complain
+        self.held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         begin, path = time.monotonic(), str(scope["path"])
-        status = 0  # none is sent
+        status = 0  # of the answer; 0 before there is one
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                own = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *own]
+                message["headers"] = [*message.get("headers", []), *self._missing(message.get("headers", []))]
             await send(message)
 
         try:
+            self.policy.check(scope)
             await self._pass(scope, receive, sending)
         except Refused as refused:
-            await _answer(refused, receive, sending)
-        except asyncio.CancelledError:  # uvicorn cancels what a stop leaves no time for
+            await answer(refused, receive, sending)
+        except asyncio.CancelledError:  # uvicorn cancels requests that outlast its shutdown
             if not status:
                 stopping = Refused(503, "the server is stopping", {"retry-after": "1"})
-                await _answer(stopping, receive, sending, linger=0)
-        except Exception as error:  # told to who runs the server, not to the client
+                await answer(stopping, receive, sending, linger=0)
+        except Exception as error:  # the log names the fault; the client might be a stranger
             self.complain(f"{scope['method']} {path}: unexpected {type(error).__name__}: {error}")
             if not status:
-                failed = Refused(500, "the server failed; it says more where it runs")
-                await _answer(failed, receive, sending)
+                await answer(Refused(500, "internal server error; see the server log"), receive, sending)
         finally:
-            label = path if path in self.paths else "other"
-            self.figures.requests.labels(label, str(status)).inc()
-            self.figures.seconds.labels(label).observe(time.monotonic() - begin)
+            if self.observer is not None:
+                self.observer.answered(path, status, time.monotonic() - begin)
+
+    def _missing(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return the policy's headers that an answer lacks."""
+        own = decoded(headers)
+        return [(k.encode(), v.encode()) for k, v in self.policy.headers.items() if k not in own]
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        host = headers.get("host", "")
-        if twice := repeated(scope["headers"]):
-            raise Refused(400, f"the header {twice} stands there more than once")
-        if not self.door.knows(host):
-            raise Refused(400, "this server does not answer under that Host name: see --allow-host")
-        if scope["path"] not in OPEN:
-            if _from_elsewhere(headers, host):
-                raise Refused(403, "requests that a browser makes for another site are refused")
-            if not self.door.admits(headers.get("authorization", "")):
-                how = {"www-authenticate": "Bearer"}
-                raise Refused(401, "the token is missing or wrong: Authorization: Bearer TOKEN", how)
-        if scope["method"] in ("GET", "HEAD"):
+        """Call the app, with a body that is whole. Raises Refused for one that is too large, slow or one too many."""
+        limits = self.limits
+        if limits is None or scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
-        size = headers.get("content-length", "0")
-        if not size.isdecimal() or int(size) > self.limits.body:
-            raise Refused(413, f"a body has {self.limits.megabytes:g} MB at most")
+        size = decoded(scope["headers"]).get("content-length", "0")
+        if not size.isdecimal() or int(size) > limits.body:
+            raise too_large(limits)
         parts: list[bytes] = []
         try:
             try:
-                async with asyncio.timeout(self.limits.body_seconds):
-                    await self._read(receive, parts)
+                async with asyncio.timeout(limits.body_seconds):
+                    await self._read(limits, receive, parts)
             except TimeoutError:
-                text = f"the body did not arrive within {self.limits.body_seconds:g} seconds"
-                raise Refused(408, text) from None
+                raise Refused(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from None
             parts[:] = [b"".join(parts)]
-            await self.app(scope, _given(parts[0], receive), send)
+            await self.app(scope, one_message(parts[0], receive), send)
         finally:
             self._hold(-sum(map(len, parts)))
 
-    async def _read(self, receive: Receive, parts: list[bytes]) -> None:
-        """The body, in parts. Raises Refused where it is too large, by itself or with the others."""
+    async def _read(self, limits: Limits, receive: Receive, parts: list[bytes]) -> None:
+        """Read a body into ``parts``. Raises Refused where it, or all bodies together, are too large."""
         total, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(408, "the client left")  # nobody hears it
+                raise Refused(408, "the client left")
             part = message.get("body", b"")
             total += len(part)
             parts.append(part)
             self._hold(len(part))
-            if total > self.limits.body:
-                raise Refused(413, f"a body has {self.limits.megabytes:g} MB at most")
-            if self.held > self.limits.held:
+            if total > limits.body:
+                raise too_large(limits)
+            if self.held > limits.held:
                 text = "the server holds as many bodies as it may: try again"
                 raise Refused(503, text, {"retry-after": "1"})
             more = bool(message.get("more_body", False))
 
     def _hold(self, size: int) -> None:
         self.held += size
-        self.figures.held.set(self.held)
+        if self.observer is not None:
+            self.observer.holds(self.held)
 
 
-def _from_elsewhere(headers: dict[str, str], host: str) -> bool:
-    """Whether a browser says that another site's page makes the request. Other clients say nothing."""
+def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by lower-case name."""
+    return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in headers}
+
+
+def name_of(host: str) -> str:
+    """Return a Host header without its port, in lower case."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0].rstrip(".")
+
+
+def repeated(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the name of a repeated header that a check or the reader of the body uses.
+
+    Readers differ in which of two values they take, so a check could see another value than the app.
+    """
+    counts = Counter(name.decode("latin-1").lower() for name, _ in headers)
+    return next((name for name, count in counts.items() if count > 1 and name in SINGLE_HEADERS), None)
+
+
+def from_elsewhere(headers: Mapping[str, str], host: str) -> bool:
+    """Return whether a browser makes the request for another site's page. Other clients send neither header."""
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
     return origin is not None and origin.lower().partition("://")[2] != host.strip().lower()
 
 
-def _given(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then what the connection says."""
+def too_large(limits: Limits) -> Refused:
+    return Refused(413, f"a body has {limits.megabytes:g} MB at most")
+
+
+def one_message(body: bytes, receive: Receive) -> Receive:
+    """Return a channel that gives the body in one message, then what the connection sends."""
     given = False
 
     async def receiving() -> Message:
@@ -205,9 +279,11 @@ def _given(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-async def _answer(refused: Refused, receive: Receive, send: Send, linger: float = LINGER) -> None:
-    """The answer at once; then the rest of the body is read for a while and dropped, or the client,
-    still sending, would find its connection reset and never read the answer."""
+async def answer(refused: Refused, receive: Receive, send: Send, linger: float = LINGER_S) -> None:
+    """Send the answer at once, then read and drop the rest of the body for ``linger`` seconds.
+
+    A client that still sends would otherwise find its connection reset, and never read the answer.
+    """
     body = json.dumps({"detail": refused.detail}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     start = [(k.encode(), v.encode()) for k, v in (headers | refused.headers).items()]

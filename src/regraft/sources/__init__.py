@@ -1,8 +1,8 @@
-"""One file a source plug-in; found by its name, see regraft.plugins.
+"""Sources, one file each; regraft finds a source by its file's name.
 
-A plug-in has ``load(name, options) -> Source`` and ``build(recipe, folder) -> Source``, which makes
-the same architecture again without weights and offline. Files whose names begin with "_" are shared
-by the plug-ins of this folder.
+A plug-in has ``load(name, options) -> Source`` and ``build(recipe, folder) -> Source``. ``build`` makes the same
+architecture again, offline and without weights. Files whose names begin with "_" are shared by the plug-ins of this
+folder.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ FORMS = "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm
 
 
 def load_source(ref: str, options: SourceOptions) -> Source:
-    """The source that a reference names; a path to a run folder needs no prefix.
+    """Return the source that a reference names. The path of a run folder needs no prefix.
+
+    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
 
     Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
     """
-    with no_calls() if options.offline else nullcontext():
+    with hub_offline() if options.offline else nullcontext():
         return _load_source(ref, options)
 
 
 @contextmanager
-def no_calls() -> Iterator[None]:
-    """Inside, the hub's library is offline. Told to look at local files alone it still asks the hub for
-    other things, such as a list of programs that may be using it."""
+def hub_offline() -> Iterator[None]:
+    """Set the hub's library to offline inside the block.
+
+    Even with local files only, the library would send requests of other kinds, such as for a list of agent programs.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -43,7 +47,8 @@ def no_calls() -> Iterator[None]:
 
 
 def _load_source(ref: str, options: SourceOptions) -> Source:
-    if os.path.lexists(Path(ref) / "model" / "config.json"):  # whatever it is: run.load says
+    """Load a run folder, or a source by its prefix."""
+    if os.path.lexists(Path(ref) / "model" / "config.json"):  # run.load refuses a path that is no regular file
         source: Source = plugins.module("sources", "run").load(ref, options)
         return source
     prefix, colon, name = ref.partition(":")

@@ -1,6 +1,6 @@
-"""Which class of transformers a config.json stands for, and which part of it regraft takes.
+"""Classes of transformers that a config.json stands for, and the part that regraft takes.
 
-A class is looked up in the module of its family; nothing is imported by a name that a config gives.
+regraft looks a class up in the module of its family. It imports nothing by a name that a config gives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADS = (
     "classifier",
     "score",
     "head",
-)  # dotted names of classifiers; of two in one model the earlier decides
+)  # dotted names of classifiers; the first that a model has is its head
 
 ENCODERS = (
     "Encoder",
@@ -33,7 +33,7 @@ ENCODERS = (
     "VisionModel",
     "TextModelWithProjection",
     "VisionModelWithProjection",
-)  # ends of classes that are one encoder of several
+)  # endings of classes that are one encoder of several
 
 TOWERS = (
     "aimv2",
@@ -46,31 +46,31 @@ TOWERS = (
     "metaclip_2",
     "siglip",
     "siglip2",
-)  # an encoder for pictures beside one for texts
+)  # families with an encoder for pictures and one for texts
 
-MASKED = {"vit_mae": "vit"}  # trained with patches masked at random → the kind without
+MASKED = {"vit_mae": "vit"}  # a family trained with random masking → the family without masking
 
 ELSEWHERE = (
     "backbone",
     "backbone_config",
     "use_pretrained_backbone",
     "use_timm_backbone",
-)  # values that name a second network, with weights of its own
+)  # keys that name a second network with weights of its own
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a recipe begins with, and what to say of it."""
+    """Class, configuration and notes for a config.json: the start of a recipe."""
 
     auto: str  # the automatic class
-    named: str  # a class of the family's own, "" for the automatic class's choice
+    named: str  # a class of the family; "" for the automatic class's choice
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
-    tower: str = ""  # what the encoder's tensors are called in the file of both: "vision_model."
+    tower: str = ""  # prefix of the encoder's tensors in the file of both encoders: "vision_model."
 
 
 def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
-    """Return the class for config.json; ``pictures``: the folder says how they are prepared.
+    """Return the class for a config.json. ``pictures`` is true where the folder says how pictures are prepared.
 
     Raises SourceError, naming what the config asks for, where regraft does not have it.
     """
@@ -109,7 +109,7 @@ def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
 
 
 def name_of(values: dict[str, Any], reference: str) -> str:
-    """Return the first of ``architectures``, or "" where there is none."""
+    """Return the first name of ``architectures``, or "" where there is none."""
     named = values.get("architectures") or [""]
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
         raise SourceError(f"{reference}: config.json has architectures {named}, not a list of names")
@@ -148,24 +148,27 @@ def refuse_elsewhere(values: Any, reference: str) -> None:
 
 
 def config_class(kind: str, reference: str) -> Any:
-    """Return the library's class of configuration. Raises SourceError where it has none."""
+    """Return the library's configuration class. Raises SourceError where it has none."""
     import transformers
 
     if not kind:
         raise SourceError(
-            f"{reference}: config.json has no model_type, which says the architecture: it is not a transformers model"
+            f"{reference}: config.json has no model_type, which names the architecture: it is no transformers model"
         )
     try:
         return transformers.CONFIG_MAPPING[kind]
     except KeyError:
         raise SourceError(
-            f'{reference}: transformers {transformers.__version__} has no architecture "{kind}"; a newer version may'
+            f'{reference}: transformers {transformers.__version__} has no architecture "{kind}"; try a newer version'
         ) from None
 
 
 def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: str) -> Choice:
-    """Return one of the two encoders: the one that ``architectures`` names, else the pictures'
-    where the folder says how pictures are prepared."""
+    """Return the choice of one of two encoders.
+
+    ``architectures`` names the encoder. Otherwise it is the one for pictures, where the folder says how pictures are
+    prepared, else the one for texts.
+    """
     kind = str(values["model_type"])
     named = architecture if architecture.endswith(ENCODERS) else ""
     image = "Vision" in named if named else pictures
@@ -185,9 +188,9 @@ def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: 
 
 
 def in_tower(tensors: dict[str, Any], prefix: str, expected: Iterable[str]) -> dict[str, Any]:
-    """Return a file's tensors with those of one encoder under that encoder's own names.
+    """Return a file's tensors, with the tensors of one encoder under that encoder's own names.
 
-    The class of both encoders lets a list of layers be "layer" in files, the encoder's class may not.
+    The class of both encoders accepts "layer" and "layers" as the name of a list, the encoder's class may not.
     """
     names = set(expected)
     known: dict[str, Any] = {}
@@ -200,7 +203,7 @@ def in_tower(tensors: dict[str, Any], prefix: str, expected: Iterable[str]) -> d
 
 
 def unmasked(values: dict[str, Any]) -> Choice:
-    """Return the same encoder without masking, which reads the weights as its classifier does."""
+    """Return the choice of the same encoder without masking, which reads the weights as its classifier does."""
     kind = str(values["model_type"])
     config = {k: v for k, v in values.items() if not k.startswith(("decoder_", "mask_", "norm_pix"))}
     config |= {"model_type": MASKED[kind], "architectures": None}
@@ -209,7 +212,7 @@ def unmasked(values: dict[str, Any]) -> Choice:
 
 
 def modeling(family: Any) -> Any:
-    """Return the module that holds the classes of a configuration's family, or None."""
+    """Return the module with the classes of a configuration's family, or None."""
     from importlib import import_module
 
     name = family.__module__.replace(".configuration_", ".modeling_")
@@ -222,6 +225,7 @@ def modeling(family: Any) -> Any:
 
 
 def class_names(family: Any, end: str) -> list[str]:
+    """Return the names of a family's classes with this ending."""
     return [n for n in vars(modeling(family) or object) if n.endswith(end)]
 
 
@@ -229,9 +233,9 @@ def model_class(family: Any, name: str) -> Any:
     """Return the family's model class of that name, or None where it has none."""
     from transformers import PreTrainedModel
 
-    found = vars(modeling(family) or object).get(name) if re.fullmatch(r"\w+", name) else None
-    known = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    return found if known and name.endswith(ENCODERS) else None
+    candidate = vars(modeling(family) or object).get(name) if re.fullmatch(r"\w+", name) else None
+    is_model = isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)
+    return candidate if is_model and name.endswith(ENCODERS) else None
 
 
 def encoder_of(family: Any) -> str:
@@ -245,7 +249,7 @@ def head_of(net: Any, reference: str) -> str:
     children = {n for n, m in net.named_children() if any(True for _ in m.parameters())}
     rivals = sorted(n for n in children if n in ("dist_head", "classifier_distill", "cls_classifier"))
     modules = dict(net.named_modules())
-    found = next((n for n in HEADS if n in modules and any(True for _ in modules[n].parameters())), "")
+    head = next((n for n in HEADS if n in modules and any(True for _ in modules[n].parameters())), "")
     body = getattr(net, "base_model_prefix", "")
     after = sorted(children - {body})
     if rivals:
@@ -253,10 +257,10 @@ def head_of(net: Any, reference: str) -> str:
             f"{reference}: refused, {type(net).__name__} has several heads ({', '.join(after)}); "
             "regraft takes models with one"
         )
-    if not found:
+    if not head:
         names = ", ".join(after) or "no layer after its encoder"
         raise SourceError(
             f"{reference}: refused, regraft does not know the head of {type(net).__name__} among its "
             f"layers ({names}); use the encoder's own folder, saved without the head"
         )
-    return found
+    return head

@@ -1,7 +1,7 @@
 """Blocks of a backbone: an ordered partition of its tensors and modules, and the proof of a split.
 
-A module without tensors belongs to the block before it; a container that spans several blocks,
-and the root, to the last one.
+A module without tensors belongs to the block before it. The root, and a container that spans several blocks, belong to
+the last one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Steps = Sequence[str]  # dotted modules, or "method()", in the order of the forw
 
 
 def tensor_names(module: nn.Module) -> list[str]:
-    """Names of parameters and buffers, non-persistent ones too, each tied tensor once."""
+    """Return the names of parameters and buffers, including non-persistent ones. A tied tensor occurs once."""
     return [*(n for n, _ in module.named_parameters()), *(n for n, _ in module.named_buffers())]
 
 
 def partition(
     backbone: nn.Module, groups: Sequence[tuple[str, Sequence[str]]], runs: Sequence[Run | None]
 ) -> tuple[Block, ...]:
-    """Blocks from named groups of tensors, input → output; modules follow their tensors."""
+    """Return blocks from named groups of tensors, input → output. Modules follow their tensors."""
     owner = {t: i for i, (_, tensors) in enumerate(groups) for t in tensors}
     modules: list[list[str]] = [[] for _ in groups]
     current = 0
@@ -50,9 +50,9 @@ def partition(
 
 
 def by_children(backbone: nn.Module, inputs: Inputs | None = None) -> list[tuple[str, list[str]]]:
-    """Return one group a child with tensors; tensors of the root go with the first.
+    """Return one group for each child with tensors. Tensors of the root go with the first.
 
-    The elements of a child that is a list of stages or layers are groups of their own. ``inputs`` are
+    Each element of a child that is a list of stages or layers is a group of its own. ``inputs`` are
     for a forward pass that decides the order; without them it is the order of registration.
     """
     names = tensor_names(backbone)
@@ -74,7 +74,7 @@ def by_children(backbone: nn.Module, inputs: Inputs | None = None) -> list[tuple
 
 
 def stages(backbone: nn.Module, name: str) -> list[str]:
-    """Return the elements of a child that is a list of modules with all of its tensors, else the child."""
+    """Return the elements of a child that is a list of modules and holds all of its tensors, else the child itself."""
     child = backbone.get_submodule(name)
     if not isinstance(child, nn.ModuleList | nn.Sequential) or len(child) < 2:
         return [name]
@@ -82,7 +82,7 @@ def stages(backbone: nn.Module, name: str) -> list[str]:
 
 
 def call_order(backbone: nn.Module, inputs: Inputs) -> dict[str, int]:
-    """Return when each module was first called in a forward pass."""
+    """Return the position of each module's first call in a forward pass."""
     called: dict[str, int] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -102,7 +102,7 @@ def call_order(backbone: nn.Module, inputs: Inputs) -> dict[str, int]:
 
 
 def common_path(tensors: Sequence[str]) -> str:
-    """The longest dotted path that leads to all of them: "blocks.3", or "" for none."""
+    """Return the longest dotted path that all tensors share: "blocks.3", or ""."""
     paths = [t.split(".")[:-1] for t in tensors]
     shared = []
     for parts in zip(*paths, strict=False):
@@ -113,6 +113,7 @@ def common_path(tensors: Sequence[str]) -> str:
 
 
 def apply(steps: tuple[str, ...], backbone: nn.Module, x: Any) -> Any:
+    """Run the steps of one block."""
     for step in steps:
         method = step.endswith("()")
         x = (getattr(backbone, step[:-2]) if method else backbone.get_submodule(step))(x)
@@ -120,11 +121,11 @@ def apply(steps: tuple[str, ...], backbone: nn.Module, x: Any) -> Any:
 
 
 def runs_of(steps: Steps, groups: Sequence[tuple[str, Sequence[str]]]) -> list[Run | None]:
-    """A callable a block, from the steps of the forward pass.
+    """Return a callable for each block, from the steps of the forward pass.
 
-    A step belongs to the block of its tensors; one without tensors, or a method, to the block of
-    the step before it; the last step to the last block. All None where steps and blocks do not
-    run in the same order.
+    A step belongs to the block of its tensors. A step without tensors, or a method, belongs to the block of the
+    step before it. The last step belongs to the last block. All callables are None where steps and blocks run
+    in different orders.
     """
     none: list[Run | None] = [None] * len(groups)
     owner = {t: i for i, (_, tensors) in enumerate(groups) for t in tensors}
@@ -142,7 +143,7 @@ def runs_of(steps: Steps, groups: Sequence[tuple[str, Sequence[str]]]) -> list[R
 
 
 class Uncached(dict[str, Any]):
-    """A cache that never has an entry, so that its user computes each anew."""
+    """A cache that never has an entry, so that its user computes each value again."""
 
     def __contains__(self, key: object) -> bool:
         return False
@@ -151,11 +152,11 @@ class Uncached(dict[str, Any]):
         return False
 
 
-def forget(backbone: nn.Module) -> None:
-    """Switch off the caches of values that are computed from weights.
+def disable_caches(backbone: nn.Module) -> None:
+    """Disable caches of values that are computed from weights.
 
-    timm's LeViT and its kin keep attention biases from the first pass in eval mode until they train.
-    Weights that are loaded or averaged in between would not count.
+    timm's LeViT and similar models keep attention biases from the first pass in eval mode until they train. Weights
+    that are loaded or averaged in between would have no effect.
     """
     for module in backbone.modules():
         if isinstance(getattr(module, "attention_bias_cache", None), dict):
@@ -170,15 +171,15 @@ def prove(
     expected: Tensor | None,
     where: str,
 ) -> tuple[int, tuple[Block, ...]]:
-    """(D, blocks) of a split, measured by a forward pass in eval mode.
+    """Return (D, blocks) of a split, after a forward pass in eval mode proved it.
 
-    ``expected`` [B, C] is the original model's output. Where the blocks' runs do not chain to the
-    backbone's output exactly they are dropped: a wrong cut is worse than none.
+    ``expected`` [B, C] is the original model's output. Where the runs of the blocks do not chain to the backbone's
+    exact output, the blocks lose their runs: a wrong cut is worse than none.
 
-    Raises SourceError where features are not [B, D], differ between two passes over one input, or
-    head(backbone(x)) is not the original.
+    Raises SourceError where features are not [B, D], where two passes over one input differ, or where
+    head(backbone(x)) is not the original output.
     """
-    forget(backbone)
+    disable_caches(backbone)
     with torch.no_grad():
         try:
             features = backbone(inputs)

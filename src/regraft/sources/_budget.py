@@ -1,6 +1,6 @@
-"""Limits on the network that a config describes, checked before any of it takes memory.
+"""Limits on the network that a config describes, checked before the network takes memory.
 
-The weights file says how large the network can be: a config that describes far more is not its own.
+The weights file says how large the network can be. A config that describes far more does not belong to it.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
 
 MAX_SUM = 10_000  # of the counts in one list, which may be numbers of layers
 
-MAX_LABELS = 1_000_000  # names of classes, which a config makes when it is read
+MAX_LABELS = 1_000_000  # class names, which a config creates when it is read
 
 COUNTS = re.compile(r"layer|depth|block|repeat|stage|hash|attention_types")
 
-SIZES = re.compile(r"size$|size_|dim|width|channel|token|length|rank|bucket")  # no counts, whatever else
+SIZES = re.compile(r"size$|size_|dim|width|channel|token|length|rank|bucket")  # names of sizes, which are no counts
 
-SPARE_TENSORS = 2_000  # beyond the file's: heads and poolers that it lacks
+SPARE_TENSORS = 2_000  # allowed beyond the file's, for heads and poolers that the file lacks
 
 SPARE_VALUES = 2**26  # 256 MB in float32
 
 
 @dataclass(frozen=True)
 class Size:
-    """The extent of a weights file."""
+    """Number of tensors and values in a weights file."""
 
     tensors: int
     values: int
 
 
-UNKNOWN = Size(50_000, 2**36)  # where no weights file is at hand
+UNKNOWN = Size(50_000, 2**36)  # assumed without a weights file
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> Size:
+    """Return the size of these tensors."""
     return Size(len(tensors), sum(t.numel() for t in tensors.values()))
 
 
 def size_in(path: Path) -> Size:
-    """Return the extent of a safetensors file from its header, or UNKNOWN for anything else."""
+    """Return the size of a safetensors file from its header, or UNKNOWN for anything else."""
     from math import prod
 
     from safetensors import SafetensorError, safe_open
@@ -93,11 +94,11 @@ def counted(key: str) -> bool:
 
 @contextmanager
 def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[None]:
-    """Raise SourceError as soon as a network built inside has far more tensors than the file.
+    """Raise SourceError as soon as a network that is built inside has far more tensors than the file.
 
-    A count that no rule knows by name thus costs a second at most. With ``memory`` values are limited too,
-    for a network that is not built without memory first: they are counted before anything is written to
-    them, and each time a module takes a tensor, so that tied ones count more than once.
+    A count that no rule knows by name thus costs a second at most. With ``memory`` values are limited too, for a
+    network that takes memory while it is built. They are counted before anything is written to them. They are counted
+    again each time a module takes a tensor, so tied tensors count more than once.
     """
     from torch.nn.modules import module as torch_module
 
@@ -108,13 +109,15 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
         nonlocal parameters, modules, values
         if threading.get_ident() != thread or item is None:
             return
-        is_module = isinstance(item, torch_module.Module)  # a module may have an attribute "shape" too
+        is_module = isinstance(
+            item, torch_module.Module
+        )  # test the type, because a module may have an attribute "shape" too
         modules, parameters = modules + is_module, parameters + (not is_module)
         values += item.numel() if memory and not is_module else 0
         if values > most_values:
             raise SourceError(
                 f"{reference}: its config describes a network of more than {most_values:,} values, and the "
-                f"weights file holds {size.values:,}: the config is not that of the weights"
+                f"weights file holds {size.values:,}: the config does not belong to the weights"
             )
         if parameters > most or modules > 10 * most:
             raise SourceError(
@@ -134,7 +137,7 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
 
 
 def check_size(net: nn.Module, size: Size, reference: str) -> None:
-    """Raise SourceError where a network, built without memory, is far larger than its weights."""
+    """Raise SourceError where a network on the meta device is far larger than its weights."""
     values = sum(p.numel() for p in net.parameters())
     if values > 2 * size.values + SPARE_VALUES:
         raise SourceError(

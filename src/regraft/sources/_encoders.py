@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """A transformers model with its classifier taken off, or a plain encoder with pooling.
+    """A transformers model without its classifier, or a plain encoder with pooling.
 
-    ``pooling``: "head" takes what the classifier was given, "own" the vector that the model makes
-    itself, anything else modes of _poolings. ``after``: layers that follow, as a recipe says them.
-    ``left``: the tokenizer pads on the left, so rows are moved there first.
+    ``pooling`` is "head" for the classifier's input, "own" for the vector that the model computes itself, or modes of
+    _poolings. ``after`` describes layers that follow, as in a recipe. ``left`` is true for a tokenizer that pads on
+    the left; rows are then moved to the left first.
     """
 
     def __init__(self, net: nn.Module, pooling: str, after: Sequence[dict[str, Any]] = (), left: bool = False) -> None:
@@ -32,33 +32,34 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.left = left
         self.length = fixed_length(net)
-        self.dropped = dropped(net)
+        self.dropped = unused_inputs(net)
         if after:
-            self.after = _poolings.after(list(after))
+            self.after = _poolings.layers_after(list(after))
 
     def forward(self, inputs: Inputs) -> Tensor:
         if not isinstance(inputs, dict):
             return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
         if self.left:
-            inputs = _poolings.left_aligned(inputs)
+            inputs = _poolings.align_left(inputs)
         if self.length:
-            inputs = _poolings.filled(inputs, *self.length)
+            inputs = _poolings.fill_to_length(inputs, *self.length)
         out = self.net(**{k: v for k, v in inputs.items() if k not in self.dropped})
         return self.pool(self.hidden(out), inputs.get("attention_mask"))
 
     def hidden(self, out: Any) -> Tensor:
-        found: Tensor | None = out.logits if self.pooling == "head" else None
-        found = _poolings.own(out) if self.pooling == "own" else found
-        return out.last_hidden_state if found is None else found
+        """Return the tensor of the model's output that pooling reads."""
+        tensor: Tensor | None = out.logits if self.pooling == "head" else None
+        tensor = _poolings.own_vector(out) if self.pooling == "own" else tensor
+        return out.last_hidden_state if tensor is None else tensor
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, D], [B, T, D] or [B, D, H, W] → [B, D]; mask [B, T]."""
+        """Return [B, D] from [B, D], [B, T, D] or [B, D, H, W]. mask is [B, T]."""
         modes = "cls" if self.pooling in ("head", "own") else self.pooling
         x = _poolings.pool(x, mask, modes)
         return self.after(x) if hasattr(self, "after") else x
 
 
-def dropped(net: nn.Module) -> frozenset[str]:
+def unused_inputs(net: nn.Module) -> frozenset[str]:
     """Return the names that a tokenizer may give and the model does not take."""
     named: set[str] = set()
     for module in (net, base_of_net(net)):
@@ -67,8 +68,10 @@ def dropped(net: nn.Module) -> frozenset[str]:
 
 
 def fixed_length(net: Any) -> tuple[int, int] | None:
-    """Return (tokens, what to fill with) of a model that reads its answer at the last of so many
-    places, padding or not; None for any other."""
+    """Return (tokens, padding id) of a model that reads its answer at a fixed last place, else None.
+
+    Such a model needs rows of exactly that many tokens.
+    """
     config = net.config
     if config.model_type not in ("siglip_text_model", "siglip2_text_model"):
         return None
@@ -76,27 +79,28 @@ def fixed_length(net: Any) -> tuple[int, int] | None:
 
 
 def base_of_net(net: Any) -> Any:
+    """Return the model without its classifier."""
     return getattr(net, "base_model", net)
 
 
-def answer(net: Any, inputs: Inputs, reference: str) -> Any:
+def call_model(net: Any, inputs: Inputs, reference: str) -> Any:
     """Return the model's output.
 
-    Raises SourceError where the model does not take such inputs at all, ValueError or RuntimeError
-    where their size or their number does not suit it.
+    Raises SourceError where the model does not take such inputs, ValueError or RuntimeError where their size or
+    number does not suit it.
     """
     try:
         if not isinstance(inputs, dict):
             return net(pixel_values=inputs)
-        unknown = dropped(net)
+        unknown = unused_inputs(net)
         return net(**{k: v for k, v in inputs.items() if k not in unknown})
     except (ValueError, RuntimeError):
         raise
-    except Exception as error:  # as many kinds as there are models
-        raise refusal(net, inputs, error, reference) from error
+    except Exception as error:  # models raise errors of many kinds
+        raise input_error(net, inputs, error, reference) from error
 
 
-def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
+def input_error(net: nn.Module, inputs: Inputs, error: Exception, reference: str) -> SourceError:
     """Return the error for a model that fails on plain texts or pictures."""
     what = "texts" if isinstance(inputs, dict) else "pictures"
     return SourceError(
@@ -106,13 +110,13 @@ def refusal(net: nn.Module, inputs: Inputs, error: Exception, reference: str) ->
 
 
 def tokens_to_head(net: Any, inputs: Inputs) -> bool:
-    """Return whether a model, its classifier replaced by an identity, gives that all tokens."""
+    """Return whether a model whose classifier is an identity gives it all tokens."""
     with torch.no_grad():
-        return bool(answer(net, inputs, type(net).__name__).logits.ndim == 3)
+        return bool(call_model(net, inputs, type(net).__name__).logits.ndim == 3)
 
 
 def sees_padding(backbone: nn.Module, inputs: Inputs) -> bool:
-    """Return whether a row of texts gives other features alone than in a batch that pads it."""
+    """Return whether a text has other features alone than in a batch that pads it."""
     if not isinstance(inputs, dict):
         return False
     lengths = inputs["attention_mask"].sum(1)
@@ -123,8 +127,8 @@ def sees_padding(backbone: nn.Module, inputs: Inputs) -> bool:
     return not torch.allclose(*pair, rtol=1e-3, atol=1e-4)
 
 
-def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
-    """Return the pooling to use; "auto" and "own" are settled by what the model's output has.
+def choose_pooling(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
+    """Return the pooling to use. The model's output decides for "auto" and "own".
 
     Raises SourceError for a pooling that does not exist, or that the model cannot have.
     """
@@ -132,8 +136,8 @@ def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
     if not all(mode in known for mode in wanted.split("+")) or ("+" in wanted and "own" in wanted):
         raise SourceError(f'{reference}: there is no pooling "{wanted:.60}"')
     with torch.no_grad():
-        out = answer(net, inputs, reference)
-    vector, hidden = _poolings.own(out), getattr(out, "last_hidden_state", None)
+        out = call_model(net, inputs, reference)
+    vector, hidden = _poolings.own_vector(out), getattr(out, "last_hidden_state", None)
     if hidden is None and vector is None:
         raise SourceError(f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features")
     if wanted == "auto":
@@ -150,7 +154,7 @@ def settle(net: Any, inputs: Inputs, wanted: str, reference: str) -> str:
 
 
 class TokenHead(nn.Module):
-    """A classification head that takes the first token of [B, T, D], given that token [B, D]."""
+    """A classification head that reads the first token of [B, T, D], wrapped to take that token [B, D]."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -162,7 +166,7 @@ class TokenHead(nn.Module):
 
 
 def layers_of(net: nn.Module) -> str | None:
-    """The dotted name of the list of layers: the outermost one with the most parameters."""
+    """Return the dotted name of the list of layers: of the lists with the most parameters, the outermost."""
     lists = [
         (sum(p.numel() for p in m.parameters()), -n.count("."), n)
         for n, m in net.named_modules()
@@ -172,7 +176,7 @@ def layers_of(net: nn.Module) -> str | None:
 
 
 def group(backbone: Encoder) -> list[tuple[str, list[str]]]:
-    """Tensors as embeddings, each layer, and what follows; names without the wrappers' prefixes.
+    """Return tensors grouped as embeddings, layers and the rest. Names lack the wrappers' prefixes.
 
     What holds positions ("embed", "relative") is used by every layer: it goes with the embeddings.
     """
@@ -195,7 +199,7 @@ def group(backbone: Encoder) -> list[tuple[str, list[str]]]:
 
 
 def blocks(backbone: Encoder) -> tuple[Block, ...]:
-    """Blocks with runs for BERT, RoBERTa and ViT; without for the others.
+    """Return blocks, with runs for BERT, RoBERTa and ViT and without for other models.
 
     Between text blocks x is {"hidden": [B, T, D], "attention_mask": [B, T]}.
     """
@@ -219,21 +223,23 @@ def blocks(backbone: Encoder) -> tuple[Block, ...]:
     each: list[_blocks.Run] = [partial(layer, i) for i in range(count)]
     after = [finish] * (len(groups) - count - 1)
     if not after:  # nothing with tensors follows the layers: pooling belongs to the last one
-        each[-1] = partial(then, each[-1], finish)
+        each[-1] = partial(chain_runs, each[-1], finish)
     runs = [embed, *each, *after]
     return _blocks.partition(backbone, groups, runs)
 
 
-def then(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -> Any:
+def chain_runs(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: Any) -> Any:
+    """Run one block, then another."""
     return second(backbone, first(backbone, x))
 
 
 def base_of(backbone: Any) -> Any:
+    """Return the model inside the backbone, without its classifier."""
     return base_of_net(backbone.net)
 
 
 def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
-    """What the classifier would be given (its place holds an identity), or the pooling."""
+    """Return what the classifier would read, whose place holds an identity, or else the pooled features."""
     if backbone.pooling != "head":
         features: Tensor = backbone.pool(hidden, mask)
         return features
@@ -243,14 +249,16 @@ def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tenso
 
 
 def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Run the embeddings of a text model."""
     if backbone.left:
-        x = _poolings.left_aligned(x)
+        x = _poolings.align_left(x)
     hidden = base_of(backbone).embeddings(input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids"))
     mask = x.get("attention_mask", torch.ones_like(x["input_ids"]))
     return {"hidden": hidden, "attention_mask": mask}
 
 
 def layer_text(index: int, backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Run one layer of a text model."""
     from transformers.masking_utils import create_bidirectional_mask
 
     base, hidden = base_of(backbone), x["hidden"]
@@ -259,21 +267,25 @@ def layer_text(index: int, backbone: Any, x: dict[str, Tensor]) -> dict[str, Ten
 
 
 def finish_text(backbone: Any, x: dict[str, Tensor]) -> Tensor:
+    """Run the pooler, where there is one, and the pooling."""
     pooler = base_of(backbone).pooler
     pooled = pooler(x["hidden"]) if pooler is not None else None
     return after_base(backbone, x["hidden"], pooled, x["attention_mask"])
 
 
 def embed_image(backbone: Any, x: Tensor) -> Tensor:
+    """Run the embeddings of a ViT."""
     hidden: Tensor = base_of(backbone).embeddings(x)
     return hidden
 
 
 def layer_image(index: int, backbone: Any, x: Tensor) -> Tensor:
+    """Run one layer of a ViT."""
     hidden: Tensor = base_of(backbone).layers[index](x, None)
     return hidden
 
 
 def finish_image(backbone: Any, x: Tensor) -> Tensor:
+    """Run the last norm and the pooling."""
     hidden = base_of(backbone).layernorm(x)
     return after_base(backbone, hidden, None, None)

@@ -1,4 +1,4 @@
-"""What a transformers folder says beside its weights: texts, pictures, pooling, licence."""
+"""Files of a transformers folder beside its weights: texts, pictures, pooling, licence."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from ..data.types import ImageSpec, TextSpec
 from ..errors import SourceError
-from ._image import LARGEST
+from ._image import MAX_SIDE_PIXELS
 from ._weights import Weights, read
 
-LONGEST = 1_000_000  # tokens of a row; a tokenizer that says more has no limit
+MAX_TOKENS = 1_000_000  # tokens of a row; a tokenizer with a larger limit has none
 
 TOKENIZER_FILES = (
-    "config.json",  # the tokenizer's class, where its own configuration names none
+    "config.json",  # names the tokenizer's class where tokenizer_config.json does not
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -52,8 +52,10 @@ RESAMPLE: dict[int, Literal["nearest", "bilinear", "bicubic", "lanczos"]] = {
 
 
 def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
-    """The object (or list) in it, or an empty one where there is no such file. Raises SourceError for
-    one that is damaged."""
+    """Return the object (or list) in a file, or an empty one where the file does not exist.
+
+    Raises SourceError for a damaged file.
+    """
     if not path.is_file():
         return kind()
     try:
@@ -68,7 +70,10 @@ def read_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]] = dict) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers prints neither warnings nor bars: what matters of them is raised here."""
+    """Silence warnings and progress bars of transformers inside the block.
+
+    regraft raises errors of its own where they matter.
+    """
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -82,7 +87,7 @@ def quiet() -> Iterator[None]:
 
 
 def find(name: str, offline: bool) -> Path:
-    """A folder, or the hub's or its cache's copy. Raises SourceError with the remedy."""
+    """Return a local folder, or the copy of the hub or its cache. Raises SourceError with the remedy."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -94,23 +99,23 @@ def find(name: str, offline: bool) -> Path:
         if not list(folder.glob("*.safetensors")):
             patterns.append("pytorch_model*.bin")
             folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=patterns))
-    except Exception as error:  # the hub raises as many kinds as there are network faults
+    except Exception as error:  # the hub raises many kinds of error for network faults
         raise SourceError(
-            f"transformers:{name}: no such folder, not in the cache and not fetched; remedy: give "
+            f"transformers:{name}: no such folder, not in the cache, and fetching failed; remedy: give "
             "a folder that holds the model"
         ) from error
     return folder
 
 
 def weights(folder: Path) -> Weights:
-    """The folder's tensors, safetensors first, whole or in shards."""
+    """Return the folder's tensors, from safetensors first, in one file or in shards."""
     import hashlib
 
     for file in ("model.safetensors", "pytorch_model.bin"):
         if (folder / file).is_file():
             return read(folder / file)
         index = read_json(folder / f"{file}.index.json")
-        if index:  # shards are named without a folder: nothing outside this one is read
+        if index:  # keep the names of shards only, so that nothing outside this folder is read
             shards = sorted({Path(s).name for s in index["weight_map"].values()})
             parts = [read(folder / shard) for shard in shards]
             digest = hashlib.sha256("".join(p.digest for p in parts).encode()).hexdigest()
@@ -119,15 +124,17 @@ def weights(folder: Path) -> Weights:
 
 
 def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec, tuple[str, ...], dict[str, Any]]:
-    """Tokenizer and length, notes, and how the tokenizer pads.
+    """Return tokenizer and length, notes, and how the tokenizer pads.
+
+    Raises SourceError for no tokenizer, or one with too many tokens.
 
     Raises SourceError for no tokenizer, or one with too many tokens.
     """
     from ..io.foreign_code import tokenizer_of
-    from ._tokenizers import why
+    from ._tokenizers import describe_failure
 
     with quiet():
-        tokenizer = tokenizer_of(str(folder), why)
+        tokenizer = tokenizer_of(str(folder), describe_failure)
     rows = tokens_of(net)
     if rows is not None and len(tokenizer) > rows:
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
@@ -139,17 +146,17 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
     limits += [v for v in [read_json(folder / "sentence_bert_config.json").get("max_seq_length")] if v]
     limits += [v for v in [positions(net)] if v]
     limit = min(limits)
-    limit = limit if limit < LONGEST else 512  # a tokenizer without a limit says 1e30
+    limit = limit if limit < MAX_TOKENS else 512  # a tokenizer without a limit says 1e30
     pad = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
-    pads = {"padding_side": str(tokenizer.padding_side), "pad": pad}
+    padding = {"padding_side": str(tokenizer.padding_side), "pad": pad}
     if max_length is None or max_length <= limit:
-        return TextSpec(str(folder), max_length or limit), (), pads
+        return TextSpec(str(folder), max_length or limit), (), padding
     note = f"max_length {max_length} is above the limit {limit}"
-    return TextSpec(str(folder), limit), (note,), pads
+    return TextSpec(str(folder), limit), (note,), padding
 
 
 def tokens_of(net: Any) -> int | None:
-    """Return the rows of the table of tokens, or None for a model that hashes characters."""
+    """Return the number of rows in the token table, or None for a model that hashes characters."""
     try:
         return int(net.get_input_embeddings().weight.shape[0])
     except (NotImplementedError, AttributeError):
@@ -157,7 +164,7 @@ def tokens_of(net: Any) -> int | None:
 
 
 def positions(net: Any) -> int | None:
-    """Return the longest row in tokens that the model has positions for, or None for any."""
+    """Return the longest row, in tokens, that the model has positions for. None means no limit."""
     limit = getattr(net.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
@@ -172,14 +179,14 @@ def has_pictures(folder: Path) -> bool:
 
 
 def picture_values(folder: Path) -> dict[str, Any]:
-    """Return how pictures are prepared: a file of its own, or a part of the whole processor's."""
+    """Return how pictures are prepared, from preprocessor_config.json or the processor's own part."""
     own: dict[str, Any] = read_json(folder / "preprocessor_config.json")
     part = own or read_json(folder / "processor_config.json").get("image_processor")
     return part if isinstance(part, dict) else {}
 
 
-def other_kind(folder: Path) -> str:
-    """Return what a folder without config.json is instead, in words."""
+def describe_other_kind(folder: Path) -> str:
+    """Return what a folder without config.json is instead, for a message."""
     adapter = read_json(folder / "adapter_config.json")
     if adapter:
         base = str(adapter.get("base_model_name_or_path"))[:80]
@@ -195,20 +202,21 @@ def vision(config: Any) -> Any:
 
 
 def channels(config: Any) -> int:
-    found = getattr(vision(config), "num_channels", 3)
-    return found if isinstance(found, int) else 3
+    """Return the number of picture channels, 3 where the configuration has none."""
+    count = getattr(vision(config), "num_channels", 3)
+    return count if isinstance(count, int) else 3
 
 
 def image_spec(folder: Path, config: Any) -> ImageSpec:
-    """preprocessor_config.json. Raises SourceError where it says what regraft does not do."""
+    """Return the specification of preprocessor_config.json. Raises SourceError where regraft cannot follow it."""
     p: Any = picture_values(folder)
     if not p:
-        raise SourceError(f"{folder}: no preprocessor_config.json, so mean, std, size are unknown")
+        raise SourceError(f"{folder}: no preprocessor_config.json, so mean, std and size are unknown")
     if p.get("do_normalize", True) and "image_mean" not in p:
         raise SourceError(f"{folder}: preprocessor_config.json has no image_mean")
     factor = p.get("rescale_factor", 1 / 255)
     if not p.get("do_rescale", True) or abs(factor - 1 / 255) > 1e-6:
-        raise SourceError(f"{folder}: pictures rescaled otherwise than by 1/255")
+        raise SourceError(f"{folder}: preprocessor_config.json rescales pictures by another factor than 1/255")
     count = channels(config)
     if p.get("do_normalize", True):
         for key in ("image_mean", "image_std"):
@@ -217,7 +225,7 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
             if not ok or len(numbers) != count or (key == "image_std" and min(numbers) <= 0):
                 raise SourceError(
                     f"{folder}: preprocessor_config.json has {key} {numbers}, and the model takes "
-                    f"{count} channels: it needs a number for each"
+                    f"{count} channels: it needs one number a channel"
                 )
     side = getattr(vision(config), "image_size", None)
     side = side if isinstance(side, int) else 224
@@ -226,10 +234,10 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
     if shorter and "crop_pct" in p and resize[0] < 384:  # ConvNeXt: size is after the crop
         crop, resize = resize, (int(resize[0] / p["crop_pct"]),) * 2
     for height, width in (resize, crop or resize):
-        if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+        if not (0 < height <= MAX_SIDE_PIXELS and 0 < width <= MAX_SIDE_PIXELS):
             raise SourceError(
                 f"{folder}: preprocessor_config.json asks for pictures of {height} × {width} pixels; "
-                f"{LARGEST} a side is the most"
+                f"the limit is {MAX_SIDE_PIXELS} a side"
             )
     normal = p.get("do_normalize", True)
     return ImageSpec(
@@ -242,7 +250,7 @@ def image_spec(folder: Path, config: Any) -> ImageSpec:
 
 
 def sizes(value: Any) -> tuple[tuple[int, int], bool]:
-    """((height, width), whether it is the shorter side) from any of the library's forms."""
+    """Return ((height, width), whether it is the shorter side) from any form that the library uses."""
     if isinstance(value, int):
         return (value, value), False
     if isinstance(value, dict) and "shortest_edge" in value:
@@ -253,14 +261,15 @@ def sizes(value: Any) -> tuple[tuple[int, int], bool]:
 
 
 def licence(folder: Path) -> str:
+    """Return the licence of the folder's README.md, or "unknown"."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    found = re.search(r"\A---\n.*?^license:\s*(\S+)", text, re.MULTILINE | re.DOTALL)
-    return found.group(1) if found else "unknown"
+    match = re.search(r"\A---\n.*?^license:\s*(\S+)", text, re.MULTILINE | re.DOTALL)
+    return match.group(1) if match else "unknown"
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files, byte for byte."""
+    """Copy the tokenizer's files byte for byte."""
     target.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER_FILES:
         if (source / file).is_file() and source.resolve() != target.resolve():

@@ -1,4 +1,4 @@
-"""Weights files of other kinds, known by their content, and what to do with each."""
+"""Weights files of other kinds, recognised by content, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PACKED = {
 }
 
 TEXTS = {
-    b"version https://git-lfs": "only git-lfs's pointer to the weights: fetch them with git lfs pull",
-    b"<": "a page or another text of markup, not weights: fetch the file anew",
+    b"version https://git-lfs": "a git-lfs pointer, not the weights: fetch them with git lfs pull",
+    b"<": "a web page or other markup, not weights: fetch the file again",
     b"{": "JSON, not weights: of an index of shards name a shard's folder as transformers:FOLDER, or save "
     "the shards as one file with safetensors.torch.save_file",
 }
@@ -52,8 +52,8 @@ UNSCRIPT = (
 )
 
 
-def problem(path: Path) -> str | None:
-    """Return what a file is that holds no readable weights and what to do, or None for one that may."""
+def describe_problem(path: Path) -> str | None:
+    """Return why a file holds no readable weights and the remedy, or None for a file that may hold some."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -74,7 +74,7 @@ def problem(path: Path) -> str | None:
         if start.lstrip().lower().startswith(magic):
             return words
     if start[:1] == b"\x80":
-        return None  # a pickle, torch's old form
+        return None  # a pickle, torch's old format
     if b"onnx" in start.lower() or (start[:1] == b"\x08" and start[2:3] in (b"\x12", b":")):
         return f"an ONNX graph; {CONVERT}"
     if ".data-0" in path.name:
@@ -89,7 +89,7 @@ def archive(path: Path) -> str | None:
         with zipfile.ZipFile(path) as opened:
             names = opened.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # cut short: torch says so
+        return None  # truncated: torch.load reports it
     inner = [n.split("/", 1)[-1] for n in names]
     if "constants.pkl" in inner or any(n.startswith("code/") for n in inner):
         return "TorchScript, a program with its weights: " + UNSCRIPT.format("torch.jit.load")

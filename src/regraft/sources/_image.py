@@ -1,4 +1,4 @@
-"""A picture specification as plain JSON and back, and the change of its channels."""
+"""Picture specification as plain JSON and back, and the change of its channels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from ..errors import SourceError
 
 
 def to_recipe(spec: ImageSpec) -> dict[str, Any]:
+    """Return a picture specification as plain values."""
     return dataclasses.asdict(spec)
 
 
-LARGEST = 4096  # pixels a side: a network for larger ones is proved on more memory than there is
+MAX_SIDE_PIXELS = 4096  # pixels; the proof of a split would take too much memory for larger pictures
 
 
 def from_recipe(values: dict[str, Any]) -> ImageSpec:
-    """Raises SourceError for sides that no network here takes."""
+    """Return the picture specification of plain values. Raises SourceError for values that no picture has."""
     resize = values["resize"]
     sides = [*values["size"], *([resize] if isinstance(resize, int) else resize)]
-    if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE_PIXELS for side in sides):
         raise SourceError(f"pictures of {values['size']} from {resize} pixels are no picture size")
     if values["interpolation"] not in get_args(get_type_hints(ImageSpec)["interpolation"]):
         raise SourceError(f'there is no interpolation "{values["interpolation"]}"')
     numbers = [*values["mean"], *values["std"]]
-    known = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
-    if not known or len(values["mean"]) != len(values["std"]) or not all(values["std"]):
+    finite = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    if not finite or len(values["mean"]) != len(values["std"]) or not all(values["std"]):
         raise SourceError(f"mean {values['mean']} and std {values['std']} normalise no picture")
     return ImageSpec(
         size=(values["size"][0], values["size"][1]),
@@ -39,9 +40,9 @@ def from_recipe(values: dict[str, Any]) -> ImageSpec:
 
 
 def with_channels(spec: ImageSpec, channels: int) -> tuple[ImageSpec, str]:
-    """The specification for another number of channels, and what was changed, in words.
+    """Return the specification for another number of channels, and a note on the change.
 
-    One channel: the mean of the means and of the deviations. More than three: 0.5 for the rest.
+    One channel has the mean of the means and of the deviations. Added channels have 0.5.
     """
     if channels == spec.channels:
         return spec, ""

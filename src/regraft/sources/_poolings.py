@@ -12,31 +12,32 @@ from torch import Tensor, nn
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
 
-OWN = ("text_embeds", "image_embeds", "pooler_output")  # a model's own vector, the best one first
+OWN = ("text_embeds", "image_embeds", "pooler_output")  # outputs that hold a model's own vector, the best first
 
 
-def own(out: Any) -> Tensor | None:
-    """Return the vector that a model itself makes of a row, or None where it makes none."""
+def own_vector(out: Any) -> Tensor | None:
+    """Return the vector that a model computes for each row itself, or None where there is none."""
     for name in OWN:
-        found: Tensor | None = getattr(out, name, None)
-        if found is not None:
-            return found.flatten(1)
+        vector: Tensor | None = getattr(out, name, None)
+        if vector is not None:
+            return vector.flatten(1)
     return None
 
 
 def pool(x: Tensor, mask: Tensor | None, modes: str) -> Tensor:
-    """Return [B, D × number of modes]; ``modes`` as "mean" or "cls+mean", mask [B, T]."""
-    if x.ndim == 4:  # feature maps have no tokens: their mean stands for every mode
+    """Return [B, D × number of modes]. ``modes`` is "mean" or "cls+mean", for example; mask is [B, T]."""
+    if x.ndim == 4:  # feature maps have no tokens, so every mode is their mean
         return x.mean((2, 3))
     if x.ndim == 2:
         return x
     if mask is None or mask.shape[1] != x.shape[1]:
         mask = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
-    each = [one(x, mask, mode) for mode in modes.split("+")]
+    each = [pool_one(x, mask, mode) for mode in modes.split("+")]
     return torch.cat(each, 1) if len(each) > 1 else each[0]
 
 
-def one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
+def pool_one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Return [B, D] from [B, T, D] by one mode."""
     weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
     if mode == "mean":
         return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
@@ -54,10 +55,10 @@ def one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
     return x[:, 0]
 
 
-def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return rows [B, T] that begin with their first token, whatever side they were padded on.
+def align_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return rows [B, T] that begin with their first token, whichever side they were padded on.
 
-    Positions are counted from the left, so a row padded there would depend on its batch.
+    Positions are counted from the left, so a row with padding there would depend on its batch.
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -66,12 +67,12 @@ def left_aligned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     places = torch.arange(length, device=mask.device)
     shift = (mask.cumsum(1) == 0).sum(1, keepdim=True)  # [B, 1], places before the first token
     order = places + shift
-    order = torch.where(order < length, order, order - length)  # ONNX has no remainder of these
+    order = torch.where(order < length, order, order - length)  # avoid %, because ONNX cannot export it here
     return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
 
 
-def filled(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
-    """Return rows of exactly ``length`` tokens, padding seen as text, as the model was trained."""
+def fill_to_length(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+    """Return rows of exactly ``length`` tokens. Padding is read as text, as in the model's training."""
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     ids = ids if mask is None else ids.masked_fill(mask == 0, pad)
@@ -79,7 +80,7 @@ def filled(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor
 
 
 class Dense(nn.Module):
-    """A linear layer after pooling, as sentence-transformers has it; tensors under its names."""
+    """A linear layer after pooling, as in sentence-transformers, whose tensors keep its names."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, activation: str, residual: bool) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class Dense(nn.Module):
 
 
 class UnitLength(nn.Module):
-    """Vectors divided by their Euclidean length."""
+    """A layer that divides vectors by their Euclidean length."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.normalize(x, dim=1)
@@ -123,6 +124,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def after(steps: list[dict[str, Any]]) -> nn.Sequential:
+def layers_after(steps: list[dict[str, Any]]) -> nn.Sequential:
     """Return the layers that follow pooling, from a recipe's plain values."""
     return nn.Sequential(*(Dense(**step) if step else UnitLength() for step in steps))

@@ -1,8 +1,7 @@
-"""The harmless classes that a checkpoint may name, and words for those that it may not.
+"""Harmless classes that a checkpoint may name, and messages for all others.
 
-Trainers save their options beside the weights: an argparse.Namespace, a path, a numpy number. Only their
-names are allowed. In their place stands a class that keeps nothing, so none of their code runs, not even
-numpy's.
+Trainers save their options beside the weights: an argparse.Namespace, a path, a numpy number. Only these names are
+allowed. A placeholder that keeps nothing replaces each of them, so none of their code runs, not even numpy's.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ NETWORKS = ("torch.nn.modules.", "timm.", "transformers.models.", "torchvision.m
 
 
 class Record:
-    """A placeholder for an object of an allowed class: it takes whatever it is given and keeps nothing."""
+    """A placeholder for an object of an allowed class. It takes any arguments and keeps nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Record:
         return object.__new__(cls)
@@ -79,8 +78,8 @@ def allowed() -> list[Any]:
     return [*((Record, n) for n in NAMES), *((OrderedDict, n) for n in DICTIONARIES)]
 
 
-def refusal(path: Path, error: Exception) -> str:
-    """Return why a torch file is refused and how to make it fit, without torch's own advice."""
+def describe_refusal(path: Path, error: Exception) -> str:
+    """Return why a torch file is refused and the remedy, without torch's own advice."""
     names = foreign_names(path, error)
     whole = [n for n in names if n.startswith(NETWORKS)]
     what = (
@@ -102,5 +101,5 @@ def foreign_names(path: Path, error: Exception) -> list[str]:
 
     try:
         return sorted(get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # an old or damaged file: torch names the first one alone
+    except Exception:  # an old or damaged file: torch's message has the first name only
         return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]

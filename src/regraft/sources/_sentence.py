@@ -1,6 +1,6 @@
-"""A sentence-transformers folder: which of its modules regraft has, and what they say.
+"""Modules of a sentence-transformers folder that regraft has, and their settings.
 
-No class is imported by the name that a folder gives: names are looked up in fixed lists.
+regraft imports no class by a name that a folder gives. It looks names up in fixed lists.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
-}  # as versions before 5.4 wrote them, in the order of their concatenation
+}  # as versions before 5.4 wrote them, in the order of concatenation
 
-WIDEST = 65_536  # features of a dense layer
+MAX_FEATURES = 65_536  # features of a dense layer
 
 ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(\w+)")
 
-HEADS = {"LogitScore"}  # of cross-encoders: what follows a model's own head
+HEADS = {"LogitScore"}  # modules of cross-encoders that follow the model's own head
 
 
 @dataclass
 class Sentence:
-    """The modules of a folder beside its encoder."""
+    """Modules of a folder beside its encoder."""
 
     encoder: Path  # the folder with the encoder's config.json
-    pooling: str = ""  # "" where the folder does not say
-    steps: list[dict[str, Any]] = field(default_factory=list)  # dense layers; {}: unit length
+    pooling: str = ""  # "" where the folder has none
+    steps: list[dict[str, Any]] = field(default_factory=list)  # dense layers; {} is a normalisation to unit length
     dense: list[Path] = field(default_factory=list)  # the dense layers' folders
     notes: tuple[str, ...] = ()
 
 
 def read(folder: Path) -> Sentence:
-    """Return what modules.json says, or the folder alone where there is none.
+    """Return the modules of modules.json, or the folder alone where there is no such file.
+
+    Raises SourceError that names a module which regraft does not have.
 
     Raises SourceError naming a module that regraft does not have.
     """
@@ -64,32 +66,32 @@ def read(folder: Path) -> Sentence:
         raise SourceError(
             f"{folder}: refused, modules.json begins with {first}; regraft reads folders that begin with a Transformer"
         )
-    found = Sentence(where)
+    sentence = Sentence(where)
     for name, part in modules[1:]:
-        if name == "Pooling" and not found.pooling and not found.steps:
-            found.pooling = pooling(part)
+        if name == "Pooling" and not sentence.pooling and not sentence.steps:
+            sentence.pooling = pooling(part)
         elif name == "Dense":
-            found.steps.append(dense(part))
-            found.dense.append(part)
+            sentence.steps.append(dense(part))
+            sentence.dense.append(part)
         elif name == "Normalize":
-            found.steps.append({})
+            sentence.steps.append({})
         elif name == "Dropout":
-            found.notes += ("modules.json's Dropout is left out: set dropout in the plan",)
+            sentence.notes += ("the Dropout of modules.json is left out: set dropout in the plan",)
         elif name not in HEADS:
             raise SourceError(
                 f"{folder}: refused, modules.json names {name} ({part.name}); regraft has Transformer, "
                 "one Pooling, Dense and Normalize"
             )
-    while found.steps and not found.steps[-1]:
-        del found.steps[-1]
+    while sentence.steps and not sentence.steps[-1]:
+        del sentence.steps[-1]
         note = "features are not normalised to unit length, unlike the folder's own"
-        found.notes += (note,) if note not in found.notes else ()
-    found.notes += prompts(folder) + lower_case(where)
-    return found
+        sentence.notes += (note,) if note not in sentence.notes else ()
+    sentence.notes += prompts(folder) + lower_case(where)
+    return sentence
 
 
 def named(module: Any, folder: Path) -> tuple[str, Path]:
-    """Return a module's class name and folder. Raises SourceError for one of another package."""
+    """Return a module's class name and folder. Raises SourceError for a module of another package."""
     path = module.get("path", "") if isinstance(module, dict) else None
     kind = module.get("type") if isinstance(module, dict) else None
     if not isinstance(path, str) or not isinstance(kind, str):
@@ -102,7 +104,7 @@ def named(module: Any, folder: Path) -> tuple[str, Path]:
 
 
 def pooling(folder: Path) -> str:
-    """Return the pooling's modes as "cls+mean". Raises SourceError for one that is not known."""
+    """Return the modes of a pooling as "cls+mean". Raises SourceError for an unknown mode."""
     from ._folder import read_json
 
     values = read_json(folder / "config.json")
@@ -118,7 +120,7 @@ def pooling(folder: Path) -> str:
 
 
 def dense(folder: Path) -> dict[str, Any]:
-    """Return a dense layer's plain values. Raises SourceError for what regraft does not have."""
+    """Return the plain values of a dense layer. Raises SourceError for a layer that regraft does not have."""
     from ._folder import read_json
     from ._poolings import ACTIVATIONS
 
@@ -142,7 +144,7 @@ def dense(folder: Path) -> dict[str, Any]:
 
 
 def check_steps(steps: Any, reference: str) -> None:
-    """Raise SourceError for values of layers after pooling that describe none."""
+    """Raise SourceError for values that describe no layers after pooling."""
     from ._poolings import ACTIVATIONS
 
     kinds = {"inputs": int, "outputs": int, "bias": bool, "activation": str, "residual": bool}
@@ -151,7 +153,7 @@ def check_steps(steps: Any, reference: str) -> None:
         if step == {}:
             continue
         types = {k: type(v) for k, v in step.items()} if isinstance(step, dict) else {}
-        if types != kinds or not all(1 <= step[k] <= WIDEST for k in ("inputs", "outputs")):
+        if types != kinds or not all(1 <= step[k] <= MAX_FEATURES for k in ("inputs", "outputs")):
             raise SourceError(f"{reference}: there is no dense layer of {step!r:.120}")
         if step["activation"] not in ACTIVATIONS:
             raise SourceError(f"{reference}: there is no activation {step['activation']:.60}")
@@ -169,7 +171,7 @@ def prompts(folder: Path) -> tuple[str, ...]:
     default = values.get("default_prompt_name")
     usual = f', not even the usual "{default}"' if default in named else ""
     return (
-        f"the folder's prompts ({', '.join(named)}) are not put before texts{usual}: write them into "
+        f"regraft does not put the folder's prompts ({', '.join(named)}) before texts{usual}: write them into "
         "the data where they help",
     )
 

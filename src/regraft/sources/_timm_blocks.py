@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def group(model: Any, x: Tensor) -> list[tuple[str, list[str]]]:
-    """Return named groups of the backbone's tensors, input → output: timm's own, else by children.
+    """Return named groups of the backbone's tensors, input → output, as timm groups them, else by children.
 
     Not every architecture has a matcher, and not every matcher matches its names.
     """
@@ -23,7 +23,7 @@ def group(model: Any, x: Tensor) -> list[tuple[str, list[str]]]:
 
 
 def by_matcher(model: Any) -> list[tuple[str, list[str]]]:
-    """Return timm's own coarse grouping with names, or nothing where the architecture has none."""
+    """Return timm's own coarse grouping with names, or an empty list where the architecture has none."""
     from timm.models._manipulate import group_with_matcher
 
     names = _blocks.tensor_names(model)
@@ -49,13 +49,13 @@ def by_matcher(model: Any) -> list[tuple[str, list[str]]]:
 
 
 def depth(path: str, paths: list[str]) -> int:
-    """The least depth among paths of the same top name, so that siblings have names alike."""
+    """Return the smallest depth among paths of the same top name, so that siblings have similar names."""
     top = path.split(".")[0]
     return min(len(p.split(".")) for p in paths if p.split(".")[0] == top)
 
 
 def forward_steps(model: Any) -> list[str]:
-    """The forward pass of the common families as a chain of modules; empty for the others."""
+    """Return the forward pass of common families as a chain of modules; empty for other families."""
     family = type(model).__name__
     if family == "EfficientNet":
         middle = [f"blocks.{i}" for i in range(len(model.blocks))]

@@ -1,11 +1,11 @@
-"""The classifier of a timm model, taken off: one layer, a 1×1 convolution, or several heads at once.
+"""Classifier of a timm model, removed: one layer, a 1×1 convolution, or several heads at once.
 
-Several heads give one output, as in distilled models: Σ cᵢ headᵢ(xᵢ). Where all see the same x the features
-are x. Else each head gives way to a slot of the features, which the model itself adds up:
+Several heads give one output, as in distilled models: Σ cᵢ headᵢ(xᵢ). Where all heads read the same x, the
+features are x. Otherwise a slot of the features replaces each head, and the model itself adds the slots:
 
     features = [c₁x₁, c₂x₂, …],   output = Σ cᵢ headᵢ(featuresᵢ / cᵢ)
 
-The cᵢ are measured. Every split is proved afterwards by a forward pass.
+regraft measures the cᵢ. A forward pass proves every split afterwards.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 def classifier_names(model: Any) -> tuple[str, ...]:
     """Return the dotted names of the model's heads; none for a model without one.
 
-    A head that begins with the pooling, as timm's ClassifierHead, is taken off behind the pooling.
+    A head that begins with the pooling, such as timm's ClassifierHead, is removed behind the pooling.
     """
     try:
-        found = model.get_classifier()
+        classifier = model.get_classifier()
     except (AttributeError, NotImplementedError):  # an encoder
         return ()
-    several = found if isinstance(found, tuple | list) else (found,)
+    given_heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
     heads: list[nn.Module] = []
-    for head in several:
+    for head in given_heads:
         heads += head if isinstance(head, nn.ModuleList) else [head]
     heads = [behind_pooling(h) for h in heads if isinstance(h, nn.Module)]
     names = {id(m): str(n) for n, m in model.named_modules()}
@@ -37,20 +37,21 @@ def classifier_names(model: Any) -> tuple[str, ...]:
 
 
 def behind_pooling(head: nn.Module) -> nn.Module:
+    """Return the layer behind the pooling of a head that begins with one, else the head."""
     layer = getattr(head, "fc", None)
     return layer if hasattr(head, "global_pool") and isinstance(layer, nn.Module) else head
 
 
 def take_off(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module | None:
-    """Return the head, features [B, D] → outputs [B, C], and leave the features in its place."""
+    """Return the head, which maps features [B, D] to outputs [B, C], and leave the features in its place."""
     heads = [as_linear(model.get_submodule(n)) for n in names]
     if len(heads) < 2:
         for name in names:
             model.set_submodule(name, nn.Identity())
         return heads[0] if heads else None
-    seen = given(model, names, x)
-    shared = all(i.data_ptr() == seen[0].data_ptr() and i.shape == seen[0].shape for i in seen)
-    widths = [i.shape[1] for i in seen]
+    inputs = head_inputs(model, names, x)
+    shared = all(i.data_ptr() == inputs[0].data_ptr() and i.shape == inputs[0].shape for i in inputs)
+    widths = [i.shape[1] for i in inputs]
     for i, name in enumerate(names):
         slot = Slot(sum(widths[:i]), sum(widths[i + 1 :]))
         model.set_submodule(name, nn.Identity() if shared else slot)
@@ -58,38 +59,38 @@ def take_off(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module | N
         return SharedHeads(heads)
     with torch.no_grad():
         parts = torch.split(model(x), widths, 1)
-    scales = [float((f * i).sum() / (i * i).sum()) for f, i in zip(parts, seen, strict=True)]
+    scales = [float((f * i).sum() / (i * i).sum()) for f, i in zip(parts, inputs, strict=True)]
     return SlotHeads(heads, widths, scales)
 
 
 @contextmanager
-def noted(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Note the first input of each named module during forward passes inside."""
-    seen: dict[str, Tensor] = {}
+def record_inputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Record the first input of each named module during forward passes inside the block."""
+    inputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[..., None]:
         def noted(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.setdefault(name, args[0])
+            inputs.setdefault(name, args[0])
 
         return noted
 
     hooks = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in names]
     try:
-        yield seen
+        yield inputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def given(model: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]:
-    """Return what each named module is given in a forward pass. Raises KeyError for one without a call."""
-    with noted(model, names) as seen, torch.no_grad():
+def head_inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> list[Tensor]:
+    """Return the input of each named module in a forward pass. Raises KeyError for a module without a call."""
+    with record_inputs(model, names) as inputs, torch.no_grad():
         model(x)
-    return [seen[n] for n in names]
+    return [inputs[n] for n in names]
 
 
 def as_linear(head: nn.Module) -> nn.Module:
-    """Return a 1×1 convolution as the linear layer that it is on pooled features; all else unchanged."""
+    """Return a 1×1 convolution as the linear layer that it is on pooled features, and any other head unchanged."""
     plain = type(head) is nn.Conv2d and head.kernel_size == (1, 1) and head.groups == 1
     if not plain:
         return head
@@ -103,7 +104,7 @@ def as_linear(head: nn.Module) -> nn.Module:
 
 
 class Slot(nn.Module):
-    """A place in the features: zeros before and behind what it is given."""
+    """A place in the features: the input with zeros before and behind it."""
 
     def __init__(self, before: int, behind: int) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class Slot(nn.Module):
 
 
 class SharedHeads(nn.Module):
-    """The mean of several heads of the same features."""
+    """The mean of several heads that read the same features."""
 
     def __init__(self, heads: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class SharedHeads(nn.Module):
 
 
 class SlotHeads(nn.Module):
-    """The sum of several heads, each of its slot of the features."""
+    """The sum of several heads, each of which reads its slot of the features."""
 
     def __init__(self, heads: Sequence[nn.Module], widths: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a tokenizer lacks that does not load, in words with pip's line."""
+"""Packages that a tokenizer needs to load, with pip's command."""
 
 from __future__ import annotations
 
@@ -30,28 +30,27 @@ PACKAGES = {
 }  # module → what pip calls it
 
 
-def why(folder: Path, error: Exception) -> str:
-    """Return the reason that a tokenizer does not load.
+def describe_failure(folder: Path, error: Exception) -> str:
+    """Return the reason why a tokenizer does not load.
 
-    The file says which package reads it. The library tries one package after another and names
-    the last, which need not be the one that helps.
+    The file decides which package reads it. The library tries one package after another and names the last one, which
+    may not help.
     """
-    found = package_of(folder)
-    if found is not None:
-        package, file = PACKAGES[found[0]], found[1]
+    needed = package_of(folder)
+    if needed is not None:
+        package, file = PACKAGES[needed[0]], needed[1]
         lacks = f"{file} is read by the package {package}: pip install {package}"
-        return lacks if absent(found[0]) else str(error)
-    text = " ".join(str(e) for e in chain(error))
-    named = [m for m in PACKAGES if re.search(rf"\b{m.rpartition('.')[2]}\b", text, re.IGNORECASE)]
-    module = next((m for m in named if absent(m)), None)
+        return lacks if is_absent(needed[0]) else str(error)
+    messages = " ".join(str(e) for e in causes_of(error))
+    mentioned = [m for m in PACKAGES if re.search(rf"\b{m.rpartition('.')[2]}\b", messages, re.IGNORECASE)]
+    module = next((m for m in mentioned if is_absent(m)), None)
     if module is None:
         return str(error)
     return f"it needs the package {PACKAGES[module]}: pip install {PACKAGES[module]}"
 
 
 def package_of(folder: Path) -> tuple[str, str] | None:
-    """Return (module, file) of a vocabulary that needs a package; None with tokenizer.json, which
-    needs none."""
+    """Return (module, file) of a vocabulary that needs a package. None with tokenizer.json, which needs none."""
     if (folder / "tokenizer.json").is_file():
         return None
     for path in sorted(folder.glob("*.tiktoken")):
@@ -63,22 +62,23 @@ def package_of(folder: Path) -> tuple[str, str] | None:
 
 
 def lines_of_base64(path: Path) -> bool:
-    """Return whether a file is tiktoken's, a token in base64 and its number a line."""
+    """Return whether a file is tiktoken's: lines of a token in base64 and its number."""
     with path.open("rb") as file:
         return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(300)) is not None
 
 
-def absent(module: str) -> bool:
+def is_absent(module: str) -> bool:
+    """Return whether a module is not installed."""
     try:
         return find_spec(module) is None
     except ModuleNotFoundError:  # of a package inside one that is absent
         return True
 
 
-def chain(error: BaseException | None) -> list[BaseException]:
-    """Return an error and those that led to it."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+def causes_of(error: BaseException | None) -> list[BaseException]:
+    """Return an error and the errors that caused it."""
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return errors

@@ -1,8 +1,8 @@
-"""Read a weights file safely, and account for every tensor in it.
+"""Weights files: read without running code, with an account of every tensor.
 
-A file is read by content, not by name: safetensors, else ``torch.load(weights_only=True)``. There
-is no fallback to unsafe loading: what holds code is refused and nothing in it is executed. A checkpoint
-may nest its weights and hold records beside them.
+regraft reads a file by content, not by name: as safetensors, else with ``torch.load(weights_only=True)``. There is no
+fallback to unsafe loading. A file that holds code is refused, and nothing in it is executed. A checkpoint may nest its
+weights and hold records beside them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..io.hashing import file_digest
 from ..model.types import LoadedTensor
 from . import _foreign, _records
 
-EXPANDED = 1_000_000  # values that a view may claim beyond what is stored
+MAX_EXPANDED_VALUES = 1_000_000  # that a view may claim beyond its storage
 
-DEEPEST = 6  # levels of dictionaries in a checkpoint
+MAX_NESTING = 6  # levels of dictionaries in a checkpoint
 
-COMPARABLE = 0.5  # of the best dictionary's or prefix's hits: one with as many is a rival
+RIVAL_SHARE = 0.5  # of the best dictionary's or prefix's hits; another with as many makes the choice ambiguous
 
-WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 PREFIXES = (
     "module",
@@ -56,6 +56,8 @@ STEMS = ("optimizer", "optim", "lr_sched", "scheduler", "scaler", "amp", "rng", 
 
 @dataclass(frozen=True)
 class Weights:
+    """Tensors of a file, with its digest."""
+
     tensors: dict[str, Tensor]
     digest: str  # sha256 of the file, hex
     notes: tuple[str, ...] = ()
@@ -63,7 +65,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Match:
-    """``state`` holds what can be loaded, under the model's names, in float32."""
+    """Result of matching a file with a model.
+
+    ``state`` holds what can be loaded, under the model's names, in float32.
+    """
 
     state: dict[str, Tensor]
     report: list[LoadedTensor]
@@ -73,33 +78,35 @@ class Match:
 def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> Weights:
     """Return the tensors of a safetensors or torch file.
 
-    ``expected`` are the architecture's names: they decide between the dictionaries of a checkpoint.
+    ``expected`` holds the architecture's names, which decide between the dictionaries of a checkpoint.
     ``key`` names one of those dictionaries.
 
-    Raises SourceError for a file that is absent, damaged, of another kind, holds code, or leaves open
-    which of its dictionaries is meant.
+    Raises SourceError for a file that is absent, damaged or of another kind, that holds code, or that has
+    several dictionaries which fit.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: {no_file(path)}")
-    if problem := _foreign.problem(path):
+        raise SourceError(f"{path}: {describe_missing(path)}")
+    if problem := _foreign.describe_problem(path):
         raise SourceError(f"{path}: {problem}")
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":  # safetensors: 8 bytes of header length, then JSON
         if key:
             raise SourceError(f'{path}: a safetensors file has no dictionary "{key}"')
-        return Weights(sound(read_safetensors(path), path), file_digest(path))
+        return Weights(check_values(read_safetensors(path), path), file_digest(path))
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        tensors, notes = unwrap(read_torch(path), path, expected, key)
-        return Weights(sound(tensors, path), file_digest(path), notes)
-    raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or cut short")
+        tensors, notes = find_state_dict(read_torch(path), path, expected, key)
+        return Weights(check_values(tensors, path), file_digest(path), notes)
+    raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or truncated")
 
 
-def no_file(path: Path) -> str:
+def describe_missing(path: Path) -> str:
+    """Return what is wrong with a path that is no file."""
     return "a folder; name a weights file in it" if path.is_dir() else "no such weights file"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file. Raises SourceError for a damaged one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -110,33 +117,34 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> Any:
+    """Return the content of a torch file. Raises SourceError for a damaged one, or one that holds code."""
     from torch.serialization import safe_globals
 
     with safe_globals(_records.allowed()):
         try:
             with path.open("rb") as file, warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # on the pickle's age
-                # by content: given a path, torch also looks at its suffix
+                warnings.simplefilter("ignore", UserWarning)  # torch warns about old pickles
+                # Pass an open file, because torch would also judge a path by its suffix.
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise SourceError(f"{path}: {_records.refusal(path, error)}") from error
-        except Exception as error:  # as many kinds as there are ways for a file to be damaged
+            raise SourceError(f"{path}: {_records.describe_refusal(path, error)}") from error
+        except Exception as error:  # a damaged file raises errors of many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
 
 
-def unwrap(
+def find_state_dict(
     loaded: Any, path: Path, expected: Collection[str], key: str | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the checkpoint's dictionary of tensors that is meant, and a note on where it was.
+    """Return the checkpoint's dictionary of tensors to use, and a note on its place.
 
-    Of several dictionaries it is the one that ``key`` names, else the only one that fits. Without names
-    to compare with, as for names of another repository, the number of tensors decides.
+    ``key`` names one of several dictionaries; without it, the only one that fits is used. Where no names match,
+    as for names of another repository, the number of tensors decides.
 
     Raises SourceError that names the keys where none or several fit.
     """
-    found = dict(dictionaries(loaded))
-    if not found:
+    candidates = dict(dictionaries(loaded))
+    if not candidates:
         keys = (
             f"its keys are {shorten([str(k) for k in loaded])}"
             if is_map(loaded)
@@ -144,16 +152,17 @@ def unwrap(
         )
         raise SourceError(f"{path}: holds no tensors by name; {keys}; expected a state_dict")
     if key is None:
-        key = chosen(found, path, expected)
-    elif key not in found:
+        key = choose_dictionary(candidates, path, expected)
+    elif key not in candidates:
         raise SourceError(
             f'{path}: source.weights_key "{key}" is no dictionary of tensors in it; there are: '
-            f"{shorten([k or 'the file itself' for k in found], 8)}"
+            f"{shorten([k or 'the file itself' for k in candidates], 8)}"
         )
-    return found[key], (f'weights taken from "{key}" of {path.name}',) if key else ()
+    return candidates[key], (f'weights taken from "{key}" of {path.name}',) if key else ()
 
 
 def is_map(value: Any) -> bool:
+    """Return whether a value is a mapping."""
     return isinstance(value, Mapping)
 
 
@@ -162,7 +171,7 @@ def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
 
     An optimizer's state is left out: its tensors go by numbers, or it has param_groups.
     """
-    if not isinstance(loaded, Mapping) or "param_groups" in loaded or depth > DEEPEST:
+    if not isinstance(loaded, Mapping) or "param_groups" in loaded or depth > MAX_NESTING:
         return
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:
@@ -172,28 +181,28 @@ def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[s
             yield from dictionaries(value, f"{key}.{name}" if key else name, depth + 1)
 
 
-def chosen(found: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Collection[str]) -> str:
+def choose_dictionary(candidates: Mapping[str, Mapping[str, Tensor]], path: Path, expected: Collection[str]) -> str:
     """Return the key of the only dictionary that fits. Raises SourceError where several do."""
-    hits = {k: max(prefix_hits(t, expected).values(), default=0) for k, t in found.items()}
+    hits = {k: max(prefix_hits(t, expected).values(), default=0) for k, t in candidates.items()}
     if not max(hits.values()):
-        hits = {k: len(t) for k, t in found.items()}
+        hits = {k: len(t) for k, t in candidates.items()}
     best = max(hits.values())
-    rivals = [k for k, n in hits.items() if n >= COMPARABLE * best]
+    rivals = [k for k, n in hits.items() if n >= RIVAL_SHARE * best]
     if len(rivals) > 1:
-        named = [f"{k or 'the file itself'} ({len(found[k])} tensors)" for k in rivals]
+        named = [f"{k or 'the file itself'} ({len(candidates[k])} tensors)" for k in rivals]
         raise SourceError(
-            f"{path}: {len(rivals)} of its dictionaries fit: {shorten(named, 8)}; say which one is "
-            f"meant: --set source.weights_key={next(k for k in rivals if k)}"
+            f"{path}: {len(rivals)} of its dictionaries fit: {shorten(named, 8)}; name the one to use "
+            f"with --set source.weights_key={next(k for k in rivals if k)}"
         )
     return rivals[0]
 
 
-def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors, each with the values that its shape claims.
+def check_values(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors, after a check that each holds the values that its shape claims.
 
-    Raises SourceError naming one without values (meta), in a layout or of numbers that no network here
-    has, or with far more values than the file holds: a view of one value may claim a gigabyte, and
-    takes it as soon as it is copied. Tied weights are views of a storage that holds all of them.
+    Raises SourceError that names a tensor without values (meta), in a layout or number type that no network here has,
+    or with far more values than the file stores. A view of one value may claim a gigabyte and takes that memory once
+    it is copied. Tied weights are views of a storage that holds all of their values.
     """
     for name, tensor in tensors.items():
         if tensor.is_meta:
@@ -203,7 +212,7 @@ def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             problem = f"is {str(kind).removeprefix('torch.')}, which no source here has"
         else:
             stored = tensor.untyped_storage().nbytes() // tensor.element_size()
-            if tensor.numel() <= max(stored, EXPANDED):
+            if tensor.numel() <= max(stored, MAX_EXPANDED_VALUES):
                 continue
             problem = f"claims {tensor.numel():,} values where the file holds {stored:,}"
         raise SourceError(f"{path}: {name} {problem}; save it again from a state_dict() of ordinary tensors")
@@ -213,18 +222,18 @@ def sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def strip_prefixes(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Any], known: Collection[str] | None = PREFIXES
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors without what wrappers put before their names, and notes on what that was.
+    """Return the tensors without the prefixes that wrappers put before their names, and notes on them.
 
-    A wrapper such as torch.compile's may stand anywhere in a name. A prefix of any depth is stripped
-    where more names match without it. ``known`` are the components that a prefix may have; None: any.
+    A wrapper's component, such as torch.compile's, may be anywhere in a name. A prefix of any depth is stripped
+    where more names match without it. ``known`` holds the components that a prefix may have; None allows any.
 
-    Raises SourceError where two prefixes lead to one network each, as a teacher's and a student's.
+    Raises SourceError where two prefixes each lead to a network, such as a teacher's and a student's.
     """
-    best, wrapped = unwrapped(tensors, expected)
+    best, wrapped = strip_wrappers(tensors, expected)
     notes = [f'"{w}." stripped from the weights\' names' for w in wrapped]
     hits = prefix_hits(best, expected, known)
     prefix = max(hits, key=lambda p: (hits[p], -len(p)), default="")
-    rivals = [p for p, n in hits.items() if n >= COMPARABLE * hits[prefix] and p != prefix]
+    rivals = [p for p, n in hits.items() if n >= RIVAL_SHARE * hits[prefix] and p != prefix]
     if not prefix:
         return best, tuple(notes)
     if rivals:
@@ -238,11 +247,11 @@ def strip_prefixes(
     return {**{k: v for k, v in best.items() if not k.startswith(prefix)}, **stripped}, tuple(notes)
 
 
-def unwrapped(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors without the components of compiled or sharded modules, and those components."""
+def strip_wrappers(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors without the name components of compiled or sharded modules, and these components."""
     own = {part for name in expected for part in name.split(".")}
-    there = {part for name in tensors for part in name.split(".")}
-    wrapped = [w for w in WRAPPED if w in there and w not in own]
+    components = {part for name in tensors for part in name.split(".")}
+    wrapped = [w for w in WRAPPERS if w in components and w not in own]
     if not wrapped:
         return dict(tensors), []
     return {
@@ -253,10 +262,10 @@ def unwrapped(tensors: Mapping[str, Tensor], expected: Collection[str]) -> tuple
 def prefix_hits(
     tensors: Mapping[str, Any], expected: Collection[str], known: Collection[str] | None = None
 ) -> Counter[str]:
-    """Return how many names match without each prefix; "" is none."""
+    """Count the names that match without each prefix; "" is no prefix."""
     hits: Counter[str] = Counter()
     for name in tensors:
-        parts = [p for p in name.split(".") if p not in WRAPPED]
+        parts = [p for p in name.split(".") if p not in WRAPPERS]
         for i in range(len(parts)):
             if known is not None and i and parts[i - 1] not in known:
                 break
@@ -274,15 +283,15 @@ def match(
     allow_fresh: Sequence[str] = (),
     resized: Mapping[str, str] | None = None,
 ) -> Match:
-    """Every tensor kept, fresh, resized or unused.
+    """Return the state to load, and for every tensor whether it is kept, fresh, resized or unused.
 
-    ``expected`` is the whole model's state, ``head`` the dotted name of its head, or of several. ``resized`` names
-    tensors that were adapted before the call, with how. A head whose shapes differ or that is
-    absent is left out (``head_kept`` False). A counter (num_batches_tracked) may be absent: no
-    output depends on it, and old files lack it.
+    ``expected`` is the whole model's state. ``head`` is the dotted name of its head, or of several. ``resized`` maps
+    tensors that were adapted before the call to a note. A head that is absent, or whose shapes differ, is left
+    out (``head_kept`` is False). A counter (num_batches_tracked) may be absent, because no output depends on it
+    and old files lack it.
 
-    Raises SourceError where nothing matches, a shape differs, a value is not finite, or a tensor
-    of the backbone would be fresh and ``allow_fresh`` (fnmatch patterns) does not name it.
+    Raises SourceError where nothing matches, a shape differs, a value is not finite, or a tensor of the backbone
+    would be fresh and no pattern of ``allow_fresh`` (fnmatch) matches it.
     """
     resized = resized or {}
     heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head) if h)
@@ -305,10 +314,10 @@ def match(
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
         if name in fits and (head_kept or name not in in_head):
-            state[name] = ready(weights[name], tensor, name, where)
-            how = resized.get(name, "")
-            report.append(LoadedTensor(name, "resized" if how else "kept", shape, how))
-        elif name in in_head:  # left out with the head; what the file has of it is unused
+            state[name] = convert(weights[name], tensor, name, where)
+            note = resized.get(name, "")
+            report.append(LoadedTensor(name, "resized" if note else "kept", shape, note))
+        elif name in in_head:  # left out with the head, so the file's tensor is unused
             if name in weights:
                 note = f"the file's is {tuple(weights[name].shape)}"
                 report.append(LoadedTensor(name, "unused", tuple(weights[name].shape), note))
@@ -328,10 +337,10 @@ def match(
     return Match(state, report, head_kept)
 
 
-def ready(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
-    """A finite tensor in the model's type (fp16 and bf16 become float32).
+def convert(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
+    """Return a finite tensor in the type of the model's tensor (fp16 and bf16 become float32).
 
-    Raises SourceError naming a tensor with NaN or infinity, or without values (meta).
+    Raises SourceError that names a tensor with NaN or infinity, or one without values (meta).
     """
     if tensor.is_meta:
         raise SourceError(f"{where}: {name} has a shape but no values")
@@ -339,7 +348,7 @@ def ready(tensor: Tensor, like: Tensor, name: str, where: str) -> Tensor:
         kinds = " where the network has ".join(str(t.dtype).removeprefix("torch.") for t in (tensor, like))
         if not bool((tensor == tensor.to(like.dtype)).all()):
             raise SourceError(f"{where}: {name} holds {kinds}")
-    # after the conversion: a number of 64 bits may be beyond 32, and 8 bits know no isfinite
+    # Check after the conversion: a 64-bit number may overflow 32 bits, and 8-bit floats lack isfinite.
     values = tensor.to(like.dtype).contiguous()
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise SourceError(f"{where}: {name} holds NaN or infinity; the weights are damaged")

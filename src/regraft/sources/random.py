@@ -1,6 +1,6 @@
-"""A random architecture: ``random:timm/NAME``. Nothing is kept, there is no head.
+"""Random architectures: ``random:timm/NAME``. Nothing is kept, and there is no head.
 
-For the from-scratch control and for pre-training of one's own. The caller seeds torch first.
+They serve the from-scratch control and pre-training of a source. The caller seeds torch first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..model.types import LoadedTensor, Source, SourceOptions
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """timm's own initialisation of NAME. Raises SourceError for another library."""
+    """Return an architecture with timm's own initialisation. Raises SourceError for another library."""
     from . import timm
 
     library, _, architecture = name.partition("/")
@@ -31,6 +31,7 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
+    """Return the same architecture with random weights."""
     from . import timm
 
     return timm.build(recipe, folder)

@@ -1,6 +1,6 @@
-"""A run folder as a source: its fitted backbone, its head and its classes.
+"""Run folder as a source: its fitted backbone, its head and its classes.
 
-Nothing in a run is code: the recipe is JSON, the weights are safetensors.
+Nothing in a run is code: the recipe is JSON, and the weights are safetensors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..runs import records
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """The run's model. Raises SourceError for a folder that is no run, or a damaged one."""
+    """Return the run's model. Raises SourceError for a folder that is no run, or a damaged one."""
     from torch import nn
 
     from . import _weights
 
     folder = Path(name) / "model"
     try:
-        guarded.check_folder(Path(name), "model")  # libraries open its files by their paths
+        guarded.check_folder(Path(name), "model")  # check here, because libraries open the files by path
         config = read_config(Path(name))
     except guarded.NotReadError as error:
         raise SourceError(str(error)) from error
@@ -32,7 +32,7 @@ def load(name: str, options: SourceOptions) -> Source:
         classes = tuple(str(c) for c in config["task"].get("classes", ()))
     except SourceError:
         raise
-    except Exception as error:  # a recipe is JSON that anyone may have changed
+    except Exception as error:  # a changed recipe raises errors of many kinds
         raise SourceError(
             f"{folder / 'config.json'}: no network can be built from its recipe ({type(error).__name__}: "
             f"{error}); the run is damaged"
@@ -41,8 +41,8 @@ def load(name: str, options: SourceOptions) -> Source:
     body = below(weights.tensors, "backbone.")
     head = below(weights.tensors, "head.")
     where = str(folder / "model.safetensors")
-    found = _weights.match(source.backbone.state_dict(), body, where=where, allow_fresh=options.allow_fresh)
-    source.backbone.load_state_dict(found.state, strict=False)
+    matched = _weights.match(source.backbone.state_dict(), body, where=where, allow_fresh=options.allow_fresh)
+    source.backbone.load_state_dict(matched.state, strict=False)
     source.head = None
     if set(head) == {"weight", "bias"} and head["weight"].ndim == 2:
         outputs, features = head["weight"].shape  # [C, D]
@@ -55,8 +55,8 @@ def load(name: str, options: SourceOptions) -> Source:
     source.labels, source.words = classes or None, None
     source.task = str(config["task"]["task"])
     source.digest = weights.digest
-    source.report = (*found.report, *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()))
-    source.nothing_kept = False  # a run from random weights has weights of its own
+    source.report = (*matched.report, *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()))
+    source.nothing_kept = False  # a run from random weights has trained them
     if options.max_length is not None and source.kind == "text":
         limit = min(options.max_length, source.preprocess.max_length)  # type: ignore[union-attr]
         source.preprocess = replace(source.preprocess, max_length=limit)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def load(name: str, options: SourceOptions) -> Source:
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
-    """The architecture of the source that the run began from.
+    """Return the architecture of the source that the run began from.
 
     Raises SourceError for a recipe that names no source of regraft's own.
     """
@@ -81,7 +81,10 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Return what model/config.json says. Raises SourceError for no run's model, NotReadError where damaged."""
+    """Return the content of model/config.json.
+
+    Raises SourceError for a folder that is no run's model, NotReadError for a damaged one.
+    """
     name = "model/config.json"
     config = guarded.read_json(run, name)
     if config is None:
@@ -89,9 +92,10 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("schema") != 1:
         raise SourceError(f"{guarded.shown(run, name)}: made by another version of regraft (schema 1 expected)")
     if why := records.problem(records.ModelConfig, config):
-        raise guarded.damaged(run, name, f"recipe or task is missing or is none: {why}")
+        raise guarded.damaged(run, name, f"recipe or task is missing or invalid: {why}")
     return config
 
 
 def below(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the tensors under a prefix, without the prefix."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

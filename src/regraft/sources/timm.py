@@ -1,7 +1,7 @@
 """Any timm model: ``timm:resnet50.a1_in1k``, ``timm:local-dir:FOLDER``, ``timm:hf-hub:OWNER/NAME``.
 
-The architecture is built without weights; the weights come from ``options.weights`` or from the
-hub (or its cache) and pass the same gate as any file. The classifier becomes the head.
+regraft builds the architecture without weights. The weights come from ``options.weights`` or from the hub (or its
+cache) and pass the same checks as any file. The classifier becomes the head.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ._weights import Weights
 
 
-# Options of timm's create_model itself, no architecture's: with them it opens files that they name.
-OF_TIMM = frozenset(
+# Options of timm's create_model itself. Some of them name files that timm would open.
+TIMM_OPTIONS = frozenset(
     {
         "cache_dir",
         "checkpoint_path",
@@ -43,17 +43,17 @@ OF_TIMM = frozenset(
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """Return the named model with its weights. Raises SourceError where either cannot be had or split."""
+    """Return the named model with its weights. Raises SourceError where it cannot be loaded or split."""
     from . import _weights
 
     built = create(name, options)
     source_folder = built.folder
     if options.weights_key and not options.weights and source_folder is None:
-        raise SourceError("source.weights_key is about a file: name it with --weights FILE")
+        raise SourceError("source.weights_key needs a weights file: name it with --weights FILE")
     file = options.weights or (weights_of(source_folder) if source_folder else None)
     expected = built.model.state_dict()
     weights = _weights.read(file, expected, options.weights_key) if file else fetch(built.model, name, options)
-    notes = normalisation(built.model, options.weights) if options.weights else ()
+    notes = set_normalisation(built.model, options.weights) if options.weights else ()
     source = assemble(built, f"timm:{name}", weights, options)
     source.notes += notes
     return source
@@ -70,15 +70,15 @@ def assemble(built: Built, reference: str, weights: Weights, options: SourceOpti
     tensors, resized = built.converted(tensors, where)
     tensors, stem = adapt_stem(model, tensors)
     refuse_sizes(model, tensors, heads, where, options)
-    found = _weights.match(
+    matched = _weights.match(
         expected, tensors, where=where, head=heads, allow_fresh=options.allow_fresh, resized=resized | stem
     )
-    model.load_state_dict(found.state, strict=False)
-    source = split(built, reference, found.head_kept)
+    model.load_state_dict(matched.state, strict=False)
+    source = split(built, reference, matched.head_kept)
     source.digest = weights.digest
-    source.report = tuple(found.report)
+    source.report = tuple(matched.report)
     source.notes += (*weights.notes, *stripped)
-    if heads and not found.head_kept:
+    if heads and not matched.head_kept:
         source.notes += (f"{where} has no {heads[0]} of this shape: the source has no head",)
     return source
 
@@ -86,37 +86,37 @@ def assemble(built: Built, reference: str, weights: Weights, options: SourceOpti
 def refuse_sizes(
     model: nn.Module, tensors: dict[str, Any], heads: Sequence[str], where: str, options: SourceOptions
 ) -> None:
-    """Raises SourceError with its remedy where a size or a number of channels does not fit the weights."""
-    mine = {n: t.shape for n, t in model.state_dict().items() if not n.startswith(tuple(heads))}
-    wrong = [n for n, s in mine.items() if n in tensors and tensors[n].shape != s]
-    if not wrong or len(wrong) > len(mine) / 2:
-        return  # fine, or another architecture: match says so
-    pairs = [f"{n} {tuple(tensors[n].shape)} not {tuple(mine[n])}" for n in wrong]
-    stems = [n for n in wrong if tensors[n].ndim == 4 and tensors[n].shape[0] == mine[n][0]]
+    """Raise SourceError with the remedy where a size or a number of channels does not fit the weights."""
+    shapes = {n: t.shape for n, t in model.state_dict().items() if not n.startswith(tuple(heads))}
+    wrong = [n for n, s in shapes.items() if n in tensors and tensors[n].shape != s]
+    if not wrong or len(wrong) > len(shapes) / 2:
+        return  # nothing is wrong, or match refuses another architecture
+    pairs = [f"{n} {tuple(tensors[n].shape)} not {tuple(shapes[n])}" for n in wrong]
+    stems = [n for n in wrong if tensors[n].ndim == 4 and tensors[n].shape[0] == shapes[n][0]]
     had = tensors[stems[0]].shape[1] if stems else 0
     remedy = (
         f"timm does not resample them: leave out source.image_size {options.image_size}"
         if options.image_size
         else f"set source.in_channels={had} where its pictures have {had} channels"
         if had in (1, 2, 3, 4) and len(wrong) == 1
-        else "they may be for another size of picture: set source.image_size to theirs, or name the variant "
-        "that they are of"
+        else "they may be for another size of picture: set source.image_size to that size, or name the "
+        "variant of the weights"
     )
     raise SourceError(f"{where}: {len(wrong)} shapes differ: {shorten(pairs, 3)}; {remedy}")
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
-    """Return the same architecture with random weights; nothing is fetched."""
+    """Return the same architecture with random weights. Fetches nothing."""
     from . import _budget, _image
 
     spec = _image.from_recipe(recipe["image"])
-    size = recipe.get("image_size", spec.size[0])  # an old recipe does not say what was asked for
-    if size is not None and (type(size) is not int or not 1 <= size <= _image.LARGEST):
+    size = recipe.get("image_size", spec.size[0])  # old recipes do not hold the requested size
+    if size is not None and (type(size) is not int or not 1 <= size <= _image.MAX_SIDE_PIXELS):
         raise SourceError(f"{folder}: its recipe asks for pictures of {size!r:.40} pixels a side")
     options = SourceOptions(in_channels=spec.channels, image_size=size, offline=True)
     arguments = recipe.get("arguments") or {}
-    if own := sorted(set(arguments) & OF_TIMM):
-        raise SourceError(f"{folder}: refused, its recipe gives timm {shorten(own)}, which no run does")
+    if own := sorted(set(arguments) & TIMM_OPTIONS):
+        raise SourceError(f"{folder}: refused, its recipe passes timm {shorten(own)}, which no run does")
     with _budget.bounded(_budget.size_in(folder / "model.safetensors"), str(folder), memory=True):
         built = create(recipe["architecture"], options, arguments)
     if built.folder or ":" in recipe["architecture"]:
@@ -131,21 +131,21 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
 @dataclass
 class Built:
-    """An architecture with timm's random weights, in eval mode, and how timm was asked for it."""
+    """An architecture with timm's random weights, in eval mode, and the arguments that built it."""
 
     model: Any
-    convert: Callable[[dict[str, Any], Any], dict[str, Any]] | None  # timm's own for its weights
-    configuration: dict[str, Any]  # what timm says of its weights, before another size was asked for
+    convert: Callable[[dict[str, Any], Any], dict[str, Any]] | None  # timm's converter for its weights
+    configuration: dict[str, Any]  # timm's configuration of the weights, before a change of size
     arguments: dict[str, Any]  # of a saved configuration
     image_size: int | None
-    folder: Path | None = None  # of local-dir:FOLDER
-    headless: bool = False  # its heads are no function of the features
+    folder: Path | None = None  # FOLDER of local-dir:FOLDER
+    headless: bool = False  # True where its heads are no function of the features
 
     def converted(self, tensors: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the weights under timm's names and in the model's sizes, and what was resized, with how.
+        """Return the weights under timm's names and in the model's sizes, and which were resized, with how.
 
-        timm's own converter resamples positions and other tables that depend on the size of pictures.
-        Raises SourceError where it fails on weights that have the model's names.
+        timm's own converter resamples tables that depend on the size of pictures, such as positions. Raises
+        SourceError where it fails on weights that have the model's names.
         """
         expected = {n: t.shape for n, t in self.model.state_dict().items()}
         named = expected.keys() <= tensors.keys()
@@ -154,27 +154,27 @@ class Built:
         now, self.model.pretrained_cfg = self.model.pretrained_cfg, self.configuration
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch's, on the speed of a table's search
-                found = dict(self.convert(dict(tensors), self.model))
-        except Exception as error:  # as many kinds as there are converters
+                warnings.simplefilter("ignore", UserWarning)  # torch warns about the speed of searchsorted
+                converted = dict(self.convert(dict(tensors), self.model))
+        except Exception as error:  # converters raise errors of many kinds
             if named:
                 raise SourceError(
                     f"{where}: timm cannot resample the weights ({type(error).__name__}: {error}); choose "
                     f"another source.image_size than {self.image_size}"
                 ) from error
-            return tensors, {}  # not a file the converter knows: the gate says what is missing
+            return tensors, {}  # the converter does not know the file: match reports what is missing
         finally:
             self.model.pretrained_cfg = now
         resized = {
             n: f"{tuple(tensors[n].shape)} to {tuple(t.shape)}"
-            for n, t in found.items()
+            for n, t in converted.items()
             if n in tensors and tensors[n].shape != t.shape
         }
-        return found, resized
+        return converted, resized
 
 
 def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None = None) -> Built:
-    """Return the architecture of a name of timm's, of local-dir:FOLDER or of hf-hub:REPOSITORY.
+    """Return the architecture of a timm name, of local-dir:FOLDER or of hf-hub:REPOSITORY.
 
     Raises SourceError for an unknown name, or a size or channels that the architecture cannot take.
     """
@@ -190,19 +190,19 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
     if options.in_channels is not None:
         given["in_chans"] = options.in_channels
     sized = {} if options.image_size is None else {"img_size": options.image_size}
-    with recorded() as converters:
+    with record_converters() as converters:
         try:
             try:
                 model = timm.create_model(name, pretrained=True, **(given | sized))
             except TypeError as error:
                 if not sized or "img_size" not in str(error):
                     raise
-                converters.clear()  # no table depends on the size
+                converters.clear()  # an architecture without img_size has no table that depends on it
                 model = timm.create_model(name, pretrained=True, **given)
         except SourceError:
             raise
-        except Exception as error:  # as many kinds as there are architectures and configurations
-            raise SourceError(not_built(name, options, error)) from error
+        except Exception as error:  # architectures raise errors of many kinds
+            raise SourceError(describe_failure(name, options, error)) from error
     configuration = dict(model.pretrained_cfg)
     if options.image_size is not None:
         side = options.image_size
@@ -220,10 +220,10 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
 
 
 @contextmanager
-def recorded() -> Iterator[list[Any]]:
-    """Inside, timm builds a model without weights and its converter for weights is noted.
+def record_converters() -> Iterator[list[Any]]:
+    """Let timm build models without weights inside the block, and record its converters for weights.
 
-    timm binds a converter to options of its own when it loads weights, and has no other way to it.
+    timm binds a converter to options of its own when it loads weights, and offers no other access to it.
     """
     from timm.models import _builder
 
@@ -241,13 +241,13 @@ def recorded() -> Iterator[list[Any]]:
 
 
 def refuse_unknown(name: str) -> None:
-    """Raises SourceError for a name that timm does not have, with the nearest ones."""
+    """Raise SourceError for a name that timm does not have; the message has the nearest names."""
     import timm
 
     base, _, tag = name.partition(".")
     if "/" in name or "\\" in name:
         raise SourceError(
-            f"timm:{shorten([name])} is no name of timm's: write timm:local-dir:FOLDER for a folder, "
+            f"timm:{shorten([name])} is not a timm name: write timm:local-dir:FOLDER for a folder, "
             "timm:hf-hub:OWNER/NAME for the hub"
         )
     if not timm.is_model(base):
@@ -260,19 +260,19 @@ def refuse_unknown(name: str) -> None:
 
 
 def check_folder(folder: Path, name: str) -> None:
-    """Raises SourceError for a folder that timm did not write or whose architecture it does not have."""
+    """Raise SourceError for a folder that timm did not write, or whose architecture timm does not have."""
     import timm
 
     from . import _folder
 
     path = folder / "config.json"
     if not path.is_file():
-        raise SourceError(f"timm:{name}: no config.json in that folder; timm's save_for_hf writes one")
-    found = _folder.read_json(path)
-    architecture = found.get("architecture")
+        raise SourceError(f"timm:{name}: no config.json in the folder; write one with timm's save_for_hf")
+    config = _folder.read_json(path)
+    architecture = config.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
-        near = did_you_mean(str(architecture), timm.list_models())
-        raise SourceError(f'{path}: architecture "{architecture}" is not one of timm\'s; {near}')
+        hint = did_you_mean(str(architecture), timm.list_models())
+        raise SourceError(f'{path}: architecture "{architecture}" is not one of timm\'s; {hint}')
 
 
 def weights_of(folder: Path) -> Path:
@@ -282,18 +282,18 @@ def weights_of(folder: Path) -> Path:
             return folder / name
     files = sorted(p for e in ("safetensors", "pth", "bin") for p in folder.glob(f"*.{e}"))
     if len(files) != 1:
-        found = shorten([p.name for p in files]) or "none"
-        raise SourceError(f"{folder}: one weights file expected, there are: {found}; remedy: --weights FILE")
+        names_found = shorten([p.name for p in files]) or "none"
+        raise SourceError(f"{folder}: one weights file expected, there are: {names_found}; remedy: --weights FILE")
     return files[0]
 
 
-def not_built(name: str, options: SourceOptions, error: Exception) -> str:
-    """Return why timm could not build a model, in a sentence."""
+def describe_failure(name: str, options: SourceOptions, error: Exception) -> str:
+    """Return why timm could not build a model, as a sentence."""
     reason = " ".join(str(error).split()) or type(error).__name__
     reason = reason if len(reason) <= 300 else f"{reason[:300]} …"
     if name.startswith("hf-hub:") and not isinstance(error, ValueError | TypeError | KeyError):
         return (
-            f"timm:{name}: its config.json is not in the cache and was not fetched ({type(error).__name__}); "
+            f"timm:{name}: its config.json is not in the cache, and fetching failed ({type(error).__name__}); "
             "remedy: fetch the repository to a folder and name it as timm:local-dir:FOLDER"
         )
     if options.image_size is not None:
@@ -303,7 +303,7 @@ def not_built(name: str, options: SourceOptions, error: Exception) -> str:
 
 
 def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
-    """Weights from the hub or its cache. Raises SourceError with the remedy."""
+    """Return weights from the hub or its cache. Raises SourceError with the remedy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -323,50 +323,51 @@ def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
             return _weights.read(Path(path), model.state_dict(), options.weights_key)
         except EntryNotFoundError as error:  # also LocalEntryNotFoundError
             reason = error
-        except Exception as error:  # the hub raises as many kinds as there are network faults
+        except Exception as error:  # the hub raises many kinds of error for network faults
             if isinstance(error, SourceError):
                 raise
             reason = error
             break
-    raise SourceError(f"timm:{name}: weights not in the cache and not fetched; {remedy}") from reason
+    raise SourceError(f"timm:{name}: weights are not in the cache, and fetching failed; {remedy}") from reason
 
 
-def normalisation(model: Any, weights: Path) -> tuple[str, ...]:
-    """What pictures are normalised by under weights of one's own, in words: what a config.json beside
-    the file says (timm and the hub write one), else what timm says of the architecture.
+def set_normalisation(model: Any, weights: Path) -> tuple[str, ...]:
+    """Set mean and std of the model's pictures for a weights file, and return notes on them.
 
-    Raises SourceError for a config.json whose numbers mean nothing.
+    They come from a config.json beside the file (timm and the hub write one), else from timm's architecture. Raises
+    SourceError for a config.json with unusable numbers.
     """
     from . import _folder
 
-    keys, mine = ("mean", "std"), model.pretrained_cfg
+    keys, own = ("mean", "std"), model.pretrained_cfg
     beside = weights.parent / "config.json"
-    found = _folder.read_json(beside)
-    config = found.get("pretrained_cfg") if isinstance(found, dict) else None
+    content = _folder.read_json(beside)
+    config = content.get("pretrained_cfg") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not config.keys() & set(keys):
         return (
-            f"{weights.name} does not say how its pictures were normalised: mean {mine['mean']} and std "
-            f"{mine['std']} are those of timm's {mine['architecture']}",
+            f"{weights.name} does not say how its pictures were normalised: regraft uses mean {own['mean']} and "
+            f"std {own['std']} of timm's {own['architecture']}",
         )
-    theirs = {k: config.get(k, mine[k]) for k in keys}
-    for key, value in theirs.items():
+    stored = {k: config.get(k, own[k]) for k in keys}
+    for key, value in stored.items():
         try:
             numbers = tuple(float(v) for v in value)
         except (TypeError, ValueError):
             numbers = ()
         finite = all(math.isfinite(v) and (v > 0 or key == "mean") for v in numbers)
-        if len(numbers) != len(mine[key]) or not finite:
-            raise SourceError(f"{beside}: pretrained_cfg.{key} is {value}, not {len(mine[key])} numbers")
-        theirs[key] = numbers
-    other = [f"{k} {theirs[k]} and not {tuple(mine[k])}" for k in keys if theirs[k] != tuple(mine[k])]
-    mine.update(theirs)
+        if len(numbers) != len(own[key]) or not finite:
+            raise SourceError(f"{beside}: pretrained_cfg.{key} is {value}, not {len(own[key])} numbers")
+        stored[key] = numbers
+    other = [f"{k} {stored[k]} and not {tuple(own[k])}" for k in keys if stored[k] != tuple(own[k])]
+    own.update(stored)
     if not other:
         return ()
     return (f"pictures are normalised as {beside} says, unlike timm's own: {', '.join(other)}",)
 
 
 def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The first convolution for the model's channels, as timm adapts it; and what was resized."""
+    """Return the tensors with the first convolution adapted to the model's channels as timm does, and what was
+    resized."""
     from timm.models import adapt_input_conv
 
     expected, resized = model.state_dict(), {}
@@ -383,9 +384,9 @@ def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def split(built: Built, reference: str, head_kept: bool) -> Source:
-    """Return backbone, head and blocks of a model, proved by a forward pass of a random batch of two.
+    """Return the source of a model: backbone, head and blocks, proved by a forward pass of a random batch of two.
 
-    Where the output is no function of the features that precede it, the source has no head, and says so.
+    Where the output is no function of the features, the source has no head, and a note says so.
     """
     import torch
 
@@ -430,7 +431,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
 
 
 def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
-    """Return (head taken off, blocks, D, C) of a model that holds its features afterwards."""
+    """Return (head, blocks, D, C), and leave a model that returns its features."""
     from . import _timm_heads
 
     model = built.model
@@ -438,30 +439,30 @@ def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tup
     expected = forward(built, reference, x)
     if built.headless:
         model.reset_classifier(0)
-        return None, *proved(model, None, reference, x, None), 0
+        return None, *prove_split(model, None, reference, x, None), 0
     whole = {n: model.get_submodule(n) for n in names}
     try:
         head = _timm_heads.take_off(model, names, x)
-        return head, *proved(model, head, reference, x, expected), expected.shape[-1]
+        return head, *prove_split(model, head, reference, x, expected), expected.shape[-1]
     except (SourceError, RuntimeError, KeyError) as error:
         refusal = error
     for name, module in whole.items():
         model.set_submodule(name, module)
     try:
         model.reset_classifier(0)
-        found = None, *proved(model, None, reference, x, None), 0
-    except Exception:  # timm's own way to features is no way here: the first reason is the one to tell
+        result = None, *prove_split(model, None, reference, x, None), 0
+    except Exception:  # reset_classifier fails too, so raise the first error
         if isinstance(refusal, SourceError):
             raise refusal from None
         raise SourceError(f"{reference}: refused, its head does not come last ({refusal})") from refusal
     built.headless = True
-    return found
+    return result
 
 
-def proved(
+def prove_split(
     model: Any, head: nn.Module | None, reference: str, x: Tensor, expected: Tensor | None
 ) -> tuple[tuple[Block, ...], int]:
-    """Return (blocks, D) of a model that gives features. Raises SourceError for a wrong split."""
+    """Return (blocks, D) of a model that returns features. Raises SourceError for a wrong split."""
     from . import _blocks, _timm_blocks
 
     groups = _timm_blocks.group(model, x)
@@ -472,45 +473,49 @@ def proved(
 
 
 def forward(built: Built, reference: str, x: Tensor) -> Tensor:
-    """Return the model's output. Raises SourceError, in words, for a size that it does not take."""
+    """Return the model's output. Raises SourceError for a picture size that the model does not take."""
     import torch
 
     try:
         with torch.no_grad():
-            found = built.model(x)
-    except Exception as error:  # as many kinds as there are architectures
+            output = built.model(x)
+    except Exception as error:  # architectures raise errors of many kinds
         height, width = x.shape[-2:]
         reason = " ".join(str(error).split())[:300]
         own = " × ".join(map(str, built.configuration.get("input_size", ())[1:]))
         raise SourceError(
-            f"{reference} cannot take pictures of {height} × {width} ({reason}); its own size is {own}: "
+            f"{reference} cannot take pictures of {height} × {width} ({reason}); its own size is {own}; "
             "choose another source.image_size or leave it out"
         ) from error
-    if not isinstance(found, torch.Tensor):
-        raise SourceError(f"{reference}: refused, it gives no single output")
-    return found
+    if not isinstance(output, torch.Tensor):
+        raise SourceError(f"{reference}: refused, its output is not one tensor")
+    return output
 
 
 def class_names(model: Any, classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Return (names, words, notes) of a head's classes: a saved configuration's, else ImageNet's for 1000."""
-    found, told = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
-    if not classes or not found:
+    """Return (names, descriptions, notes) of a head's classes, from a saved configuration, else ImageNet's for 1000."""
+    stored, descriptions = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
+    if not classes or not stored:
         return (*(imagenet_classes() if classes == 1000 else (None, None)), ())
-    if isinstance(found, dict):
-        found = [found.get(i, found.get(str(i))) for i in range(len(found))]
-    names = tuple(map(str, found))
-    if len(names) != classes or len(set(names)) != classes or None in found:
+    if isinstance(stored, dict):
+        stored = [stored.get(i, stored.get(str(i))) for i in range(len(stored))]
+    names = tuple(map(str, stored))
+    if len(names) != classes or len(set(names)) != classes or None in stored:
         return (
             None,
             None,
-            (f"label_names of its configuration has {len(set(names))} names for {classes} classes: not used",),
+            (f"label_names of its configuration is not used: {len(set(names))} names for {classes} classes",),
         )
-    words = tuple(str(told[n]) for n in names) if isinstance(told, dict) and told.keys() >= set(names) else None
+    words = (
+        tuple(str(descriptions[n]) for n in names)
+        if isinstance(descriptions, dict) and descriptions.keys() >= set(names)
+        else None
+    )
     return names, words, ()
 
 
 def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:
-    """timm's evaluation transform: shorter side to floor(size / crop_pct), centre crop."""
+    """Return timm's evaluation transform: shorter side to floor(size / crop_pct), centre crop."""
     from timm.data import resolve_model_data_config
 
     from . import _image
@@ -533,7 +538,7 @@ def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:
 
 
 def channels(model: Any) -> int:
-    """Picture channels, from the first convolution (the only place that timm keeps them)."""
+    """Return the picture channels of the first convolution, the only place where timm keeps them."""
     from torch import nn
 
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
@@ -542,8 +547,10 @@ def channels(model: Any) -> int:
 
 @cache
 def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The 1000 WordNet ids of ImageNet in output order, which unlike the words are unique, and what
-    they stand for, synonyms separated by commas."""
+    """Return the 1000 WordNet ids of ImageNet in output order, and their descriptions.
+
+    The ids are unique; the descriptions, synonyms separated by commas, are not.
+    """
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")

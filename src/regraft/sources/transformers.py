@@ -1,10 +1,9 @@
 """Any transformers encoder: ``transformers:NAME_OR_FOLDER``.
 
-A ``…ForSequenceClassification`` or ``…ForImageClassification`` keeps its head; anything else is a
-plain encoder with pooling. A sentence-transformers folder gives its own pooling and dense layers
-but not a last Normalize: the probe standardises features anyway, and on unit vectors a linear
-head's logits (|w·x| ≤ ‖w‖) are small at the learning rates that suit the backbone.
-Remote code is never run.
+A ``…ForSequenceClassification`` or ``…ForImageClassification`` keeps its head. Any other class becomes a plain encoder
+with pooling. A sentence-transformers folder gives its own pooling and dense layers, but not a last Normalize: the
+probe standardises features anyway. On unit vectors the logits of a linear head (|w·x| ≤ ‖w‖) are small at the learning
+rates that suit the backbone. regraft never runs remote code.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
     from ._weights import Match, Weights
 
 
-INPUTS = ("input_ids", "pixel_values")  # what a source here is given: texts or pictures
+INPUTS = ("input_ids", "pixel_values")  # main inputs that regraft makes: texts and pictures
 
 
 def load(name: str, options: SourceOptions) -> Source:
-    """The model of a folder or of the hub. Raises SourceError where it cannot be had or split."""
+    """Return the model of a folder or of the hub. Raises SourceError where it cannot be loaded or split."""
     from . import _folder
 
     folder = _folder.find(name, options.offline)
@@ -38,14 +37,15 @@ def load(name: str, options: SourceOptions) -> Source:
         return from_folder(folder, f"transformers:{name}", options)
     except RegraftError:
         raise
-    except Exception as error:  # the library's, as many kinds as there are values that it does not know
+    except Exception as error:  # the library raises many kinds of error for unknown values
         raise SourceError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {error}); a value in its JSON files is "
-            "not one that regraft knows: fetch the folder anew, or write it anew with save_pretrained"
+            f"{folder}: cannot be loaded ({type(error).__name__}: {error}); regraft does not know a value in "
+            "its JSON files: fetch the folder again, or write it again with save_pretrained"
         ) from error
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
+    """Return the source of a local folder. Raises SourceError where it cannot be loaded or split."""
     from ..io import foreign_code
     from . import _architectures, _budget, _encoders, _folder, _sentence, _weights
 
@@ -53,7 +53,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     inside = sentence.encoder
     values = _folder.read_json(inside / "config.json")
     if not values:
-        raise SourceError(f"{inside}: no config.json{_folder.other_kind(inside)}")
+        raise SourceError(f"{inside}: no config.json{_folder.describe_other_kind(inside)}")
     for place in {folder, inside}:
         foreign_code.refuse(place)
     choice = _architectures.choose(values, _folder.has_pictures(inside), reference)
@@ -71,8 +71,8 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     if choice.tower:
         tensors = _architectures.in_tower(weights.tensors, choice.tower, net.state_dict())
         weights = replace(weights, tensors=tensors)
-    net, found, notes = fill(net, weights, recipe, str(options.weights or inside), options)
-    more: tuple[str, ...] = ()
+    net, matched, notes = fill(net, weights, recipe, str(options.weights or inside), options)
+    text_notes: tuple[str, ...] = ()
     preprocess: Preprocess
     if image:
         channels = _folder.channels(net.config)
@@ -80,11 +80,11 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
             raise SourceError(f"{reference} takes {channels} channels, not {options.in_channels}")
         preprocess = _folder.image_spec(inside, net.config)
     else:
-        preprocess, more, pads = _folder.text_spec(inside, net, options.max_length)
+        preprocess, text_notes, pads = _folder.text_spec(inside, net, options.max_length)
         recipe |= pads
     recipe["config"] = net.config.to_dict()
     recipe["pooling"] = pooling(net, sentence, options.pooling, preprocess)
-    recipe["head"] = found.head_kept
+    recipe["head"] = matched.head_kept
     recipe["licence"] = _folder.licence(folder)
     try:
         source = split(net, recipe, preprocess, reference)
@@ -92,39 +92,39 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
         unmasked = _encoders.sees_padding(source.backbone, rows)
     except (ValueError, RuntimeError) as error:
         if not image:
-            raise _encoders.refusal(net, {}, error, reference) from error
+            raise _encoders.input_error(net, {}, error, reference) from error
         sides = " × ".join(map(str, preprocess.size))  # type: ignore[union-attr]
         raise SourceError(
             f"{folder}: preprocessor_config.json asks for pictures of {sides} pixels, which the model "
-            f"refuses ({error}): mend the one or the other"
+            f"refuses ({error}): correct one of them"
         ) from error
     if unmasked:
-        more += (f"{type(net).__name__} does not mask padding: a text's features depend on the texts beside it",)
+        text_notes += (f"{type(net).__name__} does not mask padding: a text's features depend on the texts beside it",)
     head = f"{recipe['head_name']}."
     source.digest = weights.digest
     source.report = tuple(
         t if t.state == "unused" or t.name.startswith(head) else LoadedTensor(f"net.{t.name}", t.state, t.shape, t.note)
-        for t in found.report
+        for t in matched.report
     )
     if recipe["after"]:
         fill_after(source, sentence)
-    source.notes = (*weights.notes, *choice.notes, *notes, *more, *sentence.notes)
+    source.notes = (*weights.notes, *choice.notes, *notes, *text_notes, *sentence.notes)
     return source
 
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
-    """The same architecture with random weights; the tokenizer's files are in folder/tokenizer."""
+    """Return the same architecture with random weights. The tokenizer's files are in folder/tokenizer."""
     from . import _budget, _folder, _image
 
     size = _budget.size_in(folder / "model.safetensors")
-    small = skeleton(dict(recipe), str(folder), size)  # without memory: is it as large as it says?
+    small = skeleton(dict(recipe), str(folder), size)  # check the size on the meta device, without memory
     net = skeleton(recipe, str(folder), size, meta=False)
     image = recipe.get("image")
     spec: Preprocess
     if image:
         spec = _image.from_recipe(image)
     else:
-        limit = _folder.positions(small) or _folder.LONGEST
+        limit = _folder.positions(small) or _folder.MAX_TOKENS
         length = recipe["max_length"]
         if type(length) is not int or not 1 <= length <= limit:
             raise SourceError(
@@ -135,7 +135,7 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
 
 def save_files(source: Source, folder: Path) -> None:
-    """What ``build`` needs beside the recipe: the tokenizer's files, in folder/tokenizer."""
+    """Save the files that ``build`` needs beside the recipe: the tokenizer's, in folder/tokenizer."""
     from . import _folder
 
     if isinstance(source.preprocess, TextSpec):
@@ -143,10 +143,10 @@ def save_files(source: Source, folder: Path) -> None:
 
 
 def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = True) -> Any:
-    """The architecture; on the meta device (no memory, no values) unless it will be used as it is.
+    """Return the architecture, on the meta device (no memory, no values) unless ``meta`` is false.
 
-    A plain encoder is built without the pooler where the class allows it: a random pooler would
-    be trained, and saved, for nothing. Raises SourceError for one that is far larger than ``size``.
+    A plain encoder is built without the pooler where the class allows it. A random pooler would be trained and saved
+    without use. Raises SourceError for an architecture that is far larger than ``size``.
     """
     import torch
     import transformers
@@ -180,7 +180,7 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
             make = partial(of_kind.from_config, trust_remote_code=False)
         config.dtype = torch.float32
         for part in (config, config.get_text_config()):
-            if getattr(part, "use_cache", False):  # of keys and values, for generating text
+            if getattr(part, "use_cache", False):  # the key-value cache is for generating text
                 part.use_cache = False
         device = torch.device("meta" if meta else "cpu")
         with _folder.quiet(), device, _budget.bounded(size, reference):
@@ -191,7 +191,7 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
                 net = make(config)
     except SourceError:
         raise
-    except Exception as error:  # as many kinds as there are configurations
+    except Exception as error:  # configurations raise errors of many kinds
         raise SourceError(f'{reference}: "{kind}" cannot be built ({error})') from error
     _budget.check_size(net, size, reference)
     recipe["head_name"] = _architectures.head_of(net, reference) if recipe["auto"] != "AutoModel" else ""
@@ -199,12 +199,13 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
 
 
 def extra(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that build a plain encoder without its pooler."""
     headed = recipe["auto"] != "AutoModel" or recipe.get("plain")
     return {} if headed else {"add_pooling_layer": False}
 
 
 def check_input(net: Any, reference: str) -> bool:
-    """Return whether the model takes pictures. Raises SourceError where it takes more, or else."""
+    """Return whether the model takes pictures. Raises SourceError where it takes other inputs or needs more."""
     import inspect
 
     main, name = net.main_input_name, type(net).__name__
@@ -214,12 +215,10 @@ def check_input(net: Any, reference: str) -> bool:
     if {"encoder", "decoder"} <= children:
         raise SourceError(f"{reference}: refused, {name} is an encoder and a decoder")
     if net.config.model_type == "reformer":
-        raise SourceError(
-            f"{reference}: refused, {name} trains on rows of one fixed length alone, and hashes at random"
-        )
+        raise SourceError(f"{reference}: refused, {name} trains on rows of one fixed length only and hashes at random")
     if getattr(net.config, "num_frames", None):
         raise SourceError(f"{reference}: refused, {name} takes videos, not pictures")
-    tower = getattr(net, "vision_model", net)  # a head's own forward passes such inputs on
+    tower = getattr(net, "vision_model", net)  # a head's forward passes these inputs to the encoder
     needs = [
         p.name
         for module in (net, tower)
@@ -236,10 +235,10 @@ def check_input(net: Any, reference: str) -> bool:
 def fill(
     net: Any, weights: Weights, recipe: dict[str, Any], where: str, options: SourceOptions
 ) -> tuple[Any, Match, tuple[str, ...]]:
-    """(model with weights, what came of every tensor, notes).
+    """Return (model with weights, what became of every tensor, notes).
 
-    transformers renames the tensors of old files; what it says is missing, of another shape or
-    unexpected then passes the same gate as any source.
+    transformers renames the tensors of old files. The tensors that it calls missing, of another shape or unexpected
+    then pass the same checks as any source.
     """
     import torch
 
@@ -258,19 +257,22 @@ def fill(
             **extra(recipe),
         )
     expected = net.state_dict()
-    other = {name: shape for name, shape, *_ in info["mismatched_keys"]}
-    absent = set(info["missing_keys"]) - set(other)
-    read: dict[str, Tensor] = {n: t for n, t in expected.items() if n not in absent}
-    read |= {n: torch.empty(tuple(s), device="meta") for n, s in other.items()}
-    left = {n for n in tensors if n.endswith("position_ids") and n not in expected}
-    read |= {n: tensors.get(n, torch.empty(0)) for n in {*info["unexpected_keys"], *left}}
-    found = _weights.match(expected, read, where=where, head=recipe["head_name"], allow_fresh=options.allow_fresh)
-    return net.eval(), found, notes
+    mismatched = {name: shape for name, shape, *_ in info["mismatched_keys"]}
+    missing = set(info["missing_keys"]) - set(mismatched)
+    read: dict[str, Tensor] = {n: t for n, t in expected.items() if n not in missing}
+    read |= {n: torch.empty(tuple(s), device="meta") for n, s in mismatched.items()}
+    unexpected = {n for n in tensors if n.endswith("position_ids") and n not in expected}
+    read |= {n: tensors.get(n, torch.empty(0)) for n in {*info["unexpected_keys"], *unexpected}}
+    matched = _weights.match(expected, read, where=where, head=recipe["head_name"], allow_fresh=options.allow_fresh)
+    return net.eval(), matched, notes
 
 
 def pooling(net: Any, sentence: Sentence, wanted: str, preprocess: Preprocess) -> str:
-    """The plan's pooling, else the sentence-transformers folder's, else the model's own, else the
-    usual one: the first token of pictures that have a class token, the mean of anything else."""
+    """Return the pooling: the plan's, else the sentence-transformers folder's, else the model's own, else the usual
+    one.
+
+    The usual one is the first token for pictures with a class token, and the mean for anything else.
+    """
     if wanted != "auto":
         return wanted
     if sentence.pooling:
@@ -282,7 +284,7 @@ def pooling(net: Any, sentence: Sentence, wanted: str, preprocess: Preprocess) -
 
 
 def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: str) -> Source:
-    """Backbone, head and blocks, proved by a forward pass of a random batch of two."""
+    """Return the source: backbone, head and blocks, proved by a forward pass of a random batch of two."""
     import dataclasses
 
     from torch import nn
@@ -296,13 +298,13 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
         expected, alone = logits(net, inputs, reference)
         head = net.get_submodule(name)
         net.set_submodule(name, nn.Identity())
-        if alone:  # the last token is taken under the mask, which knows what is padding
+        if alone:  # pool the last token by the mask, which marks padding
             net = net.base_model
         elif _encoders.tokens_to_head(net, inputs):
             head = _encoders.TokenHead(head)
         recipe["pooling"] = "last" if alone else "head"
     else:
-        recipe["pooling"] = _encoders.settle(net, inputs, recipe["pooling"], reference)
+        recipe["pooling"] = _encoders.choose_pooling(net, inputs, recipe["pooling"], reference)
     _sentence.check_steps(recipe.get("after") or [], reference)
     backbone = _encoders.Encoder(
         net,
@@ -333,17 +335,17 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
 
 
 def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
-    """The model's own logits, and whether it has to be given rows one at a time.
+    """Return the model's own logits, and whether rows must be given one at a time.
 
-    A decoder whose config names no token to pad with refuses several rows. Where it names another
-    one than the tokenizer pads with, it takes padding for text.
+    A decoder whose config names no padding token refuses several rows. A decoder whose config names another padding
+    token than the tokenizer reads padding as text.
     """
     import torch
 
     from . import _encoders
 
     def answer(batch: Any) -> Tensor:
-        out = _encoders.answer(net, batch, reference)
+        out = _encoders.call_model(net, batch, reference)
         if getattr(out, "logits", None) is None:
             raise SourceError(f"{reference}: refused, {type(net).__name__} gives no logits")
         return out.logits  # type: ignore[no-any-return]
@@ -351,50 +353,52 @@ def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
     with torch.no_grad():
         if isinstance(inputs, torch.Tensor):
             return answer(inputs), False
-        pad, together = own_pad(net), None
+        pad, batched = own_pad(net), None
         try:
-            together = answer(inputs)
+            batched = answer(inputs)
         except ValueError:
             if pad is not None:
                 raise
         padded = inputs["attention_mask"] == 0
-        if together is not None and pad == int(inputs["input_ids"][padded][0]):
-            return together, False
+        if batched is not None and pad == int(inputs["input_ids"][padded][0]):
+            return batched, False
         lengths = inputs["attention_mask"].sum(1).tolist()
         rows = [{k: v[i : i + 1, :n] for k, v in inputs.items()} for i, n in enumerate(lengths)]
-        each = torch.cat([answer(row) for row in rows])
-        if together is not None and torch.allclose(together, each, rtol=1e-4, atol=1e-5):
-            return together, False
-        return each, True
+        separate = torch.cat([answer(row) for row in rows])
+        if batched is not None and torch.allclose(batched, separate, rtol=1e-4, atol=1e-5):
+            return batched, False
+        return separate, True
 
 
 def own_pad(net: Any) -> int | None:
-    """Return the token that the model itself takes for padding."""
+    """Return the token that the model itself uses for padding, or None."""
     pad = getattr(net.config.get_text_config(), "pad_token_id", None)
     return pad if isinstance(pad, int) else None
 
 
 def fill_after(source: Source, sentence: Sentence) -> None:
-    """Give the dense layers behind the pooling their weights, through the gate of any source."""
+    """Fill the dense layers behind the pooling with their weights, with the checks of any source."""
     import hashlib
 
     from . import _folder, _weights
 
     layers: Any = source.backbone
     digests = [source.digest]
-    at = [i for i, step in enumerate(source.recipe["after"]) if step]
-    for index, folder in zip(at, sentence.dense, strict=True):
+    indices = [i for i, step in enumerate(source.recipe["after"]) if step]
+    for index, folder in zip(indices, sentence.dense, strict=True):
         weights = _folder.weights(folder)
         layer = layers.after[index]
-        found = _weights.match(layer.state_dict(), weights.tensors, where=str(folder))
-        layer.load_state_dict(found.state)
+        matched = _weights.match(layer.state_dict(), weights.tensors, where=str(folder))
+        layer.load_state_dict(matched.state)
         digests.append(weights.digest)
-        source.report += tuple(LoadedTensor(f"after.{index}.{t.name}", t.state, t.shape, t.note) for t in found.report)
+        source.report += tuple(
+            LoadedTensor(f"after.{index}.{t.name}", t.state, t.shape, t.note) for t in matched.report
+        )
     source.digest = hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def example(net: Any, preprocess: Preprocess, pad: int | None = None) -> Any:
-    """Two random pictures of the source's size, or two rows of eight tokens, one padded."""
+    """Return two random pictures of the source's size, or two rows of eight tokens, one of them padded."""
     import torch
 
     from . import _folder
