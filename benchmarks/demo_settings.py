@@ -14,7 +14,7 @@ import numpy as np
 from regraft.commands import demo
 from regraft.pipeline.run import run
 from regraft.plan.read import check
-from regraft.runs.folder import read_json
+from regraft.runs.result import finished
 
 TUNING = slice(0, demo.SHOWN.start)
 SETTINGS = [
@@ -37,13 +37,13 @@ def main(folder: Path, draws: int) -> None:
             tree["fit"] |= settings
             tree["evaluate"]["controls"] = []
             tree["run"]["seeds"] = 2
-            result = read_json(run(check(tree)) / "result.json")
-            arms = {k: v["accuracy"]["mean"] for k, v in result["mean"].items()}
+            result = finished(run(check(tree)))
+            arms = {k: v["accuracy"].mean for k, v in result.mean.items()}
             arms.setdefault("α = 1", arms["fit"])  # where it was chosen throughout
-            arms["linear probe"] = result["controls"]["linear probe"]["accuracy"]["value"]
+            arms["linear probe"] = result.controls["linear probe"]["accuracy"].value
             for arm, value in arms.items():
                 found.setdefault(f"{settings} {arm}", []).append(value)
-            print(draw, settings, result["frontier"]["alpha"], arms, flush=True)
+            print(draw, settings, result.frontier and result.frontier.alpha, arms, flush=True)
     for name, values in found.items():
         print(f"{np.mean(values):.4f} (sd {np.std(values, ddof=1):.4f}, n = {len(values)})  {name}")
 

@@ -17,7 +17,7 @@ from regraft.evidence.comparison import read_judgement
 from regraft.evidence.verdict import decide
 from regraft.pipeline.run import run
 from regraft.plan.read import check
-from regraft.runs.folder import read_json
+from regraft.runs.result import finished
 
 EACH, SEEDS, HEAD_RATES = 5, range(5), (3e-4, 3e-3, 3e-2)
 
@@ -38,7 +38,7 @@ def fit(data: Path, path: Path, seed: int, settings: dict) -> Path:
 
 
 def val(path: Path) -> float:
-    return read_json(path / "result.json")["val"]["accuracy"]["value"]
+    return finished(path).val["accuracy"].value
 
 
 def main(flowers: Path, out: Path) -> None:

@@ -27,7 +27,7 @@ from regraft.pipeline.model_folder import read_ends
 from regraft.pipeline.prepare import Prepared, prepare
 from regraft.pipeline.run import run
 from regraft.plan import read
-from regraft.runs.folder import read_json
+from regraft.runs.result import finished
 
 TRAIN, VAL, SIDE = 20, 12, 128
 SEEDS, ALL_SEEDS = range(3), range(10)
@@ -90,11 +90,11 @@ class Bench:
     def end_point(self, path: Path) -> tuple[float, float]:
         """Return (val accuracy, source accuracy on select) of α = 1."""
         if points := walked(path):
-            return points[-1]["figures"]["accuracy"], points[-1]["source"]["after"]
+            return points[-1].figures["accuracy"], points[-1].source.after
         p = self.ready(path)
         assert p.source_data is not None
         select = p.source_data.scored(p.source.backbone, "select")
-        return read_json(path / "result.json")["val"]["accuracy"]["value"], accuracy(select)
+        return finished(path).val["accuracy"].value, accuracy(select)
 
     def report(self, backbone: torch.nn.Module) -> Predictions:
         p = self.prepared
@@ -104,7 +104,8 @@ class Bench:
 
 def walked(path: Path) -> list:
     """Return the points of a run's frontier; none where no epoch beat the start on val, which is then the model."""
-    return (read_json(path / "result.json")["frontier"] or {"points": []})["points"]
+    frontier = finished(path).frontier
+    return frontier.points if frontier else []
 
 
 def accuracy(rows: Predictions) -> float:

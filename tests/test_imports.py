@@ -22,7 +22,12 @@ NOUNS = {"errors", "compute.arrays", "data.types", "model.types", "io.progress",
 SHARED = {
     "tasks.__init__": {"plugins"},  # facts of a task by its name, metrics by theirs
     "sources.__init__": {"plugins"},  # load_source finds a plug-in by a reference's prefix
-    "sources.run": {"plugins", "io.guarded", "runs.records"},  # a run names the file that builds its model
+    "sources.run": {
+        "plugins",
+        "io.guarded",
+        "runs.records",
+        "runs.model_files",
+    },  # a run names the file that builds its model
     "sources.bundled": {"io.hashing", "sources.timm", "sources.transformers"},  # it fetches the file; they load it
     "sources._weights": {"io.hashing"},  # weights are known by their digest
     "sources.random": {"sources.timm"},  # timm's architecture without weights
@@ -159,6 +164,7 @@ LIGHT = [
     "plugins",
     "runs.folder",
     "runs.records",
+    "runs.result",
     "runs.summary",
     "serving.endpoint",
     "serving.limits",

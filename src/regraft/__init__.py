@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from .evidence.comparison import compare
     from .evidence.linear_probe import fit_probe
     from .evidence.scoring import estimates, gain
-    from .evidence.types import Prediction, Verdict
+    from .evidence.types import Prediction
     from .model.grafting import graft
     from .model.types import Source
     from .pipeline.predictor import Predictor, load
     from .publish.export import export
-    from .runs.estimates import Estimate
+    from .runs.estimates import Estimate, Verdict
     from .sources import load_source
     from .training.loop import fine_tune
 
@@ -31,7 +31,7 @@ MODULES = {
     "Predictor": "pipeline.predictor",
     "Run": "api",
     "Source": "model.types",
-    "Verdict": "evidence.types",
+    "Verdict": "runs.estimates",
     "check": "api",
     "compare": "evidence.comparison",
     "estimates": "evidence.scoring",

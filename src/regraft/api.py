@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.check import check as looked
-from .evidence.types import Verdict
 from .model.types import Source
 from .pipeline.findings import CheckReport
 from .pipeline.run import run as run_plan
 from .plan import read as plan_read
 from .plan.read import set_key
 from .plan.schema import Plan
-from .runs.estimates import Estimate
-from .runs.folder import finished
-from .runs.records import estimate_of
+from .runs.estimates import Estimate, Verdict
+from .runs.result import Result, finished
 from .runs.summary import summary
 
 if TYPE_CHECKING:
@@ -26,37 +24,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder and what its result.json says."""
+    """A finished run: its folder and its result.json."""
 
     path: Path
-    result: dict[str, Any]
+    result: Result
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
-        """Raises UsageError for a folder that is no finished run."""
+        """Return a run. Raises UsageError for a folder that is no finished run."""
         return cls(Path(path), finished(Path(path)))
 
     @property
     def test(self) -> dict[str, Estimate]:
-        return self._estimates("test")
+        """Metrics of the saved model on test."""
+        return self.result.test
 
     @property
     def val(self) -> dict[str, Estimate]:
-        return self._estimates("val")
+        """Metrics of the saved model on val; none without val."""
+        return self.result.val
 
     @property
     def gain(self) -> dict[str, Estimate]:
-        """Over each control, on the primary metric, paired; positive is better."""
-        return self._estimates("gain")
-
-    def _estimates(self, of: str) -> dict[str, Estimate]:
-        return {k: estimate_of(v) for k, v in self.result.get(of, {}).items()}
+        """The gain over each control on the primary metric, paired; positive is better."""
+        return self.result.gain
 
     @property
     def verdict(self) -> Verdict:
-        v = self.result["verdict"]
-        gain = estimate_of(v["gain"]) if v["gain"] else None
-        return Verdict(v["words"], gain, v.get("seeds", 0), v["why"])
+        """The answer to "does transfer help?"."""
+        return self.result.verdict
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the run's report, one HTML file, in its folder or at ``out``; → its path."""

@@ -199,7 +199,7 @@ def test_batches_of_one_row_are_refused_where_batch_norm_trains(numbers_source, 
     run = regraft.fit(
         table, source=numbers_source(), out=tmp_path / "b", settings=settings | {"fit.batch_norm": "frozen"}
     )
-    assert run.result["fit"]["epochs"] == 1
+    assert run.result.fit.epochs == 1
 
 
 @pytest.mark.fault(28)

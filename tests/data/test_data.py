@@ -11,6 +11,7 @@ from regraft.data.loading import load_data
 from regraft.data.splitting import read_manifest, write_manifest
 from regraft.data.types import DataOptions
 from regraft.errors import DataError
+from regraft.runs.side_files import ManifestRow
 
 
 def make_task(cells, columns):
@@ -252,13 +253,8 @@ def test_the_manifest_reads_back(tmp_path):
     found = list(read_manifest(tmp_path / "manifest.jsonl"))
     assert len(found) == 60
     first = splits.train[0]
-    assert found[0] == {
-        "id": first.id,
-        "hash": first.id.split("-")[0],
-        "split": "train",
-        "cells": list(first.cells),
-        "where": first.where,
-    }
+    digest = first.id.split("-")[0]
+    assert found[0] == ManifestRow(id=first.id, hash=digest, split="train", cells=list(first.cells), where=first.where)
 
 
 def test_a_group_with_all_rows_of_a_class_stays_in_train(tmp_path):

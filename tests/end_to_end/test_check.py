@@ -111,7 +111,7 @@ def test_a_fit_keeps_what_the_cheap_checks_found(planted, weights, cli, tmp_path
     assert all(f["severity"] != "problem" for f in by_check(record).get("exact_duplicates", []))
     what = "left out of train: it is in test too"
     assert record["settled"] == [{"where": "train/amber/000.png", "what": what}]
-    assert all(row["where"] != "train/amber/000.png" for row in read_manifest(out / "manifest.jsonl"))
+    assert all(row.where != "train/amber/000.png" for row in read_manifest(out / "manifest.jsonl"))
 
 
 def test_a_plan_is_checked_as_its_fit_would_read_it(planted, cli, tmp_path):
@@ -204,7 +204,7 @@ def test_names_of_any_kind_are_read_and_written(pictures, weights, cli, tmp_path
     args = ["--source", "timm:test_resnet", "--weights", weights, "--set", "source.image_size=32"]
     code, _, err = cli("fit", root, *args, "--epochs", 1, "--on-bad", "skip", "--out", tmp_path / "run", "-q")
     assert code == 0, err
-    where = {row["where"] for row in read_manifest(tmp_path / "run/manifest.jsonl")}
+    where = {row.where for row in read_manifest(tmp_path / "run/manifest.jsonl")}
     assert {f"train/amber/{name}" for name in odd} <= where
 
 

@@ -122,4 +122,4 @@ def test_windows_line_ends_in_plan_and_manifest_read_the_same(texts, tmp_path):
     assert b"\r" not in written
     (tmp_path / "dos.jsonl").write_bytes(written.replace(b"\n", b"\r\n"))
     unix, dos = (list(read_manifest(tmp_path / f"{n}.jsonl")) for n in ("unix", "dos"))
-    assert unix == dos and {r["cells"][0] for r in unix} == {"grün", "チ"}
+    assert unix == dos and {r.cells[0] for r in unix} == {"grün", "チ"}

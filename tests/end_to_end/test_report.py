@@ -82,9 +82,9 @@ def fit(weights: Path, make_pictures: Any, tmp_path: Path) -> Any:
 
 def test_labels_that_are_probably_wrong_are_shown(fit: Any) -> None:
     run = fit()
-    found = read_json(run.path, "gallery/suspects.json")
+    found = read_json(run.path, "gallery/suspects.json", Any)
     assert found["why not"] == "" and found["count"] == len(found["rows"]) >= 2
-    assert found["of"] == sum(run.result["rows"].values())
+    assert found["of"] == sum(count for _, count in run.result.rows)
     first = {r["where"]: r for r in found["rows"][:2]}
     assert sorted(first) == ["test/navy/wrong.png", "train/navy/wrong.png"]
     for where, row in first.items():
@@ -114,7 +114,7 @@ def test_the_probe_that_judges_a_row_did_not_see_it(fit: Any, monkeypatch: Any) 
         every = {json.loads(line)["id"] for line in file}
     left = [every - ids for ids, _ in parts]
     assert len(parts) == 5 and all(left) and sorted(i for p in left for i in p) == sorted(every)
-    assert {s for _, used in parts for s in used} == {run.result["probe"]["strength"]}
+    assert {s for _, used in parts for s in used} == {run.result.probe.strength}
 
 
 def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: Any) -> None:
@@ -134,9 +134,9 @@ def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypat
 
     monkeypatch.setattr(suspects, where, fails)
     run = fit()
-    found = read_json(run.path, "gallery/suspects.json")
+    found = read_json(run.path, "gallery/suspects.json", Any)
     assert (found["count"], found["of"], found["rows"]) == (0, 0, [])
-    assert run.result["status"] == "finished"
+    assert run.result.status == "finished"
     assert "a class is missing" in (run.path / "log.txt").read_text(encoding="utf-8")
     words = section(run.report().read_text(encoding="utf-8"), "suspects")
     assert "could not be judged (ValueError: a class is missing)" in words
@@ -183,7 +183,7 @@ def test_blocks_tell_how_far_they_moved(run: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    result = read_json(run, "result.json")
+    result = read_json(run, "result.json", Any)
     alpha = result["seeds"][0]["alpha"]
     blocks = {b["name"]: b for b in result["blocks"]}
     assert list(blocks)[-1] == "head" and blocks["head"]["drift"] is None  # fresh: no anchor

@@ -217,7 +217,7 @@ def test_resume_from_python(pictures, weights, tmp_path, monkeypatch):
         regraft.fit(pictures, **how)
     monkeypatch.delenv("REGRAFT_FAILPOINT")
     run = regraft.fit(pictures, **how, resume=True)
-    assert run.result["fit"]["epochs"] == 2 and len(run.result["resumed"]) == 1
+    assert run.result.fit.epochs == 2 and len(run.result.resumed) == 1
 
 
 # ---------------------------------------------------------------- what changed

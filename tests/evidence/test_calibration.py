@@ -38,16 +38,16 @@ def test_before_and_after_share_rows_and_the_fit_has_others():
     task = Classification().make([(c,) for c in "abcd"], ("label",))
     val, test = rows(2000, 3.0, seed=1), rows(1500, 3.0, seed=2)
     found = measure_calibration(task, val, test)
-    assert found["temperature"] == fit_temperature(val) and found["fitted_on"] == 2000
-    assert found["before"]["ece"].value > 0.1 > 0.04 > found["after"]["ece"].value
-    assert found["gain"]["log_loss"].low > 0
-    assert found["before"]["ece"].n == 1500
+    assert found.temperature == fit_temperature(val) and found.fitted_on == 2000
+    assert found.before.ece.value > 0.1 > 0.04 > found.after.ece.value
+    assert found.gain.log_loss.low > 0
+    assert found.before.ece.n == 1500
 
 
 def test_reliability_holds_every_row_once():
     test = rows(500, 3.0)
     bins = reliability(test)
-    assert sum(b["rows"] for b in bins) == 500
-    gap = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 500
+    assert sum(b.rows for b in bins) == 500
+    gap = sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / 500
     assert gap == pytest.approx(ece.value(test.truth, test.scores, np.ones((1, 500)))[0])
-    assert [b["confidence"] for b in bins] == sorted(b["confidence"] for b in bins)
+    assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)

@@ -6,11 +6,11 @@ from torch import nn
 
 from builders import CPU
 from regraft.errors import PlanError
-from regraft.evidence.frontier import ALPHAS, Point, blend, choose, evaluate_points, load_point
-from regraft.evidence.retention import Retention
+from regraft.evidence.frontier import ALPHAS, blend, choose, evaluate_points, load_point
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
 from regraft.model.weights import snapshot
+from regraft.runs.estimates import Point, Retained
 
 
 def ends(source):
@@ -100,7 +100,7 @@ def test_counters_are_whole_numbers(alpha):
 
 
 def kept(alpha, value, low):
-    return Point(alpha, {"accuracy": value, "loss": 1.0}, Retention(0.8, 0.8, low + 0.01, low))
+    return Point(alpha, {"accuracy": value, "loss": 1.0}, Retained(0.8, 0.8, low + 0.01, low))
 
 
 def test_a_floor_leaves_out_points_that_do_not_keep_it_for_sure():

@@ -20,6 +20,7 @@ from regraft.errors import RegraftError
 from regraft.plan.read import check, read_plan
 from regraft.plan.schema import Plan, keys_of
 from regraft.plan.write import write_plan
+from regraft.runs.side_files import ManifestRow
 from regraft.training import checkpoints
 
 quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,8 +137,7 @@ def test_a_manifest_reads_back_every_row_in_its_order(tmp_path, train, val, test
     splits = Splits("text", tuple(train), tuple(val), tuple(test), digest_of(parts), "")
     write_manifest(splits, tmp_path / "manifest.jsonl")
     expected = [
-        {"id": e.id, "hash": e.id[:16], "split": s, "cells": list(e.cells), "where": e.where}
-        | ({} if e.group is None else {"group": e.group})
+        ManifestRow(id=e.id, hash=e.id[:16], split=s, cells=list(e.cells), where=e.where, group=e.group)
         for s, part in parts.items()
         for e in part
     ]

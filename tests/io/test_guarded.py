@@ -14,6 +14,8 @@ from regraft.errors import UsageError
 from regraft.io import guarded
 from regraft.io.guarded import NotReadError
 from regraft.runs import records
+from regraft.runs.result import Unfinished
+from regraft.runs.side_files import Environment, ManifestRow
 
 ROOT = Path(regraft.__file__).parent
 
@@ -181,13 +183,13 @@ def test_toml_that_python_cannot_hold_is_refused(text):
 def test_a_name_that_is_no_utf_8_is_a_name(tmp_path):
     """File names may be any bytes; json keeps them as half characters."""
     row = {"id": "a", "split": "test", "cells": ["\udcff"], "where": "test/\udcff/0.png"}
-    assert records.problem(records.ManifestRow, row) is None
+    assert records.problem(ManifestRow, row) is None
 
 
 def test_a_problem_names_its_field():
     row = {"id": "a", "split": "tset", "cells": ["x"], "where": "row 1"}
-    assert str(records.problem(records.ManifestRow, row)).startswith("split: ")
-    assert records.problem(records.Unfinished, {"status": "failed"}) is None
+    assert str(records.problem(ManifestRow, row)).startswith("split: ")
+    assert records.problem(Unfinished, {"status": "failed"}) is None
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, 2**60, -1, None, float("nan")])
@@ -202,7 +204,7 @@ def test_a_count_is_a_whole_number_of_a_size(value):
         "data_digest": "",
         "test_digest": "",
     }
-    assert str(records.problem(records.Environment, env)).startswith("threads: ")
+    assert str(records.problem(Environment, env)).startswith("threads: ")
 
 
 # ---------------------------------------------------------------- nothing reads beside it
@@ -274,6 +276,7 @@ READERS = (
     "pipeline/source_data.py",
     "report/reading.py",
     "runs/records.py",
+    "runs/result.py",
     "runs/summary.py",
     "serving/model.py",
     "sources/run.py",

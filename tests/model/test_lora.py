@@ -256,7 +256,7 @@ def test_a_run_saves_the_sources_own_shape(tmp_path):
     run = regraft.fit(tmp_path / "data", source="timm:test_resnet", out=tmp_path / "run", settings=settings)
     before = {f"backbone.{n}": t for n, t in net.state_dict().items()}
     moved = low_rank(tmp_path / "run", before, 2)
-    if run.result["fit"]["best_epoch"]:
+    if run.result.fit.best_epoch:
         assert len(moved) > 3
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert len([json.loads(x) for x in lines]) == 4

@@ -9,53 +9,32 @@ from types import SimpleNamespace
 
 import pytest
 
+import result_json
 from regraft.errors import UsageError
 from regraft.report.reading import RunFiles, brief
 from regraft.report.render import report, sections
 from regraft.report.sections import curves
+from regraft.runs import records
+from regraft.runs.side_files import HistoryLine
+from result_json import calibration, estimate, seed, source_retention
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "$bad_{$", "\"&'", "チューリップ", "{{ 7*7 }}"]
 
 
-def estimate(value=0.5, n=60):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
-
-
 def result(classes, **changes):
+    """Return a result with something in every section."""
     k = len(classes)
     point = {
         "alpha": 0.0,
         "figures": {"accuracy": 0.5, "loss": 1.0},
         "source": {"before": 0.9, "after": 0.9, "ratio": 1.0, "low": 0.98},
     }
-    bins = [{"confidence": 0.4, "accuracy": 0.5, "rows": 30}, {"confidence": 0.9, "accuracy": 0.8, "rows": 30}]
-    found = {
-        "schema": 1,
-        "task": "classification",
+    whole = {
         "classes": classes,
-        "primary": "accuracy",
-        "rows": {"train": 90, "val": 30, "test": 60},
-        "test": {"accuracy": estimate(0.7), "macro_f1": estimate(0.6)},
-        "val": {"accuracy": estimate(0.7)},
         "controls": {"majority": {"accuracy": estimate(0.2)}, "linear probe": {"accuracy": estimate(0.6)}},
         "gain": {"majority": estimate(0.5), "linear probe": estimate(0.1)},
-        "verdict": {"words": "not measured", "gain": None, "seeds": 0, "why": "no scratch"},
         "test_opened": 3,
-        "seeds": [
-            {
-                "seed": 0,
-                "best_epoch": 2,
-                "epochs": 2,
-                "alpha": 0.5,
-                "val": {"accuracy": 0.7},
-                "test": {"accuracy": 0.7},
-                "test at alpha 1": {"accuracy": 0.7},
-                "scratch": None,
-            }
-        ],
-        "mean": {},
-        "val_controls": {},
-        "cross_validation": {},
+        "seeds": [seed(0, 0.5)],
         "frontier": {
             "alpha": 0.5,
             "retain": None,
@@ -64,39 +43,12 @@ def result(classes, **changes):
             "points": [point, point | {"alpha": 0.5}, point | {"alpha": 1.0}],
             "gain over alpha 1": estimate(0.01),
         },
-        "retention": {
-            "kind": "source data",
-            "metric": "accuracy",
-            "before": estimate(0.9, 50),
-            "after": estimate(0.8, 50),
-            "forgetting": estimate(0.1, 50),
-            "forgetting over seeds": None,
-            "ratio": 0.9,
-            "claim": False,
-            "claim from": 200,
-            "most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}],
-        },
-        "calibration": {
-            "temperature": 1.5,
-            "fitted_on": 30,
-            "before": {"ece": estimate(0.1), "log_loss": estimate(1)},
-            "after": {"ece": estimate(0.05), "log_loss": estimate(0.9)},
-            "gain": {"ece": estimate(0.05), "log_loss": estimate(0.1)},
-            "reliability": {"before": bins, "after": bins},
-        },
-        "fit": {"best_epoch": 2, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-        "confusion": None
-        if "confusion" in changes
-        else [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
-        "source": {
-            "name": "/home/jane/secret/runs/base",
-            "digest": "0" * 64,
-            "licence": "mit",
-            "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
-            "fresh": ["head.weight"],
-            "unused": [],
-            "nothing_kept": False,
-        },
+        "retention": source_retention(
+            **{"most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}]}
+        ),
+        "calibration": calibration(),
+        "confusion": [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
+        "source": result_json.result()["source"] | {"name": "/home/jane/secret/runs/base"},
         "blocks": [
             {
                 "name": "stem",
@@ -111,10 +63,8 @@ def result(classes, **changes):
             }
         ],
         "notes": ["2 rows of /home/jane/secret/data were left out"],
-        "timing": {"fit": 3.0, "total": 4.0},
-        "status": "finished",
     }
-    return found | changes
+    return result_json.result(**(whole | changes))
 
 
 @pytest.fixture
@@ -332,19 +282,10 @@ def test_what_was_not_measured_is_said(make_run):
         "val": {},
         "gain": {"mean": estimate(0.2)},
         "controls": {"mean": {"mae": estimate(3.2)}},
+        "targets": "numbers",
+        "summary_metrics": ["mae", "r2"],
     }
-    seeds = [
-        {
-            "seed": 0,
-            "best_epoch": 1,
-            "epochs": 2,
-            "alpha": 1.0,
-            "val": {"mae": 3.0},
-            "test": {"mae": 3.0},
-            "test at alpha 1": {"mae": 3.0},
-            "scratch": None,
-        }
-    ]
+    seeds = [seed(0, val={"mae": 3.0}, test={"mae": 3.0})]
     run = make_run(classes=["y"], **changes, **mae, seeds=seeds)
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     lines = [json.dumps(h | {"val": {"mae": 3.0, "loss": 1.0}}) + "\n" for h in history]
@@ -426,7 +367,8 @@ def test_run_files_read_what_is_there(make_run):
 def test_a_single_epoch_shows_in_the_curves():
     line = {"seed": 0, "epoch": 1, "terms": {"task": 0.5}, "val": {}, "best": True, "rates": {}}
 
-    def marks(history):
+    def marks(lines):
+        history = [records.checked(HistoryLine, line) for line in lines]
         found = curves.context(SimpleNamespace(history=history, primary="accuracy", name="r"))
         inside = re.findall(r'<g clip-path="[^"]*">.*?</g>', found["plot"], re.DOTALL)
         return sum(part.count("<use ") for part in inside)

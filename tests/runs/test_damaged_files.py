@@ -21,7 +21,8 @@ from regraft.formats import table
 from regraft.io import locks
 from regraft.io.hashing import file_digest
 from regraft.plan.read import read_plan
-from regraft.runs.folder import RunFolder, finished, read_json, status_of
+from regraft.runs.folder import RunFolder, read_json, status_of
+from regraft.runs.result import finished
 from regraft.sources import _weights
 from regraft.training import checkpoints
 from regraft.training.checkpoints import CheckpointManager
@@ -44,7 +45,7 @@ def test_brackets_deeper_than_any_stack(tmp_path):
         read_plan(None, {"a." * 3000 + "a": 1})
     path.write_text(DEEP)
     with pytest.raises(UsageError, match="damaged"):
-        read_json(tmp_path, "deep")
+        read_json(tmp_path, "deep", dict)
     (tmp_path / "result.json").write_text(DEEP)
     assert status_of(tmp_path) == ""
     rows = tmp_path / "t.jsonl"
@@ -190,4 +191,4 @@ def test_a_result_that_is_no_record_and_lines_that_are_none(tmp_path):
         finished(tmp_path)
     (tmp_path / "resumes.jsonl").write_bytes(b'{"a": 1}\n\xff\n')
     with pytest.raises(UsageError, match=r"resumes\.jsonl is damaged"):
-        RunFolder(tmp_path).lines("resumes.jsonl")
+        RunFolder(tmp_path).resumes()

@@ -1,113 +1,91 @@
 from pathlib import Path
 
 from regraft.runs.summary import summary
+from result_json import calibration, estimate, parsed, seed, source_retention
 
 
-def estimate(value):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 50}
-
-
-def result(**changed):
-    seeds = [{"seed": s, "alpha": 1.0} for s in range(3)]
-    return {
-        "task": "classification",
-        "primary": "accuracy",
+def shown(**changes):
+    """Return the summary of three seeds with scratch."""
+    three = {
         "rows": {"train": 9, "val": 5, "test": 50},
-        "test": {"accuracy": estimate(0.8), "macro_f1": estimate(0.7)},
-        "seeds": seeds,
+        "test": {"accuracy": estimate(0.8, 50), "macro_f1": estimate(0.7, 50)},
+        "seeds": [seed(s) for s in range(3)],
         "controls": {"majority": {"accuracy": estimate(0.2)}, "scratch": {"accuracy": estimate(0.71)}},
         "gain": {"majority": estimate(0.6), "scratch": estimate(0.3)},
         "mean": {"fit": {"accuracy": {"mean": 0.81, "sd": 0.01}}, "scratch": {"accuracy": {"mean": 0.51, "sd": 0.02}}},
-        "source": {
-            "nothing_kept": False,
-            "fresh": ["head.weight"],
-            "unused": [],
-            "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
-        },
-        "fit": {"fitted": True, "epochs": 3, "best_epoch": 2, "stopped": "all epochs done"},
         "verdict": {"words": "transfer helps", "gain": estimate(0.3), "seeds": 3, "why": "because"},
-        "frontier": None,
-        "retention": None,
-        "cross_validation": {},
-        "timing": {"total": 61.0},
         "test_opened": 2,
-    } | changed
+    }
+    return summary(Path("runs/x"), parsed(**(three | changes)))
 
 
 def test_scratch_is_shown_as_the_mean_that_its_gain_is_over():
-    text = summary(Path("runs/x"), result())
+    text = shown()
     assert "over scratch 0.510   +0.300 [+0.200, +0.400]   over 3 seeds" in text
     assert "0.710" not in text
     how = "rate 0.003 alone, chosen by val"
-    assert f"over 3 seeds   {how}\n" in summary(Path("runs/x"), result(scratch={"chosen": how}))
+    assert f"over 3 seeds   {how}\n" in shown(scratch={"budget": "2 epochs", "chosen": how, "steps": [10]})
 
 
 def test_a_verdict_needs_scratch_and_counts_openings_of_test():
-    said = summary(Path("runs/x"), result())
+    said = shown()
     assert "transfer helps: +0.300 [+0.200, +0.400] over training from scratch" in said
     assert "test opened 2 times" in said
-    without = summary(Path("runs/x"), result(controls={"majority": {"accuracy": estimate(0.2)}}))
+    without = shown(controls={"majority": {"accuracy": estimate(0.2)}})
     assert "TRANSFER not measured (--controls scratch --seeds 3); test opened 2 times" in without
 
 
 def test_the_frontier_names_the_chosen_points_and_their_gain():
-    seeds = [{"seed": s, "alpha": a} for s, a in enumerate((0.7, 0.5, 0.7))]
-    front = {"alpha": 0.7, "chosen_by": "val", "gain over alpha 1": estimate(0.1)}
-    said = summary(Path("runs/x"), result(seeds=seeds, frontier=front))
+    seeds = [seed(s, a) for s, a in enumerate((0.7, 0.5, 0.7))]
+    front = {"alpha": 0.7, "chosen_by": "val", "points": [], "gain over alpha 1": estimate(0.1)}
+    said = shown(seeds=seeds, frontier=front)
     assert "FRONTIER α = 0.5 to 0.7" in said
     assert "chosen by val   +0.100 [+0.000, +0.200] over α = 1   over 3 seeds" in said
-    assert "FRONTIER" not in summary(Path("runs/x"), result())
+    assert "FRONTIER" not in shown()
 
 
 def test_a_proxy_of_retention_is_named_as_one():
     kept = {"kind": "agreement on target inputs", "agreement": estimate(0.7)}
-    said = summary(Path("runs/x"), result(retention=kept))
+    said = shown(retention=kept)
     assert "same class to 0.700 [0.600, 0.800] of test rows (a proxy: no source data)" in said
     kept = {"kind": "features on target inputs", "cka": 0.91}
-    assert "CKA 0.910 (a proxy" in summary(Path("runs/x"), result(retention=kept))
+    assert "CKA 0.910 (a proxy" in shown(retention=kept)
 
 
 def test_forgetting_over_seeds_is_what_is_claimed():
-    kept = {
-        "kind": "source data",
-        "metric": "accuracy",
-        "before": estimate(0.9) | {"n": 250},
-        "after": estimate(0.85),
-        "ratio": 0.94,
-        "forgetting": estimate(0.05),
-        "claim": True,
-        "claim from": 200,
-        "forgetting over seeds": estimate(0.06),
-        "seeds": [{}, {}, {}],
-    }
-    said = summary(Path("runs/x"), result(retention=kept))
+    kept = source_retention(
+        before=estimate(0.9, 250), after=estimate(0.85), ratio=0.94, forgetting=estimate(0.05), claim=True
+    ) | {"forgetting over seeds": estimate(0.06)}
+    said = shown(retention=kept)
     assert "SOURCE   accuracy 0.900 before, 0.850 after, 94.0% kept" in said
     assert "forgetting +0.060 [-0.040, +0.160] over 3 seeds   n = 250 source rows\n" in said
     few = kept | {"claim": False, "forgetting over seeds": None, "ratio": None}
-    said = summary(Path("runs/x"), result(retention=few))
+    said = shown(retention=few)
     assert "0.850 after   forgetting +0.050 [-0.050, +0.150]   n = 250" in said
     assert "under 200 rows: no claim" in said
 
 
 def test_calibration_is_shown_beside_the_temperature():
-    found = {"temperature": 1.5, "before": {"ece": estimate(0.3)}, "after": {"ece": estimate(0.2)}}
-    said = summary(Path("runs/x"), result(calibration=found))
+    found = calibration(
+        before={"ece": estimate(0.3), "log_loss": estimate()}, after={"ece": estimate(0.2), "log_loss": estimate()}
+    )
+    said = shown(calibration=found)
     assert "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200" in said
 
 
 def test_folds_are_shown_for_the_fit_and_the_probe():
     found = {
         "folds": 5,
-        "fit": {"accuracy": estimate(0.8)},
+        "fit": {"accuracy": estimate(0.8, 50)},
         "gain": estimate(0.1),
         "linear probe": {"accuracy": estimate(0.7)},
     }
-    said = summary(Path("runs/x"), result(cross_validation=found))
+    said = shown(cross_validation=found)
     assert "5 folds of train, n = 50   α = 1 0.800 [0.700, 0.900], linear probe 0.700" in said
 
 
 def test_two_seeds_say_nothing_about_the_method():
-    said = summary(Path("runs/x"), result(seeds=result()["seeds"][:2]))
+    said = shown(seeds=[seed(0), seed(1)])
     assert "over scratch 0.510   +0.300 [+0.200, +0.400]   paired, about these 2 seeds only" in said
 
 
@@ -116,8 +94,6 @@ def test_a_figure_that_is_not_defined_is_a_dash():
     mean = {"fit": {"accuracy": {"mean": None, "sd": None}}}
     controls = {"linear probe": {"accuracy": none}}
     changes = {"gain": {"linear probe": none}, "controls": controls, "mean": mean}
-    said = summary(
-        Path("runs/x"), result(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes)
-    )
+    said = shown(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes)
     assert "accuracy –   macro_f1 0.700 [–, 0.800]" in said and "over linear probe –   –   paired" in said
     assert "accuracy – (sd –)" in said

@@ -12,41 +12,25 @@ from regraft.errors import UsageError
 from regraft.io import locks
 from regraft.watching import tracking
 from regraft.watching.tracking import epochs, track
+from result_json import result, seed
 
 
 def estimate(value, low, high):
     return {"value": value, "low": low, "high": high, "n": 60}
 
 
-RESULT = {
-    "schema": 1,
-    "status": "finished",
-    "task": "classification",
-    "primary": "accuracy",
-    "classes": ["a", "b"],
-    "rows": {"train": 90, "val": 30, "test": 60},
-    "test": {"accuracy": estimate(0.7, 0.6, 0.8), "macro_f1": estimate(0.65, None, None)},
-    "controls": {"scratch": {"accuracy": estimate(0.4, 0.3, 0.5)}},
-    "gain": {"scratch": estimate(0.3, 0.1, 0.5)},
-    "mean": {},
-    "cross_validation": {},
-    "calibration": None,
-    "test_opened": 2,
-    "frontier": None,
-    "verdict": {"words": "transfer helps", "gain": estimate(0.3, 0.1, 0.5), "why": "by far"},
-    "seeds": [{"seed": 3, "alpha": 1.0}, {"seed": 4, "alpha": 1.0}],
-    "retention": None,
-    "fit": {"best_epoch": 1, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-    "source": {
-        "name": "/home/jane/secret/base",
-        "digest": "0" * 64,
-        "nothing_kept": False,
-        "fresh": [],
-        "unused": [],
-        "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
-    },
-    "timing": {"total": 4.5},
-}
+SOURCE = result()["source"] | {"name": "/home/jane/secret/base"}
+
+RESULT = result(
+    test={"accuracy": estimate(0.7, 0.6, 0.8), "macro_f1": estimate(0.65, None, None)},
+    controls={"scratch": {"accuracy": estimate(0.4, 0.3, 0.5)}},
+    gain={"scratch": estimate(0.3, 0.1, 0.5)},
+    test_opened=2,
+    verdict={"words": "transfer helps", "gain": estimate(0.3, 0.1, 0.5), "seeds": 2, "why": "by far"},
+    seeds=[seed(3), seed(4)],
+    source=SOURCE,
+    timing={"total": 4.5},
+)
 
 
 def line(seed, n):
@@ -73,7 +57,9 @@ def run(tmp_path):
     lines = [json.dumps(line(seed, n)) + "\n" for seed in (3, 4) for n in range(3)]
     (run / "history.jsonl").write_text("".join(lines))
     (run / "result.json").write_text(json.dumps(RESULT))
-    (run / "environment.json").write_text(json.dumps({"regraft": "0.1.0", "data_digest": "d" * 64}))
+    names = ("python", "device", "device_name", "test_digest")
+    environment = dict.fromkeys(names, "") | {"regraft": "0.1.0", "data_digest": "d" * 64, "versions": {}, "threads": 1}
+    (run / "environment.json").write_text(json.dumps(environment))
     return run
 
 
@@ -113,13 +99,13 @@ def test_tensorboard_reads_every_curve_and_the_evidence(run):
         found.Reload()
         return found
 
-    for seed in (3, 4):
-        read = part(f"seed-{seed}")
+    for number in (3, 4):
+        read = part(f"seed-{number}")
         expected = {"val/accuracy", "loss/task", "loss/l2_sp", "source/accuracy", "rate/stem", "rate/head"}
         assert set(read.Tags()["scalars"]) == expected  # and no val/loss, which was not finite
         found = [(s.step, s.value) for s in read.Scalars("val/accuracy")]
         assert [step for step, _ in found] == [0, 1, 2]
-        assert [value for _, value in found] == pytest.approx([x + seed / 100 for x in (0.5, 0.6, 0.7)])
+        assert [value for _, value in found] == pytest.approx([x + number / 100 for x in (0.5, 0.6, 0.7)])
         assert [(s.step, s.value) for s in read.Scalars("loss/task")] == [(1, 1.5), (2, 0.75)]
     end = part("end")
     assert {k: end.Scalars(k)[0].value for k in end.Tags()["scalars"]} == pytest.approx(EXPECTED)
@@ -163,9 +149,9 @@ def test_mlflow_reads_every_curve_the_plan_and_the_evidence(run, tmp_path, mlflo
     names = {name for c in curves for name in (c, f"seed 4/{c}")}
     assert set(found.data.metrics) == names | set(EXPECTED)
     assert {k: found.data.metrics[k] for k in EXPECTED} == pytest.approx(EXPECTED)
-    for name, seed in (("val/accuracy", 3), ("seed 4/val/accuracy", 4)):
+    for name, number in (("val/accuracy", 3), ("seed 4/val/accuracy", 4)):
         points = {m.step: m.value for m in client.get_metric_history(found.info.run_id, name)}
-        assert points == pytest.approx({n: 0.5 + n / 10 + seed / 100 for n in range(3)})
+        assert points == pytest.approx({n: 0.5 + n / 10 + number / 100 for n in range(3)})
     tags = found.data.tags
     assert tags["verdict"] == "transfer helps" and tags["test opened"] == "2"
     assert tags["source"] == "…/base" and tags["data_digest"] == "d" * 64

@@ -21,6 +21,7 @@ from regraft.watching import following, resources
 from regraft.watching.following import look, read_lines, state_of, time_left
 from regraft.watching.resources import ProcessMonitor, ProcessUsage, launcher
 from regraft.watching.runs import Runs
+from result_json import result
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "\"&'", "チューリップ", "\x1b[31m"]
 
@@ -44,28 +45,9 @@ def epoch(seed, n, **more):
 
 
 def finished(name="n", **changes):
-    e = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 60}
-    return {
-        "status": "finished",
-        "task": "classification",
-        "primary": "accuracy",
-        "rows": {"train": 90, "val": 30, "test": 60},
-        "test": {"accuracy": e, "macro_f1": e},
-        "controls": {},
-        "gain": {},
-        "mean": {},
-        "cross_validation": {},
-        "calibration": None,
-        "verdict": {"words": "not measured", "gain": None, "why": ""},
-        "test_opened": 1,
-        "seeds": [{"seed": 0, "alpha": 1.0}],
-        "frontier": None,
-        "retention": None,
-        "fit": {"best_epoch": 1, "epochs": 2, "fitted": True, "stopped": "all epochs done"},
-        "source": {"name": name, "nothing_kept": True},
-        "timing": {"total": 4.0},
-        "classes": HOSTILE,
-    } | changes
+    """Return the result of a run from the source ``name``."""
+    source = result()["source"] | {"name": name, "nothing_kept": True}
+    return result(classes=HOSTILE, source=source, **changes)
 
 
 @pytest.fixture
@@ -125,7 +107,7 @@ def test_a_result_that_does_not_read_is_a_broken_run(tmp_path, text):
 def test_half_a_last_line_waits_for_its_end():
     whole, half = epoch(0, 0).encode(), epoch(0, 1).encode()[:-9]
     lines, size, damaged = read_lines(whole + half)
-    assert [line["epoch"] for line in lines] == [0] and size == len(whole) and damaged == 0
+    assert [line.epoch for line in lines] == [0] and size == len(whole) and damaged == 0
     lines, _, damaged = read_lines(whole + b'{"seed": 0,\n[1]\n\xff\xfe\n' + whole)
     assert len(lines) == 2 and damaged == 3
 

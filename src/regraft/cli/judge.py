@@ -30,7 +30,7 @@ def curve(
     from ..commands.curve import in_words
     from ..runs.folder import read_json
 
-    record = read_json(measure(plan, labels, say=unless(quiet or as_json)), "curve.json")
+    record = read_json(measure(plan, labels, say=unless(quiet or as_json)), "curve.json", dict[str, Any])
     print_result(record, lambda: in_words(record), as_json)
 
 

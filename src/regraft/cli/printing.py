@@ -23,8 +23,8 @@ def print_result(record: Any, text: Callable[[], str], as_json: bool) -> None:
 
 def print_run(path: Path, as_json: bool) -> None:
     """Print the result of a finished run: result.json, or its summary."""
-    from ..runs.folder import finished
+    from ..runs.result import finished
     from ..runs.summary import summary
 
     result = finished(path)
-    print_result(result, lambda: summary(path, result), as_json)
+    print_result(result.model_dump(), lambda: summary(path, result), as_json)

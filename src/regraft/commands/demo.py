@@ -20,7 +20,8 @@ from ..pipeline.run import run
 from ..plan.read import check
 from ..plan.schema import Plan
 from ..report.render import report
-from ..runs.folder import check_new, finished
+from ..runs.folder import check_new
+from ..runs.result import finished
 from ..runs.summary import summary
 
 if TYPE_CHECKING:
@@ -81,15 +82,15 @@ def demo(out: Path, say: Report, track: Track | None = None) -> str:
     target = run(target_plan(source, out / "digits", out / "transfer"), say=say, track=track)
     result = finished(target)
     shown = report([target])
-    mean = result["mean"]
+    fit, scratch = (result.mean[arm][result.primary].mean for arm in ("fit", "scratch"))
     return "\n".join(
         (
             "",
             summary(target, result),
             "",
             f"With {LABELS} labelled pictures a class, the network that had seen letters reads "
-            f"{mean['fit']['accuracy']['mean']:.1%} of the digits,",
-            f"the same network from scratch {mean['scratch']['accuracy']['mean']:.1%} (means of "
+            f"{fit:.1%} of the digits,",
+            f"the same network from scratch {scratch:.1%} (means of "
             f"{SEEDS} seeds). Transfer is worth most where labels are few.",
             "",
             f"All of it on one page, for a browser: {shown}",

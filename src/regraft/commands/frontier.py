@@ -1,30 +1,32 @@
 """Another point of a run's frontier, without training: ``regraft frontier RUN --retain 0.98``.
 
-The figures of the points are those that the run wrote, on val (or over folds) and on the source's
-select rows. A point that is written as a run of its own is evaluated anew: test is opened once more,
-and the ledger counts it.
+The figures of the points are those that the run wrote, on val (or over folds) and on the source's select rows.
+A point that becomes a run of its own is evaluated again: this opens test once more, and the ledger counts it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from ..compute.malloc import freed_memory_kept
 from ..errors import DataError, SourceError, UsageError
-from ..evidence.frontier import Point, choose
-from ..evidence.retention import Retention
+from ..evidence.frontier import choose
 from ..evidence.scoring import at_threshold
 from ..io import guarded
 from ..metrics import Metric
 from ..plugins import module
-from ..runs.folder import RunFolder, check_new, finished, read_json, read_task
-from ..runs.records import Environment, Rewritable, number_of
+from ..runs.estimates import Point, Retained
+from ..runs.folder import RunFolder, check_new, read_json, read_task
+from ..runs.result import finished
+from ..runs.side_files import Environment
 
 
 @dataclass(frozen=True)
 class Rechosen:
+    """The points of a run's frontier, and the one that a floor chooses."""
+
     points: list[Point]
     chosen: Point
     primary: str
@@ -32,40 +34,35 @@ class Rechosen:
 
 
 def rechoose(run: Path, retain: float | None) -> Rechosen:
-    """The best point of a run that keeps the floor ``retain`` (none: the best).
+    """Return the best point of a run that keeps the floor ``retain``; without a floor the best.
 
     Raises UsageError for a run without a frontier of its saved model, PlanError for a floor that no point keeps.
     """
     result = finished(run)
-    front = result.get("frontier")
-    if not front:
+    front = result.frontier
+    if front is None:
         raise UsageError(f"{run} has no frontier: it did not start from a probe, α was given, or nothing was fitted")
-    if front.get("seed") not in (None, saved := result["seeds"][0]["seed"]):
+    if front.seed not in (None, saved := result.seeds[0].seed):
         raise UsageError(
             f"{run} saved the model of seed {saved}, which no epoch moved from the start; the frontier it "
-            f"shows is of seed {front['seed']}: fit again with --seed {front['seed']}"
+            f"shows is of seed {front.seed}: fit again with --seed {front.seed}"
         )
-    if not front["points"]:
+    if not front.points:
         raise guarded.damaged(run, "result.json", "frontier.points are none")
-    points = [point_of(p) for p in front["points"]]
-    metric = at_threshold(cast(Metric, module("metrics", result["primary"])), read_task(run))
-    chosen = choose(points, metric, retain)
-    return Rechosen(points, chosen, result["primary"], front["chosen_by"])
-
-
-def point_of(record: dict[str, Any]) -> Point:
-    figures = {name: number_of(value) for name, value in record["figures"].items()}
-    source = record.get("source")
-    known = {f.name: source[f.name] for f in fields(Retention)} if source else None
-    return Point(record["alpha"], figures, Retention(**known) if known else None)
+    task = read_task(run)
+    if result.primary not in task.metrics:
+        raise guarded.damaged(run, "result.json", f"primary is {result.primary}, which is none of {task.name}")
+    metric = at_threshold(cast(Metric, module("metrics", result.primary)), task)
+    chosen = choose(front.points, metric, retain)
+    return Rechosen(front.points, chosen, result.primary, front.chosen_by)
 
 
 @freed_memory_kept()
 def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) -> Path:
-    """The chosen point as a run folder of its own, of the first seed.
+    """Write the chosen point of the first seed as a run folder of its own, and return its path.
 
-    Raises UsageError where ``out`` exists or nothing was fitted, DataError or SourceError where the run's data
-    or source have changed.
+    Raises UsageError if ``out`` exists or nothing was fitted, DataError or SourceError if the run's data or source
+    have changed.
     """
     from ..evidence.linear_probe import Probe
     from ..pipeline.arms import Arm, CrossValidation, point_loader
@@ -77,8 +74,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from ..training.records import FitResult
 
     check_new(out)
-    result = finished(run, Rewritable)
-    if not result["fit"]["fitted"]:
+    result = finished(run)
+    if not result.fit.fitted:
         raise UsageError(
             f"{run} is the start itself (α = 0): nothing was fitted on all of train, so no other point can be "
             f"written: fit with fit.alpha = 0.5, or another"
@@ -92,16 +89,18 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     clock = Clock()
     with clock("prepare"):
         p = prepare(plan_read.check(tree))
-    if p.splits.digest != read_json(run, "environment.json", Environment)["data_digest"]:
+    if p.splits.digest != read_json(run, "environment.json", Environment).data_digest:
         raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
-    if p.source.digest != result["source"]["digest"]:
+    if p.source.digest != result.source.digest:
         raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
     point_loader(p, p.target, start, end)(found.chosen.alpha)
-    solver = result["probe"]
-    losses = {float(k): number_of(v) for k, v in solver["losses"].items()}
-    head = start["head.weight"], start["head.bias"]
-    probe = Probe(*head, solver["strength"], losses, solver["chosen_by"])
-    fit = FitResult(**{f.name: result["fit"][f.name] for f in fields(FitResult)})
+    solver = result.probe
+    if solver is None:
+        raise guarded.damaged(run, "result.json", "probe is missing")
+    losses = {float(strength): loss for strength, loss in solver.losses.items()}
+    weight, bias = (start[f"head.{part}"] for part in ("weight", "bias"))
+    probe = Probe(weight, bias, solver.strength, losses, solver.chosen_by)
+    fit = FitResult(**{f.name: getattr(result.fit, f.name) for f in fields(FitResult)})
     arm = Arm(p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
     cross = CrossValidation(found.points if by_folds else [], 0, {})
@@ -113,7 +112,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
 
 
 def in_words(found: Rechosen, retain: float | None) -> str:
-    """A table for the terminal; the chosen point is marked."""
+    """Return a table for the terminal; an arrow marks the chosen point."""
     sure = any(p.source is not None for p in found.points)
     by = found.chosen_by
     head = f"     α   {by} {found.primary}   loss"
@@ -121,14 +120,15 @@ def in_words(found: Rechosen, retain: float | None) -> str:
     wide = len(f"{by} {found.primary}")
     for p in found.points:
         mark = "→" if p is found.chosen else " "
-        line = f"{mark} {p.alpha:>4.1f}   {p.figures[found.primary]:>{wide}.4f}  {p.figures['loss']:.4f}"
+        line = f"{mark} {p.alpha:>4.1f}   {p.figures[found.primary]:>{wide}.4f}  {p.loss:.4f}"
         out.append(line + (source_words(p.source) if p.source else ""))
     floor = "" if retain is None else f", keeping {retain:g} of the source for sure"
     out.append(f"α = {found.chosen.alpha:g} is best by {by}{floor}; 0 is the start, 1 the fit.")
     return "\n".join(out)
 
 
-def source_words(source: Retention) -> str:
+def source_words(source: Retained) -> str:
+    """Return the columns of a point's retention."""
     if source.ratio is None or source.low is None:
         return f"   {source.after:.4f}   not defined"
     return f"   {source.after:.4f}   {source.ratio:.4f}   {source.low:.4f}"

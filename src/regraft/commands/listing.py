@@ -10,14 +10,16 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UsageError, did_you_mean, printable
-from ..io import guarded
-from ..runs import records
-from ..runs.folder import finished, runs_below
+from ..runs.folder import runs_below
+from ..runs.result import Unfinished, read_ended
 from ..runs.summary import estimate
 
 
 def listing(what: str, as_json: bool) -> str:
-    """Raises UsageError for what is neither a kind of plug-in nor a folder."""
+    """Return the list of plug-ins or runs as text or JSON.
+
+    Raises UsageError for a name that is neither a kind of plug-in nor a folder.
+    """
     if what in plugins.FOLDERS or what == "all":
         folders = plugins.FOLDERS if what == "all" else (what,)
         found = {folder: [plugin(folder, n) for n in plugins.names(folder)] for folder in folders}
@@ -32,7 +34,7 @@ def listing(what: str, as_json: bool) -> str:
 
 
 def plugin(folder: str, name: str) -> dict[str, Any]:
-    """Name, first line of the docstring and options, without importing what the file imports late."""
+    """Return name, first line of the docstring and options, without the imports inside its functions."""
     path = plugins.place(folder) / f"{name}.py"
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     options: dict[str, str] = {}
@@ -43,31 +45,31 @@ def plugin(folder: str, name: str) -> dict[str, Any]:
 
 
 def default_of(field: Field[Any]) -> str:
+    """Return an option's default as text; "required" if it has none."""
     if field.default_factory is not MISSING:
         return repr(field.default_factory())
     return "required" if field.default is MISSING else repr(field.default)
 
 
-def in_words(folder: str, found: list[dict[str, Any]]) -> str:
+def in_words(folder: str, plugins_of_folder: list[dict[str, Any]]) -> str:
+    """Return the plug-ins of a folder as text."""
     lines = [folder]
-    for p in found:
+    for p in plugins_of_folder:
         options = ", ".join(f"{k} = {v}" for k, v in p["options"].items())
         lines.append(f"  {p['name']:<18} {p['about']}" + (f"  [{options}]" if options else ""))
     return "\n".join(lines)
 
 
 def run_line(path: Path) -> dict[str, str]:
-    """Return a line of the list. A run that does not read is one too, with the reason."""
+    """Return a line of the list; that of a damaged run gives the reason."""
     try:
-        r = guarded.read_json(path, "result.json")
-        if r is None:
-            return {"run": str(path), "status": "unfinished", "figures": ""}
-        if records.problem(records.Unfinished, r) is None:
-            why = printable(records.text_in(r, "error"))
-            return {"run": str(path), "status": r["status"], "figures": why}
-        r = finished(path)
+        result = read_ended(path)
     except UsageError as error:  # one damaged run does not hide the others
         return {"run": str(path), "status": "damaged", "figures": str(error)}
-    e = r["test"][r["primary"]]
-    figures = f"{r['primary']} {estimate(e)} n = {e['n']}   {printable(r['source']['name'])}"
+    if result is None:
+        return {"run": str(path), "status": "unfinished", "figures": ""}
+    if isinstance(result, Unfinished):
+        return {"run": str(path), "status": result.status, "figures": printable(result.error)}
+    e = result.test[result.primary]
+    figures = f"{result.primary} {estimate(e)} n = {e.n}   {printable(result.source.name)}"
     return {"run": str(path), "status": "finished", "figures": figures}

@@ -21,8 +21,8 @@ from ..io.command_lines import python
 from ..io.work_folders import temporary_folder
 from ..plan.schema import Plan
 from ..plan.write import write_plan
-from ..runs.folder import finished, status_of
-from ..runs.records import Rewritable
+from ..runs.folder import status_of
+from ..runs.result import finished
 from .launch import shell_code
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def verify(plan: Plan, steps: int, *, say: Callable[[str], None]) -> Verified:
         say("a run that is left alone …")
         alone = Runs(plan, tmp, steps)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
-            steps = int(finished(tmp / "alone", Rewritable)["fit"]["steps"]) // 2
+            steps = finished(tmp / "alone").fit.steps // 2
             if steps < 1:
                 raise UsageError("this fit has no two steps, so nothing can be compared")
         runs = Runs(plan, tmp, steps)

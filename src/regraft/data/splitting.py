@@ -23,6 +23,7 @@ from ..io import guarded
 from ..io.json_files import dumps
 from ..io.progress import stage
 from ..runs import records
+from ..runs.side_files import ManifestRow
 from ..tasks import Task
 from .columns import Cells, Examples, IdentifiedRows, by_id, cells_of, groups_of
 from .types import DataOptions, Example, Splits
@@ -322,11 +323,11 @@ def write_manifest(splits: Splits, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for split in ("train", "val", "test"):
             for example in getattr(splits, split):
-                file.write(dumps(manifest_row(split, example)) + "\n")
+                file.write(dumps(manifest_line(split, example)) + "\n")
 
 
-def manifest_row(split: str, example: Example) -> dict[str, Any]:
-    """Return a row's record in the manifest; see ``runs.records.ManifestRow``."""
+def manifest_line(split: str, example: Example) -> dict[str, Any]:
+    """Return a row's line in the manifest; ``group`` is only there if the row has one."""
     row = {
         "id": example.id,
         "hash": example.content,
@@ -337,7 +338,12 @@ def manifest_row(split: str, example: Example) -> dict[str, Any]:
     return row if example.group is None else {**row, "group": example.group}
 
 
-def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+def manifest_row(split: str, example: Example) -> ManifestRow:
+    """Return a row's record in the manifest."""
+    return ManifestRow(**manifest_line(split, example))
+
+
+def read_manifest(path: Path) -> Iterator[ManifestRow]:
     """Yield the rows of a manifest, one at a time. Raises UsageError for a missing or damaged manifest."""
     for number, line in guarded.lines(path.parent, path.name):
-        yield records.line_of(path.parent, path.name, number, line, records.ManifestRow)
+        yield records.line_of(path.parent, path.name, number, line, ManifestRow)

@@ -10,11 +10,12 @@ apply it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ..plugins import module
+from ..runs.result_parts import Bin, Calibration, CalibrationFigures, Reliability
 from .scoring import Predictions, estimates, gain
 
 if TYPE_CHECKING:
@@ -48,26 +49,26 @@ def fit_temperature(rows: Predictions) -> float:
     return float(np.exp(minimum.x))
 
 
-def measure_calibration(task: Task, val: Predictions, test: Predictions) -> dict[str, Any]:
-    """Return ``calibration`` of result.json: test before and after the temperature fitted on val."""
+def measure_calibration(task: Task, val: Predictions, test: Predictions) -> Calibration:
+    """Return the figures of test before and after the temperature fitted on val."""
     temperature = fit_temperature(val)
     after = replace(test, scores=rescale(test.scores, temperature))
     chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
-    return {
-        "temperature": temperature,
-        "fitted_on": len(val),
-        "before": estimates(task, chosen, test),
-        "after": estimates(task, chosen, after),
-        "gain": {name: gain(metric, after, test) for name, metric in chosen.items()},
-        "reliability": {"before": reliability(test), "after": reliability(after)},
-    }
+    return Calibration(
+        temperature=temperature,
+        fitted_on=len(val),
+        before=CalibrationFigures(**estimates(task, chosen, test)),
+        after=CalibrationFigures(**estimates(task, chosen, after)),
+        gain=CalibrationFigures(**{name: gain(metric, after, test) for name, metric in chosen.items()}),
+        reliability=Reliability(before=reliability(test), after=reliability(after)),
+    )
 
 
-def reliability(rows: Predictions) -> list[dict[str, float]]:
+def reliability(rows: Predictions) -> list[Bin]:
     """Return mean confidence, accuracy and rows of each bin of confidence that has rows."""
     confidence, right, bins = module("metrics", "ece").binned(rows.truth, rows.scores)
     return [
-        {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean()), "rows": int(own.sum())}
+        Bin(confidence=float(confidence[own].mean()), accuracy=float(right[own].mean()), rows=int(own.sum()))
         for b in np.unique(bins)
         for own in [bins == b]
     ]

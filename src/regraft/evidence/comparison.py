@@ -1,8 +1,7 @@
-"""Runs side by side: each on test, and its paired difference to the first on the same rows.
+"""Comparison of runs: each on test, and its paired difference to the first run on the same rows.
 
-Read from run folders alone: nothing is predicted again, and test is not opened once more. A
-difference is about the saved models, not about the methods behind them; for that there is the
-verdict, which has seeds.
+It reads run folders only: it predicts nothing, and does not open test once more. A difference is about the saved
+models, not about the methods behind them; the verdict, which has seeds, is about those.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from ..errors import DataError, UsageError, printable, shorten
 from ..io import guarded
 from ..metrics import Metric
 from ..plugins import module
-from ..runs import records
 from ..runs.estimates import Estimate
-from ..runs.folder import finished, read_task
+from ..runs.folder import read_task
+from ..runs.result import Result, finished
 from .scoring import Predictions, at_threshold, gain
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ LABELS = ("id", "where", "label", "predicted")  # the columns of predictions.csv
 
 @dataclass(frozen=True)
 class Compared:
-    """A run on test; ``gain`` over the first run is positive where this one is better."""
+    """A run's figure on test; ``gain`` over the first run is positive if this one is better."""
 
     run: str
     source: str
@@ -50,24 +49,26 @@ class Compared:
 
 @dataclass(frozen=True)
 class RunPredictions:
+    """A run's predictions of its test rows, with their truth."""
+
     path: Path
-    result: dict[str, Any]
+    result: Result
     task: Task
     rows: Predictions
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What must be alike for a difference to mean anything."""
+        """The facts that two runs must share to be compared."""
         return {
-            "task": self.result["task"],
-            "primary metric": self.result["primary"],
-            "classes": self.result["classes"],
+            "task": self.result.task,
+            "primary metric": self.result.primary,
+            "classes": self.result.classes,
             "threshold": getattr(self.task, "threshold", None),
         }
 
 
 def compare(runs: Sequence[str | Path]) -> list[Compared]:
-    """The runs in the order given, each with its paired gain over the first.
+    """Return the runs in the order given, each with its paired gain over the first.
 
     Raises UsageError for fewer than two runs, a run named twice, a folder that is no finished run,
     and runs whose task, primary metric, classes or test rows differ.
@@ -79,12 +80,12 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
         raise UsageError("the same run is named twice: give each run once")
     first = read_judgement(paths[0])
     others = map(read_judgement, paths[1:])  # one after another: each has scores of all its rows
-    metric = at_threshold(cast(Metric, module("metrics", first.result["primary"])), first.task)
+    metric = at_threshold(cast(Metric, module("metrics", first.result.primary)), first.task)
     return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
 
 
 def in_words(lines: Sequence[Compared]) -> str:
-    """A table for the terminal."""
+    """Return a table for the terminal."""
     wide = max(len(line.run) for line in lines)
     out = [f"{lines[0].primary} on test, n = {lines[0].test.n}"]
     for line in lines:
@@ -101,9 +102,8 @@ def in_words(lines: Sequence[Compared]) -> str:
 
 
 def _line(run: RunPredictions, gained: Estimate | None) -> Compared:
-    primary = run.result["primary"]
-    test = records.estimate_of(run.result["test"][primary])
-    return Compared(str(run.path), run.result["source"]["name"], primary, test, gained)
+    result = run.result
+    return Compared(str(run.path), result.source.name, result.primary, result.test[result.primary], gained)
 
 
 def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimate:
@@ -122,30 +122,31 @@ def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimat
 
 
 def words(value: Any) -> str:
+    """Return a value for a message, a long list shortened."""
     return shorten(value) if isinstance(value, list) else str(value)
 
 
 def read_judgement(path: Path) -> RunPredictions:
-    """Raises UsageError for a folder that is no finished run or a damaged one."""
+    """Return a run's predictions. Raises UsageError for a folder that is no finished run, or a damaged one."""
     result, task = finished(path), read_task(path)
-    for what, said, kept in (("task", result["task"], task.name), ("classes", result["classes"], list(task.classes))):
-        if said != kept:
+    for what, stated, saved in (("task", result.task, task.name), ("classes", result.classes, list(task.classes))):
+        if stated != saved:
             raise guarded.damaged(path, "result.json", f"{what} is not that of model/labels.json")
-    if result["primary"] not in task.metrics:
-        why = f"primary is {result['primary']}, which is none of {task.name}"
+    if result.primary not in task.metrics:
+        why = f"primary is {result.primary}, which is none of {task.name}"
         raise guarded.damaged(path, "result.json", why)
     ids, scores = read_scores(path, task.outputs)
     rows = read_manifest(path / "manifest.jsonl")
-    known = {row["id"]: row for row in rows if row["split"] == "test"}
+    known = {row.id: row for row in rows if row.split == "test"}
     if unknown := [id_ for id_ in ids if id_ not in known]:
         why = f"{len(unknown)} of {len(ids)} rows are no test rows of manifest.jsonl"
         raise guarded.damaged(path, SCORES, why)
     try:
-        cells = [tuple(known[id_]["cells"]) for id_ in ids]
+        cells = [tuple(known[id_].cells) for id_ in ids]
         truth = task.truth(task.encode(cells)).numpy()
     except DataError as error:
         raise guarded.damaged(path, "manifest.jsonl", error) from error
-    groups = tuple(known[id_].get("group") for id_ in ids)
+    groups = tuple(known[id_].group for id_ in ids)
     return RunPredictions(
         path, result, task, Predictions(ids, truth, scores, groups if any(g is not None for g in groups) else None)
     )

@@ -15,7 +15,6 @@ between, on training rows without augmentation: a blend of variances is not the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +22,7 @@ import torch
 from ..errors import PlanError
 from ..model.trainable import estimating_statistics
 from ..model.weights import restore
+from ..runs.estimates import Point, Retained
 from .selection import improves
 
 if TYPE_CHECKING:
@@ -34,21 +34,11 @@ if TYPE_CHECKING:
     from ..data.batches import Batches
     from ..metrics import Metric
     from ..model.types import Target
-    from .retention import Retention
 
     State = Mapping[str, Tensor]
 
 
 ALPHAS = tuple(i / 10 for i in range(11))
-
-
-@dataclass(frozen=True)
-class Point:
-    """One θ(α) and its figures: the primary metric and "loss" on val, or over the folds."""
-
-    alpha: float
-    figures: dict[str, float]
-    source: Retention | None = None  # on the source's select rows
 
 
 def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
@@ -75,7 +65,7 @@ def load_point(
 def evaluate_points(
     move_to: Callable[[float], None],
     judge: Callable[[], dict[str, float]],
-    source: Callable[[], Retention | None] = lambda: None,
+    source: Callable[[], Retained | None] = lambda: None,
 ) -> list[Point]:
     """Figures at every α, from 0 to 1; the model is left at α = 1."""
     points = []

@@ -20,14 +20,14 @@ High agreement on target inputs does not prove that the source task is kept, bec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from ..metrics import Metric
-from ..runs.estimates import Estimate
+from ..runs.estimates import Estimate, Retained
+from ..runs.result_parts import Agreement, FeatureSimilarity, Forgotten, SeedRetention, SourceRetention
 from ..tasks import Task
 from .intervals import Z_ONE_SIDED, at_weights, effective_rows, newcombe_paired, resample, wilson
 from .scoring import PerRow, Predictions, estimates, gain, pair_rows, resample_count
@@ -48,16 +48,6 @@ MIN_ROWS_FOR_CLAIM = 200  # report rows; with fewer the figure is shown without 
 MIN_ROWS_PER_CLASS = 10  # report rows of a class; a class with fewer is not listed
 
 
-@dataclass(frozen=True)
-class Retention:
-    """Source metric of a fitted backbone, next to that of the source's own."""
-
-    before: float  # the source metric
-    after: float
-    ratio: float | None  # None where it is not defined
-    low: float | None  # of the ratio: it is at least this, with 95 % confidence (one-sided)
-
-
 def chance_level(metric: Metric, rows: Predictions) -> float:
     """Return the metric of one answer for every row: the rows' class frequencies, or their mean."""
     truth, outputs = rows.truth, rows.scores.shape[1]
@@ -67,7 +57,7 @@ def chance_level(metric: Metric, rows: Predictions) -> float:
     return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
 
 
-def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Retention:
+def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Retained:
     """Return retention and its one-sided lower bound.
 
     The bound is that of after − before, divided by the observed before − chance. Proportions have a score
@@ -80,8 +70,8 @@ def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Ret
     new = float(metric.value(after.truth, after.scores, ones)[0])
     above_chance = old - chance_level(metric, before)
     if not metric.higher_is_better or above_chance <= 0:
-        return Retention(old, new, None, None)
-    return Retention(old, new, 1 + (new - old) / above_chance, 1 + _lower_bound(metric, before, after) / above_chance)
+        return Retained(old, new, None, None)
+    return Retained(old, new, 1 + (new - old) / above_chance, 1 + _lower_bound(metric, before, after) / above_chance)
 
 
 def _lower_bound(metric: Metric, before: Predictions, after: Predictions) -> float:
@@ -103,58 +93,68 @@ def _lower_bound(metric: Metric, before: Predictions, after: Predictions) -> flo
 
 
 def measure_retention(
-    metric: Metric, task: Task, before: Predictions, after: Sequence[Predictions], ends: Sequence[Predictions]
-) -> dict[str, Any]:
-    """Return ``retention`` of result.json from report rows.
+    metric: Metric,
+    task: Task,
+    before: Predictions,
+    after: Sequence[Predictions],
+    ends: Sequence[Predictions],
+    opened: int | None = None,
+) -> SourceRetention:
+    """Return the retention on report rows.
 
     ``before`` is the source; ``after`` has a fit for each seed at its chosen point and ``ends`` the same fits at α =
-    1. ``forgetting`` is that of the first seed, whose model is saved. ``forgetting over seeds`` includes the variance
-    of the seeds.
+    1. ``forgetting`` is that of the first seed, whose model is saved; ``over_seeds`` includes the variance of the
+    seeds. ``opened`` counts how often the report rows were opened.
     """
     first = retention_of(metric, before, after[0])
-    retention: dict[str, Any] = {
-        "kind": "source data",
-        "metric": task.primary,
-        "before": estimates(task, {task.primary: metric}, before)[task.primary],
-        "after": estimates(task, {task.primary: metric}, after[0])[task.primary],
-        "forgetting": gain(metric, before, after[0]),
-        "forgetting over seeds": decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
-        "chance": chance_level(metric, before),
-        "ratio": first.ratio,
-        "low": first.low,
-        "claim": len(before) >= MIN_ROWS_FOR_CLAIM,
-        "claim from": MIN_ROWS_FOR_CLAIM,
-        "seeds": [{"after": r.after, "ratio": r.ratio} for r in (retention_of(metric, before, a) for a in after)],
-        "most forgotten": forgetting_by_class(task, before, after[0]),
-    }
+    at_end: list[float] | None = None
+    gained: Estimate | None = None
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
-        over_seeds = decide(metric, pairs).gain
-        retention["at alpha 1"] = [retention_of(metric, before, e).after for e in ends]
-        retention["gain over alpha 1"] = over_seeds or gain(metric, *pairs[0])
-    return retention
+        at_end = [retention_of(metric, before, e).after for e in ends]
+        gained = decide(metric, pairs).gain or gain(metric, *pairs[0])
+    by_seed = [retention_of(metric, before, a) for a in after]
+    return SourceRetention(
+        metric=task.primary,
+        before=estimates(task, {task.primary: metric}, before)[task.primary],
+        after=estimates(task, {task.primary: metric}, after[0])[task.primary],
+        forgetting=gain(metric, before, after[0]),
+        over_seeds=decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
+        chance=chance_level(metric, before),
+        ratio=first.ratio,
+        low=first.low,
+        claim=len(before) >= MIN_ROWS_FOR_CLAIM,
+        claim_from=MIN_ROWS_FOR_CLAIM,
+        seeds=[SeedRetention(after=r.after, ratio=r.ratio) for r in by_seed],
+        most_forgotten=forgetting_by_class(task, before, after[0]),
+        at_alpha_1=at_end,
+        gain_over_alpha_1=gained,
+        opened=opened,
+    )
 
 
-def forgetting_by_class(task: Task, before: Predictions, after: Predictions) -> list[dict[str, Any]]:
+def forgetting_by_class(task: Task, before: Predictions, after: Predictions) -> list[Forgotten]:
     """Return the accuracy lost in each class with at least MIN_ROWS_PER_CLASS report rows, the greatest loss first."""
     if not task.has_classes:
         return []
-    classes: list[dict[str, Any]] = []
+    classes: list[Forgotten] = []
     counts = np.bincount(before.truth, minlength=task.outputs)  # [C]
     right = [np.bincount(s.truth[s.scores.argmax(1) == s.truth], minlength=task.outputs) for s in (before, after)]
     for number, name in enumerate(task.classes):
         rows = int(counts[number])
         if rows >= MIN_ROWS_PER_CLASS:
             old, new = (int(r[number]) / rows for r in right)
-            classes.append({"class": name, "rows": rows, "before": old, "after": new})
-    classes.sort(key=lambda c: (float(c["after"]) - float(c["before"]), c["class"]))
-    return [c for c in classes if c["after"] < c["before"]]
+            classes.append(Forgotten(name=name, rows=rows, before=old, after=new))
+    classes.sort(key=lambda c: (c.after - c.before, c.name))
+    return [c for c in classes if c.after < c.before]
 
 
-def measure_proxies(source: Source, before: Tensor, after: Tensor, groups: Groups | None = None) -> dict[str, Any]:
-    """Return ``retention`` of result.json from features [N, D] of the source and of the fitted model."""
+def measure_proxies(
+    source: Source, before: Tensor, after: Tensor, groups: Groups | None = None
+) -> Agreement | FeatureSimilarity:
+    """Return the retention by proxy, from features [N, D] of the source and of the fitted model."""
     if source.head is None or not source.has_classes:
-        return {"kind": "features on target inputs", "cka": linear_cka(before, after)}
+        return FeatureSimilarity(cka=linear_cka(before, after))
     head = source.head.cpu()
     with torch.no_grad():
         p, q = head(before).double().log_softmax(1), head(after).double().log_softmax(1)  # [N, C]
@@ -162,11 +162,8 @@ def measure_proxies(source: Source, before: Tensor, after: Tensor, groups: Group
     apart = (p.exp() * (p - q)).sum(1).clamp_min(0).numpy()  # [N]
     n, worth = len(same), effective_rows(same, groups)
     share = float(same.mean())
-    return {
-        "kind": "agreement on target inputs",
-        "agreement": Estimate(share, *wilson(share * worth, worth), n),
-        "divergence": mean_estimate(apart, groups),
-    }
+    share_of_rows = Estimate(share, *wilson(share * worth, worth), n)
+    return Agreement(agreement=share_of_rows, divergence=mean_estimate(apart, groups))
 
 
 def mean_estimate(rows: FloatArray, groups: Groups | None) -> Estimate:
@@ -180,8 +177,8 @@ def mean_estimate(rows: FloatArray, groups: Groups | None) -> Estimate:
     return Estimate(float(rows.mean()), float(low), float(high), n)
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float | None:
-    """Return linear CKA, in [0, 1], of features [N, D] and [N, E] of the same rows; None where one is constant."""
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Return linear CKA, in [0, 1], of features [N, D] and [N, E] of the same rows; NaN where one is constant."""
     x, y = (t.double() - t.double().mean(0) for t in (a, b))
     scale = torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)
-    return float((y.T @ x).square().sum() / scale) if scale > 0 else None
+    return float((y.T @ x).square().sum() / scale) if scale > 0 else float("nan")

@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ..metrics import Metric
-from ..runs.estimates import Estimate
+from ..runs.estimates import Estimate, Verdict, VerdictLabel
 from .intervals import at_weights, group_codes, resample
 from .scoring import PerRow, Predictions, gain, pair_rows, resample_count
-from .types import Verdict, VerdictLabel
 
 if TYPE_CHECKING:
     from ..compute.arrays import FloatArray

@@ -17,9 +17,9 @@ from .. import plugins
 from ..compute import distributed
 from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
-from ..evidence.frontier import ALPHAS, Point, choose, evaluate_points, load_point
+from ..evidence.frontier import ALPHAS, choose, evaluate_points, load_point
 from ..evidence.linear_probe import Probe, fit_probe
-from ..evidence.retention import Retention, retention_of
+from ..evidence.retention import retention_of
 from ..freezing import Adapting, Freezing
 from ..model.forward import Outputs, joined, outputs
 from ..model.grafting import graft
@@ -28,6 +28,8 @@ from ..model.trainable import eval_mode, set_trainable
 from ..model.types import Source, Target
 from ..model.weights import restore, snapshot
 from ..runs import records
+from ..runs.checkpoint_records import ArmRecord, ProbeRecord
+from ..runs.estimates import Point, Retained
 from ..training.checkpoints import CheckpointManager
 from ..training.loop import fine_tune
 from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
@@ -176,18 +178,18 @@ def load_or_fit(
 def arm_left(p: Prepared, source: Source, seed: int, left: Saved) -> Arm:
     """An arm from what it left."""
     target, record = initial_target(p, source, seed, None), left.record
-    if why := records.problem(records.ArmRecord, record):
+    if why := records.problem(ArmRecord, record):
         raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
     p.compute.move_model(target.model)
     restore(target, part(left.tensors, "model"))
     set_trainable(target, frozenset(), p.settings.batch_norm)
     points = [
-        Point(q["alpha"], q["figures"], Retention(**q["source"]) if q["source"] else None) for q in record["points"]
+        Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None) for q in record["points"]
     ]
     return Arm(target, FitResult(**record["fit"]), record["alpha"], points, part(left.tensors, "end"))
 
 
-def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retention | None:
+def retained_at(p: Prepared, target: Target, select: Predictions | None) -> Retained | None:
     """What the target's backbone keeps of the source task, on the select rows."""
     if select is None or p.source_data is None:
         return None
@@ -235,7 +237,7 @@ def probe_once(keeper: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
         keeper.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     values, r = left.tensors, left.record
-    if why := records.problem(records.ProbeRecord, r):
+    if why := records.problem(ProbeRecord, r):
         raise UsageError(f"the probe's checkpoint is damaged ({why}): remove it and resume again")
     losses = {float(strength): float(loss) for strength, loss in r["losses"]}
     return Probe(

@@ -19,7 +19,8 @@ from ..data.types import TextSpec
 from ..errors import SourceError, UsageError
 from ..io import guarded
 from ..plugins import module
-from ..runs.folder import SCHEMA, RunFolder
+from ..runs.folder import RunFolder
+from ..runs.model_files import SCHEMA
 from ..runs.tensors import save_tensors
 
 if TYPE_CHECKING:

@@ -35,6 +35,8 @@ from ..plugins import module
 from ..runs import records
 from ..runs.estimates import Estimate
 from ..runs.folder import is_run, read_task
+from ..runs.result import FILE as RESULT
+from ..runs.result import Calibrated
 from ..sources import load_source
 from ..tasks import Task
 
@@ -129,8 +131,8 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         raise UsageError(f"{run} holds no head: its model folder is damaged")
     model = Model(source.backbone, source.head).eval().to(device)
     # a model folder alone is enough to predict with
-    result = records.read(folder, "result.json", records.Calibrated) or {}
-    temperature = (result.get("calibration") or {}).get("temperature")
+    result = records.read(folder, RESULT, Calibrated)
+    temperature = result.calibration.temperature if result and result.calibration else None
     outputs_of_head = getattr(source.head, "out_features", task.outputs)
     if task.outputs != outputs_of_head:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"

@@ -21,7 +21,7 @@ from ..io.command_lines import command
 from ..plan.read import check, read_run_plan
 from ..plan.schema import Plan
 from ..runs.folder import read_json
-from ..runs.records import Environment
+from ..runs.side_files import Environment, ManifestRow
 
 if TYPE_CHECKING:
     from ..data.types import Splits
@@ -119,17 +119,17 @@ def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) ->
     was = read_json(before.run, "environment.json", Environment)
     changes = list(before.changes)
     accept = "put it back, or go on with --accept-changes, which records it"
-    if was.get("data_digest") != p.splits.digest:
+    if was.data_digest != p.splits.digest:
         rows = data_changes(before.run, p.splits)
         if not accept_changes:
             raise DataError(f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}")
         changes.append(f"data: {rows}")
     now = p.source_data.all_digest if p.source_data else None
-    if was.get("source_data_digest") != now:
+    if was.source_data_digest != now:
         if not accept_changes:
             raise DataError(f"the source data have changed since {before.run} began: {accept}")
         changes.append("the source data")
-    if was.get("source_digest") != p.source.digest:
+    if was.source_digest != p.source.digest:
         if not accept_changes:
             raise SourceError(f"the weights of {p.source.name} have changed since {before.run} began: {accept}")
         changes.append(f"the weights of {p.source.name}")
@@ -140,15 +140,15 @@ def data_changes(run: Path, splits: Splits) -> str:
     """Rows that were added, removed or edited since a run's manifest was written, in words."""
     from ..data.splitting import manifest_row, read_manifest
 
-    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return row.get("hash", ""), tuple(row["cells"])
+    def key(row: ManifestRow) -> tuple[Any, ...]:
+        return row.hash, tuple(row.cells)
 
     old = list(read_manifest(run / "manifest.jsonl"))
     new = [manifest_row(s, e) for s in ("train", "val", "test") for e in getattr(splits, s)]
     both = Counter(map(key, old)) & Counter(map(key, new))
 
-    def left(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows beyond those that both have: a row that stands elsewhere is none."""
+    def left(rows: list[ManifestRow]) -> list[ManifestRow]:
+        """Return the rows beyond those that both have; a row that only moved is not one."""
         spent = both.copy()
         found = []
         for row in rows:
@@ -158,8 +158,8 @@ def data_changes(run: Path, splits: Splits) -> str:
                 found.append(row)
         return found
 
-    gone = {row["where"]: row for row in left(old)}
-    come = {row["where"]: row for row in left(new)}
+    gone = {row.where: row for row in left(old)}
+    come = {row.where: row for row in left(new)}
     edited = [edit(where, gone[where], come[where]) for where in gone if where in come]
     parts = {
         "edited": edited,
@@ -171,15 +171,15 @@ def data_changes(run: Path, splits: Splits) -> str:
         for what, rows in parts.items()
         if rows
     ]
-    moved = Counter((*key(r), r["split"]) for r in new) - Counter((*key(r), r["split"]) for r in old)
+    moved = Counter((*key(r), r.split) for r in new) - Counter((*key(r), r.split) for r in old)
     moved = Counter({k: n for k, n in moved.items() if both[k[:2]]})
     words += [f"{moved.total()} in another split than before"] if moved else []
     return ", ".join(words)
 
 
-def edit(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What of a row is different."""
-    a, b = ";".join(old["cells"]), ";".join(new["cells"])
+def edit(where: str, old: ManifestRow, new: ManifestRow) -> str:
+    """Return a row with what differs in it."""
+    a, b = ";".join(old.cells), ";".join(new.cells)
     told = [f"label {a} → {b}"] if a != b else []
-    told += ["content"] if old.get("hash") != new["hash"] else []
+    told += ["content"] if old.hash != new.hash else []
     return f"{where}: {', '.join(told)}"

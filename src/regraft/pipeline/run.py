@@ -26,7 +26,7 @@ from ..compute.versions import __version__
 from ..data.columns import ids_of
 from ..data.splitting import write_manifest
 from ..errors import DivergedError, PlanError, RegraftError, UsageError, shorten
-from ..evidence.frontier import Point, choose
+from ..evidence.frontier import choose
 from ..evidence.linear_probe import Probe
 from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
 from ..evidence.retention import retention_of
@@ -42,19 +42,12 @@ from ..model.types import Source, Target
 from ..model.weights import snapshot
 from ..plan.schema import Plan, ResolvedPlan
 from ..plan.write import write_plan
-from ..runs.folder import (
-    LOCK,
-    MADE_LATER,
-    SCHEMA,
-    RunFolder,
-    Unwritten,
-    check_new,
-    check_writable,
-    read_json,
-    status_of,
-)
+from ..runs.estimates import Point
+from ..runs.folder import LOCK, MADE_LATER, RunFolder, Unwritten, check_new, check_writable, read_json, status_of
 from ..runs.ledger import open_test
-from ..runs.records import Environment
+from ..runs.result import FILE as RESULT
+from ..runs.result_parts import Timing
+from ..runs.side_files import Environment
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch
 from ..training.signals import Interrupted, stopping
@@ -255,11 +248,12 @@ def resumed(
         say(f"accepted: {change}")
     was, now = read_json(folder.path, "environment.json", Environment), environment(p)
     other = [
-        f"{name} {was['versions'].get(name)} → {version}"
-        for name, version in now["versions"].items()
-        if was["versions"].get(name) != version
+        f"{name} {was.versions.get(name)} → {version}"
+        for name, version in now.versions.items()
+        if was.versions.get(name) != version
     ]
-    other += [f"{k} {was.get(k)} → {now[k]}" for k in ("device_name", "threads", "processes") if was.get(k) != now[k]]
+    hardware = ("device_name", "threads", "processes")
+    other += [f"{k} {getattr(was, k)} → {getattr(now, k)}" for k in hardware if getattr(was, k) != getattr(now, k)]
     if other:
         say(f"the same bits are not to be expected: {', '.join(other)}")
     record = before.record(done=list(keeper.parts), environment=other)
@@ -275,7 +269,7 @@ def describe(p: Prepared, folder: RunFolder, say: Report) -> None:
             say(f"{finding.severity}: {one_line(finding)} ({shorten(finding.examples, 3)})")
     settled = [{"where": where, "what": what} for where, what in p.splits.settled]
     folder.json("check.json", {"findings": records(p.findings), "settled": settled})
-    folder.json("environment.json", environment(p))
+    folder.json("environment.json", environment(p).model_dump())
     folder.json("loading.json", p.target.report)
     if distributed.is_rank0():
         write_manifest(p.splits, folder.path / "manifest.jsonl")
@@ -301,21 +295,15 @@ def finish(p: Prepared, folder: RunFolder, trained: Trained, clock: Clock) -> No
         if distributed.is_rank0():
             opened = open_test(p.splits.test_digest, where)
             source_opened = open_test(p.source_data.digest, where) if p.source_data else 0
-        judged = evaluate_all(p, trained, opened, source_opened)
-    lines = prediction_rows(p, judged.predictions)
+        evaluation = evaluate_all(p, trained, opened, source_opened)
+    lines = prediction_rows(p, evaluation.predictions)
     folder.csv("predictions.csv", next(lines), lines, escape=p.plan.run.escape_csv)
     if distributed.is_rank0():
-        write_gallery(folder, p.task, p.splits, judged.predictions)
+        write_gallery(folder, p.task, p.splits, evaluation.predictions)
     with clock("suspects"):
         write_suspects(folder, p, trained.probe)
-    result = {
-        "schema": SCHEMA,
-        **judged.result,
-        "resumed": folder.lines("resumes.jsonl"),
-        "timing": clock.seconds(),
-        "status": "finished",
-    }
-    folder.json("result.json", result)
+    rest = {"resumed": folder.resumes(), "timing": Timing(clock.seconds())}
+    folder.json(RESULT, evaluation.result.model_copy(update=rest).model_dump())
 
 
 def novelty_of(p: Prepared, target: Target) -> Novelty | None:
@@ -489,21 +477,21 @@ class Clock:
         return {**self.stages, "total": self.before + time.monotonic() - self.start}
 
 
-def environment(p: Prepared) -> dict[str, Any]:
-    """What results depend on beside the plan."""
+def environment(p: Prepared) -> Environment:
+    """Return what results depend on beside the plan."""
     names = ("torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "scipy", "Pillow")
-    return {
-        "regraft": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {n: version(n) for n in names},
-        "device": str(p.compute.device),
-        "device_name": torch.cuda.get_device_name() if p.compute.device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world_size(),
-        "byteorder": sys.byteorder,
-        "source_digest": p.source.digest,
-        "source_data_digest": p.source_data.all_digest if p.source_data else None,
-        "data_digest": p.splits.digest,
-        "test_digest": p.splits.test_digest,
-    }
+    return Environment(
+        regraft=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions={n: version(n) for n in names},
+        device=str(p.compute.device),
+        device_name=torch.cuda.get_device_name() if p.compute.device.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+        processes=distributed.world_size(),
+        byteorder=sys.byteorder,
+        source_digest=p.source.digest,
+        source_data_digest=p.source_data.all_digest if p.source_data else None,
+        data_digest=p.splits.digest,
+        test_digest=p.splits.test_digest,
+    )

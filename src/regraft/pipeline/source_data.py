@@ -39,7 +39,7 @@ from ..model.types import Source
 from ..plan import read as plan_read
 from ..regularizers import Found
 from ..runs.folder import is_run, read_json, read_task
-from ..runs.records import Environment
+from ..runs.side_files import Environment
 from ..tasks import Task
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def run_data(folder: Path, source: Source) -> SourceData:
     options = plan.plugins.task
     data = plan.data.for_task(options)
     splits, _ = load_data(data, options.make, options.strata)
-    if splits.digest != read_json(folder, "environment.json", Environment)["data_digest"]:
+    if splits.digest != read_json(folder, "environment.json", Environment).data_digest:
         raise DataError(f"{data.path} has changed since the run")
     rows = concatenated([splits.train, splits.val, splits.test])
     names = ["train"] * len(splits.train) + ["val"] * len(splits.val) + ["test"] * len(splits.test)

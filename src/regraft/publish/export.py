@@ -53,7 +53,7 @@ from ..plan.read import check as check_plan
 from ..plan.write import write_plan
 from ..report.reading import RunFiles
 from ..runs.folder import read_json
-from ..runs.records import ModelConfig
+from ..runs.model_files import ModelConfig
 from ..sources import load_source
 from ..tasks import Task
 from .model_card import card, int8_in_words, without_folders
@@ -164,7 +164,7 @@ def export(
                 "numbers": predictor.task.has_numbers,
                 "parity": asdict(parity),
                 "int8": cost,
-                "versions": files.environment["versions"],
+                "versions": files.environment.versions,
                 "notes": notes,
             }
             text = dumps(plain(record), indent=2) + "\n"
@@ -233,7 +233,7 @@ def rows_for(files: RunFiles, predictor: Predictor, limit: int, scratch: Path) -
         examples = []
     for name in ("test", "train"):
         manifest = read_manifest(files.path / "manifest.jsonl")
-        cells = {row["id"]: tuple(row["cells"]) for row in manifest if row["split"] == name}
+        cells = {row.id: tuple(row.cells) for row in manifest if row.split == name}
         known = (i for i, id_ in enumerate(ids_of(examples)) if id_ in cells)
         if found := list(islice(known, limit)):
             rows = [replace(e, cells=cells[e.id]) for e in some_of(examples, found)]
@@ -287,8 +287,8 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
     texts = {
         "preprocess.json": to_json(source.preprocess),
         "labels.json": labels(task),
-        "result.json": files.result,
-        "model/config.json": config,
+        "result.json": files.result.model_dump(),
+        "model/config.json": config.model_dump(),
     }
     as_json = {k: dumps(brief_values(v), indent=2) + "\n" for k, v in texts.items()}
     plan = tomllib.loads(write_plan(plan_of(files.path)))
@@ -467,8 +467,8 @@ def against_file(
         return None
     kept = scores[[place[e.id] for e in examples]]
     if calibrated:
-        assert files.result["calibration"] is not None
-        kept = rescale(kept, files.result["calibration"]["temperature"])
+        assert files.result.calibration is not None
+        kept = rescale(kept, files.result.calibration.temperature)
     return float((np.abs(found - kept) / scale_of(predictor.task)).max())
 
 

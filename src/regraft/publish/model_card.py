@@ -1,8 +1,8 @@
 """The model card of an export: README.md, filled with the run's evidence; its head by huggingface_hub.
 
-What it says of data is counts and digests; no folder above a file is named. The only code block loads
-the export: the export was checked by it. Anyone may have written the run's files, so a string of theirs
-is escaped for its place, and a value of another type than the card prints is a damaged run.
+Of the data it has counts and digests, and names no folder above a file. The only code block loads the export,
+and the export was checked by it. Anyone may have written the run's files, so each string of them is escaped for
+its place.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ..data.types import ImageSpec
 from ..errors import printable
 from ..exports import Package
-from ..io.json_files import plain
 from ..report.reading import RunFiles, brief
 from ..report.sections.caution import cautions
 from ..runs import summary
+from ..runs.estimates import Estimate
+from ..runs.result import Result, Targets
 
-SHOWN = 50  # classes that are listed; the export's files name all of them
+MAX_LISTED = 50  # classes; the export's files name all of them
 
-PIPELINES = {
-    ("image", "classification"): "image-classification",
-    ("image", "multilabel"): "image-classification",
-    ("text", "classification"): "text-classification",
-    ("text", "multilabel"): "text-classification",
-}
+PIPELINES = {"image": "image-classification", "text": "text-classification"}  # of the hub, for classes and labels
 
 LIBRARIES = {
     "bundle": "regraft",
@@ -44,18 +41,18 @@ LIBRARIES = {
 def card(
     files: RunFiles, package: Package, format: str, snippet: str, notes: Sequence[str], record: Mapping[str, Any]
 ) -> str:
-    """Return the whole of README.md; ``record`` is export.json. Raises UsageError for a damaged run."""
+    """Return README.md; ``record`` is export.json. Raises UsageError for a damaged run."""
     head = metadata(files, package, format).to_yaml()
     body = "\n\n".join(filter(None, sections(files, package, snippet, notes, record)))
     return f"---\n{head}\n---\n\n{body}\n"
 
 
 def metadata(files: RunFiles, package: Package, format: str) -> Any:
-    """What the hub reads: licence, library, task and the figures on test."""
+    """Return what the hub reads: licence, library, task and the figures on test."""
     from huggingface_hub import EvalResult, ModelCardData
 
     r = files.result
-    pipeline = PIPELINES.get((package.source.kind, package.task.name))
+    pipeline = None if r.targets == "numbers" else PIPELINES.get(package.source.kind)
     kind = pipeline or f"{package.source.kind}-{package.task.name}"
     data = data_name(package)
     results = [
@@ -64,13 +61,13 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
             dataset_type=slug(data),
             dataset_name=data,
             dataset_split="test",
-            dataset_revision=one_line(files.environment["test_digest"])[:16],
+            dataset_revision=one_line(files.environment.test_digest)[:16],
             metric_type=one_line(name),
-            metric_value=float(e["value"]),
-            metric_name=f"{one_line(name)} {summary.estimate(e)}, n = {e['n']:d}",
+            metric_value=e.value,
+            metric_name=f"{one_line(name)} {summary.estimate(e)}, n = {e.n}",
         )
-        for name, e in r["test"].items()
-        if None not in (e["value"], e["low"], e["high"])
+        for name, e in r.test.items()
+        if is_defined(e)
     ]
     licence = package.source.licence
     known = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) and licence != "unknown"
@@ -87,12 +84,13 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
 def sections(
     files: RunFiles, package: Package, snippet: str, notes: Sequence[str], record: Mapping[str, Any]
 ) -> Iterator[str]:
+    """Yield the paragraphs of the card; empty ones are to be left out."""
     r = files.result
-    source = without_folders(r["source"]["name"])
+    source = without_folders(r.source.name)
     yield f"# {plain_text(package.name)}"
     yield (
         f"{plain_text(source)}, fine-tuned for {package.task.name} by regraft "
-        f"{plain_text(files.environment['regraft'])}. "
+        f"{plain_text(files.environment.regraft)}. "
         f"{outputs(package)}"
     )
     yield "## Load it"
@@ -102,31 +100,27 @@ def sections(
     yield "## Did transfer help?"
     yield f"**{plain_text(summary.verdict(r))}**"
     yield figures(r)
-    if r.get("calibration"):
-        temperature = r["calibration"]["temperature"]
-        divided = record["calibrated"]
-        yield plain_text(summary.calibration(r["calibration"])) + (
-            f". **This export's outputs are divided by {temperature:.4g}.**" if divided else "."
-        )
+    if r.calibration:
+        divided = f" **This export's outputs are divided by {r.calibration.temperature:.4g}.**"
+        yield plain_text(summary.calibration(r.calibration)) + "." + (divided if record["calibrated"] else "")
     yield "## What it cost the source task"
-    if r["source"]["nothing_kept"]:
+    if r.source.nothing_kept:
         yield "Nothing was kept of a source, so there is nothing to forget."
     else:
-        yield plain_text(summary.retention(r["retention"]) if r["retention"] else "Not looked at.")
+        yield plain_text(summary.retention(r.retention, len(r.seeds)) if r.retention else "Not looked at.")
     yield "## Data"
-    n = r["rows"]
     yield (
-        f"{as_code(data_name(package))}: {n['train']:d} rows to train, {n['val']:d} of val, "
-        f"{n['test']:d} of test; sha256 of ids, splits and labels "
-        f"{as_code(files.environment['data_digest'])}. The data are not part of this export."
+        f"{as_code(data_name(package))}: {r.rows.train} rows to train, {r.rows.val} of val, "
+        f"{r.rows.test} of test; sha256 of ids, splits and labels "
+        f"{as_code(files.environment.data_digest)}. The data are not part of this export."
     )
-    yield class_table(package)
+    yield class_table(package, r.targets)
     yield "## Preprocessing"
     yield preprocessing(package)
     yield "## Licence"
     yield (
         f"The source's weights: **{plain_text(package.source.licence)}** (sha256 "
-        f"{as_code(r['source']['digest'] or 'none')}). What was learnt from them, and from the data, is "
+        f"{as_code(r.source.digest or 'none')}). What was learnt from them, and from the data, is "
         "bound by the terms of both."
     )
     yield "## Limits"
@@ -134,6 +128,7 @@ def sections(
 
 
 def outputs(package: Package) -> str:
+    """Return what the export's outputs are."""
     state = json.loads(package.plain["labels.json"])
     if state["activation"] == "none":
         return "It gives numbers in their own units."
@@ -141,6 +136,7 @@ def outputs(package: Package) -> str:
 
 
 def how_checked(record: Mapping[str, Any]) -> str:
+    """Return how the export was compared with the run."""
     p = record["parity"]
     unit = "of a standard deviation" if record["numbers"] else "of a probability"
     text = (
@@ -150,39 +146,45 @@ def how_checked(record: Mapping[str, Any]) -> str:
         + (f" ({p['ties']} of the others are ties)." if p["ties"] else ".")
     )
     if record["int8"]:
-        from .model_card import int8_in_words
-
         text += f"\n\n{as_code(record['int8']['file'])} has 8-bit weights: {int8_in_words(record['int8'])}."
     return text
 
 
-def figures(r: Mapping[str, Any]) -> str:
-    """Test with intervals, and the controls on the same rows."""
-    lines = [f"Test, n = {r['rows']['test']:d}; intervals are 95 %.", "", "| | value |", "|---|---|"]
-    lines += [f"| {plain_text(m)} | {number(e)} |" for m, e in r["test"].items()]
-    lines += ["", f"| control | {plain_text(r['primary'])} | gain over it, paired |", "|---|---|---|"]
+def figures(r: Result) -> str:
+    """Return test with intervals, and the controls on the same rows."""
+    lines = [f"Test, n = {r.rows.test}; intervals are 95 %.", "", "| | value |", "|---|---|"]
+    lines += [f"| {plain_text(m)} | {number(e)} |" for m, e in r.test.items()]
+    lines += ["", f"| control | {plain_text(r.primary)} | gain over it, paired |", "|---|---|---|"]
     lines += [
-        f"| {plain_text(name)} | {number(m[r['primary']])} | {number(r['gain'][name], signed=True)} |"
-        for name, m in r["controls"].items()
+        f"| {plain_text(name)} | {number(m[r.primary])} | {number(r.gain[name], signed=True)} |"
+        for name, m in r.controls.items()
     ]
     return "\n".join(lines)
 
 
-def number(e: Mapping[str, Any], signed: bool = False) -> str:
-    if None in (e["value"], e["low"], e["high"]):
+def is_defined(e: Estimate) -> bool:
+    """Return whether a figure and its interval are numbers."""
+    return all(map(isfinite, (e.value, e.low, e.high)))
+
+
+def number(e: Estimate, signed: bool = False) -> str:
+    """Return a figure with its interval, or "undefined"."""
+    if not is_defined(e):
         return "undefined"
-    return summary.signed(dict(e)) if signed else summary.estimate(dict(e))
+    return summary.signed(e) if signed else summary.estimate(e)
 
 
-def class_table(package: Package) -> str:
+def class_table(package: Package, targets: Targets) -> str:
+    """Return the names of the outputs."""
     names = [plain_text(c) for c in package.task.classes]
-    if package.task.name == "regression":
+    if targets == "numbers":
         return f"Numbers: {', '.join(names)}."
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} classes, in output order: {', '.join(names[:SHOWN])}{more}."
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{len(names)} classes, in output order: {', '.join(names[:MAX_LISTED])}{more}."
 
 
 def preprocessing(package: Package) -> str:
+    """Return how inputs are prepared."""
     s = package.source.preprocess
     if isinstance(s, ImageSpec):
         resize = f"shorter side to {s.resize}" if isinstance(s.resize, int) else f"to {s.resize}"
@@ -195,49 +197,48 @@ def preprocessing(package: Package) -> str:
 
 
 def limits(files: RunFiles) -> list[str]:
+    """Return the cautions and the notes of the run."""
     return [
         *cautions(files),
         "It knows only rows like those it was fitted on; nothing here says how it does elsewhere.",
-        *(without_folders(note) for note in files.result["notes"]),
+        *(without_folders(note) for note in files.result.notes),
     ]
 
 
 def data_name(package: Package) -> str:
-    """The last part of the data's path."""
+    """Return the last part of the data's path."""
     path = tomllib.loads(package.plain["plan.toml"])["data"]["path"]
     return one_line(Path(path.replace("\\", "/")).name) or "data"
 
 
 def slug(text: str) -> str:
+    """Return a text as the hub names data sets."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "data"
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths without the folders above, behind a source's prefix too."""
+    """Return a text without the folders of its absolute paths, those behind a source's prefix too."""
     return brief(re.sub(r'\b([a-z]+:)/(?:[^\s"/]+/)+(?=[^\s"/])', r"\1…/", text))
 
 
 def one_line(text: str) -> str:
-    """A string without line breaks and control characters. Raises TypeError for a value of another type."""
-    if not isinstance(text, str):
-        raise TypeError(f"a string is expected, not {type(text).__name__}")
+    """Return a text without line breaks and control characters."""
     return printable(" ".join(text.split()))
 
 
 def plain_text(text: str) -> str:
-    """A string as Markdown's plain text: class names are anything."""
+    """Return a text escaped for Markdown, because class names may hold anything."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#$~{}])", r"\\\1", text)
 
 
 def as_code(text: str) -> str:
-    """A string as a span of code in Markdown, in which nothing but a backtick has a meaning."""
+    """Return a text as a code span of Markdown, where only a backtick has a meaning."""
     return f"`{one_line(text).replace('`', '’')}`"
 
 
 def int8_in_words(cost: Mapping[str, Any]) -> str:
-    from ..runs.summary import estimate, signed
-
+    """Return the size of the 8-bit weights, and what they cost on test."""
     before, after = cost["bytes"]
     size = f"{after / 1e6:.1f} MB of {before / 1e6:.1f}"
     text = (
@@ -247,5 +248,5 @@ def int8_in_words(cost: Mapping[str, Any]) -> str:
     )
     if cost["gain"] is None:
         return f"{text}; what it costs on test is not measured: those rows are not where they were"
-    e = {k: plain(cost[k]) for k in ("after", "gain")}
-    return f"{text}; {cost['metric']} {estimate(e['after'])}, {signed(e['gain'])} over float32, paired"
+    after, gain = summary.estimate(cost["after"]), summary.signed(cost["gain"])
+    return f"{text}; {cost['metric']} {after}, {gain} over float32, paired"

@@ -1,4 +1,4 @@
-"""Several runs side by side: on test with paired differences, and the frontier of all."""
+"""The comparison of several runs: paired differences on test, and the frontier of each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import printable
 from . import plots
+from .cells import signed
 from .reading import RunFiles, brief
 
 TITLE = "Comparison"
@@ -19,38 +20,31 @@ TEMPLATE = """
 
 
 def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Raises UsageError for runs that cannot be compared."""
+    """Return the template's values. Raises UsageError for runs that cannot be compared."""
     from ..evidence.comparison import compare
 
     lines = compare([run.path for run in runs])
-    walked = [
-        run for run in runs if run.result["frontier"] and all(p.get("source") for p in run.result["frontier"]["points"])
-    ]
+    frontiers = [(run, f) for run in runs if (f := run.result.frontier) and all(p.source for p in f.points)]
 
     def draw(axis: Any) -> None:
-        for i, run in enumerate(walked):
-            f, color = run.result["frontier"], plots.COLORS[i % len(plots.COLORS)]
-            at = [(p["source"]["after"], p["figures"][run.primary], p["alpha"]) for p in f["points"]]
+        for i, (run, f) in enumerate(frontiers):
+            color = plots.COLORS[i % len(plots.COLORS)]
+            at = [(p.source.after, p.figures[run.primary], p.alpha) for p in f.points if p.source]
             axis.plot([x for x, _, _ in at], [y for _, y, _ in at], marker=".", color=color, label=run.name)
-            chosen = [(x, y) for x, y, alpha in at if alpha == f["alpha"]]
+            chosen = [(x, y) for x, y, alpha in at if alpha == f.alpha]
             axis.plot([x for x, _ in chosen], [y for _, y in chosen], "o", color=color, markersize=8)
         axis.set_xlabel("source, select rows")
-        chosen_by = sorted({run.result["frontier"]["chosen_by"] for run in walked})
+        chosen_by = sorted({f.chosen_by for _, f in frontiers})
         axis.set_ylabel(printable(f"target, {lines[0].primary} by {' or '.join(chosen_by)}"))
         plots.legend(axis)
 
     return {
         "primary": lines[0].primary,
         "rows": [
-            (
-                run.name,
-                str(line.test),
-                "–" if line.gain is None else f"{line.gain.value:+.3f} [{line.gain.low:+.3f}, {line.gain.high:+.3f}]",
-                brief(line.source),
-            )
+            (run.name, str(line.test), "–" if line.gain is None else signed(line.gain), brief(line.source))
             for run, line in zip(runs, lines, strict=True)
         ],
         "caption": f"Test, n = {lines[0].test.n}; paired on the same rows; about these models, not the methods",
         "text": "The frontier of each run, α from 0 to 1: target against source; large: the chosen point.",
-        "plot": plots.figure(draw, salt="frontiers", height=3.2) if walked else None,
+        "plot": plots.figure(draw, salt="frontiers", height=3.2) if frontiers else None,
     }

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it."""
+"""The files of a run folder, as the report reads them."""
 
 from __future__ import annotations
 
@@ -8,96 +8,99 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
 
 from ..errors import UsageError, printable
 from ..io import guarded
 from ..runs import records
-from ..runs.folder import finished, read_json
+from ..runs.folder import read_json
+from ..runs.result import Result, finished
+from ..runs.side_files import Environment, Finding, Findings, Gallery, HistoryLine, ManifestRow, Suspects, WorstError
 
-SEEDS = 200  # whose curves are drawn
+MAX_SEEDS = 200  # whose curves are drawn
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a finished run left behind; each file is read when it is first asked for."""
+    """The files of a finished run; each is read when it is first used.
+
+    A file that is missing raises UsageError, and a damaged one NotReadError.
+    """
 
     path: Path
-    result: dict[str, Any]
+    result: Result
 
     @classmethod
     def read(cls, path: Path) -> RunFiles:
-        """Raises UsageError for a folder that is no finished run."""
-        return cls(path, finished(path, records.FullResult))
+        """Return a run's files. Raises UsageError for a folder that is no finished run."""
+        return cls(path, finished(path))
 
     @property
     def name(self) -> str:
+        """The folder's name."""
         return printable(self.path.resolve().name)
 
     @property
     def primary(self) -> str:
-        return str(self.result["primary"])
+        """The metric that choices were made by."""
+        return self.result.primary
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """A line an epoch; none where a point was chosen without training."""
+    def history(self) -> list[HistoryLine]:
+        """A line for each epoch; none if a point was chosen without training."""
         name = "history.jsonl"
-        found = records.read_lines(self.path, name, records.HistoryLine)
-        for i, line in enumerate(found, 1):
-            if line["val"] and self.primary not in line["val"]:
+        lines = list(records.read_lines(self.path, name, HistoryLine))
+        for i, line in enumerate(lines, 1):
+            if line.val and self.primary not in line.val:
                 raise guarded.damaged(self.path, name, f'line {i}: val has no "{self.primary}"')
-        if len({line["seed"] for line in found}) > SEEDS:
-            raise guarded.damaged(self.path, name, f"it has more than {SEEDS} seeds")
-        return found
+        if len({line.seed for line in lines}) > MAX_SEEDS:
+            raise guarded.damaged(self.path, name, f"it has more than {MAX_SEEDS} seeds")
+        return lines
 
     @cached_property
     def manifest(self) -> dict[str, Counter[str]]:
-        """split → label → rows."""
-        found: dict[str, Counter[str]] = {}
+        """The rows of each label, by split."""
+        counts: dict[str, Counter[str]] = {}
         name = "manifest.jsonl"
         for number, line in guarded.lines(self.path, name):
-            row = records.line_of(self.path, name, number, line, records.ManifestRow)
-            found.setdefault(row["split"], Counter())[";".join(row["cells"])] += 1
-        return found
+            row = records.line_of(self.path, name, number, line, ManifestRow)
+            counts.setdefault(row.split, Counter())[";".join(row.cells)] += 1
+        return counts
 
     @cached_property
-    def environment(self) -> dict[str, Any]:
-        return dict(read_json(self.path, "environment.json", records.Environment))
+    def environment(self) -> Environment:
+        """Versions, hardware and digests."""
+        return read_json(self.path, "environment.json", Environment)
 
     @cached_property
     def plan(self) -> str:
-        """The plan's text, folders left out of its paths."""
+        """The plan's text, without the folders in its paths."""
         text = guarded.text(self.path, "plan.toml")
         if text is None:
             raise UsageError(f"{guarded.shown(self.path, 'plan.toml')} is missing")
         return brief(text)
 
     @cached_property
-    def findings(self) -> list[dict[str, Any]] | None:
-        """What the checks found before the run, the gravest first; None of runs without them."""
-        found = records.read(self.path, "check.json", records.Findings)
-        return None if found is None else list(found["findings"])
+    def findings(self) -> list[Finding] | None:
+        """The findings of the checks, the gravest first; None if the run has no check.json."""
+        file = records.read(self.path, "check.json", Findings)
+        return None if file is None else file.findings
 
     @cached_property
-    def gallery(self) -> list[dict[str, Any]] | None:
-        """The worst errors; None of runs that kept none."""
-        model = Annotated[list[records.WorstError], Field(max_length=records.ROWS)]
-        found = records.read(self.path, "gallery/gallery.json", model)
-        return None if found is None else list(found)
+    def gallery(self) -> list[WorstError] | None:
+        """The worst errors; None if the run has no gallery."""
+        errors: list[WorstError] | None = records.read(self.path, "gallery/gallery.json", Gallery)
+        return errors
 
     @cached_property
-    def suspects(self) -> dict[str, Any] | None:
-        """Labels that are probably wrong; None of runs that did not look for them."""
-        found = records.read(self.path, "gallery/suspects.json", records.Suspects)
-        return None if found is None else dict(found)
+    def suspects(self) -> Suspects | None:
+        """Labels that are probably wrong; None if the run did not judge them."""
+        return records.read(self.path, "gallery/suspects.json", Suspects)
 
 
 def picture_of(run: RunFiles, name: str | None) -> str:
-    """A thumbnail of the gallery as an address that holds it; "" of what is none.
+    """Return a thumbnail of the gallery as a data: address; "" if there is none.
 
-    By name alone: a run from elsewhere must not put files of this machine into its report.
+    Only the name is used, because a run from elsewhere must not put files of this machine into its report.
     """
     if not name or not (file := Path(name).name):
         return ""
@@ -109,5 +112,5 @@ def picture_of(run: RunFiles, name: str | None) -> str:
 
 
 def brief(text: str) -> str:
-    """Absolute paths without the folders above: they say who ran it and where."""
+    """Return a text without the folders of its absolute paths, because they tell who ran it and where."""
     return re.sub(r'(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s"/\\]+[/\\])+(?=[^\s"/\\])', "…/", text)

@@ -1,4 +1,4 @@
-"""Run folders → one HTML file: no script, no request, readable at 360 pixels and on paper."""
+"""The HTML file of one or more run folders: no script, no request, readable at 360 pixels and on paper."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from ..errors import UsageError
 from ..io.atomic import disk_errors, write_file
+from .cells import estimate, number, signed
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent
 
 
 def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
-    """Write the report of a run, or of several side by side; → its path.
+    """Write the report of a run, or of several side by side, and return its path.
 
-    One run's goes into its folder where ``out`` is not given; it is made anew from the run's files,
-    so an older one there is replaced.
+    Without ``out`` the report of one run goes into its folder, and replaces an older one there.
 
-    Raises UsageError for folders that are no finished runs, runs that cannot be compared and several
-    runs without ``out``; DiskError where the file cannot be written.
+    Raises UsageError for folders that are no finished runs, for runs that cannot be compared and for several
+    runs without ``out``; DiskError if the file cannot be written.
     """
     paths = [Path(run) for run in runs]
     if not paths:
@@ -40,7 +40,7 @@ def report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
 
 
 def page(files: Sequence[RunFiles]) -> str:
-    """The whole HTML."""
+    """Return the whole HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     env = Environment(
@@ -63,19 +63,19 @@ def page(files: Sequence[RunFiles]) -> str:
             parts.append(part | {"title": title})
     names = ", ".join(run.name for run in files)
     return env.get_template("page.html").render(
-        title=names, parts=parts, runs=files, version=files[0].environment.get("regraft", "")
+        title=names, parts=parts, runs=files, version=files[0].environment.regraft
     )
 
 
 def sections() -> list[ModuleType]:
-    """The files of ``sections/`` in their order."""
+    """Return the modules of ``sections/`` in their order."""
     names = sorted(p.stem for p in (HERE / "sections").glob("*.py") if not p.stem.startswith("_"))
-    found = [import_module(f".sections.{name}", __package__) for name in names]
-    return sorted(found, key=lambda module: int(module.ORDER))
+    modules = [import_module(f".sections.{name}", __package__) for name in names]
+    return sorted(modules, key=lambda module: int(module.ORDER))
 
 
 def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[str, Any]:
-    """A section's title, anchor and HTML; a sentence where it has nothing to show."""
+    """Return a section's title, anchor and HTML; a sentence if it has nothing to show."""
     from markupsafe import Markup, escape
 
     if isinstance(context, str):
@@ -84,20 +84,3 @@ def rendered(env: Any, module: ModuleType, context: Any, anchor: str) -> dict[st
         head = '{% import "macros.html" as m with context %}\n'
         html = Markup(env.from_string(head + module.TEMPLATE).render(context))
     return {"title": module.TITLE, "anchor": anchor, "html": html}
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def estimate(e: dict[str, Any] | None) -> str:
-    if e is None or e["value"] is None:
-        return "–"
-    return f"{e['value']:.3f} [{number(e['low'])}, {number(e['high'])}]"
-
-
-def signed(e: dict[str, Any] | None) -> str:
-    if e is None or e["value"] is None:
-        return "–"
-    low, high = ("–" if v is None else f"{v:+.3f}" for v in (e["low"], e["high"]))
-    return f"{e['value']:+.3f} [{low}, {high}]"

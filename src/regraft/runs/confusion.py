@@ -1,51 +1,66 @@
-"""How many test rows of each class are taken for each class, as result.json has it.
+"""The confusion of result.json: test rows by true and predicted class.
 
-Of few classes it is a matrix, true class down, predicted class across. Of more than MATRIX_CLASSES it is the
-cells that are not zero, {"truth": [...], "predicted": [...], "rows": [...]}, since a matrix grows with the
-square of the classes and its cells with the rows alone.
+Up to MATRIX_CLASSES classes it is a matrix, true class down, predicted class across. Of more classes it is the
+cells that are not zero, because a matrix grows with the square of the classes, and its cells with the rows alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-MATRIX_CLASSES = 100  # up to which all cells are written
+from .records import Count
+
+MATRIX_CLASSES = 100  # classes up to which all cells are written
 
 
-def record_of(truth: Iterable[int], predicted: Iterable[int], classes: int) -> Any:
-    """Return what result.json keeps of these class numbers [N]."""
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a large confusion matrix that are not zero: parallel lists."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"use_attribute_docstrings": True}
+
+    truth: list[Count]
+    """Number of the true class."""
+    predicted: list[Count]
+    """Number of the predicted class."""
+    rows: list[Count]
+    """Test rows of the cell."""
+
+
+Confusion = list[list[Count]] | Cells
+
+
+def confusion_of(truth: Iterable[int], predicted: Iterable[int], classes: int) -> Confusion:
+    """Return the confusion of these class numbers [N]."""
     cells = Counter(zip(truth, predicted, strict=True))
     if classes <= MATRIX_CLASSES:
         return [[cells[t, p] for p in range(classes)] for t in range(classes)]
     ordered = sorted(cells)
-    return {
-        "truth": [t for t, _ in ordered],
-        "predicted": [p for _, p in ordered],
-        "rows": [cells[cell] for cell in ordered],
-    }
+    return Cells([t for t, _ in ordered], [p for _, p in ordered], [cells[cell] for cell in ordered])
 
 
-def rows_of(record: Any, classes: int) -> list[dict[int, int]]:
-    """Return of each true class its test rows by predicted class, without zeros.
+def rows_of(confusion: Confusion, classes: int) -> list[dict[int, int]]:
+    """Return each true class's test rows by predicted class, without zeros.
 
-    Raises ValueError for a record that is not about so many classes.
+    Raises ValueError for a confusion of another number of classes.
     """
-    if isinstance(record, list):
-        if len(record) != classes or any(len(row) != classes for row in record):
+    if isinstance(confusion, list):
+        if len(confusion) != classes or any(len(row) != classes for row in confusion):
             raise ValueError(f"the confusion is no matrix of {classes} classes")
-        return [{p: n for p, n in enumerate(row) if n} for row in record]
-    found: list[dict[int, int]] = [{} for _ in range(classes)]
-    for t, p, n in zip(record["truth"], record["predicted"], record["rows"], strict=True):
+        return [{p: n for p, n in enumerate(row) if n} for row in confusion]
+    rows: list[dict[int, int]] = [{} for _ in range(classes)]
+    for t, p, n in zip(confusion.truth, confusion.predicted, confusion.rows, strict=True):
         if not (0 <= t < classes and 0 <= p < classes):
             raise ValueError(f"the confusion has a class {max(t, p)} of {classes}")
-        found[t][p] = n
-    return found
+        rows[t][p] = n
+    return rows
 
 
 def column_sums(rows: list[dict[int, int]]) -> list[int]:
-    """Return of each class how many rows are taken for it."""
+    """Return how many rows are taken for each class."""
     sums = [0] * len(rows)
     for row in rows:
         for p, n in row.items():

@@ -1,20 +1,85 @@
-"""A figure with its interval."""
+"""Figures with their intervals, as regraft computes them and as result.json stores them.
+
+An undefined number is NaN here and null in the file.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-# ---------------------------------------------------------------- results
+from .records import Count, Figure, Figures, MaybeNumber, Share, Text
+
+VerdictLabel = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
+
+CONFIG = {"use_attribute_docstrings": True}  # the schema's descriptions are the docstrings below
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A figure with its 95 % interval and the number of rows behind it."""
 
-    value: float
-    low: float
-    high: float
-    n: int
+    __pydantic_config__: ClassVar[dict[str, Any]] = CONFIG
+
+    value: Figure
+    """The figure, in the metric's unit; undefined: NaN, null in result.json."""
+    low: Figure
+    """Lower end of the 95 % interval."""
+    high: Figure
+    """Upper end of the 95 % interval."""
+    n: Count
+    """Rows behind the figure."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer to "does transfer help?", over training from scratch."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = CONFIG
+
+    words: VerdictLabel
+    """The answer."""
+    gain: Estimate | None
+    """Gain over scratch on the primary metric; positive is better; None if it was not measured."""
+    seeds: Count
+    """Seeds that were compared."""
+    why: Text
+    """The reason, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Retention of the source task: a backbone on source rows, compared with the source's own."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = CONFIG
+
+    before: Figure
+    """Source metric of the source."""
+    after: Figure
+    """Source metric after fine-tuning."""
+    ratio: MaybeNumber
+    """(after − chance) ÷ (before − chance); None if the metric defines none."""
+    low: MaybeNumber
+    """Lower bound of the ratio, one-sided, at 95 % confidence; None likewise."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the frontier: the weights at α, between the start and the fit."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = CONFIG
+
+    alpha: Share
+    """α, from 0 (the start) to 1 (the fit)."""
+    figures: Figures
+    """The primary metric and "loss", on val or over the folds."""
+    source: Retained | None = None
+    """Retention on the source's select rows; None without source data."""
+
+    @property
+    def loss(self) -> float:
+        """The task's loss, on val or over the folds."""
+        return self.figures["loss"]

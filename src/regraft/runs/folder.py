@@ -21,9 +21,9 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import DiskError, UsageError, printable
+from ..errors import DiskError, UsageError
 from ..io import guarded, locks
 from ..io.atomic import disk_errors, write_file
 from ..io.command_lines import command
@@ -32,16 +32,20 @@ from ..io.json_files import dumps, plain
 from ..io.streams import complain
 from ..plugins import module, names
 from . import records
+from .model_files import STATES, TaskState
+from .result import FILE as RESULT
+from .result import Unfinished
+from .result_parts import Resumed
 
 if TYPE_CHECKING:
     from ..tasks import Task
 
 
-SCHEMA = 1
-
 MADE_LATER = ("exports", "mlruns", *names("trackers"))  # folders in a run that other commands make
 
 LOCK = "lock"
+
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -72,9 +76,10 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if error is not None and not self.finished():
             self.log("stopped\n" + "".join(traceback.format_exception(error)))
+            status: Literal["failed", "interrupted"]
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DiskError):  # the error on its way says more
-                self.json("result.json", {"schema": SCHEMA, "status": status, "error": str(error)})
+                self.json(RESULT, Unfinished(status=status, error=str(error)).model_dump())
         locks.release(self.path / LOCK)
 
     def finished(self) -> bool:
@@ -122,10 +127,9 @@ class RunFolder:
         if self.size(name) > size:
             os.truncate(self.path / name, size)
 
-    def lines(self, name: str) -> list[Any]:
-        """The records of a .jsonl file; none where there is no such file. Raises UsageError for one that
-        is damaged."""
-        return records.read_lines(self.path, name, records.Resumed)
+    def resumes(self) -> list[Resumed]:
+        """Return the lines of resumes.jsonl; none if there is no such file. Raises UsageError if it is damaged."""
+        return list(records.read_lines(self.path, "resumes.jsonl", Resumed))
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -198,15 +202,15 @@ def can_resume(path: Path) -> bool:
 def status_of(run: Path) -> str:
     """What result.json says; "" where there is none that reads."""
     try:
-        result = guarded.read_json(run, "result.json")
+        result = guarded.read_json(run, RESULT)
     except guarded.NotReadError:
         return ""
     return records.text_in(result, "status") if isinstance(result, dict) else ""
 
 
-def read_json(run: Path, name: str, model: Any = dict[str, Any]) -> Any:
-    """Return what a JSON file of a run holds, checked. Raises UsageError where it is missing or damaged."""
-    value = records.read(run, name, model)
+def read_json(run: Path, name: str, kind: type[T]) -> T:
+    """Return the record in a JSON file of a run. Raises UsageError if the file is missing or damaged."""
+    value = records.read(run, name, kind)
     if value is None:
         raise UsageError(f"{guarded.shown(run, name)} cannot be read: there is no such file; is this a run folder?")
     return value
@@ -217,29 +221,18 @@ def is_run(folder: Path) -> bool:
     return guarded.is_file(folder, "model/config.json")
 
 
-def finished(run: Path, model: type[records.Result] = records.Result) -> dict[str, Any]:
-    """Return a run's result.json. Raises UsageError for a folder that is no finished run."""
-    result = read_json(run, "result.json", Any)
-    if not isinstance(result, dict):
-        raise guarded.damaged(run, "result.json", "it is no JSON object")
-    if result.get("status") != "finished":
-        status, why = (records.text_in(result, key) for key in ("status", "error"))
-        raise UsageError(
-            f"{guarded.shown(run)} is no finished run: its status is {printable(status) or 'unknown'} "
-            f"({printable(why) or 'no reason was kept'})"
-        )
-    if wrong := records.problem(model, result):
-        raise guarded.damaged(run, "result.json", wrong)
-    return result
-
-
 def read_task(run: Path) -> Task:
     """Return the task that a run learnt. Raises UsageError where its model folder is damaged."""
     name = "model/labels.json"
-    state = read_json(run, name, records.TaskState)
-    if why := records.problem(records.STATES[state["task"]], state):
+    state = read_json(run, name, TaskState)
+    values = state.model_dump()
+    if why := records.problem(STATES.get(state.task, TaskState), values):
         raise guarded.damaged(run, name, why)
-    task: Task = module("tasks", state["task"]).restore(state)
+    try:
+        tasks = module("tasks", state.task)
+    except LookupError as error:
+        raise guarded.damaged(run, name, error) from error
+    task: Task = tasks.restore(values)
     if task.primary not in task.metrics:
         raise guarded.damaged(run, name, f"primary is {task.primary}, which is none of {task.name}")
     return task

@@ -13,6 +13,7 @@ from ..errors import SourceError
 from ..io import guarded
 from ..model.types import LoadedTensor, Source, SourceOptions
 from ..runs import records
+from ..runs.model_files import SCHEMA, ModelConfig
 
 
 def load(name: str, options: SourceOptions) -> Source:
@@ -28,8 +29,8 @@ def load(name: str, options: SourceOptions) -> Source:
     except guarded.NotReadError as error:
         raise SourceError(str(error)) from error
     try:
-        source = build(config["recipe"], folder)
-        classes = tuple(str(c) for c in config["task"].get("classes", ()))
+        source = build(config.recipe, folder)
+        classes = tuple(config.task.classes)
     except SourceError:
         raise
     except Exception as error:  # a changed recipe raises errors of many kinds
@@ -53,7 +54,7 @@ def load(name: str, options: SourceOptions) -> Source:
         source.head.load_state_dict(fitted.state)
     source.name = name
     source.labels, source.words = classes or None, None
-    source.task = str(config["task"]["task"])
+    source.task = config.task.task
     source.digest = weights.digest
     source.report = (*matched.report, *(LoadedTensor(f"head.{n}", "kept", tuple(t.shape)) for n, t in head.items()))
     source.nothing_kept = False  # a run from random weights has trained them
@@ -80,7 +81,7 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
     return source
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> ModelConfig:
     """Return the content of model/config.json.
 
     Raises SourceError for a folder that is no run's model, NotReadError for a damaged one.
@@ -89,11 +90,12 @@ def read_config(run: Path) -> dict[str, Any]:
     config = guarded.read_json(run, name)
     if config is None:
         raise SourceError(f"{guarded.shown(run, name)}: not a run's model (there is no such file)")
-    if not isinstance(config, dict) or config.get("schema") != 1:
-        raise SourceError(f"{guarded.shown(run, name)}: made by another version of regraft (schema 1 expected)")
-    if why := records.problem(records.ModelConfig, config):
-        raise guarded.damaged(run, name, f"recipe or task is missing or invalid: {why}")
-    return config
+    if not isinstance(config, dict) or config.get("schema") != SCHEMA:
+        raise SourceError(f"{guarded.shown(run, name)}: made by another version of regraft (schema {SCHEMA} expected)")
+    try:
+        return records.checked(ModelConfig, config)
+    except ValueError as error:
+        raise guarded.damaged(run, name, f"recipe or task is missing or invalid: {error}") from error
 
 
 def below(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

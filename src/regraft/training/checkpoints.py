@@ -31,6 +31,7 @@ from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, write_new
 from ..io.hashing import file_digest
 from ..runs import records
+from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
 from .records import Checkpoints, Progress, Saved
 from .signals import Interrupted, Stopping
@@ -101,7 +102,7 @@ def checked(place: Path) -> dict[str, Any]:
 
 def stands(record: Any) -> bool:
     """Whether a record says of what it is: of a part that is finished, or of an arm and where it was."""
-    return records.problem(records.CheckpointRecord, record) is None
+    return records.problem(CheckpointRecord, record) is None
 
 
 def read(place: Path) -> Saved:

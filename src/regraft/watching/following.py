@@ -1,7 +1,7 @@
-"""What a run folder says now: its state, its curves, the best so far, the time left, the end of its log.
+"""The present state of a run folder: its curves, the best epoch so far, the time left, the end of its log.
 
-Read anew at each look from files that another process writes: nothing is locked, nothing is asked of
-that process, and no torch is imported.
+Each look reads the files again while another process writes them. It takes no lock, asks that process nothing,
+and imports no torch.
 """
 
 from __future__ import annotations
@@ -23,61 +23,62 @@ from ..io.command_lines import command
 from ..io.locks import Holder, find_holder, read_holder
 from ..runs import records
 from ..runs.folder import LOCK
+from ..runs.result import Result, Unfinished, read_ended
+from ..runs.side_files import Environment, HistoryLine
 from ..runs.summary import lines as summary_lines
 from .resources import ProcessMonitor, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200
 
-EPOCHS = 10  # that the time of one is averaged over
+MEAN_OF_EPOCHS = 10  # last epochs whose mean time is the time of the next
 
 EPOCH_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) seed (\d{1,20})   epoch (\d{1,9})/(\d{1,9})\b", re.ASCII)
 
 RESUMED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .* is resumed; done before: ")
 
-# finished, running, failed, interrupted: as result.json and the lock say
-# killed: the lock's process is gone and left no result     left: neither lock nor result
-# absent: there is no folder      empty: nothing in it yet      broken: result.json does not read
+# finished, running, failed, interrupted: from result.json and the lock
+# killed: the lock's process is gone without a result     left: neither lock nor result
+# absent: no folder      empty: no file in it yet      broken: result.json is damaged
 ENDED = ("finished", "failed", "interrupted", "killed", "left", "broken")
 
 
-def state_of(run: Path) -> tuple[str, str, Holder | None, dict[str, Any]]:
-    """(state, in words, who writes it, result.json or {})."""
+def state_of(run: Path) -> tuple[str, str, Holder | None, Result | None]:
+    """Return (state, that in words, the process that writes it, the result of a finished run)."""
     if not run.is_dir():
-        return "absent", "There is no such folder (yet).", None, {}
+        return "absent", "There is no such folder (yet).", None, None
     lock = run / LOCK
     who, alive = read_holder(lock), find_holder(lock)
     try:
-        result = records.read(run, "result.json", records.Ended) or {}
+        result = read_ended(run)
     except guarded.NotReadError as error:
         if alive is None:
-            return "broken", f"{error}.", None, {}
-        result = {}
-    status = result.get("status")
-    if status == "finished":
+            return "broken", f"{error}.", None, None
+        result = None
+    if isinstance(result, Result):
         return "finished", "Finished.", alive, result
     if alive is not None:
-        return "running", f"Running: {alive}.", alive, {}  # a result is from before it was resumed
-    if status in ("failed", "interrupted"):
-        why = printable(result.get("error") or "no reason was kept")
-        return status, f"{status.capitalize()}: {why}", None, result
+        return "running", f"Running: {alive}.", alive, None  # a result is from before it was resumed
+    if isinstance(result, Unfinished):
+        why = printable(result.error or "no reason was kept")
+        return result.status, f"{result.status.capitalize()}: {why}", None, None
     if who is not None:
         text = f"Killed: {who} is gone and left no result."
         again = command("fit", "--resume", run)
-        return "killed", f"{text} Go on with: {again}", None, {}
+        return "killed", f"{text} Go on with: {again}", None, None
     if not any(run.iterdir()):
-        return "empty", "The folder is empty (yet).", None, {}
-    return "left", "Left unfinished: nobody writes it, and there is no result.", None, {}
+        return "empty", "The folder is empty (yet).", None, None
+    return "left", "Left unfinished: no process writes it, and there is no result.", None, None
 
 
 def look(run: Path, meter: ProcessMonitor, *, offset: int = 0, crc: int = 0) -> dict[str, Any]:
-    """All that the page shows, as plain values.
+    """Return all that the page shows, as plain values.
 
-    ``offset`` and ``crc`` say how much of history.jsonl the page has, and that it is that: lines that
-    follow on it are sent alone, and all of them where what it has is no longer how the file begins.
+    ``offset`` and ``crc`` are the bytes of history.jsonl that the page has, and their checksum. If the file still
+    begins with them, the page is sent the lines that follow; else all lines.
     """
     try:
         return _look(run, meter, offset, crc)
-    except OSError as error:  # it went in the middle of the look
+    except OSError as error:  # the folder was removed during the look
         return {"name": name_of(run), "state": "absent", "words": f"It cannot be read: {error}."}
 
 
@@ -104,17 +105,18 @@ def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, 
         found["now"] = printable(log[-1][20:]) if log else "It has just begun."
         found["left"] = time_left(log, plan, now=time.time())
         found["use"] = use_of(run, who, meter)
-    if state == "finished":
+    if result is not None:
         found["result"] = result_in_words(run, result)
     return found
 
 
 def name_of(run: Path) -> str:
+    """Return the name of a run's folder."""
     return printable(run.resolve().name)
 
 
 def log_of(run: Path, notes: list[str]) -> list[str]:
-    """The last lines of the log."""
+    """Return the last lines of the log."""
     try:
         data = guarded.read(run, "log.txt", last=LOG_BYTES) or b""
     except guarded.NotReadError as error:
@@ -123,25 +125,23 @@ def log_of(run: Path, notes: list[str]) -> list[str]:
     return data.decode(errors="backslashreplace").splitlines()
 
 
-def read_lines(data: bytes) -> tuple[list[dict[str, Any]], int, int]:
-    """(records, bytes they take, lines that are damaged) of history.jsonl. A last line without its end
-    is still being written: it is left for the next time."""
+def read_lines(data: bytes) -> tuple[list[HistoryLine], int, int]:
+    """Return (records, bytes of their lines, number of damaged lines) of history.jsonl.
+
+    A last line without a line break is left for the next look, because it is still being written.
+    """
     whole = data[: data.rfind(b"\n") + 1]
-    found, damaged = list[dict[str, Any]](), 0
+    lines, damaged = list[HistoryLine](), 0
     for line in whole.splitlines():
         try:
-            record = guarded.parse_json(line)
+            lines.append(records.checked(HistoryLine, guarded.parse_json(line)))
         except ValueError:
-            record = None
-        if records.problem(records.HistoryLine, record) is None:
-            found.append(record)
-        else:
             damaged += 1
-    return found, len(whole), damaged
+    return lines, len(whole), damaged
 
 
-def history_of(run: Path, notes: list[str], offset: int, crc: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(every line, what the page is sent of them)."""
+def history_of(run: Path, notes: list[str], offset: int, crc: int) -> tuple[list[HistoryLine], dict[str, Any]]:
+    """Return every line, and the part of them that the page is sent."""
     try:
         data = guarded.read(run, "history.jsonl") or b""
     except guarded.NotReadError as error:
@@ -152,26 +152,30 @@ def history_of(run: Path, notes: list[str], offset: int, crc: int) -> tuple[list
         notes.append(f"{damaged} lines of history.jsonl are damaged and left out.")
     known = 0 < offset <= size and zlib.crc32(data[:offset]) == crc
     new = read_lines(data[offset:size])[0] if known else lines
-    return lines, {"anew": not known, "lines": new, "offset": size, "crc": zlib.crc32(data[:size])}
+    return lines, {
+        "anew": not known,
+        "lines": [line.model_dump() for line in new],
+        "offset": size,
+        "crc": zlib.crc32(data[:size]),
+    }
 
 
-def best(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best epoch so far of each seed; without val that is not known before the end."""
-    found: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        if line["best"] and line["val"]:
-            found[line["seed"]] = {k: line[k] for k in ("seed", "epoch", "val")}
-    return list(found.values())
+def best(lines: list[HistoryLine]) -> list[dict[str, Any]]:
+    """Return the best epoch so far of each seed; without val it is not known before the end."""
+    epochs = {line.seed: line for line in lines if line.best and line.val}
+    return [line.model_dump(include={"seed", "epoch", "val"}) for line in epochs.values()]
 
 
-def primary(lines: list[dict[str, Any]], result: dict[str, Any]) -> str | None:
-    if result:
-        return str(result["primary"]) if "primary" in result else None
-    names = [k for line in lines for k in line["val"]]
+def primary(lines: list[HistoryLine], result: Result | None) -> str | None:
+    """Return the metric that choices are made by; None if no line names one yet."""
+    if result is not None:
+        return result.primary
+    names = [k for line in lines for k in line.val]
     return next((k for k in names if k != "loss"), None)
 
 
 def plan_of(run: Path, notes: list[str]) -> dict[str, Any]:
+    """Return the tables of plan.toml; {} if it is missing or damaged."""
     try:
         return guarded.read_toml(run, "plan.toml") or {}
     except guarded.NotReadError as error:
@@ -180,12 +184,13 @@ def plan_of(run: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def of_plan(plan: dict[str, Any], section: str, key: str) -> Any:
+    """Return a value of an unchecked plan; None if there is none."""
     table = plan.get(section)
     return table.get(key) if isinstance(table, dict) else None
 
 
 def shown(plan: dict[str, Any]) -> dict[str, str]:
-    """What the head of the page says of a plan."""
+    """Return the values of a plan for the head of the page."""
     wanted = {
         "source": ("source", "ref"),
         "data": ("data", "path"),
@@ -197,9 +202,11 @@ def shown(plan: dict[str, Any]) -> dict[str, str]:
 
 
 def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, Any]:
-    """``{"seconds", "words"}`` until the last epoch of the last seed, from the times in the log; or
-    words alone where that cannot be known. An epoch's time is the mean of the last ones since the run
-    was begun or resumed; the time between two seeds is no epoch's."""
+    """Return ``{"seconds", "words"}`` until the last epoch of the last seed; seconds are None if not known.
+
+    An epoch's time is the mean of the last ones in the log since the run began or was resumed. The time between
+    two seeds belongs to no epoch.
+    """
     times: dict[tuple[int, int], float] = {}
     total = 0
     for line in log:
@@ -213,7 +220,7 @@ def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, 
             times.setdefault((int(match[2]), int(match[3])), at)
             total = int(match[4])
     took = [at - times[s, e - 1] for (s, e), at in times.items() if (s, e - 1) in times]
-    took = [seconds for seconds in took if seconds >= 0][-EPOCHS:]  # a clock may be put back
+    took = [seconds for seconds in took if seconds >= 0][-MEAN_OF_EPOCHS:]  # a clock may be set back
     if not took:
         return {"seconds": None, "words": "not known before two epochs are done"}
     seed, epoch = max(times, key=lambda k: times[k])
@@ -233,22 +240,23 @@ def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, 
 
 
 def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
-    """What the job's processes use; words alone where that is not known."""
+    """Return what the job's processes use, or only words if that is not known."""
     if not who.here():
         apart = who.host != socket.gethostname()
         where = who.host if apart else "this machine, in another container"
         return {"words": f"not known here: it runs on {where}"}
     try:
-        environment = records.read(run, "environment.json", records.Environment) or {}
+        environment = records.read(run, "environment.json", Environment)
     except guarded.NotReadError:
-        environment = {}
-    several = environment.get("processes", 1) > 1
+        environment = None
+    several = environment is not None and environment.processes > 1
     use = meter.look(launcher(who.pid) if several else who.pid)
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}
 
 
-def result_in_words(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+def result_in_words(run: Path, result: Result) -> dict[str, Any]:
+    """Return the verdict and the lines of the summary."""
     lines = [list(pair) for pair in summary_lines(run, result)]
-    return {"verdict": result["verdict"]["words"], "lines": lines}
+    return {"verdict": result.verdict.words, "lines": lines}

@@ -1,69 +1,71 @@
-"""The run folders below a folder, each with its state and, where it is finished, its headline.
+"""The run folders below a folder, each with its state and, if it is finished, its headline.
 
-Links are not followed. What a run is called is its path below the folder; only names that a search
-found lead to a run, so no name that a request makes up leads anywhere.
+Links are not followed. The name of a run is its path below the folder. Only names that a search found lead to a
+run, so that a name which a request makes up leads nowhere.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from ..errors import UsageError, printable
 from ..io import guarded
+from ..io.json_files import plain
 from ..runs.folder import MADE_LATER
 from .following import ENDED, primary, read_lines, state_of
 
 MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
 
-DEPTH, FOLDERS = 6, 20_000
+MAX_DEPTH, MAX_FOLDERS = 6, 20_000  # of a search
 
 
 class Runs:
-    """Searched at each question; what is read of a run is kept until its files change."""
+    """The runs below a folder. Each request searches again; a run's record is reused until its files change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.shown = folder
-        self.kept: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self.alone = Lock()  # requests come in threads
+        self.cached: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self.lock = Lock()  # requests come in threads
 
     def all(self) -> list[dict[str, Any]]:
-        """A record a run, by name."""
-        with self.alone:
+        """Return a record for each run, by name."""
+        with self.lock:
             found = {name: self._record(name, path) for name, path in sorted(search(self.folder))}
-            self.kept = {name: self.kept[name] for name in found if name in self.kept}
+            self.cached = {name: self.cached[name] for name in found if name in self.cached}
         return list(found.values())
 
     def path(self, name: str) -> Path:
-        """Where a run is. Raises UsageError for a name that no search finds."""
+        """Return the folder of a run. Raises UsageError for a name that no search finds."""
         for known, path in search(self.folder):
             if known == name:
                 return path
         raise UsageError(f'no run is called "{printable(name)}" below {self.shown}')
 
     def safe(self, name: str) -> Path:
-        """Where a run is whose files all lie in it. Raises UsageError for links that lead elsewhere."""
+        """Return the folder of a run whose files all lie in it. Raises UsageError for links that lead elsewhere."""
         path = self.path(name)
         guarded.check_folder(path, leave=MADE_LATER)
         return path
 
     def _record(self, name: str, path: Path) -> dict[str, Any]:
         now = signature(path)
-        before, record = self.kept.get(name, (None, {}))
+        before, record = self.cached.get(name, (None, {}))
         if before != now or record["state"] not in ENDED:
-            record = summary(name, path)  # whether a process lives no file says
-            self.kept[name] = now, record
+            record = summary(name, path)  # no file tells whether a process lives
+            self.cached[name] = now, record
         return record
 
 
 def search(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name, folder) of every run, without entering one, or a link, or a hidden folder."""
+    """Yield (name, folder) of every run, without entering a run, a link or a hidden folder."""
     seen, waiting = 0, [(folder, 0)]
-    while waiting and seen < FOLDERS:
+    while waiting and seen < MAX_FOLDERS:
         here, depth = waiting.pop()
         seen += 1
         try:
@@ -74,7 +76,7 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
         if here != folder and is_run(names):
             yield name_of(here.relative_to(folder)), here
             continue
-        if depth < DEPTH:
+        if depth < MAX_DEPTH:
             waiting += [
                 (Path(e.path), depth + 1)
                 for e in entries
@@ -83,15 +85,17 @@ def search(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def is_run(names: set[str]) -> bool:
-    """Whether a folder with these files is a run: a plan alone may be anybody's, and ``regraft curve``
-    leaves a folder of its own kind."""
+    """Return whether a folder with these files is a run.
+
+    A plan alone is not enough, because a user may put one anywhere; ``regraft curve`` makes folders of another kind.
+    """
     if "curve.json" in names:
         return False
     return bool(names & {"result.json", "history.jsonl", "lock"}) or ({"plan.toml", "environment.json"} <= names)
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """What changes when one of the files does that a record is made of."""
+    """Return a value that changes when a file changes that a record is made of."""
     found: list[Any] = []
     for name in MARKS:
         try:
@@ -103,30 +107,30 @@ def signature(path: Path) -> tuple[Any, ...]:
 
 
 def summary(name: str, path: Path) -> dict[str, Any]:
-    """A line of the list. A run that does not read is one too, with the reason."""
+    """Return a line of the list; that of a damaged run gives the reason."""
     record: dict[str, Any] = {"name": name, "shown": printable(name), "changed": changed(path)}
     try:
         state, words, _, result = state_of(path)
         record |= {"state": state, "words": words}
-        if state == "finished":
-            e = result["test"][result["primary"]]
+        if result is not None:
+            e = result.test[result.primary]
             record |= {
-                "metric": result["primary"],
-                **{k: e[k] for k in ("value", "low", "high", "n")},
-                "task": result["task"],
-                "source": printable(result["source"]["name"]),
-                "verdict": result["verdict"]["words"],
-                "seeds": len(result["seeds"]),
+                "metric": result.primary,
+                **plain(asdict(e)),
+                "task": result.task,
+                "source": printable(result.source.name),
+                "verdict": result.verdict.words,
+                "seeds": len(result.seeds),
             }
         elif state == "running":
             lines = read_lines(guarded.read(path, "history.jsonl") or b"")[0]
-            metric = primary(lines, {})
-            vals = [line["val"].get(metric) for line in lines if line["best"] and line["val"]]
+            metric = primary(lines, None)
+            vals = [line.val.get(metric) for line in lines if line.best and line.val] if metric else []
             if vals:
-                record |= {"metric": f"{metric} on val, best so far", "value": vals[-1]}
+                record |= {"metric": f"{metric} on val, best so far", "value": plain(vals[-1])}
     except (guarded.NotReadError, OSError) as error:
         record |= {"state": "broken", "words": printable(f"{error}.")}
-    except Exception as error:  # a fault of regraft's: it is said, and the other runs are listed
+    except Exception as error:  # a fault of regraft: the line reports it, and the other runs are listed
         record |= {"state": "broken", "words": printable(fault(error))}
     return record
 
@@ -142,7 +146,7 @@ def name_of(path: Path) -> str:
 
 
 def changed(path: Path) -> float:
-    """When the run last wrote; seconds since 1970."""
+    """Return when the run last wrote; seconds since 1970."""
     times = [path.lstat().st_mtime if path.exists() else 0.0]
     for name in (*MARKS, "log.txt"):
         try:

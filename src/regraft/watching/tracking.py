@@ -1,8 +1,7 @@
 """A run in TensorBoard or MLflow: its curves as they grow, and at the end the evidence.
 
-Read from run files alone, so it works for a run of another process, for one that is long done, and
-never holds training up. An epoch is sent once: one that is trained again after a resume has the same
-figures.
+It reads run files only. It therefore works for a run of another process and for a finished run, and never delays
+training. An epoch is sent once, because an epoch that is trained again after a resume has the same figures.
 """
 
 from __future__ import annotations
@@ -20,6 +19,11 @@ from .. import plugins
 from ..errors import UsageError, did_you_mean, printable
 from ..io import guarded
 from ..report.reading import brief
+from ..runs import records
+from ..runs.estimates import Estimate
+from ..runs.result import Result
+from ..runs.result_parts import Agreement, SourceRetention
+from ..runs.side_files import Environment
 from ..runs.summary import summary
 from ..trackers import EpochFigures, RunEnd
 from .following import read_lines, state_of
@@ -28,18 +32,16 @@ GOING_ON = ("running", "empty")
 
 KEPT = ("plan.toml", "environment.json", "result.json", "report.html")
 
-KINDS = {"terms": "loss", "val": "val", "source": "source", "rates": "rate"}
-
 
 def track(
     run: Path, to: str, where: str | None = None, *, every: float = 1.0, say: Callable[[str], None] = lambda line: None
 ) -> str:
-    """Write a run to a tracker; one that is running is followed to its end, looking ``every`` so many
-    seconds. → what the tracker says: where it is.
+    """Write a run to a tracker, and return the tracker's message: where the run is.
 
-    ``where`` is the tracker's. Without it the tracker's own ``place()`` is taken, or RUN/NAME is made anew.
+    A running run is followed to its end, with a look every ``every`` seconds. ``where`` is the tracker's place:
+    without one it is the tracker's own ``place()``, or RUN/NAME, which is replaced.
 
-    Raises UsageError for a folder that is no run, a tracker that there is not, and a missing package.
+    Raises UsageError for a folder that is no run, an unknown tracker, and a missing package.
     """
     if to not in plugins.names("trackers"):
         raise UsageError(f'no tracker is called "{to}"; {did_you_mean(to, plugins.names("trackers"))}')
@@ -53,7 +55,7 @@ def track(
     if state == "absent" or (state != "empty" and not is_run(run)):
         raise UsageError(f"{run} is no run folder: give one that regraft fit has begun")
     while state_of(run)[0] in GOING_ON and not guarded.is_file(run, "plan.toml"):
-        time.sleep(every)  # a run's plan is written once it is known what is trained
+        time.sleep(every)  # a run writes its plan after it has read data and source
     if state_of(run)[0] == "running":
         say(f"{run} is running: it is followed to its end (Ctrl-C stops following, not the run)")
     return str(
@@ -68,6 +70,7 @@ def track(
 
 
 def is_run(run: Path) -> bool:
+    """Return whether a folder holds a file of a run."""
     names = ("plan.toml", "result.json", "lock")
     return any(os.path.lexists(run / name) for name in names)
 
@@ -84,10 +87,10 @@ def place(run: Path, to: str, tracker: Any) -> str:
 
 
 def epochs(run: Path, every: float) -> Iterator[EpochFigures]:
-    """The lines of history.jsonl, each once, until nobody writes any more."""
+    """Yield the lines of history.jsonl, each once, until no process writes the run."""
     sent = set[tuple[int, int]]()
     while True:
-        going_on = state_of(run)[0] in GOING_ON  # first: what is written before it ends is read
+        going_on = state_of(run)[0] in GOING_ON  # before the look, so that the last lines are read
         for line in lines(run):
             if (line.seed, line.epoch) not in sent:
                 sent.add((line.seed, line.epoch))
@@ -98,23 +101,21 @@ def epochs(run: Path, every: float) -> Iterator[EpochFigures]:
 
 
 def lines(run: Path) -> Iterator[EpochFigures]:
-    found, _, _ = read_lines(guarded.read(run, "history.jsonl") or b"")
-    for line in found:
+    """Yield the epochs in history.jsonl; undefined figures are left out."""
+    epochs, _, _ = read_lines(guarded.read(run, "history.jsonl") or b"")
+    for line in epochs:
+        kinds = {"loss": line.terms, "val": line.val, "source": line.source, "rate": line.rates}
         figures = {
-            printable(f"{said}/{name}"): float(value)
-            for kind, said in KINDS.items()
-            for name, value in line.get(kind, {}).items()
-            if number(value)
+            printable(f"{kind}/{name}"): value
+            for kind, values in kinds.items()
+            for name, value in values.items()
+            if isfinite(value)
         }
-        yield EpochFigures(line["seed"], line["epoch"], figures)
-
-
-def number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        yield EpochFigures(line.seed, line.epoch, figures)
 
 
 def params(run: Path) -> dict[str, str]:
-    """The plan as dotted keys, folders left out of its paths."""
+    """Return the plan by dotted keys, without the folders in its paths."""
     tree = guarded.read_toml(run, "plan.toml") or {}
 
     def flat(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
@@ -128,54 +129,60 @@ def params(run: Path) -> dict[str, str]:
 
 
 def end(run: Path) -> RunEnd:
-    """What became of it. Raises UsageError for a result that is damaged."""
+    """Return how a run ended. Raises UsageError if its result is damaged."""
     state, words, _, result = state_of(run)
     files = [run / name for name in KEPT if guarded.is_file(run, name)]
-    if state != "finished":
+    if result is None:
         return RunEnd(state, words, {}, {}, "", files)
     text = printable_lines(summary(run, result))
     return RunEnd(state, words, dict(metrics(result)), tags(run, result), text, files)
 
 
 def printable_lines(text: str) -> str:
+    """Return a text whose lines hold no control characters."""
     return "\n".join(map(printable, text.splitlines()))
 
 
-def metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every figure of the result with its interval."""
-    estimates = {f"test/{name}": e for name, e in result["test"].items()}
-    estimates |= {f"gain/{name}": e for name, e in result["gain"].items()}
-    estimates |= {"verdict/gain over scratch": result["verdict"]["gain"]}
-    estimates |= {f"control/{name}": c[result["primary"]] for name, c in result["controls"].items()}
-    kept = result["retention"] or {}
-    estimates |= {f"source/{k}": kept.get(k) for k in ("before", "after", "forgetting", "agreement")}
-    for name, estimate in estimates.items():
-        for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
-            if estimate is not None and number(estimate[part]):
-                yield name + suffix, float(estimate[part])
-    single = {
-        "source/retention": kept.get("ratio"),
-        "source/CKA": kept.get("cka"),
-        "frontier/alpha": (result["frontier"] or {}).get("alpha"),
-        "seconds/total": result["timing"]["total"],
-    }
-    yield from ((name, float(value)) for name, value in single.items() if number(value))
+def metrics(r: Result) -> Iterator[tuple[str, float]]:
+    """Yield every figure of a result, and the ends of its interval; undefined ones are left out."""
+    kept = r.retention
+    estimates: dict[str, Estimate | None] = {f"test/{name}": e for name, e in r.test.items()}
+    estimates |= {f"gain/{name}": e for name, e in r.gain.items()}
+    estimates |= {"verdict/gain over scratch": r.verdict.gain}
+    estimates |= {f"control/{name}": c[r.primary] for name, c in r.controls.items()}
+    single = {"frontier/alpha": r.frontier.alpha if r.frontier else None, "seconds/total": r.timing.total}
+    if isinstance(kept, SourceRetention):
+        estimates |= {"source/before": kept.before, "source/after": kept.after, "source/forgetting": kept.forgetting}
+        single |= {"source/retention": kept.ratio}
+    elif isinstance(kept, Agreement):
+        estimates |= {"source/agreement": kept.agreement}
+    elif kept is not None:
+        single |= {"source/CKA": kept.cka}
+    for name, e in estimates.items():
+        if e is not None:
+            single |= {name: e.value, f"{name} low": e.low, f"{name} high": e.high}
+    yield from ((name, float(value)) for name, value in single.items() if value is not None and isfinite(value))
 
 
-def tags(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
-    found = {
-        "verdict": result["verdict"]["words"],
-        "verdict why": result["verdict"].get("why", ""),
-        "task": result["task"],
-        "primary metric": result["primary"],
-        "source": brief(str(result["source"]["name"])),
-        "source digest": result["source"].get("digest", ""),
-        "test opened": result["test_opened"],
+def tags(run: Path, r: Result) -> dict[str, str]:
+    """Return the words of a result: verdict, task, source and digests."""
+    values = {
+        "verdict": r.verdict.words,
+        "verdict why": r.verdict.why,
+        "task": r.task,
+        "primary metric": r.primary,
+        "source": brief(r.source.name),
+        "source digest": r.source.digest,
+        "test opened": str(r.test_opened),
     }
     try:
-        environment = guarded.read_json(run, "environment.json") or {}
+        environment = records.read(run, "environment.json", Environment)
     except guarded.NotReadError:
-        environment = {}
-    environment = environment if isinstance(environment, dict) else {}
-    found |= {k: environment.get(k, "") for k in ("regraft", "data_digest", "test_digest")}
-    return {name: printable(str(value)) for name, value in found.items() if value not in ("", None)}
+        environment = None
+    if environment is not None:
+        values |= {
+            "regraft": environment.regraft,
+            "data_digest": environment.data_digest,
+            "test_digest": environment.test_digest,
+        }
+    return {name: printable(value) for name, value in values.items() if value}

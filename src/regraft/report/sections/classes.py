@@ -1,4 +1,4 @@
-"""Every class: how often it is found, how often its name is right, what it is taken for."""
+"""Recall and precision of every class, and the class that it is most often confused with."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ TEMPLATE = """
 
 RIGHT, WRONG = "46 157 100", "217 99 42"  # red, green and blue of a cell
 
-MATRIX, LISTED = 25, 200  # classes up to which the matrix is shown, and a table of all
+MAX_MATRIX_CLASSES, MAX_LISTED_CLASSES = 25, 200  # above: no matrix; only the weakest in the table
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    record, classes = run.result["confusion"], run.result["classes"]
-    if not record:
-        return f"A {run.result['task']} task has no table of classes."
-    confusion = rows_of(record, len(classes))
+    """Return the template's values, or the sentence that says why there are none."""
+    classes = run.result.classes
+    if not run.result.confusion:
+        return f"A {run.result.task} task has no table of classes."
+    confusion = rows_of(run.result.confusion, len(classes))
     supports, taken_for = [sum(row.values()) for row in confusion], column_sums(confusion)
     recalls = [row.get(i, 0) / n if n else 2.0 for i, (row, n) in enumerate(zip(confusion, supports, strict=True))]
-    weakest = sorted(range(len(classes)), key=recalls.__getitem__)[:LISTED]
-    few = f"; the {LISTED} weakest of {len(classes)}" if len(classes) > LISTED else ""
+    weakest = sorted(range(len(classes)), key=recalls.__getitem__)[:MAX_LISTED_CLASSES]
+    few = f"; the {MAX_LISTED_CLASSES} weakest of {len(classes)}" if len(classes) > MAX_LISTED_CLASSES else ""
     return {
         "rows": [line(i, confusion[i], classes, supports[i], taken_for[i]) for i in weakest],
         "classes": classes,
         "caption": f"By class, the weakest first{few}; Wilson intervals, each class by itself",
-        "matrix": matrix(confusion, supports) if len(classes) <= MATRIX else [],
+        "matrix": matrix(confusion, supports) if len(classes) <= MAX_MATRIX_CLASSES else [],
     }
 
 

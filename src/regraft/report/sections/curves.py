@@ -1,10 +1,11 @@
-"""The loss terms and val, epoch by epoch."""
+"""Curves of the loss terms and of val, by epoch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...errors import printable
+from ...runs.side_files import HistoryLine
 from .. import plots
 from ..reading import RunFiles
 
@@ -17,37 +18,38 @@ TEMPLATE = """
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    by_seed: dict[int, list[dict[str, Any]]] = {}
+    """Return the template's values, or the sentence that says why there are none."""
+    by_seed: dict[int, list[HistoryLine]] = {}
     for line in run.history:
-        by_seed.setdefault(line["seed"], []).append(line)
-    if not any(line["terms"] for line in run.history):
+        by_seed.setdefault(line.seed, []).append(line)
+    if not any(line.terms for line in run.history):
         return "Nothing was fitted: there are no epochs."
-    terms = sorted({t for line in run.history for t in line["terms"]})
-    has_val = any(line["val"] for line in run.history)
+    terms = sorted({t for line in run.history for t in line.terms})
+    has_val = any(line.val for line in run.history)
 
     def draw(axes: Any) -> None:
         left, right = axes if has_val else (axes, None)
         for s, lines in enumerate(by_seed.values()):
             for i, term in enumerate(terms):
-                at = [line for line in lines if term in line["terms"]]
+                at = [line for line in lines if term in line.terms]
                 left.plot(
-                    [line["epoch"] for line in at],
-                    [line["terms"][term] for line in at],
+                    [line.epoch for line in at],
+                    [line.terms[term] for line in at],
                     color=plots.COLORS[i % len(plots.COLORS)],
                     alpha=1 if s == 0 else 0.35,
                     label=printable(term) if s == 0 else None,
-                    marker=".",  # which one epoch alone has
+                    marker=".",  # a single epoch has no line
                 )
             if right is not None:
-                at = [line for line in lines if line["val"]]
+                at = [line for line in lines if line.val]
                 right.plot(
-                    [line["epoch"] for line in at],
-                    [line["val"][run.primary] for line in at],
+                    [line.epoch for line in at],
+                    [line.val[run.primary] for line in at],
                     color=plots.COLORS[0],
                     alpha=1 if s == 0 else 0.35,
                     marker=".",
                 )
-                best = max((line["epoch"] for line in at if line["best"]), default=0)
+                best = max((line.epoch for line in at if line.best), default=0)
                 if s == 0:
                     right.axvline(best, color=plots.INK, linewidth=0.8, linestyle=":")
         left.set_xlabel("epoch")
@@ -57,7 +59,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
             right.set_xlabel("epoch")
             right.set_title(f"val {run.primary}")
 
-    rates: dict[str, float] = next((line["rates"] for line in reversed(run.history) if line["rates"]), {})
+    rates: dict[str, float] = next((line.rates for line in reversed(run.history) if line.rates), {})
     seeds = f"; paler: the other {len(by_seed) - 1} seeds" if len(by_seed) > 1 else ""
     val = "; dotted: the best epoch. Epoch 0 is the starting point" if has_val else ""
     return {

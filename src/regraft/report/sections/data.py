@@ -1,4 +1,4 @@
-"""The rows of each split by class."""
+"""Rows of each split, by class."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ TEMPLATE = """
 <ul>{% for note in notes %}<li>{{ brief(note) }}</li>{% endfor %}</ul>{% endif %}
 """
 
-LISTED = 50
+MAX_LISTED = 50  # classes
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    names = ("train", "val", "test")
+    """Return the template's values, or the sentence that says why there are none."""
+    names, rows = ("train", "val", "test"), run.result.rows
     counts: dict[str, Any] = {s: run.manifest.get(s, {}) for s in names}
-    labels = run.result["classes"] if run.result["task"] == "classification" else []
-    by_rows = sorted(labels, key=lambda c: counts["train"].get(c, 0))  # the rarest first
-    few = f"; the {LISTED} rarest of {len(labels)}" if len(labels) > LISTED else ""
+    labels = run.result.classes if run.result.targets == "class" else []
+    by_rows = sorted(labels, key=lambda c: counts[names[0]].get(c, 0))  # the rarest of train first
+    few = f"; the {MAX_LISTED} rarest of {len(labels)}" if len(labels) > MAX_LISTED else ""
     return {
-        "splits": [(s, run.result["rows"][s]) for s in names],
-        "classes": [(c, *(counts[s].get(c, 0) for s in names)) for c in by_rows[:LISTED]],
+        "splits": [("train", rows.train), ("val", rows.val), ("test", rows.test)],
+        "classes": [(c, *(counts[s].get(c, 0) for s in names)) for c in by_rows[:MAX_LISTED]],
         "caption": f"Rows by label, the rarest first{few}",
-        "notes": run.result.get("notes", []),
+        "notes": run.result.notes,
     }

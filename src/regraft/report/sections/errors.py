@@ -1,4 +1,4 @@
-"""The worst errors on test, as pictures or texts."""
+"""Worst errors on test, as pictures or texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ TEMPLATE = """
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
+    """Return the template's values, or the sentence that says why there are none."""
     if run.gallery is None:
         return "This run keeps no gallery: it was made before there were any."
     if not run.gallery:
         return "There are none: every test row is right."
-    errors = [e | {"picture": picture_of(run, e["picture"])} for e in run.gallery]
-    kind = "furthest from the label" if run.result["task"] == "regression" else "most sure, and wrong"
+    errors = [e.model_copy(update={"picture": picture_of(run, e.picture)}) for e in run.gallery]
+    kind = "furthest from the label" if run.result.targets == "numbers" else "most sure, and wrong"
     return {
         "errors": errors,
         "words": f"Of the saved model, {kind} first. A label may be what is wrong: look before you blame the model.",

@@ -1,4 +1,4 @@
-"""What the checks found in the data before the run."""
+"""Findings of the checks of the data, made before the run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ TEMPLATE = """
 {% endfor %}
 """
 
-LISTED = 20
+MAX_EXAMPLES = 20  # of a finding
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
+    """Return the template's values, or the sentence that says why there are none."""
     if run.findings is None:
         return "This run kept no findings."
     if not run.findings:
         return "The checks found nothing."
     return {
-        "rows": [(f["severity"], f["what"], f"{f['count']:,} of {f['of']:,}", f["remedy"]) for f in run.findings],
+        "rows": [(f.severity, f.what, f"{f.count:,} of {f.of:,}", f.remedy) for f in run.findings],
         "caption": "Problems first, then cautions, then notes",
         "details": [
-            (f["what"], [brief(e) for e in f["examples"][:LISTED]], max(0, f["count"] - LISTED)) for f in run.findings
+            (f.what, [brief(e) for e in f.examples[:MAX_EXAMPLES]], max(0, f.count - MAX_EXAMPLES))
+            for f in run.findings
         ],
     }

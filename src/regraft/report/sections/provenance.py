@@ -1,4 +1,4 @@
-"""Where it all comes from: hashes, versions, seeds, the plan."""
+"""Provenance: hashes, versions, seeds, the plan."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ TEMPLATE = """
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
+    """Return the template's values, or the sentence that says why there are none."""
     r, env = run.result, run.environment
-    seeds = [s["seed"] for s in r["seeds"]]
+    seeds = [s.seed for s in r.seeds]
     rows = [
-        ("regraft", env["regraft"]),
-        ("source weights (sha256)", r["source"]["digest"] or "none"),
-        ("data", env["data_digest"]),
-        ("test rows", env["test_digest"]),
-        ("test opened", r["test_opened"] or "could not be counted"),
+        ("regraft", env.regraft),
+        ("source weights (sha256)", r.source.digest or "none"),
+        ("data", env.data_digest),
+        ("test rows", env.test_digest),
+        ("test opened", r.test_opened or "could not be counted"),
         ("seeds", ", ".join(map(str, seeds))),
-        ("Python", env["python"]),
-        ("versions", ", ".join(f"{k} {v}" for k, v in env["versions"].items())),
-        ("device", f"{env['device']} ({env['device_name']}), {env['threads']} threads"),
-        ("time", ", ".join(f"{k} {v:.0f} s" for k, v in r["timing"].items() if v >= 0.5)),
+        ("Python", env.python),
+        ("versions", ", ".join(f"{k} {v}" for k, v in env.versions.items())),
+        ("device", f"{env.device} ({env.device_name}), {env.threads} threads"),
+        ("time", ", ".join(f"{k} {v:.0f} s" for k, v in r.timing.items() if v >= 0.5)),
     ]
     return {"rows": rows, "plan": run.plan}

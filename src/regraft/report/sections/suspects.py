@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, as pictures or texts."""
+"""Suspected label errors, as pictures or texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ORDER, TITLE = 85, "Suspected label errors"
 TEMPLATE = """
 <p class="note">{{ words }}</p>
 {% call(e) m.gallery(rows) %}
-labelled <b>{{ e.truth }}</b>{{ " (%.2f)" | format(e["probability of truth"]) }}, looks like
+labelled <b>{{ e.truth }}</b>{{ " (%.2f)" | format(e.of_truth) }}, looks like
 <b>{{ e.predicted }}</b>{{ " (%.2f)" | format(e.probability) }}<br>
 <span class="note">{{ brief(e.where) }} ({{ e.split }})</span>
 {% endcall %}
@@ -19,20 +19,22 @@ labelled <b>{{ e.truth }}</b>{{ " (%.2f)" | format(e["probability of truth"]) }}
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    found = run.suspects
-    if found is None:
+    """Return the template's values, or the sentence that says why there are none."""
+    suspects = run.suspects
+    if suspects is None:
         return "This run did not look for them: it was made before a fit did."
-    if found["why not"]:
-        return str(found["why not"])
-    left = sum(run.result["rows"].values()) - found["of"]
+    if suspects.why_not:
+        return suspects.why_not
+    counts = run.result.rows
+    left = counts.train + counts.val + counts.test - suspects.of
     more = f" Not judged: {left:,}, whose class no other row, group or content has." if left else ""
-    if not found["count"]:
-        return f"None among {found['of']:,} rows of train, val and test.{more}"
-    rows = [e | {"picture": picture_of(run, e["picture"])} for e in found["rows"]]
-    few = f" The surest {len(rows)} are shown." if len(rows) < found["count"] else ""
+    if not suspects.count:
+        return f"None among {suspects.of:,} rows of train, val and test.{more}"
+    rows = [e.model_copy(update={"picture": picture_of(run, e.picture)}) for e in suspects.rows]
+    few = f" The surest {len(rows)} are shown." if len(rows) < suspects.count else ""
     return {
         "rows": rows,
-        "words": f"{found['count']:,} of {found['of']:,} rows of train, val and test, by a linear probe on the "
+        "words": f"{suspects.count:,} of {suspects.of:,} rows of train, val and test, by a linear probe on the "
         f"source's features that saw none of the rows it judges (by folds).{few}{more} A suspicion: what is rare "
         f"and right is among them. Mend what is wrong, and keep what is merely hard.",
     }

@@ -1,4 +1,4 @@
-"""The verdict, and every arm on the same test rows."""
+"""Verdict, and every arm on the same test rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from ...runs.summary import over_seeds, verdict
 from .. import plots
+from ..cells import estimate, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True
@@ -27,38 +28,37 @@ TONES = {"transfer helps": "good", "transfer hurts": "bad"}
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    from ..render import estimate, number, signed
-
+    """Return the template's values, or the sentence that says why there are none."""
     r, primary = run.result, run.primary
-    arms = [("fine-tuned, the saved model", estimate(r["test"][primary]), "", "")]
+    arms = [("fine-tuned, the saved model", estimate(r.test[primary]), "", "")]
     means = {"fit": "fine-tuned", "scratch": "scratch", "α = 1": "α = 1"}
-    spread = {arm: f"{number(m[primary]['mean'])} (sd {number(m[primary]['sd'])})" for arm, m in r["mean"].items()}
-    drawn = [("fine-tuned", r["test"][primary])]
-    for name, metrics in r["controls"].items():
-        over = over_seeds(r) if name == "scratch" else "about these two models"
-        # scratch's gain is over all seeds, so its figure is too
-        value = spread.get("scratch") if name == "scratch" else None
-        arms.append((name, value or estimate(metrics[primary]), signed(r["gain"][name]), over))
+    spread = {arm: f"{number(m[primary].mean)} (sd {number(m[primary].sd)})" for arm, m in r.mean.items()}
+    drawn = [("fine-tuned", r.test[primary])]
+    for name, metrics in r.controls.items():
+        over = over_seeds(len(r.seeds)) if name == "scratch" else "about these two models"
+        # the gain over scratch is over all seeds, so its figure is too
+        value = spread.get(name) if name == "scratch" else None
+        arms.append((name, value or estimate(metrics[primary]), signed(r.gain[name]), over))
         drawn.append((name, metrics[primary]))
     seeds = [
         (
-            s["seed"],
-            s["best_epoch"],
-            f"{s['alpha']:g}",
-            number(s["val"].get(primary)),
-            number(s["test"][primary]),
-            number(s["scratch"][primary]) if s["scratch"] else "–",
+            s.seed,
+            s.best_epoch,
+            f"{s.alpha:g}",
+            number(s.val.get(primary)),
+            number(s.test[primary]),
+            number(s.scratch[primary]) if s.scratch else "–",
         )
-        for s in r["seeds"]
+        for s in r.seeds
     ]
     return {
         "words": verdict(r),
-        "tone": TONES.get(r["verdict"]["words"], ""),
-        "n": r["rows"]["test"],
+        "tone": TONES.get(r.verdict.words, ""),
+        "n": r.rows.test,
         "primary": primary,
         "arms": arms,
         "plot": plots.intervals(drawn, primary, f"{run.name} arms"),
-        "metrics": [(name, estimate(e)) for name, e in r["test"].items()],
+        "metrics": [(name, estimate(e)) for name, e in r.test.items()],
         "seeds": seeds if len(seeds) > 1 else [],
         "spread": [(means[arm], text) for arm, text in spread.items()],
     }

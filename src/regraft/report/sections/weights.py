@@ -1,10 +1,11 @@
-"""What was loaded, how each block was trained, and how far it moved."""
+"""Weights that were loaded, and each block: how it was trained, and how far it moved."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...runs.summary import weights
+from ..cells import number
 from ..reading import RunFiles, brief
 
 ORDER, TITLE = 40, "Weights and blocks"
@@ -19,19 +20,20 @@ TEMPLATE = """
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
-    source = run.result["source"]
+    """Return the template's values, or the sentence that says why there are none."""
+    source = run.result.source
     blocks = [
         (
-            b["name"],
-            f"{b['parameters']:,}",
-            b["state"],
-            "frozen" if b["first_epoch"] is None else b["first_epoch"],
-            f"{b['rate']:.2g}",
-            f"{b['over_scratch']:.2g}",
-            f"{b['weight_decay']:g}",
-            "yes" if b["anchored"] else "no",
-            "–" if b["drift"] is None else f"{b['drift']:.4f}",
+            b.name,
+            f"{b.parameters:,}",
+            b.state,
+            "frozen" if b.first_epoch is None else b.first_epoch,
+            f"{b.rate:.2g}",
+            f"{b.over_scratch:.2g}",
+            f"{b.weight_decay:g}",
+            "yes" if b.anchored else "no",
+            number(b.drift, 4),
         )
-        for b in run.result.get("blocks", [])
+        for b in run.result.blocks
     ]
-    return {"name": brief(source["name"]), "licence": source["licence"], "words": weights(source), "blocks": blocks}
+    return {"name": brief(source.name), "licence": source.licence, "words": weights(source), "blocks": blocks}

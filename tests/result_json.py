@@ -1,0 +1,129 @@
+"""A whole result.json for tests, to be changed key by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regraft.runs import records
+from regraft.runs.result import Result
+
+
+def estimate(value: float | None = 0.5, n: int = 60, half: float = 0.1) -> dict[str, Any]:
+    """Return a figure with an interval of ``half`` to each side; undefined for None."""
+    low, high = (None, None) if value is None else (value - half, value + half)
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def seed(number: int = 0, alpha: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """Return an entry of ``seeds``."""
+    figures = {"accuracy": 0.7}
+    return {
+        "seed": number,
+        "best_epoch": 2,
+        "epochs": 2,
+        "alpha": alpha,
+        "val": figures,
+        "test": figures,
+        "test at alpha 1": figures,
+        "scratch": None,
+    } | changes
+
+
+def source_retention(**changes: Any) -> dict[str, Any]:
+    """Return ``retention`` of a run with source data."""
+    return {
+        "kind": "source data",
+        "metric": "accuracy",
+        "before": estimate(0.9, 50),
+        "after": estimate(0.8, 50),
+        "forgetting": estimate(0.1, 50),
+        "forgetting over seeds": None,
+        "chance": 0.1,
+        "ratio": 0.9,
+        "low": 0.8,
+        "claim": False,
+        "claim from": 200,
+        "seeds": [{"after": 0.8, "ratio": 0.9}],
+        "most forgotten": [],
+    } | changes
+
+
+def calibration(**changes: Any) -> dict[str, Any]:
+    """Return ``calibration`` of a run with classes and val."""
+    bins = [{"confidence": 0.4, "accuracy": 0.5, "rows": 30}, {"confidence": 0.9, "accuracy": 0.8, "rows": 30}]
+    return {
+        "temperature": 1.5,
+        "fitted_on": 30,
+        "before": {"ece": estimate(0.1), "log_loss": estimate(1.0)},
+        "after": {"ece": estimate(0.05), "log_loss": estimate(0.9)},
+        "gain": {"ece": estimate(0.05), "log_loss": estimate(0.1)},
+        "reliability": {"before": bins, "after": bins},
+    } | changes
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """Return the result of one seed with val, without scratch, frontier, retention and calibration."""
+    return {
+        "schema": 1,
+        "task": "classification",
+        "targets": "class",
+        "classes": ["ant", "bee"],
+        "primary": "accuracy",
+        "summary_metrics": ["accuracy", "macro_f1"],
+        "rows": {"train": 90, "val": 30, "test": 60},
+        "test": {"accuracy": estimate(0.7), "macro_f1": estimate(0.6)},
+        "val": {"accuracy": estimate(0.7)},
+        "controls": {},
+        "gain": {},
+        "verdict": {"words": "not measured", "gain": None, "seeds": 0, "why": "no scratch"},
+        "test_opened": 1,
+        "seeds": [seed()],
+        "mean": {},
+        "val_controls": {},
+        "cross_validation": {},
+        "frontier": None,
+        "retention": None,
+        "calibration": None,
+        "fit": {
+            "best_epoch": 2,
+            "epochs": 2,
+            "steps": 10,
+            "best": {"accuracy": 0.7, "loss": 1.0},
+            "start": {"accuracy": 0.6, "loss": 1.1},
+            "stopped": "all epochs done",
+            "fitted": True,
+        },
+        "probe": None,
+        "scratch": None,
+        "confusion": None,
+        "source": {
+            "name": "timm:resnet18",
+            "digest": "0" * 64,
+            "licence": "mit",
+            "features": 512,
+            "tensors": {"kept": 4, "fresh": 1, "resized": 0, "unused": 0},
+            "fresh": ["head.weight"],
+            "unused": [],
+            "nothing_kept": False,
+        },
+        "blocks": [],
+        "notes": [],
+        "resumed": [],
+        "timing": {"fit": 3.0, "total": 4.0},
+        "status": "finished",
+    } | changes
+
+
+def older(**changes: Any) -> dict[str, Any]:
+    """Return the result of a run from before: without every key that came later."""
+    found = result(**changes)
+    later = ("targets", "summary_metrics", "val_controls", "probe", "scratch", "blocks", "notes", "resumed")
+    for key in (*later, "retention", "frontier", "calibration", "cross_validation"):
+        found.pop(key)
+    del found["seeds"][0]["alpha"], found["seeds"][0]["test at alpha 1"]
+    return found
+
+
+def parsed(**changes: Any) -> Result:
+    """Return the same as readers have it."""
+    return records.checked(Result, result(**changes))
