@@ -6,8 +6,8 @@ import pytest
 
 import house_figures
 
-ROOMS_DONE: tuple[str, ...] = ()
-ROOMS_DONE: tuple[str, ...] = ()
+ROOMS_DONE: tuple[str, ...] = ("exports/", "freezing/", "metrics/", "plugins", "regularizers/", "tasks/", "trackers/")
+ROOMS_DONE: tuple[str, ...] = ("exports/", "freezing/", "metrics/", "plugins", "regularizers/", "tasks/", "trackers/")
 SHARE = 0.95  # of a room's docstrings that open as the rule says
 
 IMPERATIVE = (
@@ -90,3 +90,7 @@ def test_docstrings_of_finished_rooms_open_with_verb_or_noun() -> None:
     for room in ROOMS_DONE:
         good_here, others_here = ([p for p in places if p.startswith(room)] for places in (good, others))
         assert len(good_here) >= SHARE * len(good_here + others_here), "\n".join(others_here)
+
+
+def test_no_room_but_tasks_names_a_task() -> None:
+    assert house_figures.task_names(house_figures.PACKAGE) == []

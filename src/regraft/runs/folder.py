@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import DiskError, UsageError
+from ..errors import DiskError, UsageError, shorten
 from ..io import guarded, locks
 from ..io.atomic import disk_errors, write_file
 from ..io.command_lines import command
@@ -32,7 +32,7 @@ from ..io.json_files import dumps, plain
 from ..io.streams import complain
 from ..plugins import module, names
 from . import records
-from .model_files import STATES, TaskState
+from .model_files import TaskState
 from .result import FILE as RESULT
 from .result import Unfinished
 from .result_parts import Resumed
@@ -226,15 +226,17 @@ def read_task(run: Path) -> Task:
     name = "model/labels.json"
     state = read_json(run, name, TaskState)
     values = state.model_dump()
-    if why := records.problem(STATES.get(state.task, TaskState), values):
-        raise guarded.damaged(run, name, why)
     try:
-        tasks = module("tasks", state.task)
+        plug_in = module("tasks", state.task)
     except LookupError as error:
         raise guarded.damaged(run, name, error) from error
-    task: Task = tasks.restore(values)
+    if why := records.problem(getattr(plug_in, "State", TaskState), values):
+        raise guarded.damaged(run, name, why)
+    task: Task = plug_in.restore(values)
     if task.primary not in task.metrics:
         raise guarded.damaged(run, name, f"primary is {task.primary}, which is none of {task.name}")
+    if unknown := set(task.metrics) - set(names("metrics")):
+        raise guarded.damaged(run, name, f"there is no metric {shorten(sorted(unknown))}")
     return task
 
 

@@ -4,7 +4,7 @@ The pipeline writes the file from a :class:`Result`; summary, report, model card
 read it as one. docs/result.md and docs/result.schema.json are made from it.
 
 Keys that came later have defaults, so that runs from before read. A run from before states neither ``targets``
-nor ``summary_metrics``; there were three tasks then, and OLDER_TASKS has theirs.
+nor ``summary_metrics``; its task's file does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
+from .. import plugins
+from ..compute.arrays import Targets
 from ..errors import UsageError, printable
 from ..io import guarded
+from ..tasks import kind_of
 from . import records
 from .confusion import Confusion, rows_of
 from .estimates import Verdict
@@ -43,15 +46,6 @@ from .result_parts import (
 FILE = "result.json"
 
 SCHEMA = 1
-
-Targets = Literal["class", "labels", "numbers"]
-
-OLDER_TASKS: dict[str, dict[str, Any]] = {
-    "classification": {"targets": "class", "summary_metrics": ["accuracy", "macro_f1"]},
-    "multilabel": {"targets": "labels", "summary_metrics": ["map", "micro_f1"]},
-    "regression": {"targets": "numbers", "summary_metrics": ["mae", "r2"]},
-}
-
 
 # Without folds the file has {}.
 Folds = Annotated[
@@ -108,8 +102,10 @@ class Result(Record):
     @classmethod
     def _complete_a_run_from_before(cls, value: Any) -> Any:
         task = value.get("task") if isinstance(value, dict) else None
-        known = OLDER_TASKS.get(task) if isinstance(task, str) else None
-        return value if known is None else known | value
+        if task not in plugins.names("tasks"):
+            return value
+        kind = kind_of(task)
+        return {"targets": kind.targets, "summary_metrics": list(kind.summary_metrics)} | value
 
     @model_validator(mode="after")
     def _names_what_it_holds(self) -> Result:

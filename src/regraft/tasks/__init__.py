@@ -2,13 +2,16 @@
 
 A file holds one public options dataclass, which inherits :class:`TaskOptions` and whose ``make`` builds the
 :class:`Task` of the training labels; and a function ``restore(state)``, which builds that task again from a
-run's files. Code outside this folder asks a task for a fact, and never for its name.
+run's files. Where the task has keys of its own in its state, it holds a :class:`TaskRecord` ``State`` too, since a
+run folder may come from a stranger. Code outside this folder asks a task for a fact, and never for its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict
 
 from .. import plugins
 from ..errors import did_you_mean
@@ -165,6 +168,14 @@ class Task(TaskKind, Protocol):
             "primary": self.primary,
             **({"metrics": list(self.further_metrics)} if self.further_metrics else {}),
         }
+
+
+class TaskRecord(BaseModel):
+    """The keys of ``Task.state()`` that one task alone has; regraft checks the others."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True, defer_build=True)
+
+    classes: list[Any]
 
 
 def kind_of(name: str) -> type[TaskOptions]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,6 +159,19 @@ class _Classification(_Kind, Task):
             "label_smoothing": self.label_smoothing,
             "weights": None if self.weights is None else list(self.weights),
         }
+
+
+class State(TaskRecord):
+    """The keys of this task in labels.json."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    weights: list[Annotated[float, Field(ge=-1e100, le=1e100)]] | None
+
+    @model_validator(mode="after")
+    def _weighs_each_class(self) -> State:
+        if self.weights is not None and len(self.weights) != len(self.classes):
+            raise ValueError("weights are not one for each class")
+        return self
 
 
 def restore(state: dict[str, Any]) -> _Classification:

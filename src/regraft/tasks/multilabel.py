@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,6 +184,14 @@ class _MultiLabel(_Kind, Task):
             "separator": self.separator,
             "one_column": self.one_column,
         }
+
+
+class State(TaskRecord):
+    """The keys of this task in labels.json."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    separator: Annotated[str, Field(min_length=1, max_length=100)]
+    one_column: bool
 
 
 def restore(state: dict[str, Any]) -> _MultiLabel:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from ..errors import DataError, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +167,21 @@ class _Regression(_Kind, Task):
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+
+class State(TaskRecord):
+    """The keys of this task in labels.json."""
+
+    loss: Literal["mse", "huber", "l1"]
+    huber_delta: Annotated[float, Field(gt=0, le=1e100)]
+    mean: list[Annotated[float, Field(ge=-1e100, le=1e100)]]
+    std: list[Annotated[float, Field(gt=0, le=1e100)]]
+
+    @model_validator(mode="after")
+    def _scales_each_number(self) -> State:
+        if len({len(self.classes), len(self.mean), len(self.std)}) != 1:
+            raise ValueError("mean and std are not one for each number")
+        return self
 
 
 def restore(state: dict[str, Any]) -> _Regression:
