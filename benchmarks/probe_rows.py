@@ -5,7 +5,7 @@
 
 Drawn: 100 classes with means of length 3.5 in 256 dimensions and a shared covariance of 1, so a linear
 head is the best there is; 500 rows of a class, 10,000 rows to judge by and as many to choose λ by. A part is
-what `part_of` takes; "then over all rows" is what a fit does that may have no more rows at once.
+what `choose_rows` takes; "then over all rows" is what a fit does that may have no more rows at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from regraft.evidence.linear_probe import fit_probe, part_of
+from regraft.evidence.linear_probe import choose_rows, fit_probe
 from regraft.model.forward import Outputs
 from regraft.pipeline.feature_reuse import features
 from regraft.pipeline.prepare import prepare
@@ -63,7 +63,7 @@ def main() -> None:
     print("rows of a class   alone: accuracy, log loss, CPU s   then over all rows")
     for part in PARTS:
         found = []
-        some = train.take(part_of(train, n // part))
+        some = train.take(choose_rows(train, n // part))
         for rows, most in ((some, n), (train, n // part)) if part > 1 else ((some, n),):
             began = time.process_time()
             probe = fit_probe(rows, task, STRENGTHS, val=val, most=most)

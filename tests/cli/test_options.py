@@ -42,8 +42,10 @@ def test_a_flag_that_is_absent_leaves_the_plan_alone(name):
 
 def test_a_new_plug_in_is_offered_at_once(monkeypatch):
     monkeypatch.setattr(plugins, "names", lambda folder: [f"new_{folder}"])
+    flag.cache_clear()
     for name, folder in (("task", "tasks"), ("freezing", "freezing")):
         assert f"new_{folder}" in flag(name).annotation.__metadata__[0].help
+    flag.cache_clear()
 
 
 def test_the_optimizers_are_those_that_torch_has():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builders import CPU, class_task, make_batches, make_settings, make_spec
-from regraft.commands.rates import DECAY, WORSE, Sweep, in_words, range_test
+from regraft.commands.rates import DECAY, WORSE, Sweep, format_range_test, range_test
 from regraft.data.preprocessing import build
 from regraft.errors import UsageError
 from regraft.freezing.everything import Everything
@@ -121,7 +121,7 @@ def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
     )
     assert again == found
     if high > 1e20:
-        assert found.broke is not None and "broke away at" in in_words(found)
+        assert found.broke is not None and "broke away at" in format_range_test(found)
 
 
 def test_a_test_of_one_step_is_refused(numbers_source, number_rows):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builders import class_task, fit, make_batches, make_settings
-from regraft.compute.compiling import check_compiler, compiled
+from regraft.compute.compiling import check_compiler, compile_module
 from regraft.compute.device import Compute
 from regraft.errors import PlanError, RegraftError
 from regraft.freezing.gradual import Gradual
@@ -54,6 +54,6 @@ def test_a_model_that_cannot_be_compiled_says_so(monkeypatch):
         raise Fails("\nno such operator\nand so on")
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: fail)
-    call = compiled(torch.nn.Identity())
+    call = compile_module(torch.nn.Identity())
     with pytest.raises(RegraftError, match=r"fails on this model \(Fails: no such operator\): set fit"):
         call(torch.zeros(1))

@@ -40,7 +40,7 @@ def rows(tmp_path):
 
 @pytest.fixture
 def always(monkeypatch):
-    monkeypatch.setattr(picture_cache, "WORTH", -float("inf"))
+    monkeypatch.setattr(picture_cache, "MIN_SAVED_S", -float("inf"))
 
 
 def batches(rows, augment=VARIED, **how):

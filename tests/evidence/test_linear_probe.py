@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from regraft.evidence.linear_probe import blas, fit_probe, folds_of, mean_loss, part_of, path
+from regraft.evidence.linear_probe import blas, choose_rows, fit_probe, folds_of, mean_loss, path
 from regraft.model.forward import Outputs
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
@@ -122,7 +122,7 @@ def test_features_that_are_not_held_at_once_give_the_same_probe(monkeypatch):
     x, y = rows()
     x[:, 3] = 5.0  # constant
     whole = fit_probe(outputs(x, y), CLASSES, [1e-3, 0.1, 3.0], val=outputs(*rows(seed=1)))
-    monkeypatch.setattr("regraft.evidence.linear_probe.HELD", 8 * 7 * 11)  # eleven rows
+    monkeypatch.setattr("regraft.evidence.linear_probe.PIECE_BYTES", 8 * 7 * 11)  # eleven rows
     pieces = fit_probe(outputs(x, y), CLASSES, [1e-3, 0.1, 3.0], val=outputs(*rows(seed=1)))
     assert pieces.strength == whole.strength
     for strength, loss in whole.losses.items():
@@ -154,11 +154,11 @@ def test_a_part_of_train_has_each_class_by_its_share():
     y = np.repeat([0, 1, 2], [900, 285, 15])
     ids = tuple(f"{i:04d}" for i in rng.permutation(1_200))
     train = Outputs(ids, torch.zeros(1_200, 2), torch.from_numpy(y))
-    rows = part_of(train, 400)
+    rows = choose_rows(train, 400)
     counts = np.bincount(y[rows])
     assert counts.sum() == 400 and counts[2] == 5 and abs(counts[0] - 3 * counts[1]) < 40
     turned = train.take(range(1_199, -1, -1))
-    same = {turned.ids[i] for i in part_of(turned, 400)}
+    same = {turned.ids[i] for i in choose_rows(turned, 400)}
     assert same == {ids[i] for i in rows}
     for k in range(3):  # of each class the first by id
         own = sorted(i for i, label in zip(ids, y, strict=True) if label == k)
@@ -169,7 +169,7 @@ def test_more_rows_than_the_work_allows_are_a_part_with_a_note(monkeypatch):
     train, val = outputs(*rows(200)), outputs(*rows(100, seed=1))
     whole = fit_probe(train, CLASSES, [0.1], val=val)
     assert (whole.rows, whole.of, whole.note) == (200, 200, "")
-    monkeypatch.setattr("regraft.evidence.linear_probe.WORK", 50 * 7 * 3)
+    monkeypatch.setattr("regraft.evidence.linear_probe.MAX_WORK", 50 * 7 * 3)
     part = fit_probe(train, CLASSES, [0.1], val=val)
     assert (part.rows, part.of) == (50, 200)
     assert "50 of 200 training rows" in part.note and "probe.rows" in part.note
@@ -184,7 +184,7 @@ def test_folds_of_a_part_of_train_are_its_own():
     ids = tuple(f"{i:03d}" for i in np.random.default_rng(0).permutation(200))
     train = Outputs(ids, train.values, train.targets)
     folds = folds_of([str(int(t)) for t in train.targets], [None] * 200, 2)
-    part = part_of(train, 60)
+    part = choose_rows(train, 60)
     found = fit_probe(train, CLASSES, [0.3, 3.0], folds=folds, most=60)
     place = {row: i for i, row in enumerate(part)}
     inside = [tuple([place[i] for i in half if i in place] for half in fold) for fold in folds]
@@ -197,7 +197,7 @@ def test_passes_over_all_rows_come_near_to_the_fit_of_all(monkeypatch):
     every = outputs(*rows(4_000))
     train, val = every.take(range(3_000)), every.take(range(3_000, 4_000))
     whole = fit_probe(train, CLASSES, [1e-2], val=val)
-    start = fit_probe(train.take(part_of(train, 30)), CLASSES, [1e-2], val=val)
+    start = fit_probe(train.take(choose_rows(train, 30)), CLASSES, [1e-2], val=val)
     part = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
     loss = {
         name: mean_loss((p.weight.double(), p.bias.double()), val, CLASSES)
@@ -208,6 +208,6 @@ def test_passes_over_all_rows_come_near_to_the_fit_of_all(monkeypatch):
     turned = every.take(range(2_999, -1, -1))
     again = fit_probe(turned, CLASSES, [1e-2], val=val, most=30)
     torch.testing.assert_close(again.weight, part.weight, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr("regraft.evidence.linear_probe.RATE", 500.0)  # no pass makes it better
+    monkeypatch.setattr("regraft.evidence.linear_probe.ADAM_RATE", 500.0)  # no pass makes it better
     kept = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
     assert kept.passes == 0 and torch.equal(kept.weight, start.weight)

@@ -158,7 +158,7 @@ def test_a_checkpoint_reads_back_and_any_changed_byte_is_seen(tmp_path, record, 
     place = tmp_path / "step-00000001"
     tensors = {n: torch.tensor(v) for n, v in tensors.items() if n != "__metadata__"}
     checkpoints.write(place, record, tensors)
-    assert checkpoints.checked(place) == record
+    assert checkpoints.verify(place) == record
     found = checkpoints.read(place)
     assert found.record == record and found.tensors.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -167,7 +167,7 @@ def test_a_checkpoint_reads_back_and_any_changed_byte_is_seen(tmp_path, record, 
         whole = (place / name).read_bytes()
         (place / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         try:
-            checkpoints.checked(place)
+            checkpoints.verify(place)
             raise AssertionError(f"a changed {name} was taken")
         except checkpoints.DamagedError as error:
             assert name in str(error)

@@ -62,7 +62,7 @@ def test_a_picture_is_answered_as_predict_answers_its_file(http, tmp_path, way):
         reply = http.post("/predict", content=content, headers={"content-type": kind})
     found = reply.json()
     plain = served.predictor.predict([tmp_path / "x.png"])[0]
-    sharp = served.sharper.predict([tmp_path / "x.png"])[0]
+    sharp = served.calibrated.predict([tmp_path / "x.png"])[0]
     assert reply.status_code == 200
     assert found["label"] == plain.label
     assert {s["label"]: s["value"] for s in found["scores"]} == plain.scores  # to the last bit

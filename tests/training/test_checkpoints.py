@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from regraft.errors import DiskError, DivergedError
 from regraft.training import checkpoints
-from regraft.training.checkpoints import CheckpointManager, DamagedError, checked, read, write
+from regraft.training.checkpoints import CheckpointManager, DamagedError, read, verify, write
 from regraft.training.records import Progress
 from regraft.training.signals import Interrupted
 
@@ -238,7 +238,7 @@ def test_a_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, data
     assert len([s for s in said if "step-00000003 is skipped" in s]) == 1
     # and the run goes on: the damaged one is written anew
     k.save("seed 0", at(3), lambda: TENSORS)
-    assert checked(newest)["at"]["step"] == 3
+    assert verify(newest)["at"]["step"] == 3
 
 
 @pytest.mark.fault(9)
@@ -265,7 +265,7 @@ def test_a_missing_file_is_named(tmp_path, missing):
     write(tmp_path / "c", {}, TENSORS)
     (tmp_path / "c" / missing).unlink()
     with pytest.raises(DamagedError, match=missing):
-        checked(tmp_path / "c")
+        verify(tmp_path / "c")
 
 
 # ---------------------------------------------------------------- kills and order

@@ -25,7 +25,7 @@ from regraft.regularizers.l1 import L1
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
 from regraft.regularizers.replay import Replay
-from regraft.training.checkpoints import checked, read, write
+from regraft.training.checkpoints import read, verify, write
 from regraft.training.schedules import block_rates
 from regraft.training.settings import Settings
 
@@ -116,7 +116,7 @@ def resumed_is_the_same(source, rows, val, chosen, step, place, epoch_end=False,
         keep = stop_after(step, place, epoch_end)
         target_source = source()
         fit(target_source, rows, val, chosen, on_save=lambda at, t: (before.append(at.epoch), keep(at, t)), **how)
-    checked(place)
+    verify(place)
     torch.rand(step)  # the generator is wherever it is
     torch.manual_seed(999)
     again, others, more = fit(source(), rows, val, chosen, saved=read(place), **how)

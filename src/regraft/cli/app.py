@@ -45,16 +45,19 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-def is_rank0(error: Exception, what: str) -> bool:
-    """Return whether this process says what went wrong. What all of several ranks see rank 0 says; what
-    one alone sees, and that one is lost, the launcher says, and torchrun ends the others meanwhile."""
+def prints_error(error: Exception, message: str) -> bool:
+    """Return whether this rank prints an error, and tell the launcher about it.
+
+    Rank 0 prints an error that all ranks see. The launcher prints one of a lost rank. Other ranks wait 3 s
+    before they print, so that torchrun can end them first.
+    """
     from ..compute.launched import launched, report
 
     first = os.environ.get("RANK", "0") == "0"
     if launched():
         lost = isinstance(error, RankError)
         if not lost:
-            report(what, str(error))
+            report(message, str(error))
         return first and not lost
     if not first:
         time.sleep(3)
@@ -62,18 +65,20 @@ def is_rank0(error: Exception, what: str) -> bool:
 
 
 def make_streams_lenient() -> None:
-    """What is printed may hold any character, and bytes of names that are none: no terminal's encoding
-    stops a run. ASCII (a locale "C" that Python was told to take at its word) becomes UTF-8."""
+    """Escape characters that a stream cannot encode, instead of failing. ASCII (a locale "C") becomes UTF-8.
+
+    Printed names of files may hold any character, and bytes that are no text.
+    """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             ascii_alone = codecs.lookup(stream.encoding).name == "ascii"
             errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            with suppress(io.UnsupportedOperation):  # of input that someone has begun to read
+            with suppress(io.UnsupportedOperation):  # another reader has begun this input
                 stream.reconfigure(encoding="utf-8" if ascii_alone else None, errors=errors)
 
 
 def call(arguments: list[str]) -> None:
-    """Run a command, and print all that it said."""
+    """Run a command and flush its output. Raises UsageError where standard output is closed."""
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         raise UsageError("standard output is closed: run it again with > /dev/null, or to a file")
@@ -85,7 +90,7 @@ def call(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error is one sentence and an exit code, no traceback."""
+    """Run the command line; turn an error into one sentence and an exit code, without a traceback."""
     streams.open_closed()
     make_streams_lenient()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
@@ -93,32 +98,32 @@ def main() -> None:
     try:
         call(arguments)
     except RegraftError as error:
-        what = f"{kind_of(error)}: {error}"
-        says = is_rank0(error, what)
+        message = f"{kind_of(error)}: {error}"
+        prints = prints_error(error, message)
         if debug:
             raise
-        if says:
-            streams.complain(what)
+        if prints:
+            streams.complain(message)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        streams.mute(sys.stdout)  # the reader has gone (`| head`)
+        streams.mute(sys.stdout)  # the reader left (`| head`)
         sys.exit(0)
     except Exception as error:
         known = from_os_error(error) if isinstance(error, OSError) else None
-        what = f"unexpected {type(error).__name__}: {error}"  # a fault of ours: still one sentence
+        message = f"unexpected {type(error).__name__}: {error}"  # a fault of regraft
         if known is not None:
-            what = f"{type(known).__name__}: {known}"
-        says = is_rank0(error, what)
+            message = f"{type(known).__name__}: {known}"
+        prints = prints_error(error, message)
         if debug:
             raise
         if known is not None:
             if error.filename is None:  # type: ignore[attr-defined]
                 streams.mute(sys.stdout)
-            if says:
-                streams.complain(what)
+            if prints:
+                streams.complain(message)
             sys.exit(known.exit_code)
-        if says:
-            streams.complain(f"{what}\nrun it again with --debug for the traceback")
+        if prints:
+            streams.complain(f"{message}\nrun it again with --debug for the traceback")
         sys.exit(1)
     except KeyboardInterrupt:
         streams.complain("interrupted")

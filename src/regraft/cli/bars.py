@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bars(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
-    """(say a line, wrap training batches in a bar); both silent where ``on`` is false. Stages speak too."""
+    """Yield a function that prints a line, and bars for training batches; both do nothing where ``on`` is false.
+
+    Stages of a run print through the same function inside the block.
+    """
     with _shown(on=on) as (say, track), reporting(say):
         yield say, track
 
@@ -39,7 +42,7 @@ def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
     from rich.text import Text
 
     class Shown(Progress):
-        """The bars, and a few lines below them."""
+        """Bars with a few lines below them."""
 
         lines: tuple[str, ...] = ()
 
@@ -59,7 +62,7 @@ def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
 
 
 class Bars:
-    """A bar a fit, and what the fit says of itself after each step."""
+    """A bar for each fit, with lines on its last step."""
 
     def __init__(self, progress: Any, show: Callable[[tuple[str, ...]], None]) -> None:
         self.progress, self.show = progress, show
@@ -71,7 +74,7 @@ class Bars:
         return lambda batches: Tracked(batches, self.progress, bar)
 
     def step(self, label: str, at: At, steps: int) -> None:
-        """Told after each step where a fit stands: ``steps`` of the epoch are in its sums."""
+        """Show the progress after a step; its sums cover ``steps`` steps of the epoch."""
         if steps:
             means = figures({name: total / steps for name, total in at.sums.items()})
             self.terms = f"{label}, epoch {at.epoch}, step {at.step}   {means}"
@@ -79,11 +82,12 @@ class Bars:
 
 
 def figures(values: Mapping[str, float]) -> str:
+    """Return names and values as one line."""
     return "   ".join(f"{printable(name)} {value:.4g}" for name, value in values.items())
 
 
 def best(at: At) -> str:
-    """The best epoch so far; "" without val, where the last one stands."""
+    """Return the best epoch so far; "" without val, because the fit then ends with its last epoch."""
     if not at.best:
         return ""
     which = f"epoch {at.best_epoch}" if at.best_epoch else "the starting point"
@@ -91,16 +95,16 @@ def best(at: At) -> str:
 
 
 def rates(by_block: Mapping[str, float]) -> str:
-    """Neighbouring blocks with one rate are named together."""
-    found = []
+    """Return the learning rates, with one entry for neighbouring blocks that share a rate."""
+    parts = []
     for text, group in groupby(by_block.items(), key=lambda item: f"{item[1]:.2g}"):
         names = [printable(name) for name, _ in group]
-        found.append(f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} {text}")
-    return f"learning rates: {', '.join(found)}" if found else ""
+        parts.append(f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} {text}")
+    return f"learning rates: {', '.join(parts)}" if parts else ""
 
 
 class Tracked:
-    """Batches whose every step moves a bar."""
+    """Batches that advance a bar at every step."""
 
     def __init__(self, batches: Batches, progress: Any, bar: Any) -> None:
         self.batches, self.progress, self.bar = batches, progress, bar

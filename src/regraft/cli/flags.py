@@ -52,6 +52,7 @@ PLUGIN_FOLDERS = {"task": "tasks", "freezing": "freezing"}  # sections whose "na
 # ---------------------------------------------------------------- keys of the plan as options
 
 
+@functools.cache
 def flag(name: str, default: Any = None) -> inspect.Parameter:
     """Return the option of a plan's key. Absent, it is ``default``, or None, False or [] by its type."""
     section, key = FLAGS[name].split(".")

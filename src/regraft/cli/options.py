@@ -77,7 +77,7 @@ def takes_record(parameter: str, record: type[Any], *names: str) -> Callable[[Co
 
 @dataclass(frozen=True)
 class PlanArguments:
-    """What a command line says of a plan: data or a plan file, then flags, then --set."""
+    """Arguments that make a plan: data or a plan file, then flags, then --set."""
 
     data: str
     flags: Mapping[str, Any]

@@ -114,10 +114,10 @@ def rates(
 ) -> None:
     """Run a learning-rate range test: at which rates does training diverge? Keep nothing that it trains."""
     plan = given.plan()
-    from ..commands.rates import in_words, of_plan
+    from ..commands.rates import format_range_test, run_range_test
 
-    sweep = of_plan(plan, steps, say=unless(quiet or as_json))
-    print_result(asdict(sweep), lambda: in_words(sweep), as_json)
+    sweep = run_range_test(plan, steps, say=unless(quiet or as_json))
+    print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 
 
 COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates}

@@ -43,7 +43,7 @@ def predict(
         bool, typer.Option("--no-escape", help="Write CSV cells unchanged, though a spreadsheet may run them.")
     ] = False,
 ) -> None:
-    """Predict files, folders, tables or lines, as CSV."""
+    """Write predictions for files, folders, tables or lines, as CSV."""
     from ..commands.predict import named_inputs, readable, save_predictions, write_predictions
     from ..pipeline.predictor import load
 

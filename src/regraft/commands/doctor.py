@@ -49,7 +49,7 @@ class Finding:
 
 
 def examine(runs: Path) -> list[Finding]:
-    """Examine the installation and a folder of runs; return the findings in their order on the screen."""
+    """Look at the installation and at a folder of runs; return the findings in their order on the screen."""
     findings: list[Finding] = []
     for look in (versions, devices, caches, disk):
         findings += look()

@@ -1,4 +1,4 @@
-"""Inputs for a run that is done: what ``predict`` and ``evaluate`` are given on the command line."""
+"""Inputs and outputs of ``regraft predict`` and ``regraft evaluate``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Value = str | tuple[str, str]
 
 
 def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
-    """How to read ``data``: the columns of the run's own data, unless given."""
+    """Return how to read ``data``: by the columns of the run's own data, unless ``given`` names others."""
     options = plan_of(run).data
     fields: dict[str, Any] = {"path": data, "format": "auto", "image_root": None}
     fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v}
@@ -37,7 +37,7 @@ def like_run(run: Path, data: Path, given: dict[str, Any]) -> DataOptions:
 def named_inputs(
     run: Path, kind: str, inputs: Sequence[str], given: dict[str, Any], stdin: TextIO
 ) -> tuple[list[str], list[Value]]:
-    """(names, inputs) of files, folders, tables and, for "-", lines of stdin.
+    """Return (names, inputs) of files, folders, tables and, for "-", lines of stdin.
 
     Raises DataError for what does not exist or holds nothing that the run can read.
     """
@@ -68,19 +68,19 @@ def named_inputs(
             names += [f"{path.name} line {i}" for i in range(1, len(lines) + 1)]
             values += lines
         else:
-            found = [str(p) for p in image_folder.list_images(path)] if path.is_dir() else [item]
-            names += found
-            values += found
+            pictures = [str(p) for p in image_folder.list_images(path)] if path.is_dir() else [item]
+            names += pictures
+            values += pictures
     if not values:
         raise DataError(f"there is nothing to predict in {', '.join(inputs)}")
     return names, values
 
 
 def readable(names: Sequence[str], values: Sequence[Value], on_bad: str) -> tuple[list[str], list[Value], list[str]]:
-    """Decode each picture once; return (names, inputs) of those that decode, and lines on the others.
+    """Decode each picture once; return names and inputs of the readable ones, and a line on each other one.
 
-    Raises DataError, with their count, where there are others and ``on_bad`` is not "skip", or where no
-    picture is left.
+    Raises DataError, with the count, for unreadable pictures unless ``on_bad`` is "skip", and where no picture
+    is left.
     """
     # Pillow releases the GIL
     with ThreadPoolExecutor(os.cpu_count()) as pool, Lookers() as lookers:
@@ -105,7 +105,7 @@ def _problem(lookers: Lookers, value: Value) -> str:
 
 
 def is_text(line: str) -> bool:
-    """Whether it can be written as UTF-8: bytes that could not be read as such come as surrogates."""
+    """Return whether a line is UTF-8 text: bytes that are none come as surrogates."""
     try:
         line.encode()
     except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def is_text(line: str) -> bool:
 
 
 def text_of(path: Path) -> str:
-    """Raises DataError for what is no file of UTF-8 text."""
+    """Read a text file. Raises DataError where it cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -128,8 +128,7 @@ def text_of(path: Path) -> str:
 def write_predictions(
     file: TextIO | Shown, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool, escape: bool = True
 ) -> None:
-    """CSV with a header, or one JSON object a line. With ``escape`` no cell is a formula to a
-    spreadsheet."""
+    """Write CSV with a header, or one JSON object a line. ``escape`` keeps a spreadsheet from running a cell."""
     writer = csv.writer(file, lineterminator="\n")
     cell = escaped if escape else (lambda value: value)
     for i, (name, prediction) in enumerate(zip(names, predictions, strict=True)):

@@ -1,13 +1,13 @@
-"""Learning-rate range test: which rates does this fit stand?
+"""Learning-rate range test: the rate at which training breaks.
 
-The rates of all blocks are multiplied by one factor that grows geometrically step by step, and the
-training loss is watched: it falls, then rises. Smith 2017, https://arxiv.org/abs/1506.01186, section
-3.3. The loss is smoothed by a moving average with decay 0.9, divided by 1 − 0.9^steps. The test ends
-where the smoothed loss is WORSE times the least seen, or not finite.
+All blocks' rates are multiplied by one factor that grows geometrically step by step. The training loss falls,
+then rises. Smith 2017, https://arxiv.org/abs/1506.01186, section 3.3. The loss is smoothed by a moving average
+with decay 0.9, divided by 1 − 0.9^steps. The test ends when the smoothed loss is WORSE times the least one, or
+not finite.
 
-It sees train alone, and leaves weights, statistics, modes and the random generator as they were. What
-it says is where training breaks, not which rate generalises best; a tenth of the rate with the least
-loss is the usual choice. From the probe's head the loss has little room to fall: read where it rises.
+The test reads train alone. It restores weights, statistics, modes and the random generator. It shows where
+training breaks, not which rate generalises best. The usual choice is a tenth of the rate with the least loss.
+From the probe's head the loss can hardly fall: read where it rises.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..plan.schema import Plan
 
 
-DECAY, WORSE = 0.9, 4.0
+DECAY, WORSE = 0.9, 4.0  # of the moving average; the loss over the least one at which the test ends
 
 LOW, HIGH = 1e-2, 1e3  # factors on the plan's rates
 
@@ -62,26 +62,29 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Tried:
-    """A step: its factor on the plan's rates, the rate of the block nearest the head, the losses."""
+    """A step of the test."""
 
-    factor: float
-    lr: float
+    factor: float  # on the plan's rates
+    lr: float  # of the block nearest to the head
     loss: float
     smoothed: float
 
 
 @dataclass(frozen=True)
 class RangeTest:
+    """The result of a range test."""
+
     tried: list[Tried]
-    least: Tried  # with the least smoothed loss
-    broke: float | None  # the rate at which the loss broke away; None: at none that was tried
+    least: Tried  # the step with the least smoothed loss
+    broke: float | None  # the rate at which the loss broke away; None: at no rate of the test
     head_share: float  # the head's rate over that of the block nearest to it
 
 
 def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, sweep: Sweep) -> RangeTest:
-    """Train on ``data.train`` with rates that rise step by step, and leave the target as it was.
+    """Train on ``data.train`` with rates that rise step by step, then restore the target.
 
-    Blocks train as in the first epoch in which all that will ever train do.
+    The blocks of the epoch in which most blocks train are trained. Raises UsageError if the first loss is not
+    finite.
     """
     settings, freezing = spec.settings, spec.freezing
     blocks = [b.name for b in target.blocks]
@@ -137,8 +140,8 @@ def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, s
 
 
 @freed_memory_kept()
-def of_plan(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line: None) -> RangeTest:
-    """The range test of a plan's first seed, from the start that its fit has."""
+def run_range_test(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line: None) -> RangeTest:
+    """Run the range test of a plan's first seed, from the starting point of its fit."""
     sweep = Sweep(steps)
     p: Prepared = prepare(plan)
     start = None
@@ -155,8 +158,8 @@ def of_plan(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line:
         return range_test(tested, data, spec, p.compute, sweep)
 
 
-def in_words(found: RangeTest) -> str:
-    """The curve as lines for the terminal, and what it says."""
+def format_range_test(found: RangeTest) -> str:
+    """Return the curve as lines for the terminal, and the rates to choose."""
     top = max(t.smoothed for t in found.tried) or 1.0
     every = max(1, len(found.tried) // 20)
     lines = ["      rate      loss   smoothed"]

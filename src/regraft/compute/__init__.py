@@ -1,1 +1,1 @@
-"""Where and how numbers are computed: device, precision, ranks, memory, versions."""
+"""Device, precision, ranks, memory, versions: the means to compute numbers."""

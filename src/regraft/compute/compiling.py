@@ -1,4 +1,4 @@
-"""torch.compile for a training step: the same numbers to rounding, and one sentence where it fails."""
+"""Compilation of a training step by torch.compile: the same numbers to rounding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-COMPILERS = {"darwin": "clang++", "win32": "cl"}  # that torch takes where CXX names none; else g++
+COMPILERS = {"darwin": "clang++", "win32": "cl"}  # torch's choice if CXX names none, by platform; else g++
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises PlanError where there is nothing to compile with."""
+    """Raise PlanError if this machine lacks a compiler for the device."""
     name = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     problem = ""
     if device.type == "cpu" and shutil.which(name) is None:
@@ -32,11 +32,11 @@ def check_compiler(device: torch.device) -> None:
         raise PlanError([f"fit.compile: {problem}, or set it to false"])
 
 
-def compiled(module: nn.Module) -> Callable[..., Any]:
-    """The module compiled, all that was compiled before forgotten: torch would give up after a few sets
-    of trainable weights, and go on uncompiled. Dropout draws what it draws uncompiled.
+def compile_module(module: nn.Module) -> Callable[..., Any]:
+    """Return the module, compiled at its first call. Dropout draws the numbers that it draws uncompiled.
 
-    The call raises RegraftError where the module cannot be compiled.
+    Earlier compilations are dropped: torch stops compiling after a few sets of trainable weights. The call
+    raises RegraftError if torch cannot compile the module.
     """
     torch.compiler.reset()
     run = torch.compile(module, options={"fallback_random": True})

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UsageError
 from .arrays import map_inputs
-from .fsdp import is_sharded
+from .fsdp import has_shards
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how numbers are computed."""
+    """A device with its memory layout, its precision and its threads."""
 
     device: torch.device = CPU
     layout: str = "contiguous"  # memory layout of images and convolution weights; or "channels_last"
@@ -48,7 +48,7 @@ class Compute:
 
         The layout changes rounding, so evaluate with the layout used for training.
         """
-        if is_sharded(model):
+        if has_shards(model):
             return model
         model = model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.layout == "channels_last" else model

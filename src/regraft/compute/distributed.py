@@ -1,13 +1,13 @@
-"""Many processes: who computes which rows, and what they tell one another.
+"""Ranks: the rows that each computes, and the collectives between them.
 
-One process is the ordinary case, in which nothing here does anything. More are started by
-``regraft fit --nproc N`` (see :mod:`regraft.commands.launch`) or torchrun and joined through accelerate; each
-holds the whole model.
+With one process, the usual case, the functions here return their arguments. ``regraft fit --nproc N`` (see
+:mod:`regraft.commands.launch`) or torchrun starts more ranks, and accelerate joins them. Each rank holds the
+whole model.
 
-training     each batch's rows are divided; gradients are summed, so that a step is that of one process
-evaluation   whole batches in turn, so that a batch, and every bit of it, is that of one process
-choices      what depends on the clock or the disk is what the first process found
-writing      the first process alone
+training     ranks divide each batch's rows and sum their gradients, so that a step is that of one process
+evaluation   ranks take whole batches in turn, so that a batch is computed as one process computes it
+choices      rank 0 broadcasts what depends on the clock or the disk
+writing      rank 0 alone writes
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # for a rank that is slow to come
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # until the last rank must have joined
 
-MAX_BUCKET_NUMBERS = 25_000_000  # numbers that are summed in one message
+MAX_BUCKET_NUMBERS = 25_000_000  # numbers of gradients in one all-reduce
 
-_alone: list[bool] = []  # inside of ``alone``: what this process does, it does by itself
+_alone: list[bool] = []  # not empty inside ``single_process``
 
 
 def launched_world_size() -> int:
-    """How many processes a launcher started; 1 where there was none."""
+    """Return the number of ranks that a launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join(wanted: int | None, *, cpu: bool) -> None:
-    """Meet the other processes. Raises UsageError where there are not as many as ``wanted``."""
+    """Join the other ranks. Raises UsageError if their number is not ``wanted``."""
     if wanted is not None and wanted != launched_world_size():
         raise UsageError(
             f"the plan asks for {wanted} processes and {launched_world_size()} were started: "
@@ -59,8 +59,8 @@ def join(wanted: int | None, *, cpu: bool) -> None:
 
 
 def rendezvous() -> dict[str, Any]:
-    """Return where ranks meet, as ``init_process_group`` takes it: a file, if ``regraft fit --nproc``
-    started them; else the environment says it, as torchrun does."""
+    """Return the place where ranks meet, as arguments of ``init_process_group``: a file if ``regraft fit
+    --nproc`` started them. Torchrun names its place in the environment."""
     if not launched():
         return {}
     end_with_launcher()
@@ -71,8 +71,8 @@ def rendezvous() -> dict[str, Any]:
 
 @contextmanager
 def naming_a_lost_rank(out: str) -> Iterator[None]:
-    """Raise RankError inside the block where a collective failed since another rank has ended: what
-    torch says of it names no rank, no signal and no remedy."""
+    """Raise RankError if a collective in the block fails because another rank has ended: torch's own error
+    names neither a rank nor a remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -85,7 +85,7 @@ def naming_a_lost_rank(out: str) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Part from the others, where they met."""
+    """Leave the other ranks, if this one joined them."""
     if torch.distributed.is_initialized():
         from accelerate import PartialState
 
@@ -94,35 +94,37 @@ def leave() -> None:
 
 
 def world_size() -> int:
+    """Return the number of ranks; 1 inside ``single_process``."""
     return 1 if _alone or not torch.distributed.is_initialized() else torch.distributed.get_world_size()
 
 
 def rank() -> int:
+    """Return this process's rank; 0 inside ``single_process``."""
     return 0 if _alone or not torch.distributed.is_initialized() else torch.distributed.get_rank()
 
 
 def is_rank0() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Return whether this process is rank 0, which alone writes and prints."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 @contextmanager
-def single_process(so: bool = True) -> Iterator[None]:
-    """Inside, this process is the only one, if ``so``."""
-    if so:
+def single_process(enabled: bool = True) -> Iterator[None]:
+    """Make collectives local to this process inside the block."""
+    if enabled:
         _alone.append(True)
     try:
         yield
     finally:
-        if so:
+        if enabled:
             _alone.pop()
 
 
-# ---------------------------------------------------------------- what they tell one another
+# ---------------------------------------------------------------- collectives
 
 
 def all_reduce_sum(*values: float) -> list[float]:
-    """Each value's sum over the processes."""
+    """Return each value's sum over the ranks."""
     if world_size() == 1:
         return list(values)
     from accelerate.utils import reduce
@@ -132,12 +134,12 @@ def all_reduce_sum(*values: float) -> list[float]:
 
 
 def any_rank(here: bool) -> bool:
-    """Whether it is so in one process or more."""
+    """Return whether ``here`` is true on any rank."""
     return here if world_size() == 1 else all_reduce_sum(float(here))[0] > 0
 
 
 def broadcast(value: T) -> T:
-    """What the first process has."""
+    """Return rank 0's value on every rank."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -146,7 +148,7 @@ def broadcast(value: T) -> T:
 
 
 def gather_objects(values: list[T]) -> list[T]:
-    """The lists of all processes, one after another."""
+    """Return the lists of all ranks, joined in the order of ranks."""
     if world_size() == 1:
         return values
     from accelerate.utils import gather_object
@@ -155,11 +157,11 @@ def gather_objects(values: list[T]) -> list[T]:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Each gradient becomes its sum over the processes, the same to the bit in all of them."""
+    """Replace each gradient by its sum over the ranks, equal on all of them to the bit."""
     if world_size() == 1:
         return
     bucket: list[Tensor] = []
-    # those of divided weights are sums already
+    # gradients of sharded weights are sums already
     for gradient in [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]:
         if bucket and sum(g.numel() for g in bucket) + gradient.numel() > MAX_BUCKET_NUMBERS:
             _sum(bucket)
@@ -169,7 +171,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a share of it (see :mod:`regraft.compute.fsdp`)."""
+    """Return whether FSDP sharded a tensor, so that this rank holds a part (see :mod:`regraft.compute.fsdp`)."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -183,14 +185,14 @@ def _sum(tensors: Sequence[Tensor]) -> None:
 
 
 def broadcast_model(model: nn.Module) -> None:
-    """The model's tensors are those of the first process; divided ones are of one model anyway."""
+    """Copy rank 0's weights and buffers to every rank. Sharded tensors are parts of one model already."""
     if world_size() > 1:
         for tensor in [t for t in (*model.parameters(), *model.buffers()) if not is_sharded(t)]:
             torch.distributed.broadcast(tensor.data, 0)
 
 
 def average_buffers(model: nn.Module) -> None:
-    """Statistics that each process took of its own rows become their mean."""
+    """Replace buffers, such as batch-norm statistics, by their mean over the ranks."""
     if world_size() > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
@@ -199,15 +201,15 @@ def average_buffers(model: nn.Module) -> None:
 
 
 def _message_device() -> torch.device:
-    """Where the processes' messages lie."""
+    """Return the device on which the backend communicates."""
     cuda = torch.distributed.get_backend() == "nccl"
     return torch.device("cuda" if cuda else "cpu")
 
 
 def map_over_ranks(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
-    """``compute(item)`` of every item, in order; each process computes some of them, alone."""
+    """Return ``compute(item)`` of every item, in order. Each rank computes some items, without the others."""
     me, n = rank(), world_size()
     with single_process():
         own = [compute(item) for item in items[me::n]]
-    by_process = gather_objects([own])
-    return [by_process[i % n][i // n] for i in range(len(items))]
+    by_rank = gather_objects([own])
+    return [by_rank[i % n][i // n] for i in range(len(items))]

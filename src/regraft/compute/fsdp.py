@@ -1,10 +1,10 @@
-"""Weights divided among the processes while they train: torch's FSDP2.
+"""Weights that FSDP2 shards over the ranks while they train.
 
-Each process holds its share of the weights, of their gradients and of the optimiser's state; the rest
-of a block is fetched for as long as the block computes. Every process takes part in every forward pass.
+Each rank holds a part of the weights, of their gradients and of the optimizer's state. FSDP gathers the
+rest of a block while the block computes, so every rank takes part in every forward pass.
 
-What is left of a fit, from the frontier on, has the whole weights on each device again, but neither
-gradients nor an optimiser.
+After the fit, from the frontier on, each device holds the full weights again, but neither gradients nor an
+optimizer.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A divided tensor put together, for which all processes must ask; another one as it is."""
+    """Return a sharded tensor in full, and any other unchanged. Every rank must call this."""
     held: Any = tensor
-    together: Tensor = held.full_tensor() if distributed.is_sharded(tensor) else tensor
-    return together
+    full: Tensor = held.full_tensor() if distributed.is_sharded(tensor) else tensor
+    return full
 
 
-def together(tensor: Tensor) -> Tensor:
-    """A divided tensor put together on the CPU, so that a device holds one at a time; another as it is."""
+def full_tensor_on_cpu(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor in full on the CPU, and any other unchanged. The device holds one at a time."""
     return full_tensor(tensor.detach()).cpu() if distributed.is_sharded(tensor) else tensor
 
 
 def gather_full_tensors(tensor: Tensor) -> Tensor:
-    """As :func:`together` in the first process; the others help and keep their share."""
+    """Return a full tensor on rank 0, as :func:`full_tensor_on_cpu`; other ranks return their part."""
     if not distributed.is_sharded(tensor) or distributed.is_rank0():
-        return together(tensor)
+        return full_tensor_on_cpu(tensor)
     full_tensor(tensor.detach())
     return tensor
 
 
-def shard_of(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, equal in all processes, divided as ``like`` is."""
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, equal on all ranks, as ``like`` is sharded."""
     from torch.distributed.tensor import distribute_tensor
 
     held: Any = like
-    divided_: Tensor = distribute_tensor(value.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
-    return divided_
+    sharded: Tensor = distribute_tensor(value.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
+    return sharded
 
 
 def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Whole tensors, equal in all processes, into a model that may be divided.
+    """Load full tensors, equal on all ranks, into a model that may be sharded.
 
-    Raises RuntimeError where they are of another model.
+    Raises RuntimeError if they are of another model.
     """
-    if not is_sharded(model):
+    if not has_shards(model):
         model.load_state_dict(dict(state))
         return
     own = model.state_dict()
@@ -64,8 +64,9 @@ def load_full_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, held in own.items():
             value = state[name]
-            held.copy_(shard_of(value, held) if distributed.is_sharded(held) else value)
+            held.copy_(shard_like(value, held) if distributed.is_sharded(held) else value)
 
 
-def is_sharded(module: nn.Module) -> bool:
+def has_shards(module: nn.Module) -> bool:
+    """Return whether FSDP sharded any parameter of a module."""
     return any(distributed.is_sharded(p) for p in module.parameters())

@@ -1,4 +1,4 @@
-"""What a rank knows of the launcher that started it: where ranks meet, and whom to tell of an error."""
+"""The link from a rank to the launcher that started it: where ranks meet, and where errors go."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-FOLDER, PIPE = "REGRAFT_RANKS", "REGRAFT_LAUNCHER"  # to a rank: where ranks meet; a pipe's end
+FOLDER, PIPE = "REGRAFT_RANKS", "REGRAFT_LAUNCHER"  # environment: the folder where ranks meet; a pipe's end
 
 STORE = "store"
 
-ORPHANED_S = 60.0  # for a rank to save whose launcher is gone
+ORPHANED_S = 60.0  # that a rank has to save after its launcher has ended
 
 
 # ---------------------------------------------------------------- in a rank
@@ -26,23 +26,25 @@ def launched() -> bool:
 
 
 def store_file() -> str:
+    """Return the file through which ranks meet."""
     return str(Path(os.environ[FOLDER]) / STORE)
 
 
 def error_file(folder: Path, rank: int) -> Path:
+    """Return the file in which a rank leaves its error."""
     return folder / f"error-{rank}"
 
 
 def report(what: str, why: str) -> None:
-    """Tell the launcher why this rank fails: what to print, and the error alone."""
+    """Report this rank's error to the launcher: the text to print, and the error alone."""
     with suppress(OSError):
         file = error_file(Path(os.environ[FOLDER]), int(os.environ["RANK"]))
         file.write_text(json.dumps([what, why]), encoding="utf-8")
 
 
 def end_with_launcher() -> None:
-    """Save and end as at SIGTERM when the launcher is gone; from another thread, so returns at once."""
-    pipe = os.environ.pop(PIPE, "")  # not for processes of this one
+    """Start a thread that ends this rank as SIGTERM does, once the launcher has ended."""
+    pipe = os.environ.pop(PIPE, "")  # else child processes would inherit it
 
     def wait() -> None:
         with suppress(OSError):

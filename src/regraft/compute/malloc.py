@@ -1,9 +1,9 @@
-"""What becomes of the memory that a batch frees: it is kept for the next batch.
+"""Freed memory stays in the process (glibc's mallopt), so that the next batch does not fault it in again.
 
-By default glibc hands every block above 32 MiB back to the system when it is freed, and the end of the
-heap above 64 MiB. A step frees gigabytes of activations and the next one asks for as many: half a million
-page faults, for each of which the system clears a page, took half of a training step on two cores, and more of
-a batch that is only judged. See docs/decisions/019-memory-is-kept.md.
+By default glibc returns every freed block above 32 MiB to the system, and the end of the heap above 64 MiB.
+A step frees gigabytes of activations, and the next step needs as many. The half million page faults, each
+of which clears a page, took half of a training step on two cores, and more of an evaluation batch. See
+docs/decisions/019-memory-is-kept.md.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 
-# mallopt(3): its parameters, and what glibc itself goes up to where none is set (the dynamic thresholds)
+# parameters of mallopt(3), and the values up to which glibc moves its dynamic thresholds by itself
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 USUAL = {MMAP_THRESHOLD: 1 << 25, TRIM_THRESHOLD: 1 << 26}  # bytes
 
 KEPT = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1}  # bytes; a parameter is a C int
 
-inside, counting = 0, Lock()  # how many callers there are now, in all threads
+inside, counting = 0, Lock()  # blocks that are open now, in all threads
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, this process keeps the memory that it frees, up to its peak; when the last caller is out, it
-    goes back.
+    """Keep freed memory in this process inside the block, up to its peak; return it when the last block ends.
 
-    Nothing changes where the C library is not glibc, or where the environment sets these thresholds itself
+    The block has no effect if the C library is not glibc, or if the environment sets these thresholds itself
     (see mallopt(3) and glibc's manual, "Memory Allocation Tunables").
     """
     libc = glibc()
@@ -44,6 +43,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def start_keeping(libc: ctypes.CDLL) -> None:
+    """Open a block: raise glibc's thresholds."""
     global inside
     with counting:
         inside += 1
@@ -52,6 +52,7 @@ def start_keeping(libc: ctypes.CDLL) -> None:
 
 
 def stop_keeping(libc: ctypes.CDLL) -> None:
+    """Close a block: after the last one, lower glibc's thresholds and return freed memory."""
     global inside
     with counting:
         inside -= 1
@@ -63,18 +64,20 @@ def stop_keeping(libc: ctypes.CDLL) -> None:
 
 
 def give_back() -> None:
-    """Return memory that was freed to the system. glibc keeps what many arrays leave between those in use."""
+    """Return freed memory to the system. By itself glibc keeps the gaps between arrays that are still in use."""
     libc = glibc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
 def set_by(environment: Mapping[str, str]) -> bool:
+    """Return whether an environment sets glibc's thresholds itself."""
     names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
     return not environment.keys().isdisjoint(names) or "glibc.malloc." in environment.get("GLIBC_TUNABLES", "")
 
 
 def glibc() -> ctypes.CDLL | None:
+    """Load the C library; None if it is not glibc."""
     try:
         libc = ctypes.CDLL(None)
     except (OSError, TypeError):  # Windows

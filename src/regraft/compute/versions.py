@@ -54,9 +54,9 @@ def misfit(installed: Callable[[str], str] = installed, requires: Callable[[str]
 
 
 def check_torchvision() -> None:
-    """Check that torchvision fits torch, because its own import error does not name the cause.
+    """Raise UsageError, with the remedy, if torchvision does not fit torch.
 
-    Raises UsageError with the remedy.
+    torchvision's own import error does not name the cause.
     """
     if remedy := misfit():
         raise UsageError(remedy)

@@ -66,12 +66,12 @@ class Batches:
 
     @property
     def examples(self) -> Sequence[Example]:
-        """The rows without their targets."""
+        """Return the rows without their targets."""
         return self.rows.examples
 
     @property
     def count(self) -> int:
-        """The number of batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return self.order.count(len(self))
 
     def __iter__(self) -> Iterator[LabelledBatch]:
@@ -133,8 +133,8 @@ class Batches:
             return loader, loader.begin(indices)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UsageError(
-                f"loader processes cannot be sent your transform ({error}): define it at the top level of a "
-                f"file, or read without them, --workers 0"
+                f"DataLoader workers cannot be sent your transform ({error}): define it at the top level of a "
+                f"file, or read without workers, --workers 0"
             ) from error
 
     def _new_loader(self) -> PersistentLoader:

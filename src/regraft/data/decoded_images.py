@@ -1,4 +1,4 @@
-"""An entry of decoded pictures, mapped from its file."""
+"""Decoded images of an entry of the cache, mapped from its file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SCHEMA = 3
 
 @dataclass
 class DecodedImages:
-    """Pictures by content. Another process maps the file anew."""
+    """Images by content. A process that unpickles them maps the file again."""
 
-    path: Path
+    path: Path  # folder of the entry
     shapes: list[tuple[int, int, int]]  # height, width, channels
     checks: list[int]
-    place: dict[str, int]  # content hash → number
-    starts: NDArray[np.int64]  # of each picture's bytes
-    pixels: NDArray[np.uint8] | None
+    place: dict[str, int]  # content hash → number of the image
+    starts: NDArray[np.int64]  # of each image's bytes
+    pixels: NDArray[np.uint8] | None  # None where the entry was evicted before this process mapped it
 
     @classmethod
     def of(cls, path: Path, index: Mapping[str, Any]) -> DecodedImages:
-        """Map the pixels of an entry. Raises ValueError or KeyError for what is none of pictures."""
+        """Map the pixels of an entry. Raises ValueError or KeyError for an entry that has none."""
         if index["schema"] != SCHEMA:
             raise ValueError(f"{path} has schema {index['schema']}")
         shapes = [(int(h), int(w), int(c)) for h, w, c in index["shapes"]]
@@ -46,7 +46,7 @@ class DecodedImages:
         return cls(path, shapes, index["checks"], place, starts, pixels)
 
     def get(self, id_: str) -> Tensor | None:
-        """The picture of a row [C, H, W], not to be written to; None where it is not there whole."""
+        """Return the image of a row [C, H, W]; None where it is missing or damaged. Do not write to it."""
         i = self.place.get(content_of(id_))
         if i is None or self.pixels is None:
             return None
@@ -60,11 +60,11 @@ class DecodedImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.pixels = mapped(self.path / "pixels.bin", int(self.starts[-1]))  # None where evicted
+        self.pixels = mapped(self.path / "pixels.bin", int(self.starts[-1]))
 
 
 def mapped(file: Path, size: int) -> NDArray[np.uint8] | None:
-    """The bytes of a file that has so many; a write would not reach the file."""
+    """Map a file of ``size`` bytes; None where it has another size. A write would not reach the file."""
     try:
         if size == 0 or file.stat().st_size != size:
             return None

@@ -1,12 +1,12 @@
-"""Decoded pictures, kept on disk and mapped: a picture is read, decoded and resized once.
+"""Cache of decoded images on disk, mapped: an image is read, decoded and resized once.
 
-ROOT/<key>/index.json     each picture's content hash, shape and checksum; its sha256 beside it
-ROOT/<key>/pixels.bin     uint8 [H, W, C], one picture after another
+ROOT/<key>/index.json     each image's content hash, shape and checksum; its sha256 beside it
+ROOT/<key>/pixels.bin     uint8 [H, W, C], one image after another
 
-What is kept is what nothing random decides: the whole picture where training crops it at random, else
-what evaluation sees of it. The pixels are those of the file to the bit, so no result depends on whether
-they were kept. An entry lies among those of the feature cache, is made as they are, and shares their
-limit. The pixels are not synced: a picture whose checksum is wrong is read from its file again.
+An entry holds images before any random step: the whole image if training crops at random, else the image as
+for evaluation. The pixels equal those of the file, bit for bit, so no result depends on a cache hit. Entries
+lie in the feature cache and share its limit. The pixels are not synced, because an image with a wrong
+checksum is read from its file again.
 """
 
 from __future__ import annotations
@@ -45,23 +45,26 @@ if TYPE_CHECKING:
     from .types import Example
 
 
-TIMED = 8  # pictures that the estimate decodes
+TIMED_IMAGES = 8  # decoded to estimate the time of all
 
-COPIED = 2e9  # bytes a second that are checked and written, or read while the system holds them
+COPY_BYTES_PER_S = 2e9  # to check and write, or to read from the system's file cache
 
-READ = 500e6  # that come from the disk
+READ_BYTES_PER_S = 500e6  # to read from the disk
 
-WORTH = 0.5  # seconds that must be saved
+MIN_SAVED_S = 0.5  # seconds that an entry must save
 
-AT_ONCE = 64  # pictures that are decoded before they are written
+CHUNK_IMAGES = 64  # decoded before they are written
 
-PICK = random.SystemRandom()  # of the pictures that are checked: no seed of a run is drawn from
+RNG = random.SystemRandom()  # picks the images to check, so that no seed of a run is used
 
 PICTURES = "pictures"  # (PICTURES, split, whole) in Prepared.kept → Kept, or None
 
 
 def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
-    """sha256 of the pictures' content and of all that decoding and, unless ``whole``, resizing are."""
+    """Return the key of an entry: the sha256 of the images' content and of all that decides their pixels.
+
+    That is decoding and, unless ``whole``, resizing.
+    """
     spec = to_json(p.spec)
     sized = {} if whole else {k: spec[k] for k in ("size", "resize", "interpolation")}
     what = {
@@ -76,10 +79,10 @@ def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
 
 
 def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]]) -> None:
-    """An entry from (content hash, picture [C, H, W]), streamed to disk.
+    """Write an entry from (content hash, image [C, H, W]), one image at a time.
 
-    Raises OSError where the disk or the cache's limit do not take it, DataError for a file that does
-    not read; nothing is left then.
+    Raises OSError where the disk or the cache's limit do not take it, and DataError for a file that does not
+    read. Both leave nothing behind.
     """
 
     def fill(folder: Path) -> None:
@@ -143,7 +146,7 @@ def entry(
     kept, failed = opened(cache, key)
     there = not distributed.any_rank(kept is None)
     # at random, since they are also what is checked of an entry
-    some = [named[name] for name in PICK.sample(list(named), min(TIMED, len(named)))]
+    some = [named[name] for name in RNG.sample(list(named), min(TIMED_IMAGES, len(named)))]
     began = time.perf_counter()
     decoded = [preprocessor.certain(e.inputs, whole) for e in some]
     seconds = (time.perf_counter() - began) * len(named) / len(some)
@@ -153,7 +156,7 @@ def entry(
         return None
     why = distributed.broadcast(no_gain(cache, seconds / threads, size, passes, threads, there))
     if why:
-        if passes * seconds / threads >= WORTH:  # else nothing was at stake
+        if passes * seconds / threads >= MIN_SAVED_S:  # else nothing was at stake
             say(f"{what}: not kept, {why}")
         return None
     if not there and distributed.rank() == 0:
@@ -175,7 +178,7 @@ def entry(
 
 
 def opened(cache: FeatureCache, key: str) -> tuple[DecodedImages | None, str]:
-    """(the entry, or None; why one that is there cannot be used, or "")."""
+    """Return (entry or None, why an existing entry cannot be used or "")."""
     try:
         return cache.read(key, DecodedImages.of), ""
     except OSError as error:
@@ -183,38 +186,41 @@ def opened(cache: FeatureCache, key: str) -> tuple[DecodedImages | None, str]:
 
 
 def shows(kept: DecodedImages, example: Example, picture: Tensor) -> bool:
-    """Return whether an entry has this picture, or none of this row: that one is read from its file."""
-    found = kept.get(example.id)
-    return found is None or torch.equal(found, picture)
+    """Return whether an entry's image of a row equals this one, or the entry has none of the row."""
+    cached = kept.get(example.id)
+    return cached is None or torch.equal(cached, picture)
 
 
 def pictures(
     preprocessor: ImagePreprocessor, whole: bool, named: Mapping[str, Example], threads: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """(content hash, picture), some of them decoded at once: Pillow lets other threads run."""
+    """Yield (content hash, image). Threads decode some images at once, because Pillow releases the GIL."""
     names, known = list(named), KnownFiles()
 
     def read(example: Example) -> Tensor:
-        known.check(example)  # other pixels would be kept under this content for good
+        known.check(example)  # else a changed file's pixels would stay under the old content
         return preprocessor.certain(example.inputs, whole)
 
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start : start + AT_ONCE]
+        for start in range(0, len(names), CHUNK_IMAGES):
+            part = names[start : start + CHUNK_IMAGES]
             yield from zip(part, pool.map(read, [named[name] for name in part]), strict=True)
 
 
 def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, workers: int, there: bool) -> str:
-    """Why it is not worth it to keep ``size`` bytes that take ``decoding`` seconds a pass; or ""."""
+    """Return why an entry of ``size`` bytes does not pay; "" where it does.
+
+    ``decoding`` is the time of a pass over the files, in seconds; ``there`` says that the entry exists.
+    """
     folder = next((d for d in (cache.root, *cache.root.parents) if d.is_dir()), Path.cwd())
     room = min(cache.limit, shutil.disk_usage(folder).free // 2)
     if not there and size > room:
         return f"since their {size / 1e6:,.0f} MB are more than the {room / 1e6:,.0f} there are"
-    reading = size / (COPIED if size < free_memory() / 2 else READ) / workers
+    reading = size / (COPY_BYTES_PER_S if size < free_memory() / 2 else READ_BYTES_PER_S) / workers
     live, kept = passes * decoding, passes * reading
     if not there:
-        kept += decoding + size / COPIED
-    if live - kept < WORTH:
+        kept += decoding + size / COPY_BYTES_PER_S
+    if live - kept < MIN_SAVED_S:
         return f"since {passes} passes would decode for {live:.1f} s and take {kept:.1f} s with it"
     return ""
 

@@ -116,7 +116,7 @@ class ImagePreprocessor:
             raise DataError(f"{inputs[0]} {error}") from error
 
     def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
-        """Augment an image that ``certain`` returned; return [C, height, width], uint8."""
+        """Return an image that ``certain`` returned, augmented: [C, height, width], uint8."""
         if augment is None:
             return picture
         with drawing(key):

@@ -34,17 +34,17 @@ class Reader(Protocol):
 
     @property
     def augment(self) -> Augment | None:
-        """The random views of an epoch; None: epochs read rows as evaluation does."""
+        """Return the random views of an epoch; None: epochs read rows as evaluation does."""
         ...
 
     @property
     def workers(self) -> int:
-        """The number of worker processes that read; 0: this process reads."""
+        """Return the number of worker processes that read; 0: this process reads."""
         ...
 
     @property
     def length(self) -> Callable[[int], int] | None:
-        """The length of a draw, by which batches are sorted; None: rows have no length."""
+        """Return the length of a draw as a function, by which batches are sorted; None: rows have no length."""
         ...
 
     def alone(self) -> Reader:
@@ -116,7 +116,7 @@ class TextReader:
 
     @property
     def length(self) -> Callable[[int], int]:
-        """The number of tokens of a draw."""
+        """Return the number of tokens of a draw as a function."""
         return self.tokens.length
 
     def alone(self) -> TextReader:

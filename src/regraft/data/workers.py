@@ -77,9 +77,9 @@ class PersistentLoader:
                     raise
                 where = shorten([self.examples[i].where for i in rows])
                 raise RegraftError(
-                    f"a loader process {'hangs' if late else 'was killed'}; these "
-                    f"rows were waited for: {where}; go on with --resume, and with --workers 0 if it "
-                    f"comes again (it may be out of memory)"
+                    f"a DataLoader worker {'hangs' if late else 'was killed'}; these rows were in its batch: "
+                    f"{where}; go on with --resume, and with --workers 0 if it happens again (the machine may "
+                    f"be out of memory)"
                 ) from error
 
 

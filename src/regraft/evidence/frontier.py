@@ -2,14 +2,14 @@
 
     θ(α) = (1 − α) · (θs, probe head) + α · (θt, fitted head),   α = 0, 0.1, … 1
 
-Wortsman et al. 2022, 2109.01903, section 3 (WiSE-FT), whose zero-shot end is the probe here. A point
-between the two often keeps more of the source and is no worse on the target. α is chosen on val, or
-by folds where there is no val: the best primary metric, then the lower loss, then the smaller α. With
-a floor, only points whose retention of the source task is at least that with 95 % confidence, on the
-source's ``select`` rows, come into question.
+Wortsman et al. 2022, 2109.01903, section 3 (WiSE-FT); the probe stands for their zero-shot end. A point
+between the ends often keeps more of the source and is no worse on the target. α is chosen on val, or by
+folds without val: the best primary metric, then the lower loss, then the smaller α. A floor leaves only
+points whose retention of the source task, on the source's ``select`` rows, is at least the floor with 95 %
+confidence.
 
-Batch-norm statistics that are equal at both ends stay. Others are estimated anew at each point
-between, on training rows without augmentation: a blend of variances is not the blend's variance.
+Batch-norm statistics that are equal at both ends stay. Others are estimated anew at each point between, on
+training rows without augmentation, because a blend of variances is not the blend's variance.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ ALPHAS = tuple(i / 10 for i in range(11))
 
 
 def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
-    """θ(α) of two states of one model; both ends are exact, and so is what they share.
+    """Return θ(α) of two states of one model. Both ends are exact, and so are tensors that are equal at both.
 
-    Tensors of whole numbers (counters) come from ``end``, but at α = 0.
+    Tensors of whole numbers (counters) come from ``end``, except at α = 0.
     """
     if alpha in (0, 1):
         return {n: t.clone() for n, t in (end if alpha else start).items()}
@@ -54,7 +54,7 @@ def blend(start: State, end: State, alpha: float) -> dict[str, Tensor]:
 def load_point(
     target: Target, start: State, end: State, alpha: float, train: Callable[[], Batches], compute: Compute
 ) -> None:
-    """Load θ(α) into the target's model."""
+    """Load θ(α) into the target's model; ``train`` makes the batches for batch-norm statistics."""
     restore(target, blend(start, end, alpha))
     buffers = [n for n, _ in target.model.named_buffers() if n in end]
     moved = any(not torch.equal(start[n], end[n]) for n in buffers)
@@ -67,7 +67,7 @@ def evaluate_points(
     judge: Callable[[], dict[str, float]],
     source: Callable[[], Retained | None] = lambda: None,
 ) -> list[Point]:
-    """Figures at every α, from 0 to 1; the model is left at α = 1."""
+    """Measure the figures at every α, from 0 to 1, and leave the model at α = 1."""
     points = []
     for alpha in ALPHAS:
         move_to(alpha)
@@ -76,25 +76,25 @@ def evaluate_points(
 
 
 def choose(points: Sequence[Point], metric: Metric, retain: float | None = None) -> Point:
-    """The best on the primary metric; of equal ones the lower loss, then the smaller α.
+    """Choose the point that is best on the primary metric; of equal points the lower loss, then the smaller α.
 
-    Raises PlanError, naming the best that can be had, where no point keeps the floor ``retain``.
+    Raises PlanError, naming the best point, if none keeps the floor ``retain``.
     """
     ordered = sorted(points, key=lambda p: p.alpha)
-    best, *others = above(ordered, retain) if retain is not None else ordered
+    best, *others = above_floor(ordered, retain) if retain is not None else ordered
     for point in others:
         if improves(point.figures, best.figures, metric):
             best = point
     return best
 
 
-def above(points: Sequence[Point], retain: float) -> list[Point]:
-    """The points that keep the floor. Raises PlanError where there is none."""
+def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
+    """Return the points that keep the floor. Raises PlanError if there is none."""
     kept = [(p, p.source.low) for p in points if p.source and p.source.low is not None]
     if not kept:
         raise PlanError(["fit.retain: no retention of the source is known for these points"])
-    found = [p for p, low in kept if low >= retain]
-    if not found:
+    above = [p for p, low in kept if low >= retain]
+    if not above:
         best, low = max(kept, key=lambda k: k[1])
         raise PlanError(
             [
@@ -102,11 +102,11 @@ def above(points: Sequence[Point], retain: float) -> list[Point]:
                 f"α = {best.alpha:g}: lower the floor, or bring more source rows"
             ]
         )
-    return found
+    return above
 
 
 def estimate_statistics(model: nn.Module, batches: Batches, compute: Compute) -> None:
-    """Batch-norm statistics from one pass over ``batches``: the mean over batches of each one's."""
+    """Estimate batch-norm statistics in one pass, as the mean over batches of each batch's statistics."""
     with estimating_statistics(model), torch.no_grad():
         for _, inputs, _ in batches:
             model(compute.to_device(inputs))

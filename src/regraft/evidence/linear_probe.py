@@ -1,16 +1,16 @@
-"""Linear probe: the best linear head on frozen features, and the starting point of fit.
+"""Linear probe: the best linear head on frozen features, and the starting point of a fit.
 
     min over W, b of  mean_i loss(W z_i + b, y_i) + λ/2 · ‖W‖²,   z = (x − mean) ÷ std of train
 
-Convex; solved by L-BFGS from the strongest λ to the weakest, each from the last one's solution. λ is
-chosen by mean loss: on val, or by cross-validation on train where there is no val. The path ends
-after two λ that are worse than the best: the loss falls, then rises along it, and the weakest λ take
-the longest. The standardisation is folded into W and b, so the head takes raw features.
+The problem is convex. L-BFGS solves it from the strongest λ to the weakest, each from the solution of the λ
+before. λ is chosen by mean loss: on val, or without val by cross-validation on train. Along the path the loss
+falls, then rises, and the weakest λ take longest, so the path ends after two λ that are worse than the best.
+The standardisation is folded into W and b, so the head takes raw features.
 
-An evaluation costs rows × features × outputs, and a λ takes some tens of them. Where train has more rows
-than WORK allows, λ and a first head come from a part of them, of each class its share. With val the head then
-goes over all rows, PASSES times in small batches (Adam: Kingma and Ba 2015, 1412.6980), in float32 and with
-λ · part ÷ whole; after each pass val says whether it is better. ``note`` says what was done.
+An evaluation of the objective costs rows × features × outputs, and a λ takes some tens of evaluations. If
+train has more rows than MAX_WORK allows, λ and a first head come from a part of them, in which each class has
+its share. With val, Adam (Kingma and Ba 2015, 1412.6980) then trains the head on all rows in small batches, in
+float32 and with λ · part ÷ whole. The head after the pass that is best on val is taken. ``note`` reports this.
 """
 
 from __future__ import annotations
@@ -35,35 +35,37 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 
-Fold = tuple[list[int], list[int]]  # rows to fit on, rows to judge by
+Fold = tuple[list[int], list[int]]  # rows to fit on, rows to evaluate on
 
-MAX_WORSE_STEPS = 2  # λ in a row that end the path
+MAX_WORSE_STEPS = 2  # λ in a row that are worse than the best, which end the path
 
-HELD = 16_000_000  # bytes of features that are held as float64
+PIECE_BYTES = 16_000_000  # of features that are in memory as float64 at once
 
-WORK = 20_000_000_000  # rows × features × outputs of a λ's fits: a minute or two of one core
+MAX_WORK = 20_000_000_000  # rows × features × outputs of a λ's fits: a minute or two of one core
 
-EACH = 2  # rows of each class that a part of train has, where there are so many
+MIN_ROWS_PER_CLASS = 2  # in a part of train, if the class has as many
 
-PASSES, BATCH = 4, 256  # over all rows, where that is more
+PASSES, BATCH_ROWS = 4, 256  # of Adam over all rows
 
-RATE = 0.05  # of Adam, ÷ √features; falls to 0
+ADAM_RATE = 0.05  # ÷ √features; falls to 0
 
 
 @dataclass(frozen=True)
 class Probe:
+    """A linear head with the λ that it was fitted with."""
+
     weight: Tensor  # [C, D], on raw features
     bias: Tensor  # [C]
     strength: float  # the λ that was chosen
-    losses: dict[float, float]  # λ that was tried → mean loss; empty where there was no choice
-    chosen_by: str
-    rows: int = 0  # of train that it was fitted on
+    losses: dict[float, float]  # λ → mean loss; empty if λ was not chosen by a loss
+    chosen_by: str  # the rows that chose λ, in words
+    rows: int = 0  # rows of train that λ and the first head come from
     of: int = 0  # rows of train
-    passes: int = 0  # over all rows, afterwards
+    passes: int = 0  # of Adam over all rows, afterwards
 
     @property
     def note(self) -> str:
-        """What a reader must know where it was not fitted on all of train at once; else ""."""
+        """Return a sentence for the reader if the probe was not fitted on all of train at once; else ""."""
         if self.rows == self.of:
             return ""
         if self.passes:
@@ -77,11 +79,11 @@ class Probe:
         )
 
     def logits(self, features: Tensor) -> Tensor:
-        """[N, D] → [N, C]"""
+        """Return logits [N, C] of features [N, D]."""
         return features @ self.weight.T + self.bias
 
     def write_to(self, head: nn.Module) -> None:
-        """Copy into a linear head."""
+        """Copy weight and bias into a linear head."""
         with torch.no_grad():
             head.get_parameter("weight").copy_(self.weight)
             head.get_parameter("bias").copy_(self.bias)
@@ -96,41 +98,41 @@ def fit_probe(
     folds: Sequence[Fold] = (),
     most: int = 0,
 ) -> Probe:
-    """A probe on features [N, D], its λ chosen on ``val``, else over ``folds`` of train.
+    """Fit a probe on features [N, D]; λ is chosen on ``val``, else over ``folds`` of train.
 
-    With neither, the middle λ is taken and ``chosen_by`` says so. Of train it sees ``most`` rows; 0: as
-    many as WORK allows.
+    With neither, it takes the middle λ, and ``chosen_by`` names that. ``most`` is the largest number of train
+    rows; 0 takes as many as MAX_WORK allows.
     """
     of = len(train.ids)
     fits = 1 if val is not None else max(1, len(folds))
     most = affordable(train.values.shape[1], task.outputs, fits, most)
     if of > most:
-        rows = part_of(train, most)
+        rows = choose_rows(train, most)
         place = {row: i for i, row in enumerate(rows)}
         inside = [
             ([place[i] for i in fit if i in place], [place[i] for i in judge if i in place]) for fit, judge in folds
         ]
         part, folds = train.take(rows), [fold for fold in inside if all(fold)]
         found = _fit(part, task, strengths, val, folds)
-        found = over_all(found, train, len(rows), val, task) if val is not None else found
+        found = train_on_all(found, train, len(rows), val, task) if val is not None else found
         return replace(found, rows=len(rows), of=of)
     return replace(_fit(train, task, strengths, val, folds), rows=of, of=of)
 
 
-def over_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) -> Probe:
-    """Return the probe's head after the pass over train that is best on val: 0 to PASSES of them."""
+def train_on_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) -> Probe:
+    """Train the head on all of train, and return it after the pass, 0 to PASSES, that is best on val."""
     n = len(train.ids)
     mean, std = scale(train.values)
     weight, bias = probe.weight.double(), probe.bias.double()
     head = [t.float().requires_grad_() for t in (weight * std, bias + weight @ mean)]
-    rate, strength = RATE / train.values.shape[1] ** 0.5, probe.strength * part / n
+    rate, strength = ADAM_RATE / train.values.shape[1] ** 0.5, probe.strength * part / n
     adam = torch.optim.Adam(head, lr=rate)
     by_id = torch.tensor(sorted(range(n), key=train.ids.__getitem__))
     dice, seen = torch.Generator().manual_seed(0), stage("linear probe over all rows", PASSES * n)
     best, least = probe, mean_loss((weight, bias), val, task)
-    shift, width, steps = mean.float(), std.float(), PASSES * -(-n // BATCH)
+    shift, width, steps = mean.float(), std.float(), PASSES * -(-n // BATCH_ROWS)
     for number in range(1, PASSES + 1):
-        for rows in torch.split(by_id[torch.randperm(n, generator=dice)], BATCH):
+        for rows in torch.split(by_id[torch.randperm(n, generator=dice)], BATCH_ROWS):
             z = (train.values[rows].float() - shift) / width
             loss = task.loss(z @ head[0].T + head[1], train.targets[rows]).mean()
             decay = strength / 2 * head[0].square().sum()
@@ -147,14 +149,14 @@ def over_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) 
 
 
 def affordable(features: int, outputs: int, fits: int, most: int) -> int:
-    """Return how many rows each of so many fits may have: ``most``, or without it what WORK allows."""
-    return max(most or WORK // (features * outputs * fits), EACH * outputs)
+    """Return the number of rows that each of the fits may have: ``most``, or what MAX_WORK allows."""
+    return max(most or MAX_WORK // (features * outputs * fits), MIN_ROWS_PER_CLASS * outputs)
 
 
-def part_of(train: Outputs, most: int) -> list[int]:
-    """Return ``most`` rows in order: EACH of each class, then of each class its share.
+def choose_rows(train: Outputs, most: int) -> list[int]:
+    """Return ``most`` rows in order: MIN_ROWS_PER_CLASS of each class, then of each class its share.
 
-    Within a class they come by id, so that the order of the data does not matter.
+    Within a class the rows are chosen by id, so that the order of the data does not matter.
     """
     n = len(train.ids)
     by_id = np.empty(n, np.int64)
@@ -165,7 +167,7 @@ def part_of(train: Outputs, most: int) -> list[int]:
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
     share = (rank + 0.5) / counts[classes]
-    chosen: list[int] = np.lexsort((by_id, share, rank >= EACH))[:most].tolist()
+    chosen: list[int] = np.lexsort((by_id, share, rank >= MIN_ROWS_PER_CLASS))[:most].tolist()
     return sorted(chosen)
 
 
@@ -198,14 +200,14 @@ def _fit(train: Outputs, task: Task, strengths: Sequence[float], val: Outputs | 
 
 
 def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(W [C, D], b [C]) on raw features, float64, for each λ in turn."""
+    """Yield (W [C, D], b [C]) on raw features, float64, for each λ in turn."""
     mean, std = scale(train.values)
-    pieces = piecewise(train.values)
+    pieces = split_rows(train.values)
     flat = np.zeros((task.outputs, len(mean) + 1))  # W and b side by side, [C, D + 1]
     if len(pieces) == 1:  # standardised once
         z = (train.values.double() - mean) / std  # [N, D]
         pieces, inside = (z,), None
-    else:  # more than is held in memory: z = (x − mean) ÷ std is put into W and b at each look
+    else:  # too large for memory: z = (x − mean) ÷ std is folded into W and b at each evaluation
         inside = (mean, std)
     seen = stage("linear probe", len(strengths), "strengths")
     for strength in strengths:
@@ -215,14 +217,16 @@ def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tup
         yield weight, torch.from_numpy(flat[:, -1]) - weight @ mean
 
 
-def piecewise(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows in pieces of at most HELD bytes as float64. They may be mapped: no more is held at once."""
-    return torch.split(x, max(1, HELD // (8 * x.shape[1])))
+def split_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Split rows into pieces of at most PIECE_BYTES as float64. The rows may be mapped from a file."""
+    return torch.split(x, max(1, PIECE_BYTES // (8 * x.shape[1])))
 
 
-def doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Each piece as float64, in one buffer, which the next one overwrites: buffers that come and go
-    leave holes among what lives longer, with 100,000 rows a gigabyte of them."""
+def as_doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield each piece as float64 in one buffer, which the next piece overwrites.
+
+    New buffers for each piece would fragment the heap: by a gigabyte for 100,000 rows.
+    """
     if len(pieces) == 1:
         yield pieces[0].double()
         return
@@ -232,18 +236,18 @@ def doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and what to divide by: the deviation, of constant features 1."""
+    """Return mean and divisor [D] of the features: the standard deviation, or 1 for a constant feature."""
     mean, std = moments(x)
     return mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D] over the rows, float64."""
-    pieces = piecewise(x)
+    """Return mean and standard deviation [D] over the rows, float64."""
+    pieces = split_rows(x)
     if len(pieces) == 1:
         return x.double().mean(0), x.double().std(0, correction=0)
-    mean = torch.stack([p.sum(0) for p in doubles(pieces)]).sum(0) / len(x)
-    squares = torch.stack([p.sub_(mean).square_().sum(0) for p in doubles(pieces)]).sum(0)
+    mean = torch.stack([p.sum(0) for p in as_doubles(pieces)]).sum(0) / len(x)
+    squares = torch.stack([p.sub_(mean).square_().sum(0) for p in as_doubles(pieces)]).sum(0)
     return mean, (squares / len(x)).sqrt()
 
 
@@ -256,8 +260,10 @@ def solve(
     inside: tuple[Tensor, Tensor] | None = None,
     seen: Stage | None = None,
 ) -> NDArray[np.float64]:
-    """The minimiser [C, D + 1] of the objective above, from ``start``, on rows z in pieces; with
-    ``inside``, their mean and deviation, on raw ones."""
+    """Minimise the objective above from ``start``, and return W and b side by side [C, D + 1].
+
+    ``pieces`` are standardised rows; with ``inside``, mean and deviation [D], they are raw rows.
+    """
     shape = start.shape
     labels = torch.split(targets, [len(p) for p in pieces])
 
@@ -273,7 +279,7 @@ def solve(
             bias = bias - weight @ mean
         head = [t.detach().requires_grad_() for t in (weight, bias)]
         value, slopes = 0.0, [torch.zeros_like(t) for t in head]
-        for x, y in zip(doubles(pieces), labels, strict=True):
+        for x, y in zip(as_doubles(pieces), labels, strict=True):
             loss = task.loss(x @ head[0].T + head[1], y).sum() / len(targets)
             value += float(loss.detach())
             for slope, more in zip(slopes, torch.autograd.grad(loss, head), strict=True):
@@ -290,24 +296,28 @@ def solve(
 
 @cache
 def blas() -> ThreadpoolController:
-    """scipy's and numpy's own matrix library. Beside torch's threads, which wait for work as busily, its
-    threads took two to ten times as long over a step of L-BFGS as one of them does."""
+    """Return the controller of scipy's and numpy's own matrix library.
+
+    Its threads compete with torch's, which spin while they wait: a step of L-BFGS took two to ten times as long
+    as with one thread.
+    """
     return ThreadpoolController().select(internal_api="openblas")
 
 
 def mean_loss(head: tuple[Tensor, Tensor], rows: Outputs, task: Task) -> float:
+    """Compute a head's mean loss over rows of features."""
     weight, bias = head
-    pieces = piecewise(rows.values)
+    pieces = split_rows(rows.values)
     labels = torch.split(rows.targets, [len(p) for p in pieces])
-    each = [task.loss(x @ weight.T + bias, y) for x, y in zip(doubles(pieces), labels, strict=True)]
+    each = [task.loss(x @ weight.T + bias, y) for x, y in zip(as_doubles(pieces), labels, strict=True)]
     return float(torch.cat(each).mean())
 
 
 def folds_of(strata: Sequence[str], groups: Sequence[str | None], most: int) -> list[Fold]:
-    """Stratified folds, groups whole; none where a stratum has a single row or there is one group.
+    """Divide rows into at most ``most`` stratified folds, groups undivided.
 
-    ``strata`` are class names, or bins of a number. Rows come in a fixed order from the caller, so
-    no seed is needed.
+    Return no folds if a stratum has a single row, or if all rows are of one group. ``strata`` are class names,
+    or bins of a number. The caller gives rows in a fixed order, so no seed is needed.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 

@@ -54,7 +54,7 @@ def move_folder(part: Path, place: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Wait until a file's content is on the disk. Raises OSError."""
-    with path.open("rb") as file:
+    with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows syncs writable files alone
         os.fsync(file.fileno())
 
 

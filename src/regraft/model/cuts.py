@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PenaltyForward(torch.nn.Module):
-    """The target's model as penalties see it."""
+    """The target's model, with the outputs of its blocks for penalties."""
 
     def __init__(self, target: Target, cut: int, mapped: bool) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class PenaltyForward(torch.nn.Module):
             maps = block_outputs(self.target, backbone, inputs)
             features = maps[self.target.blocks[-2].name]
         elif self.cut:
-            features = from_cut(self.target, inputs, self.cut)
+            features = run_upper(self.target, inputs, self.cut)
         else:
             features = backbone(inputs)
         return maps, features, self.model.get_submodule("head")(features)
 
 
 class UpperBlocks(torch.nn.Module):
-    """What lies above a cut, as a module: the output of the first ``cut`` blocks → logits [B, C]."""
+    """The blocks above a cut, as a module: the output of the first ``cut`` blocks → logits [B, C]."""
 
     def __init__(self, target: Target, cut: int) -> None:
         super().__init__()
@@ -43,24 +43,24 @@ class UpperBlocks(torch.nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         head = self.model.get_submodule("head")
-        return head(from_cut(self.target, x, self.cut))  # type: ignore[no-any-return]
+        return head(run_upper(self.target, x, self.cut))  # type: ignore[no-any-return]
 
 
-def from_cut(target: Target, x: Any, cut: int) -> Tensor:
-    """Features [B, D] from the output of the first ``cut`` blocks."""
+def run_upper(target: Target, x: Any, cut: int) -> Tensor:
+    """Return features [B, D] from the output of the first ``cut`` blocks."""
     backbone = target.model.get_submodule("backbone")
     for block in target.blocks[cut:-1]:
         assert block.run is not None
         x = block.run(backbone, x)
-    found: Tensor = x
-    return found
+    features: Tensor = x
+    return features
 
 
 def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Each backbone block's output; the last one's are the features."""
-    found: dict[str, Any] = {}
+    """Compute each backbone block's output, by name; the last one is the features."""
+    maps: dict[str, Any] = {}
     x: Any = inputs
     for block in target.blocks[:-1]:
         assert block.run is not None
-        x = found[block.name] = block.run(backbone, x)
-    return found
+        x = maps[block.name] = block.run(backbone, x)
+    return maps

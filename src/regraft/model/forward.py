@@ -1,4 +1,4 @@
-"""One pass of a frozen module over batches: features from a backbone, logits from a model."""
+"""A pass of a frozen module over batches: features from a backbone, logits from a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..compute.fsdp import is_sharded
+from ..compute.fsdp import has_shards
 from ..data.batches import map_batches
 from ..io.progress import stage
 from .trainable import eval_mode
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a module gave for every row of a split, in the split's order, on the CPU."""
+    """A module's outputs for every row of a split, in the split's order, on the CPU."""
 
     ids: tuple[str, ...]
     values: Tensor  # [N, D] or [N, C], float32
     targets: Tensor  # [N] or [N, C], as the task encoded them
 
     def take(self, rows: Sequence[int]) -> Outputs:
-        """Return these rows in this order; of all rows as they stand, no copy."""
+        """Return these rows in this order; no copy if they are all rows as they stand."""
         if len(rows) == len(self.ids) and all(i == row for i, row in enumerate(rows)):
             return self
         index = torch.as_tensor(rows, dtype=torch.long)
@@ -38,11 +38,11 @@ class Outputs:
 
 
 def outputs(module: nn.Module, batches: Batches, compute: Compute, precision: str = "float32") -> Outputs:
-    """Every row's output, the module in eval mode and without gradient; modes are put back.
+    """Compute every row's output with the module in eval mode, without gradient; its modes are restored.
 
-    Raises RuntimeError where the processes together did not give each row once.
+    Raises RuntimeError if the ranks together did not compute each row once.
     """
-    place = {e.id: i for i, e in enumerate(batches.examples)}  # texts come by length
+    place = {e.id: i for i, e in enumerate(batches.examples)}  # batches of texts are sorted by length
     left = set(place)  # rows without an output
     values: Tensor | None = None
     targets: Tensor | None = None
@@ -52,15 +52,15 @@ def outputs(module: nn.Module, batches: Batches, compute: Compute, precision: st
             return ids, module(compute.to_device(inputs)).float().cpu(), labels
 
     seen = stage("computing outputs", len(batches))
-    # what inference mode fetches of divided weights could not be used in training again
-    quiet = torch.no_grad() if is_sharded(module) else torch.inference_mode()
-    with eval_mode(module), quiet:
+    # FSDP parameters gathered under inference_mode cannot be used in autograd later
+    no_gradient = torch.no_grad() if has_shards(module) else torch.inference_mode()
+    with eval_mode(module), no_gradient:
         for names, given, labels in map_batches(batches, run):
             if not left.issuperset(names):
                 raise RuntimeError(f"outputs of rows that are not among {len(batches)}, or twice")
             left.difference_update(names)
             rows = torch.tensor([place[name] for name in names], dtype=torch.long)
-            with torch.inference_mode(False):  # made inside it they could not take part in autograd
+            with torch.inference_mode(False):  # tensors made in inference mode cannot be used in autograd
                 if values is None or targets is None:
                     values = given.new_empty(len(batches), *given.shape[1:])
                     targets = labels.new_empty(len(batches), *labels.shape[1:])
@@ -72,7 +72,7 @@ def outputs(module: nn.Module, batches: Batches, compute: Compute, precision: st
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
-    """Rows of several parts, one after another."""
+    """Join the rows of several parts, one after another."""
     return Outputs(
         tuple(i for part in parts for i in part.ids),
         torch.cat([part.values for part in parts]),

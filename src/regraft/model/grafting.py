@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Model(nn.Module):
-    """head(backbone(inputs)); its tensors are named "backbone.…" and "head.…"."""
+    """A backbone with a head; its tensors are named "backbone.…" and "head.…"."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -30,15 +30,16 @@ class Model(nn.Module):
         self.head = head
 
     def forward(self, inputs: Inputs) -> Tensor:
+        """Return logits [B, C]."""
         features = self.backbone(inputs)  # [B, D]
         return self.head(features)  # type: ignore[no-any-return]  # [B, C]
 
 
 def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
-    """A target model of C = ``outputs`` from a source, which stays untouched.
+    """Make a target model with C = ``outputs`` from a source, which stays untouched.
 
-    The head's weights are normal with standard deviation 0.01, its bias 0: small enough that the
-    first gradients into the backbone are small. Drawn after ``seed``, whatever was drawn before.
+    The head's weights are normal with standard deviation 0.01 and its bias is 0, so that the first gradients
+    into the backbone are small. They are a function of ``seed`` alone.
     """
     backbone = copy.deepcopy(source.backbone)
     with torch.random.fork_rng(devices=[]):
@@ -51,11 +52,11 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
         head.to(some.device)
     model = Model(backbone, head)
     names = set(backbone.state_dict())
-    came = {t.name for t in source.report if t.state in ("kept", "resized")}
+    kept = {t.name for t in source.report if t.state in ("kept", "resized")}
     anchor = {
         f"backbone.{name}": p.detach().clone()
         for name, p in backbone.named_parameters()
-        if name in came and not source.nothing_kept
+        if name in kept and not source.nothing_kept
     }
     return Target(
         model=model,
@@ -68,7 +69,7 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
 
 
 def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ...]:
-    """The backbone's blocks under the model's names, then "head"; the root belongs to the head."""
+    """Return the backbone's blocks under the model's names, then "head", to which the root module belongs."""
     under = tuple(
         Block(
             name=b.name,
@@ -84,11 +85,12 @@ def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ..
 
 
 def target_name(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
-    """A line of the source's loading report as the target sees it: only the backbone is kept."""
+    """Return a line of the source's loading report for the target: only the backbone is kept."""
     if tensor.state == "unused" or tensor.name in backbone:
         return tensor
     return LoadedTensor(tensor.name, "unused", tensor.shape, tensor.note or "the source's own head")
 
 
 def fresh(head: nn.Module) -> list[LoadedTensor]:
+    """Return the lines of the loading report for a new head."""
     return [LoadedTensor(f"head.{n}", "fresh", tuple(p.shape)) for n, p in head.named_parameters()]

@@ -1,4 +1,4 @@
-"""Weights that are drawn anew, as for training from scratch."""
+"""New random weights, as for training from scratch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def untrained(source: Source, seed: int) -> Source:
-    """The source's architecture with weights drawn after ``seed``; nothing is kept.
+    """Return the source's architecture with random weights, a function of ``seed``; nothing is kept.
 
-    Raises SourceError where the architecture cannot be built without its weights.
+    Raises SourceError if the architecture cannot be built without its weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.recipe.get("source") == "module":
-            backbone = reset(copy.deepcopy(source.backbone).cpu())  # where any device draws alike
+            backbone = reset(copy.deepcopy(source.backbone).cpu())  # the CPU draws the same numbers on every machine
         else:
             build = module("sources", source.recipe["source"]).build
             backbone = build(source.recipe, Path(source.recipe.get("folder", "."))).backbone
@@ -42,8 +42,8 @@ def untrained(source: Source, seed: int) -> Source:
 
 
 def reset(net: nn.Module) -> nn.Module:
-    """Every module of one's own drawn anew by its reset_parameters."""
-    for name, child in reversed(list(net.named_modules())):  # a parent's has the last word
+    """Draw the weights of every module anew by its reset_parameters()."""
+    for name, child in reversed(list(net.named_modules())):  # parents last: theirs may overwrite a child's
         own = list(child.parameters(recurse=False))
         draw: Callable[[], None] | None = getattr(child, "reset_parameters", None)
         if draw is not None:

@@ -1,4 +1,4 @@
-"""A model whose weights FSDP2 shards over the ranks while it trains."""
+"""Models whose weights FSDP2 shards over the ranks while they train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..compute import distributed
-from ..compute.fsdp import together
+from ..compute.fsdp import full_tensor_on_cpu
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,48 +20,49 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def offloaded(module: nn.Module, so: bool = True) -> Iterator[None]:
-    """On the CPU inside, if ``so``, and where it was afterwards; not after an error, which ends the run."""
+def offloaded(module: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Move a module to the CPU inside the block, if ``enabled``, and back afterwards, but not after an exception."""
     some = next(module.parameters(), None)
-    where = torch.device("cpu") if some is None else some.device
-    if so:
+    device = torch.device("cpu") if some is None else some.device
+    if enabled:
         module.cpu()
     yield
-    if so:
-        module.to(where)
+    if enabled:
+        module.to(device)
 
 
 @contextmanager
 def sharded(target: Target, device: torch.device) -> Iterator[Target]:
-    """A copy of the target, divided among the processes, to be fitted in its place; afterwards the
-    target has the copy's weights and lies on the device. Meanwhile it lies on the CPU."""
+    """Yield a sharded copy of the target, to be fitted in its place.
+
+    The target lies on the CPU inside the block. Afterwards it has the copy's weights and lies on the device.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     distributed.broadcast_model(target.model.to(device))
     model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
-    # a block is fetched as a whole, so each of its outermost modules is divided, then what is left over
+    # FSDP gathers a module as a whole, so shard each block's outermost modules, then all remaining parameters
     parts = [m for block in outermost(target) for m in map(model.get_submodule, block)]
     parts += [model.get_submodule("backbone"), model.get_submodule("head")]
     for part in dict.fromkeys(parts):
         if not any(True for _ in part.parameters()):
             continue
-        # fetched parts are parameters while they last: after any pass the shares are again, which the
-        # optimiser and the gradient's norm know
+        # gathered weights replace the sharded parameters, so reshard after every pass: the optimizer and the
+        # gradient's norm know the sharded ones
         made: Any = fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        # a loss is divided by the rows of all processes, so gradients are summed
+        # each loss is divided by the rows of all ranks, so gradients are summed
         made.set_force_sum_reduction_for_comms(True)
         made.set_gradient_divide_factor(1.0)
     yield replace(target, model=model)
-    # not after an error, which may be that of one process alone
-    target.model.load_state_dict({n: together(t) for n, t in model.state_dict().items()})
+    # not after an error, which may be one rank's alone: the others would wait
+    target.model.load_state_dict({n: full_tensor_on_cpu(t) for n, t in model.state_dict().items()})
     target.model.to(device)
 
 
 def outermost(target: Target) -> list[list[str]]:
-    """Each backbone block's modules that lie in no other of it, hold nothing of another block, and can
-    be called."""
+    """Return each backbone block's outermost modules that can be called and hold nothing of another block."""
     from torch.nn import ModuleDict, ModuleList
 
     found = []

@@ -1,7 +1,7 @@
-"""Frozen means: no gradient, eval mode, and in no optimiser group, all three set together.
+"""Frozen blocks have no gradient, are in eval mode, and are in no optimizer group: all three are set together.
 
-``requires_grad = False`` alone lets batch-norm statistics move and dropout drop. This is the only
-file that touches requires_grad and train()/eval().
+With ``requires_grad = False`` alone, batch-norm statistics would move and dropout would drop. No other file
+sets requires_grad or calls train() and eval().
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def set_trainable(target: Target, trainable: Collection[str], batch_norm: Literal["frozen", "train"]) -> None:
     """Let exactly the named blocks train; all others are frozen.
 
-    ``batch_norm="frozen"`` keeps the statistics of batch norms in trainable blocks as the source
-    has them, while their scale and shift train.
+    With ``batch_norm="frozen"``, batch norms in trainable blocks keep the source's statistics, while their
+    scale and shift train.
 
     Raises PlanError for a block name that does not exist.
     """
@@ -44,7 +44,7 @@ def set_trainable(target: Target, trainable: Collection[str], batch_norm: Litera
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The whole model in eval mode; afterwards every module is in the mode it had."""
+    """Put the whole model in eval mode inside the block; restore every module's mode afterwards."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -56,8 +56,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def estimating_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms begin their statistics anew and take the plain mean over the batches that pass;
-    all else is in eval mode. Afterwards every module is in the mode it had."""
+    """Let batch norms estimate their statistics anew inside the block, as the mean over its batches.
+
+    All other modules are in eval mode. Every module's mode is restored afterwards.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
     with eval_mode(model):
@@ -72,4 +74,5 @@ def estimating_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a model has batch norms."""
     return any(isinstance(m, _BatchNorm) for m in model.modules())

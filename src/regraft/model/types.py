@@ -39,14 +39,14 @@ class Block:
 
 
 def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
-    """The blocks that a pattern (as in fnmatch) names.
+    """Return the blocks whose names match a pattern, as in fnmatch.
 
-    Raises PlanError, listing the blocks, where it matches none.
+    Raises PlanError, listing the blocks, if it matches none.
     """
-    found = [b for b in blocks if fnmatchcase(b, pattern)]
-    if not found:
+    matched = [b for b in blocks if fnmatchcase(b, pattern)]
+    if not matched:
         raise PlanError([f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}'])
-    return found
+    return matched
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,14 @@ class Source:
 
     @property
     def kind(self) -> Kind:
+        """Return the kind of the inputs that the network takes."""
         if isinstance(self.preprocess, ImageSpec):
             return "image"
         return "text" if isinstance(self.preprocess, TextSpec) else self.preprocess.kind
 
     @property
     def has_classes(self) -> bool:
-        """True where its head was trained to give each row one class."""
+        """Return whether the head was trained to give each row one class."""
         return kind_of(self.task).targets == "class"
 
     @staticmethod
@@ -105,7 +106,7 @@ class Source:
         blocks: Sequence[tuple[str, Sequence[str]]] | None = None,
         name: str = "module",
     ) -> Source:
-        """Any module of one's own as a source; see :func:`regraft.sources.module.from_module`."""
+        """Make a source of any module; see :func:`regraft.sources.module.from_module`."""
         make = plugins.module("sources", "module").from_module
         source: Source = make(net, head=head, preprocess=preprocess, example=example, blocks=blocks, name=name)
         return source
@@ -113,21 +114,21 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The plan's ``[source]`` beside the reference itself."""
+    """The plan's ``[source]`` without the reference."""
 
     weights: Path | None = None  # a weights file instead of the library's own
-    weights_key: str | None = None  # which of a checkpoint's dictionaries of tensors, as "teacher"
-    in_channels: int | None = None  # picture channels, where not the source's
-    image_size: int | None = None  # side in pixels that the network sees, where not the source's
-    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"  # text encoders without a head
+    weights_key: str | None = None  # the key of the model's tensors in a checkpoint of several, as "teacher"
+    in_channels: int | None = None  # of images; None: the source's
+    image_size: int | None = None  # side in pixels of the network's input; None: the source's
+    pooling: Literal["auto", "mean", "cls", "max", "last"] = "auto"  # of text encoders without a head
     allow_fresh: tuple[str, ...] = ()  # patterns of backbone tensors that may be fresh
-    max_length: int | None = None  # tokens, at most the source's own limit
+    max_length: int | None = None  # tokens of a text, at most the source's limit; None: that limit
     offline: bool = False
 
 
 @dataclass
 class Target:
-    """The model to be fitted, and where it came from."""
+    """A model to be fitted, with the source that it came from."""
 
     model: nn.Module  # has .backbone and .head; names are "backbone.…" and "head.…"
     blocks: tuple[Block, ...]  # of the model, input → output; the last is "head"
@@ -138,14 +139,14 @@ class Target:
 
     @property
     def kept(self) -> frozenset[str]:
-        """Names of the parameters that have an anchor."""
+        """Return the names of the parameters that have an anchor."""
         return frozenset(self.anchor)
 
     def factors(self, by_block: Mapping[str, float]) -> dict[str, float]:
-        """Every tensor's factor by patterns of blocks, as { "blocks.[01]" = 0.1 }: 1 where none
-        matches, that of the last one where several do.
+        """Return every tensor's factor by patterns of blocks, as { "blocks.[01]" = 0.1 }.
 
-        Raises PlanError where a pattern matches no block.
+        The factor is 1 if no pattern matches, and the last pattern's if several match. Raises PlanError if a
+        pattern matches no block.
         """
         names = [b.name for b in self.blocks]
         of_block = dict.fromkeys(names, 1.0)

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def snapshot(target: Target) -> dict[str, Tensor]:
+    """Copy the model's weights and buffers to the CPU, in full, by name."""
     return {n: full_tensor(t.detach()).cpu().clone() for n, t in target.model.state_dict().items()}
 
 
 def restore(target: Target, state: Mapping[str, Tensor]) -> None:
+    """Load a copy of weights and buffers into the model."""
     load_full_state_dict(target.model, state)

@@ -90,7 +90,7 @@ class Predictor:
 
     @property
     def compute(self) -> Compute:
-        """The device, in float32."""
+        """Return the device, with float32."""
         return Compute(self.device)
 
     def batches(self, examples: Sequence[Example], targets: torch.Tensor | None = None) -> Batches:

@@ -1,7 +1,7 @@
-"""Concurrent requests share a forward pass: a queue, and one thread that empties it.
+"""A queue and one thread, by which concurrent requests share a forward pass.
 
-The thread takes what is there, waits a few milliseconds for rows that are known to be on their way, and
-computes them together. A request that is alone is not kept waiting.
+The thread takes the queued rows, waits a few milliseconds for rows on their way, and computes all together. A
+lone request never waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Answer]):
-    """``compute(samples)`` → an answer each, in their order, called by one thread alone."""
+    """A queue before ``compute(samples)``, which returns an answer a sample, in order. Only its thread calls it."""
 
     def __init__(
         self,
@@ -25,25 +25,27 @@ class Batcher(Generic[Answer]):
         *,
         size: int,
         wait: float,  # seconds
-        coming: Callable[[], int] = lambda: 0,  # rows that will be submitted presently
-        seen: Callable[[int], None] = lambda rows: None,  # told the size of each batch
+        coming: Callable[[], int] = lambda: 0,  # number of rows on their way to submit()
+        seen: Callable[[int], None] = lambda rows: None,  # counts the rows of each batch
     ) -> None:
         self._compute, self._coming, self._seen = compute, coming, seen
         self._size, self._wait = size, wait
         self._queue: queue.SimpleQueue[tuple[Any, Future[Answer]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="regraft-batches", daemon=True)
         self._closed = False
-        self._lock = threading.Lock()  # nothing is put behind the end of the queue
+        self._lock = threading.Lock()  # keeps submit() from adding rows behind the end of the queue
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
+        """Return whether the thread answers."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, sample: Any) -> Future[Answer]:
-        """The answer to come. Raises RuntimeError once the batcher is closed."""
+        """Queue a sample and return its future answer. Raises RuntimeError once the batcher is closed."""
         future: Future[Answer] = Future()
         with self._lock:
             if self._closed:
@@ -52,7 +54,7 @@ class Batcher(Generic[Answer]):
         return future
 
     def close(self, wait: float | None = None) -> None:
-        """Answer what is queued, then end the thread; ``wait`` so many seconds for that at most."""
+        """Answer the queued rows, then end the thread; wait ``wait`` seconds for it, or without limit for None."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -72,7 +74,7 @@ class Batcher(Generic[Answer]):
                 answers = self._compute([sample for sample, _ in batch])
                 if len(answers) != len(batch):
                     raise RuntimeError(f"{len(answers)} answers to {len(batch)} rows")
-            except Exception as error:  # the thread lives on; each request is told
+            except Exception as error:  # each request gets the error, and the thread goes on
                 for _, future in batch:
                     future.set_exception(error)
             else:
@@ -80,7 +82,7 @@ class Batcher(Generic[Answer]):
                     future.set_result(answer)
 
     def _gather(self) -> tuple[list[tuple[Any, Future[Answer]]], bool]:
-        """The next batch, and whether there may be another after it."""
+        """Return the next batch, and whether another may follow."""
         first = self._queue.get()
         if first is None:
             return [], False

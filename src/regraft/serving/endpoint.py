@@ -27,7 +27,7 @@ MAX_PENDING = 2048  # connections that wait to be accepted
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens, and who may ask it."""
+    """Address, token and further names of a server."""
 
     host: str = described("127.0.0.1", "address to listen on; other addresses than loopback need a token")
     port: int = described(8000, "port to listen on; 0 takes a free one")
@@ -36,7 +36,7 @@ class Endpoint:
 
 
 def chosen_token(host: str, given: str | None) -> tuple[str | None, bool]:
-    """(token or None, whether it was made here). Raises UsageError for one that is easily guessed."""
+    """Return (token or None, whether it is a new random one). Raises UsageError for a token that is too short."""
     token = given if given is not None else os.environ.get(TOKEN_VARIABLE)
     if token is not None:
         if len(token) < MIN_TOKEN_LETTERS or not token.isascii() or not token.isprintable() or " " in token:
@@ -48,27 +48,27 @@ def chosen_token(host: str, given: str | None) -> tuple[str | None, bool]:
 
 
 def resolved(host: str, port: int) -> tuple[int, Any]:
-    """(family, address) of a host name. Raises UsageError where it has none."""
+    """Return (family, address) of a host name. Raises UsageError where it has none."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         raise UsageError(f"--host {host}: no such host ({error})") from error
-    return found[0][0], found[0][4]
+    return addresses[0][0], addresses[0][4]
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UsageError with the remedy where it cannot be had."""
+    """Return a listening socket. Raises UsageError with the remedy where the address or port cannot be used."""
     if not 0 <= port <= 65535:
         raise UsageError(f"--port takes 0 (any that is free) to 65535, not {port}")
     family, address = resolved(host, port)
-    made = socket.socket(family, socket.SOCK_STREAM)
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # after a restart; elsewhere it would let two servers share a port
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(MAX_PENDING)
+        if os.name == "posix":  # for a restart; on Windows two servers could then share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(MAX_PENDING)
     except OSError as error:
-        made.close()
+        listening.close()
         why = {
             errno.EADDRINUSE: f"port {port} on {host} is taken: choose another with --port, or --port 0 "
             "for one that is free",
@@ -76,10 +76,11 @@ def bind(host: str, port: int) -> socket.socket:
             errno.EADDRNOTAVAIL: f"--host {host} is no address of this machine: give one, or 0.0.0.0 for all",
         }.get(error.errno or 0, f"{host} port {port} cannot be listened on: {error.strerror}")
         raise UsageError(why) from error
-    return made
+    return listening
 
 
 def is_loopback(address: str) -> bool:
+    """Return whether an address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -87,13 +88,13 @@ def is_loopback(address: str) -> bool:
 
 
 def url(address: str, port: int) -> str:
-    """What a browser on this machine opens."""
+    """Return the address for a browser on this machine."""
     any_address = ipaddress.ip_address(address.partition("%")[0]).is_unspecified
     shown = socket.gethostname() if any_address else address
     return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
 def names(address: str, allowed: Sequence[str]) -> frozenset[str]:
-    """Host names that the server answers to, beside literal addresses."""
+    """Return the host names that the server answers to, beside literal addresses."""
     own = {"localhost", *(name.lower() for name in allowed)}
     return frozenset(own if is_loopback(address) else own | {socket.gethostname().lower()})

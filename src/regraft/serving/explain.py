@@ -1,13 +1,13 @@
-"""What an answer rests on: parts of the input are covered in turn, and the answer is taken again.
+"""Explanation of an answer by occlusion: cover each part of the input in turn and compute the answer again.
 
     importance of a part = evidence with everything − evidence with that part covered
 
-Evidence is the log-odds of a class or label, log p ÷ (1 − p), which still moves where probabilities stand
-at 100 %: 0.7 more is twice the odds. Of a number it is the number, in its own units.
+Evidence of a class or label is its log-odds, log p ÷ (1 − p), which still change where p is near 100 %: 0.7
+more doubles the odds. Evidence of a number is the number, in its own units.
 
-Occlusion: Zeiler and Fergus 2014, 1311.2901, section 4.2; computed by captum. A picture is covered by
-a square of its mean colour, on a coarse grid; a text word by word, by the tokenizer's mask. The number of
-covered inputs is bounded, whatever is sent: (GRID − 1)² of a picture, WORDS of a text.
+Occlusion: Zeiler and Fergus 2014, 1311.2901, section 4.2; captum computes it. A square of the mean colour covers
+a picture on a coarse grid; the tokenizer's mask covers a text word by word. The number of covered inputs has a
+bound for any request: (GRID − 1)² of a picture, MAX_PIECES of a text.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from .model import ServedModel
 
 
-GRID = 8  # a picture's cells by side; a square of 2 × 2 of them is covered at a time
+GRID = 8  # cells a side of a picture; a square covers 2 × 2 of them
 
-WORDS = 64  # parts of a text that are covered, at most; neighbours share a part where there are more
+MAX_PIECES = 64  # pieces of a text; in a longer text neighbouring words share a piece
 
-AT_ONCE = 16  # covered inputs in a forward pass
+ROWS_PER_PASS = 16  # covered inputs in a forward pass
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text and what it adds to the evidence."""
+    """A stretch of a text and its importance."""
 
     text: str
     importance: float
-    second: bool  # of the second text of a pair
+    second: bool  # part of the second text of a pair
 
 
 def picture_cells(served: ServedModel, sample: Tensor, output: int) -> FloatArray:
-    """Importance by cell [GRID, GRID] for a sample [C, H, W]: the mean over the squares that cover it."""
+    """Return the importance of each cell [GRID, GRID] of a sample [C, H, W]: the mean over its squares."""
     from captum.attr import Occlusion
 
     inputs = served.predictor.preprocessor.collate([sample])
@@ -54,20 +54,20 @@ def picture_cells(served: ServedModel, sample: Tensor, output: int) -> FloatArra
     channels, height, width = sample.shape
     down, across = max(1, height // GRID), max(1, width // GRID)
     with torch.inference_mode():
-        found = Occlusion(_score(served, output)).attribute(
+        attributions = Occlusion(_score(served, output)).attribute(
             inputs,
             sliding_window_shapes=(channels, 2 * down, 2 * across),
             strides=(channels, down, across),
             baselines=0.0,  # after normalisation: the mean colour
-            perturbations_per_eval=AT_ONCE,
+            perturbations_per_eval=ROWS_PER_PASS,
         )
-    heat = found[0].float().mean(0)  # [H, W]
+    heat = attributions[0].float().mean(0)  # [H, W]
     cells = torch.nn.functional.adaptive_avg_pool2d(heat[None, None], GRID)[0, 0]
     return np.asarray(cells.numpy(), np.float64)
 
 
-def drawn(sample: Tensor, cells: FloatArray) -> bytes:
-    """A PNG: the picture as the network sees it, orange where it speaks for the answer, blue against."""
+def draw_heat(sample: Tensor, cells: FloatArray) -> bytes:
+    """Return a PNG of the picture as the network gets it: orange cells speak for the answer, blue ones against."""
     pixels = sample.permute(1, 2, 0).numpy()  # [H, W, C]
     flat = pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]
     picture = Image.fromarray(np.ascontiguousarray(flat)).convert("L").convert("RGB")
@@ -84,7 +84,7 @@ def drawn(sample: Tensor, cells: FloatArray) -> bytes:
 
 
 def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> list[Piece]:
-    """The texts in pieces, each with its importance; what the model did not read is not among them."""
+    """Return the pieces of the texts that the model read, each with its importance."""
     from captum.attr import FeatureAblation
 
     p = served.predictor.preprocessor
@@ -95,7 +95,7 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
     inputs = p.collate([sample])
     names = [name for name in inputs if name != "input_ids"]
     ids = inputs["input_ids"]  # [1, T]
-    special = len(spans)  # one more part: the tokenizer's own tokens
+    special = len(spans)  # one more part holds the tokenizer's own tokens
     mask = torch.full_like(ids, special)
     for part, (tokens, _, _, _) in enumerate(spans):
         mask[0, tokens] = part
@@ -108,29 +108,30 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
         return score({"input_ids": ids, **dict(zip(names, others, strict=True))})
 
     with torch.inference_mode():
-        found = FeatureAblation(of).attribute(
+        attributions = FeatureAblation(of).attribute(
             ids,
             baselines=cover,
             feature_mask=mask,
-            perturbations_per_eval=AT_ONCE,
+            perturbations_per_eval=ROWS_PER_PASS,
             additional_forward_args=tuple(inputs[n] for n in names),
         )
     return [
-        Piece(texts[which][start:end], float(found[0, tokens[0]]), which == 1) for tokens, which, start, end in spans
+        Piece(texts[which][start:end], float(attributions[0, tokens[0]]), which == 1)
+        for tokens, which, start, end in spans
     ]
 
 
-Span = tuple[list[int], int, int, int]  # tokens, which text, its first letter, the one after its last
+Span = tuple[list[int], int, int, int]  # tokens, index of the text, first letter, letter after the last
 
 
 def _spans(served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]) -> tuple[dict[str, list[int]], list[Span]]:
-    """The sample, and the stretches of the texts with their tokens: words, WORDS at most."""
+    """Return the sample, and the pieces of the texts with their tokens: words, MAX_PIECES at most."""
     how = {"truncation": True, "max_length": p.spec.max_length}
     with served.tokenizing:
         encoded = p.tokenizer(texts[0], texts[1] if len(texts) == 2 else None, return_offsets_mapping=True, **how)
     offsets = encoded.pop("offset_mapping")
     words, which = encoded.word_ids(), encoded.sequence_ids()
-    found: list[Span] = []
+    words_found: list[Span] = []
     last: tuple[int, int] | None = None
     for token, (word, text) in enumerate(zip(words, which, strict=True)):
         if text is None or word is None:
@@ -138,15 +139,15 @@ def _spans(served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]) -> 
             continue
         start, end = offsets[token]
         if last == (text, word):
-            tokens, _, first, _ = found[-1]
-            found[-1] = ([*tokens, token], text, first, end)
+            tokens, _, first, _ = words_found[-1]
+            words_found[-1] = ([*tokens, token], text, first, end)
         else:
-            found.append(([token], text, start, end))
+            words_found.append(([token], text, start, end))
         last = (text, word)
-    size = -(-len(found) // WORDS)
+    size = -(-len(words_found) // MAX_PIECES)
     joined: list[Span] = []
     for text in (0, 1):
-        own = [s for s in found if s[1] == text]
+        own = [s for s in words_found if s[1] == text]
         for i in range(0, len(own), size or 1):
             group = own[i : i + size]
             begin = joined[-1][3] if joined and joined[-1][1] == text else 0  # with the space before
@@ -155,7 +156,7 @@ def _spans(served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]) -> 
 
 
 def _score(served: ServedModel, output: int) -> Any:
-    """inputs → [B], the evidence for one output."""
+    """Return a function from inputs to the evidence for one output, [B]."""
     p = served.predictor
     others = [i for i in range(p.task.outputs) if i != output]
 

@@ -15,7 +15,7 @@ def described(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost; raises ValueError for a limit that is not above 0."""
+    """Limits on the cost of a request. Raises ValueError for one that is not above 0; only wait_ms may be 0."""
 
     batch: int = described(32, "rows of a forward pass, at most")
     wait_ms: float = described(5.0, "milliseconds that a batch waits for rows on their way")

@@ -1,7 +1,7 @@
-"""A run's model as the server asks it: request → sample → answer.
+"""A run's model behind the server: from a request to a sample, from samples to answers.
 
-Pictures and texts take the path of ``Predictor.predict``: the same reader, transform, tokenizer, backbone
-and head. A row that is computed alone has the same bits; in a batch its sums may round otherwise.
+Pictures and texts take the path of ``Predictor.predict``: the same reader, transform, tokenizer, backbone and head.
+A row computed alone has the same bits; in a batch its sums may round differently.
 """
 
 from __future__ import annotations
@@ -30,45 +30,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said about one row."""
+    """Answer of the model to one row."""
 
     scores: FloatArray  # [C] probabilities, or numbers in their own units
-    calibrated: FloatArray | None  # [C] at the run's temperature, where it has one
-    distance: float | None  # to the training data, where the run can tell
+    calibrated: FloatArray | None  # [C] at the run's temperature; None: the run has none
+    distance: float | None  # distance to the training data; None: the run cannot tell
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model of a run, and what it was found to be like."""
+    """The model of a run, with its calibration, its measure of distance and notes on both."""
 
     name: str
     predictor: Predictor
-    pairs: bool  # a row is two texts
-    sharper: Predictor | None = None  # the same with calibrated probabilities
+    pairs: bool  # each row is two texts
+    calibrated: Predictor | None = None  # the model with calibrated probabilities
     novelty: Novelty | None = None
-    notes: tuple[str, ...] = ()  # what the user should know
+    notes: tuple[str, ...] = ()  # sentences for the user
     tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def pictures(self) -> bool:
+        """Return whether the run takes pictures; else it takes texts."""
         return self.predictor.kind == "image"
 
     @property
     def task(self) -> str:
+        """Return the name of the run's task."""
         return self.predictor.task.name
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Return the names of the outputs."""
         return self.predictor.task.classes
 
     def wanted(self, limits: Limits) -> Wanted:
-        """Return how a picture is to be decoded."""
+        """Return the size, channels and limits for decoding a picture."""
         spec = self._preprocessor.spec
         filter_ = Image.Resampling[spec.interpolation.upper()]
         return Wanted(spec.channels, spec.resize, filter_, int(limits.megapixels * 1e6))
 
     def picture(self, resized: Image.Image) -> Any:
-        """Return the sample of a picture that was decoded as ``wanted`` says."""
+        """Return the sample of a picture decoded by ``wanted``."""
         return self._preprocessor.sized(resized)
 
     @property
@@ -77,30 +80,32 @@ class ServedModel:
         return self.predictor.preprocessor
 
     def text(self, texts: tuple[str, ...]) -> Any:
-        """One text, or two → a sample."""
-        with self.tokenizing:  # a fast tokenizer's settings are not to be changed by two threads
+        """Return the sample of one text, or of two."""
+        with self.tokenizing:  # two threads must not change a fast tokenizer's settings at once
             return self.predictor.preprocessor.one(texts)
 
     def answers(self, samples: Sequence[Any]) -> list[Answer]:
-        """Raises RegraftError for scores that are not finite."""
+        """Return an answer for each sample. Raises RegraftError for scores that are not finite."""
         p = self.predictor
         with torch.inference_mode():
             inputs = p.compute.to_device(p.preprocessor.collate(samples))
             features = p.model.get_submodule("backbone")(inputs)  # [B, D]
             scores = _scores(p, features)
-            sharp = None if self.sharper is None else _scores(self.sharper, features)
-        far = None
+            calibrated = None if self.calibrated is None else _scores(self.calibrated, features)
+        distances = None
         if self.novelty is not None:
-            far = self.novelty.distances(features.float().cpu().numpy())
+            distances = self.novelty.distances(features.float().cpu().numpy())
         if not np.isfinite(scores).all():
             raise RegraftError("the model gives numbers that are not finite for this input")
         return [
-            Answer(row, None if sharp is None else sharp[i], None if far is None else float(far[i]))
+            Answer(
+                row, None if calibrated is None else calibrated[i], None if distances is None else float(distances[i])
+            )
             for i, row in enumerate(scores)
         ]
 
     def warm_up(self) -> None:
-        """One row, so that the first request does not pay for what is made once."""
+        """Compute one row, so that the first request does not wait for one-time set-up."""
         if self.pictures:
             height, width = self.predictor.preprocessor.spec.size  # type: ignore[attr-defined]
             channels = self.predictor.preprocessor.spec.channels  # type: ignore[attr-defined]
@@ -111,13 +116,14 @@ class ServedModel:
 
 
 def _scores(p: Predictor, features: Any) -> FloatArray:
+    """Return the task's scores [B, C] of features [B, D]."""
     logits = p.model.get_submodule("head")(features).float().cpu()
-    found: FloatArray = p.task.scores(logits).numpy()
-    return found
+    scores: FloatArray = p.task.scores(logits).numpy()
+    return scores
 
 
 def open_run(run: Path, device: str = "cpu") -> ServedModel:
-    """Raises UsageError or SourceError for a folder that is no run, or one that cannot be served."""
+    """Load a run to serve it. Raises UsageError or SourceError for a folder that is no run or cannot be served."""
     predictor = load(run, device=device)
     if predictor.kind not in ("image", "text"):
         raise UsageError(f"{run} takes neither pictures nor texts: use regraft.load from Python")
@@ -128,8 +134,8 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         novelty = None
         notes.append(f"no warning about inputs unlike the training data: {error}")
     if novelty is None and not notes:
-        there = (run / "model" / FILE).is_file()
-        why = "is of other weights" if there else "was not kept: too few rows of val, or an older run"
+        exists = (run / "model" / FILE).is_file()
+        why = "is of other weights" if exists else "is missing: too few rows of val, or an older run"
         notes.append(f"no warning about inputs unlike the training data: its measure {why}")
     temperature = predictor.temperature
     if temperature is None and not predictor.task.has_numbers:
@@ -138,14 +144,14 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         name=run.resolve().name,
         predictor=predictor,
         pairs=predictor.kind == "text" and _pairs(run),
-        sharper=None if temperature is None else predictor.calibrated(),
+        calibrated=None if temperature is None else predictor.calibrated(),
         novelty=novelty,
         notes=tuple(notes),
     )
 
 
 def _pairs(run: Path) -> bool:
-    """Whether the run's rows are two texts each; its plan says so. Nothing else of it is looked at."""
+    """Return whether each row of the run is two texts, by its plan."""
     data = (guarded.read_toml(run, "plan.toml") or {}).get("data")
     columns = data.get("text") if isinstance(data, dict) else None
     return isinstance(columns, list) and len(columns) == 2

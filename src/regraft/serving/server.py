@@ -83,10 +83,10 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server that ends in time, and that holds fewer connections than files may be open."""
+    """A uvicorn server that ends in time and holds fewer connections than files may be open."""
 
     def __init__(self, app: Any, limits: Limits, files: int, complain: Callable[[str], None]) -> None:
-        self.clock: threading.Timer | None = None
+        self.timer: threading.Timer | None = None
         self.complain, self.full = complain, False
         super().__init__(
             uvicorn.Config(
@@ -99,19 +99,19 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
-                # asyncio accepts so many at a time, before one that is too many is closed
+                # asyncio accepts this many at a time, before the server closes one too many
                 backlog=max(1, min(MAX_PENDING, files // 16)),
             )
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(self._hear)
+        asyncio.get_running_loop().set_exception_handler(self._report_accept)
         await super().startup(sockets)
         for listening in sockets or []:
             listening.listen(MAX_PENDING)
 
-    def _hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Say once that no connection could be accepted: asyncio says it thousands of times a second."""
+    def _report_accept(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Report once that no connection could be accepted: asyncio reports it thousands of times a second."""
         if "socket.accept()" not in str(context.get("message")):
             loop.default_exception_handler(context)
         elif not self.full:
@@ -119,22 +119,22 @@ class Server(uvicorn.Server):
             self.complain(f"connections could not be accepted: {context.get('exception')}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.clock is None:
-            self.clock = threading.Timer(STOP_TIMEOUT_S, os._exit, (128 + sig,))
-            self.clock.daemon = True
-            self.clock.start()
+        if self.timer is None:
+            self.timer = threading.Timer(STOP_TIMEOUT_S, os._exit, (128 + sig,))
+            self.timer.daemon = True
+            self.timer.start()
         super().handle_exit(sig, frame)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             super().run(sockets)
         finally:
-            if self.clock is not None:
-                self.clock.cancel()
+            if self.timer is not None:
+                self.timer.cancel()
 
 
 def open_files() -> int:
-    """Return how many files this process may have open, after asking for OPEN_FILES."""
+    """Raise the limit of open files to OPEN_FILES where the system allows it, and return the limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -142,14 +142,14 @@ def open_files() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS has another limit below the one that it names
+        with suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
     return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 class Counted(h11.Connection):
-    """A connection that refuses a body in very many small parts: each costs as much as a large one."""
+    """A connection that refuses a body in many small parts, because each part costs as much as a large one."""
 
     refusal = ""
     parts = size = 0
@@ -167,12 +167,12 @@ class Counted(h11.Connection):
 
 
 def patient(seconds: float, most: int = MAX_CONNECTIONS) -> type[H11Protocol]:
-    """Return uvicorn's HTTP with the limits that it has not.
+    """Return uvicorn's HTTP protocol with three further limits.
 
-    They are on the time that a request's headers take, on connections, and on the parts of a body. Of more
-    than ``most`` connections the one that has waited longest for a request is closed.
+    They limit the seconds until a request's headers are complete, the number of connections, and the parts of a
+    body. Beyond ``most`` connections it closes the one that has waited longest for a request.
     """
-    waiting: dict[H11Protocol, None] = {}  # for a request's headers, in their order
+    waiting: dict[H11Protocol, None] = {}  # connections that wait for a request's headers, oldest first
 
     class Patient(H11Protocol):
         late: asyncio.TimerHandle | None = None
@@ -205,7 +205,7 @@ def patient(seconds: float, most: int = MAX_CONNECTIONS) -> type[H11Protocol]:
             self._refuse(400, self.conn.refusal or msg)  # type: ignore[attr-defined]
 
         def _watch(self) -> None:
-            """Headers are awaited from the first byte after a request until the next is there."""
+            """Start the timer for the next request's headers, or stop it where they are complete."""
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
                 self._forget()
             elif self.late is None:
@@ -220,7 +220,7 @@ def patient(seconds: float, most: int = MAX_CONNECTIONS) -> type[H11Protocol]:
                 self.late = None
 
         def _refuse(self, status: int, detail: str) -> None:
-            """Answer where none is on its way, and close the connection."""
+            """Answer unless an answer has begun, and close the connection."""
             self._forget()
             unanswered = self.cycle is None or not self.cycle.response_started
             if unanswered and not self.transport.is_closing():

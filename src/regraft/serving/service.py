@@ -21,7 +21,7 @@ from ..errors import DataError, RegraftError
 from ..evidence.ood import FALSE_WARNING_RATE
 from .admission import RETRY, AdmissionControl
 from .batching import Batcher
-from .explain import GRID, drawn, picture_cells, text_pieces
+from .explain import GRID, draw_heat, picture_cells, text_pieces
 from .figures import Figures
 from .limits import Limits
 from .model import Answer, ServedModel
@@ -83,12 +83,12 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether the model answers."""
+        """Return whether the model answers."""
         return self._batcher.alive
 
     @property
     def explains(self) -> bool:
-        """Whether parts of the input can be covered: a slow tokenizer does not map tokens to words."""
+        """Return whether parts of the input can be covered: a slow tokenizer does not map tokens to words."""
         served = self.served
         return served.pictures or bool(served.predictor.preprocessor.tokenizer.is_fast)  # type: ignore[attr-defined]
 
@@ -136,7 +136,7 @@ class Service:
             targets=served.predictor.task.targets,
             inputs="picture" if served.pictures else "texts" if served.pairs else "text",
             classes=list(served.classes),
-            temperature=None if served.sharper is None else served.predictor.temperature,
+            temperature=None if served.calibrated is None else served.predictor.temperature,
             false_alarms=alarms,
             notes=list(served.notes),
             megabytes=self.limits.megabytes,
@@ -256,7 +256,7 @@ def explanation(served: ServedModel, given: Any, label: str | None) -> Explained
         heat = picture_cells(served, sample, output)
         assert heat.shape == (GRID, GRID)
         cells = heat.tolist()
-        picture = "data:image/png;base64," + base64.b64encode(drawn(sample, heat)).decode()
+        picture = "data:image/png;base64," + base64.b64encode(draw_heat(sample, heat)).decode()
     else:
         pieces = [PieceOut(**vars(p)) for p in text_pieces(served, given, output)]
     return Explained(

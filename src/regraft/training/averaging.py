@@ -2,10 +2,10 @@
 
     θ̄_t = Σ_{i≤t} d^{t−i} θ_i ÷ Σ_{i≤t} d^{t−i}   over the weights after each of the t steps so far
 
-The division corrects the bias (as in Kingma and Ba 2015, section 3): without it the first step's
-weights would count as all that came before them, which in a short fit is nearly everything (94 % of
-an average with d = 0.999 after 66 steps). As d approaches 1, θ̄ is the plain mean of all steps.
-The average is what is judged and kept; training goes on from θ. Buffers are those of θ.
+The division corrects the bias (as in Kingma and Ba 2015, section 3). Without it the first step's weights
+would stand for all earlier ones, which is nearly everything in a short fit: 94 % of an average with
+d = 0.999 after 66 steps. As d approaches 1, θ̄ becomes the plain mean of all steps. Validation and
+checkpoints of the best epoch take θ̄, and training goes on from θ. Buffers are those of θ.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An average that ``update_parameters(model)`` moves; none for a decay of 0."""
-
+def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return an average that ``update_parameters(model)`` moves; None for a decay of 0."""
     if not decay:
         return None
 
     def move(averages: Any, weights: Any, steps: Any) -> None:
-        before = int(average.n_averaged)  # on the CPU, unlike ``steps``, which would be waited for
+        before = int(average.n_averaged)  # on the CPU; reading ``steps`` would synchronise the device
         share = (1 - decay) / (1 - decay ** (before + 1))
         get_ema_multi_avg_fn(1 - share)(averages, weights, steps)  # type: ignore[no-untyped-call]
 
@@ -37,20 +36,21 @@ def average_of(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 @contextmanager
-def averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
-    """The model with its average's weights inside, with its own afterwards."""
+def use_average(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
+    """Give the model its average's weights inside the block, and its own afterwards."""
     if average is None or not int(average.n_averaged):
         yield
         return
     own = [p.detach().clone() for p in model.parameters()]
-    put(model, list(average.module.parameters()))
+    load_parameters(model, list(average.module.parameters()))
     try:
         yield
     finally:
-        put(model, own)
+        load_parameters(model, own)
 
 
-def put(model: nn.Module, values: list[torch.Tensor] | list[torch.nn.Parameter]) -> None:
+def load_parameters(model: nn.Module, values: list[torch.Tensor] | list[torch.nn.Parameter]) -> None:
+    """Copy values, in the order of the model's parameters, into the model."""
     with torch.no_grad():
         for p, value in zip(model.parameters(), values, strict=True):
             p.copy_(value)

@@ -1,14 +1,14 @@
-"""Checkpoints: complete or absent, checked when they are read; safetensors and JSON, no pickle.
+"""Checkpoints: complete or absent, verified when they are read; safetensors and JSON, no pickle.
 
-RUN/checkpoints/step-00000120/   where the arm that is being fitted stands (see regraft.training.state); at the
-                                 end of an epoch step-00000120-epoch-3
-RUN/checkpoints/done-seed-0/     what is left of a part that is finished, so that it is not done again
+RUN/checkpoints/step-00000120/   the state of the arm under way (see regraft.training.state); at the end of an
+                                 epoch step-00000120-epoch-3
+RUN/checkpoints/done-seed-0/     the result of a part that is finished, so that a resumed run skips the part
     tensors.safetensors  record.json  MANIFEST.sha256 (as sha256sum writes it)
 
-A folder is written beside its place, each file synced, the manifest last, then renamed, then its
-parent is synced: a kill at any moment leaves the old ones as they were, and at most a folder tmp-…,
-which the next run removes. Of the arm that is being fitted the last two are kept; each holds the best
-weights so far. Whatever does not match its manifest is skipped and named.
+A folder is written beside its place and synced file by file, the manifest last. Then it is renamed, and its
+parent is synced. A kill at any moment leaves the older checkpoints intact, and at most a folder tmp-…, which
+the next run removes. The last two checkpoints of the arm under way are kept; each holds the best weights so
+far. A folder that does not match its manifest is skipped and reported.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ if TYPE_CHECKING:
 
 MANIFEST, TENSORS, RECORD = "MANIFEST.sha256", "tensors.safetensors", "record.json"
 
-KEPT = 2  # of the arm that is being fitted
+KEPT_CHECKPOINTS = 2  # of the arm under way
 
-SHARE = 0.1  # of the time of a fit, that saving epochs' ends may take
+MAX_SAVING_SHARE = 0.1  # of a fit's time, for saving at epochs' ends
 
 
 class DamagedError(ValueError):
-    """A folder that is no complete checkpoint, and why."""
+    """The reason why a folder is no complete checkpoint."""
 
 
 def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """A checkpoint at ``place``, whole or not at all. Raises DiskError, after which the others are as
-    they were."""
+    """Write a checkpoint to ``place``, complete or not at all. Raises DiskError; other checkpoints stay intact."""
     tmp = place.with_name(f"tmp-{place.name}")
     try:
         with disk_errors(place):
@@ -64,7 +63,7 @@ def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor])
             lines = [f"{file_digest(tmp / name)}  {name}\n" for name in (TENSORS, RECORD)]
             write_new(tmp / MANIFEST, "".join(lines))
             failpoint(f"written {place.name}")
-            if place.exists():  # a damaged one: good ones are not written twice
+            if place.exists():  # it is damaged: an intact one is not written twice
                 shutil.rmtree(place)
             move_folder(tmp, place)
     finally:
@@ -72,14 +71,14 @@ def write(place: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor])
     failpoint(f"renamed {place.name}")
 
 
-def checked(place: Path) -> dict[str, Any]:
-    """A checkpoint's record, after all its files were compared with the manifest.
+def verify(place: Path) -> dict[str, Any]:
+    """Compare all files of a checkpoint with its manifest, and return its record.
 
-    Raises DamagedError, saying what is wrong.
+    Raises DamagedError.
     """
     try:
         guarded.check_folder(place.parent, place.name)
-        # not splitlines(), which takes a newline with a flipped bit for one
+        # not splitlines(), which splits at a newline with a flipped bit too
         manifest = guarded.text(place, MANIFEST)
         if manifest is None:
             raise DamagedError(f"{MANIFEST} is missing")
@@ -100,26 +99,28 @@ def checked(place: Path) -> dict[str, Any]:
     return record
 
 
-def stands(record: Any) -> bool:
-    """Whether a record says of what it is: of a part that is finished, or of an arm and where it was."""
+def is_checkpoint(record: Any) -> bool:
+    """Return whether a record is that of a finished part, or of an arm with its progress."""
     return records.problem(CheckpointRecord, record) is None
 
 
 def read(place: Path) -> Saved:
-    """A checkpoint that was checked before. Raises UsageError where its tensors do not read."""
+    """Read a checkpoint that was verified before. Raises UsageError if its tensors do not read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     record = guarded.read_json(place, RECORD, finite=False)
     try:
         return Saved(record, load_file(place / TENSORS))
-    except (SafetensorError, ValueError, OSError) as error:  # its sum is right: written so
+    except (SafetensorError, ValueError, OSError) as error:  # its checksum is right, so it was written like this
         raise UsageError(f"{place} does not read ({error}): remove it and resume again") from error
 
 
 def failpoint(name: str) -> bool:
-    """For tests and ``verify-resume``: REGRAFT_FAILPOINT="kill NAME" dies here without a word; "stop
-    NAME" → True."""
+    """Kill this process if REGRAFT_FAILPOINT is "kill NAME"; return True if it is "stop NAME".
+
+    Tests and ``regraft verify-resume`` set it.
+    """
     wanted, _, where = os.environ.get("REGRAFT_FAILPOINT", "").partition(" ")
     if where != name:
         return False
@@ -129,30 +130,31 @@ def failpoint(name: str) -> bool:
 
 
 def slug(name: str) -> str:
+    """Return a name as a part of a file name."""
     return re.sub(r"[^0-9A-Za-z.+-]+", "-", name)
 
 
 @dataclass
 class CheckpointManager:
-    """What a run has saved, and when it saves again."""
+    """The checkpoints of a run, and the time of the next one."""
 
     folder: Path  # RUN/checkpoints
-    steps: int = 0  # between two checkpoints, with every epoch's end; 0: by time
-    seconds: float = 0.0  # likewise, with ends of epochs while that takes SHARE; 0: these alone
-    about: Callable[[], dict[str, Any]] = dict  # of the run as a whole, into every record
+    steps: int = 0  # steps between checkpoints, which are also saved at every epoch's end; 0 uses ``seconds``
+    seconds: float = 0.0  # between checkpoints, which are also saved at epochs' ends while that is cheap; 0 disables
+    about: Callable[[], dict[str, Any]] = dict  # facts of the run, for every record
     say: Callable[[str], None] = lambda line: None
-    writes: bool = True  # of several processes the first one; none where each fits arms of its own
-    divided: bool = False  # weights are: all processes put them together, when the first says so
+    writes: bool = True  # True on rank 0; False if every rank fits its own arms
+    divided: bool = False  # weights are sharded: all ranks gather them when rank 0 decides to save
     signals: Stopping = field(default_factory=Stopping)
-    parts: dict[str, Path] = field(default_factory=dict)  # that are finished
-    good: list[Path] = field(default_factory=list)  # checkpoints of the arm being fitted, oldest first
-    newest: dict[str, Any] | None = None  # the record of what was saved last
-    count: int = 0
-    last: float = field(default_factory=time.monotonic)
-    cost: float = 0.0  # seconds that the last one of an arm took
+    parts: dict[str, Path] = field(default_factory=dict)  # finished parts, by name
+    good: list[Path] = field(default_factory=list)  # checkpoints of the arm under way, oldest first
+    newest: dict[str, Any] | None = None  # record of the last checkpoint
+    count: int = 0  # checkpoints so far
+    last: float = field(default_factory=time.monotonic)  # time of the last checkpoint, in seconds
+    cost: float = 0.0  # seconds that the last checkpoint of an arm took
 
     def scan(self) -> None:
-        """Find what an earlier process left; what is no complete checkpoint is skipped and named."""
+        """Find the checkpoints of an earlier process; skip and report folders that are no complete checkpoint."""
         if distributed.is_rank0():
             self._scan()
         self.parts, self.good, self.newest, self.count = distributed.broadcast(
@@ -166,8 +168,8 @@ class CheckpointManager:
                 shutil.rmtree(place, ignore_errors=True)
                 continue
             try:
-                record = checked(place)
-                if not stands(record):
+                record = verify(place)
+                if not is_checkpoint(record):
                     raise DamagedError(f"{RECORD} is no record of a checkpoint")
             except DamagedError as error:
                 self.say(f"{place} is skipped: {error}")
@@ -185,11 +187,11 @@ class CheckpointManager:
                 self.good.append(place)
 
     def done(self, part: str) -> Saved | None:
-        """What a finished part left."""
+        """Return the checkpoint of a finished part; None if the part is not finished."""
         return read(self.parts[part]) if part in self.parts else None
 
     def finish(self, part: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """A part is done; the checkpoints on the way to it are removed."""
+        """Save a finished part, and remove the checkpoints on the way to it."""
         if self.writes:
             place = self.folder / f"done-{slug(part)}"
             self._write(place, {"part": part, **record}, tensors)
@@ -197,7 +199,7 @@ class CheckpointManager:
         self.forget()
 
     def forget(self) -> None:
-        """Drop the checkpoints of an arm that is done or came to nothing: the next one's have their names."""
+        """Remove the checkpoints of an arm that ended, because the next arm's checkpoints have the same names."""
         if self.writes:
             for path in self.good:
                 shutil.rmtree(path, ignore_errors=True)
@@ -217,43 +219,43 @@ class CheckpointManager:
                 return saved
         return None
 
-    def save(self, arm: str, at: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
-        """Save where an arm stands, if it is time to. Raises Interrupted where a signal asked for it."""
-        asked_for = failpoint(f"step {at.step}") or failpoint(f"{arm} step {at.step}")
+    def save(self, arm: str, progress: Progress, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Save an arm, if it is time to. Raises Interrupted if a signal asked for it."""
+        asked_for = failpoint(f"step {progress.step}") or failpoint(f"{arm} step {progress.step}")
         stop = self.signals.asked or (signal.SIGTERM if asked_for else 0)
-        if distributed.any_rank(bool(stop)):  # else one would wait for another that is gone
+        if distributed.any_rank(bool(stop)):  # all ranks must stop together, or the others hang in a collective
             stop = stop or signal.SIGTERM
-        due = bool(stop) or self._due(at)
-        if self.divided or not at.batches:  # what a signal waits for is the same in all
+        due = bool(stop) or self._due(progress)
+        if self.divided or not progress.batches:  # the next collective must be the same on all ranks
             due = distributed.broadcast(due)
         if not due:
             self.signals.patient = True
             return
-        end = "" if at.batches else f"-epoch-{at.epoch - 1}"  # it may follow on a step's own
-        place = self.folder / f"step-{at.step:08d}{end}"
+        end = "" if progress.batches else f"-epoch-{progress.epoch - 1}"  # a checkpoint of the step itself may be there
+        place = self.folder / f"step-{progress.step:08d}{end}"
         if (self.writes or self.divided) and place not in self.good:
             began = time.monotonic()
             state = tensors()
             if self.writes:
-                self._write(place, {"arm": arm, "at": asdict(at)}, state)
+                self._write(place, {"arm": arm, "at": asdict(progress)}, state)
                 self.cost = self.last - began
-                for path in [*self.good, place][:-KEPT]:
+                for path in [*self.good, place][:-KEPT_CHECKPOINTS]:
                     shutil.rmtree(path, ignore_errors=True)
-            self.good = [*self.good, place][-KEPT:]
-        # a signal waits for a step's end, but at an epoch's end there is nothing that is not saved
-        self.signals.patient = at.batches > 0
+            self.good = [*self.good, place][-KEPT_CHECKPOINTS:]
+        # a signal waits for the end of a step; at an epoch's end all progress is saved
+        self.signals.patient = progress.batches > 0
         if stop:
             saved = ", which is saved" if self.writes else "; nothing of it is saved"
-            raise Interrupted(stop, f"stopped at step {at.step} of {arm}{saved}")
+            raise Interrupted(stop, f"stopped at step {progress.step} of {arm}{saved}")
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Around the loop that calls ``save``. Raises Interrupted where a signal came after its last call."""
+        """Wrap the loop that calls ``save``. Raises Interrupted if a signal came after the last call."""
         self.last, stop = time.monotonic(), self.signals
         text = "stopped after an arm's last step, which is not saved"
         try:
             yield
-        except DivergedError:  # which may end this arm alone
+        except DivergedError:  # it may end this arm alone
             if stop.asked:
                 raise Interrupted(stop.asked, text) from None
             raise
@@ -263,15 +265,15 @@ class CheckpointManager:
             raise Interrupted(stop.asked, text)
 
     def clear(self) -> None:
-        """Remove all of it: the run is finished, and its model is saved."""
+        """Remove all checkpoints: the run is finished, and its model is saved."""
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _due(self, at: Progress) -> bool:
+    def _due(self, progress: Progress) -> bool:
         if self.steps:
-            return at.batches == 0 or at.step % self.steps == 0
+            return progress.batches == 0 or progress.step % self.steps == 0
         since = time.monotonic() - self.last
-        if at.batches == 0 and self.cost <= SHARE * (since + self.cost):
+        if progress.batches == 0 and self.cost <= MAX_SAVING_SHARE * (since + self.cost):
             return True
         return bool(self.seconds) and since >= self.seconds
 

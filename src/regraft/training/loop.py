@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..compute import distributed
-from ..compute.fsdp import is_sharded
+from ..compute.fsdp import has_shards
 from ..evidence.selection import improves
 from ..model.cuts import UpperBlocks
 from ..model.forward import outputs
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
-from .averaging import averaged
+from .averaging import use_average
 from .objective import Objective
 from .records import NONE, SILENT, Epoch, FitResult
 from .schedules import RateSchedule
@@ -82,7 +82,7 @@ def fine_tune(
 
         if settings.batch_norm == "train":
             distributed.average_buffers(model)
-        with averaged(model, state.average):
+        with use_average(model, state.average):
             figures = validate(target, phase, spec, compute)
             better = not figures or improves(figures, progress.best, spec.metric)  # without val the last epoch stands
             if better:
@@ -126,13 +126,13 @@ def validate(target: Target, phase: PhaseData, spec: FitSpec, compute: Compute) 
         return {}
     task, model = spec.task, UpperBlocks(target, phase.val_cut) if phase.val_cut else target.model
     # every rank takes part in a forward pass of sharded weights, so each evaluates all rows
-    with distributed.single_process(is_sharded(target.model)):
+    with distributed.single_process(has_shards(target.model)):
         rows = outputs(model, phase.val, compute)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
     value = spec.metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()
     figures = {task.primary: float(value), "loss": float(loss)}
-    return distributed.broadcast(figures) if is_sharded(target.model) else figures  # all ranks choose alike
+    return distributed.broadcast(figures) if has_shards(target.model) else figures  # all ranks choose alike
 
 
 def group_batches(batches: Iterable[LabelledBatch], count: int) -> Iterator[list[LabelledBatch]]:

@@ -11,13 +11,13 @@ import torch
 
 from ..compute import distributed
 from ..compute.arrays import map_inputs
-from ..compute.compiling import compiled
-from ..compute.fsdp import full_tensor, is_sharded
+from ..compute.compiling import compile_module
+from ..compute.fsdp import full_tensor, has_shards
 from ..data.preprocessing import mix
 from ..model.cuts import PenaltyForward
 from ..regularizers import Batch
 from .divergence import StepPlace, StepTerms, read_finite
-from .sam import ascended
+from .sam import ascend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +49,13 @@ class Objective:
 
     @cached_property
     def forward(self) -> Callable[[Inputs], tuple[dict[str, Tensor], Tensor, Tensor]]:
-        """Inputs → (each block's output if a penalty needs it, features, logits).
+        """Return the function from inputs to (each block's output if a penalty needs it, features, logits).
 
         Every objective compiles it anew, because the set of trainable blocks is part of the graph.
         """
         mapped = any(penalty.maps for penalty in self.spec.penalties.values())
         whole = PenaltyForward(self.target, self.cut, mapped)
-        return compiled(whole) if self.compute.compile else whole
+        return compile_module(whole) if self.compute.compile else whole
 
     def step(
         self,
@@ -75,7 +75,7 @@ class Objective:
         values: dict[str, float] = {}
         if settings.sharpness:
             values, _ = read_finite(parts, None, place)
-            with ascended(params.values(), settings.sharpness):
+            with ascend(params.values(), settings.sharpness):
                 parts = self.gradient(micro_batches, params, place)
         # No step is skipped. bfloat16 has the range of float32, so no loss is scaled and none can overflow: a
         # gradient that is not finite is a fault in any precision. It is checked without clipping too, because
@@ -104,7 +104,7 @@ class Objective:
             try:
                 return self._gradient(micro_batches, params, place)
             except torch.OutOfMemoryError:
-                if is_sharded(self.target.model):
+                if has_shards(self.target.model):
                     raise  # the collectives below would wait for ranks that wait for weights
                 rows = distributed.broadcast(max(len(ids) for ids, _, _ in micro_batches))
                 if rows < 4 * self.slices.count:  # no slice is a single row
@@ -113,8 +113,8 @@ class Objective:
             if self.compute.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.note(
-                f"step {place.step}: the memory of {self.compute.device} does not hold "
-                f"{rows // self.slices.count} rows: from now on half as many at a time, accumulated to the same step"
+                f"step {place.step}: the memory of {self.compute.device} does not hold {rows // self.slices.count} "
+                f"rows; from now on half as many are computed at a time and accumulated to the same step"
             )
             self.slices.count *= 2
 
@@ -128,7 +128,7 @@ class Objective:
             for number, batch in enumerate(self._mix(micro_batches, place)):
                 parts.append(self._backward(batch, params, place.step, rows, first=number == 0))
         except torch.OutOfMemoryError as error:
-            if is_sharded(self.target.model):  # other ranks wait for weights, not for a message
+            if has_shards(self.target.model):  # other ranks wait for weights, not for a message
                 raise
             out_of_memory = str(error) or "out of memory"
         # all ranks must stop together, or the others hang in a collective

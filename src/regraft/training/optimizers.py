@@ -1,4 +1,4 @@
-"""torch's optimisers by name, with one group a block, and decay on matrices only."""
+"""Optimizers of torch by name, with one parameter group a block, and weight decay on matrices only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """Raises PlanError, listing torch's optimisers, for a name that is none of them."""
+    """Return torch's optimizer of that name. Raises PlanError, listing torch's optimizers, for another name."""
     known = {
         n: c
         for n, c in vars(torch.optim).items()
@@ -30,7 +30,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 def groups(
     target: Target, trainable: Collection[str], rates: Mapping[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups of the trainable blocks: each block's matrices, then its biases and norms."""
+    """Return parameter groups of the trainable blocks: each block's matrices, then its biases and norms."""
     parameters = dict(target.model.named_parameters())
     out: list[dict[str, Any]] = []
     for block in target.blocks:
@@ -49,19 +49,19 @@ def build(
     param_groups: list[dict[str, Any]],
     before: torch.optim.Optimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimiser over the groups; parameters that ``before`` already trained keep their state.
+    """Return an optimizer over the groups; parameters that ``before`` already trained keep their state.
 
-    Raises PlanError for an option that the optimiser does not take or a value that it refuses.
+    Raises PlanError for an option that the optimizer does not take, or a value that it refuses.
     """
     cls = optimizer_class(name)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    # one pass over memory a step instead of ten: 75 → 14 ms for 23 million weights on 2 cores
+    # a fused step passes over memory once, not ten times: 75 → 14 ms for 23 million weights on 2 cores
     parameters = [p for group in param_groups for p in group["params"]]
     if (
         "fused" in signature(cls).parameters
         and not {"fused", "foreach", "differentiable"} & set(values)
         and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-        and not any(is_sharded(p) for p in parameters)  # torch knows not every fused step of those
+        and not any(is_sharded(p) for p in parameters)  # not every fused optimizer supports DTensor
     ):
         values["fused"] = True
     try:

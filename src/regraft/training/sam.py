@@ -3,7 +3,7 @@
     θ ← θ − η · ∇L(θ + ε),   ε = ρ · ∇L(θ) ÷ ‖∇L(θ)‖₂
 
 Foret, Kleiner, Mobahi and Neyshabur 2021, 2010.01412, eq. 2 and 3 with p = 2. The norm is over all
-trainable parameters. Two gradients a step, on the same rows.
+trainable parameters. A step takes two gradients, on the same rows.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ascended(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
-    """Parameters at θ + ε and without gradient inside; at θ again, to the bit, afterwards.
+def ascend(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
+    """Move parameters to θ + ε inside the block, without a gradient, and back to θ afterwards, to the bit.
 
-    A gradient of zero or one that is not finite moves nothing.
+    Parameters stay at θ if the gradient is zero or not finite.
     """
     moved = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in moved if p.grad is not None]
     here = [p.detach().clone() for p in moved]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
-    reach = float(rho / norm)  # asked once: an accelerator is waited for
+    reach = float(rho / norm)  # read once: each read synchronises the device
     with torch.no_grad():
         for p, g in zip(moved, gradients, strict=True):
             if 0 < reach < float("inf"):

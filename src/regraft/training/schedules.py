@@ -1,4 +1,4 @@
-"""Learning rates: smaller for what came from the source, by block; a schedule over progress.
+"""Learning rates: smaller by block towards the input; a schedule over progress.
 
     rate(block k of K, counted from the input) = lr · layer_decay^(K−1−k),   rate(head) = head_lr
     at step s of T: rate · warm-up(s) · schedule(progress),   progress in [0, 1]

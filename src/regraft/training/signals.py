@@ -1,7 +1,6 @@
-"""SIGINT and SIGTERM: the first one finishes the step and saves, the second stops at once.
+"""SIGINT and SIGTERM: the first signal finishes the step and saves, the second stops at once.
 
-Beside the training loop there is nothing to save that is not saved, so there the first one stops at
-once too.
+Outside the training loop all progress is already on disk, so there the first signal stops the run at once.
 """
 
 from __future__ import annotations
@@ -25,33 +24,34 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopping:
-    """What signals have asked for."""
+    """The signal that this process received."""
 
     def __init__(self) -> None:
-        self.asked = 0  # the signal that came; 0: none
-        self.patient = False  # whether somebody will look at ``asked`` soon
-        self.launched = "WORLD_SIZE" in os.environ  # one of several processes
+        self.asked = 0  # number of the signal; 0: none came
+        self.patient = False  # True in the training loop, which reads ``asked`` after each step
+        self.launched = "WORLD_SIZE" in os.environ  # one of several ranks
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Take a signal. Raises Interrupted if it must stop the process at once."""
         if self.asked and self.launched and signum == signal.SIGTERM:
-            return  # a launcher sends it to all when one of them, or it itself, was signalled
+            return  # a launcher passes its own signal, or one rank's, on to all ranks
         if self.asked or not self.patient:
             raise Interrupted(signum)
         self.asked = signum
-        text = "\nstopping: this step is finished and saved first (once more stops at once)\n"
-        os.write(2, text.encode())  # print could be in the middle of a line of its own
+        text = "\nstopping after this step, which is saved first; a second signal stops at once\n"
+        os.write(2, text.encode())  # the signal may have interrupted a print
 
 
 @contextmanager
 def stopping() -> Iterator[Stopping]:
-    """Signals are asked for here inside; in a thread that cannot have them, nothing changes."""
-    found = Stopping()
+    """Install signal handlers inside the block. Outside the main thread this has no effect."""
+    state = Stopping()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield state
         return
-    before: dict[int, Any] = {s: signal.signal(s, found.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {s: signal.signal(s, state.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield found
+        yield state
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

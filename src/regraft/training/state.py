@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compute import distributed
-from ..compute.fsdp import gather_full_tensors, load_full_state_dict, shard_of
+from ..compute.fsdp import gather_full_tensors, load_full_state_dict, shard_like
 from ..data.keyed_random import stable
 from ..errors import UsageError
 from ..model.trainable import set_trainable
 from . import optimizers
-from .averaging import average_of, put
+from .averaging import load_parameters, make_average
 from .records import Progress
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ class FitState:
         rank = distributed.rank()
         torch.manual_seed(stable("dropout", spec.seed, rank) if rank else spec.seed)
         distributed.broadcast_model(target.model)
-        return cls(target, spec, device, average_of(target.model, spec.settings.average))
+        return cls(target, spec, device, make_average(target.model, spec.settings.average))
 
     @property
     def model(self) -> nn.Module:
-        """The model that is fitted."""
+        """Return the model that is fitted."""
         return self.target.model
 
     def train_blocks(self, wanted: frozenset[str]) -> torch.optim.Optimizer:
@@ -116,7 +116,7 @@ class FitState:
             raise UsageError(f"the checkpoint is of another model than the plan's: {first}") from error
         if self.average is not None and "average" in tensors:
             kept = part(tensors, "average")
-            put(self.average.module, [kept[n] for n, _ in self.average.module.named_parameters()])
+            load_parameters(self.average.module, [kept[n] for n, _ in self.average.module.named_parameters()])
             self.average.n_averaged.copy_(tensors["average"])
         if not progress.trainable:  # no step was taken
             return
@@ -174,5 +174,5 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     if distributed.is_sharded(parameter):
-        return shard_of(value, parameter)
+        return shard_like(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

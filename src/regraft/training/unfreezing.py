@@ -19,7 +19,7 @@ def frozen_blocks(freezing: Freezing, blocks: list[str], epoch: int) -> int:
 
 
 def last_unfreeze_epoch(freezing: Freezing, blocks: list[str], epochs: int) -> int:
-    """Return the last epoch in which a block is unfrozen. Patience counts from there: an earlier gain says
-    nothing about blocks that did not train yet."""
+    """Return the last epoch in which a block is unfrozen. Patience counts from there, because epochs without
+    a gain before say nothing about that block."""
     wanted = [frozenset[str](), *(freezing(blocks, e) for e in range(1, epochs + 1))]
     return max((e for e in range(1, epochs + 1) if wanted[e] - wanted[e - 1]), default=0)
