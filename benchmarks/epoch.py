@@ -30,7 +30,7 @@ LR, EPOCHS = 3e-5, 2  # the rate that regraft takes for pictures
 def regraft(lane: Lane) -> dict[str, Any]:
     import peers
 
-    from regraft.pipeline.run import run
+    from regraft.pipeline.run import RunOptions, run
     from regraft.plan.read import read_plan
 
     plan = read_plan(
@@ -47,7 +47,7 @@ def regraft(lane: Lane) -> dict[str, Any]:
         },
     )
     clock = race.Batched()
-    run(plan, track=clock)
+    run(plan, RunOptions(track=clock))
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
 
 

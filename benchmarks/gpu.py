@@ -156,7 +156,7 @@ def hf_trainer(weights: Path, rows: list[Any], half: bool) -> float:
 
 
 def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
-    from regraft.pipeline.run import run
+    from regraft.pipeline.run import RunOptions, run
     from regraft.plan.read import read_plan
 
     clock = Batched()
@@ -178,7 +178,7 @@ def regraft(weights: Path, rows: list[Any], half: bool, data: Path) -> float:
             },
         )
 
-        run(plan, track=clock)
+        run(plan, RunOptions(track=clock))
     return clock.rows / EPOCHS / clock.train[-1]
 
 

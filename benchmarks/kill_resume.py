@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from regraft.pipeline.run import run
+from regraft.pipeline.run import RunOptions, run
 from regraft.plan.read import check
 
 FILES = ("model/model.safetensors", "history.jsonl", "predictions.csv")
@@ -55,7 +55,7 @@ def begin(plan: dict, out: Path) -> int:
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
-        run(check({**plan, "run": {**plan["run"], "out": str(out)}}), resume=True)
+        run(check({**plan, "run": {**plan["run"], "out": str(out)}}), RunOptions(resume=True))
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

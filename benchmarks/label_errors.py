@@ -15,7 +15,6 @@ from cleanlab.filter import find_label_issues
 import regraft.plan as plans
 from regraft.evidence.linear_probe import fit_probe, folds_of
 from regraft.model.forward import Outputs, joined
-from regraft.pipeline.feature_reuse import features
 from regraft.pipeline.prepare import prepare
 
 ROWS, FLIPS, FOLDS = 400, 10, 5
@@ -32,9 +31,10 @@ WAYS = (
 
 def main(photos: str, draws: int) -> None:
     plan = plans.check({"data": {"path": photos}, "source": {"ref": "bundled:efficientnet-lite0"}})
-    p = prepare(plan)
-    every = joined([features(p, split, print) for split in p.targets])
-    true, count = every.targets.numpy(), p.task.outputs
+    job = prepare(plan)
+    task = job.data.task
+    every = joined([job.outputs.features(split) for split in job.data.targets])
+    true, count = every.targets.numpy(), task.outputs
     each = -(-ROWS // count)
     hits = {way: [] for way in WAYS}
     named = {way: [] for way in WAYS}
@@ -49,11 +49,11 @@ def main(photos: str, draws: int) -> None:
         drawn = Outputs(drawn.ids, drawn.values, torch.from_numpy(given))
         order = rng.permutation(ROWS).tolist()
         val, train = drawn.take(order[: ROWS // 5]), drawn.take(order[ROWS // 5 :])
-        strength = fit_probe(train, p.task, plan.probe.strengths, val=val).strength
+        strength = fit_probe(train, task, plan.probe.strengths, val=val).strength
         said = np.zeros((ROWS, count))
         for fit, judge in folds_of([str(c) for c in given], [None] * ROWS, FOLDS):
-            probe = fit_probe(drawn.take(fit), p.task, [strength])
-            said[judge] = p.task.scores(probe.logits(drawn.values[judge])).numpy()
+            probe = fit_probe(drawn.take(fit), task, [strength])
+            said[judge] = task.scores(probe.logits(drawn.values[judge])).numpy()
         for way in WAYS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

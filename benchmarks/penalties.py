@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from regraft.evidence.scoring import Predictions, score
 from regraft.evidence.verdict import decide
-from regraft.pipeline.arms import logits_of
+from regraft.pipeline.job import Job
 from regraft.pipeline.model_folder import read_ends
-from regraft.pipeline.prepare import Prepared, prepare
+from regraft.pipeline.prepare import prepare
 from regraft.pipeline.run import run
 from regraft.plan import read
 from regraft.runs.result import finished
@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, flowers: Path, source_data: Path, out: Path, options: dict) -> None:
         self.flowers = wide_cut(flowers, out / "flowers", TRAIN, VAL)
         self.source_data, self.out, self.options = source_data, out, options  # of [fit]
-        self.prepared: Prepared | None = None
+        self.prepared: Job | None = None
         self.before: Predictions | None = None
 
     def fit(self, name: str, seed: int, rate: float, penalties: dict) -> Path:
@@ -67,7 +67,7 @@ class Bench:
             )
         return path
 
-    def ready(self, path: Path) -> Prepared:
+    def ready(self, path: Path) -> Job:
         """Prepare the rows and models that all runs share, from the plan of any run."""
         if self.prepared is None:
             tree = read.read_plan(path / "plan.toml", {}).model_dump(exclude_none=True)
@@ -84,7 +84,7 @@ class Bench:
         else:
             state = read_ends(path)[1]
         p.target.model.load_state_dict(state)
-        test = score(logits_of(p, p.target, "test"), p.task, p.splits.test)
+        test = score(p.outputs.logits(p.target, "test"), p.data.task, p.data.splits.test)
         return test, self.report(p.target.model.get_submodule("backbone"))
 
     def end_point(self, path: Path) -> tuple[float, float]:

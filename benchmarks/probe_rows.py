@@ -18,7 +18,6 @@ import torch
 
 from regraft.evidence.linear_probe import choose_rows, fit_probe
 from regraft.model.forward import Outputs
-from regraft.pipeline.feature_reuse import features
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import check
 from regraft.tasks import Task
@@ -48,9 +47,9 @@ def drawn() -> tuple[Outputs, Outputs, Outputs, Task]:
 
 
 def brought(data: str, source: str) -> tuple[Outputs, Outputs, Outputs, Task]:
-    p = prepare(check({"data": {"path": data}, "source": {"ref": source}}))
-    train, val = (features(p, split, "float32", print) for split in ("train", "val"))
-    return train, val, val, p.task
+    job = prepare(check({"data": {"path": data}, "source": {"ref": source}}))
+    train, val = (job.outputs.features(split) for split in ("train", "val"))
+    return train, val, val, job.data.task
 
 
 def main() -> None:

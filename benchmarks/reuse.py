@@ -26,13 +26,12 @@ import torch
 from regraft.compute.malloc import freed_memory_kept
 from regraft.data.batches import Batches
 from regraft.model.trainable import set_trainable
-from regraft.pipeline import feature_reuse as reuse
-from regraft.pipeline.arms import initial_target
+from regraft.pipeline.feature_reuse import FitPhases
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import read_plan
 from regraft.training import optimizers
 from regraft.training.objective import Objective
-from regraft.training.settings import FitSpec
+from regraft.training.records import FitData
 
 PAIRS, STARTS = 15, 5
 
@@ -64,26 +63,25 @@ def steps(data: Path, out: Path) -> None:
             "freezing": {"name": "last_blocks", "blocks": half},
         },
     )
-    p = prepare(plan)
-    target = initial_target(p, p.source, 0, None)
+    job = prepare(plan)
+    target = job.initial_target(job.source, 0)
     names = [b.name for b in target.blocks]
     frozen = len(names) - 1 - half
     set_trainable(target, set(names[frozen:]), "frozen")
-    groups = optimizers.groups(target, set(names[frozen:]), p.settings.rates, 0.01)
+    groups = optimizers.groups(target, set(names[frozen:]), job.spec.settings.rates, 0.01)
     optimizer = optimizers.build("AdamW", {}, groups, before=None)
     params = {n: t for n, t in target.model.named_parameters() if t.requires_grad}
-    spec = FitSpec(p.task, p.metric, p.settings, p.freezing)
-    live = Objective(target, spec, p.compute)
+    live = Objective(target, job.spec, job.compute)
     cut = replace(live, cut=frozen)
-    train = p.batches("train", train=True)
+    train = job.data.batches("train", train=True)
     began = time.perf_counter()
-    feed = reuse.phase_data(p, target, train, None, spec, wrap=lambda b: b, say=print)(frozen)
+    feed = FitPhases(job, target, FitData(train), job.spec, job.outputs.store, lambda b: b)(frozen)
     print(
         f"cache of {len(train)} rows below {names[frozen]} ({frozen} of {len(names) - 1} blocks frozen): "
         f"{time.perf_counter() - began:.1f} s"
     )
     assert feed.cut == frozen
-    size = p.plan.fit.batch_size
+    size = job.plan.fit.batch_size
     memory = InMemory(feed.train, PAIRS + 1).made
     sides = {"live": iter(train.epoch(1)), "cache": iter(feed.train.epoch(1)), "upper": iter(memory)}
     spent: dict[str, list[float]] = {name: [] for name in sides}

@@ -30,7 +30,7 @@ LR, EPOCHS, BATCH = 5e-5, 1, 16
 
 
 def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
-    from regraft.pipeline.run import run
+    from regraft.pipeline.run import RunOptions, run
     from regraft.plan.read import read_plan
 
     plan = read_plan(
@@ -49,7 +49,7 @@ def regraft(lane: Lane, **settings: Any) -> dict[str, Any]:
         },
     )
     clock = race.Batched()
-    run(plan, track=clock)
+    run(plan, RunOptions(track=clock))
     return {"seconds": clock.train[-1], **clock.val(lane.out / "run")}
 
 

@@ -6,8 +6,30 @@ import pytest
 
 import house_figures
 
-ROOMS_DONE: tuple[str, ...] = ("exports/", "freezing/", "metrics/", "plugins", "regularizers/", "tasks/", "trackers/")
-ROOMS_DONE: tuple[str, ...] = ("exports/", "freezing/", "metrics/", "plugins", "regularizers/", "tasks/", "trackers/")
+ROOMS_DONE = (
+    "__init__.py",
+    "__main__.py",
+    "checks/",
+    "cli/",
+    "compute/",
+    "data/",
+    "errors.py",
+    "evidence/",
+    "exports/",
+    "formats/",
+    "freezing/",
+    "io/",
+    "metrics/",
+    "model/",
+    "plugins.py",
+    "publish/",
+    "regularizers/",
+    "serving/",
+    "sources/",
+    "tasks/",
+    "trackers/",
+    "training/",
+)
 SHARE = 0.95  # of a room's docstrings that open as the rule says
 
 IMPERATIVE = (

@@ -45,7 +45,7 @@ SHARED = {
 BY_NAME = {  # an import that another room has of a plug-in
     ("commands.predict", "formats.image_folder"),  # predict reads rows without labels
     ("commands.predict", "formats.table"),
-    ("pipeline.label_errors", "checks.label_errors"),  # a fit shows what that one check ranks
+    ("pipeline.gallery", "checks.label_errors"),  # a fit shows what that one check ranks
 }
 
 

@@ -249,10 +249,10 @@ def watch(out: Path, work: Path, by_name: dict[str, Reader], seed: int, seconds:
         status = None
         while status is None:
             time.sleep(0.2)
-            done, found = os.waitpid(child, os.WNOHANG)
+            ended, wait_status = os.waitpid(child, os.WNOHANG)
             now = out / "now.txt"
-            if done:
-                status = found
+            if ended:
+                status = wait_status
             elif now.exists() and time.time() - now.stat().st_mtime > CHILD_TIMEOUT_S:
                 os.kill(child, signal.SIGKILL)
         if status:

@@ -23,7 +23,6 @@ from safetensors.torch import save, save_file
 
 import regraft
 from fuzz_damage import altered, as_csv, as_json, as_lines, as_toml, flipped
-from regraft.data import decoded_images
 from regraft.data import image_store as picture_cache
 from regraft.data.images import facts_of, read_picture
 from regraft.data.loading import load_data
@@ -407,10 +406,9 @@ def read_a_model(folder: Path) -> None:
 
 
 def read_checkpoints(folder: Path) -> None:
-    said: list[str] = []
-    keeper = checkpoints.CheckpointManager(folder / "run" / "checkpoints", say=said.append)
-    keeper.look()
-    keeper.since("seed 0")
+    keeper = checkpoints.CheckpointManager(folder / "run" / "checkpoints")
+    keeper.scan()
+    keeper.latest("seed 0")
     keeper.done("probe")
 
 
@@ -443,7 +441,7 @@ def read_a_cache(folder: Path) -> None:
     for name, rows in CACHED.items() if entry else ():
         assert entry is not None and torch.equal(entry.batch([name])[0], rows), "other features"
     try:
-        kept = cache.read("pictures", decoded_images.DecodedImages.of)
+        kept = cache.read("pictures", picture_cache.DecodedImages.of)
     except OSError:
         kept = None
     for name, picture in SHOWN.items() if kept else ():

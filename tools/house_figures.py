@@ -242,6 +242,104 @@ def is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
+READERS = ("runs/", "report/", "watching/", "publish/model_card.py", "evidence/comparison.py", "commands/")
+# Functions that return the content of a run's file, and attributes and parameters that hold one.
+RUN_FILES = words("read_json read_lines line_of read_manifest finished read_ended state_of read_task")
+RUN_RECORDS = words("result results environment history manifest findings gallery suspects front frontier retention")
+SCHEMA_FILES = words("runs/records.py runs/result.py runs/result_parts.py runs/side_files.py runs/model_files.py")
+
+
+def look_ups(package: Path) -> Counter[str]:
+    """Count look-ups of a run's records by a constant string key, by module.
+
+    A record is the value of a function that reads a run's file, an attribute or parameter with a record's name, a
+    value taken from a record by a subscript, an attribute or a loop, and every name that one of these is bound to.
+    Where run files are read and nothing else is, a parameter that is a dict of any values is a record too.
+    """
+    counts: Counter[str] = Counter()
+    for module, tree in trees(package).items():
+        if module.startswith(READERS) and module not in SCHEMA_FILES:
+            for scope in [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))]:
+                counts[module] += len(look_ups_in(scope, untyped=module.startswith(("runs/", "report/", "watching/"))))
+    return +counts
+
+
+def look_ups_in(scope: ast.AST, untyped: bool) -> set[int]:
+    """Return the places in a function or module that look a key up in a run's record; inner functions excluded.
+
+    With ``untyped``, every parameter that is a dict of any values holds a record too.
+    """
+    own = list(nodes_of(scope))
+    named: set[str] = set()
+    for arg in parameters(scope) if isinstance(scope, ast.FunctionDef) else []:
+        kind = ast.unparse(arg.annotation) if arg.annotation is not None else ""
+        if arg.arg in RUN_RECORDS or (untyped and re.search(r"(dict|Mapping)\[str, Any\]", kind)):
+            named.add(arg.arg)
+
+    def is_record(node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in named
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            inner = isinstance(called, ast.Attribute) and name in ("get", "items", "values") and is_record(called.value)
+            return name in RUN_FILES or inner
+        if isinstance(node, ast.BoolOp):
+            return any(map(is_record, node.values))
+        if isinstance(node, ast.Attribute):
+            return node.attr in RUN_RECORDS or is_record(node.value)
+        return isinstance(node, ast.Subscript) and is_record(node.value)
+
+    before = -1
+    while len(named) > before:  # names that are bound to records, and names that are bound to those
+        before = len(named)
+        for node in own:
+            pairs = []
+            if isinstance(node, ast.Assign):
+                pairs = [(target, node.value) for target in node.targets]
+            elif isinstance(node, ast.For | ast.comprehension):
+                pairs = [(node.target, node.iter)]
+            elif isinstance(node, ast.NamedExpr):
+                pairs = [(node.target, node.value)]
+            for target, value in pairs:
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    parts = list(zip(target.elts, value.elts, strict=False))
+                else:
+                    parts = [(target, value)]
+                for left, right in parts:
+                    if is_record(right):
+                        named |= {n.id for n in ast.walk(left) if isinstance(n, ast.Name)}
+    return {node.lineno * 1000 + node.col_offset for node in own if is_look_up(node) and is_record(holder_of(node))}
+
+
+def nodes_of(scope: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a function or module without those of the functions inside it."""
+    waiting = list(ast.iter_child_nodes(scope))
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def is_look_up(node: ast.AST) -> bool:
+    """Return whether an expression is ``x["key"]`` that is read, or ``x.get("key")``."""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str)
+    called = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(called, ast.Attribute) or called.attr != "get" or not isinstance(node, ast.Call):
+        return False
+    return bool(node.args) and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+
+
+def holder_of(node: ast.AST) -> ast.expr:
+    """Return the expression that a look-up looks into."""
+    if isinstance(node, ast.Subscript):
+        return node.value
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return node.func.value
+
+
 def main() -> int:
     folders = [a for a in sys.argv[1:] if a != "--list"]
     package = Path(folders[0]).resolve() if folders else PACKAGE
@@ -253,6 +351,10 @@ def main() -> int:
     print(f"files in circles: {circles(package)}")
     print(f"most parameters: {most_parameters(package)}")
     print(f"functions that take the whole job: {whole_job(package)}")
+    keys = look_ups(package)
+    print(f"look-ups of run records by string key: {keys.total()}")
+    for module, count in sorted(keys.items()):
+        print(f"  {module:32}{count:4}")
     by_task = task_names(package)
     print(f"branches on a task's name outside tasks/: {len(by_task)}")
     good, others = openings(package)

@@ -191,13 +191,13 @@ def main() -> int:
         logging.disable(logging.WARNING)
         sweeping.work(lambda family, name: attempt(family, name, options.export))
         return 0
-    found = surveyed(options.survey)
-    found = [f for f in found if not options.only or f[0] in options.only][:: options.every]
-    found = sweeping.part(found, options.part)
-    large = [(f, name, n) for f, name, n in found if n > options.largest]
+    survey = surveyed(options.survey)
+    survey = [f for f in survey if not options.only or f[0] in options.only][:: options.every]
+    survey = sweeping.part(survey, options.part)
+    large = [(f, name, n) for f, name, n in survey if n > options.largest]
     for name_of_family, name, n in large:
         print(f"skipped {name_of_family:24}{name:36} {n / 1e6:.0f} M parameters", flush=True)
-    todo = [(f, name) for f, name, n in found if n <= options.largest]
+    todo = [(f, name) for f, name, n in survey if n <= options.largest]
     outcomes = sweeping.run(Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out)
     return 0 if all(o.whole or o.refused for o in outcomes) else 1
 

@@ -323,8 +323,8 @@ def main() -> int:
         logging.disable(logging.WARNING)
         sweeping.work(lambda family, name: attempt(family, name, options.export))
         return 0
-    found = families()
-    todo = [f for f in found if not options.only or f[0] in options.only][:: options.every]
+    pairs = families()
+    todo = [f for f in pairs if not options.only or f[0] in options.only][:: options.every]
     todo = sweeping.part(todo, options.part)
     outcomes = sweeping.run(Path(__file__), todo, ["--export"] * options.export, LIMIT_S, options.out)
     return 0 if all(o.whole or o.refused or o.skipped for o in outcomes) else 1

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.check import check as looked
+from .io.log import lines_to
 from .model.types import Source
 from .pipeline.findings import CheckReport
+from .pipeline.run import RunOptions
 from .pipeline.run import run as run_plan
 from .plan import read as plan_read
 from .plan.read import set_key
@@ -36,22 +38,22 @@ class Run:
 
     @property
     def test(self) -> dict[str, Estimate]:
-        """Metrics of the saved model on test."""
+        """Return the metrics of the saved model on test."""
         return self.result.test
 
     @property
     def val(self) -> dict[str, Estimate]:
-        """Metrics of the saved model on val; none without val."""
+        """Return the metrics of the saved model on val; none without val."""
         return self.result.val
 
     @property
     def gain(self) -> dict[str, Estimate]:
-        """The gain over each control on the primary metric, paired; positive is better."""
+        """Return the gain over each control on the primary metric, paired; positive is better."""
         return self.result.gain
 
     @property
     def verdict(self) -> Verdict:
-        """The answer to "does transfer help?"."""
+        """Return the answer to "does transfer help?"."""
         return self.result.verdict
 
     def report(self, out: str | Path | None = None) -> Path:
@@ -61,7 +63,7 @@ class Run:
         return report([self.path], None if out is None else Path(out))
 
     def export(self, to: str, out: str | Path | None = None, **how: Any) -> Exported:
-        """The model for other programs; see :func:`regraft.publish.export.export`."""
+        """Export the model for other programs; see :func:`regraft.publish.export.export`."""
         from .publish.export import export
 
         return export(self.path, to, out, **how)
@@ -93,8 +95,9 @@ def fit(
     named = {"run.out": str(out)}
     plan = as_plan(data, source, named | (settings or {}), sections, allow_code)
     given = source if isinstance(source, Source) else None
-    path = run_plan(plan, say=say, source=given, resume=resume, accept_changes=accept_changes)
-    return Run.read(path)
+    options = RunOptions(resume, accept_changes, source=given)
+    with lines_to(say):
+        return Run.read(run_plan(plan, options))
 
 
 def check(
@@ -115,13 +118,14 @@ def check(
     """
     plan = as_plan(data, source, settings or {}, sections, allow_code)
     given = source if isinstance(source, Source) else None
-    return looked(plan, say=say, source=given)
+    with lines_to(say):
+        return looked(plan, source=given)
 
 
 def as_plan(
     data: str | Path, source: str | Source, settings: dict[str, Any], sections: dict[str, Any], allow_code: bool
 ) -> Plan:
-    """The plan of a call. Raises PlanError with every problem at once."""
+    """Return the plan of a call. Raises PlanError with every problem at once."""
     tree: dict[str, Any] = {k: dict(v) for k, v in sections.items()}
     set_key(tree, ["data", "path"], str(data))
     set_key(tree, ["source", "ref"], source if isinstance(source, str) else source.name)

@@ -10,7 +10,8 @@ import pytest
 from regraft.cli.bars import bars, best, rates
 from regraft.data.ordering import EpochOrder
 from regraft.io import progress
-from regraft.io.progress import duration, reporting, stage
+from regraft.io.log import LOGGER, lines_to
+from regraft.io.progress import duration, stage
 from regraft.training.records import Progress
 
 
@@ -37,7 +38,7 @@ def test_a_terminal_shows_bar_mean_terms_best_and_rates(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    with bars(on=True) as (say, track):
+    with bars(on=True) as track:
         assert len(list(track(6, "seed 7")(Rows()).epoch(1))) == 2
         at = Progress(
             epoch=3,
@@ -51,7 +52,7 @@ def test_a_terminal_shows_bar_mean_terms_best_and_rates(monkeypatch):
         track.step("seed 7", at, 2)
         at.batches, at.sums = 0, {}  # the epoch's end: its means stay
         track.step("seed 7", at, 0)
-        say("[b]a line[/b]")
+        LOGGER.info("[b]a line[/b]")
     said = sys.stderr.getvalue()
     assert "seed 7" in said and "6/6" in said and "[b]a line[/b]" in said
     assert "seed 7, epoch 3, step 12   task 0.5   <l2[/red]> 0.25" in said
@@ -60,11 +61,11 @@ def test_a_terminal_shows_bar_mean_terms_best_and_rates(monkeypatch):
 
 
 def test_elsewhere_there_is_no_bar_and_quiet_is_silent(capsys):
-    with bars(on=True) as (say, track):
-        say("a line")
+    with bars(on=True) as track:
+        LOGGER.info("a line")
         assert track is None
-    with bars(on=False) as (say, track):
-        say("nothing")
+    with bars(on=False) as track:
+        LOGGER.info("nothing")
         assert track is None
     assert capsys.readouterr().err == "a line\n"
 
@@ -84,7 +85,7 @@ def clock(monkeypatch):
 
 def test_after_ten_seconds_a_stage_shows_rate_and_time_to_go(clock):
     said = []
-    with reporting(said.append):
+    with lines_to(said.append):
         for _ in stage("hashing rows", 4_000).over(range(4_000)):
             clock[0] += 0.05
     assert said[0] == "hashing rows: 200 of 4,000 rows in 10 s, 20 a second, 3 min 10 s to go"
@@ -95,7 +96,7 @@ def test_after_ten_seconds_a_stage_shows_rate_and_time_to_go(clock):
 
 def test_a_short_stage_and_one_outside_are_silent(clock):
     said = []
-    with reporting(said.append):
+    with lines_to(said.append):
         assert list(stage("short", 9).over(range(9))) == list(range(9))
     long = stage("long", 90)
     clock[0] = 99
@@ -105,7 +106,7 @@ def test_a_short_stage_and_one_outside_are_silent(clock):
 
 def test_a_stage_without_a_total_says_what_is_done(clock):
     said = []
-    with reporting(said.append):
+    with lines_to(said.append):
         counted = stage("linear probe", things="evaluations")
         clock[0] = 12
         counted.advance(24)

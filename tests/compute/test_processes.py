@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from regraft.compute import distributed as processes
 from regraft.errors import DivergedError, RankError, UsageError
 from regraft.pipeline.arms import map_over_ranks
+from regraft.pipeline.target_data import Memo
 
 WORKER = Path(__file__).parents[1] / "fit_worker.py"
 
@@ -173,10 +173,10 @@ def test_divergence_is_raised_after_all_ranks_have_gathered(monkeypatch):
         return item
 
     monkeypatch.setattr(processes, "map_over_ranks", all_tell)
-    p = SimpleNamespace(kept={})
+    memo = Memo()
     with pytest.raises(DivergedError, match="the loss is not finite"):
-        map_over_ranks(p, [0, 1, 2], fitted)
+        map_over_ranks(memo, [0, 1, 2], fitted)
     assert [value for value, _ in told] == [0, None, 2]
     assert isinstance(pickle.loads(pickle.dumps(told[1][1])), DivergedError)  # it is sent
     told.clear()
-    assert map_over_ranks(p, [0, 2], fitted) == [0, 2]
+    assert map_over_ranks(memo, [0, 2], fitted) == [0, 2]

@@ -10,10 +10,8 @@ from torch import nn
 
 from regraft.data.types import CallableSpec
 from regraft.errors import PlanError
-from regraft.freezing.everything import Everything
-from regraft.freezing.lora import LoRA
 from regraft.model.grafting import graft
-from regraft.model.sharded import outermost
+from regraft.model.sharded import outermost_modules
 from regraft.model.types import Source
 from regraft.pipeline.compatibility import check_shard
 from regraft.plan.read import check
@@ -46,6 +44,7 @@ def test_what_needs_whole_weights_is_refused_all_at_once():
             "fit": {"compile": True, "average": 0.9, "views": 2, "optimizer": "Adafactor"},
             "run": {"spread": "arms", "shard": True, "layout": "channels_last"},
             "source_data": {"each_epoch": True},
+            "freezing": {"name": "lora"},
         }
     )
     step, batch = Penalty(lambda b: b.logits.sum()), Penalty(lambda b: b.logits.sum(), per="batch")
@@ -57,7 +56,7 @@ def test_what_needs_whole_weights_is_refused_all_at_once():
         "bss": (BSS(), batch),
     }
     with pytest.raises(PlanError) as error:
-        check_shard(plan, LoRA(), penalties, target_of(network()))
+        check_shard(plan, penalties, target_of(network()))
     said = str(error.value)
     for part in (
         "arms",
@@ -75,7 +74,7 @@ def test_what_needs_whole_weights_is_refused_all_at_once():
     ):
         assert part in said, part
     assert "bss" not in said
-    check_shard(check(PLAIN), Everything(), {"bss": penalties["bss"]}, target_of(network()))
+    check_shard(check(PLAIN), {"bss": penalties["bss"]}, target_of(network()))
 
 
 def test_weights_that_cannot_be_divided_are_named():
@@ -91,11 +90,11 @@ def test_weights_that_cannot_be_divided_are_named():
 
     target = target_of(Scaled())
     with pytest.raises(PlanError) as error:
-        check_shard(check(PLAIN), Everything(), {}, target)
+        check_shard(check(PLAIN), {}, target)
     assert "backbone.low.weight = backbone.high.weight" in str(error.value)
     assert "backbone.gain" in str(error.value)
 
 
 def test_each_block_is_divided_by_itself_the_last_one_too():
-    found = outermost(target_of(network()))
+    found = outermost_modules(target_of(network()))
     assert found == [["backbone.low"], ["backbone.high", "backbone.fc"]]  # where the source's head was

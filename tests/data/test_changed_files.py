@@ -12,9 +12,10 @@ from PIL import Image
 
 from builders import make_batches
 from regraft.data import images as module
-from regraft.data.image_store import pictures
+from regraft.data.image_store import ImageStore
 from regraft.data.loading import read_rows
 from regraft.data.preprocessing import build
+from regraft.data.store import FeatureCache
 from regraft.data.types import DataOptions, ImageSpec
 from regraft.errors import DataError
 
@@ -33,13 +34,14 @@ def read(rows, workers=0, spec=SPEC):
 
 
 @pytest.mark.fault(57)
-def test_other_pixels_are_not_kept_under_a_pictures_content(rows):
+def test_other_pixels_are_not_kept_under_a_pictures_content(rows, tmp_path):
+    store = ImageStore(FeatureCache(tmp_path, 10**9), build(SPEC), True, 2, print)
     named = {e.content: e for e in rows}
-    assert len(list(pictures(build(SPEC), True, named, 2))) == 6
+    assert len(list(store.decode(named))) == 6
     path = Path(rows[4].inputs[0])
     replace_content(path)
     with pytest.raises(DataError, match=f"{path} was changed after the data were read"):
-        list(pictures(build(SPEC), True, named, 2))
+        list(store.decode(named))
 
 
 def replace_content(path: Path, keep_times: bool = False) -> None:

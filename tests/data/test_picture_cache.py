@@ -15,9 +15,9 @@ from PIL import Image
 
 from builders import make_batches
 from regraft.data import image_store as picture_cache
-from regraft.data.decoded_images import DecodedImages
-from regraft.data.image_store import keep, key_of, write
+from regraft.data.image_store import DecodedImages, key_of, write
 from regraft.data.preprocessing import build
+from regraft.data.readers import use_image_cache
 from regraft.data.store import FeatureCache, write_index
 from regraft.data.types import Augment, Example, ImageSpec
 from regraft.errors import DataError
@@ -45,6 +45,11 @@ def always(monkeypatch):
 
 def batches(rows, augment=VARIED, **how):
     return make_batches(rows, torch.arange(len(rows)), build(SPEC), 4, augment=augment, seed=3, **how)
+
+
+def keep(batches, split, rows, cache, passes, memo, note):
+    """Let batches read the cached images of a split."""
+    batches.reader = use_image_cache(batches.reader, rows, split, cache, passes, memo, note)
 
 
 def unread(monkeypatch):
@@ -89,7 +94,7 @@ def opened(path):
 def entry(rows, cache):
     p, key = build(SPEC), "a" * 64
     named = {e.id.partition("-")[0]: e for e in rows}
-    write(cache, key, ((n, p.certain(e.inputs, True)) for n, e in named.items()))
+    write(cache, key, ((n, p.decoded(e.inputs, True)) for n, e in named.items()))
     return cache.root / key
 
 
@@ -222,8 +227,7 @@ import sys, os, re
 import numpy as np
 from pathlib import Path
 from regraft.data.store import FeatureCache
-from regraft.data.decoded_images import DecodedImages
-from regraft.data.image_store import write
+from regraft.data.image_store import DecodedImages, write
 import torch
 
 def anonymous():

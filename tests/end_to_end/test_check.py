@@ -103,7 +103,7 @@ def test_a_fit_keeps_what_the_cheap_checks_found(planted, weights, cli, tmp_path
     assert record["settled"] == []
     code, out, _ = cli("report", tmp_path / "run")
     page = (tmp_path / "run/report.html").read_text()
-    assert "What was found in the data" in page and "rows of test that are also in" in page
+    assert "Findings in the data" in page and "rows of test that are also in" in page
     out = tmp_path / "clean"
     code, _, err = cli("fit", planted, *args, "--set", "data.leaks=drop", "--out", out)
     assert code == 0 and "are also in" not in err

@@ -83,9 +83,9 @@ def prepared(pictures: Path, weights: Path) -> Any:
 
 
 def test_rows_are_nested_and_as_many_of_each_class(pictures: Path, weights: Path) -> None:
-    p = prepared(pictures, weights)
+    p = prepared(pictures, weights).data
     fit, judged = p.folds()[0]
-    few, more = rows_of(p, fit, 2), rows_of(p, fit, 5)
+    few, more = rows_of(p, fit, 2, 0), rows_of(p, fit, 5, 0)
     assert set(few) < set(more) <= set(fit) and not set(more) & set(judged)
     assert sorted(p.strata[i] for i in more) == sorted(p.task.classes * 5)
 

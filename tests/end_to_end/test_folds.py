@@ -195,28 +195,29 @@ def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
 
 def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Path, tmp_path: Path) -> None:
     """Groups and ids are put beside them by position."""
-    from regraft.pipeline.arms import cross_validate
+    from regraft.pipeline.arms import ArmFitter
     from regraft.training.checkpoints import CheckpointManager
 
     p = prepared(pictures, weights, **{"data.folds": 3})
-    found = cross_validate(p, p.source, p.settings, None, CheckpointManager(tmp_path))
+    fitter = ArmFitter(p, CheckpointManager(tmp_path))
+    found = fitter.cross_validate(p.source, p.spec.settings, None)
     assert found.folds == 3 and list(found.rows) == [1.0]
-    assert found.rows[1.0].ids == tuple(e.id for e in p.splits.train)
-    assert found.rows[1.0].targets.tolist() == p.targets["train"].tolist()
+    assert found.rows[1.0].ids == tuple(e.id for e in p.data.splits.train)
+    assert found.rows[1.0].targets.tolist() == p.data.targets["train"].tolist()
 
 
 def test_balanced_sampling_reaches_training_and_nothing_else(pictures: Path, weights: Path) -> None:
-    p = prepared(pictures, weights, **{"fit.sampling": "balanced"})
+    p = prepared(pictures, weights, **{"fit.sampling": "balanced"}).data
     train = p.batches("train", [0, 3, 5], train=True)
     assert train.order.strata == [p.strata[i] for i in (0, 3, 5)]
     assert p.batches("train").order.strata is None and p.batches("val").order.strata is None
-    assert prepared(pictures, weights).batches("train", train=True).order.strata is None
+    assert prepared(pictures, weights).data.batches("train", train=True).order.strata is None
 
 
 def test_the_table_counts_what_lora_trains(pictures: Path, weights: Path) -> None:
-    full = {b.name: b for b in prepared(pictures, weights).table}
-    few = {b.name: b for b in prepared(pictures, weights, **{"freezing.name": "lora"}).table}
-    wide = prepared(pictures, weights, **{"freezing.name": "lora", "freezing.rank": 16}).table
+    full = {b.name: b for b in prepared(pictures, weights).notes.blocks}
+    few = {b.name: b for b in prepared(pictures, weights, **{"freezing.name": "lora"}).notes.blocks}
+    wide = prepared(pictures, weights, **{"freezing.name": "lora", "freezing.rank": 16}).notes.blocks
     assert few["head"] == full["head"]
     for block in wide:
         if block.name != "head":  # twice the rank, twice the numbers

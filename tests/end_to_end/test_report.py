@@ -98,7 +98,7 @@ def test_labels_that_are_probably_wrong_are_shown(fit: Any) -> None:
 
 def test_the_probe_that_judges_a_row_did_not_see_it(fit: Any, monkeypatch: Any) -> None:
     """Nor one of equal content; every row is judged once, at the run's own strength."""
-    from regraft.pipeline import label_errors as suspects
+    from regraft.pipeline import gallery as suspects
 
     parts: list[tuple[set[str], set[str]]] = []
     fit_probe = suspects.fit_probe
@@ -118,7 +118,7 @@ def test_the_probe_that_judges_a_row_did_not_see_it(fit: Any, monkeypatch: Any) 
 
 
 def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: Any) -> None:
-    from regraft.pipeline import label_errors as suspects
+    from regraft.pipeline import gallery as suspects
 
     monkeypatch.setattr(suspects, "MOST", 10)
     run = fit()
@@ -127,7 +127,7 @@ def test_where_nobody_looks_for_wrong_labels_it_is_said(fit: Any, monkeypatch: A
 
 @pytest.mark.parametrize("where", ["ranked", "shown"])
 def test_a_fit_is_not_lost_where_its_labels_cannot_be_judged(fit: Any, monkeypatch: Any, where: str) -> None:
-    from regraft.pipeline import label_errors as suspects
+    from regraft.pipeline import gallery as suspects
 
     def fails(*_: Any) -> None:
         raise ValueError("a class is missing")
@@ -150,7 +150,7 @@ def test_a_class_that_is_one_group_is_not_taken_for_mislabelled() -> None:
 
     from regraft.data.types import Example
     from regraft.model.forward import Outputs
-    from regraft.pipeline.label_errors import out_of_fold
+    from regraft.pipeline.gallery import out_of_fold
     from regraft.tasks.classification import Classification
 
     names = [c for c in "abc" for _ in range(20)]

@@ -17,7 +17,7 @@ import pytest
 
 import regraft
 from regraft.io import locks
-from regraft.pipeline import feature_reuse as reuse
+from regraft.pipeline import feature_cache as reuse
 from regraft.training.checkpoints import CheckpointManager
 from regraft.training.objective import Objective
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from regraft.data import store as feature_cache
 from regraft.data.store import FeatureCache, place_of
-from regraft.pipeline import arms
-from regraft.pipeline import evaluate as results
-from regraft.pipeline import feature_reuse as reuse
+from regraft.pipeline import feature_cache as reuse
+from regraft.pipeline import job
 
 AS_IT_STANDS = ("--set", "augment.random_resized_crop=false", "--set", "augment.flip=false")
 VIEWS = ("--set", "fit.views=3")
@@ -138,14 +137,13 @@ def test_the_command(fit, cli, pictures, weights):
 def test_a_backbone_that_stays_is_run_once_over_each_split(fit, pictures, weights, monkeypatch):
     """The model's figures and the probe's take its features."""
     seen: list[int] = []
-    plain = reuse.outputs
+    plain = job.outputs
 
     def counting(module, batches, *rest):
         seen.append(len(batches))
         return plain(module, batches, *rest)
 
-    for place in (reuse, arms, results):
-        monkeypatch.setattr(place, "outputs", counting)
+    monkeypatch.setattr(job, "outputs", counting)
     how = (*tiny(weights), "--set", "freezing.name=head_only", "--set", "run.cache=off")
     fit(pictures, *how, *AS_IT_STANDS)
     assert sorted(seen) == [12, 24, 48]  # val, test, train

@@ -15,7 +15,7 @@ import regraft
 from regraft.data.types import CallableSpec
 from regraft.errors import DivergedError
 from regraft.model.types import Source
-from regraft.pipeline import scratch as scratch_control
+from regraft.pipeline.arms import ArmFitter
 
 CLASSES, SIDE = 3, 8
 
@@ -103,14 +103,14 @@ def test_a_rate_that_diverges_is_out_and_all_of_them_end_the_run(fit, rows):
 
 
 def test_a_rate_that_diverges_with_a_later_seed_is_named(fit, monkeypatch):
-    once = scratch_control.fit_arm
+    once = ArmFitter.fit
 
-    def diverges(*args, label, **more):
+    def diverges(self, *args, label, **more):
         if label == "scratch 0.03, seed 1":
             raise DivergedError("the loss is not finite at step 7")
-        return once(*args, label=label, **more)
+        return once(self, *args, label=label, **more)
 
-    monkeypatch.setattr(scratch_control, "fit_arm", diverges)
+    monkeypatch.setattr(ArmFitter, "fit", diverges)
     with pytest.raises(
         DivergedError,
         match=r"scratch, rate 0.03, chosen by val, diverged with seed 1: give evaluate.scratch_rates one "

@@ -158,7 +158,7 @@ def test_the_command_serves_until_it_is_stopped(run, stop):
 def test_schemathesis_finds_nothing(kind, tmp_path):
     import requests
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import HealthCheck, Phase, assume, given, settings
     from hypothesis import strategies as st
     from schemathesis import GenerationMode
 
@@ -200,6 +200,8 @@ def test_schemathesis_finds_nothing(kind, tmp_path):
                     suppress_health_check=list(HealthCheck),
                 )
                 def check(case):
+                    # an empty list or null has no part in a form, so the request would be a valid one
+                    assume(not isinstance(case.body, dict) or all(v not in ([], None) for v in case.body.values()))
                     case.headers.update(head)
                     reply = case.call_and_validate(session=http, base_url=address)
                     seen.add((case.operation.label, reply.status_code))

@@ -86,9 +86,10 @@ def test_the_floor_holds_on_the_rows_it_was_chosen_on(target: Path) -> None:
 
 
 def test_the_summary_says_what_was_forgotten(target: Path, cli: Cli) -> None:
+    from regraft.runs.result import finished
     from regraft.runs.summary import summary
 
-    said = summary(target, result(target))
+    said = summary(target, finished(target))
     assert "keeping 0.5 of the source for sure" in said
     assert "forgetting" in said and "n = 120 source rows; under 200 rows: no claim" in said
 

@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from regraft.evidence.linear_probe import blas, choose_rows, fit_probe, folds_of, mean_loss, path
+from regraft.evidence.linear_probe import choose_rows, find_blas, fit_probe, folds_of, mean_loss, solve_path
 from regraft.model.forward import Outputs
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
@@ -31,7 +31,7 @@ def test_it_is_scikit_learns_logistic_regression(strength):
     x, y = rows()
     z = (x - x.mean(0)) / x.std(0)
     theirs = LogisticRegression(C=1 / (len(x) * strength), tol=1e-10, max_iter=10_000).fit(z, y)
-    ((weight, bias),) = path(outputs(x, y), CLASSES, [strength])
+    ((weight, bias),) = solve_path(outputs(x, y), CLASSES, [strength])
     ours = (torch.from_numpy(x) @ weight.T + bias).softmax(1).numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba(z), atol=2e-3)
 
@@ -42,7 +42,7 @@ def test_for_numbers_it_is_ridge():
     task = Regression().make([(str(v),) for v in y], ("y",))
     targets = task.encode([(str(v),) for v in y])
     z = (x - x.mean(0)) / x.std(0)
-    ((weight, bias),) = path(outputs(x, targets), task, [0.05])
+    ((weight, bias),) = solve_path(outputs(x, targets), task, [0.05])
     # mean squared error + λ/2·‖w‖² is ridge with alpha = N·λ/2
     theirs = Ridge(alpha=len(x) * 0.05 / 2).fit(z, targets[:, 0].numpy())
     ours = (torch.from_numpy(x) @ weight.T + bias)[:, 0].numpy()
@@ -54,7 +54,7 @@ def test_many_labels_are_one_logistic_regression_each():
     hot = np.eye(3)[y]
     hot[:, 0] = x[:, 1] > x[:, 1].mean()
     task = MultiLabel().make([("a;b;c",)], ("label",))
-    ((weight, bias),) = path(outputs(x, hot.astype(np.float32)), task, [0.01])
+    ((weight, bias),) = solve_path(outputs(x, hot.astype(np.float32)), task, [0.01])
     z = (x - x.mean(0)) / x.std(0)
     ours = (torch.from_numpy(x) @ weight.T + bias).sigmoid().numpy()
     for k in range(3):  # the loss is the mean over three labels
@@ -113,7 +113,7 @@ def test_the_path_ends_when_weaker_strengths_only_get_worse():
     strengths = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
     probe = fit_probe(train, CLASSES, strengths, val=val)
     assert len(probe.losses) < len(strengths)
-    heads = path(train, CLASSES, sorted(strengths, reverse=True))
+    heads = solve_path(train, CLASSES, sorted(strengths, reverse=True))
     everything = [mean_loss(head, val, CLASSES) for head in heads]
     assert min(everything) == pytest.approx(probe.losses[probe.strength], rel=1e-3)
 
@@ -141,10 +141,10 @@ def test_scipys_own_threads_do_not_wait_beside_torchs(monkeypatch):
         return minimize(*given, **options)
 
     monkeypatch.setattr("regraft.evidence.linear_probe.minimize", watched)
-    blas.cache_clear()
+    find_blas.cache_clear()
     with threadpool_limits(2, user_api="blas"):
         before = threads()
-        list(path(outputs(*rows()), CLASSES, [0.1]))
+        list(solve_path(outputs(*rows()), CLASSES, [0.1]))
         assert threads() == before
     assert found == [[1] * len(before)]
 

@@ -17,7 +17,7 @@ import torch
 
 from regraft.data.store import SUM, FeatureCache, NotStorableError, cache_in, place_of, write_index
 from regraft.model.types import Block
-from regraft.pipeline.feature_keys import key_of
+from regraft.pipeline.feature_cache import key_of
 from regraft.runs.ledger import ledger_path
 
 BIG = 10**9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,28 @@ from torch import nn
 
 from regraft.errors import DivergedError
 from regraft.model import reinitialise
-from regraft.pipeline.scratch_search import scratch_budget, scratch_settings, search
+from regraft.pipeline.resolve import scratch_budget
+from regraft.pipeline.scratch import scratch_settings, search
+from regraft.regularizers.l2 import L2
 from regraft.training.settings import Settings
 
 BARE = Settings(epochs=4, rates={"a": 1e-4, "head": 1e-3}, weight_decay=0.01)
 FITS = replace(BARE, average=0.999, sharpness=0.1)
 
 
+def budget_of(settings, factors=(0.3, 1.0, 3.0), penalties=(), share=5.0, has_val=True):
+    """The budget of a plan with these scratch rates over 0.001 and these penalties."""
+    plan = SimpleNamespace(
+        fit=SimpleNamespace(optimizer="AdamW", scratch_lr=1e-3),
+        evaluate=SimpleNamespace(scratch_rates=factors, scratch_budget=share),
+        plugins=SimpleNamespace(pulling=[], regularizers={name: L2() for name in penalties}),
+    )
+    return scratch_budget(plan, settings, has_val=has_val)
+
+
 def found(settings, score, factors=(0.3, 1.0, 3.0), penalties=()):
     """What ``search`` ends with, and every name and settings that it tried, in order."""
-    budget = scratch_budget(settings, 1e-3, factors, 5.0, has_val=True, weight_decay=0.01, penalties=penalties)
+    budget = budget_of(settings, factors, penalties)
     tried = []
 
     def judged(every):
@@ -102,14 +115,14 @@ def test_scratch_has_decay_and_penalties_only_where_they_help():
 def test_all_that_diverged_are_named_and_fits_are_counted():
     with pytest.raises(DivergedError, match=r"every rate diverged \(9e-05, 0.0003, 0.001, 0.003\):"):
         found(BARE, lambda s: -inf)
-    budget = scratch_budget(BARE, 1e-3, [0.3, 1.0, 3.0], 5.0, has_val=True, weight_decay=0.01)
+    budget = budget_of(BARE)
     assert budget.tries == 5
     assert budget.fits(seeds=3, folds=0) == 5 + 2  # of the first seed, and of the others
     assert budget.fits(seeds=3, folds=5) == 5 * 5 * 4 / 5 + 3
 
 
 def test_the_budget_is_never_less_than_the_fit_has():
-    budgets = [scratch_budget(FITS, 1e-3, [1.0], share, has_val=False, weight_decay=0.01) for share in (0.1, 1.1, 5.0)]
+    budgets = [budget_of(FITS, [1.0], share=share, has_val=False) for share in (0.1, 1.1, 5.0)]
     assert [b.epochs for b in budgets] == [4, 5, 20] and budgets[0].patience == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from types import SimpleNamespace
 
@@ -15,7 +16,9 @@ from regraft.data.preprocessing import build
 from regraft.data.store import write_index
 from regraft.data.types import CallableSpec
 from regraft.io.hashing import file_digest
-from regraft.pipeline import feature_reuse as reuse
+from regraft.io.log import lines_to
+from regraft.pipeline import feature_cache as reuse
+from regraft.pipeline.target_data import Memo
 from regraft.plan.schema import RunPlan
 
 KEY = "a" * 64
@@ -24,15 +27,16 @@ KEY = "a" * 64
 class Doubled:
     """Blocks whose outputs are twice their inputs."""
 
-    def __init__(self, root) -> None:
-        plan = SimpleNamespace(run=RunPlan(cache=str(root)))
-        self.p = SimpleNamespace(plan=plan, kept={}, source=SimpleNamespace(preprocess=None))
-
     def __call__(self, inputs):
         return inputs * 2
 
     def key(self, batches, view):
         return KEY
+
+
+def store_in(root):
+    cache = reuse.cache_of(RunPlan(cache=str(root)), SimpleNamespace(preprocess=None))
+    return reuse.CachedOutputs(cache, Memo(), logging.INFO)
 
 
 @pytest.fixture
@@ -44,10 +48,11 @@ def batches(number_rows):
     return make_batches(rows, targets, build(CallableSpec(floats)), 4)
 
 
-def entries(root, batches):
+def entries(root, batches, store=None):
     """→ (entries or None, what was said)"""
     said = []
-    found = reuse.entries(Doubled(root), batches, [0], passes=None, what="rows", say=said.append)
+    with lines_to(said.append):
+        found = (store or store_in(root)).entries(Doubled(), batches, [0], passes=None, what="rows")
     return found, said
 
 
@@ -82,11 +87,13 @@ def test_the_check_draws_from_no_seed_of_the_run(tmp_path, batches):
 def test_an_entry_that_cannot_be_used_is_said_once_and_stays(tmp_path, batches, monkeypatch):
     entries(tmp_path, batches)
     monkeypatch.setattr("regraft.data.store.is_own", lambda about: False)
-    below, said = Doubled(tmp_path), []
-    monkeypatch.setattr(reuse, "cache_in", lambda root, *more: reuse.FeatureCache(tmp_path, 10**9))
+    store = reuse.CachedOutputs(reuse.FeatureCache(tmp_path, 10**9), Memo(), logging.INFO)
+    lines = []
     for _ in range(2):
-        assert reuse.entries(below, batches, [0], passes=None, what="rows", say=said.append) is None
-    assert len(said) == 1 and "another user's" in said[0]
+        found, said = entries(tmp_path, batches, store)
+        lines += said
+        assert found is None
+    assert len(lines) == 1 and "another user's" in lines[0]
     assert (tmp_path / KEY / "output.bin").exists()
 
 

@@ -294,8 +294,8 @@ def test_what_was_not_measured_is_said(make_run):
     _, page = page_of(run)
     assert "A regression task has no table of classes." in page.words["classes"]
     assert "Calibration takes a classification task" in page.words["calibration"]
-    assert "keeps no gallery" in page.words["errors"]
-    assert "did not look for them" in page.words["suspects"]
+    assert "has no gallery" in page.words["errors"]
+    assert "did not judge its labels" in page.words["suspects"]
     assert "no frontier" in page.words["source"] and "CKA 0.900" in page.words["source"]
     assert "only a proxy" in page.words["caution"]
 

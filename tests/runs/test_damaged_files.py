@@ -20,6 +20,7 @@ from regraft.errors import DataError, PlanError, SourceError, UsageError
 from regraft.formats import table
 from regraft.io import locks
 from regraft.io.hashing import file_digest
+from regraft.io.log import lines_to
 from regraft.plan.read import read_plan
 from regraft.runs.folder import RunFolder, read_json, status_of
 from regraft.runs.result import finished
@@ -139,15 +140,16 @@ def test_a_checkpoint_without_its_record_is_skipped_and_named(tmp_path, record):
     checkpoints.write(tmp_path / "step-00000001", good, tensors)
     checkpoints.write(tmp_path / "step-00000002", record, tensors)
     said: list[str] = []
-    keeper = CheckpointManager(tmp_path, say=said.append)
-    keeper.look()
+    keeper = CheckpointManager(tmp_path)
+    with lines_to(said.append):
+        keeper.scan()
     assert keeper.good == [tmp_path / "step-00000001"] and keeper.count == 1
     why = "record.json is no record of a checkpoint"
     if record is None:
         why = f"it does not read: {tmp_path / 'step-00000002/record.json'} is damaged, or was made by "
         why += "another version of regraft: it holds nothing"
     assert said == [f"{tmp_path / 'step-00000002'} is skipped: {why}"]
-    assert keeper.since("seed 0").record["at"]["step"] == 1
+    assert keeper.latest("seed 0").record["at"]["step"] == 1
 
 
 def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
@@ -158,9 +160,9 @@ def test_no_tensors_are_refused_though_their_sum_is_right(tmp_path):
     lines = [f"{file_digest(place / n)}  {n}\n" for n in names]
     (place / checkpoints.MANIFEST).write_text("".join(lines))
     keeper = CheckpointManager(tmp_path)
-    keeper.look()
+    keeper.scan()
     with pytest.raises(UsageError, match="step-00000001 does not read"):
-        keeper.since("a")
+        keeper.latest("a")
 
 
 def test_a_lock_that_names_no_process_holds_nothing(tmp_path):

@@ -6,6 +6,7 @@ import json
 from math import isnan
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from regraft.errors import UsageError
@@ -16,6 +17,8 @@ from regraft.runs.result import Calibrated, Result, Unfinished, finished, read_e
 from regraft.runs.result_parts import Agreement
 from regraft.runs.summary import summary
 from result_json import calibration, estimate, older, parsed, result, seed, source_retention
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "result.schema.json"
 
 FULL = {
     "seeds": [seed(0, 0.5), seed(1, 1.0, scratch={"accuracy": None})],
@@ -64,6 +67,18 @@ def written(r: Result) -> str:
 def test_a_result_is_written_as_it_was_read(changes):
     text = dumps(result(**changes))
     assert written(records.checked(Result, json.loads(text))) == text
+
+
+@pytest.mark.parametrize("changes", [{}, {k: v for k, v in FULL.items() if k != "retention"}])
+def test_the_published_schema_accepts_what_is_written(changes):
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.validate(json.loads(written(parsed(**changes))), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(result(rows=7), schema)
+
+
+def test_the_published_schema_is_that_of_the_code():
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == Result.model_json_schema()
 
 
 def test_an_undefined_number_is_null_in_the_file_and_nan_here():

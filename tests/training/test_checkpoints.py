@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from regraft.errors import DiskError, DivergedError
+from regraft.io.log import lines_to
 from regraft.training import checkpoints
 from regraft.training.checkpoints import CheckpointManager, DamagedError, read, verify, write
 from regraft.training.records import Progress
@@ -233,7 +234,8 @@ def test_a_flipped_bit_is_seen_and_the_one_before_is_used(tmp_path_factory, data
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     file.write_bytes(content)
     said = []
-    k = keeper(folder, say=said.append)
+    with lines_to(said.append):
+        k = keeper(folder)
     assert k.latest("seed 0").record["at"]["step"] == 2
     assert len([s for s in said if "step-00000003 is skipped" in s]) == 1
     # and the run goes on: the damaged one is written anew
@@ -250,7 +252,8 @@ def test_what_is_incomplete_or_foreign_is_skipped_and_named(tmp_path):
     shutil.copy(tmp_path / "step-00000002" / "tensors.safetensors", tmp_path / "step-00000999")
     (tmp_path / "notes.txt").write_text("mine")
     said = []
-    k = keeper(tmp_path, say=said.append)
+    with lines_to(said.append):
+        k = keeper(tmp_path)
     assert k.latest("seed 0").record["at"]["step"] == 2
     text = "\n".join(said)
     for name in ("checkpoint-999", "step-00000999", "notes.txt"):

@@ -213,11 +213,11 @@ def test_an_epoch_may_begin_in_the_middle(numbers_source, number_rows, n):
 
 
 def test_an_optimisers_state_keeps_the_layout_of_its_parameter():
-    from regraft.training.state import like
+    from regraft.training.state import match_layout
 
     p = torch.zeros(4, 3, 5, 5).to(memory_format=torch.channels_last)
     value = torch.randn(4, 3, 5, 5)
-    got = like(value, p)
+    got = match_layout(value, p)
     assert got.stride() == p.stride() and torch.equal(got, value)
 
 

@@ -32,8 +32,8 @@ def repeated_rows(context: CheckContext) -> tuple[list[tuple[str, Example]], int
         counts = Counter(e.content for _, e in rows_with_split(context))
         return [(s, e) for s, e in rows_with_split(context) if counts[e.content] > 1], len(counts)
     keys, counts_of_keys = np.unique(np.concatenate([rows.keys for _, rows in columns]), return_counts=True)
-    again = [(split, rows.take(np.isin(rows.keys, keys[counts_of_keys > 1]))) for split, rows in columns]
-    return [(split, e) for split, rows in again for e in rows.by_place()], len(keys)
+    repeats = [(split, rows.take(np.isin(rows.keys, keys[counts_of_keys > 1]))) for split, rows in columns]
+    return [(split, e) for split, rows in repeats for e in rows.by_place()], len(keys)
 
 
 def distinct_rows(context: CheckContext) -> list[tuple[str, Sequence[Example]]]:

@@ -33,13 +33,15 @@ def check(context: CheckContext) -> Iterator[Finding]:
                 tuple(shared),
                 f'remove them from {earlier}, or set data.leaks = "drop"; they make figures on {later} too good',
             )
-    again = [f"{there} = {rows[0]}" for of_split in places.values() for rows in of_split.values() for there in rows[1:]]
-    if again:
+    repeats = [
+        f"{there} = {rows[0]}" for of_split in places.values() for rows in of_split.values() for there in rows[1:]
+    ]
+    if repeats:
         yield Finding(
             "caution",
             "rows repeat another of their own split",
-            len(again),
+            len(repeats),
             context.count,
-            tuple(again),
+            tuple(repeats),
             "remove them, unless they should weigh more; repeated rows make the intervals of test too narrow",
         )

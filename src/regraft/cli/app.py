@@ -48,8 +48,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def prints_error(error: Exception, message: str) -> bool:
     """Return whether this rank prints an error, and tell the launcher about it.
 
-    Rank 0 prints an error that all ranks see. The launcher prints one of a lost rank. Other ranks wait 3 s
-    before they print, so that torchrun can end them first.
+    Under regraft's launcher rank 0 prints an error that all ranks see, and the launcher prints one of a lost
+    rank. Under torchrun the other ranks wait 3 s, so that torchrun can end them before they print.
     """
     from ..compute.launched import launched, report
 

@@ -9,28 +9,25 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from ..io.progress import reporting
+from ..io.log import lines_to
 from ..io.streams import complain, shown
 
 if TYPE_CHECKING:
     from ..data.batches import Batches
     from ..io.streams import Report
-    from ..pipeline.arms import Track
+    from ..pipeline.arms import ProgressDisplay
     from ..training.records import Progress as At
 
 
 @contextmanager
-def bars(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
-    """Yield a function that prints a line, and bars for training batches; both do nothing where ``on`` is false.
-
-    Stages of a run print through the same function inside the block.
-    """
-    with _shown(on=on) as (say, track), reporting(say):
-        yield say, track
+def bars(*, on: bool) -> Iterator[ProgressDisplay | None]:
+    """Yield bars for training batches, and print the lines of a run inside the block; neither if ``on`` is false."""
+    with _shown(on=on) as (say, track), lines_to(say):
+        yield track
 
 
 @contextmanager
-def _shown(*, on: bool) -> Iterator[tuple[Report, Track | None]]:
+def _shown(*, on: bool) -> Iterator[tuple[Report, ProgressDisplay | None]]:
     if not on:
         yield (lambda line: None), None
         return

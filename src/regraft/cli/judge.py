@@ -10,6 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..io import streams
+from ..io.log import lines_to
 from .flags import plugin_option
 from .options import AsJson, Calibrated, NoBrowser, PlanArguments, Port, Quiet, RunFolder, takes_flags, takes_plan
 from .printing import print_result, print_run, unless
@@ -30,7 +31,9 @@ def curve(
     from ..commands.curve import in_words
     from ..runs.folder import read_json
 
-    record = read_json(measure(plan, labels, say=unless(quiet or as_json)), "curve.json", dict[str, Any])
+    with lines_to(unless(quiet or as_json)):
+        path = measure(plan, labels)
+    record = read_json(path, "curve.json", dict[str, Any])
     print_result(record, lambda: in_words(record), as_json)
 
 
@@ -127,7 +130,9 @@ def track(
     """Send the curves, and at the end the evidence, to a tracker. It reads only run files."""
     from ..watching.tracking import track as track_run
 
-    streams.echo(track_run(run, to, out, say=unless(quiet, streams.complain)))
+    with lines_to(unless(quiet, streams.complain)):
+        message = track_run(run, to, out)
+    streams.echo(message)
 
 
 COMMANDS = {

@@ -10,6 +10,7 @@ import typer
 from ..errors import UsageError
 from ..io import streams
 from ..io.command_lines import command
+from ..io.log import lines_to
 from .options import AsJson, PlanArguments, Quiet, takes_flags, takes_plan
 from .printing import unless
 
@@ -64,7 +65,8 @@ def check(
     from ..io.json_files import dumps
     from ..pipeline.findings import in_words
 
-    report = check_data(plan, say=unless(as_json, streams.complain))
+    with lines_to(unless(as_json, streams.complain)):
+        report = check_data(plan)
     record = dumps(report.record(), indent=2)
     if out is not None:
         out.write_text(record + "\n", encoding="utf-8")
@@ -89,8 +91,8 @@ def demo(
     from ..commands.demo import demo as run_demo
     from .bars import bars
 
-    with bars(on=not quiet) as (say, track):
-        text = run_demo(out, say, track)
+    with bars(on=not quiet) as track:
+        text = run_demo(out, track)
     streams.echo(text)
 
 

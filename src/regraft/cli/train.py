@@ -12,6 +12,7 @@ import typer
 
 from ..errors import UsageError
 from ..io import streams
+from ..io.log import lines_to
 from ..plan.schema import Plan
 from .options import AsJson, PlanArguments, Quiet, takes_plan
 from .printing import print_result, print_run, unless
@@ -47,13 +48,13 @@ def fit(
             print_run(out, as_json)
         return
     prepare_folder(plan, out, first=first and not (resume and out.exists()))
-    from ..pipeline.run import run
+    from ..pipeline.run import RunOptions, run
     from ..training.signals import Interrupted
     from .bars import bars
 
     try:
-        with bars(on=first and not quiet and not as_json) as (say, track):
-            path = run(plan, say=say, track=track, resume=resume, accept_changes=accept_changes)
+        with bars(on=first and not quiet and not as_json) as track:
+            path = run(plan, RunOptions(resume, accept_changes, track=track))
     except Interrupted as stop:
         if first:
             streams.complain(str(stop))
@@ -98,8 +99,9 @@ def verify_resume(
     """Kill a short run, resume it and compare it bit for bit with an uninterrupted one; keep nothing."""
     from ..commands.verify_resume import verify
 
-    say = unless(quiet or as_json, streams.complain)
-    comparison = verify(given.plan(), steps, say=say)
+    plan = given.plan()
+    with lines_to(unless(quiet or as_json, streams.complain)):
+        comparison = verify(plan, steps)
     print_result(asdict(comparison), lambda: str(comparison), as_json)
     if comparison.differ:
         raise typer.Exit(1)
@@ -116,7 +118,8 @@ def rates(
     plan = given.plan()
     from ..commands.rates import format_range_test, run_range_test
 
-    sweep = run_range_test(plan, steps, say=unless(quiet or as_json))
+    with lines_to(unless(quiet or as_json)):
+        sweep = run_range_test(plan, steps)
     print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 
 

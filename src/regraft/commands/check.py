@@ -6,7 +6,8 @@ probe says of each row, lengths in tokens, rows of the source task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..checks import CheckContext, Finding
@@ -17,14 +18,13 @@ from ..data.preprocessing import TextPreprocessor
 from ..data.splitting import draw_splits, splits_as_given
 from ..data.types import Example, SourceDataOptions, Splits
 from ..errors import DataError
-from ..io.progress import no_progress, reporting
+from ..io.log import LOGGER
 from ..model.forward import joined
 from ..model.types import Source
-from ..pipeline.arms import probe_on
-from ..pipeline.feature_reuse import features
 from ..pipeline.findings import CheckReport, count_classes, in_order, run_checks, seen_of
-from ..pipeline.label_errors import out_of_fold
-from ..pipeline.prepare import Prepared, prepare
+from ..pipeline.gallery import out_of_fold
+from ..pipeline.job import Job, fit_linear_probe
+from ..pipeline.prepare import prepare
 from ..pipeline.source_data import load_source_data
 from ..plan import schema as plans
 from ..plan.schema import Plan
@@ -33,16 +33,11 @@ from ..tasks import Task
 
 
 @freed_memory_kept()
-def check(plan: Plan, *, say: Callable[[str], None] = no_progress, source: Source | None = None) -> CheckReport:
-    """Look at the plan's data, and at its source where ``source.ref`` is not "".
+def check(plan: Plan, *, source: Source | None = None) -> CheckReport:
+    """Check the plan's data, and its source where ``source.ref`` is not "".
 
     Raises DataError where the data do not read at all, PlanError and SourceError as a fit would.
     """
-    with reporting(say):
-        return check_data(plan, say, source)
-
-
-def check_data(plan: Plan, say: Callable[[str], None], source: Source | None) -> CheckReport:
     options = plan.plugins.task
     how = replace(plan.data.for_task(options), on_bad="skip")
     found = read_rows(how)
@@ -56,12 +51,12 @@ def check_data(plan: Plan, say: Callable[[str], None], source: Source | None) ->
     seen = seen_of(splits, task or options)
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
-        p, why = prepared(plan, (splits, task) if task else None, source)
-        loaded = p.source if p else source or load_source(plan.source.ref, plan.source.options)
-        if p is None and why:
-            say(why)
-        if p is not None:
-            seen = with_source(seen, p, say)
+        job = prepared(plan, (splits, task), source) if task else None
+        loaded = job.source if job else source or load_source(plan.source.ref, plan.source.options)
+        if job is None:
+            LOGGER.info("the source's features are not looked at: fit would stop at these data")
+        else:
+            seen = with_source(seen, job)
         source_rows = source_rows or own_source_rows(plan, loaded)
         if not loaded.nothing_kept:
             seen = replace(seen, source_names=loaded.words or loaded.labels)
@@ -85,10 +80,8 @@ def check_data(plan: Plan, say: Callable[[str], None], source: Source | None) ->
 # ---------------------------------------------------------------- what needs the source
 
 
-def prepared(plan: Plan, data: tuple[Splits, Task] | None, source: Source | None) -> tuple[Prepared | None, str]:
-    """What a fit of these rows would start from, so that it finds their features in the cache."""
-    if data is None:
-        return None, "the source's features are not looked at: fit would stop at these data"
+def prepared(plan: Plan, data: tuple[Splits, Task], source: Source | None) -> Job:
+    """Return the job of a fit of these rows, so that it finds their features in the cache."""
     bare = plan.with_sections(
         freezing={"name": "everything"},
         regularizers={},
@@ -96,35 +89,35 @@ def prepared(plan: Plan, data: tuple[Splits, Task] | None, source: Source | None
         source_data=SourceDataOptions(path="none"),
         fit=plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
     )
-    return prepare(bare, source=source, data=data), ""
+    return prepare(bare, source=source, data=data)
 
 
-def with_source(seen: CheckContext, p: Prepared, say: Callable[[str], None]) -> CheckContext:
-    """Features of every row, probabilities by folds, and lengths in tokens."""
-    if isinstance(p.preprocessor, TextPreprocessor):
+def with_source(seen: CheckContext, job: Job) -> CheckContext:
+    """Return what checks may look at, with features of every row, probabilities by folds and lengths in tokens."""
+    preprocessor, outputs = job.data.preprocessor, job.outputs.at_level(logging.INFO)
+    if isinstance(preprocessor, TextPreprocessor):
         tokens: dict[str, int] = {}
         for rows in seen.splits.values():
-            tokens |= zip(ids_of(rows), p.preprocessor.lengths(InputsOf(rows)), strict=True)
-        seen = replace(seen, tokens=tokens, max_tokens=p.preprocessor.spec.max_length)
-    if p.source.nothing_kept:
+            tokens |= zip(ids_of(rows), preprocessor.lengths(InputsOf(rows)), strict=True)
+        seen = replace(seen, tokens=tokens, max_tokens=preprocessor.spec.max_length)
+    if job.source.nothing_kept:
         return seen  # features of random weights say nothing
-    precision = p.plan.run.feature_precision
-    parts = {split: features(p, split, precision, say) for split in p.targets}
+    parts = {split: outputs.cached_features(split, outputs.precision) for split in job.data.targets}
     every = joined(list(parts.values()))
     # rows of one array in float32: a copy in float64 would be three times the memory
     seen = replace(seen, features=dict(zip(every.ids, every.values.numpy(), strict=True)))
-    if not p.task.has_classes:
+    if not job.data.task.has_classes:
         return seen
     # λ is chosen on train (and val) as in a fit
-    chosen = probe_on(p, parts)
+    chosen = fit_linear_probe(parts, job.data, job.plan.probe)
     if chosen.note:
-        say(chosen.note)
-    found = out_of_fold(p, every, chosen.strength)
-    return replace(seen, probabilities=found, classes=p.task.classes) if found else seen
+        LOGGER.info("%s", chosen.note)
+    found = out_of_fold(job.data, every, chosen.strength)
+    return replace(seen, probabilities=found, classes=job.data.task.classes) if found else seen
 
 
 def named_source_rows(plan: Plan, splits: Splits) -> Sequence[Example] | None:
-    """The rows of ``[source_data]``; None where it names none. Their labels are not checked."""
+    """Return the rows of ``[source_data]``; None if it names none. Their labels are not checked."""
     if plan.source_data.path in ("own", "none"):
         return None
     rows, _, _ = rows_and_splits(replace(plan.source_data, on_bad="skip"), splits.kind)
@@ -132,7 +125,7 @@ def named_source_rows(plan: Plan, splits: Splits) -> Sequence[Example] | None:
 
 
 def own_source_rows(plan: Plan, source: Source) -> Sequence[Example] | None:
-    """Those that a source was made from, where it is a run and they are still there."""
+    """Return the rows that a source run was made from; None if they are gone, or the source is no run."""
     if plan.source_data.path != "own":
         return None
     data, _ = load_source_data(plan, source)

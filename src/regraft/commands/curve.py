@@ -13,7 +13,7 @@ at each n, and so is whether it has the fit's moving average and the like, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,17 @@ from ..compute.malloc import freed_memory_kept
 from ..data.columns import ids_of, some_of
 from ..data.ordering import order
 from ..errors import DataError, DivergedError, PlanError, UsageError
-from ..evidence.linear_probe import fit_probe
-from ..io.progress import reporting
+from ..evidence.linear_probe import Fold, fit_probe
+from ..io.log import LOGGER
 from ..model import reinitialise
 from ..model.forward import Outputs, outputs
-from ..model.types import Source
-from ..pipeline import scratch_search
-from ..pipeline.arms import figures_of, fit_rows, initial_target, logits_of
-from ..pipeline.prepare import Prepared, prepare
-from ..pipeline.resolve import resolve, scratch_budget, settings
+from ..model.types import Target
+from ..pipeline.arms import ArmFitter
+from ..pipeline.job import Job, figures_of
+from ..pipeline.prepare import prepare
+from ..pipeline.resolve import ScratchBudget, resolve, scratch_budget, settings
+from ..pipeline.scratch import search
+from ..pipeline.target_data import TargetData
 from ..plan.schema import Plan
 from ..runs.folder import RunFolder, check_new
 
@@ -54,8 +56,8 @@ class CurvePoint:
 
 
 @freed_memory_kept()
-def curve(plan: Plan, labels: Sequence[int], *, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Fit and judge at every number of labels, and write ``curve.json`` and ``curve.png``.
+def curve(plan: Plan, labels: Sequence[int]) -> Path:
+    """Fit and score at every number of labels, and write ``curve.json`` and ``curve.png``.
 
     Raises UsageError for numbers that make no sense, PlanError for a source without transfer and
     DataError where a fold has too few rows.
@@ -66,46 +68,48 @@ def curve(plan: Plan, labels: Sequence[int], *, say: Callable[[str], None] = lam
         raise UsageError("say at how many labels: --labels 3 --labels 10")
     out = Path(plan.run.out)
     check_new(out)
-    p = prepare(plan)
-    if p.source.nothing_kept:
-        raise PlanError([f"a curve compares a source with scratch, and {p.source.name} keeps nothing"])
-    folds = p.folds()
+    job = prepare(plan)
+    data = job.data
+    if job.source.nothing_kept:
+        raise PlanError([f"a curve compares a source with scratch, and {job.source.name} keeps nothing"])
+    folds = data.folds()
     if not folds:
         raise DataError(f"{plan.data.path} has a class with a single training row: no folds")
     counts = sorted(set(labels))
-    taken = {(f, n): rows_of(p, fit, n) for f, (fit, _) in enumerate(folds) for n in counts}
-    with RunFolder(out) as folder, reporting(say):
-        features = outputs(p.source.backbone.to(p.compute.device), p.batches("train"), p.compute)
+    seed = job.plan.run.seed
+    chosen = {(f, n): rows_of(data, fit, n, seed) for f, (fit, _) in enumerate(folds) for n in counts}
+    with RunFolder(out) as folder:
+        features = outputs(job.source.backbone.to(job.compute.device), data.batches("train"), job.compute)
         points: list[CurvePoint] = []
         for n in counts:
-            parts = [(taken[f, n], judged) for f, (_, judged) in enumerate(folds)]
-            points += at(p, plan, n, parts, features, say)
-            say(f"{n} labels: {len(folds)} folds done")
-        unit = "labels a class" if p.task.has_classes else "labelled rows"
+            parts = [(chosen[f, n], others) for f, (_, others) in enumerate(folds)]
+            points += CurveFits(with_rows(job, plan, parts), n, parts).points(features)
+            LOGGER.info("%d labels: %d folds done", n, len(folds))
+        unit = "labels a class" if data.task.has_classes else "labelled rows"
         record = {
-            "primary": p.task.primary,
+            "primary": data.task.primary,
             "unit": unit,
             "folds": len(folds),
             "points": points,
-            "answer": answer(points, p.metric.higher_is_better),
-            "plan": p.plan.model_dump(exclude_none=True),
+            "answer": answer(points, data.metric.higher_is_better),
+            "plan": job.plan.model_dump(exclude_none=True),
         }
         folder.json("curve.json", record)
-        draw([asdict(q) for q in points], p.task.primary, unit, out / "curve.png")
+        draw([asdict(q) for q in points], data.task.primary, unit, out / "curve.png")
     return out
 
 
-def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
-    """n rows of each class, or n rows of numbers and label sets; always the first in one order."""
-    ids = list(ids_of(some_of(p.splits.train, rows)))
-    ranked = [rows[k] for k in order(ids, p.plan.run.seed, 0)]
-    if not p.task.has_classes:
+def rows_of(data: TargetData, rows: Sequence[int], n: int, seed: int) -> list[int]:
+    """Return n rows of each class, or n rows of numbers and label sets; always the first in one order."""
+    ids = list(ids_of(some_of(data.splits.train, rows)))
+    ranked = [rows[k] for k in order(ids, seed, 0)]
+    if not data.task.has_classes:
         if len(ranked) < n:
             raise DataError(f"--labels {n}: a fold of train has {len(ranked)} rows")
         return ranked[:n]
-    members: dict[str, list[int]] = {name: [] for name in p.task.classes}
+    members: dict[str, list[int]] = {name: [] for name in data.task.classes}
     for i in ranked:
-        members[p.strata[i]].append(i)
+        members[data.strata[i]].append(i)
     chosen = []
     for name, own in members.items():
         if len(own) < n:
@@ -114,63 +118,91 @@ def rows_of(p: Prepared, rows: Sequence[int], n: int) -> list[int]:
     return chosen
 
 
-def at(
-    p: Prepared,
-    plan: Plan,
-    n: int,
-    parts: Sequence[tuple[list[int], list[int]]],
-    features: Outputs,
-    say: Callable[[str], None],
-) -> list[CurvePoint]:
-    """Every arm at one number of labels, with the settings that a fit on so many rows would have."""
+Parts = Sequence[Fold]
+
+
+def with_rows(job: Job, plan: Plan, parts: Parts) -> Job:
+    """Return the job with the settings that a fit on so many rows would have."""
     rows = round(float(np.mean([len(fit) for fit, _ in parts])))
-    timed = plan.model_copy(update={"run": p.plan.run})
-    resolved, _ = resolve(timed, p.source, rows, has_val=False)
-    q = replace(p, plan=resolved, settings=settings(resolved, p.target))
-    found: dict[str, list[float]] = {"linear probe": [], "fit": []}
-    for f, (fit, judged) in enumerate(parts):
-        inner = features.take(fit)
-        chosen = q.plan.probe
-        probe = fit_probe(inner, q.task, chosen.strengths, folds=q.folds(fit), most=chosen.rows)
-        some = features.take(judged)
-        figures = figures_of(q, [replace(some, values=probe.logits(some.values))])
-        found["linear probe"].append(figures[q.task.primary])
-        target = initial_target(q, q.source, q.seeds[0] + f, probe)
-        fit_rows(q, target, q.settings, q.seeds[0] + f, rows=fit)
-        found["fit"].append(value(q, target, judged))
-    if p.scratch is not None:
-        budget = scratch_budget(resolved, q.settings, has_val=False)
-        sign = 1 if p.metric.higher_is_better else -1
-        lost = [-sign * np.inf] * len(parts)
+    timed = plan.model_copy(update={"run": job.plan.run})
+    resolved, _ = resolve(timed, job.source, rows, has_val=False)
+    chosen = settings(resolved, job.target)
+    loading = replace(job.data.loading, batch_size=resolved.fit.batch_size)
+    scratch = None if job.scratch is None else scratch_budget(resolved, chosen, has_val=False)
+    return replace(
+        job,
+        plan=resolved,
+        data=replace(job.data, loading=loading),
+        spec=replace(job.spec, settings=chosen),
+        scratch=scratch,
+    )
+
+
+@dataclass(frozen=True)
+class CurveFits:
+    """The fits at one number of labels."""
+
+    job: Job  # with the settings that a fit on so many rows would have
+    labels: int
+    parts: Parts
+
+    def points(self, features: Outputs) -> list[CurvePoint]:
+        """Return every arm."""
+        data, settings = self.job.data, self.job.spec.settings
+        figures: dict[str, list[float]] = {"linear probe": [], "fit": []}
+        for f, (fit, others) in enumerate(self.parts):
+            chosen = self.job.plan.probe
+            probe = fit_probe(features.take(fit), data.task, chosen.strengths, folds=data.folds(fit), most=chosen.rows)
+            some = features.take(others)
+            figures["linear probe"].append(self.value(replace(some, values=probe.logits(some.values))))
+            seed = self.job.seeds[0] + f
+            target = self.job.initial_target(self.job.source, seed, probe)
+            figures["fit"].append(self.fitted(target, settings, seed, (fit, others)))
+        if self.job.scratch is not None:
+            figures["scratch"] = self.best_scratch(self.job.scratch)
+        rows = round(float(np.mean([len(fit) for fit, _ in self.parts])))
+        return [point(arm, self.labels, rows, values) for arm, values in figures.items()]
+
+    def best_scratch(self, budget: ScratchBudget) -> list[float]:
+        """Return the figures of scratch on the folds, with the settings that are best over them."""
+        sign = 1 if self.job.data.metric.higher_is_better else -1
+        lost = [-sign * np.inf] * len(self.parts)
+
+        def better(a: list[float], b: list[float]) -> bool:
+            return sign * float(np.mean(a)) > sign * float(np.mean(b))
 
         def tried(every: dict[str, Settings]) -> dict[str, list[float]]:
             fitted = {}
             for name, chosen in every.items():
                 try:
-                    fitted[name] = from_scratch(q, chosen, parts)
+                    fitted[name] = self.scratch(chosen)
                 except DivergedError as error:
-                    say(f"scratch {name} is out at {n} labels: {error}")
+                    LOGGER.info("scratch %s is out at %d labels: %s", name, self.labels, error)
                     fitted[name] = lost
             return fitted
 
-        _, _, found["scratch"] = scratch_search.search(
-            q.settings, budget, tried, lambda a, b: sign * float(np.mean(a)) > sign * float(np.mean(b)), lost
-        )
-    return [point(arm, n, rows, values) for arm, values in found.items()]
+        _, _, best = search(self.job.spec.settings, budget, tried, better, lost)
+        return best
 
+    def scratch(self, settings: Settings) -> list[float]:
+        """Return the figure of scratch on each fold."""
+        figures = []
+        for f, fold in enumerate(self.parts):
+            seed = self.job.seeds[0] + f
+            target = self.job.initial_target(reinitialise.untrained(self.job.source, seed), seed)
+            figures.append(self.fitted(target, settings, seed, fold))
+        return figures
 
-def from_scratch(p: Prepared, chosen: Settings, parts: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    found = []
-    for f, (fit, judged) in enumerate(parts):
-        source: Source = reinitialise.untrained(p.source, p.seeds[0] + f)
-        target = initial_target(p, source, p.seeds[0] + f, None)
-        fit_rows(p, target, chosen, p.seeds[0] + f, rows=fit)
-        found.append(value(p, target, judged))
-    return found
+    def fitted(self, target: Target, settings: Settings, seed: int, fold: Fold) -> float:
+        """Fit a target on a fold's rows, and return the figure of its others."""
+        fit, others = fold
+        ArmFitter(self.job).fit_rows(target, settings, seed, rows=fit)
+        return self.value(self.job.outputs.logits(target, "train", others))
 
-
-def value(p: Prepared, target: Any, rows: Sequence[int]) -> float:
-    return figures_of(p, [logits_of(p, target, "train", rows)])[p.task.primary]
+    def value(self, logits: Outputs) -> float:
+        """Return the primary metric."""
+        data = self.job.data
+        return figures_of([logits], data.task, data.metric)[data.task.primary]
 
 
 def point(arm: str, n: int, rows: int, values: Sequence[float]) -> CurvePoint:
@@ -182,7 +214,7 @@ def point(arm: str, n: int, rows: int, values: Sequence[float]) -> CurvePoint:
 
 
 def answer(points: Sequence[CurvePoint], higher_is_better: bool) -> str:
-    """One sentence: whether the last step of labels still moved the fit, beyond the folds' scatter."""
+    """Return one sentence: whether more labels still moved the fit, beyond the scatter of the folds."""
     fits = [q for q in points if q.arm == "fit"]
     if len(fits) < 2:
         return "one number of labels says nothing about more of them"
@@ -197,7 +229,7 @@ def answer(points: Sequence[CurvePoint], higher_is_better: bool) -> str:
 
 
 def in_words(record: dict[str, Any]) -> str:
-    """The curve as lines for the terminal, and its answer."""
+    """Return the curve as lines for the terminal, and its answer."""
     lines = [f"{record['primary']} on {record['folds']} folds of train, with a band of their scatter"]
     for q in record["points"]:
         band = f"{q['mean']:.3f} [{q['low']:.3f}, {q['high']:.3f}]"
@@ -206,7 +238,7 @@ def in_words(record: dict[str, Any]) -> str:
 
 
 def draw(points: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) -> None:
-    """Lines with bands over labels, on a log axis."""
+    """Draw lines with bands over the number of labels, on a log axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..pipeline.run import run
+from ..io.log import LOGGER
+from ..pipeline.run import RunOptions, run
 from ..plan.read import check
 from ..plan.schema import Plan
 from ..report.render import report
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import ImageFont
 
-    from ..io.streams import Report
-    from ..pipeline.arms import Track
+    from ..pipeline.arms import ProgressDisplay
 
 
 SIDE = 8  # pixels, as scikit-learn's digits
@@ -66,20 +66,21 @@ SHOWN = slice(898, None)  # digits of the demo; those before are for choosing it
 THREADS = 1  # two crawled beside other work on the same two cores
 
 
-def demo(out: Path, say: Report, track: Track | None = None) -> str:
+def demo(out: Path, track: ProgressDisplay | None = None) -> str:
     """Write data and two runs below ``out``; → what to tell.
 
     Raises UsageError where ``out`` exists.
     """
     check_new(out)
-    say("drawing letters, and writing scikit-learn's digits as picture folders")
+    LOGGER.info("drawing letters, and writing scikit-learn's digits as picture folders")
     write_letters(out / "letters", seed=0)
     write_digits(out / "digits", LABELS, seed=0)
 
-    say("\n1. a source: a small network learns the letters")
-    source = run(source_plan(out / "letters", out / "source"), say=say, track=track)
-    say(f"\n2. the target: {LABELS} labelled digits a class, {SEEDS} seeds, beside the same network from scratch")
-    target = run(target_plan(source, out / "digits", out / "transfer"), say=say, track=track)
+    LOGGER.info("\n1. a source: a small network learns the letters")
+    source = run(source_plan(out / "letters", out / "source"), RunOptions(track=track))
+    text = "\n2. the target: %d labelled digits a class, %d seeds, beside the same network from scratch"
+    LOGGER.info(text, LABELS, SEEDS)
+    target = run(target_plan(source, out / "digits", out / "transfer"), RunOptions(track=track))
     result = finished(target)
     shown = report([target])
     fit, scratch = (result.mean[arm][result.primary].mean for arm in ("fit", "scratch"))
@@ -111,7 +112,7 @@ def source_plan(letters: Path, out: Path) -> Plan:
 
 
 def target_plan(source: Path, digits: Path, out: Path) -> Plan:
-    """Settings chosen on digits that the demo never shows (docs/log.md)."""
+    """Return the plan of the target. Its settings were chosen on digits that the demo never shows (docs/log.md)."""
     return check(
         {
             "source": {"ref": str(source)},
@@ -133,7 +134,7 @@ def target_plan(source: Path, digits: Path, out: Path) -> Plan:
 
 
 def write_digits(folder: Path, labels: int, seed: int, part: slice = SHOWN) -> None:
-    """A part of scikit-learn's digits as train/CLASS and test/CLASS, ``labels`` of each in train."""
+    """Write a part of scikit-learn's digits as train/CLASS and test/CLASS, with ``labels`` of each class in train."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -148,7 +149,7 @@ def write_digits(folder: Path, labels: int, seed: int, part: slice = SHOWN) -> N
 
 
 def write_letters(folder: Path, seed: int) -> None:
-    """LETTERS as train/CLASS and test/CLASS, each picture another font, pen, turn and bend."""
+    """Write LETTERS as train/CLASS and test/CLASS. Each picture has another font, pen, turn and bend."""
     import matplotlib
     from PIL import ImageFont
 
@@ -164,7 +165,7 @@ def write_letters(folder: Path, seed: int) -> None:
 
 
 def draw(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A letter turned up to 15°, sheared up to 0.3, stretched and bent → [SIDE, SIDE].
+    """Draw a letter turned up to 15°, sheared up to 0.3, stretched and bent: [SIDE, SIDE].
 
     Like scikit-learn's digits it is black or white at four times the side, as high as the box, in
     its middle, and each pixel is the mean of 4 × 4.

@@ -1,10 +1,11 @@
-"""What ``regraft plan`` prints: the table of blocks, and time and memory from one timed batch."""
+"""The text of ``regraft plan``: the table of blocks, and time and memory from one timed batch."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 
@@ -15,63 +16,72 @@ from ..evidence.frontier import ALPHAS
 from ..evidence.linear_probe import affordable
 from ..model.forward import outputs
 from ..model.grafting import graft
+from ..model.types import Source
 from ..pipeline.arms import adapted
 from ..pipeline.findings import class_lines, classes_of, one_line
-from ..pipeline.prepare import Prepared, prepare
-from ..plan.schema import Plan
+from ..pipeline.job import Job
+from ..pipeline.prepare import prepare
+from ..pipeline.resolve import BlockRow
+from ..pipeline.target_data import TargetData
+from ..plan.schema import Plan, ProbePlan, ResolvedPlan
 from ..training.loop import fine_tune
 from ..training.records import FitData
-from ..training.settings import FitSpec
 
 
 def show(plan: Plan) -> str:
-    """The plan with every automatic choice made, and what it would cost. Trains nothing that is kept.
+    """Return the plan with every automatic choice made, and its cost. Keep nothing that is trained.
 
     Raises what :func:`regraft.pipeline.prepare.prepare` raises.
     """
-    p = prepare(plan)
-    rows = {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")}
+    job = prepare(plan)
+    splits, notes = job.data.splits, job.notes
+    rows = {s: len(job.data.rows(s)) for s in ("train", "val", "test")}
     parts = [
-        f"source  {p.source.name}   D = {p.source.features}   licence: {p.source.licence}",
-        f"data    {p.plan.data.path}   "
+        f"source  {job.source.name}   D = {job.source.features}   licence: {job.source.licence}",
+        f"data    {job.plan.data.path}   "
         + "   ".join(f"{s} {n}" for s, n in rows.items())
-        + f"   {p.task.name}: {p.task.outputs} outputs",
-        *(f"classes {line}" for line in class_lines(classes_of(p.splits, p.task))),
-        *(f"note    {n}" for n in (*p.splits.notes, *p.source.notes, *probe_note(p))),
-        *(f"{f.severity:<7} {one_line(f)}" for f in p.findings if f.severity != "note"),
+        + f"   {job.data.task.name}: {job.data.task.outputs} outputs",
+        *(f"classes {line}" for line in class_lines(classes_of(splits, job.data.task))),
+        *(
+            f"note    {n}"
+            for n in (*splits.notes, *job.source.notes, *probe_note(job.data, job.source, job.plan.probe))
+        ),
+        *(f"{f.severity:<7} {one_line(f)}" for f in notes.findings if f.severity != "note"),
         "",
-        block_table(p),
+        block_table(notes.blocks),
         "",
-        *(f"{key:<18} {choice(p, key)}   {why}" for key, why in p.reasons.items()),
+        *(f"{key:<18} {choice(job.plan, key)}   {why}" for key, why in notes.reasons.items()),
         "",
-        cost(p),
+        cost(job),
     ]
     return "\n".join(parts)
 
 
-def probe_note(p: Prepared) -> list[str]:
+def probe_note(data: TargetData, source: Source, plan: ProbePlan) -> list[str]:
     """Return on how many rows λ will be chosen, where that is not all of train."""
-    of, fits = len(p.splits.train), 1 if p.splits.val else max(1, len(p.folds()))
-    rows = affordable(p.source.features, p.task.outputs, fits, p.plan.probe.rows)
-    if p.source.nothing_kept or rows >= of:
+    of, fits = len(data.splits.train), 1 if data.splits.val else max(1, len(data.folds()))
+    rows = affordable(source.features, data.task.outputs, fits, plan.rows)
+    if source.nothing_kept or rows >= of:
         return []
     text = f"the linear probe's λ will be chosen on {rows:,} of {of:,} training rows (probe.rows)"
-    return [f"{text}; its head then goes over all of them" if p.splits.val else text]
+    return [f"{text}; its head then goes over all of them" if data.splits.val else text]
 
 
-def choice(p: Prepared, key: str) -> str:
+def choice(plan: ResolvedPlan, key: str) -> str:
+    """Return the value of a dotted key."""
     section, name = key.split(".")
-    return f"{getattr(getattr(p.plan, section), name)}"
+    return f"{getattr(getattr(plan, section), name)}"
 
 
-def block_table(p: Prepared) -> str:
+def block_table(rows: Sequence[BlockRow]) -> str:
+    """Return the table of blocks."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for title in ("block", "parameters", "weights", "trains from", "rate", "÷ scratch", "decay", "anchored"):
         table.add_column(title, justify="left" if title in ("block", "weights") else "right")
-    for b in p.table:
+    for b in rows:
         table.add_row(
             b.name,
             f"{b.parameters:,}",
@@ -88,42 +98,41 @@ def block_table(p: Prepared) -> str:
 
 
 @freed_memory_kept()
-def cost(p: Prepared) -> str:
-    """Time and memory of the whole run, from two steps on one batch each."""
-    size = min(p.plan.fit.batch_size, len(p.splits.train))
-    some = list(range(size))
-    train = p.batches("train", some, seed=p.seeds[0], train=True)
+def cost(job: Job) -> str:
+    """Return time and memory of the whole run, from two steps on one batch each."""
+    data, seeds, settings = job.data, len(job.seeds), job.spec.settings
+    size = min(job.plan.fit.batch_size, len(data.splits.train))
+    train = data.batches("train", list(range(size)), seed=job.seeds[0], train=True)
     train.reader = train.reader.alone()
-    target = graft(p.source, p.task.outputs, seed=p.seeds[0])
-    spec = FitSpec(p.task, p.metric, replace(p.settings, epochs=1, accumulate=1), p.freezing, seed=p.seeds[0])
+    target = graft(job.source, data.task.outputs, seed=job.seeds[0])
+    spec = replace(job.spec, settings=replace(settings, epochs=1, accumulate=1))
 
     def step() -> float:
         begin = time.monotonic()
-        with adapted(p.freezing, target, p.seeds[0]) as fitted:
-            fine_tune(fitted, FitData(train), spec, p.compute)
+        with adapted(spec.freezing, target, job.seeds[0]) as fitted:
+            fine_tune(fitted, FitData(train), spec, job.compute)
         return time.monotonic() - begin
 
     def forward() -> float:
         begin = time.monotonic()
-        outputs(target.model, train, p.compute)
+        outputs(target.model, train, job.compute)
         return time.monotonic() - begin
 
     step(), forward()  # the first of each also allocates and tunes
     training, inference = step() / size, forward() / size  # seconds a row
-    n = {s: len(getattr(p.splits, s)) for s in ("train", "val", "test")}
-    epochs, seeds = p.settings.epochs, len(p.seeds)
+    n, epochs = {s: len(data.rows(s)) for s in ("train", "val", "test")}, settings.epochs
     features = (n["train"] + n["val"]) * inference
     fits = seeds * epochs * (n["train"] * training + n["val"] * inference)
-    if p.plan.fit.alpha == "chosen" and p.plan.fit.start == "probe" and not p.source.nothing_kept:
+    if job.plan.fit.alpha == "chosen" and job.plan.fit.start == "probe" and not job.source.nothing_kept:
         fits += seeds * len(ALPHAS) * n["val"] * inference  # the frontier
     text = f"time    features and probe {minutes(features)}, fit {minutes(fits)}"
     if not n["val"]:
         text += " and about as much for each fold of cross-validation"
-    if p.scratch is not None:
-        arms = p.scratch.fits(seeds, 0 if n["val"] else len(p.folds()))
-        text += f", scratch at most {minutes(fits / seeds * arms * p.scratch.epochs / epochs)}"
+    if job.scratch is not None:
+        arms = job.scratch.fits(seeds, 0 if n["val"] else len(data.folds()))
+        text += f", scratch at most {minutes(fits / seeds * arms * job.scratch.epochs / epochs)}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
-    return f"{text}\nmemory  {memory(p.compute.device)}"
+    return f"{text}\nmemory  {memory(job.compute.device)}"
 
 
 def minutes(seconds: float) -> str:
@@ -131,7 +140,7 @@ def minutes(seconds: float) -> str:
 
 
 def memory(device: torch.device) -> str:
-    """The most that this process has held so far, the timed steps included."""
+    """Return the peak memory of this process so far, with the timed steps."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on {device}"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

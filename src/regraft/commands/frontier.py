@@ -15,6 +15,7 @@ from ..errors import DataError, SourceError, UsageError
 from ..evidence.frontier import choose
 from ..evidence.scoring import at_threshold
 from ..io import guarded
+from ..io.log import lines_to
 from ..metrics import Metric
 from ..plugins import module
 from ..runs.estimates import Point, Retained
@@ -67,9 +68,9 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from ..evidence.linear_probe import Probe
     from ..pipeline.arms import Arm, CrossValidation, point_loader
     from ..pipeline.evaluate import Trained
+    from ..pipeline.finish import Clock, describe, finish
     from ..pipeline.model_folder import read_ends
     from ..pipeline.prepare import prepare
-    from ..pipeline.run import Clock, describe, finish
     from ..plan import read as plan_read
     from ..training.records import FitResult
 
@@ -88,12 +89,12 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     tree["run"] |= {"out": str(out), "seeds": 1}
     clock = Clock()
     with clock("prepare"):
-        p = prepare(plan_read.check(tree))
-    if p.splits.digest != read_json(run, "environment.json", Environment).data_digest:
-        raise DataError(f"{p.plan.data.path} has changed since {run} was made: fit it again")
-    if p.source.digest != result.source.digest:
-        raise SourceError(f"{p.source.name} has changed since {run} was made: fit it again")
-    point_loader(p, p.target, start, end)(found.chosen.alpha)
+        job = prepare(plan_read.check(tree))
+    if job.data.splits.digest != read_json(run, "environment.json", Environment).data_digest:
+        raise DataError(f"{job.plan.data.path} has changed since {run} was made: fit it again")
+    if job.source.digest != result.source.digest:
+        raise SourceError(f"{job.source.name} has changed since {run} was made: fit it again")
+    point_loader(job.data, job.target, start, end)(found.chosen.alpha)
     solver = result.probe
     if solver is None:
         raise guarded.damaged(run, "result.json", "probe is missing")
@@ -101,13 +102,13 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     weight, bias = (start[f"head.{part}"] for part in ("weight", "bias"))
     probe = Probe(weight, bias, solver.strength, losses, solver.chosen_by)
     fit = FitResult(**{f.name: getattr(result.fit, f.name) for f in fields(FitResult)})
-    arm = Arm(p.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
+    arm = Arm(job.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
     cross = CrossValidation(found.points if by_folds else [], 0, {})
-    with RunFolder(out) as folder:
-        describe(p, folder, folder.log)
+    with RunFolder(out) as folder, lines_to(folder.log, progress=False):
+        describe(job, folder)
         folder.log(f"α = {found.chosen.alpha:g} of {run}, without training")
-        finish(p, folder, Trained([arm], [], probe, cross, fitted=True), clock)
+        finish(job, folder, Trained([arm], [], probe, cross, fitted=True), clock)
     return folder.path
 
 

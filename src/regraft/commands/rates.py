@@ -12,8 +12,7 @@ From the probe's head the loss can hardly fall: read where it rises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,12 @@ import torch
 
 from ..compute.malloc import freed_memory_kept
 from ..errors import DivergedError, UsageError
+from ..io.log import LOGGER
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
-from ..pipeline.arms import adapted, features_of_source, initial_target, probe_on
-from ..pipeline.prepare import Prepared, prepare
+from ..pipeline.arms import adapted
+from ..pipeline.job import fit_linear_probe
+from ..pipeline.prepare import prepare
 from ..training import optimizers
 from ..training.loop import group_batches
 from ..training.objective import Objective
@@ -140,22 +141,21 @@ def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, s
 
 
 @freed_memory_kept()
-def run_range_test(plan: Plan, steps: int, *, say: Callable[[str], None] = lambda line: None) -> RangeTest:
+def run_range_test(plan: Plan, steps: int) -> RangeTest:
     """Run the range test of a plan's first seed, from the starting point of its fit."""
     sweep = Sweep(steps)
-    p: Prepared = prepare(plan)
+    job = prepare(plan)
     start = None
-    if not p.source.nothing_kept and p.plan.fit.start == "probe":
-        say("features and linear probe, where the fit starts")
-        start = probe_on(p, features_of_source(p))
-    target = initial_target(p, p.source, p.seeds[0], start)
-    say(f"{steps} steps with rates from {LOW:g} to {HIGH:g} times the plan's")
-    rows = p.train_rows()
-    penalties = {n: r.prepare(target, p.source_data, rows) for n, r in p.regularizers.items()}
-    with adapted(p.freezing, target, p.seeds[0]) as tested:
-        data = FitData(p.batches("train", seed=p.seeds[0], train=True))
-        spec = FitSpec(p.task, p.metric, p.settings, p.freezing, penalties, p.seeds[0])
-        return range_test(tested, data, spec, p.compute, sweep)
+    if not job.source.nothing_kept and job.plan.fit.start == "probe":
+        LOGGER.info("features and linear probe, where the fit starts")
+        start = fit_linear_probe(job.outputs.probe_features(), job.data, job.plan.probe)
+    target = job.initial_target(job.source, job.seeds[0], start)
+    LOGGER.info("%d steps with rates from %g to %g times the plan's", steps, LOW, HIGH)
+    rows = job.data.train_rows()
+    penalties = {n: r.prepare(target, job.source_data, rows) for n, r in job.plan.plugins.regularizers.items()}
+    with adapted(job.spec.freezing, target, job.seeds[0]) as tested:
+        data = FitData(job.data.batches("train", seed=job.seeds[0], train=True))
+        return range_test(tested, data, replace(job.spec, penalties=penalties), job.compute, sweep)
 
 
 def format_range_test(found: RangeTest) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RegraftError, UsageError
 from ..io.command_lines import python
+from ..io.log import LOGGER
 from ..io.work_folders import temporary_folder
 from ..plan.schema import Plan
 from ..plan.write import write_plan
@@ -55,22 +55,25 @@ class Verified:
         )
 
 
-def verify(plan: Plan, steps: int, *, say: Callable[[str], None]) -> Verified:
-    """Raises UsageError for fewer than 2 steps, RegraftError where a run fails."""
+def verify(plan: Plan, steps: int) -> Verified:
+    """Compare a run that was killed and resumed with one that was left alone.
+
+    Raises UsageError for fewer than 2 steps, RegraftError where a run fails.
+    """
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
     with temporary_folder("regraft-verify") as tmp:
-        say("a run that is left alone …")
+        LOGGER.info("a run that is left alone …")
         alone = Runs(plan, tmp, steps)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
             steps = finished(tmp / "alone").fit.steps // 2
             if steps < 1:
                 raise UsageError("this fit has no two steps, so nothing can be compared")
         runs = Runs(plan, tmp, steps)
-        say(f"one that is killed in step {steps} …")
+        LOGGER.info("one that is killed in step %d …", steps)
         if runs.fit("killed", f"kill step {steps}") != KILLED:
             raise RegraftError(f"the run was not killed in step {steps}: it ended by itself")
-        say("and resumed …")
+        LOGGER.info("and resumed …")
         runs.fit("killed", f"stop step {2 * steps}", "--resume")
         one, other = end_of(tmp / "alone", 2 * steps), end_of(tmp / "killed", 2 * steps)
         compared = 2 * steps if status_of(tmp / "alone") != "finished" else 0
@@ -86,7 +89,7 @@ class Runs:
     steps: int
 
     def fit(self, name: str, failpoint: str, *more: str) -> int:
-        """→ the exit code. Raises RegraftError, with what was said, for one that means a failure."""
+        """Run ``regraft fit``, and return its exit code. Raises RegraftError with its message if it failed."""
         every = max(1, self.steps // 2)
         update = {"checkpoint_every": every, "cache": str(self.tmp / "cache")}
         run = self.plan.run.model_copy(update=update)
@@ -103,7 +106,7 @@ class Runs:
 
 
 def end_of(run: Path, step: int) -> Saved:
-    """What was saved after a step; of a finished run its model."""
+    """Return the checkpoint after a step; of a finished run its model."""
     from ..training.checkpoints import read
     from ..training.records import Saved
 
@@ -118,7 +121,7 @@ def end_of(run: Path, step: int) -> Saved:
 
 
 def differences(one: Saved, other: Saved) -> tuple[str, ...]:
-    """What is not the same bit for bit."""
+    """Return the names of tensors that are not equal bit for bit, with their distance."""
     import torch
 
     found: list[str] = []

@@ -96,8 +96,8 @@ def _excess_of_jpeg(content: bytes) -> str | None:
     if content.count(START_OF_SCAN) <= MAX_SCANS:
         return None
     scans = 0
-    while found := MARKER.search(content, at):
-        kind, at = _after(content, found)
+    while marker := MARKER.search(content, at):
+        kind, at = _after(content, marker)
         if kind == END_OF_IMAGE:  # another image may follow, which is not decoded
             break
         scans += kind == SCAN
@@ -109,10 +109,10 @@ def _excess_of_jpeg(content: bytes) -> str | None:
 def _segments(content: bytes, most: int) -> tuple[int, int]:
     """Return the number of segments before a JPEG's first scan, and where that begins."""
     at, count = 0, 0
-    while count < most and (found := MARKER.search(content, at)):
-        kind, after = _after(content, found)
+    while count < most and (marker := MARKER.search(content, at)):
+        kind, after = _after(content, marker)
         if kind == SCAN:
-            return count, found.start()
+            return count, marker.start()
         at, count = after, count + 1
     return count, at
 
@@ -148,11 +148,11 @@ def _excess_of_ppm(content: bytes) -> str | None:
     assert magic is not None
     end, values = (magic.end(), 2 if content[1:2] in b"14" else 3)  # width, height and the largest value
     for _ in range(values):
-        found = VALUE.match(content, end, MAX_HEADER_BYTES)
-        if found is None:
+        value = VALUE.match(content, end, MAX_HEADER_BYTES)
+        if value is None:
             long = len(content) > MAX_HEADER_BYTES
             return f"its header has more than {MAX_HEADER_BYTES} bytes" if long else None
-        end = found.end()
+        end = value.end()
     plain = content[1:2] in b"123"
     many = plain and any(i >= MAX_COMMENTS for i, _ in enumerate(COMMENT.finditer(content)))
     return f"it has more than {MAX_COMMENTS} comments" if many else None

@@ -14,36 +14,36 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 
 from ..compute import distributed
 from ..io.progress import stage
-from .columns import ByName, ids_of
-from .decoded_images import SCHEMA, DecodedImages
 from .images import KnownFiles
-from .preprocessing import ImagePreprocessor, to_json, whole_for
-from .readers import ImageReader
+from .preprocessing import ImagePreprocessor, to_json
 from .store import write_index
 from .types import content_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from .batches import Batches
     from .store import FeatureCache
     from .types import Example
 
+
+SCHEMA = 3
 
 TIMED_IMAGES = 8  # decoded to estimate the time of all
 
@@ -57,7 +57,75 @@ CHUNK_IMAGES = 64  # decoded before they are written
 
 RNG = random.SystemRandom()  # picks the images to check, so that no seed of a run is used
 
-PICTURES = "pictures"  # (PICTURES, split, whole) in Prepared.kept → Kept, or None
+
+@dataclass(frozen=True)
+class ImageStore:
+    """Decoded images in a cache: those of one preprocessor, whole or as for evaluation."""
+
+    cache: FeatureCache
+    preprocessor: ImagePreprocessor
+    whole: bool  # images as decoded; else as for evaluation
+    threads: int  # that decode at once
+    note: Callable[[str], None]  # takes a line for people
+
+    def load_or_write(self, rows: Mapping[str, Example], split: str, passes: int) -> DecodedImages | None:
+        """Return the entry of these rows; rank 0 writes it if that pays over so many ``passes``.
+
+        ``rows`` has one row a content. Returns None, and notes why, where the files are to be read. Every
+        rank must call this.
+        """
+        key, what = key_of(self.preprocessor, self.whole, list(rows)), f"decoded pictures of {split}"
+        images, failed = self._open(key)
+        there = not distributed.any_rank(images is None)
+        # random rows, because they also check the entry
+        sample = [rows[content] for content in RNG.sample(list(rows), min(TIMED_IMAGES, len(rows)))]
+        began = time.perf_counter()
+        decoded = [self.preprocessor.decoded(row.inputs, self.whole) for row in sample]
+        seconds = (time.perf_counter() - began) * len(rows) / len(sample)
+        size = sum(image.numel() for image in decoded) * len(rows) // len(sample)
+        if failed := next(filter(None, distributed.gather_objects([failed])), ""):
+            self.note(f"{what}: not kept, the cache cannot be used: {failed}")
+            return None
+        why = distributed.broadcast(no_gain(self.cache, seconds / self.threads, size, passes, self.threads, there))
+        if why:
+            if passes * seconds / self.threads >= MIN_SAVED_S:  # else there was nothing to save
+                self.note(f"{what}: not kept, {why}")
+            return None
+        if not there and distributed.is_rank0():
+            try:
+                write(self.cache, key, stage(what, len(rows), "pictures").over(self.decode(rows)))
+            except OSError as error:
+                failed = str(error)
+        failed = distributed.broadcast(failed)
+        if not there and not failed:
+            images, failed = self._open(key)
+        if images is not None and not all(map(images.agrees, sample, decoded)):
+            images, failed = None, "what it holds differs from the pictures"
+        if images is None:
+            self.note(f"{what}: not kept, the cache cannot hold them: {failed}")
+            return None
+        self.note(f"{what}: {len(rows)} {'from' if there else 'kept in'} the cache ({size / 1e6:.1f} MB)")
+        return images
+
+    def _open(self, key: str) -> tuple[DecodedImages | None, str]:
+        """Return (entry or None, why an existing entry cannot be used or "")."""
+        try:
+            return self.cache.read(key, DecodedImages.of), ""
+        except OSError as error:
+            return None, str(error)
+
+    def decode(self, rows: Mapping[str, Example]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (content hash, image). Threads decode some images at once, because Pillow releases the GIL."""
+        contents, known = list(rows), KnownFiles()
+
+        def read(row: Example) -> Tensor:
+            known.check(row)  # else a changed file's pixels would stay under the old content
+            return self.preprocessor.decoded(row.inputs, self.whole)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for start in range(0, len(contents), CHUNK_IMAGES):
+                part = contents[start : start + CHUNK_IMAGES]
+                yield from zip(part, pool.map(read, [rows[content] for content in part]), strict=True)
 
 
 def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
@@ -78,7 +146,7 @@ def key_of(p: ImagePreprocessor, whole: bool, rows: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]]) -> None:
+def write(cache: FeatureCache, key: str, images: Iterable[tuple[str, Tensor]]) -> None:
     """Write an entry from (content hash, image [C, H, W]), one image at a time.
 
     Raises OSError where the disk or the cache's limit do not take it, and DataError for a file that does not
@@ -89,122 +157,18 @@ def write(cache: FeatureCache, key: str, pictures: Iterator[tuple[str, Tensor]])
         index: dict[str, Any] = {"schema": SCHEMA, "key": key, "rows": [], "shapes": [], "checks": []}
         size = 0
         with (folder / "pixels.bin").open("wb") as file:
-            for name, picture in pictures:
-                pixels = picture.permute(1, 2, 0).contiguous().numpy().data
+            for content, image in images:
+                pixels = image.permute(1, 2, 0).contiguous().numpy().data
                 size += pixels.nbytes
                 if size > cache.limit:
                     raise OSError(f"more than its limit of {cache.limit / 1e6:,.0f} MB")
                 file.write(pixels)
-                index["rows"].append(name)
+                index["rows"].append(content)
                 index["shapes"].append(pixels.shape)
                 index["checks"].append(zlib.crc32(pixels))
         write_index(folder, index)
 
     cache.put(key, fill)
-
-
-def keep(
-    batches: Batches,
-    split: str,
-    examples: Sequence[Example],
-    cache: FeatureCache | None,
-    passes: int,
-    settled: dict[Hashable, Any],
-    say: Callable[[str], None],
-) -> None:
-    """Let batches of some of a split's ``examples`` take their pictures from an entry that is there, or
-    put there now where that pays over so many ``passes``; else say why not. ``settled`` remembers."""
-    reader = batches.reader
-    rows = list(map(content_of, ids_of(examples)))
-    if (
-        cache is None
-        or not isinstance(reader, ImageReader)
-        or not all(re.fullmatch("[0-9a-f]{16}", row) for row in rows)  # else no content hash
-    ):
-        return
-    whole = whole_for(reader.augment)
-    key = (PICTURES, split, whole)
-    if key not in settled:
-        named, threads = ByName(rows, examples), max(1, reader.workers)
-        settled[key] = entry(cache, reader.preprocessor, whole, named, split, passes, threads, say)
-    batches.reader = reader.with_images(settled[key])
-
-
-def entry(
-    cache: FeatureCache,
-    preprocessor: ImagePreprocessor,
-    whole: bool,
-    named: Mapping[str, Example],
-    split: str,
-    passes: int,
-    threads: int,
-    say: Callable[[str], None],
-) -> DecodedImages | None:
-    """The entry of these pictures, from the cache or put there by the first process; None where that is
-    not worth it."""
-    key, what = key_of(preprocessor, whole, list(named)), f"decoded pictures of {split}"
-    kept, failed = opened(cache, key)
-    there = not distributed.any_rank(kept is None)
-    # at random, since they are also what is checked of an entry
-    some = [named[name] for name in RNG.sample(list(named), min(TIMED_IMAGES, len(named)))]
-    began = time.perf_counter()
-    decoded = [preprocessor.certain(e.inputs, whole) for e in some]
-    seconds = (time.perf_counter() - began) * len(named) / len(some)
-    size = sum(x.numel() for x in decoded) * len(named) // len(some)
-    if failed := next(filter(None, distributed.gather_objects([failed])), ""):
-        say(f"{what}: not kept, the cache cannot be used: {failed}")
-        return None
-    why = distributed.broadcast(no_gain(cache, seconds / threads, size, passes, threads, there))
-    if why:
-        if passes * seconds / threads >= MIN_SAVED_S:  # else nothing was at stake
-            say(f"{what}: not kept, {why}")
-        return None
-    if not there and distributed.rank() == 0:
-        try:
-            seen = stage(what, len(named), "pictures")
-            write(cache, key, seen.over(pictures(preprocessor, whole, named, threads)))
-        except OSError as error:
-            failed = str(error)
-    failed = distributed.broadcast(failed)
-    if not there and not failed:
-        kept, failed = opened(cache, key)
-    if kept is not None and not all(shows(kept, e, picture) for e, picture in zip(some, decoded, strict=True)):
-        kept, failed = None, "what it holds differs from the pictures"
-    if kept is None:
-        say(f"{what}: not kept, the cache cannot hold them: {failed}")
-        return None
-    say(f"{what}: {len(named)} {'from' if there else 'kept in'} the cache ({size / 1e6:.1f} MB)")
-    return kept
-
-
-def opened(cache: FeatureCache, key: str) -> tuple[DecodedImages | None, str]:
-    """Return (entry or None, why an existing entry cannot be used or "")."""
-    try:
-        return cache.read(key, DecodedImages.of), ""
-    except OSError as error:
-        return None, str(error)
-
-
-def shows(kept: DecodedImages, example: Example, picture: Tensor) -> bool:
-    """Return whether an entry's image of a row equals this one, or the entry has none of the row."""
-    cached = kept.get(example.id)
-    return cached is None or torch.equal(cached, picture)
-
-
-def pictures(
-    preprocessor: ImagePreprocessor, whole: bool, named: Mapping[str, Example], threads: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (content hash, image). Threads decode some images at once, because Pillow releases the GIL."""
-    names, known = list(named), KnownFiles()
-
-    def read(example: Example) -> Tensor:
-        known.check(example)  # else a changed file's pixels would stay under the old content
-        return preprocessor.certain(example.inputs, whole)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(names), CHUNK_IMAGES):
-            part = names[start : start + CHUNK_IMAGES]
-            yield from zip(part, pool.map(read, [named[name] for name in part]), strict=True)
 
 
 def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, workers: int, there: bool) -> str:
@@ -228,3 +192,63 @@ def no_gain(cache: FeatureCache, decoding: float, size: int, passes: int, worker
 def free_memory() -> int:
     """Return the bytes of memory that the system can hold files in."""
     return int(psutil.virtual_memory().available)
+
+
+# ---------------------------------------------------------------- an entry
+
+
+@dataclass
+class DecodedImages:
+    """Images by content. A process that unpickles them maps the file again."""
+
+    path: Path  # folder of the entry
+    shapes: list[tuple[int, int, int]]  # height, width, channels
+    checks: list[int]
+    place: dict[str, int]  # content hash → number of the image
+    starts: NDArray[np.int64]  # of each image's bytes
+    pixels: NDArray[np.uint8] | None  # None where the entry was evicted before this process mapped it
+
+    @classmethod
+    def of(cls, path: Path, index: Mapping[str, Any]) -> DecodedImages:
+        """Map the pixels of an entry. Raises ValueError or KeyError for an entry that has none."""
+        if index["schema"] != SCHEMA:
+            raise ValueError(f"{path} has schema {index['schema']}")
+        shapes = [(int(h), int(w), int(c)) for h, w, c in index["shapes"]]
+        starts = np.cumsum([0, *(h * w * c for h, w, c in shapes)])
+        pixels = mapped(path / "pixels.bin", int(starts[-1]))
+        place = {name: i for i, name in enumerate(index["rows"])}
+        if pixels is None or not len(place) == len(shapes) == len(index["checks"]):
+            raise ValueError(f"{path} is damaged")
+        return cls(path, shapes, index["checks"], place, starts, pixels)
+
+    def get(self, id_: str) -> Tensor | None:
+        """Return the image of a row [C, H, W]; None where it is missing or damaged. Do not write to it."""
+        i = self.place.get(content_of(id_))
+        if i is None or self.pixels is None:
+            return None
+        flat = self.pixels[self.starts[i] : self.starts[i + 1]]
+        if zlib.crc32(flat.data) != self.checks[i]:
+            return None
+        return torch.from_numpy(flat).view(self.shapes[i]).permute(2, 0, 1)
+
+    def agrees(self, row: Example, image: Tensor) -> bool:
+        """Return whether the image of a row equals this one, or there is none of the row."""
+        cached = self.get(row.id)
+        return cached is None or torch.equal(cached, image)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.pixels = mapped(self.path / "pixels.bin", int(self.starts[-1]))
+
+
+def mapped(file: Path, size: int) -> NDArray[np.uint8] | None:
+    """Map a file of ``size`` bytes; None where it has another size. A write would not reach the file."""
+    try:
+        if size == 0 or file.stat().st_size != size:
+            return None
+        return np.memmap(file, dtype=np.uint8, mode="c", shape=(size,))
+    except OSError:
+        return None

@@ -172,14 +172,14 @@ def _in_words(error: Exception) -> str:
 def _problem(path: Path) -> str | None:
     """Return why a path is no file with content. It is not opened, because a pipe may never end."""
     try:
-        found = path.stat()
+        about = path.stat()
     except FileNotFoundError:
         return "there is no such file"
     except OSError as error:  # a loop of links, a name too long, no permission
         return str(error.strerror or error)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(about.st_mode):
         return "it is not a regular file"
-    return None if found.st_size else "it is empty"
+    return None if about.st_size else "it is empty"
 
 
 class TooCostlyError(DataError):

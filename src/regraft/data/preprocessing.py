@@ -86,7 +86,7 @@ class ImagePreprocessor:
 
     def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = (0, 0, "")) -> Tensor:
         """Return the image [C, H, W], uint8. Raises DataError, naming the file, if it does not read."""
-        return self.varied(self.certain(inputs, whole_for(augment)), augment, key)
+        return self.augmented(self.decoded(inputs, starts_whole(augment)), augment, key)
 
     def sized(self, picture: Any) -> Tensor:
         """Resize and crop an image of Pillow's as for evaluation; return [C, height, width], uint8."""
@@ -97,7 +97,7 @@ class ImagePreprocessor:
         size_after(picture.size, self.spec.resize)
         return pil_to_tensor(self._plain(picture))  # type: ignore[no-any-return]
 
-    def certain(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
+    def decoded(self, inputs: tuple[str, ...], whole: bool) -> Tensor:
         """Return an image before any random step, uint8: as decoded [C, H, W] if ``whole``, else as for
         evaluation [C, height, width].
 
@@ -115,8 +115,8 @@ class ImagePreprocessor:
         except DataError as error:
             raise DataError(f"{inputs[0]} {error}") from error
 
-    def varied(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
-        """Return an image that ``certain`` returned, augmented: [C, height, width], uint8."""
+    def augmented(self, picture: Tensor, augment: Augment | None, key: Key) -> Tensor:
+        """Return an image that ``decoded`` returned, augmented: [C, height, width], uint8."""
         if augment is None:
             return picture
         with drawing(key):
@@ -187,7 +187,7 @@ class ImagePreprocessor:
         return self._varied[augment]
 
 
-def whole_for(augment: Augment | None) -> bool:
+def starts_whole(augment: Augment | None) -> bool:
     """Return whether augmentation starts from the whole image; else it starts from evaluation's crop."""
     return augment is not None and augment.random_resized_crop
 

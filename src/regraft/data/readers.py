@@ -5,23 +5,26 @@ A reader is copied to each worker. It is not changed in place: a copy with anoth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .columns import InputsOf
+from .columns import ByName, InputsOf, ids_of
+from .image_store import DecodedImages, ImageStore
 from .images import KnownFiles
 from .ordering import name_draw
-from .preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor
+from .preprocessing import ImagePreprocessor, Preprocessor, TextPreprocessor, starts_whole
+from .types import content_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ..compute.arrays import Inputs
-    from .decoded_images import DecodedImages
+    from .store import FeatureCache
     from .types import Augment, Example
 
 Index = tuple[int, int, "Augment | None"]  # draw, epoch, augmentation
@@ -92,7 +95,7 @@ class ImageReader:
         example, key = examples[draw % len(examples)], (seed, epoch, name_draw(examples, draw))
         decoded = None if self.images is None else self.images.get(example.id)
         if decoded is not None:
-            return self.preprocessor.varied(decoded, augment, key)
+            return self.preprocessor.augmented(decoded, augment, key)
         self.known.check(example)
         return self.preprocessor.one(example.inputs, augment, key)
 
@@ -184,6 +187,31 @@ def make_reader(
     if isinstance(preprocessor, ImagePreprocessor):
         return ImageReader(preprocessor, augment, workers, images)
     return FunctionReader(preprocessor, augment, workers)
+
+
+def use_image_cache(
+    reader: Reader,
+    examples: Sequence[Example],
+    split: str,
+    cache: FeatureCache | None,
+    passes: int,
+    memo: dict[tuple[str, bool], DecodedImages | None],
+    note: Callable[[str], None],
+) -> Reader:
+    """Return the reader with decoded images of a split from the cache, if that pays over so many ``passes``.
+
+    ``examples`` are all rows of the split, of which the reader may read some. ``memo`` keeps the images by
+    split and whether they are whole. ``note`` takes the line that tells whether the cache is used.
+    """
+    contents = list(map(content_of, ids_of(examples)))
+    hashed = all(re.fullmatch("[0-9a-f]{16}", content) for content in contents)  # else ids are not contents
+    if cache is None or not isinstance(reader, ImageReader) or not hashed:
+        return reader
+    whole = starts_whole(reader.augment)
+    if (split, whole) not in memo:
+        store = ImageStore(cache, reader.preprocessor, whole, max(1, reader.workers), note)
+        memo[split, whole] = store.load_or_write(ByName(contents, examples), split, passes)
+    return reader.with_images(memo[split, whole])
 
 
 class Tokens:

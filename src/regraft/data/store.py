@@ -210,7 +210,7 @@ class FeatureCache:
         hashes: dict[str, Any] = {}
         try:
             for names, output in rows:
-                parts, row_lengths = taken_apart(output, len(names))
+                parts, row_lengths = split_rows(output, len(names))
                 if ids and (row_lengths is None) != (lengths is None):
                     raise NotStorableError("some batches have a mask and some have none")
                 ids += names
@@ -299,7 +299,7 @@ def raw_bytes(value: Tensor) -> bytes:
     return value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def taken_apart(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | None]:
+def split_rows(output: Any, rows: int) -> tuple[dict[str, Tensor], list[int] | None]:
     """Return ({name: rows end to end}, tokens of each row) of a batch's outputs.
 
     The second is None where all rows have one size. Raises NotStorableError for outputs without rows.

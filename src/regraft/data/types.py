@@ -115,7 +115,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_buil
 
 @record(frozen=True, config=STRICT)
 class RowOptions:
-    """Where labelled rows lie and how they are read: the keys that ``[data]`` and ``[source_data]`` share."""
+    """Options for reading labelled rows: the keys that ``[data]`` and ``[source_data]`` share."""
 
     path: Annotated[PathText, key("folder of class folders, a table, or a folder of tables")]
     format: Annotated[str, key("reader of the path: image_folder or table; auto looks at the path")] = "auto"
@@ -130,12 +130,12 @@ class RowOptions:
 
     @property
     def label_separator(self) -> str:
-        """What stands between the labels of one cell, where a row has several."""
+        """Return the separator of the labels in one cell, if a row has several."""
         return ";"
 
     @property
     def empty_labels(self) -> bool:
-        """Whether an empty label cell is a row without labels; else it is a fault."""
+        """Return whether an empty label cell is a row without labels; else it is a fault."""
         return False
 
 
@@ -178,8 +178,8 @@ class DataOptions(RowOptions):
                 f'data.label_separator is "{self.label_separator}" and task.separator "{separator}": '
                 "set task.separator alone"
             )
-        found = replace(self, label_separator=separator)
-        return found.with_empty_labels() if getattr(task, "empty_labels", False) else found
+        options = replace(self, label_separator=separator)
+        return options.with_empty_labels() if getattr(task, "empty_labels", False) else options
 
     def with_empty_labels(self) -> DataOptions:
         """Return these options with empty label cells read as rows without labels."""

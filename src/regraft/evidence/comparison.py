@@ -58,7 +58,7 @@ class RunPredictions:
 
     @property
     def kind(self) -> dict[str, Any]:
-        """The facts that two runs must share to be compared."""
+        """Return the facts that two runs must share to be compared."""
         return {
             "task": self.result.task,
             "primary metric": self.result.primary,

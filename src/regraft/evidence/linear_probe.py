@@ -122,7 +122,7 @@ def fit_probe(
 def train_on_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) -> Probe:
     """Train the head on all of train, and return it after the pass, 0 to PASSES, that is best on val."""
     n = len(train.ids)
-    mean, std = scale(train.values)
+    mean, std = compute_scale(train.values)
     weight, bias = probe.weight.double(), probe.bias.double()
     head = [t.float().requires_grad_() for t in (weight * std, bias + weight @ mean)]
     rate, strength = ADAM_RATE / train.values.shape[1] ** 0.5, probe.strength * part / n
@@ -179,14 +179,14 @@ def _fit(train: Outputs, task: Task, strengths: Sequence[float], val: Outputs | 
         parts = [(train.take(fit), train.take(judge)) for fit, judge in folds]
         chosen_by = f"{len(parts)}-fold cross-validation"
     if not parts:
-        *_, (weight, bias) = path(train, task, ordered[: len(ordered) // 2 + 1])
+        *_, (weight, bias) = solve_path(train, task, ordered[: len(ordered) // 2 + 1])
         strength, chosen_by = ordered[len(ordered) // 2], "nothing: too few rows to judge by"
         return Probe(weight.float(), bias.float(), strength, {}, chosen_by)
 
     rows = [len(judge.ids) for _, judge in parts]
     losses: dict[float, float] = {}
     heads: dict[float, tuple[Tensor, Tensor]] = {}  # of the first part
-    paths = zip(*(path(fit, task, ordered) for fit, _ in parts), strict=True)
+    paths = zip(*(solve_path(fit, task, ordered) for fit, _ in parts), strict=True)
     for strength, found in zip(ordered, paths, strict=True):
         each = [mean_loss(h, judge, task) for h, (_, judge) in zip(found, parts, strict=True)]
         losses[strength], heads[strength] = float(np.average(each, weights=rows)), found[0]
@@ -194,14 +194,14 @@ def _fit(train: Outputs, task: Task, strengths: Sequence[float], val: Outputs | 
             break
     strength = min(losses, key=losses.__getitem__)  # of equal losses the strongest, which is first
     if val is None:
-        *_, heads[strength] = path(train, task, [s for s in ordered if s >= strength])
+        *_, heads[strength] = solve_path(train, task, [s for s in ordered if s >= strength])
     weight, bias = heads[strength]
     return Probe(weight.float(), bias.float(), strength, losses, chosen_by)
 
 
-def path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+def solve_path(train: Outputs, task: Task, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (W [C, D], b [C]) on raw features, float64, for each λ in turn."""
-    mean, std = scale(train.values)
+    mean, std = compute_scale(train.values)
     pieces = split_rows(train.values)
     flat = np.zeros((task.outputs, len(mean) + 1))  # W and b side by side, [C, D + 1]
     if len(pieces) == 1:  # standardised once
@@ -235,13 +235,13 @@ def as_doubles(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         yield buffer[: len(piece)].copy_(piece)
 
 
-def scale(x: Tensor) -> tuple[Tensor, Tensor]:
+def compute_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and divisor [D] of the features: the standard deviation, or 1 for a constant feature."""
-    mean, std = moments(x)
+    mean, std = compute_moments(x)
     return mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, torch.ones_like(std))
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def compute_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation [D] over the rows, float64."""
     pieces = split_rows(x)
     if len(pieces) == 1:
@@ -287,7 +287,7 @@ def solve(
         (gradient,) = torch.autograd.grad([decay, weight, bias], w, [torch.ones_like(decay), *slopes])
         return value + float(decay.detach()), gradient.numpy().ravel()
 
-    with blas().limit(limits=1):
+    with find_blas().limit(limits=1):
         found = minimize(
             objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-8}
         )
@@ -295,7 +295,7 @@ def solve(
 
 
 @cache
-def blas() -> ThreadpoolController:
+def find_blas() -> ThreadpoolController:
     """Return the controller of scipy's and numpy's own matrix library.
 
     Its threads compete with torch's, which spin while they wait: a step of L-BFGS took two to ten times as long

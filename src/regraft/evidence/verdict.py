@@ -88,8 +88,8 @@ def rows_to_settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
     left = gain.value**2 - seed_share * half**2
     if gain.value == 0 or left <= 0:
         return None
-    more = gain.n * ((1 - seed_share) * half**2 / left - 1)
-    return None if more > 20 * gain.n else max(0, round(more))
+    rows = gain.n * ((1 - seed_share) * half**2 / left - 1)
+    return None if rows > 20 * gain.n else max(0, round(rows))
 
 
 def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> float:
@@ -152,9 +152,9 @@ def _interval(
 
 def _advice(estimate: Estimate, share: float) -> str:
     """Return the end of a sentence that says what would settle it, or "" where nothing in reach would."""
-    more = rows_to_settle(estimate, share)
-    if more is not None:
-        return f"; to settle it: about {more} more test rows"
+    rows = rows_to_settle(estimate, share)
+    if rows is not None:
+        return f"; to settle it: about {rows} more test rows"
     if share > 0.5:
         return "; the seeds differ more than the rows: more seeds would narrow it, not more rows"
     return ""

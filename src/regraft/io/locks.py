@@ -128,10 +128,10 @@ def read_holder(lock: Path) -> Holder | None:
 
 def find_holder(lock: Path) -> Holder | None:
     """Return the holder of a lock; None where the lock is free, or its holder is proven gone."""
-    who = read_holder(lock)
+    named = read_holder(lock)
     if flocked(lock):
-        return who or UNKNOWN_HOLDER
-    return None if who is None or who.gone(on_own_disk(lock)) else who
+        return named or UNKNOWN_HOLDER
+    return None if named is None or named.gone(on_own_disk(lock)) else named
 
 
 def take(lock: Path) -> Holder | None:

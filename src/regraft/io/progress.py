@@ -8,32 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TypeVar
+
+from .log import PROGRESS
 
 T = TypeVar("T")
 
 FIRST_LINE_S = 10  # seconds before the first line of a stage
 
 LINES_APART_S = 60  # most seconds between two lines of a stage
-
-
-def no_progress(line: str) -> None:
-    """Say nothing."""
-
-
-_say: ContextVar[Callable[[str], None]] = ContextVar("say", default=no_progress)
-
-
-@contextmanager
-def reporting(say: Callable[[str], None]) -> Iterator[None]:
-    """Give the lines of every stage inside the block to ``say``. Elsewhere stages are silent."""
-    before = _say.set(say)
-    try:
-        yield
-    finally:
-        _say.reset(before)
 
 
 class Stage:
@@ -47,7 +30,6 @@ class Stage:
         self.done = 0
         self.began = time.monotonic()
         self.next_line_s: float = FIRST_LINE_S
-        self.say = _say.get()  # here, since threads have no context
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more things as done, and write a line if one is due. 0 counts none."""
@@ -56,7 +38,7 @@ class Stage:
         finished = self.done == self.total and self.next_line_s > FIRST_LINE_S
         if (n and finished) or seconds >= self.next_line_s:
             self.next_line_s = seconds + min(seconds, LINES_APART_S)
-            self.say(self.line(seconds))
+            PROGRESS.info("%s", self.line(seconds))
 
     def over(self, items: Iterable[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
         """Yield each item. Count it, or its ``size``, when the caller asks for the next one."""

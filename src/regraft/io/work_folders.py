@@ -80,7 +80,7 @@ def unproven(parent: Path) -> list[Path]:
     return [
         folder
         for folder in work_folders(parent)
-        if (who := locks.find_holder(folder / OWNER)) and not who.here() and is_old(folder / CONTENT)
+        if (holder := locks.find_holder(folder / OWNER)) and not holder.here() and is_old(folder / CONTENT)
     ]
 
 

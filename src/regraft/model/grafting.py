@@ -60,15 +60,15 @@ def graft(source: Source, outputs: int, *, seed: int = 0) -> Target:
     }
     return Target(
         model=model,
-        blocks=target_blocks(source.blocks, head),
+        blocks=join_blocks(source.blocks, head),
         anchor=anchor,
-        report=(*(target_name(t, names) for t in source.report), *fresh(head)),
+        report=(*(relabel(t, names) for t in source.report), *report_head(head)),
         source=source,
         nothing_kept=source.nothing_kept,
     )
 
 
-def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ...]:
+def join_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ...]:
     """Return the backbone's blocks under the model's names, then "head", to which the root module belongs."""
     under = tuple(
         Block(
@@ -84,13 +84,13 @@ def target_blocks(blocks: tuple[Block, ...], head: nn.Module) -> tuple[Block, ..
     return (*under, Block("head", tensors, modules))
 
 
-def target_name(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
+def relabel(tensor: LoadedTensor, backbone: set[str]) -> LoadedTensor:
     """Return a line of the source's loading report for the target: only the backbone is kept."""
     if tensor.state == "unused" or tensor.name in backbone:
         return tensor
     return LoadedTensor(tensor.name, "unused", tensor.shape, tensor.note or "the source's own head")
 
 
-def fresh(head: nn.Module) -> list[LoadedTensor]:
+def report_head(head: nn.Module) -> list[LoadedTensor]:
     """Return the lines of the loading report for a new head."""
     return [LoadedTensor(f"head.{n}", "fresh", tuple(p.shape)) for n, p in head.named_parameters()]

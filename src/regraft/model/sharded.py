@@ -44,7 +44,7 @@ def sharded(target: Target, device: torch.device) -> Iterator[Target]:
     model = copy.deepcopy(target.model.cpu()).to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     # FSDP gathers a module as a whole, so shard each block's outermost modules, then all remaining parameters
-    parts = [m for block in outermost(target) for m in map(model.get_submodule, block)]
+    parts = [m for block in outermost_modules(target) for m in map(model.get_submodule, block)]
     parts += [model.get_submodule("backbone"), model.get_submodule("head")]
     for part in dict.fromkeys(parts):
         if not any(True for _ in part.parameters()):
@@ -61,7 +61,7 @@ def sharded(target: Target, device: torch.device) -> Iterator[Target]:
     target.model.to(device)
 
 
-def outermost(target: Target) -> list[list[str]]:
+def outermost_modules(target: Target) -> list[list[str]]:
     """Return each backbone block's outermost modules that can be called and hold nothing of another block."""
     from torch.nn import ModuleDict, ModuleList
 

@@ -65,8 +65,10 @@ def settle(
     passes: int,
     trains: bool,
 ) -> tuple[RunPlan, Reasons]:
-    """The plan's [run] with layout and precisions settled, and why. ``passes`` over the rows are to
-    come; ``trains``: the backbone does."""
+    """Return the plan's [run] with layout and precisions chosen, and the reasons.
+
+    ``passes`` over the rows are to come; ``trains`` says whether the backbone trains in them.
+    """
     open_keys = [k for k in ("layout", "precision", "feature_precision") if getattr(run, k) == "auto"]
     if not open_keys:
         return run, {}
@@ -136,7 +138,7 @@ def measured(
     *,
     train: bool,
 ) -> dict[Way, float]:
-    """Seconds a row of each way, as kept or timed now; a way that fails is left out."""
+    """Return seconds a row of each way, from an earlier measurement or a new one, without ways that fail."""
     first = nsmallest(ROWS, enumerate(ids_of(examples)), key=lambda row: row[1])
     some = some_of(examples, [i for i, _ in first])
     inputs = preprocessor.collate([preprocessor.one(e.inputs) for e in some])
@@ -153,7 +155,7 @@ def measured(
 def timed(
     source: Source, inputs: Inputs, device: torch.device, ways: Sequence[Way], rows: int, train: bool
 ) -> dict[Way, float | None]:
-    """The least seconds a row of a forward pass, with ``train`` of a backward pass too."""
+    """Return the least seconds a row of a forward pass, and of a backward pass too if ``train``."""
     import copy
 
     backbone = copy.deepcopy(source.backbone).to(device)
@@ -245,7 +247,7 @@ def recall(run: RunPlan, key: str) -> dict[str, float | None]:
 
 
 def remember(run: RunPlan, key: str, times: Mapping[str, float | None]) -> None:
-    """Of several writers the last one wins; a measurement that is lost is taken again."""
+    """Write a measurement beside the feature cache. Of several writers the last one wins; a lost one is repeated."""
     path = memory_file(run)
     if path is None or not distributed.is_rank0():
         return

@@ -1,4 +1,4 @@
-"""Checks of a prepared plan: what does not go together is refused before anything trains."""
+"""Checks of a plan against data, source and target. They refuse what does not go together before anything trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tasks import Task
 from .source_data import SourceData
 
 if TYPE_CHECKING:
-    from ..freezing import Freezing
+    from ..compute.arrays import Kind
     from ..regularizers import Penalty
 
 
@@ -26,10 +26,38 @@ if TYPE_CHECKING:
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
 
 
-def check_shard(
-    plan: Plan, freezing: Freezing, penalties: Mapping[str, tuple[Regularizer, Penalty]], target: Target
-) -> None:
-    """Raises PlanError for what does not go with divided weights."""
+def check_primary(task: Task) -> None:
+    """Raise PlanError if the task does not have the metric that choices are to be made by."""
+    if task.primary not in task.metrics:
+        known = ", ".join(task.metrics)
+        raise PlanError([f'task.primary: "{task.primary}" is no metric of this task; there are: {known}'])
+
+
+def check_source(plan: Plan, task: Task, kind: Kind, source: Source) -> None:
+    """Raise PlanError for settings that do not go with the source or the task, and DataError for rows of a kind
+    that the source does not take."""
+    if source.kind not in (kind, "tensor"):
+        example = "all-minilm-l6-v2" if kind == "text" else "efficientnet-lite0"
+        raise DataError(
+            f"{source.name} takes {source.kind}s but {plan.data.path} holds {kind}s: choose "
+            f"a source for {kind}s, for example bundled:{example}"
+        )
+    check_nothing_kept(plan, source)
+    if plan.fit.start == "random" and plan.fit.alpha not in ("chosen", 1):
+        raise PlanError(
+            [
+                "fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
+                '"probe", or remove fit.alpha'
+            ]
+        )
+    if plan.fit.sampling == "balanced":
+        check_balanced(plan, task)
+    if source.kind != "image" and (plan.augment.mixup or plan.augment.cutmix):
+        raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
+
+
+def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]], target: Target) -> None:
+    """Raise PlanError for settings, penalties and weights that cannot be sharded."""
     seen: dict[int, str] = {}
     tied: list[str] = []
     for name, p in target.model.named_parameters(remove_duplicate=False):
@@ -49,7 +77,7 @@ def check_shard(
                 f"{plan.fit.optimizer} may look at whole tensors: choose of {', '.join(ELEMENTWISE)}",
             ),
             (plan.source_data.each_epoch, "source_data.each_epoch takes the whole weights: unset it"),
-            (isinstance(freezing, Adapting), "adapters are small enough: choose another freezing"),
+            (isinstance(plan.plugins.freezing, Adapting), "adapters are small enough: choose another freezing"),
             (bool(tied), f"tied weights cannot be divided ({shorten(tied, 3)}): set it to false"),
             (bool(single), f"weights of no dimension cannot be ({shorten(single, 3)}): set it to false"),
         )
@@ -64,8 +92,9 @@ def check_shard(
         raise PlanError(problems)
 
 
-def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
-    """Raises PlanError for penalties on weights that do not train, or by blocks of those."""
+def check_adapting(plan: Plan) -> None:
+    """Raise PlanError for penalties on weights that do not train under an adapting strategy."""
+    regularizers = plan.plugins.regularizers
     problems = [
         f"regularizers.{n}.by_block is about the source's weights, and freezing {plan.freezing['name']} "
         f"trains others: remove one of the two"
@@ -83,7 +112,7 @@ def check_adapting(plan: Plan, regularizers: Mapping[str, Regularizer]) -> None:
 
 
 def check_rows_of_a_batch(plan: ResolvedPlan, target: Target, rows: int) -> None:
-    """Raises PlanError for batches of one row where batch norm takes its statistics from them."""
+    """Raise PlanError for batches of one row if batch norm takes its statistics from them."""
     trains = plan.fit.batch_norm == "train" or "scratch" in plan.evaluate.controls
     if min(plan.fit.batch_size, rows) == 1 and trains and has_batch_norm(target.model):
         raise PlanError(
@@ -95,23 +124,21 @@ def check_rows_of_a_batch(plan: ResolvedPlan, target: Target, rows: int) -> None
 
 
 def check_balanced(plan: Plan, task: Task) -> None:
-    """Raises PlanError for balanced sampling where there are no classes, or they are weighed too."""
+    """Raise PlanError for balanced sampling without classes, or beside class weights."""
     if not task.has_classes:
         raise PlanError([f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"])
     if plan.task.get("class_weights", "none") != "none":
         raise PlanError(["fit.sampling and task.class_weights both make up for rare classes: choose one"])
 
 
-def check_source_data(
-    plan: Plan, source: Source, regularizers: Mapping[str, Regularizer], data: SourceData | None, notes: Sequence[str]
-) -> None:
-    """Raises PlanError for what needs source data, or a whole frontier, without it."""
+def check_source_data(plan: Plan, source: Source, data: SourceData | None, notes: Sequence[str]) -> None:
+    """Raise PlanError for settings that need source data, or a frontier, without it."""
     problems = []
     if data is None:
         why = f" ({'; '.join(notes)})" if notes else ""
         problems += [
             f'regularizer "{n}" needs labelled source data{why}: add --source-data PATH, or remove it'
-            for n, r in regularizers.items()
+            for n, r in plan.plugins.regularizers.items()
             if r.needs_source_data
         ]
         if plan.fit.retain is not None:
@@ -130,8 +157,8 @@ def check_source_data(
         raise PlanError(problems)
 
 
-def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Regularizer]) -> None:
-    """Raises PlanError for settings that mean nothing where no weight comes from a source."""
+def check_nothing_kept(plan: Plan, source: Source) -> None:
+    """Raise PlanError for settings that mean nothing if no weight comes from a source."""
     if not source.nothing_kept:
         return
     wrong = {
@@ -139,7 +166,7 @@ def check_nothing_kept(plan: Plan, source: Source, regularizers: Mapping[str, Re
         "freezing.name": plan.freezing.get("name", "everything"),
         "fit.alpha": "" if plan.fit.alpha in ("chosen", 1) else plan.fit.alpha,
         "fit.layer_decay": "" if plan.fit.layer_decay == 1 else plan.fit.layer_decay,
-        **{f"regularizers.{n}": n for n, r in regularizers.items() if r.uses_source},
+        **{f"regularizers.{n}": n for n, r in plan.plugins.regularizers.items() if r.uses_source},
     }
     wrong["freezing.name"] = "" if wrong["freezing.name"] == "everything" else wrong["freezing.name"]
     problems = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import nan, sqrt
 from typing import Any
@@ -16,8 +16,9 @@ from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
 from ..evidence.verdict import decide
 from ..io.progress import stage
-from ..model.forward import Outputs, outputs
-from ..model.types import Target
+from ..metrics import Metric
+from ..model.types import Block as ModelBlock
+from ..model.types import LoadedTensor, Source, Target
 from ..model.weights import restore, snapshot
 from ..runs.confusion import confusion_of
 from ..runs.result import Result
@@ -37,9 +38,11 @@ from ..runs.result_parts import (
     Timing,
 )
 from ..runs.result_parts import CrossValidation as FoldFigures
-from .arms import Arm, CrossValidation, Figures, backbone_unchanged, logits_of, source_features
-from .prepare import Prepared
+from .arms import Arm, CrossValidation
+from .job import Figures, Job, ModelOutputs
+from .resolve import BlockRow, ScratchBudget
 from .source_data import SourceData
+from .target_data import TargetData
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,26 @@ class EvaluationResult:
     predictions: Predictions  # of the first seed's model on test
 
 
-def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> EvaluationResult:
+def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> EvaluationResult:
     """Return metrics with intervals on val and test, controls, paired gains, retention and the verdict.
 
     ``opened`` and ``source_opened`` count how often test and the source's report rows were opened.
     """
-    task, metric, examples = p.task, p.metric, p.splits.test
+    data, task, metric = job.data, job.data.task, job.data.metric
+    splits, metrics = data.splits, data.metrics
 
     def on_test(target: Target) -> Predictions:
-        return score(logits_of(p, target, "test"), task, examples)
+        return score(job.outputs.logits(target, "test"), task, splits.test)
 
     fits, ends = map(list, zip(*(both_ends(a, on_test) for a in t.arms), strict=True))
     scratch = [on_test(a.target) for a in t.scratch]
     first = fits[0]
-    val = score(logits_of(p, t.arms[0].target, "val"), task, p.splits.val) if p.splits.val else None
-    controls = {task.trivial_control: constant(p, first)}
+    val = score(job.outputs.logits(t.arms[0].target, "val"), task, splits.val) if splits.val else None
+    controls = {task.trivial_control: constant(data, first)}
     kept = None
     if t.probe is not None:
-        kept = retention(p, t, first, source_opened)
-        controls["linear probe"] = probe_on_test(p, t.probe)
+        kept = retention(job, t, first, source_opened)
+        controls["linear probe"] = probe_on_test(job.outputs, t.probe)
     if scratch:
         controls["scratch"] = scratch[0]
     verdict = decide(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
@@ -93,32 +97,35 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
         classes=list(task.classes),
         primary=task.primary,
         summary_metrics=[*task.summary_metrics, *task.further_metrics],
-        rows=RowCounts(train=len(p.splits.train), val=len(p.splits.val), test=len(p.splits.test)),
-        test=estimates(task, p.metrics, first),
-        val=estimates(task, p.metrics, val) if val else {},
-        controls={name: estimates(task, p.metrics, c) for name, c in controls.items()},
+        rows=RowCounts(train=len(splits.train), val=len(splits.val), test=len(splits.test)),
+        test=estimates(task, metrics, first),
+        val=estimates(task, metrics, val) if val else {},
+        controls={name: estimates(task, metrics, c) for name, c in controls.items()},
         gain=gains,
         verdict=verdict,
         test_opened=opened,
-        seeds=[seed_line(p, i, t, fits, ends, scratch) for i in range(len(fits))],
-        mean=mean_over_seeds(p, fits, ends, scratch),
-        val_controls=val_controls(p, t),
-        cross_validation=cross_validation(p, t.cross),
-        frontier=frontier(p, t, fits, ends),
+        seeds=[
+            seed_line(data, job.seeds[i], arm, (fits[i], ends[i], scratch[i] if scratch else None))
+            for i, arm in enumerate(t.arms)
+        ],
+        mean=mean_over_seeds(metrics, fits, ends, scratch),
+        val_controls=val_controls(t) if splits.val else {},
+        cross_validation=cross_validation(data, t.cross),
+        frontier=frontier(job, t, fits, ends),
         retention=kept,
         calibration=measure_calibration(task, val, first) if val and task.calibrates else None,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
-        scratch=scratch_summary(p, t) if t.scratch else None,
+        scratch=scratch_summary(job.scratch, t) if t.scratch else None,
         confusion=confusion_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
         if task.has_classes
         else None,
-        source=origin(p),
-        blocks=blocks(p, t.arms[0].target),
+        source=origin(job.source, job.target.report),
+        blocks=blocks(job.notes.blocks, job.target.blocks, t.arms[0].target),
         notes=[
-            *p.splits.notes,
-            *p.source.notes,
-            *p.source_notes,
+            *splits.notes,
+            *job.source.notes,
+            *job.notes.source_data,
             *([t.probe.note] if t.probe and t.probe.note else []),
         ],
         timing=Timing({"total": 0.0}),
@@ -129,24 +136,24 @@ def evaluate_all(p: Prepared, t: Trained, opened: int, source_opened: int) -> Ev
 # ---------------------------------------------------------------- controls
 
 
-def constant(p: Prepared, like: Predictions) -> Predictions:
+def constant(data: TargetData, like: Predictions) -> Predictions:
     """Return the trivial control on the rows of ``like``: the same scores for every row."""
-    scores = p.task.constant(p.targets["train"]).numpy()
+    scores = data.task.constant(data.targets["train"]).numpy()
     return replace(like, scores=np.broadcast_to(scores, like.scores.shape))
 
 
-def probe_on_test(p: Prepared, probe: Probe) -> Predictions:
+def probe_on_test(outputs: ModelOutputs, probe: Probe) -> Predictions:
     """Return the linear probe's predictions of test."""
-    features = source_features(p, "test")
-    return score(replace(features, values=probe.logits(features.values)), p.task, p.splits.test)
+    features, data = outputs.features("test"), outputs.data
+    return score(replace(features, values=probe.logits(features.values)), data.task, data.splits.test)
 
 
-def retention(p: Prepared, t: Trained, first: Predictions, opened: int) -> Retention:
+def retention(job: Job, t: Trained, first: Predictions, opened: int) -> Retention:
     """Return the retention of the source: measured on source data, else by a proxy on the rows of test."""
-    if p.source_data is not None:
-        return forgetting(p, t, p.source_data, opened)
-    after = features_after(p, t.arms[0].target, "test")
-    return measure_proxies(p.source, source_features(p, "test").values, after.values, first.groups)
+    if job.source_data is not None:
+        return forgetting(job.source_data, t.arms, opened)
+    after = job.outputs.features_of(t.arms[0].target, "test")
+    return measure_proxies(job.source, job.outputs.features("test").values, after.values, first.groups)
 
 
 def probe_summary(probe: Probe) -> ProbeSummary:
@@ -161,10 +168,10 @@ def probe_summary(probe: Probe) -> ProbeSummary:
     )
 
 
-def scratch_summary(p: Prepared, t: Trained) -> ScratchSummary:
+def scratch_summary(budget: ScratchBudget | None, t: Trained) -> ScratchSummary:
     """Return the summary of the scratch control."""
     return ScratchSummary(
-        budget=str(p.scratch),
+        budget=str(budget),
         chosen=t.scratch_how,
         steps=[a.fit.steps for a in t.scratch],
         best_epochs=[a.fit.best_epoch for a in t.scratch],
@@ -186,26 +193,26 @@ def both_ends(arm: Arm, rows: Callable[[Target], Predictions]) -> tuple[Predicti
     return chosen, end
 
 
-def frontier(p: Prepared, t: Trained, fits: list[Predictions], ends: list[Predictions]) -> Frontier | None:
+def frontier(job: Job, t: Trained, fits: list[Predictions], ends: list[Predictions]) -> Frontier | None:
     """Return the frontier: its points (of the first seed that left the start, or over the folds), the chosen α,
     and the gain of the chosen point over α = 1 on test, paired. None if there was nothing to choose."""
-    walked = [(seed, a.points) for seed, a in zip(p.seeds, t.arms, strict=True) if a.points]
+    walked = [(seed, a.points) for seed, a in zip(job.seeds, t.arms, strict=True) if a.points]
     seed, points = walked[0] if walked else (None, t.cross.points)
     if len(points) < 2:
         return None
     pairs = list(zip(fits, ends, strict=True))
     return Frontier(
         alpha=t.arms[0].alpha if t.fitted else 0.0,
-        retain=p.plan.fit.retain,
+        retain=job.plan.fit.retain,
         chosen_by="cross-validation" if t.cross.points else "val",
         points=points,
         seed=seed,
-        test_at_alpha_1=estimates(p.task, p.metrics, ends[0]),
-        gain=decide(p.metric, pairs).gain or gain(p.metric, *pairs[0]),
+        test_at_alpha_1=estimates(job.data.task, job.data.metrics, ends[0]),
+        gain=decide(job.data.metric, pairs).gain or gain(job.data.metric, *pairs[0]),
     )
 
 
-def cross_validation(p: Prepared, cross: CrossValidation) -> FoldFigures | None:
+def cross_validation(data: TargetData, cross: CrossValidation) -> FoldFigures | None:
     """Return the figures of the probe and of the fit at α = 1 over the folds of train; None without folds.
 
     Each row is scored by models that were not fitted on it. Intervals are over rows, as if a fold's model were
@@ -213,66 +220,58 @@ def cross_validation(p: Prepared, cross: CrossValidation) -> FoldFigures | None:
     """
     if not cross.rows:
         return None
-    fit = score(cross.rows[1.0], p.task, p.splits.train)
-    probe = score(cross.rows[0.0], p.task, p.splits.train) if 0.0 in cross.rows else None
+    fit = score(cross.rows[1.0], data.task, data.splits.train)
+    probe = score(cross.rows[0.0], data.task, data.splits.train) if 0.0 in cross.rows else None
     return FoldFigures(
         folds=cross.folds,
-        fit=estimates(p.task, p.metrics, fit),
-        probe=estimates(p.task, p.metrics, probe) if probe else None,
-        gain=gain(p.metric, fit, probe) if probe else None,
+        fit=estimates(data.task, data.metrics, fit),
+        probe=estimates(data.task, data.metrics, probe) if probe else None,
+        gain=gain(data.metric, fit, probe) if probe else None,
     )
 
 
-def forgetting(p: Prepared, t: Trained, data: SourceData, opened: int) -> SourceRetention:
+def forgetting(data: SourceData, arms: list[Arm], opened: int) -> SourceRetention:
     """Return the retention on the source's report rows."""
 
     def report(target: Target) -> Predictions:
         return data.scored(target.model.get_submodule("backbone"), "report")
 
-    before = data.scored(p.source.backbone, "report")
-    after, ends = zip(*(both_ends(arm, report) for arm in t.arms), strict=True)
+    before = data.scored(data.source.backbone, "report")
+    after, ends = zip(*(both_ends(arm, report) for arm in arms), strict=True)
     return measure_retention(data.metric, data.task, before, after, ends, opened)
 
 
-def features_after(p: Prepared, target: Target, split: str) -> Outputs:
-    """Return the features of a split by the fitted backbone."""
-    if backbone_unchanged(p, target):
-        return source_features(p, split)
-    backbone = target.model.get_submodule("backbone")
-    return outputs(backbone, p.batches(split), p.compute)
-
-
-def val_controls(p: Prepared, t: Trained) -> dict[str, Figures]:
+def val_controls(t: Trained) -> dict[str, Figures]:
     """Return the figures of the starting point on val, which the best epoch was compared with."""
-    return {"linear probe": t.arms[0].fit.start} if p.splits.val and t.probe is not None else {}
+    return {"linear probe": t.arms[0].fit.start} if t.probe is not None else {}
 
 
-def value(p: Prepared, name: str, rows: Predictions) -> float:
+def value(metric: Metric, rows: Predictions) -> float:
     """Return a metric of these rows, without an interval."""
-    return float(p.metrics[name].value(rows.truth, rows.scores, np.ones((1, len(rows))))[0])
+    return float(metric.value(rows.truth, rows.scores, np.ones((1, len(rows))))[0])
 
 
 def seed_line(
-    p: Prepared, i: int, t: Trained, fits: list[Predictions], ends: list[Predictions], scratch: list[Predictions]
+    data: TargetData, seed: int, arm: Arm, on_test: tuple[Predictions, Predictions, Predictions | None]
 ) -> Seed:
-    """Return the figures of the seed with this index."""
-    arm = t.arms[i]
-    fit = arm.fit
-    at_alpha = [q.figures for q in arm.points if q.alpha == arm.alpha] if p.splits.val else []
+    """Return the figures of a seed; ``on_test`` are those of its chosen point, of α = 1 and of scratch."""
+    chosen, end, scratch = on_test
+    at_alpha = [q.figures for q in arm.points if q.alpha == arm.alpha] if data.splits.val else []
+    metrics = data.metrics.items()
     return Seed(
-        seed=p.seeds[i],
-        best_epoch=fit.best_epoch,
-        epochs=fit.epochs,
+        seed=seed,
+        best_epoch=arm.fit.best_epoch,
+        epochs=arm.fit.epochs,
         alpha=arm.alpha,
-        val=at_alpha[0] if at_alpha else fit.best,
-        test={m: value(p, m, fits[i]) for m in p.metrics},
-        test_at_alpha_1={m: value(p, m, ends[i]) for m in p.metrics},
-        scratch={m: value(p, m, scratch[i]) for m in p.metrics} if scratch else None,
+        val=at_alpha[0] if at_alpha else arm.fit.best,
+        test={name: value(m, chosen) for name, m in metrics},
+        test_at_alpha_1={name: value(m, end) for name, m in metrics},
+        scratch={name: value(m, scratch) for name, m in metrics} if scratch else None,
     )
 
 
 def mean_over_seeds(
-    p: Prepared, fits: list[Predictions], ends: list[Predictions], scratch: list[Predictions]
+    metrics: dict[str, Metric], fits: list[Predictions], ends: list[Predictions], scratch: list[Predictions]
 ) -> dict[str, dict[str, Spread]]:
     """Return each arm's metrics over seeds; empty for one seed."""
     if len(fits) < 2:
@@ -282,9 +281,9 @@ def mean_over_seeds(
     arms |= {"scratch": scratch} if scratch else {}
     return {
         name: {
-            m: Spread(mean=float(np.mean(v)), sd=float(np.std(v, ddof=1)))
-            for m in p.metrics
-            for v in [[value(p, m, s) for s in arm]]
+            key: Spread(mean=float(np.mean(v)), sd=float(np.std(v, ddof=1)))
+            for key, metric in metrics.items()
+            for v in [[value(metric, s) for s in arm]]
         }
         for name, arm in arms.items()
     }
@@ -293,11 +292,11 @@ def mean_over_seeds(
 # ---------------------------------------------------------------- weights
 
 
-def blocks(p: Prepared, target: Target) -> list[Block]:
+def blocks(table: list[BlockRow], parts: Sequence[ModelBlock], target: Target) -> list[Block]:
     """Return each block of the plan's table with its drift: ‖θ − θs‖ ÷ ‖θs‖ over its kept parameters."""
     state = target.model.state_dict()
     rows = []
-    for row, block in zip(p.table, p.target.blocks, strict=True):
+    for row, block in zip(table, parts, strict=True):
         kept = [n for n in block.tensors if n in target.anchor]
         apart = [state[n].cpu() - target.anchor[n].cpu() for n in kept]
         moved = sum(float(d.square().sum()) for d in apart)
@@ -306,31 +305,31 @@ def blocks(p: Prepared, target: Target) -> list[Block]:
     return rows
 
 
-def origin(p: Prepared) -> Origin:
+def origin(source: Source, report: Sequence[LoadedTensor]) -> Origin:
     """Return the source, and how its tensors were loaded."""
-    states = Counter(t.state for t in p.target.report)
+    states = Counter(t.state for t in report)
     return Origin(
-        name=p.source.name,
-        digest=p.source.digest,
-        licence=p.source.licence,
-        features=p.source.features,
+        name=source.name,
+        digest=source.digest,
+        licence=source.licence,
+        features=source.features,
         tensors=TensorCounts(
             kept=states["kept"], fresh=states["fresh"], resized=states["resized"], unused=states["unused"]
         ),
-        fresh=[t.name for t in p.target.report if t.state == "fresh"],
-        unused=[t.name for t in p.target.report if t.state == "unused"],
-        nothing_kept=p.source.nothing_kept,
+        fresh=[t.name for t in report if t.state == "fresh"],
+        unused=[t.name for t in report if t.state == "unused"],
+        nothing_kept=source.nothing_kept,
     )
 
 
 # ---------------------------------------------------------------- predictions
 
 
-def prediction_rows(p: Prepared, rows: Predictions) -> Iterator[list[Any]]:
+def prediction_rows(data: TargetData, rows: Predictions) -> Iterator[list[Any]]:
     """Yield a header, then for each test row its id, place, truth, prediction and a score for each output."""
-    names = [f"predicted {c}" if p.task.has_numbers else f"p({c})" for c in p.task.classes]
+    names = [f"predicted {c}" if data.task.has_numbers else f"p({c})" for c in data.task.classes]
     yield ["id", "where", "label", "predicted", *names]
     progress = stage("writing predictions", len(rows))
-    for example, row in progress.over(zip(p.splits.test, rows.scores, strict=True)):
+    for example, row in progress.over(zip(data.splits.test, rows.scores, strict=True)):
         label = ";".join(example.cells)
-        yield [example.id, example.where, label, p.task.label(row), *row.tolist()]
+        yield [example.id, example.where, label, data.task.label(row), *row.tolist()]

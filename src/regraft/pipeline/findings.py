@@ -1,7 +1,6 @@
-"""What the checks find: every file of checks/ that has what it needs, and the list in words.
+"""Findings of the checks: every file of checks/ that has what it needs runs, and its findings become text.
 
-Those that need the rows alone run in every fit (``cheap``); what the others need is computed by
-``regraft check`` (checking.py).
+Checks that need the rows alone run in every fit (``cheap``). ``regraft check`` computes what the others need.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class CheckReport:
         return self.count("problem")
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON; of each finding the first SAVED examples."""
+        """Return plain JSON, with the first SAVED examples of each finding."""
         return asdict(replace(self, findings=())) | {"findings": records(self.findings)}
 
 
@@ -64,12 +63,12 @@ def records(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def cheap(splits: Splits, task: Task) -> tuple[Finding, ...]:
-    """What the checks find that need the rows alone: no features, no second look at a file."""
+    """Return the findings of checks that need the rows alone: no features, no second look at a file."""
     return in_order(run_checks(seen_of(splits, task))[0])
 
 
 def run_checks(seen: CheckContext) -> tuple[list[Finding], dict[str, str]]:
-    """Every check that has what it needs; and why the others did not run."""
+    """Run every check that has what it needs; return the findings, and why the other checks did not run."""
     there: dict[Need, bool] = {
         "features": seen.features is not None,
         "probabilities": seen.probabilities is not None,
@@ -135,7 +134,7 @@ def class_lines(classes: dict[str, dict[str, int]]) -> Iterator[str]:
 
 
 def in_words(found: CheckReport) -> str:
-    """The list as the terminal shows it."""
+    """Return the list as the terminal shows it."""
     rows = ", ".join(f"{s} {n:,}" for s, n in found.rows.items())
     head = f"{found.data}: {sum(found.rows.values()):,} {found.kind}s that can be used ({rows})"
     lines = [head + (f"; source {found.source}" if found.source else "")]

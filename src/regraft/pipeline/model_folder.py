@@ -76,7 +76,7 @@ def save_ends(folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, 
 
 
 def read_ends(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """θ(0) and θ(1) of a run, by name in the model.
+    """Return θ(0) and θ(1) of a run, by name in the model.
 
     Raises UsageError where the run did not keep them, SourceError for a damaged file.
     """

@@ -59,7 +59,7 @@ class Predictor:
     temperature: float | None = None  # that the run fitted on val
 
     def calibrated(self) -> Predictor:
-        """The same model with logits divided by the run's temperature: the same answers, with
+        """Return the same model with logits divided by the run's temperature: the same answers, with
         probabilities that are as sure as the model is right.
 
         Raises UsageError for a run that fitted no temperature.
@@ -74,7 +74,7 @@ class Predictor:
         return replace(self, model=model, temperature=1.0)
 
     def predict(self, inputs: Sequence[str | Path | tuple[str, str]]) -> list[Prediction]:
-        """Pictures by path, texts, or pairs of texts → a prediction each, in their order.
+        """Return a prediction for each picture by path, text or pair of texts, in their order.
 
         Raises DataError for a picture that cannot be read.
         """
@@ -105,7 +105,7 @@ class Predictor:
 
     @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:
-        """Metrics with intervals on new labelled data; also the scores and which rows they are of.
+        """Return metrics with intervals on new labelled data, the scores, and which rows they are of.
 
         Raises DataError for labels that the run does not know.
         """
@@ -117,7 +117,7 @@ class Predictor:
 
 
 def load(run: str | Path, *, device: str = "cpu") -> Predictor:
-    """A run's model. Loads weights and JSON only; no code of the plan is run.
+    """Load a run's model: weights and JSON only. No code of the plan runs.
 
     Raises SourceError or UsageError for a folder that is no run or a damaged one.
     """
@@ -141,5 +141,5 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
 
 
 def plan_of(run: str | Path) -> Plan:
-    """The plan that a run was made from; code that it names is not run."""
+    """Return the plan that a run was made from. Code that it names does not run."""
     return plan_read.read_run_plan(Path(run))

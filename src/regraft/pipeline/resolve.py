@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,6 @@ from ..plan.schema import Plan, ResolvedPlan
 from ..training.optimizers import optimizer_class
 from ..training.schedules import block_rates
 from ..training.settings import Settings
-from . import scratch_search
 
 if TYPE_CHECKING:
     from ..model.types import Source, Target
@@ -42,6 +41,8 @@ SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aw
 
 MIN_STEPS = 60  # a fit on a handful of rows still takes this many
 
+MAX_FURTHER_RATES = 2  # of scratch, beyond the outermost, as long as that is the best
+
 
 @dataclass(frozen=True)
 class BlockRow:
@@ -57,8 +58,49 @@ class BlockRow:
     anchored: bool  # pulled to θs by a penalty
 
 
+@dataclass(frozen=True)
+class ScratchBudget:
+    """The budget of the scratch control beside that of the fit: a comparison of unequal budgets proves nothing."""
+
+    epochs: int
+    patience: int  # 0 without val
+    rates: tuple[float, ...]
+    fit_epochs: int
+    weight_decay: float = 0.0  # usual for the optimiser
+    more: Mapping[str, float] = field(default_factory=dict)  # of the fit's settings, tried last
+    penalties: tuple[str, ...] = ()  # the fit's that need no source, tried last too
+
+    @property
+    def tries(self) -> int:
+        """Return the number of fits of the first seed, at most; the best one counts."""
+        further = MAX_FURTHER_RATES if len(self.rates) > 1 else 0
+        return len(self.rates) + further + bool(self.named)
+
+    def fits(self, seeds: int, folds: int) -> int:
+        """Return the number of whole fits, at most.
+
+        On val a try is a fit of the first seed. By ``folds`` it is a fit on the others of each fold, and of no seed.
+        """
+        return seeds + self.tries * (folds - 1) if folds else seeds - 1 + self.tries
+
+    def __str__(self) -> str:
+        stop = f", stopping after {self.patience} without gain on val" if self.patience else ""
+        rates = ", ".join(f"{r:g}" for r in self.rates)
+        further = " and beyond where the best is the outermost" if len(self.rates) > 1 else ""
+        more = f", alone or with the fit's {self.named}" if self.named else ""
+        return (
+            f"scratch: {self.epochs} epochs against the fit's {self.fit_epochs}{stop}; "
+            f"the best rate of {rates}{further}{more}"
+        )
+
+    @property
+    def named(self) -> str:
+        more = (f"{name.replace('_', ' ')} {value:g}" for name, value in self.more.items())
+        return " and ".join([*more, *self.penalties])
+
+
 def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple[ResolvedPlan, Reasons]:
-    """The plan without "auto", and the reason of each choice by dotted key."""
+    """Return the plan without "auto", and the reason of each choice by dotted key."""
     fit, run = plan.fit, plan.run
     kind, scratch = source.kind, source.nothing_kept
     known = SCRATCH_RATES.get(fit.optimizer)
@@ -126,9 +168,9 @@ def default_decay(optimizer: str) -> tuple[float, str]:
 
 
 def settings(plan: ResolvedPlan, target: Target) -> Settings:
-    """What fit receives, from a resolved plan.
+    """Return the settings of a fit.
 
-    Raises PlanError where a kept block's rate reaches the scratch rate without leave.
+    Raises PlanError if a kept block's learning rate reaches the scratch rate without leave.
     """
     fit = plan.fit
     names = [b.name for b in target.blocks]
@@ -167,19 +209,20 @@ def settings(plan: ResolvedPlan, target: Target) -> Settings:
     )
 
 
-def scratch_budget(plan: ResolvedPlan, chosen: Settings, *, has_val: bool) -> scratch_search.ScratchBudget:
-    """What the scratch control of a resolved plan may spend and try."""
-    usual = default_decay(plan.fit.optimizer)[0]
+def scratch_budget(plan: ResolvedPlan, chosen: Settings, *, has_val: bool) -> ScratchBudget:
+    """Return what the scratch control of a plan may spend and try."""
+    usual_decay = default_decay(plan.fit.optimizer)[0]
     if plan.plugins.pulling:
-        chosen = replace(chosen, weight_decay=usual)  # the fit has none for the pull's sake alone
-    return scratch_search.scratch_budget(
-        chosen,
-        plan.fit.scratch_lr,
-        plan.evaluate.scratch_rates,
-        plan.evaluate.scratch_budget,
-        has_val=has_val,
-        weight_decay=usual,
-        penalties=[name for name, r in plan.plugins.regularizers.items() if not r.uses_source],
+        chosen = replace(chosen, weight_decay=usual_decay)  # the fit has none for the pull's sake alone
+    usual = {"average": 0.0, "sharpness": 0.0, "weight_decay": usual_decay}
+    return ScratchBudget(
+        epochs=max(chosen.epochs, ceil(chosen.epochs * plan.evaluate.scratch_budget)),
+        patience=max(5, chosen.epochs) if has_val else 0,
+        rates=tuple(plan.fit.scratch_lr * f for f in sorted(set(plan.evaluate.scratch_rates))),
+        fit_epochs=chosen.epochs,
+        weight_decay=usual_decay,
+        more={n: value for n, u in usual.items() if (value := getattr(chosen, n)) != u},
+        penalties=tuple(name for name, r in plan.plugins.regularizers.items() if not r.uses_source),
     )
 
 
@@ -196,7 +239,7 @@ def block_state(target: Target, name: str) -> Literal["kept", "fresh", "part kep
 
 
 def table(plan: ResolvedPlan, target: Target, rates: Mapping[str, float]) -> list[BlockRow]:
-    """A row a block: what ``regraft plan`` prints before anything is trained."""
+    """Return a row a block, which ``regraft plan`` prints before anything trains."""
     names = [b.name for b in target.blocks]
     parameters = dict(target.model.named_parameters())
     epochs, freezing = plan.fit.epochs, plan.plugins.freezing

@@ -1,8 +1,8 @@
-"""Going on with a run that was left: what has changed since it began.
+"""Resuming a run: what has changed since it began.
 
-Bits are only the same where data, plan and source are. A plan's "auto" is what the run made of it;
-some keys change no bit and may differ. Anything else is refused with the difference shown, or with
-``--accept-changes`` recorded in resumes.jsonl.
+A resumed run has the same bits only if data, plan and source are the same. A plan's "auto" takes the value that
+the run chose. Keys that change no bit may differ. Any other difference is refused and shown; with
+``--accept-changes`` it is recorded in resumes.jsonl.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..runs.side_files import Environment, ManifestRow
 
 if TYPE_CHECKING:
     from ..data.types import Splits
-    from .prepare import Prepared
+    from .job import Job
 
 
 FREE = {
@@ -50,12 +50,15 @@ class PreviousRun:
     changes: tuple[str, ...] = ()  # that were accepted
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """A line of resumes.jsonl."""
+        """Return a line of resumes.jsonl."""
         return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "changes": list(self.changes), **more}
 
 
 def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun:
-    """The plan to go on with. Raises UsageError with every difference that was not accepted."""
+    """Return the unfinished run, with the plan to resume by.
+
+    Raises UsageError with every difference that was not accepted.
+    """
     before = read_run_plan(run, allow_code=given.allow_code)
     tree = given.model_dump(exclude_none=True)
     for section in ("fit", "run"):
@@ -74,13 +77,13 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
 
 
 def digest_of_plan(plan: Plan) -> str:
-    """sha256 over all that decides a run's bits."""
+    """Return the sha256 over all keys that decide a run's bits."""
     kept = {k: v for k, v in flat(plan.model_dump()).items() if k not in FREE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(before: Plan, now: Plan) -> list[str]:
-    """Keys whose values differ, as "fit.epochs: 3 → 5"."""
+    """Return the keys whose values differ, as "fit.epochs: 3 → 5"."""
     old, new = flat(before.model_dump()), flat(now.model_dump())
     return [
         f"{key}: {shown(old.get(key))} → {shown(new.get(key))}"
@@ -98,7 +101,7 @@ def flat(tree: Mapping[str, Any], key: str = "") -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, or two ways to one file."""
+    """Return whether two values are equal, or paths of one file."""
     if a == b:
         return True
     both = isinstance(a, str) and isinstance(b, str) and Path(a).exists() and Path(b).exists()
@@ -111,33 +114,33 @@ def shown(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def refuse_changes(before: PreviousRun, p: Prepared, *, accept_changes: bool) -> PreviousRun:
-    """With the data's and the source's changes among those that were accepted.
+def refuse_changes(before: PreviousRun, job: Job, *, accept_changes: bool) -> PreviousRun:
+    """Return the run with changes of data and source among the accepted ones.
 
-    Raises DataError or SourceError, saying what is different, where they were not.
+    Raises DataError or SourceError with the difference, if changes are not accepted.
     """
     was = read_json(before.run, "environment.json", Environment)
     changes = list(before.changes)
     accept = "put it back, or go on with --accept-changes, which records it"
-    if was.data_digest != p.splits.digest:
-        rows = data_changes(before.run, p.splits)
+    if was.data_digest != job.data.splits.digest:
+        rows = data_changes(before.run, job.data.splits)
         if not accept_changes:
-            raise DataError(f"{p.plan.data.path} has changed since {before.run} began: {rows}; {accept}")
+            raise DataError(f"{job.plan.data.path} has changed since {before.run} began: {rows}; {accept}")
         changes.append(f"data: {rows}")
-    now = p.source_data.all_digest if p.source_data else None
+    now = job.source_data.all_digest if job.source_data else None
     if was.source_data_digest != now:
         if not accept_changes:
             raise DataError(f"the source data have changed since {before.run} began: {accept}")
         changes.append("the source data")
-    if was.source_digest != p.source.digest:
+    if was.source_digest != job.source.digest:
         if not accept_changes:
-            raise SourceError(f"the weights of {p.source.name} have changed since {before.run} began: {accept}")
-        changes.append(f"the weights of {p.source.name}")
+            raise SourceError(f"the weights of {job.source.name} have changed since {before.run} began: {accept}")
+        changes.append(f"the weights of {job.source.name}")
     return PreviousRun(before.run, before.plan, tuple(changes))
 
 
 def data_changes(run: Path, splits: Splits) -> str:
-    """Rows that were added, removed or edited since a run's manifest was written, in words."""
+    """Return a sentence on rows that were added, removed or edited since a run's manifest was written."""
     from ..data.splitting import manifest_row, read_manifest
 
     def key(row: ManifestRow) -> tuple[Any, ...]:

@@ -1,108 +1,204 @@
-"""The scratch control: the same architecture from random weights, as good as its budget lets it be."""
+"""The scratch control: the same architecture from random weights, as good as its budget lets it be.
+
+It is no straw man: five times the fit's epochs by default, with early stopping on val, every block at the
+head's rate, batch norms training, and the best of three rates on val, or of further ones while the best is
+the outermost. What was set for weights that were kept (a moving average, sharpness-aware steps, a weight
+decay of one's own, penalties) it has only where it is better with it: in an average that spans a whole fit,
+weights that start at random stay random, and a penalty that a small rate hardly feels rules where the rate
+is many times as large.
+"""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import DivergedError
 from ..evidence.selection import improves
-from ..io.streams import Report
+from ..io.log import LOGGER
 from ..model import reinitialise
-from ..training.checkpoints import CheckpointManager
+from ..model.types import Target
 from ..training.records import FitResult
 from ..training.settings import Settings
-from . import scratch_search
-from .arms import Arm, Figures, Track, cross_validate, each_arm, fit_arm, initial_target, load_or_fit
-from .prepare import Prepared
+from .arms import Arm, ArmFitter
+from .job import Figures
+from .resolve import MAX_FURTHER_RATES, ScratchBudget
+
+Result = TypeVar("Result")
 
 
-def fit_scratch(p: Prepared, say: Report, track: Track | None, keeper: CheckpointManager) -> tuple[list[Arm], str]:
-    """The scratch control for every seed, and how it was chosen: what is best for the first seed on
-    val, or by folds where there is no val."""
-    budget = p.scratch
+def fit_scratch(fitter: ArmFitter) -> tuple[list[Arm], str]:
+    """Fit the scratch control of every seed; return the arms, and how their settings were chosen: the best
+    for the first seed on val, or by folds where there is no val."""
+    job, budget = fitter.job, fitter.job.scratch
     assert budget is not None
-    say(str(budget))
+    LOGGER.info("%s", budget)
+    quiet = replace(fitter, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
+    tries = ScratchTries(quiet)
+    if job.data.splits.val or job.data.folds():
+        by = "val" if job.data.splits.val else "cross-validation"
+        figures = tries.by_val if job.data.splits.val else tries.by_folds
+        name, settings, _ = search(job.spec.settings, budget, figures, tries.better, tries.lost)
+    else:
+        rate = budget.rates[len(budget.rates) // 2]
+        settings = scratch_settings(job.spec.settings, budget, rate)
+        name, by = f"{rate:g}", "nothing: too few rows"
+    how = f"rate {name}, chosen by {by}"
+    LOGGER.info("scratch: %s", how)
 
-    def fitted(chosen: Settings, seed: int, label: str) -> Arm:
-        source = reinitialise.untrained(p.source, seed)
-        return load_or_fit(
-            keeper,
-            label,
-            p,
-            source,
-            seed,
-            lambda: fit_arm(p, source, chosen, seed, start=None, track=track, label=label, keeper=keeper),
-        )
-
-    def again(seed: int) -> Arm:
+    def fit(seed: int) -> Arm:
         try:
-            return fitted(chosen, seed, f"scratch {name}, seed {seed}")
+            return tries.fit(settings, seed, f"scratch {name}, seed {seed}")
         except DivergedError as error:
             raise DivergedError(
                 f"scratch, {how}, diverged with seed {seed}: give evaluate.scratch_rates one lower "
                 f"rate, or leave out the scratch control ({error})"
             ) from error
 
-    first = reinitialise.untrained(p.source, p.seeds[0])
-    arms: dict[str, Arm] = {}  # the best try of the first seed
-    worst = -np.inf if p.metric.higher_is_better else np.inf
-    lost = {p.task.primary: worst, "loss": np.inf}  # figures of a try that diverged
+    done = [tries.arms[name]] if name in tries.arms else []  # of the first seed
+    return done + quiet.fit_each(job.seeds[len(done) :], fit, tries.initial_target), how
 
-    def better(a: Figures, b: Figures) -> bool:
-        return improves(a, b, p.metric)
 
-    def out(name: str, error: DivergedError) -> None:
-        say(f"scratch {name} is out: {error}")
-        keeper.forget()
+@dataclass
+class ScratchTries:
+    """The tries of the first seed, of which the best settings are those of all seeds."""
 
-    def survived(name: str, chosen: Settings) -> Arm:
-        try:
-            return fitted(chosen, p.seeds[0], f"scratch {name}")
-        except DivergedError as error:
-            out(name, error)
-            nothing = FitResult(0, 0, 0, lost, lost, "diverged")
-            return Arm(initial_target(p, first, p.seeds[0], None), nothing)
+    fitter: ArmFitter
+    arms: dict[str, Arm] = field(default_factory=dict)  # the best one
 
-    def by_val(every: dict[str, Settings]) -> dict[str, Figures]:
-        found = each_arm(
-            p,
-            list(every),
-            lambda name: survived(name, every[name]),
-            lambda _: initial_target(p, first, p.seeds[0], None),
+    @property
+    def lost(self) -> Figures:
+        """Return the figures of a try that diverged."""
+        spec = self.fitter.job.spec
+        worst = -np.inf if spec.metric.higher_is_better else np.inf
+        return {spec.task.primary: worst, "loss": np.inf}
+
+    def better(self, a: Figures, b: Figures) -> bool:
+        """Return whether figures ``a`` are better than ``b``."""
+        return improves(a, b, self.fitter.job.spec.metric)
+
+    def initial_target(self, seed: int) -> Target:
+        """Return the target with random weights, as its fit starts."""
+        job = self.fitter.job
+        return job.initial_target(reinitialise.untrained(job.source, seed), seed)
+
+    def fit(self, settings: Settings, seed: int, label: str) -> Arm:
+        """Fit one seed from random weights, or load the arm from its checkpoint."""
+        source = reinitialise.untrained(self.fitter.job.source, seed)
+        return self.fitter.load_or_fit(
+            label, source, seed, lambda: self.fitter.fit(source, settings, seed, label=label)
         )
-        arms.update(zip(every, found, strict=True))
-        best = scratch_search.best_of({name: arm.fit.best for name, arm in arms.items()}, better)
-        for name in arms.keys() - {best}:  # models on the device
-            del arms[name]
-        return {name: arm.fit.best for name, arm in zip(every, found, strict=True)}
 
-    def by_folds(every: dict[str, Settings]) -> dict[str, Figures]:
-        found = {}
-        for name, chosen in every.items():
-            label = f"scratch {name} fold"
+    def by_val(self, every: dict[str, Settings]) -> dict[str, Figures]:
+        """Return the figures on val of fits of the first seed, by name."""
+        seed = self.fitter.job.seeds[0]
+
+        def fit(name: str) -> Arm:
             try:
-                (point,) = cross_validate(p, first, chosen, None, keeper, label).points
-                found[name] = point.figures
+                return self.fit(every[name], seed, f"scratch {name}")
             except DivergedError as error:
-                out(name, error)
-                found[name] = lost
-        return found
+                self._drop(name, error)
+                return Arm(self.initial_target(seed), FitResult(0, 0, 0, self.lost, self.lost, "diverged"))
 
-    if p.splits.val or p.folds():
-        by = "val" if p.splits.val else "cross-validation"
-        tried = by_val if p.splits.val else by_folds
-        name, chosen, _ = scratch_search.search(p.settings, budget, tried, better, lost)
-    else:
-        rate = budget.rates[len(budget.rates) // 2]
-        chosen = scratch_search.scratch_settings(p.settings, budget, rate)
-        name, by = f"{rate:g}", "nothing: too few rows"
-    how = f"rate {name}, chosen by {by}"
-    say(f"scratch: {how}")
-    done = [arms[name]] if name in arms else []  # of the first seed
-    others = each_arm(
-        p,
-        p.seeds[len(done) :],
-        again,
-        lambda seed: initial_target(p, reinitialise.untrained(p.source, seed), seed, None),
+        arms = self.fitter.fit_each(list(every), fit, lambda _: self.initial_target(seed))
+        self.arms.update(zip(every, arms, strict=True))
+        best = best_of({name: arm.fit.best for name, arm in self.arms.items()}, self.better)
+        for name in self.arms.keys() - {best}:  # models on the device
+            del self.arms[name]
+        return {name: arm.fit.best for name, arm in zip(every, arms, strict=True)}
+
+    def by_folds(self, every: dict[str, Settings]) -> dict[str, Figures]:
+        """Return the figures over folds of fits of the first seed, by name."""
+        source = reinitialise.untrained(self.fitter.job.source, self.fitter.job.seeds[0])
+        figures = {}
+        for name, settings in every.items():
+            try:
+                (point,) = self.fitter.cross_validate(source, settings, None, f"scratch {name} fold").points
+                figures[name] = point.figures
+            except DivergedError as error:
+                self._drop(name, error)
+                figures[name] = self.lost
+        return figures
+
+    def _drop(self, name: str, error: DivergedError) -> None:
+        LOGGER.info("scratch %s is out: %s", name, error)
+        if self.fitter.checkpoints is not None:
+            self.fitter.checkpoints.forget()
+
+
+# ---------------------------------------------------------------- the search for its settings
+
+
+def scratch_settings(settings: Settings, budget: ScratchBudget, rate: float) -> Settings:
+    """Return the fit's settings without those that were meant for kept weights."""
+    return replace(
+        settings,
+        epochs=budget.epochs,
+        patience=budget.patience,
+        rates=dict.fromkeys(settings.rates, rate),
+        batch_norm="train",
+        average=0.0,
+        sharpness=0.0,
+        weight_decay=budget.weight_decay,
+        penalties=False,
     )
-    return done + others, how
+
+
+def search(
+    settings: Settings,
+    budget: ScratchBudget,
+    tried: Callable[[dict[str, Settings]], Mapping[str, Result]],
+    better: Callable[[Result, Result], bool],
+    lost: Result,
+) -> tuple[str, Settings, Result]:
+    """Return the best settings of scratch with their name and result.
+
+    The search tries every rate, further rates while the best is the outermost, and the best rate with what else
+    the fit has. ``tried`` returns results of settings by name, ``lost`` if a fit diverged. Of equal results the
+    first wins. Raises DivergedError if every fit diverged.
+    """
+    alone = " alone" if budget.named else ""
+    every, found = dict[str, Settings](), dict[str, Result]()
+
+    def best_with(some: dict[str, Settings]) -> str:
+        every.update(some)
+        found.update(tried(some))
+        return best_of(found, better)
+
+    def bare(*rates: float) -> dict[str, Settings]:
+        return {f"{r:g}{alone}": scratch_settings(settings, budget, r) for r in rates}
+
+    rates = list(budget.rates)
+    best = best_with(bare(*rates))
+    for _ in range(MAX_FURTHER_RATES if len(rates) > 1 else 0):
+        if best in bare(rates[-1]):
+            further = rates[-1] * (rates[-1] / rates[-2])
+            rates.append(further)
+        elif best in bare(rates[0]):
+            further = rates[0] * (rates[0] / rates[1])
+            rates.insert(0, further)
+        else:
+            break
+        best = best_with(bare(further))
+    if budget.named:
+        more: dict[str, Any] = {**budget.more, "penalties": True}
+        name = f"{best.removesuffix(alone)} with {budget.named}"
+        best = best_with({name: replace(every[best], **more)})
+    if found[best] == lost:
+        raise DivergedError(
+            f"from scratch every rate diverged ({', '.join(f'{r:g}' for r in rates)}): lower "
+            "evaluate.scratch_rates, or leave out the scratch control"
+        )
+    return best, every[best], found[best]
+
+
+def best_of(found: Mapping[str, Result], better: Callable[[Result, Result], bool]) -> str:
+    best, *others = found
+    for name in others:
+        if better(found[name], found[best]):
+            best = name
+    return best

@@ -68,21 +68,21 @@ class SourceData:
     kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
 
     def batches(self, part: Part) -> Batches:
-        """A part's rows as evaluation sees them."""
+        """Return a part's rows as evaluation sees them."""
         return self._batches(part, None)
 
     def draws(self) -> Stream:
-        """Batches of fit rows without end, augmented, in an order that the seed decides."""
+        """Return endless batches of fit rows, augmented, in an order that the seed decides."""
         return Stream(self._batches("fit", self.augment))
 
     def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
-        """What ``compute`` gave the first time; copies with another seed share it."""
+        """Return what ``compute`` gave the first time; copies with another seed share it."""
         if key not in self.kept:
             self.kept[key] = compute()
         return cast(Found, self.kept[key])
 
     def scored(self, backbone: nn.Module, part: Part) -> Predictions:
-        """What the source's own, untouched head says of a backbone's features."""
+        """Return predictions of the source's own, untouched head on a backbone's features."""
         assert self.source.head is not None
         model = Model(backbone, self.source.head).to(self.compute.device)
         rows = outputs(model, self.batches(part), self.compute)
@@ -90,12 +90,12 @@ class SourceData:
 
     @property
     def digest(self) -> str:
-        """Of the report rows; the ledger's key."""
+        """Return the digest of the report rows, the ledger's key."""
         return digest_of({"report": self.parts["report"]})
 
     @property
     def all_digest(self) -> str:
-        """Of every row."""
+        """Return the digest of every row."""
         return digest_of({str(name): rows for name, rows in self.parts.items()})
 
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
@@ -134,10 +134,10 @@ class Stream:
 
 
 def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, list[str]]:
-    """The plan's source data, or those of a source that is a run; and notes for the user.
+    """Return the plan's source data, or the data of a source run, and notes for the user.
 
-    Raises PlanError and DataError for data that were named and cannot be used. A run whose own data
-    are gone is a note: nobody asked for them.
+    Raises PlanError and DataError for named data that cannot be used. If a run's own data are gone, that is a
+    note: the plan did not ask for them.
     """
     named = plan.source_data.path
     if named == "none" or source.nothing_kept:
@@ -154,7 +154,7 @@ def load_source_data(plan: Plan, source: Source) -> tuple[SourceData | None, lis
 
 
 def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
-    """What ``[source_data]`` names, with labels that the source's head knows."""
+    """Return the rows that ``[source_data]`` names, with labels that the source's head knows."""
     options = plan.source_data
     if source.head is None:
         raise PlanError([f"source_data: {source.name} has no head to measure with: remove source_data"])
@@ -165,8 +165,7 @@ def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
 
 
 def run_data(folder: Path, source: Source) -> SourceData:
-    """The rows that a run was made from, as it split them. Raises a RegraftError where they are not
-    what they were."""
+    """Return the rows that a run was made from, as it split them. Raises a RegraftError if they have changed."""
     plan = plan_read.read_run_plan(folder)
     options = plan.plugins.task
     data = plan.data.for_task(options)
@@ -179,9 +178,9 @@ def run_data(folder: Path, source: Source) -> SourceData:
 
 
 def source_task(source: Source, classes: Sequence[str]) -> Task:
-    """The task of the source's head: a run's own, else classification by the names given or known.
+    """Return the task of the source's head: a run's own, else classification by given or known names.
 
-    Raises PlanError where the names of the outputs are not known, or too few or many are given.
+    Raises PlanError if the names of the outputs are unknown, or too few or many are given.
     """
     if is_run(Path(source.name)):
         return read_task(Path(source.name))
@@ -211,7 +210,7 @@ def assemble(source: Source, task: Task, parts: Mapping[Part, Sequence[Example]]
 
 
 def divide(examples: Sequence[Example], splits: Sequence[str | None]) -> dict[Part, Sequence[Example]]:
-    """Rows → fit, select, report; see the head of this file."""
+    """Divide rows into fit, select and report; see the head of this file."""
     named = [split or "train" for split in splits]
     by = {s: [i for i, n in enumerate(named) if n == s] for s in ("train", "val", "test")}
     held = by["val"] + by["test"]
@@ -231,6 +230,6 @@ def divide(examples: Sequence[Example], splits: Sequence[str | None]) -> dict[Pa
 
 
 def place(id_: str, group: str | None) -> float:
-    """In [0, 1), by the row's group or else its content alone."""
+    """Return a number in [0, 1) that depends on the row's group, or else on its content alone."""
     key = content_of(id_) if group is None else f"group {group}"
     return int(hashlib.sha256(f"source {key}".encode()).hexdigest()[:12], 16) / 16**12

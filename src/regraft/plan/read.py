@@ -21,7 +21,7 @@ from .schema import FitPlan, Plan, keys_of
 
 
 def read_plan(path: Path | None, settings: Mapping[str, Any], *, allow_code: bool = False) -> Plan:
-    """A plan from a TOML file and settings by dotted key; a setting beats the file.
+    """Read a plan from a TOML file and settings by dotted key; a setting beats the file.
 
     Raises PlanError with every problem at once, UsageError where there is no such file.
     """
@@ -61,7 +61,7 @@ def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: b
 def check(
     tree: dict[str, Any], *, where: str = "the plan", lines: Mapping[str, int] | None = None, allow_code: bool = False
 ) -> Plan:
-    """A plan from plain values. Raises PlanError with all problems, each with its line."""
+    """Return a plan from plain values. Raises PlanError with all problems, each with its line."""
     problems: list[Problem] = []
     try:
         guarded.check_values(tree)
@@ -111,7 +111,7 @@ def penalty_problems(made: PlugIns, fit: Mapping[str, Any]) -> list[Problem]:
 
 
 def not_finite(tree: Any, key: str = "") -> list[str]:
-    """Dotted keys of NaN and infinities, which a dataclass of options would let through."""
+    """Return the dotted keys of NaN and infinities, which a dataclass of options would let through."""
     if isinstance(tree, dict):
         inside = [(f"{key}.{k}".strip("."), v) for k, v in tree.items()]
     elif isinstance(tree, list | tuple):
@@ -135,7 +135,7 @@ UNION_TAGS = {
 
 
 def known_keys(loc: list[str]) -> list[str]:
-    """The keys that a plan has at the table where the last key of ``loc`` stands."""
+    """Return the keys that a plan has in the table of the last key of ``loc``."""
     section: Any = Plan
     for part in loc[:-1]:
         section = Plan.model_fields[part].annotation if part in Plan.model_fields else None
@@ -143,7 +143,7 @@ def known_keys(loc: list[str]) -> list[str]:
 
 
 def with_line(key: str, text: str, lines: Mapping[str, int]) -> str:
-    """The problem with the line of its key, or of the nearest table around it."""
+    """Return the problem with the line of its key, or of the nearest table around it."""
     parts = key.split(".")
     while parts:
         line = lines.get(".".join(parts))
@@ -154,7 +154,7 @@ def with_line(key: str, text: str, lines: Mapping[str, int]) -> str:
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """Dotted key → line (from 1). tomllib gives no lines; this scan knows tables and plain keys."""
+    """Return lines, from 1, by dotted key. tomllib gives no lines; this scan knows tables and plain keys."""
     lines: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -177,7 +177,7 @@ def set_key(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``section.key=value`` of --set; the value is TOML, or a plain word."""
+    """Parse ``section.key=value`` of --set; the value is TOML, or a plain word."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f'--set takes section.key=value, not "{text}"')

@@ -61,7 +61,7 @@ class SourcePlan(Section):
 
     @property
     def options(self) -> SourceOptions:
-        """The options that a file of sources/ takes."""
+        """Return the options that a file of sources/ takes."""
         values = self.model_dump(exclude={"ref"})
         values["weights"] = Path(self.weights) if self.weights else None
         return SourceOptions(**values | {"allow_fresh": tuple(self.allow_fresh)})
@@ -202,7 +202,7 @@ class RunPlan(Section):
 
     @property
     def checkpoint_interval(self) -> tuple[int, float]:
-        """(steps, seconds) between two checkpoints; one of them is 0."""
+        """Return (steps, seconds) between two checkpoints; one of them is 0."""
         every = self.checkpoint_every
         return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
 
@@ -228,7 +228,7 @@ class Plan(Section):
 
     @property
     def plugins(self) -> PlugIns:
-        """The plug-ins that the plan names. Raises PlanError for a plan that was not checked and names none."""
+        """Return the plug-ins that the plan names. Raises PlanError for an unchecked plan that names none."""
         if self._plugins is None:
             made, problems = make_plugins(self.model_dump(), allow_code=self._allow_code)
             if problems:
@@ -238,7 +238,7 @@ class Plan(Section):
 
     @property
     def allow_code(self) -> bool:
-        """Whether the plan was read with leave to run the code that it names."""
+        """Return whether the plan was read with leave to run the code that it names."""
         return self._allow_code
 
     def with_plugins(self, plugins: PlugIns | None, *, allow_code: bool) -> Self:
@@ -257,7 +257,7 @@ class Plan(Section):
 
 
 class ResolvedFit(FitPlan):
-    """``[fit]`` with every automatic choice made."""
+    """The plan's ``[fit]`` without "auto"."""
 
     epochs: Count
     batch_size: Count
@@ -270,7 +270,7 @@ class ResolvedFit(FitPlan):
 
 
 class ResolvedRun(RunPlan):
-    """``[run]`` with every automatic choice made."""
+    """The plan's ``[run]`` without "auto"."""
 
     workers: Annotated[int, Field(ge=0)]
     threads: Count

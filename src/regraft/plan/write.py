@@ -13,7 +13,7 @@ from .schema import Plan, keys_of
 
 
 def write_plan(plan: Plan, reasons: Mapping[str, str] | None = None) -> str:
-    """The plan as TOML, every key with a comment: why it was chosen, else what it means."""
+    """Return the plan as TOML, every key with a comment: the reason of its choice, else its meaning."""
     reasons = reasons or {}
     out = ["# regraft plan: `regraft fit` on this file runs it"]
     for section, field in Plan.model_fields.items():
@@ -40,7 +40,7 @@ def toml_key(key: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A TOML literal. JSON's strings, numbers, booleans and arrays are TOML's too."""
+    """Return a TOML literal. JSON's strings, numbers, booleans and arrays are TOML's too."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list | tuple):

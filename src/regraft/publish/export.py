@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -44,6 +44,7 @@ from ..exports import Export, Package
 from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, sync_file
 from ..io.json_files import dumps, plain
+from ..io.log import LOGGER
 from ..io.work_folders import temporary_folder, work_folder
 from ..model.forward import Outputs, outputs
 from ..model.grafting import Model
@@ -103,7 +104,6 @@ def export(
     calibrated: bool = False,
     int8: bool = False,
     rows: int = MAX_ROWS,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a run's model as ``to``, a file of exports/, in the new folder ``out``.
 
@@ -133,16 +133,16 @@ def export(
     with temporary_folder("regraft-export") as scratch:
         examples, what = rows_for(files, predictor, rows, scratch)
         lost = "; the run's rows are not where they were" if what == "generated inputs" else ""
-        say(f"comparing on {len(examples)} {what}{lost}")
+        LOGGER.info("comparing on %d %s%s", len(examples), what, lost)
         package = packed(files, predictor, examples, format)
         if why := format.refusal(package):
             raise UsageError(f"{run} cannot be exported to {to}: {why}")
         expected = answers(predictor, examples)
         with published(place) as part:
-            say(f"writing {name}")
+            LOGGER.info("writing %s", name)
             notes = tuple(write_format(format, name, package, part))
             code = format.snippet(package)  # never cut out of the card, which has strings of the run
-            say("loading it in a fresh process")
+            LOGGER.info("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
             found = fresh(part, code, format.with_regraft, inputs, scratch)
             parity = compared(predictor.task, expected, found, what)
@@ -151,7 +151,7 @@ def export(
             parity = replace(parity, from_file=apart)
             cost = None
             if int8:
-                say("quantising, and measuring what it costs")
+                LOGGER.info("quantising, and measuring what it costs")
                 file = cast(Any, format).int8(part)
                 small = fresh(part, code.replace("model.onnx", file), False, inputs, scratch)
                 cost = cost_of(predictor.task, examples, found, small, what) | {

@@ -100,7 +100,7 @@ def sections(
     if r.source.nothing_kept:
         yield "Nothing was kept of a source, so there is nothing to forget."
     else:
-        yield plain_text(summary.retention(r.retention, len(r.seeds)) if r.retention else "Not looked at.")
+        yield plain_text(summary.retention(r.retention, len(r.seeds)) if r.retention else "Not measured.")
     yield "## Data"
     yield (
         f"{as_code(data_name(package))}: {r.rows.train} rows to train, {r.rows.val} of val, "

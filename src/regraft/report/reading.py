@@ -36,17 +36,17 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the folder's name."""
         return printable(self.path.resolve().name)
 
     @property
     def primary(self) -> str:
-        """The metric that choices were made by."""
+        """Return the metric that choices were made by."""
         return self.result.primary
 
     @cached_property
     def history(self) -> list[HistoryLine]:
-        """A line for each epoch; none if a point was chosen without training."""
+        """Return a line for each epoch; none if a point was chosen without training."""
         name = "history.jsonl"
         lines = list(records.read_lines(self.path, name, HistoryLine))
         for i, line in enumerate(lines, 1):
@@ -58,7 +58,7 @@ class RunFiles:
 
     @cached_property
     def manifest(self) -> dict[str, Counter[str]]:
-        """The rows of each label, by split."""
+        """Return the rows of each label, by split."""
         counts: dict[str, Counter[str]] = {}
         name = "manifest.jsonl"
         for number, line in guarded.lines(self.path, name):
@@ -68,12 +68,12 @@ class RunFiles:
 
     @cached_property
     def environment(self) -> Environment:
-        """Versions, hardware and digests."""
+        """Return versions, hardware and digests."""
         return read_json(self.path, "environment.json", Environment)
 
     @cached_property
     def plan(self) -> str:
-        """The plan's text, without the folders in its paths."""
+        """Return the plan's text, without the folders in its paths."""
         text = guarded.text(self.path, "plan.toml")
         if text is None:
             raise UsageError(f"{guarded.shown(self.path, 'plan.toml')} is missing")
@@ -81,19 +81,19 @@ class RunFiles:
 
     @cached_property
     def findings(self) -> list[Finding] | None:
-        """The findings of the checks, the gravest first; None if the run has no check.json."""
+        """Return the findings of the checks, the gravest first; None if the run has no check.json."""
         file = records.read(self.path, "check.json", Findings)
         return None if file is None else file.findings
 
     @cached_property
     def gallery(self) -> list[WorstError] | None:
-        """The worst errors; None if the run has no gallery."""
+        """Return the worst errors; None if the run has no gallery."""
         errors: list[WorstError] | None = records.read(self.path, "gallery/gallery.json", Gallery)
         return errors
 
     @cached_property
     def suspects(self) -> Suspects | None:
-        """Labels that are probably wrong; None if the run did not judge them."""
+        """Return labels that are probably wrong; None if the run did not judge them."""
         return records.read(self.path, "gallery/suspects.json", Suspects)
 
 

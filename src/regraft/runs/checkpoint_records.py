@@ -1,4 +1,4 @@
-"""The schemas of a checkpoint's record."""
+"""The schemas of the records in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .records import Count, Name, Number, Record, Seconds, Share, Text, need
 
 
-class Free(BaseModel):
-    """A record of a checkpoint: a figure may be infinite, and what stands in it goes into a dataclass."""
+class Exact(BaseModel):
+    """A record that becomes a dataclass: it has no other keys, and its figures may be infinite."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class ProgressRecord(Free):
+class ProgressRecord(Exact):
+    """A position in the training of an arm; see :class:`regraft.training.records.Progress`."""
+
     epoch: Count
     step: Count
     batches: Count = 0
@@ -29,20 +31,26 @@ class ProgressRecord(Free):
     best_epoch: Count = 0
 
 
-class RetainedRecord(Free):
+class RetainedRecord(Exact):
+    """Retention at a point of the frontier."""
+
     before: float
     after: float
     ratio: float | None
     low: float | None
 
 
-class PointRecord(Free):
+class PointRecord(Exact):
+    """A point of the frontier."""
+
     alpha: Share
     figures: dict[str, float]
     source: RetainedRecord | None
 
 
-class ArmFit(Free):
+class ArmFit(Exact):
+    """The fit of an arm."""
+
     best_epoch: Count
     epochs: Count
     steps: Count
@@ -52,7 +60,7 @@ class ArmFit(Free):
 
 
 class ArmRecord(Record):
-    """What an arm that is done left beside its tensors."""
+    """The record of a finished arm, beside its tensors."""
 
     fit: ArmFit
     alpha: Share
@@ -60,26 +68,32 @@ class ArmRecord(Record):
 
 
 class ProbeRecord(Record):
+    """The record of the linear probe, beside its tensors."""
+
     strength: Number
     losses: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
     chosen_by: Text
 
 
 class AboutRun(Record):
-    history: Count = 0
-    reuse: dict[str, Literal["live", "kept"]] = Field({})
-    seconds: dict[str, Seconds] = Field({})
+    """The state of the whole run at a checkpoint."""
+
+    history: Count = 0  # bytes of history.jsonl
+    reuse: dict[str, Literal["live", "kept"]] = Field({})  # which features were cached, by arm
+    seconds: dict[str, Seconds] = Field({})  # of each stage so far
 
 
 class CheckpointRecord(Record):
-    count: Count
+    """The record of a checkpoint: of a finished part of the run, or of an arm in training."""
+
+    count: Count  # number of the checkpoint
     about: AboutRun = AboutRun()
-    part: Name | None = None
-    arm: Name | None = None
-    at: ProgressRecord | None = None
+    part: Name | None = None  # name of the finished part
+    arm: Name | None = None  # name of the arm in training
+    at: ProgressRecord | None = None  # where the arm is
 
     @model_validator(mode="after")
-    def _says_of_what(self) -> CheckpointRecord:
+    def _is_of_a_part_or_an_arm(self) -> CheckpointRecord:
         of_arm = self.arm is not None and self.at is not None
         need(self.part is not None or of_arm, "neither a part nor an arm and where it was")
         return self

@@ -81,5 +81,5 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """The task's loss, on val or over the folds."""
+        """Return the task's loss, on val or over the folds."""
         return self.figures["loss"]

@@ -1,11 +1,11 @@
 """A run folder: plain files, no pickle; never renamed, never overwritten, one writer at a time.
 
-plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv
-result.json (written last, and whole or not at all)  log.txt
-gallery/ {gallery.json, suspects.json, *.jpg}  the worst errors on test, labels that are probably wrong
-report.html, where it was asked for
+plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv  log.txt
+result.json   written last, and whole or not at all; its schema is result.py
+gallery/ {gallery.json, suspects.json, *.jpg}   worst errors on test, suspected label errors
+report.html   after ``regraft report``
 model/ {model.safetensors, config.json, preprocess.json, labels.json}
-checkpoints/, resumes.jsonl, lock   while it is not finished; see checkpoints.py and locks.py
+checkpoints/, resumes.jsonl, lock   until the run is finished; see training/checkpoints.py and io/locks.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import DiskError, UsageError, shorten
+from ..errors import DiskError, UsageError
 from ..io import guarded, locks
 from ..io.atomic import disk_errors, write_file
 from ..io.command_lines import command
@@ -32,7 +32,7 @@ from ..io.json_files import dumps, plain
 from ..io.streams import complain
 from ..plugins import module, names
 from . import records
-from .model_files import TaskState
+from .model_files import TaskState, state_of_task
 from .result import FILE as RESULT
 from .result import Unfinished
 from .result_parts import Resumed
@@ -49,16 +49,19 @@ T = TypeVar("T")
 
 
 class RunFolder:
-    """A run folder, locked while it is written: a new one, or with ``resume`` one that an earlier
-    process left unfinished. Use as a context manager; ``warn`` hears of lines that are lost."""
+    """A run folder that this process writes and locks; a context manager.
+
+    It is new, or with ``resume`` one that an earlier process left unfinished. ``warn`` takes the message that lines of
+    a file are lost.
+    """
 
     def __init__(self, path: Path, *, resume: bool = False, warn: Callable[[str], None] | None = None) -> None:
         self.path, self.resume = path, resume
         self.warn = warn or complain
-        self.lost: set[str] = set()  # files that a line could not be added to
+        self.lost: set[str] = set()  # names of files that lack a line
 
     def __enter__(self) -> RunFolder:
-        """Raises UsageError where the folder exists or is held, DiskError where it cannot be made."""
+        """Make and lock the folder. Raises UsageError if it exists or is locked, DiskError if it cannot be made."""
         if not self.resume:
             check_new(self.path)
         try:
@@ -78,11 +81,12 @@ class RunFolder:
             self.log("stopped\n" + "".join(traceback.format_exception(error)))
             status: Literal["failed", "interrupted"]
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with suppress(DiskError):  # the error on its way says more
+            with suppress(DiskError):  # the error that is being raised tells more
                 self.json(RESULT, Unfinished(status=status, error=str(error)).model_dump())
         locks.release(self.path / LOCK)
 
     def finished(self) -> bool:
+        """Return whether the run is finished."""
         return status_of(self.path) == "finished"
 
     def text(self, name: str, text: str) -> None:
@@ -93,17 +97,19 @@ class RunFolder:
             write_file(path, text)
 
     def json(self, name: str, value: Any) -> None:
+        """Write a value as JSON, whole or not at all; a number that is not finite becomes null."""
         self.text(name, dumps(plain(value), indent=2) + "\n")
 
     def append(self, name: str, value: Any) -> None:
-        """One more line of a .jsonl file, synced."""
+        """Append a value to a .jsonl file as one line, and sync the file."""
         self._add(name, dumps(plain(value)) + "\n")
 
     def log(self, line: str) -> None:
+        """Append a line with the time to log.txt."""
         self._add("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def _add(self, name: str, text: str) -> None:
-        """A disk that is full loses lines, not the run: it is said once a file, and goes on."""
+        """Append text to a file. If the disk is full, warn once for each file and let the run go on without it."""
         path = self.path / name
         before = self.size(name)
         try:
@@ -119,11 +125,12 @@ class RunFolder:
                 self.warn(f"{path} cannot be written ({error.strerror}); the run goes on without it")
 
     def size(self, name: str) -> int:
+        """Return a file's bytes; 0 if there is no such file."""
         path = self.path / name
         return path.stat().st_size if path.exists() else 0
 
     def cut(self, name: str, size: int) -> None:
-        """Drop what a file has beyond ``size`` bytes."""
+        """Truncate a file to ``size`` bytes if it is longer."""
         if self.size(name) > size:
             os.truncate(self.path / name, size)
 
@@ -132,10 +139,11 @@ class RunFolder:
         return list(records.read_lines(self.path, "resumes.jsonl", Resumed))
 
     def remove(self, name: str) -> None:
+        """Delete a file, if there is one."""
         (self.path / name).unlink(missing_ok=True)
 
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True) -> None:
-        """A table; with ``escape`` no cell of it is a formula to a spreadsheet."""
+        """Write a table; with ``escape`` no cell of it is a formula to a spreadsheet."""
         cell = escaped if escape else (lambda value: value)
         with (self.path / name).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -143,7 +151,7 @@ class RunFolder:
 
 
 class Unwritten(RunFolder):
-    """The run folder for a process that is not the first: it writes nothing."""
+    """A run folder on a rank other than 0: it writes nothing, because rank 0 writes."""
 
     def __enter__(self) -> RunFolder:
         return self
@@ -171,8 +179,10 @@ class Unwritten(RunFolder):
 
 
 def check_new(path: Path) -> None:
-    """Raises UsageError, with the commands that help, where a run folder is already there, and
-    DiskError where none can be made."""
+    """Check that a run folder can be made.
+
+    Raises UsageError, with the commands that help, if the folder exists, DiskError if the disk takes no file.
+    """
     if path.exists() or path.is_symlink():
         locks.refuse(path / LOCK)
         other = path.with_name(f"{path.name}-2")
@@ -186,7 +196,7 @@ def check_new(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises DiskError where no file can be made, before anything slow begins."""
+    """Check that a folder takes files, before slow work begins. Raises DiskError."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -195,12 +205,12 @@ def check_writable(folder: Path) -> None:
 
 
 def can_resume(path: Path) -> bool:
-    """Whether a folder is a run that was left unfinished."""
+    """Return whether a folder is an unfinished run."""
     return guarded.is_file(path, "plan.toml") and status_of(path) != "finished"
 
 
 def status_of(run: Path) -> str:
-    """What result.json says; "" where there is none that reads."""
+    """Return ``status`` of result.json; "" if the file is missing or damaged."""
     try:
         result = guarded.read_json(run, RESULT)
     except guarded.NotReadError:
@@ -217,29 +227,27 @@ def read_json(run: Path, name: str, kind: type[T]) -> T:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run's model."""
+    """Return whether a folder holds a run's model."""
     return guarded.is_file(folder, "model/config.json")
 
 
 def read_task(run: Path) -> Task:
-    """Return the task that a run learnt. Raises UsageError where its model folder is damaged."""
+    """Return the task that a run learnt. Raises UsageError if its model folder is damaged."""
     name = "model/labels.json"
-    state = read_json(run, name, TaskState)
-    values = state.model_dump()
     try:
-        plug_in = module("tasks", state.task)
+        tasks = module("tasks", read_json(run, name, TaskState).task)
     except LookupError as error:
         raise guarded.damaged(run, name, error) from error
-    if why := records.problem(getattr(plug_in, "State", TaskState), values):
-        raise guarded.damaged(run, name, why)
-    task: Task = plug_in.restore(values)
+    state = read_json(run, name, state_of_task(tasks))
+    try:
+        task: Task = tasks.restore(state.model_dump())
+    except ValueError as error:
+        raise guarded.damaged(run, name, error) from error
     if task.primary not in task.metrics:
         raise guarded.damaged(run, name, f"primary is {task.primary}, which is none of {task.name}")
-    if unknown := set(task.metrics) - set(names("metrics")):
-        raise guarded.damaged(run, name, f"there is no metric {shorten(sorted(unknown))}")
     return task
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Run folders in a folder, by name."""
+    """Return the run folders in a folder, by name."""
     return sorted(p.parent for p in folder.glob("*/plan.toml"))

@@ -1,16 +1,18 @@
 """The schemas of a run's model folder: labels.json and config.json.
 
-Each task restores itself from labels.json, and each source builds its network from the recipe in config.json.
-The files of tasks/ and sources/ check the keys that only they have.
+Each task restores itself from labels.json, and states the types of its own keys. Each source builds its network
+from the recipe in config.json, and checks it.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, create_model, model_validator
 
-from .records import Name, Record, Text
+from .. import plugins
+from .records import Name, Record, Text, need
 
 SCHEMA = 1  # of config.json
 
@@ -23,7 +25,19 @@ class TaskState(Record):
     task: Name  # a file of tasks/
     classes: Classes = Field(min_length=1)
     primary: Name  # metric that choices are made by
-    metrics: list[Name] = Field([], max_length=100)  # files of metrics/ beside the task's own
+    metrics: list[Name] = Field([], max_length=1_000)  # further files of metrics/ that the run computed
+
+    @model_validator(mode="after")
+    def _has_known_metrics(self) -> TaskState:
+        for name in self.metrics:
+            need(name in plugins.names("metrics"), f'there is no metric "{name[:40]}"')
+        return self
+
+
+def state_of_task(module: ModuleType) -> type[TaskState]:
+    """Return the schema of labels.json with the keys that a task's file adds in STATE."""
+    own: dict[str, Any] = {key: (kind, ...) for key, kind in getattr(module, "STATE", {}).items()}
+    return create_model("State", __base__=TaskState, **own)
 
 
 class ConfigTask(Record):

@@ -4,7 +4,7 @@ The pipeline writes the file from a :class:`Result`; summary, report, model card
 read it as one. docs/result.md and docs/result.schema.json are made from it.
 
 Keys that came later have defaults, so that runs from before read. A run from before states neither ``targets``
-nor ``summary_metrics``; its task's file does.
+nor ``summary_metrics``; they are those of its task.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
-from .. import plugins
-from ..compute.arrays import Targets
 from ..errors import UsageError, printable
 from ..io import guarded
 from ..tasks import kind_of
@@ -46,6 +44,16 @@ from .result_parts import (
 FILE = "result.json"
 
 SCHEMA = 1
+
+Targets = Literal["class", "labels", "numbers"]
+
+
+def or_empty(schema: dict[str, Any]) -> None:
+    """Let a JSON schema take {} in place of null."""
+    schema["anyOf"] = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    schema["anyOf"].append({"type": "object", "maxProperties": 0})
+    schema["default"] = {}
+
 
 # Without folds the file has {}.
 Folds = Annotated[
@@ -78,7 +86,9 @@ class Result(Record):
         max_length=100, description="each arm (fit, α = 1, scratch) over seeds; {} for one seed"
     )
     val_controls: dict[Name, Figures] = Field({}, description="metrics on val of the starting point")
-    cross_validation: Folds = Field(None, description="probe and fit over the folds of train; {} without folds")
+    cross_validation: Folds = Field(
+        None, description="probe and fit over the folds of train; {} without folds", json_schema_extra=or_empty
+    )
     frontier: Frontier | None = Field(None, description="the frontier; null: there was nothing to choose")
     retention: Retention | None = Field(None, description="retention of the source; null: not measured")
     calibration: Calibration | None = Field(None, description="temperature; null without val or classes")
@@ -95,16 +105,18 @@ class Result(Record):
 
     @property
     def scratch_mean(self) -> Spread | None:
-        """The primary metric of the scratch control over seeds; None without scratch, or for one seed."""
+        """Return the primary metric of the scratch control over seeds; None without scratch, or for one seed."""
         return self.mean["scratch"][self.primary] if "scratch" in self.mean else None
 
     @model_validator(mode="before")
     @classmethod
     def _complete_a_run_from_before(cls, value: Any) -> Any:
-        task = value.get("task") if isinstance(value, dict) else None
-        if task not in plugins.names("tasks"):
+        if not isinstance(value, dict) or "targets" in value or not isinstance(value.get("task"), str):
             return value
-        kind = kind_of(task)
+        try:
+            kind = kind_of(value["task"])
+        except LookupError:
+            return value
         return {"targets": kind.targets, "summary_metrics": list(kind.summary_metrics)} | value
 
     @model_validator(mode="after")

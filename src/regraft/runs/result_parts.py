@@ -135,7 +135,7 @@ class Timing(RootModel[dict[Name, Seconds]]):
 
     @property
     def total(self) -> float:
-        """The seconds of the whole run, those before a resume included."""
+        """Return the seconds of the whole run, those before a resume included."""
         return self.root["total"]
 
     def items(self) -> ItemsView[str, float]:
@@ -232,7 +232,7 @@ class SourceRetention(Sparse):
     over_seeds: Estimate | None = Field(
         None, alias="forgetting over seeds", description="the same over all seeds; null for one seed"
     )
-    chance: Figure = Field(float("nan"), description="metric of the best answer that ignores the input")
+    chance: MaybeNumber = Field(None, description="metric of the best answer that ignores the input")
     ratio: MaybeNumber = Field(description="(after − chance) ÷ (before − chance); null: not defined")
     low: MaybeNumber = Field(None, description="lower bound of the ratio, one-sided, 95 %")
     claim: bool = Field(description="true: there are enough rows for a claim")

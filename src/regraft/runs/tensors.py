@@ -1,4 +1,4 @@
-"""Tensors as safetensors files."""
+"""Tensors in safetensors files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous clones: safetensors refuses shared memory, and layout is no property of weights."""
+    """Return contiguous copies on the CPU, because safetensors refuses tensors that share memory."""
     return {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, synced. Raises DiskError with the bytes that it takes and that there are."""
+    """Write a safetensors file and sync it. Raises DiskError with the bytes needed and the bytes free."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

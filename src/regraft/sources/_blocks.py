@@ -187,8 +187,8 @@ def prove(
             raise SourceError(f"{where}: refused, its head does not come last ({error})") from error
         if not isinstance(features, torch.Tensor) or features.ndim != 2:
             raise SourceError(f"{where}: refused, its features are not one vector a row")
-        again = backbone(inputs)
-        if not torch.allclose(again, features, rtol=1e-4, atol=1e-5, equal_nan=True):
+        repeated = backbone(inputs)
+        if not torch.allclose(repeated, features, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise SourceError(
                 f"{where}: refused, two passes over one input differ: it draws at random even in eval mode"
             )

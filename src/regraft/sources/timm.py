@@ -358,11 +358,11 @@ def set_normalisation(model: Any, weights: Path) -> tuple[str, ...]:
         if len(numbers) != len(own[key]) or not finite:
             raise SourceError(f"{beside}: pretrained_cfg.{key} is {value}, not {len(own[key])} numbers")
         stored[key] = numbers
-    other = [f"{k} {stored[k]} and not {tuple(own[k])}" for k in keys if stored[k] != tuple(own[k])]
+    differences = [f"{k} {stored[k]} and not {tuple(own[k])}" for k in keys if stored[k] != tuple(own[k])]
     own.update(stored)
-    if not other:
+    if not differences:
         return ()
-    return (f"pictures are normalised as {beside} says, unlike timm's own: {', '.join(other)}",)
+    return (f"pictures are normalised as {beside} says, unlike timm's own: {', '.join(differences)}",)
 
 
 def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -400,7 +400,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     if built.headless:
         notes += (f"{reference}: its heads are no function of its features: the source has no head",)
     classes = classes if head_kept and taken is not None else 0
-    labels, words, more = class_names(model, classes)
+    labels, words, class_notes = class_names(model, classes)
     config = model.pretrained_cfg
     return Source(
         name=reference,
@@ -426,7 +426,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
             "headless": built.headless,
             "licence": config.get("license") or "unknown",
         },
-        notes=notes + more,
+        notes=notes + class_notes,
     )
 
 

@@ -2,16 +2,15 @@
 
 A file holds one public options dataclass, which inherits :class:`TaskOptions` and whose ``make`` builds the
 :class:`Task` of the training labels; and a function ``restore(state)``, which builds that task again from a
-run's files. Where the task has keys of its own in its state, it holds a :class:`TaskRecord` ``State`` too, since a
-run folder may come from a stranger. Code outside this folder asks a task for a fact, and never for its name.
+run's files. STATE, a dict, has pydantic's types of the keys that ``Task.state`` adds; readers check a run's file with
+it before ``restore``, which raises ValueError for values that do not fit together. Code outside this folder asks a
+task for a fact, and never for its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
-
-from pydantic import BaseModel, ConfigDict
 
 from .. import plugins
 from ..errors import did_you_mean
@@ -168,14 +167,6 @@ class Task(TaskKind, Protocol):
             "primary": self.primary,
             **({"metrics": list(self.further_metrics)} if self.further_metrics else {}),
         }
-
-
-class TaskRecord(BaseModel):
-    """The keys of ``Task.state()`` that one task alone has; regraft checks the others."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True, defer_build=True)
-
-    classes: list[Any]
 
 
 def kind_of(name: str) -> type[TaskOptions]:

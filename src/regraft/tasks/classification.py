@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,22 +161,17 @@ class _Classification(_Kind, Task):
         }
 
 
-class State(TaskRecord):
-    """The keys of this task in labels.json."""
-
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    weights: list[Annotated[float, Field(ge=-1e100, le=1e100)]] | None
-
-    @model_validator(mode="after")
-    def _weighs_each_class(self) -> State:
-        if self.weights is not None and len(self.weights) != len(self.classes):
-            raise ValueError("weights are not one for each class")
-        return self
+STATE = {
+    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "weights": list[Annotated[float, Field(ge=-1e100, le=1e100)]] | None,
+}
 
 
 def restore(state: dict[str, Any]) -> _Classification:
-    """Return the task that ``state()`` described."""
+    """Return the task that ``state()`` described. Raises ValueError unless each class has its weight."""
     weights = state.get("weights")
+    if weights is not None and len(weights) != len(state["classes"]):
+        raise ValueError("weights are not one for each class")
     return _Classification(
         classes=tuple(state["classes"]),
         primary=state.get("primary", "accuracy"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,12 +186,11 @@ class _MultiLabel(_Kind, Task):
         }
 
 
-class State(TaskRecord):
-    """The keys of this task in labels.json."""
-
-    threshold: Annotated[float, Field(ge=0, le=1)]
-    separator: Annotated[str, Field(min_length=1, max_length=100)]
-    one_column: bool
+STATE = {
+    "threshold": Annotated[float, Field(ge=0, le=1)],
+    "separator": Annotated[str, Field(min_length=1, max_length=100)],
+    "one_column": bool,
+}
 
 
 def restore(state: dict[str, Any]) -> _MultiLabel:

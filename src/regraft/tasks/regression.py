@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..errors import DataError, shorten
-from . import Cells, Task, TaskKind, TaskOptions, TaskRecord
+from . import Cells, Task, TaskKind, TaskOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,23 +169,18 @@ class _Regression(_Kind, Task):
         }
 
 
-class State(TaskRecord):
-    """The keys of this task in labels.json."""
-
-    loss: Literal["mse", "huber", "l1"]
-    huber_delta: Annotated[float, Field(gt=0, le=1e100)]
-    mean: list[Annotated[float, Field(ge=-1e100, le=1e100)]]
-    std: list[Annotated[float, Field(gt=0, le=1e100)]]
-
-    @model_validator(mode="after")
-    def _scales_each_number(self) -> State:
-        if len({len(self.classes), len(self.mean), len(self.std)}) != 1:
-            raise ValueError("mean and std are not one for each number")
-        return self
+STATE = {
+    "loss": Literal["mse", "huber", "l1"],
+    "huber_delta": Annotated[float, Field(gt=0, le=1e100)],
+    "mean": list[Annotated[float, Field(ge=-1e100, le=1e100)]],
+    "std": list[Annotated[float, Field(gt=0, le=1e100)]],
+}
 
 
 def restore(state: dict[str, Any]) -> _Regression:
-    """Return the task that ``state()`` described."""
+    """Return the task that ``state()`` described. Raises ValueError unless each number has its mean and deviation."""
+    if len({len(state[key]) for key in ("classes", "mean", "std")}) > 1:
+        raise ValueError("mean and std are not one for each number")
     return _Regression(
         classes=tuple(state["classes"]),
         primary=state["primary"],

@@ -30,6 +30,7 @@ from ..errors import DivergedError, UsageError
 from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, write_new
 from ..io.hashing import file_digest
+from ..io.log import LOGGER
 from ..runs import records
 from ..runs.checkpoint_records import CheckpointRecord
 from ..runs.tensors import save_tensors
@@ -142,7 +143,6 @@ class CheckpointManager:
     steps: int = 0  # steps between checkpoints, which are also saved at every epoch's end; 0 uses ``seconds``
     seconds: float = 0.0  # between checkpoints, which are also saved at epochs' ends while that is cheap; 0 disables
     about: Callable[[], dict[str, Any]] = dict  # facts of the run, for every record
-    say: Callable[[str], None] = lambda line: None
     writes: bool = True  # True on rank 0; False if every rank fits its own arms
     divided: bool = False  # weights are sharded: all ranks gather them when rank 0 decides to save
     signals: Stopping = field(default_factory=Stopping)
@@ -172,7 +172,7 @@ class CheckpointManager:
                 if not is_checkpoint(record):
                     raise DamagedError(f"{RECORD} is no record of a checkpoint")
             except DamagedError as error:
-                self.say(f"{place} is skipped: {error}")
+                LOGGER.info("%s is skipped: %s", place, error)
                 continue
             found.append((record["count"], record, place))
         found.sort(key=lambda f: f[0])
@@ -215,7 +215,7 @@ class CheckpointManager:
             saved = read(place)
             if saved.record["arm"] == arm:
                 at = saved.record["at"]
-                self.say(f"{arm}: goes on from step {at['step']} (epoch {at['epoch']})")
+                LOGGER.info("%s: goes on from step %d (epoch %d)", arm, at["step"], at["epoch"])
                 return saved
         return None
 

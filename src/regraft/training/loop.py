@@ -47,7 +47,11 @@ def fine_tune(
 ) -> FitResult:
     """Fit the target's model in place; afterwards it holds the best epoch's weights, frozen.
 
-    Raises DivergedError at the first loss or gradient that is not finite.
+    ``monitor`` observes the fit. ``checkpoints`` save it after steps and epochs, and let it resume, with the
+    same bits as without the interruption.
+
+    Raises DivergedError at the first loss or gradient that is not finite, and UsageError for a checkpoint of
+    another model.
     """
     settings, blocks = spec.settings, [b.name for b in target.blocks]
     model = compute.move_model(target.model)

@@ -154,7 +154,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
         name, _, key = path.rpartition("/")
         p = parameters[name]
         if key != "step":
-            value = like(value, p)
+            value = match_layout(value, p)
         elif on_device:
             value = value.to(p.device)
         optimizer.state[p][key] = value
@@ -168,7 +168,7 @@ def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
+def match_layout(value: Tensor, parameter: Tensor) -> Tensor:
     """Return a tensor of an optimizer's state in the memory layout of its parameter, because fused kernels
     take that for granted."""
     if value.shape != parameter.shape:

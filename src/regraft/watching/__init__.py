@@ -1,10 +1,9 @@
-"""Pages that follow a running job and list the runs of a folder, from run files alone. Nothing here
-imports torch.
+"""Pages and trackers that follow a running job, from run files only. No file here imports torch.
 
-    files.py      read a file that another process is writing, and that may be anything
-    following.py  what a run folder says now: its state, curves, the best so far, the time left
-    resources.py  what the job's processes use, by psutil
-    runs.py       the run folders below a folder
-    pages.py      the two applications
-    static/       their HTML, CSS and scripts
+following.py  the present state of a run folder: curves, best epoch so far, time left
+resources.py  resources that the job's processes use, by psutil
+runs.py       the run folders below a folder
+pages.py      the two applications
+tracking.py   a run in TensorBoard, MLflow or another tracker
+static/       HTML, CSS and scripts of the pages
 """

@@ -28,7 +28,7 @@ from ..runs.side_files import Environment, HistoryLine
 from ..runs.summary import lines as summary_lines
 from .resources import ProcessMonitor, launcher
 
-LOG_BYTES, LOG_LINES = 256_000, 200
+LOG_BYTES, LOG_LINES = 256_000, 200  # of the end of log.txt
 
 MEAN_OF_EPOCHS = 10  # last epochs whose mean time is the time of the next
 
@@ -84,14 +84,14 @@ def look(run: Path, meter: ProcessMonitor, *, offset: int = 0, crc: int = 0) -> 
 
 def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
     state, words, who, result = state_of(run)
-    found: dict[str, Any] = {"name": name_of(run), "path": str(run), "state": state, "words": words}
+    view: dict[str, Any] = {"name": name_of(run), "path": str(run), "state": state, "words": words}
     if state in ("absent", "empty"):
-        return found
+        return view
     notes = list[str]()
     log = log_of(run, notes)
     lines, history = history_of(run, notes, offset, crc)
     plan = plan_of(run, notes)
-    found |= {
+    view |= {
         "pid": who.pid if who else None,
         "history": history,
         "best": best(lines),
@@ -102,12 +102,12 @@ def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, 
         "disk": shutil.disk_usage(run).free,
     }
     if state == "running" and who is not None:
-        found["now"] = printable(log[-1][20:]) if log else "It has just begun."
-        found["left"] = time_left(log, plan, now=time.time())
-        found["use"] = use_of(run, who, meter)
+        view["now"] = printable(log[-1][20:]) if log else "It has just begun."
+        view["left"] = time_left(log, plan, now=time.time())
+        view["use"] = use_of(run, who, meter)
     if result is not None:
-        found["result"] = result_in_words(run, result)
-    return found
+        view["result"] = result_in_words(run, result)
+    return view
 
 
 def name_of(run: Path) -> str:
@@ -197,8 +197,8 @@ def shown(plan: dict[str, Any]) -> dict[str, str]:
         "epochs": ("fit", "epochs"),
         "seeds": ("run", "seeds"),
     }
-    found = {name: of_plan(plan, *key) for name, key in wanted.items()}
-    return {name: printable(str(value)) for name, value in found.items() if value is not None}
+    values = {name: of_plan(plan, *key) for name, key in wanted.items()}
+    return {name: printable(str(value)) for name, value in values.items() if value is not None}
 
 
 def time_left(log: list[str], plan: dict[str, Any], *, now: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The two applications: one run that is followed, and the runs of a folder.
 
-A page is a file of static/ that never changes; what it shows it asks for as JSON and sets as text, so
-that no name of a class or a run is ever read as HTML.
+A page is a constant file of static/. It requests its content as JSON and sets it as text, so that a browser never
+reads the name of a class or a run as HTML.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ STATIC = Path(__file__).parent / "static"
 
 FILES = {"page.css": "text/css", "watch.js": "text/javascript", "ui.js": "text/javascript"}
 
-MOST = 12  # runs that are compared at once
+MAX_COMPARED = 12  # runs at once
 
 PLAIN = "text/plain; charset=utf-8"
 
 
 def watch_app(run: Path) -> FastAPI:
-    """The page of one run, which need not have begun."""
+    """Return the application with the page of one run, which need not have begun."""
     app = _app("watch.html")
     meter = ProcessMonitor()
-    alone = Lock()
+    lock = Lock()
 
     @app.get("/state")
     def state(offset: int = 0, crc: int = 0) -> Any:
-        with alone:  # two pages would each see half of the processor's time
+        with lock:  # else two pages would each measure half of the processor's time
             return as_json(looked(run, meter, offset, crc))
 
     return app
 
 
 def ui_app(folder: Path) -> FastAPI:
-    """The runs below a folder: their list, the page of each, reports and comparisons."""
+    """Return the application for the runs below a folder: list, page of each run, reports, comparisons."""
     from fastapi import Query
 
     app = _app("ui.html")
     runs = Runs(folder)
     meters: dict[str, ProcessMonitor] = {}
-    several = Query(max_length=MOST)
-    alone = Lock()
+    several = Query(max_length=MAX_COMPARED)
+    lock = Lock()
 
     @app.get("/runs")
     def listed() -> Any:
@@ -73,7 +73,7 @@ def ui_app(folder: Path) -> FastAPI:
             path = runs.path(run)
         except UsageError as error:
             return as_json({"name": run, "state": "absent", "words": f"{error}."})
-        with alone:
+        with lock:
             return as_json(looked(path, meters.setdefault(run, ProcessMonitor()), offset, crc))
 
     @app.get("/report")
@@ -88,6 +88,7 @@ def ui_app(folder: Path) -> FastAPI:
 
 
 def _app(page: str) -> FastAPI:
+    """Return an application with a page and its static files."""
     need_extra()
     from fastapi import FastAPI, HTTPException
 
@@ -107,46 +108,48 @@ def _app(page: str) -> FastAPI:
 
 
 def _file(name: str, kind: str) -> Any:
+    """Return the response with a static file."""
     from fastapi import Response
 
     return Response((STATIC / name).read_bytes(), media_type=f"{kind}; charset=utf-8")
 
 
 def as_json(value: Any) -> Any:
+    """Return the response with a value as JSON."""
     from fastapi import Response
 
     return Response(dumps(plain(value)), media_type="application/json")
 
 
 def as_report(made: Callable[[], str]) -> Any:
-    """A report, or the sentence that says why there is none."""
+    """Return the response with a report, or with the sentence that says why there is none."""
     from fastapi import Response
 
     try:
         html = made()
     except (RegraftError, OSError) as error:
         return Response(sendable(f"{error}\n"), 409, media_type=PLAIN)
-    except Exception as error:  # a fault of regraft's, which other pages must not suffer
+    except Exception as error:  # a fault of regraft must not stop the other pages
         return Response(sendable(f"{fault(error)}\n"), 500, media_type=PLAIN)
     headers = {"content-security-policy": REPORT_CSP}
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def sendable(text: str) -> bytes:
-    """Return text as UTF-8: names of files may be bytes that are none."""
+    """Return text as UTF-8; bytes of file names that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def looked(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
-    """Return what a run says now, or the sentence that says why not."""
+    """Return the present state of a run, or the sentence that says why there is none."""
     try:
         return look(run, meter, offset=offset, crc=crc)
-    except Exception as error:  # a fault of regraft's: the page goes on and says so
+    except Exception as error:  # a fault of regraft: the page reports it and goes on
         return {"name": run_name(run), "state": "broken", "words": printable(fault(error))}
 
 
 def report_of(run: Path) -> str:
-    """The run's report.html, made anew where there is none that is younger than the result."""
+    """Return the run's report.html; make it unless it is newer than the result."""
     from ..report.render import report
 
     name = "report.html"
@@ -157,7 +160,7 @@ def report_of(run: Path) -> str:
 
 
 def changed_at(run: Path) -> float:
-    """When result.json was written; infinity where there is none, so that a report says why."""
+    """Return when result.json was written; infinity if there is none, so that a report is tried and says why."""
     try:
         return (run / "result.json").lstat().st_mtime
     except OSError:
@@ -165,7 +168,7 @@ def changed_at(run: Path) -> float:
 
 
 def comparison_of(runs: list[Path]) -> str:
-    """The comparison of runs; nothing of it is kept."""
+    """Return the comparison of runs as HTML; no file of it stays."""
     from ..report.render import report
 
     if len(runs) < 2:

@@ -36,9 +36,9 @@ class Runs:
     def all(self) -> list[dict[str, Any]]:
         """Return a record for each run, by name."""
         with self.lock:
-            found = {name: self._record(name, path) for name, path in sorted(search(self.folder))}
-            self.cached = {name: self.cached[name] for name in found if name in self.cached}
-        return list(found.values())
+            records = {name: self._record(name, path) for name, path in sorted(search(self.folder))}
+            self.cached = {name: self.cached[name] for name in records if name in self.cached}
+        return list(records.values())
 
     def path(self, name: str) -> Path:
         """Return the folder of a run. Raises UsageError for a name that no search finds."""
@@ -96,14 +96,14 @@ def is_run(names: set[str]) -> bool:
 
 def signature(path: Path) -> tuple[Any, ...]:
     """Return a value that changes when a file changes that a record is made of."""
-    found: list[Any] = []
+    parts: list[Any] = []
     for name in MARKS:
         try:
             about = (path / name).lstat()
-            found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+            parts.append((about.st_mtime_ns, about.st_size, about.st_ino))
         except OSError:
-            found.append(None)
-    return tuple(found)
+            parts.append(None)
+    return tuple(parts)
 
 
 def summary(name: str, path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from .. import plugins
 from ..errors import UsageError, did_you_mean, printable
 from ..io import guarded
+from ..io.log import LOGGER
 from ..report.reading import brief
 from ..runs import records
 from ..runs.estimates import Estimate
@@ -33,9 +34,7 @@ GOING_ON = ("running", "empty")
 KEPT = ("plan.toml", "environment.json", "result.json", "report.html")
 
 
-def track(
-    run: Path, to: str, where: str | None = None, *, every: float = 1.0, say: Callable[[str], None] = lambda line: None
-) -> str:
+def track(run: Path, to: str, where: str | None = None, *, every: float = 1.0) -> str:
     """Write a run to a tracker, and return the tracker's message: where the run is.
 
     A running run is followed to its end, with a look every ``every`` seconds. ``where`` is the tracker's place:
@@ -57,7 +56,7 @@ def track(
     while state_of(run)[0] in GOING_ON and not guarded.is_file(run, "plan.toml"):
         time.sleep(every)  # a run writes its plan after it has read data and source
     if state_of(run)[0] == "running":
-        say(f"{run} is running: it is followed to its end (Ctrl-C stops following, not the run)")
+        LOGGER.info("%s is running: it is followed to its end (Ctrl-C stops following, not the run)", run)
     return str(
         tracker.track(
             run.resolve().name,

@@ -34,7 +34,7 @@ def cautions(run: RunFiles) -> list[str]:
     r, lines = run.result, []
     n, primary = r.rows.test, r.test[run.primary]
     if n < MIN_ROWS:
-        lines.append(f"Test has {n} rows: a figure on it moves by points with a handful of them.")
+        lines.append(f"Test has {n} rows: a few of them move its figures by points.")
     low, high = primary.low, primary.high
     if 0 <= low <= high <= 1 and high - low > 2 * MAX_HALF_WIDTH:
         lines.append(f"The interval of {run.primary} is {high - low:.2f} wide.")
@@ -45,24 +45,25 @@ def cautions(run: RunFiles) -> list[str]:
             more = f" and {len(rare) - 8} more" if len(rare) > 8 else ""
             lines.append(
                 f"Fewer than {MIN_ROWS_PER_CLASS} test rows in {len(rare)} of {len(r.classes)} classes, "
-                f"so little is known of each: {', '.join(rare[:8])}{more}."
+                f"so the figures of each are uncertain: {', '.join(rare[:8])}{more}."
             )
     if r.probe and r.probe.rows < r.probe.of and not r.probe.passes:
         lines.append(
-            f"The linear probe saw {r.probe.rows:,} of {r.probe.of:,} training rows, so a gain over it is too large."
+            f"The linear probe was fitted on {r.probe.rows:,} of {r.probe.of:,} training rows: "
+            "a gain over it is too large."
         )
     if len(r.seeds) < MIN_SEEDS:
         lines.append(
             f"{len(r.seeds)} seed{'s' if len(r.seeds) > 1 else ''}: the figures are about "
-            f"these models; another seed gives others. Three seeds and scratch give a verdict."
+            f"these models, and another seed gives other figures. Three seeds and scratch give a verdict."
         )
     if r.test_opened != 1:
         times = "an unknown number of" if r.test_opened == 0 else str(r.test_opened)
-        lines.append(f"Test was opened {times} times: what was chosen after the first look has seen it.")
+        lines.append(f"Test was opened {times} times: later choices may have been made on it.")
     if not r.rows.val:
         lines.append("There was no val: choices were made by cross-validation over train, or not at all.")
     if r.retention and not isinstance(r.retention, SourceRetention):
-        lines.append("What the source task lost is not measured, only a proxy: give --source-data.")
+        lines.append("Forgetting is not measured, only a proxy of it: give --source-data.")
     if isinstance(r.retention, SourceRetention) and not r.retention.claim:
         lines.append(
             f"Forgetting is on {r.retention.before.n} source rows, under {r.retention.claim_from}: no claim is made."

@@ -11,7 +11,7 @@ ORDER, TITLE = 30, "Data"
 TEMPLATE = """
 {{ m.table(["split", "rows"], splits, "Rows") }}
 {% if classes %}{{ m.table(["label", "train", "val", "test"], classes, caption) }}{% endif %}
-{% if notes %}<h3>What was said about them</h3>
+{% if notes %}<h3>Notes</h3>
 <ul>{% for note in notes %}<li>{{ brief(note) }}</li>{% endfor %}</ul>{% endif %}
 """
 

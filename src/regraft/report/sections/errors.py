@@ -20,12 +20,12 @@ TEMPLATE = """
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
     if run.gallery is None:
-        return "This run keeps no gallery: it was made before there were any."
+        return "This run has no gallery: an older version of regraft made it."
     if not run.gallery:
         return "There are none: every test row is right."
     errors = [e.model_copy(update={"picture": picture_of(run, e.picture)}) for e in run.gallery]
-    kind = "furthest from the label" if run.result.targets == "numbers" else "most sure, and wrong"
+    kind = "furthest from the label" if run.result.targets == "numbers" else "the most confident"
     return {
         "errors": errors,
-        "words": f"Of the saved model, {kind} first. A label may be what is wrong: look before you blame the model.",
+        "words": f"Errors of the saved model, {kind} first. A label may be wrong: look at it before the model.",
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..reading import RunFiles, brief
 
-ORDER, TITLE = 35, "What was found in the data"
+ORDER, TITLE = 35, "Findings in the data"
 
 TEMPLATE = """
 {{ m.table(["", "what", "rows", "remedy"], rows, caption, 4) }}
@@ -23,7 +23,7 @@ MAX_EXAMPLES = 20  # of a finding
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
     if run.findings is None:
-        return "This run kept no findings."
+        return "This run has no check.json, and so no findings."
     if not run.findings:
         return "The checks found nothing."
     return {

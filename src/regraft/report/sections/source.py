@@ -24,7 +24,7 @@ TEMPLATE = """
 <p>{{ line }}</p>
 {{ m.plot(plot, text) }}
 {{ m.table(header, points, "The points of the frontier; α = 0 is the start, 1 the fit") }}
-{% else %}<p class="none">There was nothing to choose between start and fit, so no frontier.</p>{% endif %}
+{% else %}<p class="none">There is no frontier: there was nothing to choose between start and fit.</p>{% endif %}
 """
 
 
@@ -41,7 +41,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     kept, f = r.retention, r.frontier
     forgotten = kept.most_forgotten if isinstance(kept, SourceRetention) else []
     values: dict[str, Any] = {
-        "words": prose(retention_words(kept, len(r.seeds))) if kept else "What the source task lost was not looked at.",
+        "words": prose(retention_words(kept, len(r.seeds))) if kept else "Forgetting was not measured.",
         "forgotten": [(c.name, c.rows, number(c.before), number(c.after)) for c in forgotten[:10]],
         "plot": None,
     }
@@ -67,7 +67,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     return values | {
         "line": prose(frontier_words(r, f)),
         "plot": plots.figure(draw, 2 if has_source else 1, salt=f"{run.name} frontier"),
-        "text": "Points between start and fit in weight space; dotted: the one that was chosen.",
+        "text": "Points between start and fit in weight space; dotted: the chosen point.",
         "header": header,
         "points": [
             (

@@ -22,7 +22,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     """Return the template's values, or the sentence that says why there are none."""
     suspects = run.suspects
     if suspects is None:
-        return "This run did not look for them: it was made before a fit did."
+        return "This run did not judge its labels: an older version of regraft made it."
     if suspects.why_not:
         return suspects.why_not
     counts = run.result.rows
@@ -31,10 +31,10 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     if not suspects.count:
         return f"None among {suspects.of:,} rows of train, val and test.{more}"
     rows = [e.model_copy(update={"picture": picture_of(run, e.picture)}) for e in suspects.rows]
-    few = f" The surest {len(rows)} are shown." if len(rows) < suspects.count else ""
+    few = f" The most suspicious {len(rows)} are shown." if len(rows) < suspects.count else ""
     return {
         "rows": rows,
         "words": f"{suspects.count:,} of {suspects.of:,} rows of train, val and test, by a linear probe on the "
-        f"source's features that saw none of the rows it judges (by folds).{few}{more} A suspicion: what is rare "
-        f"and right is among them. Mend what is wrong, and keep what is merely hard.",
+        f"source's features that was not fitted on the rows it judges (by folds).{few}{more} These are suspicions: "
+        f"rare rows with a right label are among them. Correct wrong labels, and leave rows that are only hard.",
     }

@@ -1,0 +1,147 @@
+"""The files of a run folder: what a run is made from, and what it ended with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compute import distributed
+from ..compute.versions import __version__
+from ..data.columns import ids_of
+from ..data.splitting import write_manifest
+from ..errors import shorten
+from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
+from ..io.log import LOGGER
+from ..model.weights import snapshot
+from ..plan.write import write_plan
+from ..runs.folder import RunFolder
+from ..runs.ledger import open_test
+from ..runs.result import FILE as RESULT
+from ..runs.result_parts import Timing
+from ..runs.side_files import Environment
+from .evaluate import Trained, evaluate_all, prediction_rows
+from .findings import class_lines, classes_of, one_line, records
+from .gallery import write_gallery, write_suspects
+from .model_folder import save_ends, save_model, save_novelty
+
+if TYPE_CHECKING:
+    from ..model.types import Target
+    from .job import Job, ModelOutputs
+
+
+class Clock:
+    """Seconds by stage, of a clock that cannot jump."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.before = 0.0
+        self.stages: dict[str, float] = {"features": 0.0, "probe": 0.0, "fit": 0.0}
+
+    def add(self, stages: Mapping[str, float]) -> None:
+        """Add the seconds of an earlier process."""
+        for stage, seconds in stages.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+            self.before += seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - begin
+
+    def seconds(self) -> dict[str, float]:
+        return {**self.stages, "total": self.before + time.monotonic() - self.start}
+
+
+def describe(job: Job, folder: RunFolder) -> None:
+    """Report what is known before training, and write the files that say what the run is made from."""
+    splits, notes = job.data.splits, job.notes
+    for line in (*class_lines(classes_of(splits, job.data.task)), *splits.notes, *job.source.notes, *notes.source_data):
+        LOGGER.info("%s", line)
+    for finding in notes.findings:
+        if finding.severity != "note":
+            LOGGER.info("%s: %s (%s)", finding.severity, one_line(finding), shorten(finding.examples, 3))
+    settled = [{"where": where, "what": what} for where, what in splits.settled]
+    folder.json("check.json", {"findings": records(notes.findings), "settled": settled})
+    folder.json("environment.json", environment(job).model_dump())
+    folder.json("loading.json", job.target.report)
+    if distributed.is_rank0():
+        write_manifest(splits, folder.path / "manifest.jsonl")
+    folder.text("plan.toml", write_plan(job.plan, notes.reasons))  # last: with it a run can be resumed
+
+
+def environment(job: Job) -> Environment:
+    """Return what results depend on beside the plan."""
+    names = ("torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "scipy", "Pillow")
+    device, splits = job.compute.device, job.data.splits
+    return Environment(
+        regraft=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions={n: version(n) for n in names},
+        device=str(device),
+        device_name=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        threads=torch.get_num_threads(),
+        processes=distributed.world_size(),
+        byteorder=sys.byteorder,
+        source_digest=job.source.digest,
+        source_data_digest=job.source_data.all_digest if job.source_data else None,
+        data_digest=splits.digest,
+        test_digest=splits.test_digest,
+    )
+
+
+def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
+    """Save the first seed's model, open test, and write the results."""
+    arm, data = trained.arms[0], job.data
+    if distributed.is_rank0():
+        save_model(folder, arm.target, data.task)
+    # over folds without a floor, only a run with source data evaluated the points of its own fit
+    if (arm.points or (trained.fitted and trained.cross.points[1:])) and distributed.is_rank0():
+        start = job.initial_target(job.source, job.seeds[0], trained.probe)
+        save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
+    with clock("novelty"):
+        novelty = novelty_of(job.outputs, arm.target)
+    if novelty is not None and distributed.is_rank0():
+        save_novelty(folder, novelty)
+    with clock("evaluate"):
+        where = str(folder.path.resolve())
+        opened = source_opened = 0
+        if distributed.is_rank0():
+            opened = open_test(data.splits.test_digest, where)
+            source_opened = open_test(job.source_data.digest, where) if job.source_data else 0
+        evaluation = evaluate_all(job, trained, opened, source_opened)
+    lines = prediction_rows(data, evaluation.predictions)
+    folder.csv("predictions.csv", next(lines), lines, escape=job.plan.run.escape_csv)
+    if distributed.is_rank0():
+        write_gallery(folder, data.task, data.splits, evaluation.predictions)
+    with clock("suspects"):
+        write_suspects(folder, job.outputs, trained.probe)
+    rest = {"resumed": folder.resumes(), "timing": Timing(clock.seconds())}
+    folder.json(RESULT, evaluation.result.model_copy(update=rest).model_dump())
+
+
+def novelty_of(outputs: ModelOutputs, target: Target) -> Novelty | None:
+    """Return what tells rows that are unlike train; None where val has too few rows for a threshold."""
+    data = outputs.data
+    if len(data.splits.val) < MIN_HELD_OUT_ROWS:
+        return None
+
+    def some(split: str, most: int) -> list[int]:  # by content: the order of the data does not matter
+        ids = list(ids_of(data.rows(split)))
+        return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
+
+    enough = max(MAX_ROWS, 10 * data.task.outputs)  # of each class a few
+    train = outputs.features_of(target, "train", some("train", enough))
+    val = outputs.features_of(target, "val", some("val", MAX_ROWS))
+    classes = train.targets.tolist() if data.task.has_classes else [0] * len(train.ids)
+    return fit_novelty(train.values.numpy(), classes, val.values.numpy())
