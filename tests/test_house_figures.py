@@ -88,3 +88,7 @@ def test_docstrings_of_each_room_open_with_verb_or_noun() -> None:
     for room in {place.partition(":")[0].partition("/")[0] for place in others}:
         good_here, others_here = ([p for p in places if p.startswith(room)] for places in (good, others))
         assert len(good_here) >= SHARE * len(good_here + others_here), "\n".join(others_here)
+
+
+def test_no_room_but_tasks_names_a_task() -> None:
+    assert house_figures.task_names(house_figures.PACKAGE) == []

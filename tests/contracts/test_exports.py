@@ -21,7 +21,7 @@ def format(request):
 
 
 def test_it_says_what_it_needs_and_how_it_is_checked(format):
-    assert isinstance(format.needs, tuple)
+    assert isinstance(format.needs, tuple) and format.library
     assert isinstance(format.with_regraft, bool)
     assert isinstance(format.folds, bool)
     for name, parameters in (("refusal", 1), ("write", 2), ("snippet", 1)):

@@ -41,6 +41,7 @@ class Export(Protocol):
     """A file of ``exports/``: a module with these names, and ``int8(folder)`` if it can quantise."""
 
     needs: tuple[str, ...]  # modules of the extra "export"
+    library: str  # name of the library on the hub, for the model card
     with_regraft: bool  # True: loading needs regraft; the check of any other export runs without it
     folds: bool  # True: the package's head includes ``Task.affine``; False: regraft applies it
 

@@ -49,6 +49,8 @@ TOKENIZER_FILES = (
 
 needs: tuple[str, ...] = ()
 
+library = "regraft"
+
 with_regraft = True
 
 folds = False

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 needs = ("onnx", "onnxruntime", "onnxscript")
 
+library = "onnx"
+
 with_regraft = False
 
 folds = True

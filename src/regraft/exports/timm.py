@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 needs: tuple[str, ...] = ()
 
+library = "timm"
+
 with_regraft = False
 
 folds = True

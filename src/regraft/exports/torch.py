@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 needs: tuple[str, ...] = ()
 
+library = "pytorch"
+
 with_regraft = False
 
 folds = True

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 needs: tuple[str, ...] = ()
 
+library = "transformers"
+
 with_regraft = False
 
 folds = True

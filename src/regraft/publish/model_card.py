@@ -15,6 +15,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from .. import plugins
+from ..compute.arrays import Targets
 from ..data.types import ImageSpec
 from ..errors import printable
 from ..exports import Package
@@ -22,20 +24,11 @@ from ..report.reading import RunFiles, brief
 from ..report.sections.caution import cautions
 from ..runs import summary
 from ..runs.estimates import Estimate
-from ..runs.result import Result, Targets
+from ..runs.result import Result
 
 MAX_LISTED = 50  # classes; the export's files name all of them
 
 PIPELINES = {"image": "image-classification", "text": "text-classification"}  # of the hub, for classes and labels
-
-LIBRARIES = {
-    "bundle": "regraft",
-    "timm": "timm",
-    "transformers": "transformers",
-    "transformers_features": "transformers",
-    "onnx": "onnx",
-    "torch": "pytorch",
-}
 
 
 def card(
@@ -73,7 +66,7 @@ def metadata(files: RunFiles, package: Package, format: str) -> Any:
     known = re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) and licence != "unknown"
     return ModelCardData(
         license=licence if known else "other",
-        library_name=LIBRARIES.get(format, format),
+        library_name=plugins.module("exports", format).library,
         pipeline_tag=pipeline,
         tags=["regraft", "transfer-learning"],
         model_name=one_line(package.name),

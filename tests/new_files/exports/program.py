@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 needs: tuple[str, ...] = ()
 
+library = "pytorch"
+
 with_regraft = False
 
 folds = True
@@ -41,19 +43,19 @@ def snippet(package: Package) -> str:
     from . import _shared
 
     spec = _shared.image_spec(package)
-    assert isinstance(spec.resize, tuple)
+    resize = spec.resize if isinstance(spec.resize, int) else list(spec.resize)
     return f"""import numpy as np, torch
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 model = torch.export.load("program.pt2").module()  # in this folder
-mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in ({list(spec.mean)!r}, {list(spec.std)!r}))
+pixels = v2.Compose([
+    v2.Resize({resize!r}, v2.InterpolationMode({spec.interpolation!r})), v2.CenterCrop({list(spec.size)!r}),
+    v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize({list(spec.mean)!r}, {list(spec.std)!r}),
+])
 {_shared.reading(package)}
-def pixels(path):
-    picture = read(path).resize({spec.resize[::-1]!r}, Image.Resampling.{spec.interpolation.upper()})
-    return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
-
 @torch.inference_mode()
 def scores(batch):
-    outputs = model(torch.stack([pixels(path) for path in batch]))
+    outputs = model(torch.stack([pixels(read(path)) for path in batch]))
     return {_shared.activated(package, "outputs")}
 """

@@ -13,5 +13,5 @@ TEMPLATE = "<p>Rows in all: {{ rows }}.</p>"
 
 def context(run: RunFiles) -> dict[str, Any] | str:
     """Return what the template shows."""
-    rows = run.result["rows"]
-    return {"rows": rows["train"] + rows["val"] + rows["test"]}
+    rows = run.result.rows
+    return {"rows": rows.train + rows.val + rows.test}
