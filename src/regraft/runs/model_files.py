@@ -9,12 +9,21 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Annotated, Any
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from .. import plugins
 from .records import Name, Record, Text, need
 
 SCHEMA = 1  # of config.json
+
+
+def task_name(name: str) -> str:
+    """Return the name of a file of tasks/. Raises ValueError for a path or a dotted name."""
+    need(name.isidentifier(), f'"{name[:40]}" is no name of a task')
+    return name
+
+
+TaskName = Annotated[Name, AfterValidator(task_name)]
 
 Classes = Annotated[list[Text], Field(max_length=1_000_000)]
 
@@ -22,7 +31,7 @@ Classes = Annotated[list[Text], Field(max_length=1_000_000)]
 class TaskState(Record):
     """The contents of labels.json, and ``task`` of config.json; a task adds its own keys."""
 
-    task: Name  # a file of tasks/
+    task: TaskName
     classes: Classes = Field(min_length=1)
     primary: Name  # metric that choices are made by
     metrics: list[Name] = Field([], max_length=1_000)  # further files of metrics/ that the run computed
@@ -43,7 +52,7 @@ def state_of_task(module: ModuleType) -> type[TaskState]:
 class ConfigTask(Record):
     """``task`` of config.json."""
 
-    task: Name  # a file of tasks/
+    task: TaskName
     classes: Classes = Field([])
 
 
