@@ -54,15 +54,18 @@ def confusion(rows: int, classes: int) -> Work:
     """Write the record as JSON, read it back, and make the report's section of it."""
     from types import SimpleNamespace
 
+    from pydantic import TypeAdapter
+
     from regraft.report.sections.classes import context
-    from regraft.runs.confusion import record_of
+    from regraft.runs.confusion import Confusion, confusion_of
 
     truth, predicted = RNG.integers(0, classes, (2, rows))
     names = [f"class {i}" for i in range(classes)]
 
     def work() -> None:
-        text = json.dumps(record_of(truth.tolist(), predicted.tolist(), classes), indent=2)
-        result = {"confusion": json.loads(text), "classes": names, "task": "classification"}
+        schema = TypeAdapter(Confusion)
+        text = schema.dump_json(confusion_of(truth.tolist(), predicted.tolist(), classes), indent=2)
+        result = SimpleNamespace(confusion=schema.validate_json(text), classes=names, task="classification")
         context(SimpleNamespace(result=result))  # type: ignore[arg-type]
         print(f"  {len(text) / 1e6:.2f} MB of JSON", file=sys.stderr)
 
@@ -70,7 +73,7 @@ def confusion(rows: int, classes: int) -> Work:
 
 
 def balanced(rows: int, classes: int) -> Work:
-    from regraft.data.batches import balanced
+    from regraft.data.ordering import balanced
 
     ids = [f"{i:016x}" for i in range(rows)]
     strata = [f"class {i}" for i in RNG.integers(0, classes, rows)]
@@ -171,7 +174,7 @@ def outputs(rows: int, classes: int) -> Work:
 
 def predictions(rows: int, classes: int) -> Work:
     """Return a task that writes scores as the run does and reads them as a comparison does."""
-    from regraft.evidence.comparison import LABELS, _scores
+    from regraft.evidence.comparison import LABELS, read_scores
     from regraft.runs.folder import RunFolder
 
     scores = RNG.random((rows, classes))
@@ -181,7 +184,7 @@ def predictions(rows: int, classes: int) -> Work:
         with tempfile.TemporaryDirectory() as place:
             lines = ([str(i), "x.jpg", "a", "a", *row.tolist()] for i, row in enumerate(scores))
             RunFolder(Path(place)).csv("predictions.csv", [*LABELS, *names], lines)
-            _scores(Path(place) / "predictions.csv")
+            read_scores(Path(place), classes)
 
     return work
 

@@ -111,7 +111,7 @@ class Start(NamedTuple):
         return cls(
             [os.fsdecode(word) for word in words],
             {os.fsdecode(name): os.fsdecode(value) for name, value in pairs},
-            os.fsdecode(cwd) if cwd is not None else str(Path.cwd()),
+            str(Path.cwd() / os.fsdecode(cwd or "")),  # as the caller sees it, whose folder may be another
             streams,
             bool(session),
         )
