@@ -392,7 +392,7 @@ def read_a_run(folder: Path) -> None:
     with Passing():
         locks.find_holder(run / "lock")
         runfiles.can_resume(run)
-        list(runfiles.RunFolder(run).lines("resumes.jsonl"))
+        list(runfiles.RunFolder(run).resumes())
 
 
 def read_for_a_report(folder: Path) -> None:
