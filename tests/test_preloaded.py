@@ -42,6 +42,13 @@ def test_a_file_a_module_and_an_error_end_as_they_do(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.endswith("KeyError: 'here'\n")
 
 
+def test_a_relative_folder_is_below_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = python("-c", "import os; print(os.getcwd())", cwd="inside")
+    assert done.stdout == f"{tmp_path / 'inside'}\n", done.stderr
+
+
 def test_it_is_a_child_that_gets_signals_and_given_streams() -> None:
     reader, writer = os.pipe()
     code = f"import os, sys, time; os.write({writer}, b'up %d' % os.getppid()); time.sleep(60)"
