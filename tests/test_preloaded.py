@@ -42,7 +42,10 @@ def test_a_file_a_module_and_an_error_end_as_they_do(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.endswith("KeyError: 'here'\n")
 
 
-def test_a_relative_folder_is_below_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_below_the_callers(
+    preloading: preloaded.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preloading.ready()  # the server stays in the folder where it started
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path)
     done = python("-c", "import os; print(os.getcwd())", cwd="inside")
