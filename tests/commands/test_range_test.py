@@ -90,36 +90,18 @@ def test_everything_is_left_as_it_was(numbers_source, number_rows, high):
     before = {n: t.clone() for n, t in target.model.state_dict().items()}
     learns = [p.requires_grad for p in target.model.parameters()]
     state = torch.get_rng_state()
-    found = trial(
-        source,
-        rows,
-        target,
-        task,
-        settings(0.1, batch_norm="train"),
-        freezing=Everything(),
-        batch=7,
-        steps=12,
-        low=0.1,
-        high=high,
-    )
+
+    def tested():
+        how = settings(0.1, batch_norm="train")
+        return trial(source, rows, target, task, how, freezing=Everything(), batch=7, steps=12, low=0.1, high=high)
+
+    found = tested()
     assert all(torch.equal(t, before[n]) for n, t in target.model.state_dict().items())
     assert [p.requires_grad for p in target.model.parameters()] == learns
     assert all(p.grad is None for p in target.model.parameters())
     assert not any(m.training for m in target.model.modules())
     assert torch.equal(torch.get_rng_state(), state)
-    again = trial(
-        source,
-        rows,
-        target,
-        task,
-        settings(0.1, batch_norm="train"),
-        freezing=Everything(),
-        batch=7,
-        steps=12,
-        low=0.1,
-        high=high,
-    )
-    assert again == found
+    assert tested() == found
     if high > 1e20:
         assert found.broke is not None and "broke away at" in format_range_test(found)
 

@@ -370,8 +370,10 @@ def test_without_the_data_inputs_are_generated(runs, tmp_path):
     shutil.copytree(runs["headed"], run, ignore=shutil.ignore_patterns("exports"))
     plan = (run / "plan.toml").read_text().replace("texts.csv", "gone.csv")
     (run / "plan.toml").write_text(plan)
-    done = regraft.Run.read(run).export("transformers", tmp_path / "out")
+    lines = []
+    done = regraft.Run.read(run).export("transformers", tmp_path / "out", say=lines.append)
     assert done.parity.rows == "generated inputs"
+    assert len(lines) == 3 and "the run's rows are not where they were" in lines[0]
     assert done.parity.from_file is None
 
 

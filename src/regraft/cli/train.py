@@ -118,7 +118,7 @@ def rates(
     plan = given.plan()
     from ..commands.rates import format_range_test, run_range_test
 
-    with lines_to(unless(quiet or as_json)):
+    with lines_to(unless(quiet or as_json), progress=False):
         sweep = run_range_test(plan, steps)
     print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 

@@ -9,7 +9,6 @@ import typer
 
 from ..errors import UsageError
 from ..io import streams
-from ..io.log import lines_to
 from ..serving.endpoint import Endpoint
 from ..serving.limits import Limits
 from .flags import plugin_option
@@ -82,8 +81,8 @@ def export(
     from ..publish.export import export as export_run
     from ..publish.export import in_words
 
-    with lines_to(unless(quiet or as_json), progress=False):
-        exported = export_run(run, to, out, calibrated=calibrated, int8=int8, rows=rows)
+    say = unless(quiet or as_json)
+    exported = export_run(run, to, out, calibrated=calibrated, int8=int8, rows=rows, say=say)
     print_result(plain(exported), lambda: in_words(exported), as_json)
 
 

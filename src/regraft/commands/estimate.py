@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 
+import psutil
 import torch
 
 from ..compute.malloc import freed_memory_kept
@@ -143,6 +143,14 @@ def memory(device: torch.device) -> str:
     """Return the peak memory of this process so far, with the timed steps."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on {device}"
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"{peak / 2**30:.1f} GiB at the peak of the timed batch"
+    return f"{peak_bytes() / 2**30:.1f} GiB at the peak of the timed batch"
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss: macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,8 +1,8 @@
-"""The logger of a run, ``logging.getLogger("regraft")``, and where its lines go.
+"""The log of a run: ``LOGGER.info(…)`` gives a line to the writers of the blocks around the call.
 
-The command line prints them to standard error; a run folder keeps them in log.txt. A program that imports
-regraft configures the logger as any other. Without that it is silent. Progress of long stages has a child
-logger, PROGRESS, which log.txt leaves out.
+The command line prints the lines to standard error; a run folder keeps them in log.txt. Both work however a program
+has configured ``logging``. The lines also go to ``logging.getLogger("regraft")``, which a program configures as any
+other; without that it is silent. PROGRESS has the lines of long stages, which log.txt leaves out.
 """
 
 from __future__ import annotations
@@ -10,66 +10,61 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-LOGGER = logging.getLogger("regraft")
-LOGGER.addHandler(logging.NullHandler())
-
-PROGRESS = logging.getLogger("regraft.progress")
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 
-class LineHandler(logging.Handler):
-    """A handler that gives each message to a function."""
+@dataclass(frozen=True)
+class Writer:
+    """A function that takes lines."""
 
-    def __init__(self, write: Callable[[str], None], *, progress: bool) -> None:
-        super().__init__(logging.INFO)
-        self.write, self.progress = write, progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a message. An error of ``write`` ends the run, as an error of any other part does."""
-        if self.progress or record.name != PROGRESS.name:
-            self.write(record.getMessage())
+    write: Callable[[str], None]
+    progress: bool  # whether it also takes the lines of PROGRESS
 
 
-class Parent(logging.Handler):
-    """A handler that passes records to the handlers above, as they would come without the lines of a block."""
+# a context, because two threads may each have a run of their own
+WRITERS: ContextVar[tuple[Writer, ...]] = ContextVar("writers", default=())
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass a record on."""
-        if LOGGER.parent is not None:
-            LOGGER.parent.handle(record)
+SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+class RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that also gives each message of INFO and above to the writers of this thread's blocks."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Write a message. An error of a writer ends the run, as an error of any other part does."""
+        if SILENT.get():
+            return
+        if level >= logging.INFO:
+            text = str(msg) % args if args else str(msg)
+            for writer in WRITERS.get():
+                if writer.progress or self is not PROGRESS:
+                    writer.write(text)
+        super().log(level, msg, *args, **{"stacklevel": 2} | kwargs)  # 2: a record names the caller of this method
+
+
+LOGGER = RunLogger(logging.getLogger("regraft"), {})
+LOGGER.logger.addHandler(logging.NullHandler())
+
+PROGRESS = RunLogger(logging.getLogger("regraft.progress"), {})
 
 
 @contextmanager
 def lines_to(write: Callable[[str], None], *, progress: bool = True) -> Iterator[None]:
-    """Give each message of INFO and above inside the block to ``write``; other handlers see what they saw."""
-    handler, level, propagate = LineHandler(write, progress=progress), LOGGER.level, LOGGER.propagate
-    parent = Parent(LOGGER.getEffectiveLevel())
-    LOGGER.addHandler(handler)
-    lower = parent.level > logging.INFO
-    if lower:
-        LOGGER.setLevel(logging.INFO)
-        LOGGER.propagate = False
-        if propagate:
-            LOGGER.addHandler(parent)
+    """Give each message of INFO and above inside the block to ``write``, beside the writers of outer blocks."""
+    before = WRITERS.set((*WRITERS.get(), Writer(write, progress)))
     try:
         yield
     finally:
-        LOGGER.removeHandler(handler)
-        if lower:
-            LOGGER.removeHandler(parent)
-            LOGGER.setLevel(level)
-            LOGGER.propagate = propagate
+        WRITERS.reset(before)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
     """Drop every message inside the block: ranks above 0 do what rank 0 reports."""
-    loggers = [LOGGER, PROGRESS]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
+    before = SILENT.set(True)
     try:
         yield
     finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+        SILENT.reset(before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from typing import TypeVar
 
 from .log import PROGRESS
@@ -30,6 +31,7 @@ class Stage:
         self.done = 0
         self.began = time.monotonic()
         self.next_line_s: float = FIRST_LINE_S
+        self.context = copy_context()  # here, because a thread that advances the stage has none of its caller's writers
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more things as done, and write a line if one is due. 0 counts none."""
@@ -38,7 +40,7 @@ class Stage:
         finished = self.done == self.total and self.next_line_s > FIRST_LINE_S
         if (n and finished) or seconds >= self.next_line_s:
             self.next_line_s = seconds + min(seconds, LINES_APART_S)
-            PROGRESS.info("%s", self.line(seconds))
+            self.context.copy().run(PROGRESS.info, "%s", self.line(seconds))  # a copy: two threads may advance at once
 
     def over(self, items: Iterable[T], size: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
         """Yield each item. Count it, or its ``size``, when the caller asks for the next one."""

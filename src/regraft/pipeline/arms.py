@@ -265,16 +265,18 @@ class ArmFitter:
 
     def restored(self, source: Source, seed: int, saved: Saved) -> Arm:
         """Return an arm from its checkpoint. Raises UsageError for a damaged one."""
-        target, record = self.job.initial_target(source, seed), saved.record
-        if why := records.problem(ArmRecord, record):
-            raise UsageError(f"the checkpoint of an arm is damaged ({why}): remove it and resume again")
+        target = self.job.initial_target(source, seed)
+        try:
+            record = records.checked(ArmRecord, saved.record)
+        except ValueError as error:
+            raise UsageError(f"the checkpoint of an arm is damaged ({error}): remove it and resume again") from error
         self.job.compute.move_model(target.model)
         restore(target, part(saved.tensors, "model"))
         set_trainable(target, frozenset(), self.job.spec.settings.batch_norm)
         points = [
-            Point(q["alpha"], q["figures"], Retained(**q["source"]) if q["source"] else None) for q in record["points"]
+            Point(p.alpha, p.figures, Retained(**p.source.model_dump()) if p.source else None) for p in record.points
         ]
-        return Arm(target, FitResult(**record["fit"]), record["alpha"], points, part(saved.tensors, "end"))
+        return Arm(target, FitResult(**record.fit.model_dump()), record.alpha, points, part(saved.tensors, "end"))
 
     # ---------------------------------------------------------------- by folds, where there is no val
 

@@ -15,7 +15,7 @@ from ..compute.device import Compute, choose_device
 from ..compute.versions import check_torchvision
 from ..data.columns import cells_of
 from ..data.loading import load_data
-from ..data.preprocessing import TextPreprocessor, build
+from ..data.preprocessing import Preprocessor, TextPreprocessor, build
 from ..data.types import Splits
 from ..evidence.scoring import at_threshold
 from ..freezing import Adapting
@@ -41,7 +41,7 @@ from .compatibility import (
 )
 from .findings import cheap
 from .job import Job, PreparationNotes
-from .resolve import BlockRow, resolve, scratch_budget, settings, table
+from .resolve import BlockRow, Reasons, resolve, scratch_budget, settings, table
 from .source_data import load_source_data
 from .target_data import Loading, TargetData
 
@@ -72,16 +72,7 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
         splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
     source_data, source_notes = load_source_data(plan, source)
     check_source_data(plan, source, source_data, source_notes)
-    if plan.run.threads != "auto":
-        torch.set_num_threads(plan.run.threads)
-    epochs = 3 if plan.fit.epochs == "auto" else plan.fit.epochs
-    names = [b.name for b in source.blocks]
-    trains = any(freezing([*names, "head"], e) - {"head"} for e in range(1, epochs + 1))
-    timed, why_fast = autotune.settle(
-        plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
-    )
-    resolved, reasons = resolve(plan.model_copy(update={"run": timed}), source, len(splits.train), bool(splits.val))
-    reasons |= why_fast
+    resolved, reasons = settle(plan, source, preprocessor, splits, device)
     run, fit = resolved.run, resolved.fit
     compute = Compute(device, run.layout, run.precision, fit.compile, run.threads)
     compute.use_threads()
@@ -113,12 +104,34 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     spec = FitSpec(task, metrics[task.primary], chosen, freezing, seed=run.seed)
     notes = PreparationNotes(reasons, blocks, source_notes, cheap(splits, task) if data is None else ())
     job = Job(resolved, rows, source, source_data, target, spec, compute, scratch, notes)
-    penalties = {  # refused here
-        name: (r, r.prepare(target, source_data, rows.train_rows())) for name, r in plan.plugins.regularizers.items()
-    }
-    if run.shard:
-        check_shard(resolved, penalties, target)
+    check_penalties(job)
     return job
+
+
+def settle(
+    plan: Plan, source: Source, preprocessor: Preprocessor, splits: Splits, device: torch.device
+) -> tuple[ResolvedPlan, Reasons]:
+    """Return the plan without "auto", and the reasons; time layouts and precisions if the plan leaves them open."""
+    if plan.run.threads != "auto":
+        torch.set_num_threads(plan.run.threads)
+    epochs = 3 if plan.fit.epochs == "auto" else plan.fit.epochs
+    names = [b.name for b in source.blocks]
+    trains = any(plan.plugins.freezing([*names, "head"], e) - {"head"} for e in range(1, epochs + 1))
+    run, measured = autotune.settle(
+        plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
+    )
+    resolved, reasons = resolve(plan.model_copy(update={"run": run}), source, len(splits.train), bool(splits.val))
+    return resolved, reasons | measured
+
+
+def check_penalties(job: Job) -> None:
+    """Raise the error of a penalty that does not suit the job, or PlanError if weights cannot be sharded."""
+    penalties = {
+        name: (r, r.prepare(job.target, job.source_data, job.data.train_rows()))
+        for name, r in job.plan.plugins.regularizers.items()
+    }
+    if job.plan.run.shard:
+        check_shard(job.plan, penalties, job.target)
 
 
 def block_table(plan: ResolvedPlan, target: Target, chosen: Settings) -> list[BlockRow]:

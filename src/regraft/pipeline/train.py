@@ -194,12 +194,20 @@ def load_or_fit_probe(checkpoints: CheckpointManager, fit: Callable[[], Probe]) 
         }
         checkpoints.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
         return probe
-    tensors, r = saved.tensors, saved.record
-    if why := records.problem(ProbeRecord, r):
-        raise UsageError(f"the probe's checkpoint is damaged ({why}): remove it and resume again")
-    losses = {float(strength): float(loss) for strength, loss in r["losses"]}
-    counts = (r.get(name, 0) for name in ("rows", "of", "passes"))
-    return Probe(tensors["weight"], tensors["bias"], r["strength"], losses, r["chosen_by"], *counts)
+    try:
+        known = records.checked(ProbeRecord, saved.record)
+    except ValueError as error:
+        raise UsageError(f"the probe's checkpoint is damaged ({error}): remove it and resume again") from error
+    return Probe(
+        saved.tensors["weight"],
+        saved.tensors["bias"],
+        known.strength,
+        {float(strength): loss for strength, loss in known.losses},
+        known.chosen_by,
+        known.rows,
+        known.of,
+        known.passes,
+    )
 
 
 def epoch_line(epoch: Epoch, epochs: int, seed: int) -> str:

@@ -44,7 +44,7 @@ from ..exports import Export, Package
 from ..io import guarded
 from ..io.atomic import disk_errors, move_folder, sync_file
 from ..io.json_files import dumps, plain
-from ..io.log import LOGGER
+from ..io.log import LOGGER, lines_to
 from ..io.work_folders import temporary_folder, work_folder
 from ..model.forward import Outputs, outputs
 from ..model.grafting import Model
@@ -61,6 +61,7 @@ from .model_card import card, int8_in_words, without_folders
 
 if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
+    from ..io.streams import Report
 
 
 TOLERANCE = 1e-4  # of a probability, or of a standard deviation of the training targets
@@ -104,11 +105,13 @@ def export(
     calibrated: bool = False,
     int8: bool = False,
     rows: int = MAX_ROWS,
+    say: Report = lambda line: None,
 ) -> Exported:
     """Write a run's model as ``to``, a file of exports/, in the new folder ``out``.
 
     Without ``out`` the folder is RUN/exports/FORMAT. ``calibrated`` divides logits by the run's temperature.
-    ``int8`` (ONNX) adds a quantised model and measures its cost. ``rows`` is the most rows to compare.
+    ``int8`` (ONNX) adds a quantised model and measures its cost. ``rows`` is the most rows to compare. ``say`` gets
+    a line for each step.
 
     Raises UsageError for a format that is unknown, not installed or unsuited to the run, and for a folder that
     exists; ExportError where the export does not give the run's predictions.
@@ -130,7 +133,7 @@ def export(
         )
     predictor = load(run)
     predictor = predictor.calibrated() if calibrated else predictor
-    with temporary_folder("regraft-export") as scratch:
+    with temporary_folder("regraft-export") as scratch, lines_to(say, progress=False):
         examples, what = rows_for(files, predictor, rows, scratch)
         lost = "; the run's rows are not where they were" if what == "generated inputs" else ""
         LOGGER.info("comparing on %d %s%s", len(examples), what, lost)

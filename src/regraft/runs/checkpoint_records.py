@@ -71,8 +71,11 @@ class ProbeRecord(Record):
     """The record of the linear probe, beside its tensors."""
 
     strength: Number
-    losses: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    losses: list[Annotated[list[float], Field(min_length=2, max_length=2)]]  # λ and its loss
     chosen_by: Text
+    rows: Count = 0
+    of: Count = 0
+    passes: Count = 0
 
 
 class AboutRun(Record):
