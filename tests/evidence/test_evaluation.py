@@ -51,11 +51,11 @@ def test_groups_widen_the_interval():
 @pytest.mark.parametrize("n", [1, 4])
 def test_all_right_or_all_wrong_is_finite(n, predicted):
     metrics = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
-    for found in estimates(TASK, metrics, scored([1] * n, [predicted] * n)).values():
-        assert np.isfinite([found.value, found.low, found.high]).all()
-    for metric in metrics.values():
+    for name, found in estimates(TASK, metrics, scored([1] * n, [predicted] * n)).items():
+        assert np.isfinite(found.value) and found.has_interval == (name == "accuracy")  # Wilson's; others: rows alike
+    for name, metric in metrics.items():
         found = gain(metric, scored([1] * n, [predicted] * n), scored([1] * n, [predicted] * n))
-        assert np.isfinite([found.low, found.high]).all() and found.value == 0
+        assert found.value == 0 and found.has_interval == (name == "accuracy")
     assert gain(accuracy, scored([1] * n, [1] * n), scored([1] * n, [1] * n)).low < 0
 
 

@@ -100,10 +100,11 @@ def test_other_rows_are_refused():
         decide(accuracy, [(arm([1, 0]), arm([1, 0])), (arm([1, 0, 1]), arm([1, 0, 1]))])
 
 
-def test_equal_models_have_no_gain():
+def test_equal_models_have_no_gain_and_no_interval():
     found = decide(mae, [(numbers([1, 2]), numbers([1, 2]))] * 3)
-    assert (found.gain.value, found.gain.low, found.gain.high) == (0, 0, 0)
-    assert found.words == "no evidence"
+    assert found.gain.value == 0 and not found.gain.has_interval
+    assert found.words == "no evidence" and "no interval" in found.why
+    assert rows_to_settle(found.gain) is None
 
 
 def test_what_would_settle_it():

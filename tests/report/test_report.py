@@ -180,7 +180,7 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         "weights": ["4 of 4 backbone tensors kept", "12,345", "frozen", "0.0123"],
         "curves": ["Epoch 0 is the starting point", "stem"],
         "classes": ["0.750 [0.301, 0.954]", "bee (1)"],  # Wilson, 3 of 4
-        "calibration": ["Temperature 1.50, fitted on 30 val rows", "+0.050 [-0.050, +0.150]"],
+        "calibration": ["Temperature 1.50, fitted on 30 val rows", "+0.100 [+0.000, +0.200]", "15 bins"],
         "errors": ["cat (0.90), labelled", "ant"],
         "source": ["0.900 before, 0.800 after, 90.0% kept", "α = 0.5", "0.250", "0.980"],
         "provenance": ["e" * 64, "torch 2.15.0", 'path = "…/flowers"'],

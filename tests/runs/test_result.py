@@ -13,7 +13,7 @@ from regraft.errors import UsageError
 from regraft.io.json_files import dumps, plain
 from regraft.runs import records
 from regraft.runs import result as result_module
-from regraft.runs.result import Calibrated, Result, Unfinished, finished, read_ended
+from regraft.runs.result import Calibrated, FittedTemperature, Result, Unfinished, finished, read_ended
 from regraft.runs.result_parts import Agreement
 from regraft.runs.summary import summary
 from result_json import calibration, estimate, older, parsed, result, seed, source_retention
@@ -145,7 +145,15 @@ def test_a_run_that_failed_has_its_error_and_its_temperature(tmp_path):
     (tmp_path / "result.json").write_text('{"schema": 1, "status": "failed", "error": "no luck"}')
     assert read_ended(tmp_path) == Unfinished(status="failed", error="no luck")
     found = records.checked(Calibrated, {"status": "failed", "calibration": {"temperature": 2.0}})
-    assert found.calibration and found.calibration.temperature == 2.0
+    assert found.calibration and found.calibration.temperature == 2.0 and not found.calibration.refusal
+
+
+@pytest.mark.parametrize(("high", "refused"), [(-0.01, True), (0.0, False), (None, False)])
+def test_a_temperature_is_refused_where_test_shows_its_harm(high, refused):
+    gain = {"value": -0.2, "low": -0.3, "high": high, "n": 40}
+    found = records.checked(FittedTemperature, {"temperature": 0.3, "gain": {"ece": gain, "log_loss": gain}})
+    assert bool(found.refusal) == refused
+    assert not refused or "0.30" in found.refusal and "0.200 [0.010, 0.300]" in found.refusal
 
 
 def test_a_proxy_of_retention_is_of_its_kind():

@@ -70,7 +70,16 @@ def test_calibration_is_shown_beside_the_temperature():
         before={"ece": estimate(0.3), "log_loss": estimate()}, after={"ece": estimate(0.2), "log_loss": estimate()}
     )
     said = shown(calibration=found)
-    assert "calibration error 0.300 [0.200, 0.400]; logits divided by 1.50, as fits val (--calibrated), 0.200" in said
+    assert "calibration error 0.300; logits divided by 1.50, as fits val (--calibrated), 0.200" in said
+    expected = {"if calibrated": {"before": estimate(0.1, half=0.05), "after": estimate(0.1)}}
+    said = shown(calibration=found | expected)
+    assert "calibration error 0.300 (a calibrated model would show 0.100, at most 0.150); logits" in said
+
+
+def test_a_temperature_that_did_harm_is_not_offered():
+    worse = {"ece": estimate(), "log_loss": estimate(-0.5, half=0.2)}
+    said = shown(calibration=calibration(gain=worse))
+    assert "made the log loss on test worse: -0.500 [-0.700, -0.300]" in said and "--calibrated" not in said
 
 
 def test_folds_are_shown_for_the_fit_and_the_probe():
@@ -95,5 +104,5 @@ def test_a_figure_that_is_not_defined_is_a_dash():
     controls = {"linear probe": {"accuracy": none}}
     changes = {"gain": {"linear probe": none}, "controls": controls, "mean": mean}
     said = shown(test={"accuracy": none, "macro_f1": estimate(0.7) | {"low": None}}, **changes)
-    assert "accuracy –   macro_f1 0.700 [–, 0.800]" in said and "over linear probe –   –   paired" in said
+    assert "accuracy –   macro_f1 0.700 [no interval]" in said and "over linear probe –   –   paired" in said
     assert "accuracy – (sd –)" in said

@@ -91,8 +91,7 @@ def in_words(lines: Sequence[Compared]) -> str:
     for line in lines:
         text = f"{line.run:<{wide}}  {line.test}"
         if line.gain is not None:
-            g = line.gain
-            text += f"   {g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]"
+            text += f"   {line.gain.text('+')}"
         out.append(printable(f"{text}   {line.source}"))
     out.append(
         f"Differences are to {lines[0].run}, paired on the same rows; positive is better. They are "

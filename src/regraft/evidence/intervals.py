@@ -30,6 +30,8 @@ Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 Z_ONE_SIDED = 1.6448536269514722  # the 95 % point of the normal distribution
 
+ROUNDING = 1e-12  # of a metric's value; resamples that differ by less are alike
+
 MAX_CHUNK_WEIGHTS = 400_000  # weights held at once; 3 MB each for draws, counts and floats fit a CPU cache
 
 Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
@@ -160,11 +162,11 @@ def bootstrap(
 ) -> Estimate:
     """Return a metric of truth [N, …] and scores [N, C] with its percentile bootstrap interval.
 
-    The interval always holds the value; the percentiles of a biased metric may not. One row, or rows that
-    are all alike, give an interval of width zero.
+    The interval always holds the value; the percentiles of a biased metric may not. One row, and rows that are alike
+    in all that the metric depends on, carry no interval, and neither does a metric with ``interval = False``.
     """
     of = at_weights(metric, truth, scores)
-    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
+    return _percentile(of, len(truth), groups, resamples, seed, metric)
 
 
 def bootstrap_difference(
@@ -183,15 +185,19 @@ def bootstrap_difference(
     def of(weights: FloatArray) -> FloatArray:
         return first(weights) - second(weights)
 
-    return _percentile(of, len(truth), groups, resamples, seed, metric.title)
+    return _percentile(of, len(truth), groups, resamples, seed, metric)
 
 
 def _percentile(
-    of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int, title: str
+    of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int, metric: Metric
 ) -> Estimate:
-    """Return the value at weights of one with its percentile interval."""
+    """Return the value at weights of one with its percentile interval, if these rows carry one."""
     point = float(of(np.ones((1, n)))[0])
-    what = f"bootstrap of {title}"
+    if not getattr(metric, "interval", True):
+        return Estimate.without_interval(point, n)
+    what = f"bootstrap of {metric.title}"
     values = resample(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
+    if np.ptp(values) <= ROUNDING * max(1.0, abs(point)):
+        return Estimate.without_interval(point, n)
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(point, min(float(low), point), max(float(high), point), n)

@@ -76,6 +76,7 @@ class _AtThreshold:
     proportion: bool
     per_row: bool
     bounded: bool
+    interval: bool
     value: Callable[[Any, Any, FloatArray], FloatArray]
     at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
 
@@ -92,6 +93,7 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
         proportion=metric.proportion,
         per_row=metric.per_row,
         bounded=metric.bounded,
+        interval=getattr(metric, "interval", True),
         value=partial(cast(Any, metric.value), threshold=threshold),
         at_weights=partial(own, threshold=threshold) if own else None,
     )

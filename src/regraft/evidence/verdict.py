@@ -71,6 +71,8 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]) -> 
     elif estimate.high < 0:
         words = "transfer hurts"
     over = f"{seeds} seeds and {n} test rows"
+    if not estimate.has_interval:
+        return Verdict(words, estimate, seeds, f"{over} all differ by the same amount, which carries no interval")
     if words != "no evidence":
         return Verdict(words, estimate, seeds, f"the interval over {over} leaves out 0")
     return Verdict(words, estimate, seeds, f"the interval over {over} holds 0{_advice(estimate, share)}")
@@ -82,11 +84,12 @@ def rows_to_settle(gain: Estimate, seed_share: float = 0.0) -> int | None:
         n · (1 − q) h² / (gain² − q h²) − n,   h the half-width, q = ``seed_share`` of h²
 
     With q = 0 that is n·(h / |gain|)² − n. More rows reduce the row variance only. Returns None at gain 0,
-    above 20 n, and where the seeds' share q of h² alone spans 0: no number of rows is enough then.
+    without an interval, above 20 n, and where the seeds' share q of h² alone spans 0: no number of rows is
+    enough then.
     """
     half = (gain.high - gain.low) / 2
     left = gain.value**2 - seed_share * half**2
-    if gain.value == 0 or left <= 0:
+    if gain.value == 0 or not gain.has_interval or left <= 0:
         return None
     rows = gain.n * ((1 - seed_share) * half**2 / left - 1)
     return None if rows > 20 * gain.n else max(0, round(rows))
@@ -142,7 +145,7 @@ def _interval(
     seeds = float(t.ppf(0.975, df_seeds)) ** 2 * between
     squared = seeds + float(t.ppf(0.975, df_rows)) ** 2 * rows
     if squared == 0:  # all seeds and rows agree, as with two equal models
-        return Estimate(value, value, value, n), 0.0
+        return Estimate.without_interval(value, n), 0.0
     half = sqrt(squared)
     low, high = value - half, value + half
     if metric.bounded:

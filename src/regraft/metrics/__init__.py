@@ -13,6 +13,7 @@ class Metric(Protocol):
 
     It may have ``at_weights(truth, scores)``, which returns ``value`` as a function of the weights alone. A
     bootstrap calls that function 10,000 times, so ``at_weights`` computes all that the weights do not change.
+    A metric whose bootstrap is biased has ``interval = False``: its estimates then come without one.
     A metric of labels may have ``thresholded = True``. Then ``value`` takes the task's ``threshold`` as well.
     """
 

@@ -4,7 +4,8 @@
 
 The confidence of a row is its highest probability, right_i whether that class is the true one.
 Classification; 0 is best. Guo, Pleiss, Sun and Weinberger 2017, 1706.04599, eq. 3. Biased upwards
-where bins hold few rows, and so are the percentiles of its bootstrap.
+where bins hold few rows. The percentiles of its bootstrap lie higher still and miss the true value of a
+calibrated model, so it has no interval.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ proportion = False
 per_row = False
 
 bounded = True
+
+interval = False
 
 BINS = 15
 

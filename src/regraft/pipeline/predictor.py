@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task and rows for val"
+
 BATCH = 32  # rows at once of what is only judged
 
 
@@ -56,16 +58,17 @@ class Predictor:
     preprocessor: Preprocessor
     kind: Kind  # "image", "text" or "tensor"
     device: torch.device
-    temperature: float | None = None  # that the run fitted on val
+    temperature: float | None = None  # that the run fitted on val; None: none, or one that test speaks against
+    uncalibrated: str = NO_TEMPERATURE  # why there is no temperature
 
     def calibrated(self) -> Predictor:
-        """Return the same model with logits divided by the run's temperature: the same answers, with
-        probabilities that are as sure as the model is right.
+        """Return the same model with logits divided by the run's temperature.
 
-        Raises UsageError for a run that fitted no temperature.
+        The answers stay the same; the probabilities match how often the model is right. Raises UsageError for a
+        run without a temperature, and for one whose temperature made the log loss on test worse.
         """
         if self.temperature is None:
-            raise UsageError("this run fitted no temperature: it takes a classification task and rows for val")
+            raise UsageError(f"calibrated probabilities: {self.uncalibrated}")
         head = copy.deepcopy(self.model.get_submodule("head"))
         with torch.no_grad():
             for parameter in head.parameters():
@@ -132,12 +135,14 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     model = Model(source.backbone, source.head).eval().to(device)
     # a model folder alone is enough to predict with
     result = records.read(folder, RESULT, Calibrated)
-    temperature = result.calibration.temperature if result and result.calibration else None
+    fitted = result.calibration if result else None
+    refusal = fitted.refusal if fitted else ""
+    temperature = fitted.temperature if fitted and not refusal else None
     outputs_of_head = getattr(source.head, "out_features", task.outputs)
     if task.outputs != outputs_of_head:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
-    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device), temperature)
+    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device), temperature, refusal or NO_TEMPERATURE)
 
 
 def plan_of(run: str | Path) -> Plan:

@@ -156,8 +156,8 @@ def figures(r: Result) -> str:
 
 
 def is_defined(e: Estimate) -> bool:
-    """Return whether a figure and its interval are numbers."""
-    return all(map(isfinite, (e.value, e.low, e.high)))
+    """Return whether a figure is a number."""
+    return isfinite(e.value)
 
 
 def number(e: Estimate, signed: bool = False) -> str:

@@ -67,7 +67,8 @@ def intervals(rows: Sequence[tuple[str, Estimate]], label: str, salt: str) -> Ma
 
     def draw(axis: Any) -> None:
         for i, (_, e) in enumerate(rows):
-            axis.plot([e.low, e.high], [-i, -i], color=COLORS[0], linewidth=2)
+            if e.has_interval:
+                axis.plot([e.low, e.high], [-i, -i], color=COLORS[0], linewidth=2)
             axis.plot([e.value], [-i], "o", color=COLORS[0], markersize=5)
         axis.set_yticks([-i for i in range(len(rows))], [printable(name) for name, _ in rows])
         axis.set_ylim(-len(rows) + 0.4, 0.6)

@@ -6,6 +6,7 @@ An undefined number is NaN here and null in the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Any, ClassVar, Literal
 
 from .records import Count, Figure, Figures, MaybeNumber, Share, Text
@@ -17,21 +18,42 @@ CONFIG = {"use_attribute_docstrings": True}  # the schema's descriptions are the
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval and the number of rows behind it."""
+    """A figure with its 95 % interval and the number of rows behind it.
+
+    Both ends are NaN where these rows carry no interval: they are alike in all that the figure depends on, or the
+    metric is biased, so that percentiles would miss its true value.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = CONFIG
 
     value: Figure
     """The figure, in the metric's unit; undefined: NaN, null in result.json."""
     low: Figure
-    """Lower end of the 95 % interval."""
+    """Lower end of the 95 % interval; null: these rows carry no interval."""
     high: Figure
-    """Upper end of the 95 % interval."""
+    """Upper end of the 95 % interval; null: these rows carry no interval."""
     n: Count
     """Rows behind the figure."""
 
+    @classmethod
+    def without_interval(cls, value: float, n: int) -> Estimate:
+        """Return a figure whose rows carry no interval."""
+        return cls(value, nan, nan, n)
+
+    @property
+    def has_interval(self) -> bool:
+        """Return whether both ends are numbers."""
+        return not (isnan(self.low) or isnan(self.high))
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.text()
+
+    def text(self, sign: str = "") -> str:
+        """Return the figure with its interval, with three digits. ``sign`` "+" gives each number its sign."""
+        if isnan(self.value):
+            return "–"
+        ends = f"[{self.low:{sign}.3f}, {self.high:{sign}.3f}]" if self.has_interval else "[no interval]"
+        return f"{self.value:{sign}.3f} {ends}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..io import guarded
 from ..tasks import kind_of
 from . import records
 from .confusion import Confusion, rows_of
-from .estimates import Verdict
+from .estimates import Estimate, Verdict
 from .records import MAX_ENTRIES, Count, Figures, Name, Record, Text, need
 from .result_parts import (
     Block,
@@ -158,10 +158,28 @@ class Unfinished(Record):
 Ended = Annotated[Result | Unfinished, Field(discriminator="status")]
 
 
+class LogLossGain(Record):
+    """The gain of the temperature in log loss."""
+
+    log_loss: Estimate | None = None
+
+
 class FittedTemperature(Record):
-    """The temperature in ``calibration``, which is all that a prediction takes of result.json."""
+    """The temperature in ``calibration`` and its gain, which is all that a prediction takes of result.json."""
 
     temperature: Temperature | None = None
+    gain: LogLossGain | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Return why this temperature is not applied, or "" if it is."""
+        gained = self.gain and self.gain.log_loss
+        if self.temperature is None or gained is None or not gained.high < 0:
+            return ""
+        return (
+            f"on test the temperature {self.temperature:.2f} made the log loss worse, by {-gained.value:.3f} "
+            f"[{-gained.high:.3f}, {-gained.low:.3f}]: the probabilities are better as they are"
+        )
 
 
 class Calibrated(Record):

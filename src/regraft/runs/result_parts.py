@@ -295,12 +295,29 @@ class Reliability(Record):
     after: list[Bin] = Field(max_length=MAX_ENTRIES, description="logits divided by the temperature")
 
 
-class Calibration(Record):
+class IfCalibrated(Record):
+    """The ECE that test would show if the probabilities were right: mean and middle 95 % of simulated labels."""
+
+    before: Estimate = Field(description="with the probabilities as they are")
+    after: Estimate = Field(description="with the probabilities at the temperature")
+
+
+class Calibration(Sparse):
     """Test as it is, and with logits divided by the temperature that was fitted on val."""
+
+    left_out = ("if calibrated",)
 
     temperature: Temperature
     fitted_on: Count = Field(description="rows of val that it was fitted on")
     before: CalibrationFigures = Field(description="logits as they are")
     after: CalibrationFigures = Field(description="logits divided by the temperature")
     gain: CalibrationFigures = Field(description="gain of the temperature, paired; positive is better")
+    if_calibrated: IfCalibrated | None = Field(
+        None, alias="if calibrated", description="ECE of a calibrated model on these rows; null: not computed"
+    )
     reliability: Reliability = Field(description="accuracy by confidence")
+
+    @property
+    def harmful(self) -> bool:
+        """Return whether the temperature made the log loss on test worse, beyond its interval."""
+        return self.gain.log_loss.high < 0

@@ -120,8 +120,14 @@ def frontier(r: Result, f: Frontier) -> str:
 
 def calibration(c: Calibration) -> str:
     """Return the calibration error, as it is and at the temperature fitted on val."""
-    before, after = estimate(c.before.ece), estimate(c.after.ece)
-    return f"calibration error {before}; logits divided by {c.temperature:.2f}, as fits val (--calibrated), {after}"
+    before = number(c.before.ece.value)
+    if c.if_calibrated is not None:
+        expected = c.if_calibrated.before
+        before += f" (a calibrated model would show {number(expected.value)}, at most {number(expected.high)})"
+    how = f"logits divided by {c.temperature:.2f}, as fits val"
+    if c.harmful:
+        return f"calibration error {before}; {how}, made the log loss on test worse: {signed(c.gain.log_loss)}, so unused"
+    return f"calibration error {before}; {how} (--calibrated), {number(c.after.ece.value)}"
 
 
 def retention(kept: Retention, seeds: int) -> str:
@@ -176,18 +182,12 @@ def verdict(r: Result) -> str:
 
 def estimate(e: Estimate) -> str:
     """Return a figure with its interval."""
-    return interval(e, "")
+    return e.text()
 
 
 def signed(e: Estimate) -> str:
     """Return a gain with its interval, each number with its sign."""
-    return interval(e, "+")
-
-
-def interval(e: Estimate, sign: str) -> str:
-    """Return a figure with its interval, or a dash if it is undefined."""
-    value, low, high = (number(v, sign) for v in (e.value, e.low, e.high))
-    return value if isnan(e.value) else f"{value} [{low}, {high}]"
+    return e.text("+")
 
 
 def number(value: float | None, sign: str = "") -> str:

@@ -139,7 +139,7 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
         notes.append(f"no warning about inputs unlike the training data: its measure {why}")
     temperature = predictor.temperature
     if temperature is None and not predictor.task.has_numbers:
-        notes.append("probabilities are not calibrated: the run fitted no temperature")
+        notes.append(f"probabilities are not calibrated: {predictor.uncalibrated}")
     return ServedModel(
         name=run.resolve().name,
         predictor=predictor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import plots
-from ..cells import estimate, signed
+from ..cells import estimate, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE = 70, "Calibration"
@@ -38,16 +38,18 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         axis.set_aspect("equal")
         plots.legend(axis)
 
-    metrics = {
-        "calibration error (ECE)": (c.before.ece, c.after.ece, c.gain.ece),
-        "log loss": (c.before.log_loss, c.after.log_loss, c.gain.log_loss),
-    }
+    applied = "test shows that it makes the log loss worse: it is not used" if c.harmful else "--calibrated applies it"
+    error, gained = "calibration error (ECE)", number(c.gain.ece.value)
+    rows = [(error, number(c.before.ece.value), number(c.after.ece.value), gained)]
+    if c.if_calibrated:
+        expected = c.if_calibrated
+        rows.append((f"{error} of a calibrated model", estimate(expected.before), estimate(expected.after), ""))
+    rows.append(("log loss", estimate(c.before.log_loss), estimate(c.after.log_loss), signed(c.gain.log_loss)))
     return {
-        "rows": [
-            (name, estimate(before), estimate(after), signed(gain)) for name, (before, after, gain) in metrics.items()
-        ],
-        "caption": f"Temperature {c.temperature:.2f}, fitted on {c.fitted_on} val rows (--calibrated applies it)",
-        "text": "Reliability on test: accuracy against confidence in ten bins, before and after; on the "
+        "rows": rows,
+        "caption": f"Temperature {c.temperature:.2f}, fitted on {c.fitted_on} val rows ({applied}). ECE of few rows "
+        "is above 0 for a calibrated model too; its row says what is to be expected, with the middle 95 %",
+        "text": "Reliability on test: accuracy against confidence in 15 bins, before and after; on the "
         "diagonal, confidence is right.",
         "plot": plots.figure(draw, salt=f"{run.name} calibration", height=3.2),
     }
