@@ -86,7 +86,7 @@ def test_the_summary_says_what_was_forgotten(target: Path, cli: Cli) -> None:
     from regraft.runs.summary import summary
 
     said = summary(target, finished(target))
-    assert "keeping 0.5 of the source for sure" in said
+    assert "keeping 0.5 of the source with 95 % confidence" in said
     assert "forgetting" in said and "n = 120 source rows; under 200 rows: no claim" in said
 
 
@@ -197,7 +197,7 @@ def test_another_floor_is_another_point_without_training(target: Path, cli: Cli)
     said = json.loads(out)
     assert points[round(10 * said["chosen"])]["source"]["low"] >= floor
     code, _, err = cli("frontier", target, "--retain", 1)
-    assert code != 0 and "no point keeps 1 of the source for sure" in err
+    assert code != 0 and "no point keeps 1 of the source with 95 % confidence" in err
 
 
 def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cli: Cli) -> None:
@@ -206,7 +206,7 @@ def test_a_chosen_point_becomes_a_run_that_its_plan_makes_again(target: Path, cl
     new, again = target.parent / "chosen", target.parent / "again"
     code, out, err = cli("frontier", target, "--retain", floor, "--out", new)
     assert code == 0, err
-    assert f"keeping {floor:g} of the source for sure" in out
+    assert f"keeping {floor:g} of the source with 95 % confidence" in out
     assert cli("fit", new / "plan.toml", "--out", again, "--quiet")[0] == 0
     files = [r / "model" / "model.safetensors" for r in (new, again)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,5 +1,6 @@
 """The line in weight space: its ends, its points, its batch norms, and who is chosen."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,8 @@ from torch import nn
 from builders import CPU
 from regraft.errors import PlanError
 from regraft.evidence.frontier import ALPHAS, blend, choose, evaluate_points, load_point
+from regraft.evidence.retention import retention_of
+from regraft.evidence.scoring import Predictions
 from regraft.metrics import accuracy, log_loss
 from regraft.model.grafting import graft
 from regraft.model.weights import snapshot
@@ -110,9 +113,44 @@ def test_a_floor_leaves_out_points_that_do_not_keep_it_for_sure():
     assert choose(points, accuracy, 0.99).alpha == 0
 
 
+def test_a_point_beyond_one_that_fails_the_floor_is_never_chosen():
+    points = [kept(0.0, 0.5, 0.99), kept(0.4, 0.6, 0.97), kept(0.7, 0.9, 0.99)]
+    assert choose(points, accuracy, 0.98).alpha == 0
+
+
+def plateau(rng, rows, level, own):
+    """Points that from α = 0.1 on keep ``level`` of the source's right rows; a share ``own`` of draws is each point's."""
+    truth, ids = rng.integers(0, 10, rows), tuple(map(str, range(rows)))
+    right, shared, points = rng.random(rows) < 0.8, rng.random(rows), []
+
+    def predictions(hit):
+        return Predictions(ids, truth, np.eye(10)[np.where(hit, truth, (truth + 1) % 10)])
+
+    for alpha in ALPHAS:
+        drawn = np.where(rng.random(rows) < own, rng.random(rows), shared)
+        after = right & (drawn < level) if alpha else right
+        source = retention_of(accuracy, predictions(right), predictions(after))
+        points.append(Point(alpha, {"accuracy": 0.5 + alpha / 10, "loss": 1.0}, source))
+    return points
+
+
+@pytest.mark.parametrize("own", [0.2, 1.0])
+def test_a_plateau_just_under_the_floor_passes_rarely(own):
+    rng, draws = np.random.default_rng(26), 400
+    floor = (0.8 * 0.9 - 0.1) / (0.8 - 0.1) + 0.002  # of the plateau's true retention, and a little above
+    passed, any_alone = 0, 0
+    for _ in range(draws):
+        points = plateau(rng, 400, 0.9, own)
+        passed += choose(points, accuracy, floor).alpha > 0
+        any_alone += any(p.source.low >= floor for p in points[1:])
+    print(f"own {own}: {passed / draws:.3f} pass, {any_alone / draws:.3f} if each point were tested alone")
+    assert passed <= 0.06 * draws
+    assert any_alone > 2 * passed
+
+
 def test_a_floor_out_of_reach_names_the_best_that_can_be_had():
     points = [kept(0.0, 0.5, 0.97), kept(1, 0.9, 0.4)]
-    with pytest.raises(PlanError, match=r"0\.98 .* 0\.970, at α = 0"):
+    with pytest.raises(PlanError, match=r"0\.98 .*α = 0 keeps only 0\.970"):
         choose(points, accuracy, 0.98)
     with pytest.raises(PlanError, match="no retention of the source is known"):
         choose([point(0, 0.5, 1.0)], accuracy, 0.98)

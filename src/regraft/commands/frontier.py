@@ -117,13 +117,13 @@ def in_words(found: Rechosen, retain: float | None) -> str:
     sure = any(p.source is not None for p in found.points)
     by = found.chosen_by
     head = f"     α   {by} {found.primary}   loss"
-    out = [head + ("    source   kept    for sure" if sure else "")]
+    out = [head + ("    source   kept    at least" if sure else "")]
     wide = len(f"{by} {found.primary}")
     for p in found.points:
         mark = "→" if p is found.chosen else " "
         line = f"{mark} {p.alpha:>4.1f}   {p.figures[found.primary]:>{wide}.4f}  {p.loss:.4f}"
         out.append(line + (source_words(p.source) if p.source else ""))
-    floor = "" if retain is None else f", keeping {retain:g} of the source for sure"
+    floor = "" if retain is None else f", keeping {retain:g} of the source with 95 % confidence"
     out.append(f"α = {found.chosen.alpha:g} is best by {by}{floor}; 0 is the start, 1 the fit.")
     return "\n".join(out)
 

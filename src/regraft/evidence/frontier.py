@@ -4,9 +4,9 @@
 
 Wortsman et al. 2022, 2109.01903, section 3 (WiSE-FT); the probe stands for their zero-shot end. A point
 between the ends often keeps more of the source and is no worse on the target. α is chosen on val, or by
-folds without val: the best primary metric, then the lower loss, then the smaller α. A floor leaves only
-points whose retention of the source task, on the source's ``select`` rows, is at least the floor with 95 %
-confidence.
+folds without val: the best primary metric, then the lower loss, then the smaller α. A floor is tested from
+α = 0 upwards, on the source's ``select`` rows. It leaves the points before the first whose retention of the
+source task is not at least the floor with 95 % confidence.
 
 Batch-norm statistics that are equal at both ends stay. Others are estimated anew at each point between, on
 training rows without augmentation, because a blend of variances is not the blend's variance.
@@ -15,6 +15,7 @@ training rows without augmentation, because a blend of variances is not the blen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -89,17 +90,22 @@ def choose(points: Sequence[Point], metric: Metric, retain: float | None = None)
 
 
 def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
-    """Return the points that keep the floor. Raises PlanError if there is none."""
-    kept = [(p, p.source.low) for p in points if p.source and p.source.low is not None]
-    if not kept:
+    """Return the points that keep the floor: from α = 0 up to the first that fails. Raises PlanError if there is none.
+
+    The order is fixed before the rows are seen, so that all the points together have the level of one test (fixed
+    sequence: Maurer, Hothorn and Lehmacher 1995). Eleven tests at that level would let some point pass by chance.
+    """
+    ordered = sorted(points, key=lambda p: p.alpha)
+    bounds = [(p, p.source.low) for p in ordered if p.source and p.source.low is not None]
+    if not bounds:
         raise PlanError(["fit.retain: no retention of the source is known for these points"])
-    above = [p for p, low in kept if low >= retain]
+    above = [p for p, _ in takewhile(lambda bound: bound[1] >= retain, bounds)]
     if not above:
-        best, low = max(kept, key=lambda k: k[1])
+        first, low = bounds[0]
         raise PlanError(
             [
-                f"fit.retain: no point keeps {retain:g} of the source for sure; the best is {low:.3f}, at "
-                f"α = {best.alpha:g}: lower the floor, or bring more source rows"
+                f"fit.retain: no point keeps {retain:g} of the source with 95 % confidence; already α = {first.alpha:g} "
+                f"keeps only {low:.3f}: lower the floor, or bring more source rows"
             ]
         )
     return above

@@ -111,7 +111,7 @@ def frontier(r: Result, f: Frontier) -> str:
     alphas = sorted({s.alpha for s in r.seeds} if r.fit.fitted else {f.alpha})
     chosen = " to ".join(f"{a:g}" for a in dict.fromkeys((alphas[0], alphas[-1])))
     ends = "0 the start, 1 the fit"
-    keeps = "" if f.retain is None else f", keeping {f.retain:g} of the source for sure"
+    keeps = "" if f.retain is None else f", keeping {f.retain:g} of the source with 95 % confidence"
     by = f"chosen by {f.chosen_by}{keeps}"
     if alphas == [1]:
         return f"α = 1 ({ends}), {by}: no point between is better"
