@@ -59,7 +59,7 @@ def main(flowers: Path, out: Path) -> None:
     from regraft.metrics import accuracy
 
     pairs = list(zip(rows["from the probe"], rows["random head"], strict=True))
-    print("from the probe over random head:", decide(accuracy, pairs))
+    print("from the probe over random head:", decide(accuracy, pairs, paired=True))
 
 
 if __name__ == "__main__":

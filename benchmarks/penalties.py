@@ -166,7 +166,7 @@ def compare(bench: Bench, found: dict[str, Rows]) -> None:
             if label == against:
                 continue
             gains = [
-                decide(m, [(a[i], b[i]) for a, b in zip(arms, found[against], strict=True)]).gain
+                decide(m, [(a[i], b[i]) for a, b in zip(arms, found[against], strict=True)], paired=True).gain
                 for i, m in enumerate((p.metric, p.source_data.metric))
             ]
             say = [f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for g in gains]

@@ -271,7 +271,7 @@ def test_three_pictures_a_class_use_folds_three_seeds_a_verdict(make_pictures, w
     assert r["probe"]["chosen_by"] == "3-fold cross-validation"
     assert [s["seed"] for s in r["seeds"]] == [0, 1, 2]
     assert r["verdict"]["seeds"] == 3
-    assert r["verdict"]["words"] in ("transfer helps", "transfer hurts", "no evidence")
+    assert r["verdict"]["words"] in ("transfer helps", "transfer hurts", "not decided")
     gains = [s["test"]["accuracy"] - s["scratch"]["accuracy"] for s in r["seeds"]]
     assert r["verdict"]["gain"]["value"] == pytest.approx(sum(gains) / 3)
     assert r["verdict"]["words"] in printed

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from regraft.evidence.calibration import (
-    ece_if_calibrated,
-    fit_temperature,
-    measure_calibration,
-    reliability,
-    rescale,
-)
+from regraft.evidence.calibration import ece_if_calibrated, fit_temperature, measure_calibration, reliability, rescale
 from regraft.evidence.scoring import Predictions
 from regraft.metrics import ece
 from regraft.tasks.classification import Classification
@@ -42,9 +36,7 @@ def log_loss(rows, temperature=1.0):
 @pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
 def test_a_temperature_of_few_rows_does_no_harm_on_average(n, sharpness):
     test = rows(2000, sharpness, seed=99)
-    change = [
-        log_loss(test, fit_temperature(rows(n, sharpness, seed))) - log_loss(test) for seed in range(40)
-    ]
+    change = [log_loss(test, fit_temperature(rows(n, sharpness, seed))) - log_loss(test) for seed in range(40)]
     assert np.mean(change) <= 0.01 and (sharpness == 1 or np.mean(change) < -0.01)
 
 

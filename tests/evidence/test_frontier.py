@@ -119,7 +119,7 @@ def test_a_point_beyond_one_that_fails_the_floor_is_never_chosen():
 
 
 def plateau(rng, rows, level, own):
-    """Points that from α = 0.1 on keep ``level`` of the source's right rows; a share ``own`` of draws is each point's."""
+    """Points that from α = 0.1 on keep ``level`` of the source's right rows; ``own`` of draws are each point's."""
     truth, ids = rng.integers(0, 10, rows), tuple(map(str, range(rows)))
     right, shared, points = rng.random(rows) < 0.8, rng.random(rows), []
 

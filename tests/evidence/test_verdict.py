@@ -30,14 +30,23 @@ def test_the_formula_by_hand():  # absolute errors; gain = scratch − fine-tune
     fine = [numbers([1, 2, 1, 2]), numbers([1, 1, 1, 1]), numbers([2, 2, 1, 1])]
     scratch = [numbers([3, 4, 2, 3]), numbers([4, 2, 2, 2]), numbers([3, 3, 3, 3])]
     each = np.array([[2, 2, 1, 1], [3, 1, 1, 1], [1, 1, 2, 2]], dtype=float)
-    between = each.mean(1).var(ddof=1) / 3
     rows = each.mean(0).var(ddof=1) / 4
-    half = np.sqrt(stats.t.ppf(0.975, 2) ** 2 * between + stats.t.ppf(0.975, 3) ** 2 * rows)
+    twice = (np.mean([r.var(ddof=1) / 4 for r in each]) - rows) / 2  # the noise that both variances hold
+    rows -= twice / 2  # k = (3 − 2) / (3 − 1)
+
+    a, b = np.var([1.5, 1, 1.5], ddof=1) / 3, np.var([3, 2.5, 3], ddof=1) / 3
+    welch = stats.ttest_ind([1.5, 1, 1.5], [3, 2.5, 3], equal_var=False).df
+    half = np.sqrt(stats.t.ppf(0.975, welch) ** 2 * (a + b) + stats.t.ppf(0.975, 3) ** 2 * rows)
     found = decide(mae, list(zip(fine, scratch, strict=True)))
     assert found.gain is not None and found.seeds == 3
     assert found.gain.value == pytest.approx(each.mean())
     assert (found.gain.low, found.gain.high) == pytest.approx((1.5 - half, 1.5 + half))
     assert found.words == "transfer helps"
+
+    between = each.mean(1).var(ddof=1) / 3
+    half = np.sqrt(stats.t.ppf(0.975, 2) ** 2 * between + stats.t.ppf(0.975, 3) ** 2 * rows)
+    paired = decide(mae, list(zip(fine, scratch, strict=True)), paired=True).gain
+    assert (paired.low, paired.high) == pytest.approx((1.5 - half, 1.5 + half))
     swapped = decide(mae, list(zip(scratch, fine, strict=True)))
     assert swapped.words == "transfer hurts" and swapped.gain.value == pytest.approx(-1.5)
 
@@ -45,13 +54,13 @@ def test_the_formula_by_hand():  # absolute errors; gain = scratch − fine-tune
 def test_no_discordant_rows_is_no_certainty():
     same = [(arm([1] * 50), arm([1] * 50))] * 3
     found = decide(accuracy, same)
-    assert found.words == "no evidence" and found.gain.low < 0 < found.gain.high
+    assert found.words == "not decided" and found.gain.low < 0 < found.gain.high
     # Agresti and Min: pseudo-rows +1 and −1 of half a row and one 0 give variance (1/52)/52
     assert row_variance(accuracy, same) == pytest.approx(1 / 52**2)
     every = decide(accuracy, [(arm([1] * 50), arm([0] * 50))] * 3)
     assert every.words == "transfer helps" and 0.8 < every.gain.low < every.gain.high == 1
     few = decide(macro_f1, [(arm([1, 1]), arm([0, 0]))] * 3)
-    assert few.words == "no evidence"  # two rows prove nothing, although nothing varies
+    assert few.words == "not decided"  # two rows prove nothing, although nothing varies
 
 
 def test_groups_count_as_one_row():
@@ -103,7 +112,7 @@ def test_other_rows_are_refused():
 def test_equal_models_have_no_gain_and_no_interval():
     found = decide(mae, [(numbers([1, 2]), numbers([1, 2]))] * 3)
     assert found.gain.value == 0 and not found.gain.has_interval
-    assert found.words == "no evidence" and "no interval" in found.why
+    assert found.words == "not decided" and "no interval" in found.why
     assert rows_to_settle(found.gain) is None
 
 
@@ -123,7 +132,10 @@ def test_the_advice_names_what_can_be_bought():
     assert "more seeds" in decide(accuracy, seeds).why
     right = (rng.random(60) < 0.6).astype(int)
     rows = [(arm(right), arm(1 - right))] * 3
-    assert "more test rows" in decide(accuracy, rows).why
+    found = decide(accuracy, rows)
+    more = rows_to_settle(found.gain)
+    assert f"{more} more test rows settle it in half of all cases: plan for {2 * more}" in found.why
+    assert f"a gain above {found.gain.high:.3f} or a loss beyond {-found.gain.low:.3f} is ruled out" in found.why
 
 
 # ------------------------------------------------------------ error rates

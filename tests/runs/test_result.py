@@ -153,7 +153,7 @@ def test_a_temperature_is_refused_where_test_shows_its_harm(high, refused):
     gain = {"value": -0.2, "low": -0.3, "high": high, "n": 40}
     found = records.checked(FittedTemperature, {"temperature": 0.3, "gain": {"ece": gain, "log_loss": gain}})
     assert bool(found.refusal) == refused
-    assert not refused or "0.30" in found.refusal and "0.200 [0.010, 0.300]" in found.refusal
+    assert not refused or ("0.30" in found.refusal and "0.200 [0.010, 0.300]" in found.refusal)
 
 
 def test_a_proxy_of_retention_is_of_its_kind():

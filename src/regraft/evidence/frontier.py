@@ -104,8 +104,8 @@ def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
         first, low = bounds[0]
         raise PlanError(
             [
-                f"fit.retain: no point keeps {retain:g} of the source with 95 % confidence; already α = {first.alpha:g} "
-                f"keeps only {low:.3f}: lower the floor, or bring more source rows"
+                f"fit.retain: no point keeps {retain:g} of the source with 95 % confidence; already "
+                f"α = {first.alpha:g} keeps only {low:.3f}: lower the floor, or bring more source rows"
             ]
         )
     return above

@@ -112,14 +112,14 @@ def measure_retention(
     if any(a is not e for a, e in zip(after, ends, strict=True)):
         pairs = list(zip(after, ends, strict=True))
         at_end = [retention_of(metric, before, e).after for e in ends]
-        gained = decide(metric, pairs).gain or gain(metric, *pairs[0])
+        gained = decide(metric, pairs, paired=True).gain or gain(metric, *pairs[0])
     by_seed = [retention_of(metric, before, a) for a in after]
     return SourceRetention(
         metric=task.primary,
         before=estimates(task, {task.primary: metric}, before)[task.primary],
         after=estimates(task, {task.primary: metric}, after[0])[task.primary],
         forgetting=gain(metric, before, after[0]),
-        over_seeds=decide(metric, [(before, a) for a in after]).gain if len(after) > 1 else None,
+        over_seeds=decide(metric, [(before, a) for a in after], paired=True).gain if len(after) > 1 else None,
         chance=chance_level(metric, before),
         ratio=first.ratio,
         low=first.low,

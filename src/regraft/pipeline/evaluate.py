@@ -208,7 +208,7 @@ def frontier(job: Job, t: Trained, fits: list[Predictions], ends: list[Predictio
         points=points,
         seed=seed,
         test_at_alpha_1=estimates(job.data.task, job.data.metrics, ends[0]),
-        gain=decide(job.data.metric, pairs).gain or gain(job.data.metric, *pairs[0]),
+        gain=decide(job.data.metric, pairs, paired=True).gain or gain(job.data.metric, *pairs[0]),
     )
 
 

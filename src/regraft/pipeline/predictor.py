@@ -142,7 +142,9 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     if task.outputs != outputs_of_head:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
-    return Predictor(model, task, build(source.preprocess), source.kind, torch.device(device), temperature, refusal or NO_TEMPERATURE)
+    return Predictor(
+        model, task, build(source.preprocess), source.kind, torch.device(device), temperature, refusal or NO_TEMPERATURE
+    )
 
 
 def plan_of(run: str | Path) -> Plan:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
 
 from .records import Count, Figure, Figures, MaybeNumber, Share, Text
 
-VerdictLabel = Literal["transfer helps", "no evidence", "transfer hurts", "not measured"]
+VerdictLabel = Annotated[
+    Literal["transfer helps", "not decided", "transfer hurts", "not measured"],
+    BeforeValidator(lambda words: "not decided" if words == "no evidence" else words),  # the word of older runs
+]
 
 CONFIG = {"use_attribute_docstrings": True}  # the schema's descriptions are the docstrings below
 

@@ -173,7 +173,7 @@ class FittedTemperature(Record):
     @property
     def refusal(self) -> str:
         """Return why this temperature is not applied, or "" if it is."""
-        gained = self.gain and self.gain.log_loss
+        gained = self.gain.log_loss if self.gain else None
         if self.temperature is None or gained is None or not gained.high < 0:
             return ""
         return (

@@ -15,7 +15,7 @@ from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Ori
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
     "transfer hurts": "against training from scratch",
-    "no evidence": "over training from scratch",
+    "not decided": "over training from scratch",
 }
 
 MIN_SEEDS = 3  # below this an interval is about these models, not the method
@@ -126,7 +126,9 @@ def calibration(c: Calibration) -> str:
         before += f" (a calibrated model would show {number(expected.value)}, at most {number(expected.high)})"
     how = f"logits divided by {c.temperature:.2f}, as fits val"
     if c.harmful:
-        return f"calibration error {before}; {how}, made the log loss on test worse: {signed(c.gain.log_loss)}, so unused"
+        return (
+            f"calibration error {before}; {how}, made the log loss on test worse: {signed(c.gain.log_loss)}, so unused"
+        )
     return f"calibration error {before}; {how} (--calibrated), {number(c.after.ece.value)}"
 
 
