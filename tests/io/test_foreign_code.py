@@ -124,6 +124,19 @@ def test_a_hook_for_code_is_refused_by_file_and_key(tmp_path, file, hook, key):
         load_source(f"transformers:{tmp_path}", SourceOptions(offline=True))
 
 
+@pytest.mark.parametrize("key", ["vocab", "merges"])
+def test_a_tokenizer_that_names_a_file_of_this_machine_reads_nothing(tmp_path, key):
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "secret"]
+    (tmp_path / "secret.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    model = {"type": "WordPiece", "vocab": {word: i for i, word in enumerate(words[:5])}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    assert "secret" not in foreign_code.tokenizer_of(str(tmp_path)).get_vocab()
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model | {key: str(tmp_path / "secret.txt")}}))
+    with pytest.raises(SourceError, match=rf'tokenizer\.json: refused, nothing read: its "{key}" is .*remedy'):
+        foreign_code.tokenizer_of(str(tmp_path))
+
+
 def test_modules_of_another_package_are_refused(tmp_path):
     for named in ("evil.Evil", None, "sentence_transformersevil.X"):
         (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "type": named}]))

@@ -38,7 +38,7 @@ def find_code_key(tree: Any) -> str | None:
 
 
 def refuse(folder: Path) -> None:
-    """Refuse a folder whose configurations name code.
+    """Refuse a folder whose configurations name code, or whose tokenizer names a file of this machine.
 
     Raises SourceError for one, and for what is neither a file nor a folder, because reading a
     pipe never ends.
@@ -58,6 +58,15 @@ def refuse(folder: Path) -> None:
             raise SourceError(
                 f'{path}: refused, nothing executed: its "tokenizer_class" is {shown(named)}, which is no '
                 f"tokenizer of transformers; remedy: name one, as PreTrainedTokenizerFast"
+            )
+    path = folder / "tokenizer.json"
+    tree = read(path) if path.is_file() else {}
+    model = tree.get("model") if isinstance(tree, dict) else None
+    for key in ("vocab", "merges"):
+        if isinstance(model, dict) and isinstance(model.get(key), str):  # the library would open the file of that name
+            raise SourceError(
+                f'{path}: refused, nothing read: its "{key}" is {shown(model[key])}, the name of a file, where a '
+                f"vocabulary belongs; remedy: save the tokenizer again with save_pretrained"
             )
     path = folder / "modules.json"
     parts = read(path) if path.is_file() else []
