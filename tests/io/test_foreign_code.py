@@ -130,7 +130,8 @@ def test_a_tokenizer_that_names_a_file_of_this_machine_reads_nothing(tmp_path, k
     (tmp_path / "secret.txt").write_text("\n".join(words))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     model = {"type": "WordPiece", "vocab": {word: i for i, word in enumerate(words[:5])}, "unk_token": "[UNK]"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     assert "secret" not in foreign_code.tokenizer_of(str(tmp_path)).get_vocab()
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model | {key: str(tmp_path / "secret.txt")}}))
     with pytest.raises(SourceError, match=rf'tokenizer\.json: refused, nothing read: its "{key}" is .*remedy'):
