@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,25 @@ def test_predict_and_evaluate_agree_with_the_run(photo_run, pictures, cli, tmp_p
     right = sum(r["label"] == r["predicted"] for r in rows) / 24
     assert found["accuracy"]["value"] == was["accuracy"]["value"] == pytest.approx(right)
     assert found["log_loss"]["value"] == pytest.approx(was["log_loss"]["value"], abs=1e-6)
+    assert found["own"] == {"test": 24}
+
+
+def test_evaluation_leaves_out_the_rows_of_a_runs_own_train(photo_run, pictures, cli, tmp_path):
+    fitted = tmp_path / "fitted"
+    for split in ("train", "val"):
+        if (pictures / split).is_dir():
+            shutil.copytree(pictures / split, fitted, dirs_exist_ok=True)
+    refused(cli("evaluate", photo_run, fitted), 3, "are the run's own (train", "not fitted on")
+    rows = sum(1 for path in fitted.rglob("*.png"))
+    for path in sorted((pictures / "test").rglob("*.png")):  # half of them: new names, so that none is overwritten
+        shutil.copy(path, fitted / path.parent.name / f"new {path.name}")
+    code, out, err = cli("evaluate", photo_run, fitted, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["n"] == 24 and sum(n for split, n in found["own"].items() if split != "test") == rows
+    assert found["accuracy"]["value"] == read_result(photo_run)["test"]["accuracy"]["value"]
+    said = cli("evaluate", photo_run, fitted)[1]
+    assert f"{rows} more rows are the run's own" in said and "24 of these rows are the run's own test rows" in said
 
 
 def test_a_run_is_the_source_of_the_next(photo_run, pictures, cli, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from ..io.log import lines_to
 from .flags import plugin_option
 from .options import AsJson, Calibrated, NoBrowser, PlanArguments, Port, Quiet, RunFolder, takes_flags, takes_plan
 from .printing import print_result, print_run, unless
+
+if TYPE_CHECKING:
+    from ..pipeline.predictor import Evaluation
 
 Labels = Annotated[list[int], typer.Option(help="Labels a class, or rows for numbers; give it again for more points.")]
 
@@ -45,16 +48,29 @@ def evaluate(
     calibrated: Calibrated = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run on new labelled data, with intervals."""
+    """Evaluate a run on new labelled data, with intervals. Rows of its own train and val are left out."""
     from ..commands.predict import like_run
     from ..pipeline.predictor import load
 
     model = load(run, device=flags.pop("device"))
     model = model.calibrated() if calibrated else model
-    estimates, rows, which = model.evaluate(like_run(run, data, flags))
-    record = {"n": len(rows), "rows": which} | {name: asdict(e) for name, e in estimates.items()}
-    lines = [f"{run} on {which} of {data}, n = {len(rows)}", *(f"  {n:<18} {e}" for n, e in estimates.items())]
-    print_result(record, lambda: "\n".join(lines), as_json)
+    found = model.evaluate(like_run(run, data, flags))
+    record = {"n": len(found.rows), "rows": found.which, "own": found.own}
+    print_result(record | {n: asdict(e) for n, e in found.metrics.items()}, lambda: in_words(run, data, found), as_json)
+
+
+def in_words(run: Path, data: Path, found: Evaluation) -> str:
+    """Return the metrics of an evaluation, and which rows they are not of, as lines."""
+    lines = [f"{run} on {found.which} of {data}, n = {len(found.rows)}"]
+    lines += [f"  {name:<18} {estimate}" for name, estimate in found.metrics.items()]
+    if known := {split: n for split, n in found.own.items() if split != "test"}:
+        counts = ", ".join(f"{split} {n}" for split, n in known.items())
+        lines.append(f"{sum(known.values())} more rows are the run's own ({counts}) and are left out.")
+    if "test" in found.own:
+        lines.append(
+            f"{found.own['test']} of these rows are the run's own test rows, which it was evaluated on before."
+        )
+    return "\n".join(lines)
 
 
 def compare(

@@ -21,8 +21,9 @@ from ..data.loading import rows_of
 from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
 from ..data.readers import make_reader
+from ..data.splitting import read_manifest
 from ..data.types import DataOptions, Example
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..evidence.scoring import Predictions, estimates, score
 from ..evidence.types import Prediction
 from ..io import guarded
@@ -46,7 +47,28 @@ if TYPE_CHECKING:
 
 NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task and rows for val"
 
+MANIFEST = "manifest.jsonl"
+
 BATCH = 32  # rows at once of what is only judged
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a run on new labelled data."""
+
+    metrics: dict[str, Estimate]
+    rows: Predictions  # that the metrics are of
+    which: str  # "test rows" of the data, or "all rows"
+    own: Mapping[
+        str, int
+    ]  # rows of the data that the run has already, by its split; those of train and val are left out
+
+
+def splits_of_run(run: Path) -> dict[str, str]:
+    """Return the split of each row of a run by the row's id; {} where the folder has no manifest."""
+    if not (run / MANIFEST).is_file():
+        return {}
+    return {row.id: row.split for row in read_manifest(run / MANIFEST)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class Predictor:
     device: torch.device
     temperature: float | None = None  # that the run fitted on val; None: none, or one that test speaks against
     uncalibrated: str = NO_TEMPERATURE  # why there is no temperature
+    run: Path | None = None  # the run's folder
 
     def calibrated(self) -> Predictor:
         """Return the same model with logits divided by the run's temperature.
@@ -107,16 +130,28 @@ class Predictor:
         return Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
 
     @freed_memory_kept()
-    def evaluate(self, data: DataOptions) -> tuple[dict[str, Estimate], Predictions, str]:
-        """Return metrics with intervals on new labelled data, the scores, and which rows they are of.
+    def evaluate(self, data: DataOptions) -> Evaluation:
+        """Return metrics with intervals on new labelled data.
 
-        Raises DataError for labels that the run does not know.
+        Rows of the run's own train and val are counted and left out: the model was fitted or chosen on them. Raises
+        DataError for labels that the run does not know, and where no row is new.
         """
         examples, which = rows_of(data, self.task, self.kind)
+        splits = {} if self.run is None else splits_of_run(self.run)
+        known = [splits.get(id_) for id_ in examples.ids()]
+        new = [i for i, split in enumerate(known) if split not in ("train", "val")]
+        own: dict[str, int] = {split: known.count(split) for split in ("train", "val", "test") if split in known}
+        if not new:
+            counts = ", ".join(f"{split} {n}" for split, n in own.items())
+            raise DataError(
+                f"all {len(examples)} of the {which} of {data.path} are the run's own ({counts}): figures on them say "
+                f"nothing about new data; give rows that {self.run} was not fitted on"
+            )
+        examples = examples.take(new)
         targets = self.task.encode(cells_of(examples))
         rows = score(outputs(self.model, self.batches(examples, targets), self.compute), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
-        return estimates(self.task, metrics, rows), rows, which
+        return Evaluation(estimates(self.task, metrics, rows), rows, which, own)
 
 
 def load(run: str | Path, *, device: str = "cpu") -> Predictor:
@@ -143,7 +178,14 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
     return Predictor(
-        model, task, build(source.preprocess), source.kind, torch.device(device), temperature, refusal or NO_TEMPERATURE
+        model,
+        task,
+        build(source.preprocess),
+        source.kind,
+        torch.device(device),
+        temperature,
+        refusal or NO_TEMPERATURE,
+        folder,
     )
 
 
