@@ -52,6 +52,18 @@ def test_gradient_descent_breaks_at_two_over_the_curvature(numbers_source, numbe
     below = [t for t in found.tried if t.lr < edge / 2]
     losses = [t.loss for t in below]
     assert losses == sorted(losses, reverse=True)  # descent under the edge
+    assert found.fell and f"--lr {found.least.lr / 10:.2g}" in format_range_test(found)
+
+    with torch.no_grad():  # a head that has fitted the rows: no rate can make the loss fall
+        solved = torch.linalg.lstsq(z, y).solution[:, 0]
+        target.model.head.weight.copy_(solved[None, :-1])
+        target.model.head.bias.copy_(solved[-1:])
+    found = trial(
+        source, (rows, y), target, task, settings(edge), freezing=HeadOnly(), batch=8, steps=120, low=1e-2, high=1e2
+    )
+    said = format_range_test(found)
+    assert not found.fell and "cannot tell" in said and "--lr" not in said
+    assert found.broke is not None and f"{found.broke:.2g}" in said
 
 
 def test_the_smoothed_loss_is_the_average_it_says(numbers_source, number_rows):

@@ -7,13 +7,15 @@ not finite.
 
 The test reads train alone. It restores weights, statistics, modes and the random generator. It shows where
 training breaks, not which rate generalises best. The usual choice is a tenth of the rate with the least loss.
-From the probe's head the loss can hardly fall: read where it rises.
+A start that has fitted the rows already, as the probe's head may have, leaves nothing to fall. The least loss then
+lies at the lowest rates by chance, and the test names no rate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +35,8 @@ from ..training.records import FitData
 from ..training.settings import FitSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..compute.device import Compute
     from ..model.types import Target
     from ..plan.schema import Plan
@@ -41,6 +45,10 @@ if TYPE_CHECKING:
 DECAY, WORSE = 0.9, 4.0  # of the moving average; the loss over the least one at which the test ends
 
 LOW, HIGH = 1e-2, 1e3  # factors on the plan's rates
+
+LEAST_FALL = 0.1  # of the loss at the lowest rates; with less the test cannot tell
+
+NOISE_OF_SMOOTHED = 3 * ((1 - DECAY) / (1 + DECAY)) ** 0.5  # three standard deviations, over that of one loss
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class RangeTest:
     least: Tried  # the step with the least smoothed loss
     broke: float | None  # the rate at which the loss broke away; None: at no rate of the test
     head_share: float  # the head's rate over that of the block nearest to it
+    fell: bool  # whether the loss fell by more than LEAST_FALL and its noise; else the test cannot tell
 
 
 def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, sweep: Sweep) -> RangeTest:
@@ -137,7 +146,14 @@ def range_test(target: Target, data: FitData, spec: FitSpec, compute: Compute, s
     if not tried:
         raise UsageError(f"the loss is not finite at {sweep.low:g} times the plan's rates: lower fit.lr")
     least = min(tried, key=lambda t: t.smoothed)
-    return RangeTest(tried, least, broke, settings.rates["head"] / settings.rates[backbone])
+    return RangeTest(tried, least, broke, settings.rates["head"] / settings.rates[backbone], fell(tried, least))
+
+
+def fell(tried: Sequence[Tried], least: Tried) -> bool:
+    """Return whether the least smoothed loss is below the losses at the lowest rates, the first tenth of the steps."""
+    first = [t.loss for t in tried[: max(5, len(tried) // 10)]]
+    start = fmean(first)
+    return bool(start - least.smoothed > max(LEAST_FALL * start, NOISE_OF_SMOOTHED * pstdev(first)))
 
 
 @freed_memory_kept()
@@ -170,6 +186,13 @@ def format_range_test(found: RangeTest) -> str:
             lines.append(f"{mark} {t.lr:>8.2g}   {t.loss:>7.4f}   {t.smoothed:>7.4f}  {bar}")
     lr = found.least.lr / 10
     ends = "broke at none of them" if found.broke is None else f"broke away at {found.broke:.2g}"
+    if not found.fell:
+        lines.append(
+            f"The loss fell at none of these rates and {ends}, so this test cannot tell which to choose: the start has "
+            "fitted the rows already. Keep the plan's rates, below the one at which it breaks, or test from a "
+            "random head: --set fit.start=random"
+        )
+        return "\n".join(lines)
     lines.append(
         f"The smoothed training loss is least at {found.least.lr:.2g} and {ends}. A tenth of the least is "
         f"the usual choice: --lr {lr:.2g} --head-lr {lr * found.head_share:.2g}; val decides."

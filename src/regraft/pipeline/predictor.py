@@ -59,9 +59,7 @@ class Evaluation:
     metrics: dict[str, Estimate]
     rows: Predictions  # that the metrics are of
     which: str  # "test rows" of the data, or "all rows"
-    own: Mapping[
-        str, int
-    ]  # rows of the data that the run has already, by its split; those of train and val are left out
+    own: dict[str, int]  # rows that the run has already, by its split; those of train and val are left out
 
 
 def splits_of_run(run: Path) -> dict[str, str]:
