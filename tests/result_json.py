@@ -75,6 +75,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "val": {"accuracy": estimate(0.7)},
         "controls": {},
         "gain": {},
+        "gains_over_seeds": ["scratch"],
         "verdict": {"words": "not measured", "gain": None, "seeds": 0, "why": "no scratch"},
         "test_opened": 1,
         "seeds": [seed()],

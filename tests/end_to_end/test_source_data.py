@@ -189,7 +189,7 @@ def test_labels_of_another_task_are_refused(source: Path, pictures: Path, tmp_pa
 def test_another_floor_is_another_point_without_training(target: Path, cli: Cli) -> None:
     code, out, _ = cli("frontier", target)
     points = read_result(target)["frontier"]["points"]
-    assert code == 0 and len(out.splitlines()) == 13
+    assert code == 0 and len(out.splitlines()) == 14
     free = max(points, key=lambda p: (p["figures"]["accuracy"], -p["figures"]["loss"]))
     assert f"α = {free['alpha']:g} is best by val" in out
     floor = round(sorted(p["source"]["low"] for p in points)[-2] - 0.001, 3)

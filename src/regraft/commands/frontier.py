@@ -125,6 +125,7 @@ def in_words(found: Rechosen, retain: float | None) -> str:
         out.append(line + (source_words(p.source) if p.source else ""))
     floor = "" if retain is None else f", keeping {retain:g} of the source with 95 % confidence"
     out.append(f"α = {found.chosen.alpha:g} is best by {by}{floor}; 0 is the start, 1 the fit.")
+    out.append(f"The best of {len(found.points)} figures is too high as an estimate; test has another one.")
     return "\n".join(out)
 
 

@@ -14,13 +14,14 @@ from ..evidence.calibration import measure_calibration
 from ..evidence.linear_probe import Probe
 from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
-from ..evidence.verdict import decide
+from ..evidence.verdict import MIN_SEEDS, decide
 from ..io.progress import stage
 from ..metrics import Metric
 from ..model.types import Block as ModelBlock
 from ..model.types import LoadedTensor, Source, Target
 from ..model.weights import restore, snapshot
 from ..runs.confusion import confusion_of
+from ..runs.estimates import Estimate
 from ..runs.result import Result
 from ..runs.result_parts import (
     Block,
@@ -89,8 +90,11 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         controls["scratch"] = scratch[0]
     verdict = decide(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
     gains = {name: gain(metric, first, c) for name, c in controls.items()}
-    if len(scratch) > 1 and verdict.gain is not None:
-        gains["scratch"] = verdict.gain  # over all seeds
+    over_seeds: dict[str, Estimate | None] = {"scratch": verdict.gain if len(scratch) > 1 else None}
+    if "linear probe" in controls and len(fits) >= MIN_SEEDS:
+        probe_pairs = [(fit, controls["linear probe"]) for fit in fits]  # paired: there is one probe for all seeds
+        over_seeds["linear probe"] = decide(metric, probe_pairs, paired=True).gain
+    gains |= {name: estimate for name, estimate in over_seeds.items() if estimate is not None}
     result = Result(
         task=task.name,
         targets=task.targets,
@@ -102,6 +106,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         val=estimates(task, metrics, val) if val else {},
         controls={name: estimates(task, metrics, c) for name, c in controls.items()},
         gain=gains,
+        gains_over_seeds=[name for name, estimate in over_seeds.items() if estimate is not None],
         verdict=verdict,
         test_opened=opened,
         seeds=[

@@ -79,6 +79,9 @@ class Result(Record):
     val: Estimates = Field({}, description="metrics of the saved model on val; {} without val")
     controls: dict[Name, Estimates] = Field(max_length=100, description="metrics of each control on test")
     gain: Estimates = Field(description="gain over each control on the primary metric, paired; positive is better")
+    gains_over_seeds: list[Name] = Field(
+        ["scratch"], description="controls whose gain is over all seeds; the other gains are of the first seed's model"
+    )
     verdict: Verdict = Field(description="does transfer help?")
     test_opened: Count = Field(description="times that these test rows were opened, this one included; 0: not counted")
     seeds: list[Seed] = Field(min_length=1, max_length=MAX_ENTRIES, description="each seed; the first is saved")

@@ -71,7 +71,9 @@ class Seed(Record):
     best_epoch: Count = Field(description="best epoch on val; 0: the starting point")
     epochs: Count = Field(description="epochs that were run")
     alpha: Number = Field(1.0, description="chosen α of the frontier")
-    val: Figures = Field(description="metrics on val at the chosen point")
+    val: Figures = Field(
+        description="metrics on val at the chosen point: the best of the epochs and points tried, so too high"
+    )
     test: Figures = Field(description="metrics on test at the chosen point")
     test_at_alpha_1: Figures = Field({}, alias="test at alpha 1", description="metrics on test at α = 1")
     scratch: Figures | None = Field(description="metrics on test of the model from scratch; null without one")
@@ -83,7 +85,7 @@ class FitSummary(Record):
     best_epoch: Count = Field(description="best epoch on val; 0: the starting point")
     epochs: Count = Field(description="epochs that were run")
     steps: Count = Field(description="optimizer steps")
-    best: Figures = Field(description="figures on val at the best epoch")
+    best: Figures = Field(description="figures on val at the best epoch: the best of those tried, so too high")
     start: Figures = Field(description="figures on val at the starting point")
     stopped: Text = Field(description="why training ended")
     fitted: bool = Field(description="false: by cross-validation the linear probe was better, and is the model")

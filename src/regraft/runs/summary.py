@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import printable
 from ..io.command_lines import command
+from .answers import MIN_SEEDS, answers
 from .estimates import Estimate
 from .result import Result
 from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
@@ -18,8 +19,6 @@ OVER_SCRATCH = {
     "not decided": "over training from scratch",
 }
 
-MIN_SEEDS = 3  # below this an interval is about these models, not the method
-
 
 def summary(path: Path, result: Result) -> str:
     """Return the block that ends every run; ``regraft list`` and ``evaluate`` use the same words."""
@@ -29,6 +28,8 @@ def summary(path: Path, result: Result) -> str:
 def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
     """Yield (head, text) of each line of the summary."""
     yield str(path), "  " + how_it_went(r)
+    for i, sentence in enumerate(answers(r)):
+        yield "" if i else "IN SHORT", sentence
     names = [r.primary, *(m for m in r.summary_metrics if m != r.primary)]
     first = "" if len(r.seeds) == 1 else f" (seed {r.seeds[0].seed}, the model that is saved)"
     figures = "   ".join(f"{m} {estimate(r.test[m])}" for m in names)
@@ -80,14 +81,9 @@ def over(r: Result, name: str, value: float) -> str:
     """Return a control and the paired gain over it; only scratch carries a verdict."""
     gain = r.gain[name]
     text = f"over {name} {number(value)}   {signed(gain)}"
-    if name == "linear probe" and r.fit.fitted and gain.low > 0:
-        return f"{text}   fine-tuning helps over the probe (these two models)"
-    if name == "linear probe" and r.fit.fitted and gain.high < 0:
-        return f"{text}   fine-tuning hurts over the probe (these two models)"
-    if name != "scratch":
-        return f"{text}   paired"
-    chosen = r.scratch.chosen if r.scratch else ""
-    return f"{text}   {over_seeds(len(r.seeds))}" + (f"   {chosen}" if chosen else "")
+    scope = over_seeds(len(r.seeds)) if name in r.gains_over_seeds else "paired"
+    chosen = r.scratch.chosen if r.scratch and name == "scratch" else ""
+    return f"{text}   {scope}" + (f"   {chosen}" if chosen else "")
 
 
 def over_seeds(seeds: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...runs.answers import MIN_SEEDS
 from ...runs.confusion import rows_of
 from ...runs.result_parts import SourceRetention
-from ...runs.summary import MIN_SEEDS
 from ..reading import RunFiles
 
 ORDER, TITLE = 20, "What to be careful about"

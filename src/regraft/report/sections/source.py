@@ -23,7 +23,8 @@ TEMPLATE = """
 {% if plot %}
 <p>{{ line }}</p>
 {{ m.plot(plot, text) }}
-{{ m.table(header, points, "The points of the frontier; α = 0 is the start, 1 the fit") }}
+{{ m.table(header, points, "The points of the frontier; α = 0 is the start, 1 the fit. "
+  ~ "The chosen one is the best of them, so its figure is too high") }}
 {% else %}<p class="none">There is no frontier: there was nothing to choose between start and fit.</p>{% endif %}
 """
 

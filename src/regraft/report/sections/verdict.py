@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...runs.answers import answers
 from ...runs.summary import over_seeds, verdict
 from .. import plots
 from ..cells import estimate, number, signed
@@ -13,6 +14,7 @@ ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True
 
 TEMPLATE = """
 <p class="verdict {{ tone }}">{{ words }}</p>
+<ul>{% for sentence in answers %}<li>{{ sentence }}</li>{% endfor %}</ul>
 <p class="note">Test, n = {{ n }}. {{ primary }} is the metric that choices were made by; gains are paired on the
 same rows and positive where fine-tuning is better. Intervals are 95 %.</p>
 {{ m.table(["", primary, "gain of fine-tuning over it", "the interval is"], arms, "Fine-tuning and its controls") }}
@@ -20,7 +22,8 @@ same rows and positive where fine-tuning is better. Intervals are 95 %.</p>
 {{ m.table(["metric", "value"], metrics, "All metrics on test") }}
 {% if seeds %}
 {{ m.table(["", "mean (sd)"], spread, "Over seeds: " ~ primary) }}
-{{ m.table(["seed", "best epoch", "α", "val", "test", "scratch on test"], seeds, "By seed: " ~ primary) }}
+{{ m.table(["seed", "best epoch", "α", "val, best of those tried", "test", "scratch on test"], seeds,
+  "By seed: " ~ primary ~ ". The epoch and α were chosen on val, so its figure is too high; test is not") }}
 {% endif %}
 """
 
@@ -35,7 +38,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     spread = {arm: f"{number(m[primary].mean)} (sd {number(m[primary].sd)})" for arm, m in r.mean.items()}
     drawn = [("fine-tuned", r.test[primary])]
     for name, metrics in r.controls.items():
-        over = over_seeds(len(r.seeds)) if name == "scratch" else "about these two models"
+        over = over_seeds(len(r.seeds)) if name in r.gains_over_seeds else "about these two models"
         # the gain over scratch is over all seeds, so its figure is too
         value = spread.get(name) if name == "scratch" else None
         arms.append((name, value or estimate(metrics[primary]), signed(r.gain[name]), over))
@@ -53,6 +56,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     ]
     return {
         "words": verdict(r),
+        "answers": list(answers(r)),
         "tone": TONES.get(r.verdict.words, ""),
         "n": r.rows.test,
         "primary": primary,
