@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from regraft.runs.answers import answers
+from regraft.runs.answers import answers, far_seeds
 from result_json import estimate, parsed, seed, source_retention
 
 NONE = {"value": 0.0, "low": None, "high": None, "n": 8}
@@ -98,6 +98,15 @@ SITUATIONS = {
 def test_a_situation_has_its_sentence(name):
     changes, place, words = SITUATIONS[name]
     assert words in said(**changes)[place]
+
+
+@pytest.mark.parametrize(("third", "far"), [(0.30, True), (0.76, False), (0.99, False)])
+def test_a_seed_far_from_the_others_is_named(third, far):
+    values = (0.80, 0.82, third)
+    seeds = [seed(i, test={"accuracy": v}, scratch={"accuracy": 0.5}) for i, v in enumerate(values)]
+    found = list(far_seeds(parsed(seeds=seeds, test={"accuracy": estimate(0.8), "macro_f1": estimate()})))
+    assert len(found) == far
+    assert not far or ("Seed 2 of the fit" in found[0] and "0.300, they are 0.800 to 0.820" in found[0])
 
 
 def test_nothing_kept_has_no_source_to_lose():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import printable
 from ..io.command_lines import command
-from .answers import MIN_SEEDS, answers
+from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
 from .result import Result
 from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
@@ -53,6 +53,8 @@ def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
         yield "SOURCE", retention(r.retention, len(r.seeds))
     yield "WEIGHTS", weights(r.source)
     yield "VERDICT", verdict(r)
+    for sentence in far_seeds(r):
+        yield "CAUTION", sentence
     yield (
         "NEXT",
         f"{command('report', path)}   ·   {command('predict', path)} FILE …   ·   {command('evaluate', path)} DATA",

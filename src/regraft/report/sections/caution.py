@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...runs.answers import MIN_SEEDS
+from ...runs.answers import MIN_SEEDS, far_seeds
 from ...runs.confusion import rows_of
 from ...runs.result_parts import SourceRetention
 from ..reading import RunFiles
@@ -52,6 +52,7 @@ def cautions(run: RunFiles) -> list[str]:
             f"The linear probe was fitted on {r.probe.rows:,} of {r.probe.of:,} training rows: "
             "a gain over it is too large."
         )
+    lines += far_seeds(r)
     if len(r.seeds) < MIN_SEEDS:
         lines.append(
             f"{len(r.seeds)} seed{'s' if len(r.seeds) > 1 else ''}: the figures are about "
