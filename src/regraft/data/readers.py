@@ -1,4 +1,4 @@
-"""Readers make samples of rows, and batches of samples: one for images, one for texts, one for a function.
+"""Readers make samples of rows, and batches of samples: of images, of texts, or by a function.
 
 A reader is copied to each worker. It is not changed in place: a copy with another setting takes its place.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..compute.arrays import Inputs
+    from .keyed_random import Key
     from .store import FeatureCache
     from .types import Augment, Example
 
@@ -32,141 +33,78 @@ Index = tuple[int, int, "Augment | None"]  # draw, epoch, augmentation
 CHUNK_TEXTS = 1024  # texts tokenised at once
 
 
-class Reader(Protocol):
-    """The way from rows to the network's inputs."""
+@dataclass(frozen=True)
+class Reader:
+    """The way from rows to the network's inputs: a preprocessor that takes a row at a time."""
 
-    @property
-    def augment(self) -> Augment | None:
-        """Return the random views of an epoch; None: epochs read rows as evaluation does."""
-        ...
-
-    @property
-    def workers(self) -> int:
-        """Return the number of worker processes that read; 0: this process reads."""
-        ...
+    preprocessor: Preprocessor
+    augment: Augment | None = None  # the random views of an epoch; None: epochs read rows as evaluation does
+    workers: int = 0  # processes that read; 0: this process reads
+    known: KnownFiles = field(default_factory=KnownFiles, compare=False)
 
     @property
     def length(self) -> Callable[[int], int] | None:
         """Return the length of a draw as a function, by which batches are sorted; None: rows have no length."""
-        ...
+        return None
 
-    def alone(self) -> Reader:
+    def alone(self) -> Self:
         """Return a copy that reads in this process."""
-        ...
+        return replace(self, workers=0)
 
     def read(self, examples: Sequence[Example], index: Index, seed: int) -> Any:
         """Read one draw, a sample: a function of the row, the seed and the index.
 
         Raises DataError for a file that does not read, or that changed after the data were read.
         """
-        ...
-
-    def stack(self, samples: Sequence[Any]) -> Inputs:
-        """Join samples to a batch, as it travels to the device."""
-        ...
-
-    def finish(self, batch: Any) -> Inputs:
-        """Turn a batch on its device into the network's inputs [B, …]."""
-        ...
-
-
-@dataclass(frozen=True)
-class ImageReader:
-    """A reader of image files. It takes decoded images from a cache where the cache has them."""
-
-    preprocessor: ImagePreprocessor
-    augment: Augment | None = None
-    workers: int = 0
-    images: DecodedImages | None = None  # decoded before; None: every image is decoded from its file
-    known: KnownFiles = field(default_factory=KnownFiles, compare=False)
-    length: Callable[[int], int] | None = field(default=None, init=False)
-
-    def alone(self) -> ImageReader:
-        """Return a copy that reads in this process."""
-        return replace(self, workers=0)
-
-    def with_images(self, images: DecodedImages | None) -> ImageReader:
-        """Return a copy that takes decoded images from a cache."""
-        return replace(self, images=images)
-
-    def read(self, examples: Sequence[Example], index: Index, seed: int) -> Tensor:
-        """Return an image [C, H, W], uint8."""
         draw, epoch, augment = index
-        example, key = examples[draw % len(examples)], (seed, epoch, name_draw(examples, draw))
-        decoded = None if self.images is None else self.images.get(example.id)
-        if decoded is not None:
-            return self.preprocessor.augmented(decoded, augment, key)
+        example = examples[draw % len(examples)]
+        return self.read_row(example, augment, (seed, epoch, name_draw(examples, draw)))
+
+    def read_row(self, example: Example, augment: Augment | None, key: Key) -> Any:
+        """Read a row; random steps depend on ``key`` alone."""
         self.known.check(example)
         return self.preprocessor.one(example.inputs, augment, key)
 
-    def stack(self, samples: Sequence[Tensor]) -> Inputs:
-        """Return [B, C, H, W], uint8."""
+    def stack(self, samples: Sequence[Any]) -> Inputs:
+        """Join samples to a batch, as it travels to the device."""
         return self.preprocessor.stack(samples)
 
     def finish(self, batch: Any) -> Inputs:
-        """Return [B, C, H, W], float32, normalised."""
+        """Turn a batch on its device into the network's inputs [B, …]."""
         return self.preprocessor.finish(batch)
 
 
 @dataclass(frozen=True)
-class TextReader:
+class ImageReader(Reader):
+    """A reader of image files. It takes decoded images from a cache where the cache has them."""
+
+    preprocessor: ImagePreprocessor
+    images: DecodedImages | None = None  # decoded before; None: every image is decoded from its file
+
+    def read_row(self, example: Example, augment: Augment | None, key: Key) -> Tensor:
+        """Return an image [C, H, W], uint8."""
+        decoded = None if self.images is None else self.images.get(example.id)
+        if decoded is not None:
+            return self.preprocessor.augmented(decoded, augment, key)
+        image: Tensor = super().read_row(example, augment, key)
+        return image
+
+
+@dataclass(frozen=True)
+class TextReader(Reader):
     """A reader of tokenised texts. Only padding is left to do, so it needs no workers."""
 
     preprocessor: TextPreprocessor
-    tokens: Tokens
-    augment: Augment | None = None
-    workers: int = field(default=0, init=False)
+    tokens: Tokens = field(kw_only=True)
 
     @property
     def length(self) -> Callable[[int], int]:
         """Return the number of tokens of a draw as a function."""
         return self.tokens.length
 
-    def alone(self) -> TextReader:
-        """Return this reader, which has no workers."""
-        return self
-
     def read(self, examples: Sequence[Example], index: Index, seed: int) -> dict[str, list[int]]:
         """Return the tokens of a draw. A text has no augmentation."""
         return self.tokens[index[0]]
-
-    def stack(self, samples: Sequence[dict[str, list[int]]]) -> Inputs:
-        """Return [B, T] by name, int64, padded to the longest text of the batch."""
-        return self.preprocessor.stack(samples)
-
-    def finish(self, batch: Any) -> Inputs:
-        """Return the batch: texts travel as the network takes them."""
-        return self.preprocessor.finish(batch)
-
-
-@dataclass(frozen=True)
-class FunctionReader:
-    """A reader that calls a preprocessing function, row by row."""
-
-    preprocessor: Preprocessor
-    augment: Augment | None = None
-    workers: int = 0
-    known: KnownFiles = field(default_factory=KnownFiles, compare=False)
-    length: Callable[[int], int] | None = field(default=None, init=False)
-
-    def alone(self) -> FunctionReader:
-        """Return a copy that reads in this process."""
-        return replace(self, workers=0)
-
-    def read(self, examples: Sequence[Example], index: Index, seed: int) -> Any:
-        """Return the function's value for a row."""
-        draw, epoch, augment = index
-        example, key = examples[draw % len(examples)], (seed, epoch, name_draw(examples, draw))
-        self.known.check(example)
-        return self.preprocessor.one(example.inputs, augment, key)
-
-    def stack(self, samples: Sequence[Any]) -> Inputs:
-        """Return [B, …]."""
-        return self.preprocessor.stack(samples)
-
-    def finish(self, batch: Any) -> Inputs:
-        """Return the network's inputs."""
-        return self.preprocessor.finish(batch)
 
 
 def make_reader(
@@ -183,10 +121,11 @@ def make_reader(
     ``tokens`` are those of the examples, if they were made before; else texts are tokenised now.
     """
     if isinstance(preprocessor, TextPreprocessor):
-        return TextReader(preprocessor, tokens or Tokens.of(preprocessor, InputsOf(examples)), augment)
+        tokens = tokens or Tokens.of(preprocessor, InputsOf(examples))
+        return TextReader(preprocessor, augment, tokens=tokens)
     if isinstance(preprocessor, ImagePreprocessor):
-        return ImageReader(preprocessor, augment, workers, images)
-    return FunctionReader(preprocessor, augment, workers)
+        return ImageReader(preprocessor, augment, workers, images=images)
+    return Reader(preprocessor, augment, workers)
 
 
 def use_image_cache(
@@ -211,7 +150,7 @@ def use_image_cache(
     if (split, whole) not in memo:
         store = ImageStore(cache, reader.preprocessor, whole, max(1, reader.workers), note)
         memo[split, whole] = store.load_or_write(ByName(contents, examples), split, passes)
-    return reader.with_images(memo[split, whole])
+    return replace(reader, images=memo[split, whole])
 
 
 class Tokens:
