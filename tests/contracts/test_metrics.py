@@ -84,12 +84,12 @@ def test_value_is_scikit_learns(metric, truth, scores, reference):
 def test_contract(name):
     metric = plugins.module("metrics", name)
     assert metric.title and isinstance(metric.higher_is_better, bool)
-    assert metric.per_row or not metric.proportion
+    assert hasattr(metric, "rows") or not metric.proportion
     assert isinstance(metric.bounded, bool)
     truth, scores = DATA[plugins.module("metrics", name).targets]
     value = metric.value(truth, scores, WEIGHTS)
     assert value.shape == (6,) and value.dtype == np.float64
-    if metric.per_row:
+    if hasattr(metric, "rows"):
         rows = metric.rows(truth, scores)
         assert rows.shape == (N,)
         assert value == pytest.approx((WEIGHTS * rows).sum(1) / WEIGHTS.sum(1))
@@ -176,7 +176,7 @@ def test_many_classes_with_ties_are_scikit_learns(monkeypatch, metric, truth, sc
 @pytest.mark.parametrize("name", plugins.names("metrics"))
 def test_a_bootstrap_looks_at_the_scores_once(name):
     metric = plugins.module("metrics", name)
-    if not metric.per_row and not hasattr(metric, "at_weights"):
+    if not hasattr(metric, "rows") and not hasattr(metric, "at_weights"):
         pytest.skip("it computes every value anew, which it may")
     truth, scores = (x.copy() for x in DATA[plugins.module("metrics", name).targets])
     expected = metric.value(truth, scores, WEIGHTS)

@@ -72,7 +72,7 @@ def test_bootstrap_variance_is_that_of_a_mean():  # the general path against the
 
     class Whole:
         bounded = False
-        title, higher_is_better, proportion, per_row = "mae", False, False, False
+        title, higher_is_better, proportion = "mae", False, False
         value = staticmethod(mae.value)
 
     assert row_variance(Whole, pairs) == pytest.approx(row_variance(mae, pairs), rel=0.1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -149,8 +149,8 @@ def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray]
     if own := getattr(metric, "at_weights", None):
         prepared: Callable[[FloatArray], FloatArray] = own(truth, scores)
         return prepared
-    if metric.per_row:
-        rows = cast(Any, metric).rows(truth, scores)
+    if of_rows := getattr(metric, "rows", None):
+        rows = of_rows(truth, scores)
         return lambda weights: np.asarray(weights @ rows / weights.sum(axis=1))
     return lambda weights: metric.value(truth, scores, weights)
 

@@ -32,7 +32,7 @@ MAX_DRAWS = 50_000_000  # rows that one bootstrap draws in all; some seconds on 
 
 
 class PerRow(Metric, Protocol):
-    """A metric that is a mean over rows: its ``per_row`` is true."""
+    """A metric that is a mean over rows: it has ``rows``."""
 
     def rows(self, truth: Any, scores: Any) -> FloatArray:
         """Return the values [N] whose mean is the metric, from truth [N] or [N, C] and scores [N, C]."""
@@ -74,7 +74,6 @@ class _AtThreshold:
     title: str
     higher_is_better: bool
     proportion: bool
-    per_row: bool
     bounded: bool
     value: Callable[[Any, Any, FloatArray], FloatArray]
     at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
@@ -90,7 +89,6 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
         title=metric.title,
         higher_is_better=metric.higher_is_better,
         proportion=metric.proportion,
-        per_row=metric.per_row,
         bounded=metric.bounded,
         value=partial(cast(Any, metric.value), threshold=threshold),
         at_weights=partial(own, threshold=threshold) if own else None,

@@ -98,7 +98,7 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
     n = len(first)
     codes = group_codes(first.groups, n)
     size = int(codes.max()) + 1  # G
-    if metric.per_row:
+    if hasattr(metric, "rows"):
         rows = cast(PerRow, metric).rows
         each = [rows(a.truth, a.scores) - rows(b.truth, b.scores) for a, b in pairs]
         difference = np.mean(each, axis=0)  # [N]

@@ -23,8 +23,6 @@ higher_is_better = True
 
 proportion = True
 
-per_row = True
-
 bounded = True
 
 

@@ -27,8 +27,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = False
-
 bounded = True
 
 BINS = 15

@@ -23,8 +23,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = True
-
 bounded = False
 
 

@@ -27,8 +27,6 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = True
 
 thresholded = True  # value takes the task's threshold

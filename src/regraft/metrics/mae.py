@@ -21,8 +21,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = True
-
 bounded = False
 
 

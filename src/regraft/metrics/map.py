@@ -29,8 +29,6 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = True
 
 

@@ -26,8 +26,6 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = False
 
 

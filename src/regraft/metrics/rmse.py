@@ -23,8 +23,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = False  # the root is taken after the mean
-
 bounded = False
 
 
