@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from regraft.evidence.calibration import fit_temperature, measure_calibration, reliability, rescale
+from regraft.evidence.intervals import value_of
 from regraft.evidence.scoring import Predictions
 from regraft.metrics import ece
 from regraft.tasks.classification import Classification
@@ -49,5 +50,5 @@ def test_reliability_holds_every_row_once():
     bins = reliability(test)
     assert sum(b.rows for b in bins) == 500
     gap = sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / 500
-    assert gap == pytest.approx(ece.value(test.truth, test.scores, np.ones((1, 500)))[0])
+    assert gap == pytest.approx(value_of(ece, test.truth, test.scores))
     assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)

@@ -19,7 +19,7 @@ from ..errors import DataError, DivergedError, shorten
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..tasks import Task
-from .intervals import bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
+from .intervals import at_weights, bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,8 +75,7 @@ class _AtThreshold:
     higher_is_better: bool
     proportion: bool
     bounded: bool
-    value: Callable[[Any, Any, FloatArray], FloatArray]
-    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
+    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]]
 
 
 def at_threshold(metric: Metric, task: Task) -> Metric:
@@ -84,14 +83,12 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     threshold = getattr(task, "threshold", None)
     if threshold is None or not getattr(metric, "thresholded", False):
         return metric
-    own = getattr(metric, "at_weights", None)
     bound = _AtThreshold(
         title=metric.title,
         higher_is_better=metric.higher_is_better,
         proportion=metric.proportion,
         bounded=metric.bounded,
-        value=partial(cast(Any, metric.value), threshold=threshold),
-        at_weights=partial(own, threshold=threshold) if own else None,
+        at_weights=partial(at_weights, metric, threshold=threshold),
     )
     return cast(Metric, bound)
 

@@ -32,11 +32,6 @@ bounded = True
 BINS = 15
 
 
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and probabilities [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
-
-
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     confidence, right, bins = binned(truth, scores)

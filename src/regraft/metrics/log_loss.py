@@ -31,9 +31,3 @@ def rows(truth: Any, scores: Any) -> FloatArray:
     chosen = np.asarray(scores, dtype=np.float64)[np.arange(len(truth)), truth]
     result: FloatArray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
     return result
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
-    return result

@@ -32,11 +32,6 @@ proportion = False
 bounded = True
 
 
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
-
-
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     predicted, size = np.argmax(scores, axis=1), scores.shape[1]

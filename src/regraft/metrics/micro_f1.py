@@ -31,11 +31,6 @@ bounded = True
 thresholded = True  # value takes the task's threshold
 
 
-def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) -> FloatArray:
-    """Return the metric [R] of zeros and ones [N, C] and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores, threshold)(weights)
-
-
 def at_weights(truth: Any, scores: Any, threshold: float = 0.5) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     predicted = (scores >= threshold).astype(np.float64)  # [N, C]

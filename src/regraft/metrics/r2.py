@@ -29,11 +29,6 @@ proportion = False
 bounded = False
 
 
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
-
-
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     centred = truth - truth.mean(axis=0)  # squares of a large mean would cancel

@@ -26,11 +26,6 @@ proportion = False
 bounded = False
 
 
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
-
-
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     squares = np.square(truth - scores)  # [N, C]
