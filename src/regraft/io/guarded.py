@@ -199,12 +199,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 
     Raises ValueError for text that is no JSON and for values that ``check_values`` refuses.
     """
-    try:
-        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except RecursionError:
-        raise ValueError(TOO_DEEP) from None
-    check_values(value, finite=finite)
-    return value
+    return _parsed(json.loads, text.decode("utf-8") if isinstance(text, bytes) else text, finite=finite)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -212,12 +207,17 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises ValueError for text that is no TOML and for values that ``check_values`` refuses.
     """
+    tables: dict[str, Any] = _parsed(tomllib.loads, text, finite=False)
+    return tables
+
+
+def _parsed(loads: Callable[[str], Any], text: str, *, finite: bool) -> Any:
     try:
-        tables = tomllib.loads(text)
+        value = loads(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    check_values(tables)
-    return tables
+    check_values(value, finite=finite)
+    return value
 
 
 TOO_DEEP = f"its brackets are nested too deep, beyond {MAX_DEPTH} levels"
