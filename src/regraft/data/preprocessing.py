@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DataError, SourceError, shorten
-from .keyed_random import Key, drawing, stable
+from .ordering import Key, drawing, stable
 from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
 
 if TYPE_CHECKING:
