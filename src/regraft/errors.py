@@ -38,10 +38,10 @@ class PlanError(RegraftError):
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[str], where: str = "the plan") -> None:
-        self.problems = tuple(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{where} has {count}\n" + "\n".join(f"  {p}" for p in problems))
+    def __init__(self, problems: Sequence[str] | str, where: str = "the plan") -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{where} has {count}\n" + "\n".join(f"  {p}" for p in self.problems))
 
 
 class DataError(RegraftError):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from builders import CPU, make_batches
-from regraft.data import workers as module
+from regraft.data import readers as module
 from regraft.data.preprocessing import build
 from regraft.data.types import CallableSpec, Example
 from regraft.errors import PlanError, RegraftError, UsageError

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from regraft import plugins
-from regraft.evidence.intervals import at_weights
+from regraft.evidence.intervals import at_weights, value_of
 from regraft.metrics import (
     accuracy,
     auc,
@@ -76,7 +76,7 @@ REFERENCE = [
     ("metric", "truth", "scores", "reference"), REFERENCE, ids=lambda v: getattr(v, "__name__", "")
 )
 def test_value_is_scikit_learns(metric, truth, scores, reference):
-    ours = metric.value(truth, scores, WEIGHTS)
+    ours = at_weights(metric, truth, scores)(WEIGHTS)
     assert ours == pytest.approx([reference(w) for w in WEIGHTS], abs=1e-10)
 
 
@@ -84,18 +84,18 @@ def test_value_is_scikit_learns(metric, truth, scores, reference):
 def test_contract(name):
     metric = plugins.module("metrics", name)
     assert metric.title and isinstance(metric.higher_is_better, bool)
-    assert metric.per_row or not metric.proportion
+    assert hasattr(metric, "rows") or not metric.proportion
     assert isinstance(metric.bounded, bool)
     truth, scores = DATA[plugins.module("metrics", name).targets]
-    value = metric.value(truth, scores, WEIGHTS)
+    value = at_weights(metric, truth, scores)(WEIGHTS)
     assert value.shape == (6,) and value.dtype == np.float64
-    if metric.per_row:
+    if hasattr(metric, "rows"):
         rows = metric.rows(truth, scores)
         assert rows.shape == (N,)
         assert value == pytest.approx((WEIGHTS * rows).sum(1) / WEIGHTS.sum(1))
     # doubling every row changes nothing, and the weights are all that is random
-    assert metric.value(truth, scores, 2 * WEIGHTS) == pytest.approx(value)
-    single = [metric.value(truth, scores, w[None])[0] for w in WEIGHTS]
+    assert at_weights(metric, truth, scores)(2 * WEIGHTS) == pytest.approx(value)
+    single = [at_weights(metric, truth, scores)(w[None])[0] for w in WEIGHTS]
     assert single == pytest.approx(list(value))
 
 
@@ -106,21 +106,21 @@ def test_never_nan(name):  # one row, one class, one row drawn n times
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for i in range(5):
-            one = metric.value(truth[i : i + 1], scores[i : i + 1], np.ones((1, 1)))
-            repeated = metric.value(truth, scores, N * np.eye(N)[i : i + 1])
+            one = at_weights(metric, truth[i : i + 1], scores[i : i + 1])(np.ones((1, 1)))
+            repeated = at_weights(metric, truth, scores)(N * np.eye(N)[i : i + 1])
             assert np.isfinite(one).all() and repeated == pytest.approx(one)
         if truth.ndim == 2:
-            empty = metric.value(np.zeros((4, 2)), np.zeros((4, 2)), np.ones((1, 4)))
+            empty = at_weights(metric, np.zeros((4, 2)), np.zeros((4, 2)))(np.ones((1, 4)))
             assert np.isfinite(empty).all()
 
 
 def test_log_loss_of_a_sure_error_is_finite():
-    found = log_loss.value(np.array([0]), np.array([[0.0, 1.0]]), np.ones((1, 1)))
+    found = value_of(log_loss, np.array([0]), np.array([[0.0, 1.0]]))
     assert found == pytest.approx(-np.log(np.finfo(float).eps))
 
 
 def test_auc_without_the_other_class_is_a_guess():
-    assert auc.value(np.array([1, 1]), TWO[:2], np.ones((1, 2))) == [0.5]
+    assert value_of(auc, np.array([1, 1]), TWO[:2]) == 0.5
 
 
 MANY = 90  # classes, of which some have no row and some no weight
@@ -170,16 +170,16 @@ def by_column(score, truth, scores, w):
 def test_many_classes_with_ties_are_scikit_learns(monkeypatch, metric, truth, scores, reference):
     monkeypatch.setattr("regraft.metrics._ranks.STORED", 300)  # several blocks of columns
     expected = [reference(w) for w in WEIGHTS]
-    assert metric.value(truth, scores, WEIGHTS) == pytest.approx(expected, abs=1e-12)
+    assert at_weights(metric, truth, scores)(WEIGHTS) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", plugins.names("metrics"))
 def test_a_bootstrap_looks_at_the_scores_once(name):
     metric = plugins.module("metrics", name)
-    if not metric.per_row and not hasattr(metric, "at_weights"):
+    if not hasattr(metric, "rows") and not hasattr(metric, "at_weights"):
         pytest.skip("it computes every value anew, which it may")
     truth, scores = (x.copy() for x in DATA[plugins.module("metrics", name).targets])
-    expected = metric.value(truth, scores, WEIGHTS)
+    expected = at_weights(metric, truth, scores)(WEIGHTS)
     at = at_weights(metric, truth, scores)
     scores[:] = np.nan
     truth[:] = 0

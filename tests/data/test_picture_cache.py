@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +258,7 @@ def test_pictures_cached_in_a_pass_are_used_in_the_next(rows, tmp_path, workers)
     kept = opened(entry(rows, FeatureCache(tmp_path / "cache", 10**9)))
     given = batches(rows, workers=workers)
     before = list(given.epoch(1))
-    given.reader = given.reader.with_images(kept)
+    given.reader = replace(given.reader, images=kept)
     for row in rows:
         Path(row.inputs[0]).unlink()
     for (ids, inputs, _), (others, expected, _) in zip(given.epoch(1), before, strict=True):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from regraft.data.keyed_random import stable
+from regraft.data.ordering import stable
 from regraft.data.preprocessing import build, from_json, mix, save_tokenizer, to_json
 from regraft.data.types import Augment, CallableSpec, Example, ImageSpec, Splits, TextSpec
 from regraft.errors import DataError, SourceError

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from regraft.evidence.calibration import ece_if_calibrated, fit_temperature, measure_calibration, reliability, rescale
+from regraft.evidence.intervals import value_of
 from regraft.evidence.scoring import Predictions
 from regraft.metrics import ece
 from regraft.tasks.classification import Classification
@@ -59,9 +60,8 @@ def test_many_rows_outweigh_the_prior():
 
 @pytest.mark.parametrize("n", [50, 500])
 def test_a_calibrated_model_shows_the_ece_that_is_expected_of_it(n):
-    ones = np.ones((1, n))
     draws = [rows(n, 1.0, seed) for seed in range(60)]
-    shown = np.array([ece.value(r.truth, r.scores, ones)[0] for r in draws])
+    shown = np.array([value_of(ece, r.truth, r.scores) for r in draws])
     expected = [ece_if_calibrated(r, seed=7) for r in draws]
     # the label is right with the probability of its class: the mean over draws agrees to four standard errors
     gap = shown - [e.value for e in expected]
@@ -69,7 +69,7 @@ def test_a_calibrated_model_shows_the_ece_that_is_expected_of_it(n):
     inside = np.mean([e.low <= s <= e.high for e, s in zip(expected, shown, strict=True)])
     assert inside >= 0.85  # 95 % of 60, less three standard errors
     far = rows(n, 4.0)
-    assert ece.value(far.truth, far.scores, ones)[0] > ece_if_calibrated(far).high
+    assert value_of(ece, far.truth, far.scores) > ece_if_calibrated(far).high
 
 
 def test_a_temperature_divides_logits_and_changes_no_answer():
@@ -97,5 +97,5 @@ def test_reliability_holds_every_row_once():
     bins = reliability(test)
     assert sum(b.rows for b in bins) == 500
     gap = sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / 500
-    assert gap == pytest.approx(ece.value(test.truth, test.scores, np.ones((1, 500)))[0])
+    assert gap == pytest.approx(value_of(ece, test.truth, test.scores))
     assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from regraft.errors import DataError
+from regraft.evidence.intervals import at_weights
 from regraft.evidence.scoring import Predictions, gain
 from regraft.evidence.verdict import decide, row_variance, rows_to_settle
 from regraft.metrics import accuracy, log_loss, macro_f1, mae
@@ -81,8 +84,8 @@ def test_bootstrap_variance_is_that_of_a_mean():  # the general path against the
 
     class Whole:
         bounded = False
-        title, higher_is_better, proportion, per_row = "mae", False, False, False
-        value = staticmethod(mae.value)
+        title, higher_is_better, proportion = "mae", False, False
+        at_weights = staticmethod(partial(at_weights, mae))
 
     assert row_variance(Whole, pairs) == pytest.approx(row_variance(mae, pairs), rel=0.1)
 

@@ -29,7 +29,7 @@ def check_compiler(device: torch.device) -> None:
     elif device.type == "cuda" and find_spec("triton") is None:
         problem = "torch compiles for a GPU by triton, which is not installed: install it"
     if problem:
-        raise PlanError([f"fit.compile: {problem}, or set it to false"])
+        raise PlanError(f"fit.compile: {problem}, or set it to false")
 
 
 def compile_module(module: nn.Module) -> Callable[..., Any]:

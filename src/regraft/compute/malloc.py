@@ -31,36 +31,28 @@ def freed_memory_kept() -> Iterator[None]:
     The block has no effect if the C library is not glibc, or if the environment sets these thresholds itself
     (see mallopt(3) and glibc's manual, "Memory Allocation Tunables").
     """
+    global inside
     libc = glibc()
     if libc is None or set_by(os.environ):
         yield
         return
-    start_keeping(libc)
+    with counting:
+        inside += 1
+        set_thresholds(libc, KEPT)
     try:
         yield
     finally:
-        stop_keeping(libc)
+        with counting:
+            inside -= 1
+            if not inside:
+                set_thresholds(libc, USUAL)
+                libc.malloc_trim(0)
 
 
-def start_keeping(libc: ctypes.CDLL) -> None:
-    """Open a block: raise glibc's thresholds."""
-    global inside
-    with counting:
-        inside += 1
-        for parameter, size in KEPT.items():
-            libc.mallopt(parameter, size)
-
-
-def stop_keeping(libc: ctypes.CDLL) -> None:
-    """Close a block: after the last one, lower glibc's thresholds and return freed memory."""
-    global inside
-    with counting:
-        inside -= 1
-        if inside:
-            return
-        for parameter, size in USUAL.items():
-            libc.mallopt(parameter, size)
-        libc.malloc_trim(0)
+def set_thresholds(libc: ctypes.CDLL, sizes: Mapping[int, int]) -> None:
+    """Set the thresholds above which glibc returns freed memory."""
+    for parameter, size in sizes.items():
+        libc.mallopt(parameter, size)
 
 
 def give_back() -> None:

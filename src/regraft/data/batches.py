@@ -13,7 +13,7 @@ from ..compute.distributed import gather_objects, rank, world_size
 from ..errors import DataError, UsageError
 from .columns import ids_of, some_of
 from .ordering import EpochOrder
-from .workers import PersistentLoader, is_loader_error
+from .readers import PersistentLoader, is_loader_error
 
 if TYPE_CHECKING:
     from torch import Tensor

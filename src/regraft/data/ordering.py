@@ -1,4 +1,4 @@
-"""The order of an epoch, and its division into batches: functions of (seed, epoch, ids).
+"""Random numbers by key, the order of an epoch, and its division into batches: functions of (seed, epoch, ids).
 
 Batches differ by one row at most: a last batch of a single row would stop batch norm, or leave it with
 the statistics of one row.
@@ -6,15 +6,18 @@ the statistics of one row.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from .columns import ids_of, some_of
-from .keyed_random import stable
 from .types import Example
+
+Key = tuple[int, int, str]  # (seed, epoch, id)
 
 WINDOW_BATCHES = 16  # batches whose texts are sorted by length together
 
@@ -45,9 +48,9 @@ class EpochOrder:
     ) -> list[list[int]]:
         """Return the batches of an epoch, as draws: draw d is row d % N, drawn d // N times before."""
         ids = list(ids_of(examples))
-        if self.strata is None:
-            return self.training(order(ids, self.seed, epoch), examples, epoch, length)
-        return self.training(balanced(ids, self.strata, self.seed, epoch), examples, epoch, length)
+        strata = self.strata
+        draws = order(ids, self.seed, epoch) if strata is None else balanced(ids, strata, self.seed, epoch)
+        return self.training(draws, examples, epoch, length)
 
     def training(
         self, draws: Sequence[int], examples: Sequence[Example], epoch: int, length: Callable[[int], int] | None = None
@@ -100,3 +103,29 @@ def name_draw(examples: Sequence[Example], draw: int) -> str:
     before, row = divmod(draw, len(examples))
     (id_,) = ids_of(some_of(examples, [row]))
     return f"{id_} {before}" if before else id_
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+def stable(*parts: object) -> int:
+    """Return 63 bits that are a function of the parts, equal in every process and version."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def drawing(key: Key) -> Iterator[None]:
+    """Seed torch's CPU generator by ``key`` inside the block; restore it afterwards.
+
+    torch.manual_seed would seed every accelerator too, and format a stack trace for each.
+    """
+    import torch
+
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(stable(*key))
+    try:
+        yield
+    finally:
+        generator.set_state(before)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DataError, SourceError, shorten
-from .keyed_random import Key, drawing, stable
+from .ordering import Key, drawing, stable
 from .types import Augment, CallableSpec, ImageSpec, Preprocess, TextSpec
 
 if TYPE_CHECKING:
@@ -35,26 +35,29 @@ TOKENIZER = "tokenizer"  # folder beside a saved spec, with a text source's toke
 
 
 class Preprocessor(Protocol):
-    """Functions of a spec: ``one`` and then ``collate`` make the network's inputs."""
+    """Functions of a spec, to be inherited: ``one`` and then ``collate`` make the network's inputs."""
 
     def one(self, inputs: tuple[str, ...], augment: Augment | None = None, key: Key = ...) -> Any:
         """Return one sample. With ``augment`` it is random, and a function of ``key``."""
         ...
 
     def collate(self, samples: Sequence[Any]) -> Inputs:
-        """Return a batch [B, …], or a dict of batches: ``finish(stack(samples))``."""
-        ...
+        """Return a batch [B, …], or a dict of batches."""
+        return self.finish(self.stack(samples))
 
     def stack(self, samples: Sequence[Any]) -> Inputs:
         """Join samples to a batch as it travels to the device: images as uint8."""
-        ...
+        import torch
+
+        return torch.stack(list(samples))
 
     def finish(self, batch: Any) -> Inputs:
-        """Return the network's inputs from a stacked batch, on the batch's device."""
-        ...
+        """Return the network's inputs from a stacked batch, on the batch's device; by default the batch."""
+        inputs: Inputs = batch
+        return inputs
 
 
-def build(spec: Preprocess) -> ImagePreprocessor | TextPreprocessor | CallablePreprocessor:
+def build(spec: Preprocess) -> Preprocessor:
     """Return the preprocessor of a spec. Raises SourceError for a tokenizer that does not load."""
     if isinstance(spec, ImageSpec):
         return ImagePreprocessor(spec)
@@ -64,7 +67,7 @@ def build(spec: Preprocess) -> ImagePreprocessor | TextPreprocessor | CallablePr
 # ---------------------------------------------------------------- images
 
 
-class ImagePreprocessor:
+class ImagePreprocessor(Preprocessor):
     """A preprocessor of image files.
 
     Pillow decodes an image and, for evaluation, resizes and crops it. Augmentation works on the tensor that
@@ -145,16 +148,6 @@ class ImagePreprocessor:
         pixels = np.array(read_picture(path, self.spec.channels))  # a copy, because torch needs writable memory
         return pixels.reshape(*pixels.shape[:2], self.spec.channels)
 
-    def collate(self, samples: Sequence[Tensor]) -> Tensor:
-        """Return [B, C, H, W], float32, normalised."""
-        return self.finish(self.stack(samples))
-
-    def stack(self, samples: Sequence[Tensor]) -> Tensor:
-        """Return [B, C, H, W], uint8."""
-        import torch
-
-        return torch.stack(list(samples))
-
     def finish(self, pictures: Tensor) -> Tensor:
         """Scale and normalise images [B, C, H, W] from uint8 to float32, with the same bits on every device."""
         import torch
@@ -232,7 +225,7 @@ def mix(
 # ---------------------------------------------------------------- texts
 
 
-class TextPreprocessor:
+class TextPreprocessor(Preprocessor):
     """A preprocessor of texts, or of pairs of texts, by a source's tokenizer."""
 
     def __init__(self, spec: TextSpec) -> None:
@@ -281,15 +274,9 @@ class TextPreprocessor:
         """Return one row of ``many``. A text has no augmentation."""
         return self.many([inputs])[0]
 
-    def collate(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    def stack(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Return [B, T] by name, int64, padded to the longest text of the batch."""
         return dict(self.tokenizer.pad(list(samples), return_tensors="pt"))
-
-    stack = collate
-
-    def finish(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the batch: texts travel as the network takes them."""
-        return batch
 
     def lengths(self, inputs: Sequence[tuple[str, ...]]) -> list[int]:
         """Return the number of tokens of each row before it is cut."""
@@ -324,7 +311,7 @@ def save_tokenizer(spec: TextSpec, folder: Path) -> None:
 # ---------------------------------------------------------------- a function
 
 
-class CallablePreprocessor:
+class CallablePreprocessor(Preprocessor):
     """A preprocessor that calls a function of the user's."""
 
     def __init__(self, spec: CallableSpec) -> None:
@@ -334,17 +321,6 @@ class CallablePreprocessor:
         """Return the function's value. Random numbers that it draws from torch depend on ``key`` alone."""
         with drawing(key):
             return self.spec.one(inputs)
-
-    def collate(self, samples: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        return torch.stack(list(samples))
-
-    stack = collate
-
-    def finish(self, batch: Tensor) -> Tensor:
-        """Return the batch unchanged."""
-        return batch
 
 
 # ---------------------------------------------------------------- JSON

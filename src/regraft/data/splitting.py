@@ -338,11 +338,6 @@ def manifest_line(split: str, example: Example) -> dict[str, Any]:
     return row if example.group is None else {**row, "group": example.group}
 
 
-def manifest_row(split: str, example: Example) -> ManifestRow:
-    """Return a row's record in the manifest."""
-    return ManifestRow(**manifest_line(split, example))
-
-
 def read_manifest(path: Path) -> Iterator[ManifestRow]:
     """Yield the rows of a manifest, one at a time. Raises UsageError for a missing or damaged manifest."""
     for number, line in guarded.lines(path.parent, path.name):

@@ -143,18 +143,24 @@ def resample(
     return np.concatenate(parts)
 
 
-def at_weights(metric: Metric, truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
+def value_of(metric: Metric, truth: Any, scores: Any) -> float:
+    """Return the metric of these rows, without an interval."""
+    return float(at_weights(metric, truth, scores)(np.ones((1, len(truth))))[0])
+
+
+def at_weights(metric: Metric, truth: Any, scores: Any, **threshold: float) -> Callable[[FloatArray], FloatArray]:
     """Return the metric as a function of row weights [R, N] → [R].
 
     A metric with an ``at_weights`` of its own computes once what the weights do not change.
     """
     if own := getattr(metric, "at_weights", None):
-        prepared: Callable[[FloatArray], FloatArray] = own(truth, scores)
+        prepared: Callable[[FloatArray], FloatArray] = own(truth, scores, **threshold)
         return prepared
-    if metric.per_row:
-        rows = cast(Any, metric).rows(truth, scores)
+    if of_rows := getattr(metric, "rows", None):
+        rows = of_rows(truth, scores)
         return lambda weights: np.asarray(weights @ rows / weights.sum(axis=1))
-    return lambda weights: metric.value(truth, scores, weights)
+    value = cast(Any, metric).value
+    return lambda weights: np.asarray(value(truth, scores, weights, **threshold))
 
 
 def bootstrap(

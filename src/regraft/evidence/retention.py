@@ -29,7 +29,7 @@ from ..metrics import Metric
 from ..runs.estimates import Estimate, Retained
 from ..runs.result_parts import Agreement, FeatureSimilarity, Forgotten, SeedRetention, SourceRetention
 from ..tasks import Task
-from .intervals import Z_ONE_SIDED, at_weights, effective_rows, newcombe_paired, resample, wilson
+from .intervals import Z_ONE_SIDED, at_weights, effective_rows, newcombe_paired, resample, value_of, wilson
 from .scoring import PerRow, Predictions, estimates, gain, pair_rows, resample_count
 from .verdict import decide
 
@@ -54,7 +54,7 @@ def chance_level(metric: Metric, rows: Predictions) -> float:
     classes = truth.ndim == 1
     constant = np.bincount(truth, minlength=outputs) / len(truth) if classes else truth.mean(0)
     scores = np.broadcast_to(constant.astype(np.float64), (len(rows), outputs))
-    return float(metric.value(truth, scores, np.ones((1, len(rows))))[0])
+    return value_of(metric, truth, scores)
 
 
 def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Retained:
@@ -65,9 +65,7 @@ def retention_of(metric: Metric, before: Predictions, after: Predictions) -> Ret
     ratio where little is forgotten. Without discordant rows the bound is still below 1.
     """
     before, after = pair_rows(before, after)
-    ones = np.ones((1, len(before)))
-    old = float(metric.value(before.truth, before.scores, ones)[0])
-    new = float(metric.value(after.truth, after.scores, ones)[0])
+    old, new = (value_of(metric, rows.truth, rows.scores) for rows in (before, after))
     above_chance = old - chance_level(metric, before)
     if not metric.higher_is_better or above_chance <= 0:
         return Retained(old, new, None, None)

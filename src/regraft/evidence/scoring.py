@@ -19,7 +19,7 @@ from ..errors import DataError, DivergedError, shorten
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..tasks import Task
-from .intervals import bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
+from .intervals import at_weights, bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ MAX_DRAWS = 50_000_000  # rows that one bootstrap draws in all; some seconds on 
 
 
 class PerRow(Metric, Protocol):
-    """A metric that is a mean over rows: its ``per_row`` is true."""
+    """A metric that is a mean over rows: it has ``rows``."""
 
     def rows(self, truth: Any, scores: Any) -> FloatArray:
         """Return the values [N] whose mean is the metric, from truth [N] or [N, C] and scores [N, C]."""
@@ -74,11 +74,9 @@ class _AtThreshold:
     title: str
     higher_is_better: bool
     proportion: bool
-    per_row: bool
     bounded: bool
     interval: bool
-    value: Callable[[Any, Any, FloatArray], FloatArray]
-    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]] | None
+    at_weights: Callable[[Any, Any], Callable[[FloatArray], FloatArray]]
 
 
 def at_threshold(metric: Metric, task: Task) -> Metric:
@@ -86,16 +84,13 @@ def at_threshold(metric: Metric, task: Task) -> Metric:
     threshold = getattr(task, "threshold", None)
     if threshold is None or not getattr(metric, "thresholded", False):
         return metric
-    own = getattr(metric, "at_weights", None)
     bound = _AtThreshold(
         title=metric.title,
         higher_is_better=metric.higher_is_better,
         proportion=metric.proportion,
-        per_row=metric.per_row,
         bounded=metric.bounded,
         interval=getattr(metric, "interval", True),
-        value=partial(cast(Any, metric.value), threshold=threshold),
-        at_weights=partial(own, threshold=threshold) if own else None,
+        at_weights=partial(at_weights, metric, threshold=threshold),
     )
     return cast(Metric, bound)
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from ..metrics import Metric
 from ..runs.estimates import Estimate, Verdict
-from .intervals import at_weights, group_codes, resample
+from .intervals import at_weights, group_codes, resample, value_of
 from .scoring import PerRow, Predictions, gain, pair_rows, resample_count
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, 
         return Verdict("not measured", None, seeds, f"needs at least 2 {unit}")
 
     sign = 1.0 if metric.higher_is_better else -1.0
-    once = np.ones((1, n))
-    arms = sign * np.array([[at_weights(metric, s.truth, s.scores)(once)[0] for s in pair] for pair in pairs])  # [S, 2]
+    arms = sign * np.array([[value_of(metric, s.truth, s.scores) for s in pair] for pair in pairs])  # [S, 2]
     value = float((arms[:, 0] - arms[:, 1]).mean())
     rows = row_variance(metric, pairs)
     if seeds < MIN_SEEDS:
@@ -120,7 +119,7 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
     n = len(first)
     codes = group_codes(first.groups, n)
     size = int(codes.max()) + 1  # G
-    if metric.per_row:
+    if hasattr(metric, "rows"):
         rows = cast(PerRow, metric).rows
         each = [rows(a.truth, a.scores) - rows(b.truth, b.scores) for a, b in pairs]
         difference = np.mean(each, axis=0)  # [N]

@@ -96,11 +96,9 @@ class LoRA:
         for pattern in self.layers:
             if not any(fnmatchcase(n, pattern) for n in kept):
                 raise PlanError(
-                    [
-                        f'freezing.layers: "{pattern}" matches no layer whose change merges exactly; these '
-                        f"standardise or compute their weights, or another layer reads them: {shorten(left)}: "
-                        "use another freezing"
-                    ]
+                    f'freezing.layers: "{pattern}" matches no layer whose change merges exactly; these '
+                    f"standardise or compute their weights, or another layer reads them: {shorten(left)}: "
+                    "use another freezing"
                 )
         note = (
             f"lora leaves out {len(left)} of {len(names)} layers, whose weights are standardised, computed or "
@@ -151,10 +149,8 @@ class LoRA:
         if past := [n for n, m in modules.items() if isinstance(m, direct)]:
             kind = type(modules[past[0]]).__name__
             raise PlanError(
-                [
-                    f"freezing.lora: {past[0]} is torch's {kind}, which reads its layers' weights itself and "
-                    f"would pass a change by: use another freezing"
-                ]
+                f"freezing.lora: {past[0]} is torch's {kind}, which reads its layers' weights itself and "
+                f"would pass a change by: use another freezing"
             )
         can = [
             n for n, m in modules.items() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
@@ -163,10 +159,8 @@ class LoRA:
             if not any(fnmatchcase(n, pattern) for n in can):
                 some = ", ".join(can[:5]) or "none"
                 raise PlanError(
-                    [
-                        f'freezing.layers: "{pattern}" matches no linear layer or full convolution; there '
-                        f"are: {some}{' …' if len(can) > 5 else ''}"
-                    ]
+                    f'freezing.layers: "{pattern}" matches no linear layer or full convolution; there '
+                    f"are: {some}{' …' if len(can) > 5 else ''}"
                 )
         return [n for n in can if any(fnmatchcase(n, p) for p in self.layers)]
 

@@ -16,8 +16,9 @@ import math
 import os
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,10 +79,11 @@ def shown(run: Path, name: str = "") -> str:
 
 
 @contextmanager
-def opened(run: Path, name: str) -> Iterator[BufferedReader | None]:
+def opened(run: Path, name: str, *, limited: bool = True) -> Iterator[BufferedReader | None]:
     """Yield a file of a run, open to read its bytes; None where there is no such file.
 
-    Raises NotReadError for a link, for anything but a regular file, and for a file above its limit.
+    Raises NotReadError for a link, for anything but a regular file and, if ``limited``, for a file above its
+    limit.
     """
     descriptor = _open(run, name)
     if descriptor is None:
@@ -91,7 +93,7 @@ def opened(run: Path, name: str) -> Iterator[BufferedReader | None]:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise NotReadError(_no_file(run, name))
-        if about.st_size > (limit := limit_of(name)):
+        if limited and about.st_size > (limit := limit_of(name)):
             raise NotReadError(_too_large(run, name, about.st_size, limit))
         yield file
 
@@ -101,11 +103,12 @@ def read(run: Path, name: str, last: int | None = None) -> bytes | None:
 
     With ``last``, return at most so many bytes from its end, whatever its size. Raises NotReadError.
     """
-    if last is not None:
-        return _read_end(run, name, last)
-    with opened(run, name) as file:
+    with opened(run, name, limited=last is None) as file:
         if file is None:
             return None
+        if last is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+            return file.read(last)
         data = file.read(limit_of(name) + 1)  # the file may have grown meanwhile
     if len(data) > limit_of(name):
         raise NotReadError(_too_large(run, name, len(data), limit_of(name)))
@@ -169,11 +172,21 @@ def damaged(run: Path, name: str, why: object) -> NotReadError:
 
 def read_json(run: Path, name: str, *, finite: bool = True) -> Any:
     """Return the value of a JSON file; None where there is no such file. Raises NotReadError."""
+    return _parsed_file(run, name, partial(parse_json, finite=finite))
+
+
+def read_toml(run: Path, name: str) -> dict[str, Any] | None:
+    """Return the tables of a TOML file; None where there is no such file. Raises NotReadError."""
+    tables: dict[str, Any] | None = _parsed_file(run, name, parse_toml)
+    return tables
+
+
+def _parsed_file(run: Path, name: str, parse: Callable[[str], Any]) -> Any:
     content = text(run, name)
     if content is None:
         return None
     try:
-        value = parse_json(content, finite=finite)
+        value = parse(content)
     except ValueError as error:
         raise damaged(run, name, error) from error
     if value is None:
@@ -181,28 +194,12 @@ def read_json(run: Path, name: str, *, finite: bool = True) -> Any:
     return value
 
 
-def read_toml(run: Path, name: str) -> dict[str, Any] | None:
-    """Return the tables of a TOML file; None where there is no such file. Raises NotReadError."""
-    content = text(run, name)
-    if content is None:
-        return None
-    try:
-        return parse_toml(content)
-    except ValueError as error:
-        raise damaged(run, name, error) from error
-
-
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Return the value of a JSON text.
 
     Raises ValueError for text that is no JSON and for values that ``check_values`` refuses.
     """
-    try:
-        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
-    except RecursionError:
-        raise ValueError(TOO_DEEP) from None
-    check_values(value, finite=finite)
-    return value
+    return _parsed(json.loads, text.decode("utf-8") if isinstance(text, bytes) else text, finite=finite)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -210,12 +207,17 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises ValueError for text that is no TOML and for values that ``check_values`` refuses.
     """
+    tables: dict[str, Any] = _parsed(tomllib.loads, text, finite=False)
+    return tables
+
+
+def _parsed(loads: Callable[[str], Any], text: str, *, finite: bool) -> Any:
     try:
-        tables = tomllib.loads(text)
+        value = loads(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    check_values(tables)
-    return tables
+    check_values(value, finite=finite)
+    return value
 
 
 TOO_DEEP = f"its brackets are nested too deep, beyond {MAX_DEPTH} levels"
@@ -347,18 +349,6 @@ def _open(run: Path, name: str) -> int | None:
         return None
     except OSError as error:
         raise NotReadError(f"{shown(run, name)} cannot be read: {error.strerror}") from error
-
-
-def _read_end(run: Path, name: str, last: int) -> bytes | None:
-    descriptor = _open(run, name)
-    if descriptor is None:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise NotReadError(_no_file(run, name))
-        file.seek(max(0, about.st_size - last))
-        return file.read(last)
 
 
 def _link(path: Path) -> str:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from ..compute.arrays import FloatArray
-
-
-def sums_by(numbers: Any, size: int) -> Callable[[FloatArray], FloatArray]:
-    """Return a function of weights [N, R] that gives their sums [size, R] by the rows' numbers [N]."""
+def membership(numbers: Any, size: int) -> Any:
+    """Return the sparse matrix [size, N] that sums weights [N, R] by the rows' numbers [N]: matrix @ weights."""
     from scipy.sparse import csr_array
 
     n = len(numbers)
-    member = csr_array((np.ones(n), (numbers, np.arange(n))), shape=(size, n))
-
-    def sums(by_row: FloatArray) -> FloatArray:
-        result: FloatArray = member @ by_row
-        return result
-
-    return sums
+    return csr_array((np.ones(n), (numbers, np.arange(n))), shape=(size, n))

@@ -23,18 +23,10 @@ higher_is_better = True
 
 proportion = True
 
-per_row = True
-
 bounded = True
 
 
 def rows(truth: Any, scores: Any) -> FloatArray:
     """Return 1.0 where a row is right, else 0.0 [N], of truth [N] ints and scores [N, C]."""
     result: FloatArray = (np.argmax(scores, axis=1) == truth).astype(np.float64)
-    return result
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N], whose rows sum to more than 0."""
-    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
     return result

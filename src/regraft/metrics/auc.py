@@ -29,14 +29,7 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = True
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:

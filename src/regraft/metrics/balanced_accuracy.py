@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._classes import sums_by
+from ._classes import membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,25 +28,18 @@ higher_is_better = True
 
 proportion = False  # a mean of proportions with different denominators
 
-per_row = False
-
 bounded = True
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     right = np.flatnonzero(np.argmax(scores, axis=1) == truth)
-    of_truth, of_right = (sums_by(rows, scores.shape[1]) for rows in (truth, truth[right]))
+    of_truth, of_right = (membership(rows, scores.shape[1]) for rows in (truth, truth[right]))
 
     def balanced(weights: FloatArray) -> FloatArray:
         by_row = np.ascontiguousarray(weights.T)  # [N, R]
-        support = of_truth(by_row)  # [C, R]
-        recall = of_right(by_row[right]) / np.where(support > 0, support, 1.0)  # 0 where no support
+        support = of_truth @ by_row  # [C, R]
+        recall = (of_right @ by_row[right]) / np.where(support > 0, support, 1.0)  # 0 where no support
         result: FloatArray = recall.sum(axis=0) / (support > 0).sum(axis=0)
         return result
 

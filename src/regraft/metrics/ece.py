@@ -28,18 +28,11 @@ higher_is_better = False
 
 proportion = False
 
-per_row = False
-
 bounded = True
 
 interval = False
 
 BINS = 15
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and probabilities [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:

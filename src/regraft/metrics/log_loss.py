@@ -23,8 +23,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = True
-
 bounded = False
 
 
@@ -32,10 +30,4 @@ def rows(truth: Any, scores: Any) -> FloatArray:
     """Return nats [N] of truth [N] ints and probabilities [N, C]."""
     chosen = np.asarray(scores, dtype=np.float64)[np.arange(len(truth)), truth]
     result: FloatArray = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0))
-    return result
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
     return result

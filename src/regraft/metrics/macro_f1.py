@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._classes import sums_by
+from ._classes import membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,27 +29,20 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = True
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N] ints and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:
     """Return the metric [R] of these rows as a function of weights [R, N]."""
     predicted, size = np.argmax(scores, axis=1), scores.shape[1]
     right = np.flatnonzero(predicted == truth)
-    of_truth, of_predicted = sums_by(truth, size), sums_by(predicted, size)
-    of_right = sums_by(truth[right], size)
+    of_truth, of_predicted = membership(truth, size), membership(predicted, size)
+    of_right = membership(truth[right], size)
 
     def macro(weights: FloatArray) -> FloatArray:
         by_row = np.ascontiguousarray(weights.T)  # [N, R]
-        total = of_truth(by_row) + of_predicted(by_row)  # [C, R]
-        f1 = 2 * of_right(by_row[right]) / np.where(total > 0, total, 1.0)  # [C, R]
+        total = of_truth @ by_row + of_predicted @ by_row  # [C, R]
+        f1 = 2 * (of_right @ by_row[right]) / np.where(total > 0, total, 1.0)  # [C, R]
         result: FloatArray = f1.sum(axis=0) / (total > 0).sum(axis=0)
         return result
 

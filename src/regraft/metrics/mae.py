@@ -21,18 +21,10 @@ higher_is_better = False
 
 proportion = False
 
-per_row = True
-
 bounded = False
 
 
 def rows(truth: Any, scores: Any) -> FloatArray:
     """Return the error of each row [N] of truth [N, C] and scores [N, C]."""
     result: FloatArray = np.abs(truth - scores).mean(axis=1)
-    return result
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
-    result: FloatArray = weights @ rows(truth, scores) / weights.sum(axis=1)
     return result

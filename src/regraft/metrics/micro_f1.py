@@ -26,16 +26,9 @@ higher_is_better = True
 
 proportion = False
 
-per_row = False
-
 bounded = True
 
 thresholded = True  # value takes the task's threshold
-
-
-def value(truth: Any, scores: Any, weights: FloatArray, threshold: float = 0.5) -> FloatArray:
-    """Return the metric [R] of zeros and ones [N, C] and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores, threshold)(weights)
 
 
 def at_weights(truth: Any, scores: Any, threshold: float = 0.5) -> Callable[[FloatArray], FloatArray]:

@@ -23,14 +23,7 @@ higher_is_better = False
 
 proportion = False
 
-per_row = False  # the root is taken after the mean
-
 bounded = False
-
-
-def value(truth: Any, scores: Any, weights: FloatArray) -> FloatArray:
-    """Return the metric [R] of truth [N, C] and scores [N, C] at weights [R, N]."""
-    return at_weights(truth, scores)(weights)
 
 
 def at_weights(truth: Any, scores: Any) -> Callable[[FloatArray], FloatArray]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .types import run_blocks
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -49,10 +51,7 @@ class UpperBlocks(torch.nn.Module):
 def run_upper(target: Target, x: Any, cut: int) -> Tensor:
     """Return features [B, D] from the output of the first ``cut`` blocks."""
     backbone = target.model.get_submodule("backbone")
-    for block in target.blocks[cut:-1]:
-        assert block.run is not None
-        x = block.run(backbone, x)
-    features: Tensor = x
+    features: Tensor = run_blocks(target.blocks[cut:-1], backbone, x)
     return features
 
 
@@ -61,6 +60,5 @@ def block_outputs(target: Target, backbone: nn.Module, inputs: Inputs) -> dict[s
     maps: dict[str, Any] = {}
     x: Any = inputs
     for block in target.blocks[:-1]:
-        assert block.run is not None
-        x = maps[block.name] = block.run(backbone, x)
+        x = maps[block.name] = run_blocks((block,), backbone, x)
     return maps

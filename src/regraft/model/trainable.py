@@ -29,7 +29,7 @@ def set_trainable(target: Target, trainable: Collection[str], batch_norm: Litera
     """
     known = [b.name for b in target.blocks]
     if unknown := sorted(set(trainable) - set(known)):
-        raise PlanError([f'no block is called "{unknown[0]}"; {did_you_mean(unknown[0], known)}'])
+        raise PlanError(f'no block is called "{unknown[0]}"; {did_you_mean(unknown[0], known)}')
     tensors = dict(target.model.named_parameters())
     modules = dict(target.model.named_modules())
     for block in target.blocks:

@@ -38,6 +38,14 @@ class Block:
     run: Callable[[nn.Module, Any], Any] | None = None
 
 
+def run_blocks(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
+    """Return the output of the last of these blocks from the output of the block before the first."""
+    for block in blocks:
+        assert block.run is not None
+        x = block.run(backbone, x)
+    return x
+
+
 def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
     """Return the blocks whose names match a pattern, as in fnmatch.
 
@@ -45,7 +53,7 @@ def match_blocks(pattern: str, blocks: Collection[str]) -> list[str]:
     """
     matched = [b for b in blocks if fnmatchcase(b, pattern)]
     if not matched:
-        raise PlanError([f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}'])
+        raise PlanError(f'pattern "{pattern}" matches no block; there are: {", ".join(blocks)}')
     return matched
 
 

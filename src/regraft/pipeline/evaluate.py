@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..evidence.calibration import measure_calibration
+from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe
 from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
@@ -253,7 +254,7 @@ def val_controls(t: Trained) -> dict[str, Figures]:
 
 def value(metric: Metric, rows: Predictions) -> float:
     """Return a metric of these rows, without an interval."""
-    return float(metric.value(rows.truth, rows.scores, np.ones((1, len(rows))))[0])
+    return value_of(metric, rows.truth, rows.scores)
 
 
 def seed_line(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ..data.columns import ids_of
+from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe, fit_probe
 from ..model.forward import Outputs, outputs
 from ..model.grafting import graft
@@ -165,5 +165,4 @@ def figures_of(rows: Sequence[Outputs], task: Task, metric: Metric) -> Figures:
     logits = torch.cat([o.values for o in rows])
     targets = torch.cat([o.targets for o in rows])
     truth, scores = task.truth(targets).numpy(), task.scores(logits).numpy()
-    value = metric.value(truth, scores, np.ones((1, len(truth))))[0]
-    return {task.primary: float(value), "loss": float(task.loss(logits, targets).mean())}
+    return {task.primary: value_of(metric, truth, scores), "loss": float(task.loss(logits, targets).mean())}

@@ -141,13 +141,13 @@ def refuse_changes(before: PreviousRun, job: Job, *, accept_changes: bool) -> Pr
 
 def data_changes(run: Path, splits: Splits) -> str:
     """Return a sentence on rows that were added, removed or edited since a run's manifest was written."""
-    from ..data.splitting import manifest_row, read_manifest
+    from ..data.splitting import manifest_line, read_manifest
 
     def key(row: ManifestRow) -> tuple[Any, ...]:
         return row.hash, tuple(row.cells)
 
     old = list(read_manifest(run / "manifest.jsonl"))
-    new = [manifest_row(s, e) for s in ("train", "val", "test") for e in getattr(splits, s)]
+    new = [ManifestRow(**manifest_line(s, e)) for s in ("train", "val", "test") for e in getattr(splits, s)]
     both = Counter(map(key, old)) & Counter(map(key, new))
 
     def left(rows: list[ManifestRow]) -> list[ManifestRow]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..compute.arrays import map_inputs
 from ..errors import PlanError
-from ..model.types import Block, Target, match_blocks
+from ..model.types import Block, Target, match_blocks, run_blocks
 from . import Batch, Penalty, Regularizer, SourceRows, TrainRows
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ class Delta(Regularizer):
         cuts = target.blocks[:-1]  # the last is the head
         if any(b.run is None for b in cuts):
             raise PlanError(
-                [
-                    f"regularizers.delta needs feature maps, and {target.source.name} cannot be cut "
-                    f"between its blocks: remove it, or take l2_sp"
-                ]
+                f"regularizers.delta needs feature maps, and {target.source.name} cannot be cut "
+                f"between its blocks: remove it, or take l2_sp"
             )
         names = [b.name for b in cuts]
         matched = {n for pattern in self.blocks for n in match_blocks(pattern, names)}
@@ -87,9 +85,8 @@ class Delta(Regularizer):
             x: Any = batch.inputs
             apart = batch.logits.new_zeros(())
             for block in cuts:
-                assert block.run is not None
                 with torch.no_grad():
-                    x = block.run(backbone, x)
+                    x = run_blocks((block,), backbone, x)
                 if block.name in wanted:
                     # [B, C, …]; squares of bfloat16 would lose what is small
                     now, before = channels(batch.maps[block.name]).float(), channels(x).float()
@@ -120,15 +117,15 @@ def attention(
         for ids, inputs, labels in train.sample(examples):
             x: Any = repeated(inputs, 1, device)
             targets = labels.to(device)
-            base = train.task.loss(head(through(cuts, backbone, x)), targets).sum()
+            base = train.task.loss(head(run_blocks(cuts, backbone, x)), targets).sum()
             together = max(1, MAX_ROWS // len(ids))  # channels
             for place, block in enumerate(cuts):
-                x = through((block,), backbone, x)
+                x = run_blocks((block,), backbone, x)
                 if block.name not in wanted:
                     continue
                 losses = []
                 for silent in torch.split(torch.arange(channels(x).shape[1]), together):
-                    answers = head(through(cuts[place + 1 :], backbone, without(x, silent)))
+                    answers = head(run_blocks(cuts[place + 1 :], backbone, without(x, silent)))
                     every = train.task.loss(answers, targets.repeat(len(silent), *ones(targets)))
                     losses.append(every.view(len(silent), -1).sum(1))
                 rise = torch.cat(losses).double() - base
@@ -138,13 +135,6 @@ def attention(
 
 
 MAX_ROWS = 256  # in one forward pass, about
-
-
-def through(blocks: Sequence[Block], backbone: nn.Module, x: Any) -> Any:
-    for block in blocks:
-        assert block.run is not None
-        x = block.run(backbone, x)
-    return x
 
 
 def without(x: Any, silent: Tensor) -> Any:

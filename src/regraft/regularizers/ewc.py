@@ -46,17 +46,13 @@ class EWC(Regularizer):
         source = target.source
         if source_data is None or source.head is None:
             raise PlanError(
-                [
-                    'regularizer "ewc" needs labelled source data and the source\'s own head: add '
-                    "--source-data PATH, or take l2_sp"
-                ]
+                'regularizer "ewc" needs labelled source data and the source\'s own head: add '
+                "--source-data PATH, or take l2_sp"
             )
         if self.labels == "sampled" and not source_data.task.has_classes:
             raise PlanError(
-                [
-                    f"regularizers.ewc samples classes, and the source's task is "
-                    f'{source_data.task.name}: set labels = "true"'
-                ]
+                f"regularizers.ewc samples classes, and the source's task is "
+                f'{source_data.task.name}: set labels = "true"'
             )
         anchor, head, rows = target.anchor, source.head, source_data
         factors = target.factors(self.by_block)

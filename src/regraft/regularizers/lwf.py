@@ -48,14 +48,12 @@ class LwF(Regularizer):
         source = target.source
         if source.head is None:
             raise PlanError(
-                [f"regularizers.lwf needs the source's own head, and {source.name} has none: remove it, or take l2_sp"]
+                f"regularizers.lwf needs the source's own head, and {source.name} has none: remove it, or take l2_sp"
             )
         if not source.has_classes:
             raise PlanError(
-                [
-                    f"regularizers.lwf compares classes, and the head of {source.name} is one of "
-                    f"{source.task}: remove it, or take l2_sp"
-                ]
+                f"regularizers.lwf compares classes, and the head of {source.name} is one of "
+                f"{source.task}: remove it, or take l2_sp"
             )
         backbone = copy.deepcopy(source.backbone).eval()
         head = copy.deepcopy(source.head).eval()

@@ -40,10 +40,8 @@ class Replay(Regularizer):
 
         if source_data is None or target.source.head is None:
             raise PlanError(
-                [
-                    'regularizer "replay" needs labelled source data and the source\'s own head: add '
-                    "--source-data PATH, or remove it"
-                ]
+                'regularizer "replay" needs labelled source data and the source\'s own head: add '
+                "--source-data PATH, or remove it"
             )
         backbone = target.model.get_submodule("backbone")
         head = copy.deepcopy(target.source.head).eval()

@@ -92,7 +92,7 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
     sample, spans = _spans(served, p, texts)
     if not spans:
         return []
-    inputs = p.collate([sample])
+    inputs = p.stack([sample])
     names = [name for name in inputs if name != "input_ids"]
     ids = inputs["input_ids"]  # [1, T]
     special = len(spans)  # one more part holds the tokenizer's own tokens

@@ -10,6 +10,8 @@ task for a fact, and never for its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from .. import plugins
@@ -115,6 +117,11 @@ class Task(TaskKind, Protocol):
         """Return C."""
         return len(self.classes)
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Return each class's number in output order."""
+        return {c: i for i, c in enumerate(self.classes)}
+
     @property
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Return (scale [C], shift [C]) where scores are scale · logits + shift; None where they are not."""
@@ -172,3 +179,10 @@ class Task(TaskKind, Protocol):
 def kind_of(name: str) -> type[TaskOptions]:
     """Return the options class of a task, which carries its facts. Raises LookupError for an unknown name."""
     return cast("type[TaskOptions]", plugins.options_class("tasks", name))
+
+
+def fields_of(task: type[Any], state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as the fields of the task's dataclass, for ``restore``: lists as tuples, no unknown key."""
+    known = {field.name for field in fields(task)} & state.keys()
+    found = {name: tuple(value) if isinstance(value := state[name], list) else value for name in known}
+    return {**found, "further_metrics": tuple(state.get("metrics", ()))}

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, fields_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,20 +95,16 @@ class Classification(_Kind, TaskOptions):
 @dataclass(frozen=True)
 class _Classification(_Kind, Task):
     classes: tuple[str, ...]
-    primary: str
-    label_smoothing: float
-    weights: tuple[float, ...] | None  # [C]
+    primary: str = "accuracy"
+    label_smoothing: float = 0.0
+    weights: tuple[float, ...] | None = None  # [C]
     further_metrics: tuple[str, ...] = ()
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {c: i for i, c in enumerate(self.classes)}
 
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """Return what is wrong with one row's label; None if nothing is."""
         if not cells or not cells[0].strip():
             return "the label is empty"
-        if cells[0] in self._numbers:
+        if cells[0] in self.numbers:
             return None
         hint = did_you_mean(cells[0], self.classes)
         return f'"{cells[0]}" is not a class of the training rows; {hint}'
@@ -118,7 +113,7 @@ class _Classification(_Kind, Task):
         """Return class numbers [N] int64 of label cells. Raises DataError for the first bad row."""
         import torch
 
-        number = self._numbers
+        number = self.numbers
         for i, row in enumerate(cells):
             if not row or row[0] not in number:
                 raise DataError(f"row {i + 1}: {self.problem(row)}")
@@ -172,10 +167,4 @@ def restore(state: dict[str, Any]) -> _Classification:
     weights = state.get("weights")
     if weights is not None and len(weights) != len(state["classes"]):
         raise ValueError("weights are not one for each class")
-    return _Classification(
-        classes=tuple(state["classes"]),
-        primary=state.get("primary", "accuracy"),
-        label_smoothing=state.get("label_smoothing", 0.0),
-        weights=None if weights is None else tuple(weights),
-        further_metrics=tuple(state.get("metrics", ())),
-    )
+    return _Classification(**fields_of(_Classification, state))

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from ..errors import DataError, did_you_mean, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, fields_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,10 +112,6 @@ class _MultiLabel(_Kind, Task):
     one_column: bool
     further_metrics: tuple[str, ...] = ()
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {c: i for i, c in enumerate(self.classes)}
-
     def problem(self, cells: tuple[str, ...]) -> str | None:
         """Return what is wrong with one row's labels; None if nothing is."""
         wanted = 1 if self.one_column else self.outputs
@@ -125,7 +120,7 @@ class _MultiLabel(_Kind, Task):
         words = MultiLabel(separator=self.separator).problem(cells)
         if words or not self.one_column:
             return words
-        unknown = [p for p in _present(cells, self.classes, self.separator) if p not in self._numbers]
+        unknown = [p for p in _present(cells, self.classes, self.separator) if p not in self.numbers]
         if not unknown:
             return None
         hint = did_you_mean(unknown[0], self.classes)
@@ -148,7 +143,7 @@ class _MultiLabel(_Kind, Task):
     def _labels(self, cells: tuple[str, ...], row: int) -> list[int]:
         if words := self.problem(cells):
             raise DataError(f"row {row + 1}: {words}")
-        return [self._numbers[name] for name in _present(cells, self.classes, self.separator)]
+        return [self.numbers[name] for name in _present(cells, self.classes, self.separator)]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return nats [B], the mean over labels, of logits [B, C] and targets [B, C] in [0, 1]."""
@@ -195,11 +190,4 @@ STATE = {
 
 def restore(state: dict[str, Any]) -> _MultiLabel:
     """Return the task that ``state()`` described."""
-    return _MultiLabel(
-        classes=tuple(state["classes"]),
-        primary=state["primary"],
-        threshold=state["threshold"],
-        separator=state["separator"],
-        one_column=state["one_column"],
-        further_metrics=tuple(state.get("metrics", ())),
-    )
+    return _MultiLabel(**fields_of(_MultiLabel, state))

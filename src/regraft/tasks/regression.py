@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import DataError, shorten
-from . import Cells, Task, TaskKind, TaskOptions
+from . import Cells, Task, TaskKind, TaskOptions, fields_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,12 +181,4 @@ def restore(state: dict[str, Any]) -> _Regression:
     """Return the task that ``state()`` described. Raises ValueError unless each number has its mean and deviation."""
     if len({len(state[key]) for key in ("classes", "mean", "std")}) > 1:
         raise ValueError("mean and std are not one for each number")
-    return _Regression(
-        classes=tuple(state["classes"]),
-        primary=state["primary"],
-        loss_name=state["loss"],
-        huber_delta=state["huber_delta"],
-        mean=tuple(state["mean"]),
-        std=tuple(state["std"]),
-        further_metrics=tuple(state.get("metrics", ())),
-    )
+    return _Regression(loss_name=state["loss"], **fields_of(_Regression, state))

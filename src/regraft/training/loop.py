@@ -12,10 +12,9 @@ from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..compute import distributed
 from ..compute.fsdp import has_shards
+from ..evidence.intervals import value_of
 from ..evidence.selection import improves
 from ..model.cuts import UpperBlocks
 from ..model.forward import outputs
@@ -133,9 +132,8 @@ def validate(target: Target, phase: PhaseData, spec: FitSpec, compute: Compute) 
     with distributed.single_process(has_shards(target.model)):
         rows = outputs(model, phase.val, compute)
     truth, scores = task.truth(rows.targets).numpy(), task.scores(rows.values).numpy()
-    value = spec.metric.value(truth, scores, np.ones((1, len(truth))))[0]
     loss = task.loss(rows.values, rows.targets).mean()
-    figures = {task.primary: float(value), "loss": float(loss)}
+    figures = {task.primary: value_of(spec.metric, truth, scores), "loss": float(loss)}
     return distributed.broadcast(figures) if has_shards(target.model) else figures  # all ranks choose alike
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ..compute import distributed
 from ..compute.fsdp import gather_full_tensors, load_full_state_dict, shard_like
-from ..data.keyed_random import stable
+from ..data.ordering import stable
 from ..errors import UsageError
 from ..model.trainable import set_trainable
 from . import optimizers

@@ -18,8 +18,6 @@ higher_is_better = False
 
 proportion = False
 
-per_row = False
-
 bounded = False
 
 
