@@ -139,7 +139,7 @@ def retention(kept: Retention, seeds: int) -> str:
     if isinstance(kept, Agreement):
         text = f"its own head still gives the same class to {estimate(kept.agreement)} of test rows"
     else:
-        cka = "undefined" if isnan(kept.cka) else f"{kept.cka:.3f}"
+        cka = "undefined" if isnan(kept.cka) else number(kept.cka)
         text = f"features on test rows resemble the source's: CKA {cka}"
     return f"{text} (a proxy: no source data)"
 
@@ -174,22 +174,19 @@ def verdict(r: Result) -> str:
     return f"{v.words}: {signed(v.gain)} {OVER_SCRATCH[v.words]} ({v.why}; {opened})"
 
 
-def estimate(e: Estimate) -> str:
-    """Return a figure with its interval."""
-    return interval(e, "")
-
-
-def signed(e: Estimate) -> str:
-    """Return a gain with its interval, each number with its sign."""
-    return interval(e, "+")
-
-
-def interval(e: Estimate, sign: str) -> str:
-    """Return a figure with its interval, or a dash if it is undefined."""
+def estimate(e: Estimate | None, sign: str = "") -> str:
+    """Return a figure with its interval, or a dash if it is missing or undefined; ``sign`` "+" shows plus signs."""
+    if e is None or isnan(e.value):
+        return "–"
     value, low, high = (number(v, sign) for v in (e.value, e.low, e.high))
-    return value if isnan(e.value) else f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]"
 
 
-def number(value: float | None, sign: str = "") -> str:
+def signed(e: Estimate | None) -> str:
+    """Return a gain with its interval, each number with its sign."""
+    return estimate(e, "+")
+
+
+def number(value: float | None, sign: str = "", digits: int = 3) -> str:
     """Return a number with three digits, or a dash if it is undefined."""
-    return "–" if value is None or isnan(value) else f"{value:{sign}.3f}"
+    return "–" if value is None or isnan(value) else f"{value:{sign}.{digits}f}"

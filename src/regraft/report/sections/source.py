@@ -7,9 +7,9 @@ from typing import Any
 from ...errors import printable
 from ...runs.result_parts import SourceRetention
 from ...runs.summary import frontier as frontier_words
+from ...runs.summary import number
 from ...runs.summary import retention as retention_words
 from .. import plots
-from ..cells import number
 from ..reading import RunFiles
 
 ORDER, TITLE = 90, "The source task and the frontier"
