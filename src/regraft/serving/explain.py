@@ -12,7 +12,6 @@ bound for any request: (GRID − 1)² of a picture, MAX_PIECES of a text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 
 from ..data.preprocessing import TextPreprocessor
+from .schemas import Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +34,6 @@ GRID = 8  # cells a side of a picture; a square covers 2 × 2 of them
 MAX_PIECES = 64  # pieces of a text; in a longer text neighbouring words share a piece
 
 ROWS_PER_PASS = 16  # covered inputs in a forward pass
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a text and its importance."""
-
-    text: str
-    importance: float
-    second: bool  # part of the second text of a pair
 
 
 def picture_cells(served: ServedModel, sample: Tensor, output: int) -> FloatArray:
@@ -116,7 +107,7 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
             additional_forward_args=tuple(inputs[n] for n in names),
         )
     return [
-        Piece(texts[which][start:end], float(attributions[0, tokens[0]]), which == 1)
+        Piece(text=texts[which][start:end], importance=float(attributions[0, tokens[0]]), second=which == 1)
         for tokens, which, start, end in spans
     ]
 

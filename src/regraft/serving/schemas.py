@@ -67,7 +67,7 @@ class Predicted(BaseModel):
     training_data: TrainingData | None = Field(description="null where the run cannot tell")
 
 
-class PieceOut(BaseModel):
+class Piece(BaseModel):
     """Piece of a text with its importance."""
 
     text: str
@@ -85,7 +85,7 @@ class Explained(BaseModel):
     score: float
     cells: list[list[float]] | None = Field(description="of a picture, top row first")
     picture: str | None = Field(description="data: URL of a PNG, the cells drawn over the picture")
-    pieces: list[PieceOut] | None = Field(description="of a text, in its order")
+    pieces: list[Piece] | None = Field(description="of a text, in its order")
 
 
 class FalseAlarms(BaseModel):
