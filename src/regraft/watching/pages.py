@@ -6,7 +6,6 @@ reads the name of a class or a run as HTML.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -152,19 +151,11 @@ def report_of(run: Path) -> str:
     """Return the run's report.html; make it unless it is newer than the result."""
     from ..report.render import report
 
-    name = "report.html"
-    made = (run / name).lstat().st_mtime if guarded.is_file(run, name) else -1.0
-    if made < changed_at(run):
+    page, result = run / "report.html", run / "result.json"
+    known = guarded.is_file(run, page.name) and result.exists()  # report() says why it cannot be made
+    if not known or page.lstat().st_mtime < result.lstat().st_mtime:
         report([run])
-    return guarded.text(run, name) or ""
-
-
-def changed_at(run: Path) -> float:
-    """Return when result.json was written; infinity if there is none, so that a report is tried and says why."""
-    try:
-        return (run / "result.json").lstat().st_mtime
-    except OSError:
-        return math.inf
+    return guarded.text(run, page.name) or ""
 
 
 def comparison_of(runs: list[Path]) -> str:
