@@ -267,8 +267,7 @@ def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
     spec: ImageSpec = predictor.preprocessor.spec  # type: ignore[attr-defined]
     height, width = (int(side * rng.uniform(0.8, 2)) for side in spec.size)
     coarse = rng.integers(0, 256, (6, 6, spec.channels), dtype=np.uint8)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
-    picture = Image.fromarray(coarse[..., 0] if spec.channels == 1 else coarse, mode)
+    picture = Image.fromarray(coarse[..., 0] if spec.channels == 1 else coarse)
     picture.resize((width, height), Image.Resampling.BICUBIC).save(path)
     return path
 
