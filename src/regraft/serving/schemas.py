@@ -14,17 +14,9 @@ from ..data.images import FORMATS
 from .limits import Limits
 from .model import ServedModel
 
-MEDIA_NAMES = {
-    "JPEG": "jpeg",
-    "PNG": "png",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-    "WEBP": "webp",
-    "PPM": "x-portable-pixmap",
-}
+MEDIA_NAMES = {"PPM": "x-portable-pixmap"}  # of formats whose media type has another name
 
-PICTURES = tuple(f"image/{MEDIA_NAMES[name]}" for name in FORMATS)
+PICTURES = tuple(f"image/{MEDIA_NAMES.get(name, name.lower())}" for name in FORMATS)
 
 RAW = frozenset({*PICTURES, "application/octet-stream"})  # types of a body that is the picture
 

@@ -83,6 +83,8 @@ def look(run: Path, meter: ProcessMonitor, *, offset: int = 0, crc: int = 0) -> 
         return _look(run, meter, offset, crc)
     except OSError as error:  # the folder was removed during the look
         return {"name": name_of(run), "state": "absent", "words": f"It cannot be read: {error}."}
+    except Exception as error:  # a fault of regraft: the page reports it and goes on
+        return {"name": name_of(run), "state": "broken", "words": printable(fault(error))}
 
 
 def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
@@ -110,8 +112,14 @@ def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, 
         view["left"] = time_left(log, plan, now=time.time())
         view["use"] = use_of(run, who, meter)
     if result is not None:
-        view["result"] = result_in_words(run, result)
+        lines_of_result = [list(pair) for pair in summary_lines(run, result)]
+        view["result"] = {"verdict": result.verdict.words, "lines": lines_of_result}
     return view
+
+
+def fault(error: Exception) -> str:
+    """Return the words for a run that regraft fails on, though its files are as they should be."""
+    return f"regraft itself failed on this run, which is a fault of regraft: {type(error).__name__}: {error}."
 
 
 def name_of(run: Path) -> str:
@@ -244,9 +252,3 @@ def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}
-
-
-def result_in_words(run: Path, result: Result) -> dict[str, Any]:
-    """Return the verdict and the lines of the summary."""
-    lines = [list(pair) for pair in summary_lines(run, result)]
-    return {"verdict": result.verdict.words, "lines": lines}

@@ -11,15 +11,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RegraftError, UsageError, printable
+from ..errors import RegraftError, UsageError
 from ..io import guarded
 from ..io.json_files import dumps, plain
 from ..io.work_folders import temporary_folder
 from ..serving.local_pages import REPORT_CSP, need_extra
-from .following import look
-from .following import name_of as run_name
+from .following import fault, look
 from .resources import ProcessMonitor
-from .runs import Runs, fault
+from .runs import Runs
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,7 +42,7 @@ def watch_app(run: Path) -> FastAPI:
     @app.get("/state")
     def state(offset: int = 0, crc: int = 0) -> Any:
         with lock:  # else two pages would each measure half of the processor's time
-            return as_json(looked(run, meter, offset, crc))
+            return as_json(look(run, meter, offset=offset, crc=crc))
 
     return app
 
@@ -73,7 +72,7 @@ def ui_app(folder: Path) -> FastAPI:
         except UsageError as error:
             return as_json({"name": run, "state": "absent", "words": f"{error}."})
         with lock:
-            return as_json(looked(path, meters.setdefault(run, ProcessMonitor()), offset, crc))
+            return as_json(look(path, meters.setdefault(run, ProcessMonitor()), offset=offset, crc=crc))
 
     @app.get("/report")
     def report(run: str) -> Any:
@@ -137,14 +136,6 @@ def as_report(made: Callable[[], str]) -> Any:
 def sendable(text: str) -> bytes:
     """Return text as UTF-8; bytes of file names that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def looked(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
-    """Return the present state of a run, or the sentence that says why there is none."""
-    try:
-        return look(run, meter, offset=offset, crc=crc)
-    except Exception as error:  # a fault of regraft: the page reports it and goes on
-        return {"name": run_name(run), "state": "broken", "words": printable(fault(error))}
 
 
 def report_of(run: Path) -> str:

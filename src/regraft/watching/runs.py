@@ -18,7 +18,7 @@ from ..errors import UsageError, printable
 from ..io import guarded
 from ..io.json_files import plain
 from ..runs.folder import MADE_LATER
-from .following import ENDED, primary, read_lines, state_of
+from .following import ENDED, fault, primary, read_lines, state_of
 
 MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
 
@@ -136,11 +136,6 @@ def summary(name: str, path: Path) -> dict[str, Any]:
     except Exception as error:  # a fault of regraft: the line reports it, and the other runs are listed
         record |= {"state": "broken", "words": printable(fault(error))}
     return record
-
-
-def fault(error: Exception) -> str:
-    """Return the words for a run that regraft fails on, though its files are as they should be."""
-    return f"regraft itself failed on this run, which is a fault of regraft: {type(error).__name__}: {error}."
 
 
 def name_of(path: Path) -> str:
