@@ -64,7 +64,7 @@ def how_it_went(r: Result) -> str:
     time = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     fit = r.fit
     if not fit.fitted:
-        how = "the linear probe stands: fine-tuning did not beat it by cross-validation"
+        how = "the linear probe is the model: fine-tuning did not beat it by cross-validation"
     elif not r.rows.val:
         how = f"{fit.epochs} epochs (no val)"
     elif fit.best_epoch == 0:
@@ -80,10 +80,8 @@ def over(r: Result, name: str, value: float) -> str:
     """Return a control and the paired gain over it; only scratch carries a verdict."""
     gain = r.gain[name]
     text = f"over {name} {number(value)}   {signed(gain)}"
-    if name == "linear probe" and r.fit.fitted and gain.low > 0:
-        return f"{text}   fine-tuning helps over the probe (these two models)"
-    if name == "linear probe" and r.fit.fitted and gain.high < 0:
-        return f"{text}   fine-tuning hurts over the probe (these two models)"
+    if name == "linear probe" and r.fit.fitted and (gain.low > 0 or gain.high < 0):
+        return f"{text}   fine-tuning {'helps' if gain.low > 0 else 'hurts'} over the probe (these two models)"
     if name != "scratch":
         return f"{text}   paired"
     chosen = r.scratch.chosen if r.scratch else ""
@@ -121,7 +119,8 @@ def frontier(r: Result, f: Frontier) -> str:
 def calibration(c: Calibration) -> str:
     """Return the calibration error, as it is and at the temperature fitted on val."""
     before, after = estimate(c.before.ece), estimate(c.after.ece)
-    return f"calibration error {before}; logits divided by {c.temperature:.2f}, as fits val (--calibrated), {after}"
+    divided = f"with logits divided by {c.temperature:.2f}, which was fitted on val (--calibrated)"
+    return f"calibration error {before}; {after} {divided}"
 
 
 def retention(kept: Retention, seeds: int) -> str:
