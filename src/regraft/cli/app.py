@@ -100,7 +100,7 @@ def main() -> None:
     except BrokenPipeError:
         streams.mute(sys.stdout)  # the reader left (`| head`)
         sys.exit(0)
-    except Exception as error:
+    except Exception as error:  # every error ends in a sentence and an exit code
         known = from_os_error(error) if isinstance(error, OSError) else error
         if not isinstance(known, RegraftError):  # a fault of regraft
             known, message = None, f"unexpected {type(error).__name__}: {error}"

@@ -185,7 +185,7 @@ def write_format(format: Export, name: str, package: Package, folder: Path) -> S
         return format.write(package, folder)
     except (RegraftError, OSError):
         raise
-    except Exception as error:
+    except Exception as error:  # exporters raise errors of any type
         raise ExportError(f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}") from error
 
 
