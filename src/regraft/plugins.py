@@ -15,13 +15,14 @@ import dataclasses
 import inspect
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import did_you_mean
+from .errors import UsageError, did_you_mean
 
 FOLDERS = (
     "sources",
@@ -55,6 +56,22 @@ def module(folder: str, name: str) -> ModuleType:
     if name not in names(folder):
         raise LookupError(f'{folder} has no "{name}"; {did_you_mean(name, names(folder))}')
     return import_module(f".{folder}.{name}", __package__)
+
+
+def installed_module(folder: str, name: str, extra: str) -> ModuleType:
+    """Import a plug-in's module, for ``--to name``.
+
+    Raises UsageError for a name that matches nothing, and where modules of the extra are not installed.
+    """
+    try:
+        found = module(folder, name.replace("-", "_"))
+    except LookupError as error:
+        raise UsageError(f"--to {name}: {error}") from error
+    missing = [m for m in found.needs if find_spec(m) is None]
+    if missing:
+        text = f'--to {name} needs {", ".join(missing)}, not installed here: pip install "regraft[{extra}]"'
+        raise UsageError(text)
+    return found
 
 
 def options_class(folder: str, name: str, *, allow_code: bool = False) -> type[Any]:

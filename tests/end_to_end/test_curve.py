@@ -122,4 +122,4 @@ def test_the_answer_is_about_the_last_step_beyond_the_scatter() -> None:
     assert answer(fits(0.6, 0.8), True).startswith("more labels are likely to help: from 3 to 10")
     assert answer(fits(0.8, 0.6), False).startswith("more labels are likely to help")
     assert answer(fits(0.6, 0.6), True).startswith("no sign that more labels help")
-    assert "says nothing" in answer(fits(0.6, 0.8)[:1], True)
+    assert "--labels" in answer(fits(0.6, 0.8)[:1], True)

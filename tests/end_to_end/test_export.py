@@ -352,7 +352,7 @@ def test_an_existing_folder_is_never_overwritten(runs, tmp_path):
 
 
 def test_a_missing_extra_names_the_command(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=re.escape('pip install "regraft[export]"')):
         regraft.export(runs["photo"], to="onnx", out=tmp_path / "out")
 

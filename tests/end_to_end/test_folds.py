@@ -142,7 +142,7 @@ def test_rates_are_tried_from_the_command_line_and_leave_no_file(
     ]
     code, printed, err = cli(*args)
     assert code == 0, err
-    assert "A tenth of the least is the usual choice: --lr" in printed
+    assert " --lr " in printed and " --head-lr " in printed
     code, printed, err = cli(*args, "--json", "--freezing", "lora")
     assert code == 0, err
     tried = json.loads(printed)["tried"]

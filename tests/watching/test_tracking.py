@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
+from regraft import plugins
 from regraft.errors import UsageError
 from regraft.io import locks
-from regraft.watching import tracking
 from regraft.watching.tracking import epochs, track
 from result_json import result, seed
 
@@ -199,7 +199,7 @@ def test_a_running_run_is_followed_and_each_epoch_is_sent_once(tmp_path):
 
 
 def test_what_cannot_be_tracked_is_said(run, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r'no tracker is called "tensorbord"; did you mean "tensorboard"'):
+    with pytest.raises(UsageError, match=r'trackers has no "tensorbord"; did you mean "tensorboard"'):
         track(run, "tensorbord")
     with pytest.raises(UsageError, match="is no run folder"):
         track(tmp_path / "none", "tensorboard")
@@ -210,7 +210,7 @@ def test_what_cannot_be_tracked_is_said(run, tmp_path, monkeypatch):
     (run / "result.json").write_text('{"status": "finished", "test": {}}')
     with pytest.raises(UsageError, match=r"result\.json is damaged.* task: Field required"):
         track(run, "tensorboard")
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'mlflow, not installed here: pip install "regraft\[track\]"'):
         track(run, "mlflow")
 

@@ -491,15 +491,16 @@ def test_without_the_extra_the_remedy_is_said(monkeypatch, tmp_path, capsys):
 
 
 def test_a_port_that_is_taken_is_said():
-    from regraft.serving.local_pages import listen
+    from regraft.serving import local_pages as webpage
+    from regraft.serving.endpoint import bind
 
-    first = listen(0)
+    first = bind("127.0.0.1", 0)
+    taken = first.getsockname()[1]
     try:
-        assert first.getsockname()[0] == "127.0.0.1"
-        with pytest.raises(UsageError, match="choose another --port"):
-            listen(first.getsockname()[1])
-        with pytest.raises(UsageError, match="choose another --port"):
-            listen(70_000)
+        with pytest.raises(UsageError, match=rf"{taken} .* choose another with --port"):
+            webpage.serve(None, taken, browser=False, say=print, ready="runs")
+        with pytest.raises(UsageError, match=r"--port takes 0 .* to 65535, not 70000"):
+            webpage.serve(None, 70_000, browser=False, say=print, ready="runs")
     finally:
         first.close()
 

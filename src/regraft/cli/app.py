@@ -97,34 +97,23 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         call(arguments)
-    except RegraftError as error:
-        message = f"{kind_of(error)}: {error}"
-        prints = prints_error(error, message)
-        if debug:
-            raise
-        if prints:
-            streams.complain(message)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         streams.mute(sys.stdout)  # the reader left (`| head`)
         sys.exit(0)
-    except Exception as error:
-        known = from_os_error(error) if isinstance(error, OSError) else None
-        message = f"unexpected {type(error).__name__}: {error}"  # a fault of regraft
-        if known is not None:
-            message = f"{type(known).__name__}: {known}"
+    except Exception as error:  # every error ends in a sentence and an exit code
+        known = from_os_error(error) if isinstance(error, OSError) else error
+        if not isinstance(known, RegraftError):  # a fault of regraft
+            known, message = None, f"unexpected {type(error).__name__}: {error}"
+        else:
+            message = f"{kind_of(known)}: {known}"
         prints = prints_error(error, message)
         if debug:
             raise
-        if known is not None:
-            if error.filename is None:  # type: ignore[attr-defined]
-                streams.mute(sys.stdout)
-            if prints:
-                streams.complain(message)
-            sys.exit(known.exit_code)
+        if known is not None and isinstance(error, OSError) and error.filename is None:
+            streams.mute(sys.stdout)
         if prints:
-            streams.complain(f"{message}\nrun it again with --debug for the traceback")
-        sys.exit(1)
+            streams.complain(message if known else f"{message}\nrun it again with --debug for the traceback")
+        sys.exit(known.exit_code if known else 1)
     except KeyboardInterrupt:
         streams.complain("interrupted")
         sys.exit(130)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import printable
 from ..io.log import lines_to
 from ..io.streams import complain, shown
+from .printing import unless
 
 if TYPE_CHECKING:
     from ..data.batches import Batches
-    from ..io.streams import Report
     from ..pipeline.arms import ProgressDisplay
     from ..training.records import Progress as At
 
@@ -22,17 +22,9 @@ if TYPE_CHECKING:
 @contextmanager
 def bars(*, on: bool) -> Iterator[ProgressDisplay | None]:
     """Yield bars for training batches, and print the lines of a run inside the block; neither if ``on`` is false."""
-    with _shown(on=on) as (say, track), lines_to(say):
-        yield track
-
-
-@contextmanager
-def _shown(*, on: bool) -> Iterator[tuple[Report, ProgressDisplay | None]]:
-    if not on:
-        yield (lambda line: None), None
-        return
-    if not sys.stderr.isatty():
-        yield complain, None
+    if not on or not sys.stderr.isatty():
+        with lines_to(unless(not on, complain)):
+            yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,12 +42,15 @@ def _shown(*, on: bool) -> Iterator[tuple[Report, ProgressDisplay | None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Shown(*columns, console=console, transient=True) as progress:
 
-        def show(lines: tuple[str, ...]) -> None:
-            progress.lines = lines
+    def say(line: str) -> None:
+        console.print(shown(line), markup=False, highlight=False)
 
-        yield ((lambda line: console.print(shown(line), markup=False, highlight=False)), Bars(progress, show))
+    def show(lines: tuple[str, ...]) -> None:
+        progress.lines = lines
+
+    with Shown(*columns, console=console, transient=True) as progress, lines_to(say):
+        yield Bars(progress, show)
 
 
 class Bars:

@@ -83,7 +83,8 @@ def curve(plan: Plan, labels: Sequence[int]) -> Path:
         points: list[CurvePoint] = []
         for n in counts:
             parts = [(chosen[f, n], others) for f, (_, others) in enumerate(folds)]
-            points += CurveFits(with_rows(job, plan, parts), n, parts).points(features)
+            rows = round(float(np.mean([len(fit) for fit, _ in parts])))
+            points += CurveFits(with_rows(job, plan, rows), n, parts).points(features, rows)
             LOGGER.info("%d labels: %d folds done", n, len(folds))
         unit = "labels a class" if data.task.has_classes else "labelled rows"
         record = {
@@ -110,20 +111,14 @@ def rows_of(data: TargetData, rows: Sequence[int], n: int, seed: int) -> list[in
     members: dict[str, list[int]] = {name: [] for name in data.task.classes}
     for i in ranked:
         members[data.strata[i]].append(i)
-    chosen = []
     for name, own in members.items():
         if len(own) < n:
             raise DataError(f'--labels {n}: a fold of train has {len(own)} rows of "{name}"')
-        chosen += own[:n]
-    return chosen
+    return [i for own in members.values() for i in own[:n]]
 
 
-Parts = Sequence[Fold]
-
-
-def with_rows(job: Job, plan: Plan, parts: Parts) -> Job:
+def with_rows(job: Job, plan: Plan, rows: int) -> Job:
     """Return the job with the settings that a fit on so many rows would have."""
-    rows = round(float(np.mean([len(fit) for fit, _ in parts])))
     timed = plan.model_copy(update={"run": job.plan.run})
     resolved, _ = resolve(timed, job.source, rows, has_val=False)
     chosen = settings(resolved, job.target)
@@ -144,11 +139,11 @@ class CurveFits:
 
     job: Job  # with the settings that a fit on so many rows would have
     labels: int
-    parts: Parts
+    parts: Sequence[Fold]
 
-    def points(self, features: Outputs) -> list[CurvePoint]:
-        """Return every arm."""
-        data, settings = self.job.data, self.job.spec.settings
+    def points(self, features: Outputs, rows: int) -> list[CurvePoint]:
+        """Return every arm; a fold has ``rows`` training rows on average."""
+        data = self.job.data
         figures: dict[str, list[float]] = {"linear probe": [], "fit": []}
         for f, (fit, others) in enumerate(self.parts):
             chosen = self.job.plan.probe
@@ -157,10 +152,9 @@ class CurveFits:
             figures["linear probe"].append(self.value(replace(some, values=probe.logits(some.values))))
             seed = self.job.seeds[0] + f
             target = self.job.initial_target(self.job.source, seed, probe)
-            figures["fit"].append(self.fitted(target, settings, seed, (fit, others)))
+            figures["fit"].append(self.fitted(target, self.job.spec.settings, seed, (fit, others)))
         if self.job.scratch is not None:
             figures["scratch"] = self.best_scratch(self.job.scratch)
-        rows = round(float(np.mean([len(fit) for fit, _ in self.parts])))
         return [point(arm, self.labels, rows, values) for arm, values in figures.items()]
 
     def best_scratch(self, budget: ScratchBudget) -> list[float]:
@@ -217,7 +211,7 @@ def answer(points: Sequence[CurvePoint], higher_is_better: bool) -> str:
     """Return one sentence: whether more labels still moved the fit, beyond the scatter of the folds."""
     fits = [q for q in points if q.arm == "fit"]
     if len(fits) < 2:
-        return "one number of labels says nothing about more of them"
+        return "one number of labels cannot show whether more would help: give --labels again"
     before, last = fits[-2], fits[-1]
     steps = np.array(last.folds) - np.array(before.folds)
     gained = point("fit", last.labels, last.rows, steps if higher_is_better else -steps)

@@ -63,11 +63,11 @@ SEEDS = 5
 
 SHOWN = slice(898, None)  # digits of the demo; those before are for choosing its settings
 
-THREADS = 1  # two crawled beside other work on the same two cores
+THREADS = 1  # two are far slower beside other work on the same two cores
 
 
 def demo(out: Path, track: ProgressDisplay | None = None) -> str:
-    """Write data and two runs below ``out``; → what to tell.
+    """Write data and two runs below ``out``, and return the text to print.
 
     Raises UsageError where ``out`` exists.
     """

@@ -169,7 +169,10 @@ def leftovers(runs: Path) -> Iterator[Finding]:
     unique = sorted({place.resolve() for place in places})
     size = sum(bytes_in(folder) for place in unique for folder in abandoned(place))
     removed = [folder for place in unique for folder in sweep(place)]
-    removed += [file for run in sorted(runs.glob("*")) for file in unfinished_files(run) if remove_file(file)]
+    for file in (file for run in sorted(runs.glob("*")) for file in unfinished_files(run)):
+        with suppress(OSError):
+            file.unlink()
+            removed.append(file)
     if removed:
         says = f"{len(removed)} left by killed processes, {size / 1e6:.1f} MB, removed: "
         yield Finding("left behind", says + shorten([str(path) for path in removed]))
@@ -184,14 +187,6 @@ def unfinished_files(run: Path) -> list[Path]:
         return []
     parts = [p for folder in (run, *run.glob("*/")) for p in folder.glob(".*.part")]
     return [p for p in parts if p.is_file() and not p.is_symlink() and is_old(p)]
-
-
-def remove_file(file: Path) -> bool:
-    """Remove a file; return whether that worked."""
-    with suppress(OSError):
-        file.unlink()
-        return True
-    return False
 
 
 def bytes_in(folder: Path) -> int:

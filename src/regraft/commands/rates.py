@@ -85,7 +85,7 @@ class RangeTest:
 
     tried: list[Tried]
     least: Tried  # the step with the least smoothed loss
-    broke: float | None  # the rate at which the loss broke away; None: at no rate of the test
+    broke: float | None  # the rate at which training diverged; None: at no rate of the test
     head_share: float  # the head's rate over that of the block nearest to it
     fell: bool  # whether the loss fell by more than LEAST_FALL and its noise; else the test cannot tell
 
@@ -185,16 +185,17 @@ def format_range_test(found: RangeTest) -> str:
             bar = "█" * round(30 * t.smoothed / top)
             lines.append(f"{mark} {t.lr:>8.2g}   {t.loss:>7.4f}   {t.smoothed:>7.4f}  {bar}")
     lr = found.least.lr / 10
-    ends = "broke at none of them" if found.broke is None else f"broke away at {found.broke:.2g}"
+    ends = "at no rate of the test" if found.broke is None else f"at {found.broke:.2g}"
     if not found.fell:
         lines.append(
-            f"The loss fell at none of these rates and {ends}, so this test cannot tell which to choose: the start has "
-            "fitted the rows already. Keep the plan's rates, below the one at which it breaks, or test from a "
-            "random head: --set fit.start=random"
+            f"The loss fell at none of these rates, and training diverged {ends}. This test cannot tell which rate to "
+            "choose: the start has fitted the rows already. Keep the plan's rates, or test from a random head: "
+            "--set fit.start=random"
         )
         return "\n".join(lines)
     lines.append(
-        f"The smoothed training loss is least at {found.least.lr:.2g} and {ends}. A tenth of the least is "
-        f"the usual choice: --lr {lr:.2g} --head-lr {lr * found.head_share:.2g}; val decides."
+        f"The smoothed training loss is least at {found.least.lr:.2g}. Training diverged {ends}. "
+        f"The usual choice is a tenth of the rate with the least loss: --lr {lr:.2g} "
+        f"--head-lr {lr * found.head_share:.2g}. Compare rates on val."
     )
     return "\n".join(lines)

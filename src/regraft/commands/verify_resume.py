@@ -1,4 +1,4 @@
-"""``regraft verify-resume``: does a run that was killed end where one that was left alone does?
+"""``regraft verify-resume``: does a run that was killed end where an uninterrupted one does?
 
 One run is stopped after 2K steps. Another is killed with signal 9 in step K, K/2 steps after its last
 checkpoint, resumed, and stopped after 2K steps as well. All that is saved there is compared bit for
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from ..training.records import Saved
 
 
-KILLED, STOPPED = 137, 143  # as a shell says them
+KILLED, STOPPED = 137, 143  # exit codes of a shell after SIGKILL and SIGTERM
 
 
 @dataclass(frozen=True)
 class Verified:
+    """The comparison of the two runs."""
+
     killed: int  # the step that was never finished
     compared: int  # after how many steps; 0: at the end of the fit
     tensors: int
@@ -45,7 +47,7 @@ class Verified:
         if not self.differ:
             return (
                 f"resume is exact here: {what}: all {self.tensors} tensors (weights, optimiser, averages, "
-                f"generator) are bit for bit those of the run that was left alone"
+                f"generator) are bit for bit those of the uninterrupted run"
             )
         return "\n".join(
             [
@@ -56,24 +58,24 @@ class Verified:
 
 
 def verify(plan: Plan, steps: int) -> Verified:
-    """Compare a run that was killed and resumed with one that was left alone.
+    """Compare a run that was killed and resumed with an uninterrupted one.
 
     Raises UsageError for fewer than 2 steps, RegraftError where a run fails.
     """
     if steps < 2:
         raise UsageError(f"--steps takes 2 or more, not {steps}")
     with temporary_folder("regraft-verify") as tmp:
-        LOGGER.info("a run that is left alone …")
+        LOGGER.info("a run without interruption …")
         alone = Runs(plan, tmp, steps)
         if alone.fit("alone", f"stop step {2 * steps}") == 0:
             steps = finished(tmp / "alone").fit.steps // 2
             if steps < 1:
                 raise UsageError("this fit has no two steps, so nothing can be compared")
         runs = Runs(plan, tmp, steps)
-        LOGGER.info("one that is killed in step %d …", steps)
+        LOGGER.info("a run that is killed in step %d …", steps)
         if runs.fit("killed", f"kill step {steps}") != KILLED:
             raise RegraftError(f"the run was not killed in step {steps}: it ended by itself")
-        LOGGER.info("and resumed …")
+        LOGGER.info("the killed run, resumed …")
         runs.fit("killed", f"stop step {2 * steps}", "--resume")
         one, other = end_of(tmp / "alone", 2 * steps), end_of(tmp / "killed", 2 * steps)
         compared = 2 * steps if status_of(tmp / "alone") != "finished" else 0

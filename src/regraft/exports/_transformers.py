@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from . import Package
+from . import Package, _shared
 
 
 def save_model(package: Package, model: Any, folder: Path) -> None:
@@ -26,8 +25,6 @@ def save_model(package: Package, model: Any, folder: Path) -> None:
 def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
     """Save the tokenizer's files, or preprocessor_config.json; return notes for the user."""
     from PIL import Image
-
-    from . import _shared
 
     if not _shared.is_image(package):
         _shared.save_tokenizer(package, folder)
@@ -61,8 +58,6 @@ def save_preprocessing(package: Package, folder: Path) -> Sequence[str]:
 
 
 def crops(package: Package) -> bool:
-    from . import _shared
-
     s = _shared.image_spec(package)
     return s.resize != s.size
 
@@ -72,8 +67,6 @@ def pictures(package: Package, auto: str) -> str:
 
     The processor resizes by Pillow, as the run did, because its torchvision variant rounds otherwise.
     """
-    from . import _shared
-
     s = _shared.image_spec(package)
     crop, more, line, how = crops(package), "", "", ""
     if crop:

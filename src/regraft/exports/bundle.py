@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..io import guarded
-
-if TYPE_CHECKING:
-    from . import Package
-
+from . import Package
 
 # The files of a run's model folder by name, because a folder from elsewhere may hold files not to publish.
 FILES = ("model.safetensors", "novelty.safetensors", "preprocess.json", "labels.json")

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
+from . import Package, _shared
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from . import Package
 
 
 needs = ("onnx", "onnxruntime", "onnxscript")
@@ -40,8 +39,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
     import onnx
     import torch
     from torch.onnx import OnnxExporterError
-
-    from . import _shared
 
     args, by_name, shapes = _shared.open_batch(package)
     names = list(by_name) or ["inputs"]
@@ -115,8 +112,6 @@ def int8(folder: Path) -> str:
 
 
 def snippet(package: Package) -> str:
-    from . import _shared
-
     head = f"""session = onnxruntime.InferenceSession("{FILE}")  # in this folder
 """
     tail = {

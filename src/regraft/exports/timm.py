@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.types import ImageSpec
 from ..errors import ExportError
-
-if TYPE_CHECKING:
-    from ..data.types import ImageSpec
-    from . import Package
-
+from . import Package, _shared
 
 needs: tuple[str, ...] = ()
 
@@ -41,8 +38,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
     from timm.models import save_for_hf
     from torch import nn
-
-    from . import _shared
 
     model: Any = copy.deepcopy(package.source.backbone)
     model.reset_classifier(package.task.outputs)  # in its place, with the run's outputs
@@ -84,8 +79,6 @@ def data_config(spec: ImageSpec) -> dict[str, Any]:
 
 
 def snippet(package: Package) -> str:
-    from . import _shared
-
     return f"""import numpy as np, timm, torch
 from PIL import Image, ImageOps
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..data.types import ImageSpec
-    from . import Package
-
+from ..data.types import ImageSpec
+from . import Package, _shared
 
 needs: tuple[str, ...] = ()
 
@@ -29,8 +26,6 @@ def refusal(package: Package) -> str | None:
 def write(package: Package, folder: Path) -> Sequence[str]:
     import torch
 
-    from . import _shared
-
     args, by_name, shapes = _shared.open_batch(package)
     program = torch.export.export(_shared.named(package), args, by_name, dynamic_shapes=shapes, strict=False)
     told = {name: package.plain[name] for name in ("preprocess.json", "labels.json")}
@@ -43,8 +38,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
 
 def snippet(package: Package) -> str:
-    from . import _shared
-
     if _shared.is_image(package):
         return f"""import numpy as np, torch
 from PIL import Image, ImageOps

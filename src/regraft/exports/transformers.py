@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import Package, _shared, _transformers
+
 if TYPE_CHECKING:
     from torch import nn
-
-    from . import Package
 
 
 needs: tuple[str, ...] = ()
@@ -30,8 +30,6 @@ PROBLEMS = {"class": "single_label_classification", "labels": "multi_label_class
 
 
 def auto_class(package: Package) -> str:
-    from . import _shared
-
     kind = "Image" if _shared.is_image(package) else "Sequence"
     return f"AutoModelFor{kind}Classification"
 
@@ -93,16 +91,12 @@ def assembled(package: Package) -> tuple[Any, str | None]:
 
 
 def write(package: Package, folder: Path) -> Sequence[str]:
-    from . import _transformers
-
     model, _ = assembled(package)
     _transformers.save_model(package, model, folder)
     return _transformers.save_preprocessing(package, folder)
 
 
 def snippet(package: Package) -> str:
-    from . import _shared, _transformers
-
     auto = auto_class(package)
     if _shared.is_image(package):
         return f"""import torch

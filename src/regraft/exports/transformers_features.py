@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from . import Package
-
+from . import Package, _shared, _transformers
 
 needs: tuple[str, ...] = ()
 
@@ -53,8 +51,6 @@ def pooling(package: Package) -> str:
     """Return the expression for features of ``hidden`` and, for texts, ``mask``."""
     pooled = mode(package)
     if pooled == "mean":
-        from . import _shared
-
         if _shared.is_image(package):
             return "hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)"
         return "(hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)"
@@ -106,8 +102,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
     from safetensors.torch import save_file
 
-    from . import _transformers
-
     _transformers.save_model(package, copy.deepcopy(base_of(package)), folder)
     head = package.model.get_submodule("head").state_dict()
     save_file({k: v.contiguous().clone() for k, v in head.items()}, folder / "head.safetensors")
@@ -116,8 +110,6 @@ def write(package: Package, folder: Path) -> Sequence[str]:
 
 
 def snippet(package: Package) -> str:
-    from . import _shared, _transformers
-
     outputs = _shared.activated(package, 'torch.nn.functional.linear(features, head["weight"], head["bias"])')
     if _shared.is_image(package):
         return f"""import torch

@@ -21,7 +21,6 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,7 +35,7 @@ from ..data.loading import rows_and_splits
 from ..data.preprocessing import to_json
 from ..data.splitting import read_manifest
 from ..data.types import Example, ImageSpec
-from ..errors import DataError, ExportError, RegraftError, UsageError, did_you_mean
+from ..errors import DataError, ExportError, RegraftError, UsageError
 from ..evidence.calibration import rescale
 from ..evidence.comparison import SCORES, read_scores
 from ..evidence.scoring import at_threshold, estimates, gain, score
@@ -116,7 +115,8 @@ def export(
     Raises UsageError for a format that is unknown, not installed or unsuited to the run, and for a folder that
     exists; ExportError where the export does not give the run's predictions.
     """
-    files, name, format = RunFiles.read(Path(run)), *format_of(to)
+    files, name = RunFiles.read(Path(run)), to.replace("-", "_")
+    format = cast(Export, plugins.installed_module("exports", to, "export"))
     place = Path(out) if out is not None else Path(run) / "exports" / name.replace("_", "-")
     if place.exists() or place.is_symlink():
         raise UsageError(f"{place} exists and is never overwritten: choose another --out")
@@ -148,8 +148,7 @@ def export(
             LOGGER.info("loading it in a fresh process")
             inputs = inputs_of(examples, predictor.kind)
             found = fresh(part, code, format.with_regraft, inputs, scratch)
-            parity = compared(predictor.task, expected, found, what)
-            check(parity, predictor.task, examples, expected, found)
+            parity = compared(predictor.task, examples, expected, found, what)
             apart = against_file(files, predictor, examples, found, what, calibrated)
             parity = replace(parity, from_file=apart)
             cost = None
@@ -177,23 +176,6 @@ def export(
     return Exported(place, name, parity, cost, notes, code)
 
 
-def format_of(to: str) -> tuple[str, Export]:
-    """Return the name and file of exports/ for ``to``.
-
-    Raises UsageError for an unknown name, or a file whose modules are not installed.
-    """
-    name = to.replace("-", "_")
-    known = plugins.names("exports")
-    if name not in known:
-        shown = [n.replace("_", "-") for n in known]
-        raise UsageError(f'there is no export "{to}"; {did_you_mean(to, shown)}')
-    format = cast(Export, plugins.module("exports", name))
-    missing = [m for m in format.needs if find_spec(m) is None]
-    if missing:
-        raise UsageError(f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[export]"')
-    return name, format
-
-
 def write_format(format: Export, name: str, package: Package, folder: Path) -> Sequence[str]:
     """Call the format's ``write`` and return its notes.
 
@@ -203,7 +185,7 @@ def write_format(format: Export, name: str, package: Package, folder: Path) -> S
         return format.write(package, folder)
     except (RegraftError, OSError):
         raise
-    except Exception as error:
+    except Exception as error:  # exporters raise errors of any type
         raise ExportError(f"the model cannot be written as {name}, so nothing was: {in_a_sentence(error)}") from error
 
 
@@ -267,8 +249,7 @@ def draw(predictor: Predictor, rng: np.random.Generator, path: Path) -> Path:
     spec: ImageSpec = predictor.preprocessor.spec  # type: ignore[attr-defined]
     height, width = (int(side * rng.uniform(0.8, 2)) for side in spec.size)
     coarse = rng.integers(0, 256, (6, 6, spec.channels), dtype=np.uint8)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
-    picture = Image.fromarray(coarse[..., 0] if spec.channels == 1 else coarse, mode)
+    picture = Image.fromarray(coarse[..., 0] if spec.channels == 1 else coarse)
     picture.resize((width, height), Image.Resampling.BICUBIC).save(path)
     return path
 
@@ -397,10 +378,11 @@ def scale_of(task: Task) -> FloatArray:
     return np.asarray(task.affine[0] if task.affine else [1.0], dtype=np.float64)
 
 
-def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> Parity:
+def compared(task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray, what: str) -> Parity:
     """Return the differences of an export's scores [N, C] to the run's.
 
-    Raises ExportError for scores of another shape or scores that are not finite.
+    Raises ExportError for scores of another shape, for scores that are not finite, and, with the worst row, where
+    the export is not the run.
     """
     if found.shape != expected.shape or not np.isfinite(found).all():
         raise ExportError(
@@ -410,13 +392,23 @@ def compared(task: Task, expected: FloatArray, found: FloatArray, what: str) -> 
     rounding = 2 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
     apart = np.abs(found - expected)
     apart = np.where(task.has_numbers, np.maximum(apart - rounding, 0), apart)
-    same = agree(task, expected, found)
-    return Parity(
-        what,
-        len(expected),
-        float((apart / scale_of(task)).max()),
-        None if same is None else int(same.sum()),
-        0 if same is None else int((~same & ties(task, expected)).sum()),
+    same, tied, differ = agree(task, expected, found), 0, 0
+    if same is not None:
+        tied = int((~same & ties(task, expected)).sum())
+        differ = len(same) - int(same.sum()) - tied
+    difference = float((apart / scale_of(task)).max())
+    if difference <= TOLERANCE and not differ:
+        return Parity(what, len(expected), difference, None if same is None else int(same.sum()), tied)
+    apart = np.abs(found - expected) / scale_of(task)
+    row, column = (int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
+    unit = " standard deviations" if task.affine else ""
+    off = int((apart > TOLERANCE).any(axis=1).sum())
+    raise ExportError(
+        f"the export is not the run: {off} of {len(expected)} {what} differ by more than "
+        f"{TOLERANCE:g}{unit}, {differ} in their answer; the largest difference is "
+        f"{difference:.3g}{unit}, {examples[row].where}, {task.classes[column]}: "
+        f"{expected[row, column]:.6g} by the run, {found[row, column]:.6g} by the export; "
+        "nothing was written"
     )
 
 
@@ -434,24 +426,6 @@ def ties(task: Task, rows: FloatArray) -> Any:
         return (np.abs(rows - threshold) <= TOLERANCE).any(axis=1)
     two = np.sort(rows, axis=1)[:, -2:]
     return two[:, 1] - two[:, 0] <= 2 * TOLERANCE
-
-
-def check(parity: Parity, task: Task, examples: Sequence[Example], expected: FloatArray, found: FloatArray) -> None:
-    """Raise ExportError with the worst row where an export is not the run."""
-    differ = 0 if parity.same is None else parity.n - parity.same - parity.ties
-    if parity.difference <= TOLERANCE and not differ:
-        return
-    apart = np.abs(found - expected) / scale_of(task)
-    row, column = (int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
-    unit = " standard deviations" if task.affine else ""
-    off = int((apart > TOLERANCE).any(axis=1).sum())
-    raise ExportError(
-        f"the export is not the run: {off} of {parity.n} {parity.rows} differ by more than "
-        f"{TOLERANCE:g}{unit}, {differ} in their answer; the largest difference is "
-        f"{parity.difference:.3g}{unit}, {examples[row].where}, {task.classes[column]}: "
-        f"{expected[row, column]:.6g} by the run, {found[row, column]:.6g} by the export; "
-        "nothing was written"
-    )
 
 
 def against_file(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import printable
+from ..runs.summary import signed
 from . import plots
-from .cells import signed
 from .reading import RunFiles, brief
 
 TITLE = "Comparison"
@@ -41,7 +41,7 @@ def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     return {
         "primary": lines[0].primary,
         "rows": [
-            (run.name, str(line.test), "–" if line.gain is None else signed(line.gain), brief(line.source))
+            (run.name, str(line.test), signed(line.gain), brief(line.source))
             for run, line in zip(runs, lines, strict=True)
         ],
         "caption": f"Test, n = {lines[0].test.n}; paired on the same rows; about these models, not the methods",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..io.atomic import disk_errors, write_file
-from .cells import estimate, number, signed
+from ..runs.summary import estimate, number, signed
 from .reading import RunFiles, brief
 
 HERE = Path(__file__).parent

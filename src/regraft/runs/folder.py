@@ -77,17 +77,13 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is not None and not self.finished():
+        if error is not None and status_of(self.path) != "finished":
             self.log("stopped\n" + "".join(traceback.format_exception(error)))
             status: Literal["failed", "interrupted"]
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with suppress(DiskError):  # the error that is being raised tells more
                 self.json(RESULT, Unfinished(status=status, error=str(error)).model_dump())
         locks.release(self.path / LOCK)
-
-    def finished(self) -> bool:
-        """Return whether the run is finished."""
-        return status_of(self.path) == "finished"
 
     def text(self, name: str, text: str) -> None:
         """Write a file, whole or not at all."""
@@ -162,10 +158,7 @@ class Unwritten(RunFolder):
     def text(self, name: str, text: str) -> None:
         pass
 
-    def append(self, name: str, value: Any) -> None:
-        pass
-
-    def log(self, line: str) -> None:
+    def _add(self, name: str, text: str) -> None:
         pass
 
     def csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]], escape: bool = True) -> None:

@@ -67,7 +67,7 @@ def how_it_went(r: Result) -> str:
     time = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     fit = r.fit
     if not fit.fitted:
-        how = "the linear probe stands: fine-tuning did not beat it by cross-validation"
+        how = "the linear probe is the model: fine-tuning did not beat it by cross-validation"
     elif not r.rows.val:
         how = f"{fit.epochs} epochs (no val)"
     elif fit.best_epoch == 0:
@@ -145,7 +145,7 @@ def retention(kept: Retention, seeds: int) -> str:
     if isinstance(kept, Agreement):
         text = f"its own head still gives the same class to {estimate(kept.agreement)} of test rows"
     else:
-        cka = "undefined" if isnan(kept.cka) else f"{kept.cka:.3f}"
+        cka = "undefined" if isnan(kept.cka) else number(kept.cka)
         text = f"features on test rows resemble the source's: CKA {cka}"
     return f"{text} (a proxy: no source data)"
 
@@ -180,16 +180,16 @@ def verdict(r: Result) -> str:
     return f"{v.words}: {signed(v.gain)} {OVER_SCRATCH[v.words]} ({v.why}; {opened})"
 
 
-def estimate(e: Estimate) -> str:
-    """Return a figure with its interval."""
-    return e.text()
+def estimate(e: Estimate | None) -> str:
+    """Return a figure with its interval, or a dash if it is missing or undefined."""
+    return "–" if e is None else e.text()
 
 
-def signed(e: Estimate) -> str:
-    """Return a gain with its interval, each number with its sign."""
-    return e.text("+")
+def signed(e: Estimate | None) -> str:
+    """Return a gain with its interval, each number with its sign, or a dash if it is missing or undefined."""
+    return "–" if e is None else e.text("+")
 
 
-def number(value: float | None, sign: str = "") -> str:
+def number(value: float | None, sign: str = "", digits: int = 3) -> str:
     """Return a number with three digits, or a dash if it is undefined."""
-    return "–" if value is None or isnan(value) else f"{value:{sign}.3f}"
+    return "–" if value is None or isnan(value) else f"{value:{sign}.{digits}f}"

@@ -6,7 +6,6 @@ guard.py      who may ask: token, Host and Origin, size and time of a body; for 
 model.py      request → sample → answer, by the path that `regraft predict` takes
 batching.py   a queue and one worker thread: concurrent requests share a forward pass
 explain.py    what in the input an answer rests on
-admission.py  places for requests and explanations
 schemas.py    requests and answers, for OpenAPI
 service.py    the model with its threads: from a request to its answer
 figures.py    Prometheus metrics

@@ -76,7 +76,7 @@ def create_app(
         return JSONResponse({"detail": validation_text(error.errors())}, 422)
 
     service.figures.paths = frozenset({"/", *app.openapi()["paths"]})
-    app.add_middleware(Guard, policy=policy, limits=limits, observer=service.figures, complain=complain)
+    app.add_middleware(Guard, policy=policy, limits=limits, figures=service.figures, complain=complain)
     return app
 
 

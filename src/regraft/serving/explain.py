@@ -12,8 +12,8 @@ bound for any request: (GRID − 1)² of a picture, MAX_PIECES of a text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from ..data.preprocessing import TextPreprocessor
+from .schemas import Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +35,6 @@ GRID = 8  # cells a side of a picture; a square covers 2 × 2 of them
 MAX_PIECES = 64  # pieces of a text; in a longer text neighbouring words share a piece
 
 ROWS_PER_PASS = 16  # covered inputs in a forward pass
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a text and its importance."""
-
-    text: str
-    importance: float
-    second: bool  # part of the second text of a pair
 
 
 def picture_cells(served: ServedModel, sample: Tensor, output: int) -> FloatArray:
@@ -116,7 +108,7 @@ def text_pieces(served: ServedModel, texts: tuple[str, ...], output: int) -> lis
             additional_forward_args=tuple(inputs[n] for n in names),
         )
     return [
-        Piece(texts[which][start:end], float(attributions[0, tokens[0]]), which == 1)
+        Piece(text=texts[which][start:end], importance=float(attributions[0, tokens[0]]), second=which == 1)
         for tokens, which, start, end in spans
     ]
 
@@ -132,26 +124,18 @@ def _spans(served: ServedModel, p: TextPreprocessor, texts: tuple[str, ...]) -> 
     offsets = encoded.pop("offset_mapping")
     words, which = encoded.word_ids(), encoded.sequence_ids()
     words_found: list[Span] = []
-    last: tuple[int, int] | None = None
-    for token, (word, text) in enumerate(zip(words, which, strict=True)):
-        if text is None or word is None:
-            last = None
-            continue
-        start, end = offsets[token]
-        if last == (text, word):
-            tokens, _, first, _ = words_found[-1]
-            words_found[-1] = ([*tokens, token], text, first, end)
-        else:
-            words_found.append(([token], text, start, end))
-        last = (text, word)
+    for (text, word), group in groupby(range(len(offsets)), key=lambda token: (which[token], words[token])):
+        tokens = list(group)
+        if text is not None and word is not None:
+            words_found.append((tokens, text, offsets[tokens[0]][0], offsets[tokens[-1]][1]))
     size = -(-len(words_found) // MAX_PIECES)
     joined: list[Span] = []
     for text in (0, 1):
         own = [s for s in words_found if s[1] == text]
         for i in range(0, len(own), size or 1):
-            group = own[i : i + size]
+            some = own[i : i + size]
             begin = joined[-1][3] if joined and joined[-1][1] == text else 0  # with the space before
-            joined.append(([t for s in group for t in s[0]], text, begin, group[-1][3]))
+            joined.append(([t for s in some for t in s[0]], text, begin, some[-1][3]))
     return dict(encoded), joined
 
 

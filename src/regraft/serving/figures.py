@@ -30,7 +30,7 @@ class Figures:
         self.unlike = Counter("regraft_unlike_training_data_total", "Predictions with the warning.", registry=r)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """Count an answer; see ``guard.Observer``."""
+        """Count an answer; status 0 means that the client got none."""
         label = path if path in self.paths else "other"
         self.requests.labels(label, str(status)).inc()
         self.seconds.labels(label).observe(seconds)

@@ -22,12 +22,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ..io.streams import Report
+    from .figures import Figures
     from .limits import Limits
 
 LINGER_S = 2.0  # seconds in which the guard reads and drops the rest of a refused body
@@ -113,16 +114,6 @@ class AccessPolicy:
             raise Refused(401, "the token is missing or wrong: Authorization: Bearer TOKEN", bearer)
 
 
-class Observer(Protocol):
-    """A counter of requests and bodies."""
-
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        """Count an answer; status 0 means that the client got none."""
-
-    def holds(self, size: int) -> None:
-        """Record the bytes of all bodies in memory."""
-
-
 class Refused(Exception):  # noqa: N818
     """An answer that the guard gives instead of the app."""
 
@@ -143,10 +134,10 @@ class Guard:
         policy: AccessPolicy,
         *,
         limits: Limits | None = None,
-        observer: Observer | None = None,
+        figures: Figures | None = None,
         complain: Report = lambda line: None,
     ) -> None:
-        self.app, self.policy, self.limits, self.observer = app, policy, limits, observer
+        self.app, self.policy, self.limits, self.figures = app, policy, limits, figures
         self.complain = complain
         self.held = 0  # bytes of all bodies in memory
 
@@ -178,8 +169,8 @@ class Guard:
             if not status:
                 await answer(Refused(500, "internal server error; see the server log"), receive, sending)
         finally:
-            if self.observer is not None:
-                self.observer.answered(path, status, time.monotonic() - begin)
+            if self.figures is not None:
+                self.figures.answered(path, status, time.monotonic() - begin)
 
     def _missing(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Return the policy's headers that an answer lacks."""
@@ -227,8 +218,8 @@ class Guard:
 
     def _hold(self, size: int) -> None:
         self.held += size
-        if self.observer is not None:
-            self.observer.holds(self.held)
+        if self.figures is not None:
+            self.figures.holds(self.held)
 
 
 def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -7,12 +7,12 @@ site. A link on any site may open the first page.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..io.streams import complain
+from .endpoint import bind
 from .guard import AccessPolicy, Guard, security_headers
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def need_extra() -> None:
 def serve(app: ASGIApp, port: int, *, browser: bool, say: Report, ready: str) -> None:
     """Answer requests until Ctrl-C; port 0 takes a free one. ``say`` prints ``ready`` with the address.
 
-    Raises UsageError where the port is taken.
+    Raises UsageError where the port cannot be used.
     """
     import uvicorn
 
-    listening = listen(port)
+    listening = bind("127.0.0.1", port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     say(f"{ready}: {address}   (Ctrl-C ends the page)")
     if browser:
@@ -71,21 +71,6 @@ def serve(app: ASGIApp, port: int, *, browser: bool, say: Report, ready: str) ->
         pass  # the usual end of a page
     finally:
         listening.close()
-
-
-def listen(port: int) -> socket.socket:
-    """Return a listening socket on 127.0.0.1. Raises UsageError where the port cannot be used."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", port))
-        listening.listen(64)  # requests before the server starts wait here
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise UsageError(
-            f"port {port} of 127.0.0.1 cannot be used ({error}): choose another --port, or 0 for any"
-        ) from error
-    return listening
 
 
 def open_browser(address: str) -> None:

@@ -55,11 +55,6 @@ class ServedModel:
         return self.predictor.kind == "image"
 
     @property
-    def task(self) -> str:
-        """Return the name of the run's task."""
-        return self.predictor.task.name
-
-    @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the outputs."""
         return self.predictor.task.classes
@@ -107,9 +102,8 @@ class ServedModel:
     def warm_up(self) -> None:
         """Compute one row, so that the first request does not wait for one-time set-up."""
         if self.pictures:
-            height, width = self.predictor.preprocessor.spec.size  # type: ignore[attr-defined]
-            channels = self.predictor.preprocessor.spec.channels  # type: ignore[attr-defined]
-            sample: Any = torch.zeros(channels, height, width, dtype=torch.uint8)
+            spec = self._preprocessor.spec
+            sample: Any = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
         else:
             sample = self.text(("a", "b") if self.pairs else ("a",))
         self.answers([sample])

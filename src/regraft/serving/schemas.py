@@ -14,17 +14,9 @@ from ..data.images import FORMATS
 from .limits import Limits
 from .model import ServedModel
 
-MEDIA_NAMES = {
-    "JPEG": "jpeg",
-    "PNG": "png",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-    "WEBP": "webp",
-    "PPM": "x-portable-pixmap",
-}
+MEDIA_NAMES = {"PPM": "x-portable-pixmap"}  # of formats whose media type has another name
 
-PICTURES = tuple(f"image/{MEDIA_NAMES[name]}" for name in FORMATS)
+PICTURES = tuple(f"image/{MEDIA_NAMES.get(name, name.lower())}" for name in FORMATS)
 
 RAW = frozenset({*PICTURES, "application/octet-stream"})  # types of a body that is the picture
 
@@ -67,7 +59,7 @@ class Predicted(BaseModel):
     training_data: TrainingData | None = Field(description="null where the run cannot tell")
 
 
-class PieceOut(BaseModel):
+class Piece(BaseModel):
     """Piece of a text with its importance."""
 
     text: str
@@ -85,7 +77,7 @@ class Explained(BaseModel):
     score: float
     cells: list[list[float]] | None = Field(description="of a picture, top row first")
     picture: str | None = Field(description="data: URL of a PNG, the cells drawn over the picture")
-    pieces: list[PieceOut] | None = Field(description="of a text, in its order")
+    pieces: list[Piece] | None = Field(description="of a text, in its order")
 
 
 class FalseAlarms(BaseModel):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from ..data.decoding import Decoders, StoppedError
 from ..data.images import TooCostlyError
 from ..errors import DataError, RegraftError
 from ..evidence.ood import FALSE_WARNING_RATE
-from .admission import RETRY, AdmissionControl
 from .batching import Batcher
 from .explain import GRID, draw_heat, picture_cells, text_pieces
 from .figures import Figures
@@ -32,7 +32,6 @@ from .schemas import (
     About,
     Explained,
     FalseAlarms,
-    PieceOut,
     Predicted,
     Score,
     TrainingData,
@@ -41,6 +40,26 @@ from .schemas import (
 )
 
 JOIN_TIMEOUT_S = 1.0  # seconds that a thread has to finish when the server ends
+
+RETRY = {"retry-after": "1"}  # seconds
+
+
+class Places:
+    """A number of places that requests hold; ``refusal`` answers the request that finds none."""
+
+    def __init__(self, most: float = inf, refusal: str = "") -> None:
+        self.most, self.refusal, self.taken = most, refusal, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place inside the block. Raises HTTPException 429 where all places are taken."""
+        if self.taken >= self.most:
+            raise HTTPException(429, self.refusal, RETRY)
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
 
 
 class Service:
@@ -51,14 +70,18 @@ class Service:
 
     def __init__(self, served: ServedModel, limits: Limits, decoders: Decoders | None = None) -> None:
         self.served, self.limits, self.figures = served, limits, Figures()
-        self.admission = AdmissionControl(self.figures, limits.queue, limits.explanations)
+        self._inside = Places(limits.queue, f"{limits.queue} requests are waiting: try again")
+        # an explanation costs about fifty predictions
+        self._explaining = Places(limits.explanations, "other explanations are being made: try again")
+        self._coming = Places()  # rows that will reach the batcher soon; the batcher waits for them
+        self.figures.waiting.set_function(lambda: self._inside.taken)
         self._own = Decoders(wall=limits.seconds) if decoders is None and served.pictures else None
         self._decoders = decoders or self._own
         self._batcher: Batcher[Answer] = Batcher(
             served.answers,
             size=limits.batch,
             wait=limits.wait_ms / 1000,
-            coming=lambda: self.admission.coming,
+            coming=lambda: self._coming.taken,
             seen=self.figures.batch.observe,
         )
         # daemon threads, so that none of them delays the end of the process
@@ -94,9 +117,9 @@ class Service:
 
     async def predict(self, request: Request) -> Predicted:
         """Return the answer to a picture or a text. Raises HTTPException as the schema of /predict lists."""
-        with self.admission.place():
+        with self._inside.one():
             async with self._in_time():
-                with self.admission.on_the_way():
+                with self._coming.one():
                     sample = await self._sample(request)
                 answer = await self._answer(sample)
         prediction = predicted(self.served, answer)
@@ -108,7 +131,7 @@ class Service:
         """Return the importance of the input's parts. Raises HTTPException as the schema of /explain lists."""
         if label is not None and label not in self.served.classes:
             raise HTTPException(422, f"label: the run has no {label!r}")
-        with self.admission.explanation():
+        with self._explaining.one():
             async with self._in_time():
                 if self._text_model is None:
                     given: Any = await self._sample(request)
@@ -132,7 +155,7 @@ class Service:
         return About(
             name=served.name,
             version=__version__,
-            task=served.task,
+            task=served.predictor.task.name,
             targets=served.predictor.task.targets,
             inputs="picture" if served.pictures else "texts" if served.pairs else "text",
             classes=list(served.classes),
@@ -258,7 +281,7 @@ def explanation(served: ServedModel, given: Any, label: str | None) -> Explained
         cells = heat.tolist()
         picture = "data:image/png;base64," + base64.b64encode(draw_heat(sample, heat)).decode()
     else:
-        pieces = [PieceOut(**vars(p)) for p in text_pieces(served, given, output)]
+        pieces = text_pieces(served, given, output)
     return Explained(
         label=served.classes[output], score=float(scores[output]), cells=cells, picture=picture, pieces=pieces
     )

@@ -29,6 +29,11 @@ class RunEnd:
     summary: str  # the block that ends a run; "" of one that is not finished
     files: Sequence[Path]  # plan, result, report: what is worth keeping with it
 
+    @property
+    def note(self) -> str:
+        """Return the summary, or the words of a run without one."""
+        return self.summary or self.words
+
 
 class Tracker(Protocol):
     """A file of ``trackers/``: a module with these names.
@@ -51,3 +56,8 @@ class Tracker(Protocol):
         Return a sentence for the user: where the run is, and how to look at it.
         """
         ...
+
+
+def as_code(text: str) -> str:
+    """Return a text as a Markdown code block, so that a tracker's page shows it unchanged."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -17,13 +17,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import RegraftError, UsageError
-
-if TYPE_CHECKING:
-    from . import EpochFigures, RunEnd
-
+from . import EpochFigures, RunEnd, as_code
 
 T = TypeVar("T")
 
@@ -97,7 +94,7 @@ def write(
         log(line.figures, line.epoch, "" if line.seed == first else f"seed {line.seed}/")
     found = end()
     log(found.metrics, 0)
-    tags = {**found.tags, "state": found.state, "mlflow.note.content": as_code(found)}
+    tags = {**found.tags, "state": found.state, "mlflow.note.content": as_code(found.note)}
     for some in chunks([RunTag(k, v[:MAX_CHARACTERS]) for k, v in tags.items()]):
         client.log_batch(run, tags=some)
     for file in found.files:
@@ -112,8 +109,3 @@ def chunks(rows: list[T]) -> list[list[T]]:
 def allowed(name: str) -> str:
     """Return a name of the characters that MLflow allows (letters, digits, _-. :/), without ".."."""
     return re.sub(r"[^\w\-. :/]", "_", name).replace("..", "__").strip("/") or "_"
-
-
-def as_code(found: RunEnd) -> str:
-    """Return the run's note as a Markdown code block, so that MLflow shows its text unchanged."""
-    return "\n".join(f"    {line}" for line in (found.summary or found.words).splitlines())

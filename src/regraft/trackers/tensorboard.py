@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiskError, UsageError
+from . import EpochFigures, RunEnd, as_code
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
-
-    from . import EpochFigures, RunEnd
 
 
 needs = ("tensorboard",)
@@ -51,7 +50,7 @@ def track(
         for key, value in found.metrics.items():
             last.add_scalar(key, value, 0)
         texts = {
-            "summary": found.summary or found.words,
+            "summary": found.note,
             "tags": "\n".join(f"{k}: {v}" for k, v in found.tags.items()),
             "plan": "\n".join(f"{k} = {v}" for k, v in params.items()),
         }
@@ -63,8 +62,3 @@ def track(
         for each in writers.values():
             each.close()
     return f"{name} is in {out}; look at it with: {shlex.join(['tensorboard', '--logdir', str(out)])}"
-
-
-def as_code(text: str) -> str:
-    """Return a text as a Markdown code block, so that the text tab shows it unchanged."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -12,10 +12,11 @@ import shutil
 import socket
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import printable
 from ..io import guarded
@@ -29,6 +30,8 @@ from ..runs.summary import lines as summary_lines
 from .resources import ProcessMonitor, launcher
 
 LOG_BYTES, LOG_LINES = 256_000, 200  # of the end of log.txt
+
+T = TypeVar("T")
 
 MEAN_OF_EPOCHS = 10  # last epochs whose mean time is the time of the next
 
@@ -80,6 +83,8 @@ def look(run: Path, meter: ProcessMonitor, *, offset: int = 0, crc: int = 0) -> 
         return _look(run, meter, offset, crc)
     except OSError as error:  # the folder was removed during the look
         return {"name": name_of(run), "state": "absent", "words": f"It cannot be read: {error}."}
+    except Exception as error:  # a fault of regraft: the page reports it and goes on
+        return {"name": name_of(run), "state": "broken", "words": printable(fault(error))}
 
 
 def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
@@ -88,9 +93,10 @@ def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, 
     if state in ("absent", "empty"):
         return view
     notes = list[str]()
-    log = log_of(run, notes)
+    ends = read_or_note(notes, lambda: guarded.read(run, "log.txt", last=LOG_BYTES), b"")
+    log = ends.decode(errors="backslashreplace").splitlines()
     lines, history = history_of(run, notes, offset, crc)
-    plan = plan_of(run, notes)
+    plan: dict[str, Any] = read_or_note(notes, lambda: guarded.read_toml(run, "plan.toml"), {})
     view |= {
         "pid": who.pid if who else None,
         "history": history,
@@ -106,8 +112,14 @@ def _look(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, 
         view["left"] = time_left(log, plan, now=time.time())
         view["use"] = use_of(run, who, meter)
     if result is not None:
-        view["result"] = result_in_words(run, result)
+        lines_of_result = [list(pair) for pair in summary_lines(run, result)]
+        view["result"] = {"verdict": result.verdict.words, "lines": lines_of_result}
     return view
+
+
+def fault(error: Exception) -> str:
+    """Return the words for a run that regraft fails on, though its files are as they should be."""
+    return f"regraft itself failed on this run, which is a fault of regraft: {type(error).__name__}: {error}."
 
 
 def name_of(run: Path) -> str:
@@ -115,14 +127,13 @@ def name_of(run: Path) -> str:
     return printable(run.resolve().name)
 
 
-def log_of(run: Path, notes: list[str]) -> list[str]:
-    """Return the last lines of the log."""
+def read_or_note(notes: list[str], read: Callable[[], T | None], empty: T) -> T:
+    """Return what ``read`` gives; ``empty`` for a missing file, and with a note for a damaged one."""
     try:
-        data = guarded.read(run, "log.txt", last=LOG_BYTES) or b""
+        return read() or empty
     except guarded.NotReadError as error:
         notes.append(f"{error}.")
-        return []
-    return data.decode(errors="backslashreplace").splitlines()
+        return empty
 
 
 def read_lines(data: bytes) -> tuple[list[HistoryLine], int, int]:
@@ -142,11 +153,7 @@ def read_lines(data: bytes) -> tuple[list[HistoryLine], int, int]:
 
 def history_of(run: Path, notes: list[str], offset: int, crc: int) -> tuple[list[HistoryLine], dict[str, Any]]:
     """Return every line, and the part of them that the page is sent."""
-    try:
-        data = guarded.read(run, "history.jsonl") or b""
-    except guarded.NotReadError as error:
-        notes.append(f"{error}.")
-        data = b""
+    data = read_or_note(notes, lambda: guarded.read(run, "history.jsonl"), b"")
     lines, size, damaged = read_lines(data)
     if damaged:
         notes.append(f"{damaged} lines of history.jsonl are damaged and left out.")
@@ -172,15 +179,6 @@ def primary(lines: list[HistoryLine], result: Result | None) -> str | None:
         return result.primary
     names = [k for line in lines for k in line.val]
     return next((k for k in names if k != "loss"), None)
-
-
-def plan_of(run: Path, notes: list[str]) -> dict[str, Any]:
-    """Return the tables of plan.toml; {} if it is missing or damaged."""
-    try:
-        return guarded.read_toml(run, "plan.toml") or {}
-    except guarded.NotReadError as error:
-        notes.append(f"{error}.")
-        return {}
 
 
 def of_plan(plan: dict[str, Any], section: str, key: str) -> Any:
@@ -254,9 +252,3 @@ def use_of(run: Path, who: Holder, meter: ProcessMonitor) -> dict[str, Any]:
     if use is None:
         return {"words": "not known: the process has just gone"}
     return asdict(use) | {"of_cores": os.cpu_count()}
-
-
-def result_in_words(run: Path, result: Result) -> dict[str, Any]:
-    """Return the verdict and the lines of the summary."""
-    lines = [list(pair) for pair in summary_lines(run, result)]
-    return {"verdict": result.verdict.words, "lines": lines}

@@ -6,21 +6,19 @@ reads the name of a class or a run as HTML.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RegraftError, UsageError, printable
+from ..errors import RegraftError, UsageError
 from ..io import guarded
 from ..io.json_files import dumps, plain
 from ..io.work_folders import temporary_folder
 from ..serving.local_pages import REPORT_CSP, need_extra
-from .following import look
-from .following import name_of as run_name
+from .following import fault, look
 from .resources import ProcessMonitor
-from .runs import Runs, fault
+from .runs import Runs
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +42,7 @@ def watch_app(run: Path) -> FastAPI:
     @app.get("/state")
     def state(offset: int = 0, crc: int = 0) -> Any:
         with lock:  # else two pages would each measure half of the processor's time
-            return as_json(looked(run, meter, offset, crc))
+            return as_json(look(run, meter, offset=offset, crc=crc))
 
     return app
 
@@ -74,7 +72,7 @@ def ui_app(folder: Path) -> FastAPI:
         except UsageError as error:
             return as_json({"name": run, "state": "absent", "words": f"{error}."})
         with lock:
-            return as_json(looked(path, meters.setdefault(run, ProcessMonitor()), offset, crc))
+            return as_json(look(path, meters.setdefault(run, ProcessMonitor()), offset=offset, crc=crc))
 
     @app.get("/report")
     def report(run: str) -> Any:
@@ -140,31 +138,15 @@ def sendable(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def looked(run: Path, meter: ProcessMonitor, offset: int, crc: int) -> dict[str, Any]:
-    """Return the present state of a run, or the sentence that says why there is none."""
-    try:
-        return look(run, meter, offset=offset, crc=crc)
-    except Exception as error:  # a fault of regraft: the page reports it and goes on
-        return {"name": run_name(run), "state": "broken", "words": printable(fault(error))}
-
-
 def report_of(run: Path) -> str:
     """Return the run's report.html; make it unless it is newer than the result."""
     from ..report.render import report
 
-    name = "report.html"
-    made = (run / name).lstat().st_mtime if guarded.is_file(run, name) else -1.0
-    if made < changed_at(run):
+    page, result = run / "report.html", run / "result.json"
+    known = guarded.is_file(run, page.name) and result.exists()  # report() says why it cannot be made
+    if not known or page.lstat().st_mtime < result.lstat().st_mtime:
         report([run])
-    return guarded.text(run, name) or ""
-
-
-def changed_at(run: Path) -> float:
-    """Return when result.json was written; infinity if there is none, so that a report is tried and says why."""
-    try:
-        return (run / "result.json").lstat().st_mtime
-    except OSError:
-        return math.inf
+    return guarded.text(run, page.name) or ""
 
 
 def comparison_of(runs: list[Path]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,7 @@ from ..errors import UsageError, printable
 from ..io import guarded
 from ..io.json_files import plain
 from ..runs.folder import MADE_LATER
-from .following import ENDED, primary, read_lines, state_of
+from .following import ENDED, fault, primary, read_lines, state_of
 
 MARKS = ("plan.toml", "environment.json", "result.json", "history.jsonl", "lock")
 
@@ -94,16 +95,18 @@ def is_run(names: set[str]) -> bool:
     return bool(names & {"result.json", "history.jsonl", "lock"}) or ({"plan.toml", "environment.json"} <= names)
 
 
-def signature(path: Path) -> tuple[Any, ...]:
+def stats(path: Path) -> dict[str, os.stat_result]:
+    """Return the state of a run's folder, named "", and of its files by name."""
+    found = {}
+    for name in ("", *MARKS, "log.txt"):
+        with suppress(OSError):
+            found[name] = (path / name).lstat()
+    return found
+
+
+def signature(path: Path) -> dict[str, tuple[int, int, int]]:
     """Return a value that changes when a file changes that a record is made of."""
-    parts: list[Any] = []
-    for name in MARKS:
-        try:
-            about = (path / name).lstat()
-            parts.append((about.st_mtime_ns, about.st_size, about.st_ino))
-        except OSError:
-            parts.append(None)
-    return tuple(parts)
+    return {name: (s.st_mtime_ns, s.st_size, s.st_ino) for name, s in stats(path).items()}
 
 
 def summary(name: str, path: Path) -> dict[str, Any]:
@@ -135,11 +138,6 @@ def summary(name: str, path: Path) -> dict[str, Any]:
     return record
 
 
-def fault(error: Exception) -> str:
-    """Return the words for a run that regraft fails on, though its files are as they should be."""
-    return f"regraft itself failed on this run, which is a fault of regraft: {type(error).__name__}: {error}."
-
-
 def name_of(path: Path) -> str:
     """Return what a run is called in requests: its path, escaped where its bytes are no UTF-8."""
     return path.as_posix().encode("utf-8", "backslashreplace").decode()
@@ -147,10 +145,4 @@ def name_of(path: Path) -> str:
 
 def changed(path: Path) -> float:
     """Return when the run last wrote; seconds since 1970."""
-    times = [path.lstat().st_mtime if path.exists() else 0.0]
-    for name in (*MARKS, "log.txt"):
-        try:
-            times.append((path / name).lstat().st_mtime)
-        except OSError:
-            continue
-    return max(times)
+    return max((s.st_mtime for s in stats(path).values()), default=0.0)

@@ -10,13 +10,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from .. import plugins
-from ..errors import UsageError, did_you_mean, printable
+from ..errors import UsageError, printable
 from ..io import guarded
 from ..io.log import LOGGER
 from ..report.reading import brief
@@ -42,12 +41,7 @@ def track(run: Path, to: str, where: str | None = None, *, every: float = 1.0) -
 
     Raises UsageError for a folder that is no run, an unknown tracker, and a missing package.
     """
-    if to not in plugins.names("trackers"):
-        raise UsageError(f'no tracker is called "{to}"; {did_you_mean(to, plugins.names("trackers"))}')
-    tracker = plugins.module("trackers", to)
-    missing = [name for name in tracker.needs if find_spec(name) is None]
-    if missing:
-        raise UsageError(f'--to {to} needs {", ".join(missing)}, not installed here: pip install "regraft[track]"')
+    tracker = plugins.installed_module("trackers", to, "track")
     state, words, _, _ = state_of(run)
     if state == "broken":
         raise UsageError(words.removesuffix("."))
@@ -133,13 +127,8 @@ def end(run: Path) -> RunEnd:
     files = [run / name for name in KEPT if guarded.is_file(run, name)]
     if result is None:
         return RunEnd(state, words, {}, {}, "", files)
-    text = printable_lines(summary(run, result))
+    text = "\n".join(map(printable, summary(run, result).splitlines()))
     return RunEnd(state, words, dict(metrics(result)), tags(run, result), text, files)
-
-
-def printable_lines(text: str) -> str:
-    """Return a text whose lines hold no control characters."""
-    return "\n".join(map(printable, text.splitlines()))
 
 
 def metrics(r: Result) -> Iterator[tuple[str, float]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...runs.summary import estimate, number, signed
 from .. import plots
-from ..cells import estimate, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE = 70, "Calibration"

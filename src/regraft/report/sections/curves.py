@@ -30,27 +30,18 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     def draw(axes: Any) -> None:
         left, right = axes if has_val else (axes, None)
         for s, lines in enumerate(by_seed.values()):
+            how = {"alpha": 1 if s == 0 else 0.35, "marker": "."}  # a single epoch has no line
             for i, term in enumerate(terms):
-                at = [line for line in lines if term in line.terms]
+                values = {line.epoch: line.terms[term] for line in lines if term in line.terms}
+                label = printable(term) if s == 0 else None
                 left.plot(
-                    [line.epoch for line in at],
-                    [line.terms[term] for line in at],
-                    color=plots.COLORS[i % len(plots.COLORS)],
-                    alpha=1 if s == 0 else 0.35,
-                    label=printable(term) if s == 0 else None,
-                    marker=".",  # a single epoch has no line
+                    list(values), list(values.values()), color=plots.COLORS[i % len(plots.COLORS)], label=label, **how
                 )
             if right is not None:
-                at = [line for line in lines if line.val]
-                right.plot(
-                    [line.epoch for line in at],
-                    [line.val[run.primary] for line in at],
-                    color=plots.COLORS[0],
-                    alpha=1 if s == 0 else 0.35,
-                    marker=".",
-                )
-                best = max((line.epoch for line in at if line.best), default=0)
+                values = {line.epoch: line.val[run.primary] for line in lines if line.val}
+                right.plot(list(values), list(values.values()), color=plots.COLORS[0], **how)
                 if s == 0:
+                    best = max((line.epoch for line in lines if line.val and line.best), default=0)
                     right.axvline(best, color=plots.INK, linewidth=0.8, linestyle=":")
         left.set_xlabel("epoch")
         left.set_title("training loss by term")

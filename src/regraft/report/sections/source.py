@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import printable
+from ...runs.estimates import Point
 from ...runs.result_parts import SourceRetention
 from ...runs.summary import frontier as frontier_words
+from ...runs.summary import number
 from ...runs.summary import retention as retention_words
 from .. import plots
-from ..cells import number
 from ..reading import RunFiles
 
 ORDER, TITLE = 90, "The source task and the frontier"
@@ -32,6 +33,12 @@ TEMPLATE = """
 def prose(line: str) -> str:
     """Return a line of the summary for HTML: its parts are three blanks apart, and a browser shows one."""
     return line.replace("   ", "; ")
+
+
+def row(p: Point, primary: str) -> list[str]:
+    """Return the cells of a point in the table."""
+    kept = (p.source.after, p.source.ratio, p.source.low) if p.source else ()
+    return [f"{p.alpha:g}", *map(number, (p.figures[primary], p.loss, *kept))]
 
 
 def context(run: RunFiles) -> dict[str, Any] | str:
@@ -70,17 +77,5 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         "plot": plots.figure(draw, 2 if has_source else 1, salt=f"{run.name} frontier"),
         "text": "Points between start and fit in weight space; dotted: the chosen point.",
         "header": header,
-        "points": [
-            (
-                f"{p.alpha:g}",
-                number(p.figures[run.primary]),
-                number(p.loss),
-                *(
-                    (number(p.source.after), number(p.source.ratio), number(p.source.low))
-                    if p.source and has_source
-                    else ()
-                ),
-            )
-            for p in points
-        ],
+        "points": [row(p, run.primary)[: len(header)] for p in points],
     }

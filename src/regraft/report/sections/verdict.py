@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...runs.answers import answers
-from ...runs.summary import over_seeds, verdict
+from ...runs.summary import estimate, number, over_seeds, signed, verdict
 from .. import plots
-from ..cells import estimate, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE, IN_COMPARISON = 10, "Verdict", True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...runs.summary import weights
-from ..cells import number
+from ...runs.summary import number, weights
 from ..reading import RunFiles, brief
 
 ORDER, TITLE = 40, "Weights and blocks"
@@ -32,7 +31,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
             f"{b.over_scratch:.2g}",
             f"{b.weight_decay:g}",
             "yes" if b.anchored else "no",
-            number(b.drift, 4),
+            number(b.drift, digits=4),
         )
         for b in run.result.blocks
     ]
