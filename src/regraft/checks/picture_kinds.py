@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from ..data.types import Example, PictureFacts
-from . import CheckContext, Finding, Need, Severity
+from . import CheckContext, Finding, Need, Severity, findings_on
 from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
@@ -62,12 +62,12 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """Yield a finding for each kind of picture that occurs."""
     rows = [(split, e, e.facts) for split, e in rows_with_split(context) if e.facts]
     for severity, what, remedy, test in KINDS:
-        matching = [(s, e, f) for s, e, f in rows if test(f, suffix(e))]
-        if matching:
-            examples = tuple(
-                f"{row_name(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})" for s, e, f in matching
-            )
-            yield Finding(severity, what, len(matching), len(rows), examples, remedy)
+        examples = [
+            f"{row_name(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})"
+            for s, e, f in rows
+            if test(f, suffix(e))
+        ]
+        yield from findings_on(severity, what, examples, len(rows), remedy)
 
 
 def suffix(example: Example) -> str:
