@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, shorten
-from ._content import begins_as_picture
+from ._pictures import FOLLOW, begins_as_picture
 from ._splits import looks_like_split, split_of
 
 PICTURE_SUFFIXES = frozenset(
@@ -80,8 +80,6 @@ LINK_OUT = "a link out of the data folder"
 
 LINK_TO_FOLDER = "a link to a folder"
 
-FOLLOW = "--set data.follow_links=true follows links"
-
 
 def detects(path: Path) -> bool:
     """Return whether the path holds split folders, or class folders without a table beside them."""
@@ -100,9 +98,6 @@ def read(path: Path, options: RowOptions) -> RawData:
 
     Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder without a
     readable picture, and a folder that cannot be opened. With ``on_bad = "skip"`` the last two are left out.
-
-    Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder
-    of which nothing can be read, and a folder that cannot be opened, unless bad rows are to be skipped.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder of pictures")
@@ -218,8 +213,6 @@ def _refuse_lost(
     """Raise DataError for folders that cannot be opened and for classes without a readable picture.
 
     With ``on_bad = "skip"``, raise it only where no row is left.
-
-    With ``on_bad = "skip"`` it does so only where no row is left.
     """
     if options.on_bad != "fail" and not nothing_left:
         return
@@ -249,8 +242,6 @@ def list_images(path: Path) -> list[Path]:
     """Return the pictures of an unlabelled folder at any depth, sorted, or the one file given.
 
     Raises DataError for a folder without pictures, and for links out of the folder, which regraft does not follow.
-
-    Raises DataError where there is none, and for links out of the folder, which are not followed.
     """
     if path.is_file():
         return [path]
