@@ -23,8 +23,6 @@ def load_source(ref: str, options: SourceOptions) -> Source:
     """Return the source that a reference names. The path of a run folder needs no prefix.
 
     Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
-
-    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
     """
     with hub_offline() if options.offline else nullcontext():
         return _load_source(ref, options)

@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
 
 from ..errors import SourceError
 
@@ -149,8 +153,6 @@ def refuse_elsewhere(values: Any, reference: str) -> None:
 
 def config_class(kind: str, reference: str) -> Any:
     """Return the library's configuration class. Raises SourceError where it has none."""
-    import transformers
-
     if not kind:
         raise SourceError(
             f"{reference}: config.json has no model_type, which names the architecture: it is no transformers model"
@@ -213,8 +215,6 @@ def unmasked(values: dict[str, Any]) -> Choice:
 
 def modeling(family: Any) -> Any:
     """Return the module with the classes of a configuration's family, or None."""
-    from importlib import import_module
-
     name = family.__module__.replace(".configuration_", ".modeling_")
     if not name.startswith("transformers.models."):
         return None
@@ -231,8 +231,6 @@ def class_names(family: Any, end: str) -> list[str]:
 
 def model_class(family: Any, name: str) -> Any:
     """Return the family's model class of that name, or None where it has none."""
-    from transformers import PreTrainedModel
-
     candidate = vars(modeling(family) or object).get(name) if re.fullmatch(r"\w+", name) else None
     is_model = isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)
     return candidate if is_model and name.endswith(ENCODERS) else None

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..errors import SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 
 MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
 
@@ -52,10 +53,6 @@ def size_of(tensors: Mapping[str, Tensor]) -> Size:
 
 def size_in(path: Path) -> Size:
     """Return the size of a safetensors file from its header, or UNKNOWN for anything else."""
-    from math import prod
-
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
@@ -100,8 +97,6 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
     network that takes memory while it is built. They are counted before anything is written to them. They are counted
     again each time a module takes a tensor, so tied tensors count more than once.
     """
-    from torch.nn.modules import module as torch_module
-
     most, most_values = 3 * size.tensors + SPARE_TENSORS, 4 * size.values + 2 * SPARE_VALUES
     thread, parameters, modules, values = threading.get_ident(), 0, 0, 0
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
 from ..data.types import CallableSpec, ImageSpec, Preprocess, TextSpec
 from ..errors import SourceError, did_you_mean, shorten
 from ..model.types import LoadedTensor, Source, SourceOptions
+from . import _blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from ..compute.arrays import Inputs
 
 
@@ -47,13 +50,6 @@ def from_module(
     Raises SourceError for a head that does not exist or does not come last, and for blocks that
     do not partition the backbone's tensors.
     """
-    import copy
-
-    import torch
-    from torch import nn
-
-    from . import _blocks
-
     try:
         copied = copy.deepcopy(net).eval()
     except (RuntimeError, TypeError) as error:
@@ -92,8 +88,6 @@ def group_by_prefix(
     backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
 ) -> list[tuple[str, list[str]]]:
     """Return the tensors under each block's prefixes. Raises SourceError where they are no partition."""
-    from . import _blocks
-
     names = _blocks.tensor_names(backbone)
     groups = [
         (title, [n for n in names if any(n == p or n.startswith(f"{p}.") for p in prefixes)])
