@@ -106,6 +106,7 @@ def test_pictures_that_are_read_in_another_way_are_noted_by_kind(flowers):
     frames = [Image.fromarray(deep.astype(np.uint8)).rotate(a) for a in (30, 60)]
     frames[0].save(where / "moving.gif", save_all=True, append_images=frames[1:])
     noise(where / "really.png", 98).rename(where / "really.jpg")
+    noise(where / "usual.jpg", 99).rename(where / "usual.jfif")  # a usual extension of JPEG
     found = {f.what: f for f in of("picture_kinds", flowers)}
     assert {w: [e.split(" ")[0] for e in f.examples] for w, f in found.items()} == {
         "pictures are animated or have several pages": ["train/iris/moving.gif"],

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
+from PIL import Image
+
 from ..data.types import Example, PictureFacts
 from . import CheckContext, Finding, Need, Severity, findings_on
 from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
-
-SUFFIXES = {
-    "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},  # a JPEG followed by a camera's preview
-    "PNG": {".png"},
-    "GIF": {".gif"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "WEBP": {".webp"},
-    "PPM": {".ppm", ".pgm", ".pbm"},
-}
 
 Test = Callable[[PictureFacts, str], bool]
 
@@ -53,7 +44,7 @@ KINDS: tuple[tuple[Severity, str, str, Test], ...] = (
         "note",
         "pictures have the extension of another format",
         "regraft reads them by their content; rename them for other tools",
-        lambda f, suffix: f.format in SUFFIXES and suffix not in SUFFIXES[f.format],
+        lambda f, suffix: format_of(suffix) != f.format.replace("MPO", "JPEG"),  # MPO: JPEG with a camera's preview
     ),
 )
 
@@ -68,6 +59,11 @@ def check(context: CheckContext) -> Iterator[Finding]:
             if test(f, suffix(e))
         ]
         yield from findings_on(severity, what, examples, len(rows), remedy)
+
+
+def format_of(suffix: str) -> str:
+    """Return the format of files with this suffix, or "" for a suffix that no picture has."""
+    return Image.registered_extensions().get(suffix, "").replace("MPO", "JPEG")
 
 
 def suffix(example: Example) -> str:
