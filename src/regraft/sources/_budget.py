@@ -110,15 +110,9 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
         modules, parameters = modules + is_module, parameters + (not is_module)
         values += item.numel() if memory and not is_module else 0
         if values > most_values:
-            raise SourceError(
-                f"{reference}: its config describes a network of more than {most_values:,} values, and the "
-                f"weights file holds {size.values:,}: the config does not belong to the weights"
-            )
+            raise too_large(reference, f"more than {most_values:,} values", size.values)
         if parameters > most or modules > 10 * most:
-            raise SourceError(
-                f"{reference}: its config describes a network of more than {most:,} tensors, and the "
-                f"weights file holds {size.tensors:,}: the config is not that of the weights"
-            )
+            raise too_large(reference, f"more than {most:,} tensors", size.tensors)
 
     handles = (
         torch_module.register_module_parameter_registration_hook(count),
@@ -135,8 +129,12 @@ def check_size(net: nn.Module, size: Size, reference: str) -> None:
     """Raise SourceError where a network on the meta device is far larger than its weights."""
     values = sum(p.numel() for p in net.parameters())
     if values > 2 * size.values + SPARE_VALUES:
-        raise SourceError(
-            f"{reference}: its config describes a network of {values:,} values "
-            f"({values * 4 / 1e9:,.1f} GB), and the weights file holds {size.values:,}: the config is "
-            "not that of the weights"
-        )
+        raise too_large(reference, f"{values:,} values ({values * 4 / 1e9:,.1f} GB)", size.values)
+
+
+def too_large(reference: str, described: str, held: int) -> SourceError:
+    """Return the error for a config whose network is larger than its weights file."""
+    return SourceError(
+        f"{reference}: its config describes a network of {described}, and the weights file holds {held:,}: "
+        "the config does not belong to the weights"
+    )

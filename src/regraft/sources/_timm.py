@@ -1,4 +1,4 @@
-"""Blocks of a timm model, the forward pass of the common families as a chain, and the classifier, removed.
+"""Blocks of a timm model, its classifier, its class names and its pictures.
 
 A classifier is one layer, a 1×1 convolution, or several heads at once. Several heads give one output, as in distilled
 models: Σ cᵢ headᵢ(xᵢ). Where all heads read the same x, the features are x. Otherwise a slot of the features replaces
@@ -11,14 +11,19 @@ regraft measures the cᵢ. A forward pass proves every split afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from . import _blocks
+from ..data.types import ImageSpec
+from ..errors import SourceError
+from . import _blocks, _image
 
 
 def group(model: Any, x: Tensor) -> list[tuple[str, list[str]]]:
@@ -186,3 +191,61 @@ class SlotHeads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         parts = zip(self.heads, torch.split(features, self.widths, 1), self.scales, strict=True)
         return torch.stack([c * head(part / c) for head, part, c in parts]).sum(0)
+
+
+def class_names(model: Any, classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
+    """Return (names, descriptions, notes) of a head's classes, from a saved configuration, else ImageNet's for 1000."""
+    stored, descriptions = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
+    if not classes or not stored:
+        return (*(imagenet_classes() if classes == 1000 else (None, None)), ())
+    if isinstance(stored, dict):
+        stored = [stored.get(i, stored.get(str(i))) for i in range(len(stored))]
+    names = tuple(map(str, stored))
+    if len(names) != classes or len(set(names)) != classes or None in stored:
+        return (
+            None,
+            None,
+            (f"label_names of its configuration is not used: {len(set(names))} names for {classes} classes",),
+        )
+    words = (
+        tuple(str(descriptions[n]) for n in names)
+        if isinstance(descriptions, dict) and descriptions.keys() >= set(names)
+        else None
+    )
+    return names, words, ()
+
+
+def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:
+    """Return timm's evaluation transform: shorter side to floor(size / crop_pct), centre crop."""
+    config = resolve_model_data_config(model)
+    _, height, width = config["input_size"]
+    resize = [math.floor(side / config["crop_pct"]) for side in (height, width)]
+    if config["crop_mode"] == "border" or (config["crop_mode"] == "center" and height != width):
+        raise SourceError(f'crop mode "{config["crop_mode"]}" at {height}x{width} is not supported')
+    squash = config["crop_mode"] == "squash"
+    spec = ImageSpec(
+        size=(height, width),
+        resize=(resize[0], resize[1]) if squash else resize[0],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    spec, note = _image.with_channels(spec, getattr(model, "in_chans", None) or channels(model))
+    return spec, (note,) if note else ()
+
+
+def channels(model: Any) -> int:
+    """Return the picture channels of the first convolution, the only place where timm keeps them."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return first.in_channels if first is not None else 3
+
+
+@cache
+def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the 1000 WordNet ids of ImageNet in output order, and their descriptions.
+
+    The ids are unique; the descriptions, synonyms separated by commas, are not.
+    """
+    info = ImageNetInfo("imagenet-1k")
+    ids = tuple(info.index_to_label_name(i) for i in range(1000))
+    return ids, tuple(info.index_to_description(i) for i in range(1000))

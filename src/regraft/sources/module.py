@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,19 +94,13 @@ def group_by_prefix(
         (title, [n for n in names if any(n == p or n.startswith(f"{p}.") for p in prefixes)])
         for title, prefixes in blocks
     ]
-    counts = {n: sum(n in inside for _, inside in groups) for n in names}
-    missing = [n for n, c in counts.items() if c == 0]
-    twice = [n for n, c in counts.items() if c > 1]
-    empty = [title for title, inside in groups if not inside]
-    problems = [
-        f"{words}: {shorten(names_here)}"
-        for words, names_here in (
-            ("in no block", missing),
-            ("in several blocks", twice),
-            ("blocks without tensors", empty),
-        )
-        if names_here
-    ]
+    counts = Counter(n for _, inside in groups for n in inside)
+    faults = {
+        "in no block": [n for n in names if not counts[n]],
+        "in several blocks": [n for n in names if counts[n] > 1],
+        "blocks without tensors": [title for title, inside in groups if not inside],
+    }
+    problems = [f"{words}: {shorten(at_fault)}" for words, at_fault in faults.items() if at_fault]
     if problems:
         raise SourceError(f"{name}: blocks do not partition the backbone; {'; '.join(problems)}")
     return groups

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import _builder, adapt_input_conv
 from torch import Tensor, nn
 
-from ..data.types import ImageSpec
 from ..errors import SourceError, did_you_mean, shorten
 from ..model.types import Block, Source, SourceOptions
 from . import _blocks, _budget, _folder, _image, _timm, _weights
@@ -368,14 +365,14 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     Where the output is no function of the features, the source has no head, and a note says so.
     """
     model = built.model
-    spec, notes = image_spec(model)
+    spec, notes = _timm.image_spec(model)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, spec.channels, *spec.size, generator=generator)
-    taken, blocks, features, classes = body(built, reference, x)
+    taken, features, blocks, classes = body(built, reference, x)
     if built.headless:
         notes += (f"{reference}: its heads are no function of its features: the source has no head",)
     classes = classes if head_kept and taken is not None else 0
-    labels, words, class_notes = class_names(model, classes)
+    labels, words, class_notes = _timm.class_names(model, classes)
     config = model.pretrained_cfg
     return Source(
         name=reference,
@@ -405,8 +402,8 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     )
 
 
-def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
-    """Return (head, blocks, D, C), and leave a model that returns its features."""
+def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, int, tuple[Block, ...], int]:
+    """Return (head, D, blocks, C), and leave a model that returns its features."""
     model = built.model
     names = _timm.classifier_names(model)
     expected = forward(built, reference, x)
@@ -434,13 +431,11 @@ def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tup
 
 def prove_split(
     model: Any, head: nn.Module | None, reference: str, x: Tensor, expected: Tensor | None
-) -> tuple[tuple[Block, ...], int]:
-    """Return (blocks, D) of a model that returns features. Raises SourceError for a wrong split."""
+) -> tuple[int, tuple[Block, ...]]:
+    """Return (D, blocks) of a model that returns features. Raises SourceError for a wrong split."""
     groups = _timm.group(model, x)
     runs = _blocks.runs_of(_timm.forward_steps(model), groups)
-    blocks = _blocks.partition(model, groups, runs)
-    features, blocks = _blocks.prove(model, head, blocks, x, expected, reference)
-    return blocks, features
+    return _blocks.prove(model, head, _blocks.partition(model, groups, runs), x, expected, reference)
 
 
 def forward(built: Built, reference: str, x: Tensor) -> Tensor:
@@ -459,61 +454,3 @@ def forward(built: Built, reference: str, x: Tensor) -> Tensor:
     if not isinstance(output, torch.Tensor):
         raise SourceError(f"{reference}: refused, its output is not one tensor")
     return output
-
-
-def class_names(model: Any, classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Return (names, descriptions, notes) of a head's classes, from a saved configuration, else ImageNet's for 1000."""
-    stored, descriptions = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
-    if not classes or not stored:
-        return (*(imagenet_classes() if classes == 1000 else (None, None)), ())
-    if isinstance(stored, dict):
-        stored = [stored.get(i, stored.get(str(i))) for i in range(len(stored))]
-    names = tuple(map(str, stored))
-    if len(names) != classes or len(set(names)) != classes or None in stored:
-        return (
-            None,
-            None,
-            (f"label_names of its configuration is not used: {len(set(names))} names for {classes} classes",),
-        )
-    words = (
-        tuple(str(descriptions[n]) for n in names)
-        if isinstance(descriptions, dict) and descriptions.keys() >= set(names)
-        else None
-    )
-    return names, words, ()
-
-
-def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:
-    """Return timm's evaluation transform: shorter side to floor(size / crop_pct), centre crop."""
-    config = resolve_model_data_config(model)
-    _, height, width = config["input_size"]
-    resize = [math.floor(side / config["crop_pct"]) for side in (height, width)]
-    if config["crop_mode"] == "border" or (config["crop_mode"] == "center" and height != width):
-        raise SourceError(f'crop mode "{config["crop_mode"]}" at {height}x{width} is not supported')
-    squash = config["crop_mode"] == "squash"
-    spec = ImageSpec(
-        size=(height, width),
-        resize=(resize[0], resize[1]) if squash else resize[0],
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
-    spec, note = _image.with_channels(spec, getattr(model, "in_chans", None) or channels(model))
-    return spec, (note,) if note else ()
-
-
-def channels(model: Any) -> int:
-    """Return the picture channels of the first convolution, the only place where timm keeps them."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return first.in_channels if first is not None else 3
-
-
-@cache
-def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the 1000 WordNet ids of ImageNet in output order, and their descriptions.
-
-    The ids are unique; the descriptions, synonyms separated by commas, are not.
-    """
-    info = ImageNetInfo("imagenet-1k")
-    ids = tuple(info.index_to_label_name(i) for i in range(1000))
-    return ids, tuple(info.index_to_description(i) for i in range(1000))
