@@ -136,12 +136,11 @@ def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Pat
     splits = _split_folders(path, follow)
     folders = _folders(path, follow=True)
     if not splits:
-        for only in folders if len(folders) == 1 else []:
-            if inner := _split_folders(only, follow):
-                raise DataError(
-                    f"{path} holds nothing but the folder {only.name}, which holds "
-                    f"{shorten([f.name for f in inner])}: give {only}"
-                )
+        if len(folders) == 1 and (inner := _split_folders(folders[0], follow)):
+            raise DataError(
+                f"{path} holds nothing but the folder {folders[0].name}, which holds "
+                f"{shorten([f.name for f in inner])}: give {folders[0]}"
+            )
         if not folders:
             raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
         if follow or not any(f.is_symlink() for f in folders):
@@ -176,9 +175,8 @@ def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
     more folders, where a name looks like a split's ("X_train", "tst").
     """
     names = shorten([f.name for f in folders])
-    if {split_of(f.name) for f in folders} <= {"train", "val", "test"} and any(
-        split_of(f.name) == "train" for f in folders
-    ):
+    meant = {split_of(f.name) for f in folders}
+    if "train" in meant and None not in meant:
         tables = shorten(
             [
                 p.relative_to(path).as_posix()

@@ -100,16 +100,14 @@ def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
     named = architecture if architecture.endswith(ENCODERS) else ""
     notes: tuple[str, ...] = ()
     if pair and not named:
-        named = encoder_of(family)
+        named = first_model(family, class_names(family, "EncoderModel"))
         if not named:
             raise SourceError(
                 f"{reference}: refused, {architecture or kind} is an encoder and a decoder, and "
                 f"transformers has no class for the encoder of {kind} alone"
             )
         notes = (f"the encoder of {architecture or kind} is taken, without its decoder",)
-    if named and model_class(family, named) is None:
-        named = ""
-    return Choice("AutoModel", named, values, notes)
+    return Choice("AutoModel", first_model(family, [named]), values, notes)
 
 
 def name_of(values: dict[str, Any], reference: str) -> str:
@@ -181,8 +179,7 @@ def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: 
         raise SourceError(f"{reference}: config.json has no {side} that describes an encoder")
     config = {**inner, "model_type": sub.model_type}
     config.setdefault("projection_dim", values.get("projection_dim", 512))
-    known = [n for n in (named, *class_names(sub, "VisionModel" if image else "TextModel")) if n]
-    named = next((n for n in known if model_class(sub, n) is not None), "")
+    named = first_model(sub, [named, *class_names(sub, "VisionModel" if image else "TextModel")])
     which = "pictures" if image else "texts"
     note = f"the encoder of {which} is taken from {architecture or kind} ({named or side})"
     notes = () if named == architecture else (note,)
@@ -236,9 +233,8 @@ def model_class(family: Any, name: str) -> Any:
     return candidate if is_model and name.endswith(ENCODERS) else None
 
 
-def encoder_of(family: Any) -> str:
-    """Return the name of the family's class for its encoder alone, or ""."""
-    names = class_names(family, "EncoderModel")
+def first_model(family: Any, names: Iterable[str]) -> str:
+    """Return the first name that is a model class of the family, or ""."""
     return next((n for n in names if model_class(family, n) is not None), "")
 
 

@@ -69,9 +69,7 @@ class Encoder(nn.Module):
 
 def unused_inputs(net: nn.Module) -> frozenset[str]:
     """Return the names that a tokenizer may give and the model does not take."""
-    named: set[str] = set()
-    for module in (net, base_of(net)):
-        named |= inspect.signature(module.forward).parameters.keys()
+    named = {name for module in (net, base_of(net)) for name in inspect.signature(module.forward).parameters}
     return frozenset({"token_type_ids", "attention_mask"} - named)
 
 
@@ -299,11 +297,8 @@ def finish_image(backbone: Any, x: Tensor) -> Tensor:
 
 def own_vector(out: Any) -> Tensor | None:
     """Return the vector that a model computes for each row itself, or None where there is none."""
-    for name in OWN:
-        vector: Tensor | None = getattr(out, name, None)
-        if vector is not None:
-            return vector.flatten(1)
-    return None
+    vectors: list[Tensor | None] = [getattr(out, name, None) for name in OWN]
+    return next((v.flatten(1) for v in vectors if v is not None), None)
 
 
 def pool(x: Tensor, mask: Tensor | None, modes: str) -> Tensor:
@@ -321,13 +316,11 @@ def pool(x: Tensor, mask: Tensor | None, modes: str) -> Tensor:
 def pool_one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
     """Return [B, D] from [B, T, D] by one mode."""
     weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
-    if mode == "mean":
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-    if mode == "mean_sqrt_len":
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9).sqrt()
     if mode == "weightedmean":  # the first token counts once, the second twice
         weight = weight * weight.cumsum(1)
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    if mode in ("mean", "mean_sqrt_len", "weightedmean"):
+        total = weight.sum(1).clamp(min=1e-9)
+        return (x * weight).sum(1) / (total.sqrt() if mode == "mean_sqrt_len" else total)
     if mode == "max":
         return x.masked_fill(weight == 0, float("-inf")).max(1).values
     if mode == "last":

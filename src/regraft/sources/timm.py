@@ -6,6 +6,7 @@ cache) and pass the same checks as any file. The classifier becomes the head.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,20 +28,7 @@ from . import _blocks, _budget, _folder, _image, _timm, _weights
 from ._weights import Weights
 
 # Options of timm's create_model itself. Some of them name files that timm would open.
-TIMM_OPTIONS = frozenset(
-    {
-        "cache_dir",
-        "checkpoint_path",
-        "exportable",
-        "features_only",
-        "model_name",
-        "no_jit",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "scriptable",
-    }
-)
+TIMM_OPTIONS = frozenset({*inspect.signature(timm.create_model).parameters, "features_only"})
 
 
 def load(name: str, options: SourceOptions) -> Source:
