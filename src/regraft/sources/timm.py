@@ -27,7 +27,7 @@ from ..model.types import Block, Source, SourceOptions
 from . import _blocks, _budget, _folder, _image, _timm, _weights
 from ._weights import Weights
 
-# Options of timm's create_model itself. Some of them name files that timm would open.
+# Options of timm's create_model itself, and one that it passes on. Some of them name files that timm would open.
 TIMM_OPTIONS = frozenset({*inspect.signature(timm.create_model).parameters, "features_only"})
 
 
