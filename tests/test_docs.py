@@ -227,7 +227,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with Image.open(tmp_path / "other" / "test" / name / "0.png") as image:
             image.save(tmp_path / "new" / f"{i}.jpg")
             image.save(tmp_path / "new.jpg")
-    from regraft.sources.timm import imagenet_classes
+    from regraft.sources._timm import imagenet_classes
 
     sample = {"train": 3, "val": 27, "test": 5}  # 300 rows to choose by can prove a retention of 0.99
     pictures(tmp_path / "imagenet-sample", sample, imagenet_classes()[0][:12], seed=3)

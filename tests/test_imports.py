@@ -35,9 +35,7 @@ SHARED = {
     "sources.transformers": {"io.foreign_code"},
     "exports._shared": {"io.foreign_code"},
     "exports.bundle": {"io.guarded"},  # it copies a run's files by name
-    "formats.image_folder": {"data.images"},  # which suffixes are pictures
-    "formats.table": {"data.images"},
-    "formats._unpacked": {"io.atomic", "io.places"},  # where pictures from a table's cells become files
+    "formats._pictures": {"io.atomic", "io.places"},  # where pictures from a table's cells become files
     "checks._rows": {"data.columns"},  # rows are counted and sorted without an object each
     "checks._near": {"data.columns"},
     "checks.near_duplicates": {"data.columns"},

@@ -14,8 +14,8 @@ from regraft.data.loading import read_rows
 from regraft.data.types import DataOptions
 from regraft.errors import DataError
 from regraft.formats import image_folder, table
+from regraft.formats._pictures import unpack
 from regraft.formats._splits import split_of
-from regraft.formats._unpacked import unpack
 from regraft.io.places import unpacked_pictures
 from regraft.tasks.multilabel import MultiLabel
 

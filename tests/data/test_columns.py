@@ -349,9 +349,15 @@ def test_equal_keys_are_sorted_by_the_whole_content_hash(small):
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=12) | st.text(max_size=9).map(str.encode), st.booleans())
-def test_a_file_of_chunks_is_judged_as_its_whole_text_is(tmp_path, monkeypatch, content, marked):
-    monkeypatch.setattr(table, "CHUNK_BYTES", 3)
+@given(
+    st.binary(max_size=12)
+    | st.text(max_size=9).map(str.encode)
+    | st.lists(st.sampled_from([b"\n", b"\r", b" ", b"a", b"\xef\xbb\xbf", b"\xe2\x82", b"\xac"]), max_size=7).map(
+        b"".join
+    ),
+    st.booleans(),
+)
+def test_a_file_of_lines_is_judged_as_its_whole_text_is(tmp_path, content, marked):
     path = tmp_path / "t.csv"
     path.write_bytes(b"\xef\xbb\xbf" * marked + content)
     try:

@@ -165,7 +165,7 @@ def test_the_similarity_is_jaccards_of_the_5_grams():
     a, b = sentence(1), sentence(1) + " and more"
     grams = [{t[i : i + 5] for i in range(len(t) - 4)} for t in (a, b)]
     expected = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
-    ((i, j, value),) = _near.confirm_pairs([a, b], np.array([[0, 1]]))
+    ((i, j, value),) = _near.confirm_pairs(rows_of([a, b]), np.array([[0, 1]]))
     assert (i, j) == (0, 1) and value == pytest.approx(expected)
 
 
@@ -180,7 +180,7 @@ def test_min_hash_estimates_jaccard():
 def test_bands_have_one_number_where_they_are_equal():
     texts = [sentence(i // 2, 40) + " end" * (i % 2) for i in range(20)]
     bands = _near.minhash(texts).reshape(20, _near.BANDS, _near.BAND_ROWS)
-    keys = _near.band_keys(texts)
+    keys = _near.band_keys(rows_of(texts))
     equal = (bands[:, None] == bands[None]).all(-1)
     assert keys.nbytes == 160 * 20 and equal.sum() > 20 * _near.BANDS
     assert np.array_equal(keys[:, None] == keys[None], equal)

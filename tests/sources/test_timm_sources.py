@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regraft.data.types import ImageSpec
 from regraft.errors import SourceError
 from regraft.model.types import Source, SourceOptions
-from regraft.sources import _blocks, _budget, _timm_heads, load_source
+from regraft.sources import _blocks, _budget, _timm, load_source
 from regraft.sources import timm as timm_source
 
 
@@ -72,7 +72,7 @@ def test_heads_of_every_form_are_a_function_of_the_features(form: str, width: in
     whole = copy.deepcopy(net)
     with torch.no_grad():
         expected = net(x)
-        head = _timm_heads.take_off(net, _timm_heads.classifier_names(net), x)
+        head = _timm.take_off(net, _timm.classifier_names(net), x)
         assert head is not None
         features = net(x)
         other = torch.randn(3, 3, 8, 8)

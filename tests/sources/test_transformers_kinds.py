@@ -633,14 +633,14 @@ def test_counts_of_the_librarys_own_configs_are_no_fault() -> None:
 def test_a_tokenizer_that_needs_a_package_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes, package: str
 ) -> None:
-    from regraft.sources import _tokenizers
+    from regraft.sources import _folder
 
     (tmp_path / file).write_bytes(content)
-    monkeypatch.setattr(_tokenizers, "is_absent", lambda module: True)
-    said = _tokenizers.describe_failure(tmp_path, ImportError("something about tiktoken"))
+    monkeypatch.setattr(_folder, "is_absent", lambda module: True)
+    said = _folder.describe_tokenizer_failure(tmp_path, ImportError("something about tiktoken"))
     assert said == f"{file} is read by the package {package}: pip install {package}"
-    monkeypatch.setattr(_tokenizers, "is_absent", lambda module: False)
-    assert _tokenizers.describe_failure(tmp_path, ImportError("as it was")) == "as it was"
+    monkeypatch.setattr(_folder, "is_absent", lambda module: False)
+    assert _folder.describe_tokenizer_failure(tmp_path, ImportError("as it was")) == "as it was"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -31,6 +31,12 @@ class Finding:
     examples: tuple[str, ...]  # every row; the callers that print them cut the list
     remedy: str
     check: str = ""  # the check's name
+
+
+def findings_on(severity: Severity, what: str, examples: Sequence[str], of: int, remedy: str) -> Iterator[Finding]:
+    """Yield a finding that counts these examples. Yields none where there are no examples."""
+    if examples:
+        yield Finding(severity, what, len(examples), of, tuple(examples), remedy)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -137,13 +137,16 @@ def close_hashes(values: NDArray[np.uint64], within: int, plain: int) -> tuple[P
                 if count > 2 * MAX_PAIRS:
                     codes = np.unique(np.concatenate(parts))
                     if len(codes) > MAX_PAIRS:
-                        return np.stack(np.divmod(codes[:MAX_PAIRS], size), 1), True
+                        return as_pairs(codes, size)
                     parts, count = [codes], len(codes)
             progress.advance()
         codes = np.unique(np.concatenate(parts))
-    if len(codes) > MAX_PAIRS:
-        return np.stack(np.divmod(codes[:MAX_PAIRS], size), 1), True
-    return np.stack(np.divmod(codes, size), 1), False
+    return as_pairs(codes, size)
+
+
+def as_pairs(codes: NDArray[np.int64], size: int) -> tuple[Pairs, bool]:
+    """Return pairs [P, 2] from numbers first · size + second, and whether MAX_PAIRS cut them."""
+    return np.stack(np.divmod(codes[:MAX_PAIRS], size), 1), len(codes) > MAX_PAIRS
 
 
 @dataclass(frozen=True)
@@ -220,48 +223,26 @@ def cosine_similarity(a: FloatArray, b: FloatArray) -> float:
 # ---------------------------------------------------------------- texts
 
 
-class NormalForms(Sequence[str]):
-    """A sequence of texts in normal form. Each is computed on access, because all at once would take much memory."""
-
-    def __init__(self, rows: Sequence[Example]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return (normalise(e.inputs) for e in self.rows)
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [normalise(e.inputs) for e in self.rows[i]]
-        return normalise(self.rows[i].inputs)
-
-
 def find_text_pairs(rows: Sequence[Example], between: int | None) -> tuple[list[Pair], bool]:
     """Return pairs of texts that are equal in normal form or share most of their 5-grams."""
-    texts = NormalForms(rows)
-    if not len(texts):
+    if not len(rows):
         return [], False
-    hashes, long = np.empty(len(texts), np.uint64), np.empty(len(texts), bool)
-    for i, text in enumerate(texts):
+    hashes, long = np.empty(len(rows), np.uint64), np.empty(len(rows), bool)
+    for i, e in enumerate(rows):
+        text = normalise(e.inputs)
         digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
         hashes[i], long[i] = int.from_bytes(digest), len(text) >= SHINGLE_LETTERS
     _, index, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     first = index[inverse]  # of the rows with equal text
-    repeats = np.flatnonzero(first < np.arange(len(texts)))
+    repeats = np.flatnonzero(first < np.arange(len(rows)))
     same = zip(first[repeats].tolist(), repeats.tolist(), strict=True)
     result = {p: Pair(*p, "the same but for case, spaces or punctuation") for p in same}
     if between is not None:  # the first of equal texts is before the border if any of them is
         result = {p: q for p, q in result.items() if p[0] < between <= p[1]}
     unique = np.sort(index)
     long_ones = unique[long[unique]]
-    candidates, cut = propose_pairs(NormalForms(some_of(rows, long_ones.tolist())))
-    for i, j, value in confirm_pairs(texts, long_ones[candidates]):
+    candidates, cut = propose_pairs(some_of(rows, long_ones.tolist()))
+    for i, j, value in confirm_pairs(rows, long_ones[candidates]):
         if between is None or i < between <= j:
             result[i, j] = Pair(i, j, f"similarity {value:.2f}")
     return [result[pair] for pair in sorted(result)], cut
@@ -315,32 +296,32 @@ def minhash(texts: Sequence[str]) -> NDArray[np.uint32]:
     return result
 
 
-def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+def band_keys(rows: Sequence[Example]) -> NDArray[np.uint64]:
     """Return a number [N, BANDS] for each band of the signatures, equal where the band is equal.
 
     The numbers take a third of the signatures' memory. At most once in 2^31 pairs they are equal for different bands;
     such a pair is proposed and then not confirmed.
     """
     odd = np.random.default_rng(1).integers(0, 2**63, BAND_ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
-    result = np.empty((len(texts), BANDS), np.uint64)
-    progress, step = stage("near duplicates among texts", len(texts)), CHUNK_ROWS // 8
-    for start in range(0, len(texts), step):
-        part = minhash(texts[start : start + step])
+    result = np.empty((len(rows), BANDS), np.uint64)
+    progress, step = stage("near duplicates among texts", len(rows)), CHUNK_ROWS // 8
+    for start in range(0, len(rows), step):
+        part = minhash([normalise(e.inputs) for e in rows[start : start + step]])
         bands = part.reshape(-1, BANDS, BAND_ROWS).astype(np.uint64)
         result[start : start + step] = (bands * odd).sum(2, dtype=np.uint64)
         progress.advance(len(part))
     return result
 
 
-def propose_pairs(texts: Sequence[str]) -> tuple[Pairs, bool]:
+def propose_pairs(rows: Sequence[Example]) -> tuple[Pairs, bool]:
     """Return pairs [P, 2] of texts whose signatures agree in a band, and whether limits cut them.
 
     Each text has at least SHINGLE_LETTERS letters.
     """
     codes, cut = np.empty(0, np.int64), False
-    if len(texts) < 2:
+    if len(rows) < 2:
         return np.empty((0, 2), np.int64), False
-    keys = band_keys(texts)
+    keys = band_keys(rows)
     for band in range(BANDS):
         order = np.argsort(keys[:, band], kind="stable")
         sorted_key = keys[order, band]
@@ -353,20 +334,20 @@ def propose_pairs(texts: Sequence[str]) -> tuple[Pairs, bool]:
                 cut = True
                 break
             first, second = order[matches], order[matches + step]
-            parts.append(np.minimum(first, second) * len(texts) + np.maximum(first, second))
+            parts.append(np.minimum(first, second) * len(rows) + np.maximum(first, second))
             count += len(matches)
         codes = np.unique(np.concatenate(parts))
         if len(codes) > MAX_PAIRS:
-            return np.stack(np.divmod(codes[:MAX_PAIRS], len(texts)), 1), True
-    return np.stack(np.divmod(codes, len(texts)), 1), cut
+            return as_pairs(codes, len(rows))
+    return as_pairs(codes, len(rows))[0], cut
 
 
-def confirm_pairs(texts: Sequence[str], pairs: Pairs) -> Iterator[tuple[int, int, float]]:
+def confirm_pairs(rows: Sequence[Example], pairs: Pairs) -> Iterator[tuple[int, int, float]]:
     """Yield (first, second, similarity) of each proposed pair whose Jaccard similarity reaches MIN_JACCARD."""
     for start in range(0, len(pairs), CHUNK_ROWS):
         part = pairs[start : start + CHUNK_ROWS]
         places, index = np.unique(part, return_inverse=True)
-        grams = shingles([texts[i] for i in places])
+        grams = shingles([normalise(rows[i].inputs) for i in places])
         first, second = grams[index.reshape(-1, 2)[:, 0]], grams[index.reshape(-1, 2)[:, 1]]
         both = np.asarray(first.multiply(second).sum(1)).ravel()
         either = np.asarray(first.sum(1)).ravel() + np.asarray(second.sum(1)).ravel() - both

@@ -10,7 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
@@ -22,15 +22,13 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """Yield a finding on pairs of class names that look alike."""
     names = sorted({name for _, e in rows_with_split(context) for name in context.names(e)})
     similar = [f"{a!r} and {b!r} ({why})" for a, b, why in find_similar(names)]
-    if similar:
-        yield Finding(
-            "caution",
-            "pairs of class names look alike",
-            len(similar),
-            len(names) * (len(names) - 1) // 2,
-            tuple(similar),
-            "give them one name if they are one class",
-        )
+    yield from findings_on(
+        "caution",
+        "pairs of class names look alike",
+        similar,
+        len(names) * (len(names) - 1) // 2,
+        "give them one name if they are one class",
+    )
 
 
 def find_similar(names: Iterable[str]) -> list[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..data.types import Example
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
@@ -19,15 +19,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
     for split, e in rows_again:
         by_content[e.content].append((split, e))
     differ = [rows for rows in by_content.values() if len({e.cells for _, e in rows}) > 1]
-    if differ:
-        examples = tuple(
-            " = ".join(f'{row_name(split, e)} "{";".join(e.cells)}"' for split, e in rows) for rows in differ
-        )
-        yield Finding(
-            "problem",
-            "inputs have rows with different labels",
-            len(differ),
-            contents,
-            examples,
-            "correct the labels, or remove these rows",
-        )
+    yield from findings_on(
+        "problem",
+        "inputs have rows with different labels",
+        [" = ".join(f'{row_name(split, e)} "{";".join(e.cells)}"' for split, e in rows) for rows in differ],
+        contents,
+        "correct the labels, or remove these rows",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import SPLIT_PAIRS, repeated_rows, row_name
 
 NEEDS: frozenset[Need] = frozenset()
@@ -24,24 +24,20 @@ def check(context: CheckContext) -> Iterator[Finding]:
             if key in known
             for there in rows
         ]
-        if shared:
-            yield Finding(
-                "problem",
-                f"rows of {later} that are also in {earlier}",
-                len(shared),
-                len(context.splits[later]),
-                tuple(shared),
-                f'remove them from {earlier}, or set data.leaks = "drop"; they make figures on {later} too good',
-            )
+        yield from findings_on(
+            "problem",
+            f"rows of {later} that are also in {earlier}",
+            shared,
+            len(context.splits.get(later, ())),
+            f'remove them from {earlier}, or set data.leaks = "drop"; they make figures on {later} too good',
+        )
     repeats = [
         f"{there} = {rows[0]}" for of_split in places.values() for rows in of_split.values() for there in rows[1:]
     ]
-    if repeats:
-        yield Finding(
-            "caution",
-            "rows repeat another of their own split",
-            len(repeats),
-            context.count,
-            tuple(repeats),
-            "remove them, unless they should weigh more; repeated rows make the intervals of test too narrow",
-        )
+    yield from findings_on(
+        "caution",
+        "rows repeat another of their own split",
+        repeats,
+        context.count,
+        "remove them, unless they should weigh more; repeated rows make the intervals of test too narrow",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import SPLIT_PAIRS, sort_names
 
 NEEDS: frozenset[Need] = frozenset()
@@ -14,12 +14,11 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """Yield a finding for each two splits that share groups."""
     groups = {s: {e.group for e in rows if e.group} for s, rows in context.splits.items()}
     for later, earlier in SPLIT_PAIRS:
-        if shared := sort_names(groups.get(later, set()) & groups.get(earlier, set())):
-            yield Finding(
-                "problem",
-                f"groups of {later} are also in {earlier}",
-                len(shared),
-                len(groups[later]),
-                shared,
-                "put each group in one split, or give no splits: regraft draws them with whole groups",
-            )
+        late, early = groups.get(later, set()), groups.get(earlier, set())
+        yield from findings_on(
+            "problem",
+            f"groups of {later} are also in {earlier}",
+            sort_names(late & early),
+            len(late),
+            "put each group in one split, or give no splits: regraft draws them with whole groups",
+        )

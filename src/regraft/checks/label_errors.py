@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..data.types import Example
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset({"probabilities"})
@@ -31,21 +31,19 @@ class Suspect:
 
 def check(context: CheckContext) -> Iterator[Finding]:
     """Yield a finding on suspicious labels, the most suspicious first."""
-    if suspects := rank_suspects(context):
-        examples = tuple(
-            f"{row_name(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
-            f"{s.likelier} ({s.of_likelier:.2f})"
-            for s in suspects
-        )
-        yield Finding(
-            "caution",
-            "labels are probably wrong, the most suspicious first",
-            len(suspects),
-            len(context.probabilities or ()),
-            examples,
-            "look at each; correct wrong labels and keep rows that are merely hard, above all in test: "
-            "without its hard rows figures are too good",
-        )
+    examples = [
+        f"{row_name(s.split, s.example)}: labelled {s.given} ({s.of_given:.2f}), looks like "
+        f"{s.likelier} ({s.of_likelier:.2f})"
+        for s in rank_suspects(context)
+    ]
+    yield from findings_on(
+        "caution",
+        "labels are probably wrong, the most suspicious first",
+        examples,
+        len(context.probabilities or ()),
+        "look at each; correct wrong labels and keep rows that are merely hard, above all in test: "
+        "without its hard rows figures are too good",
+    )
 
 
 def rank_suspects(context: CheckContext) -> list[Suspect]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 
 NEEDS: frozenset[Need] = frozenset()
 
-HARMLESS_REASONS = ("not named like a picture", "a folder named like a picture")
+HARMLESS_REASONS = ("not a picture", "a folder named like a picture")
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
@@ -18,11 +18,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
     for where, why in context.left_out:
         by_reason[why].append(where)
     for why, places in sorted(by_reason.items()):
-        yield Finding(
+        yield from findings_on(
             "note" if why in HARMLESS_REASONS else "caution",
             f"files are left out, each {why}",
-            len(places),
+            places,
             context.count + len(context.left_out),
-            tuple(places),
             "put a copy in place of each that should count, and remove the others",
         )

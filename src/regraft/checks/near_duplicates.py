@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from ..data.columns import concatenated
 from ..data.types import Example
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._near import find_pairs
 from ._rows import SPLIT_PAIRS, distinct_rows, row_name
 
@@ -44,22 +44,18 @@ def check(context: CheckContext) -> Iterator[Finding]:
     at_least = ", at least" if incomplete else ""
     verb = "looks" if context.kind == "image" else "reads"
     for later, earlier in SPLIT_PAIRS:
-        if texts := across.get((later, earlier)):
-            yield Finding(
-                "caution",
-                f"rows of {later} have one in {earlier} that {verb} the same{at_least}",
-                len(texts),
-                len(context.splits[later]),
-                tuple(texts.values()),
-                f"look at them; remove duplicates from {earlier}, or put rows that belong together in one group "
-                "(data.group)",
-            )
-    if within:
-        yield Finding(
-            "note",
-            f"rows have one in their own split that {verb} the same{at_least}",
-            len(within),
-            context.count,
-            tuple(within.values()),
-            "look at them; put rows that show the same thing in one group (data.group)",
+        yield from findings_on(
+            "caution",
+            f"rows of {later} have one in {earlier} that {verb} the same{at_least}",
+            tuple(across[later, earlier].values()),
+            len(context.splits.get(later, ())),
+            f"look at them; remove duplicates from {earlier}, or put rows that belong together in one group "
+            "(data.group)",
         )
+    yield from findings_on(
+        "note",
+        f"rows have one in their own split that {verb} the same{at_least}",
+        tuple(within.values()),
+        context.count,
+        "look at them; put rows that show the same thing in one group (data.group)",
+    )

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
+from PIL import Image
+
 from ..data.types import Example, PictureFacts
-from . import CheckContext, Finding, Need, Severity
+from . import CheckContext, Finding, Need, Severity, findings_on
 from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
-
-SUFFIXES = {
-    "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},  # a JPEG followed by a camera's preview
-    "PNG": {".png"},
-    "GIF": {".gif"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "WEBP": {".webp"},
-    "PPM": {".ppm", ".pgm", ".pbm"},
-}
 
 Test = Callable[[PictureFacts, str], bool]
 
@@ -53,7 +44,7 @@ KINDS: tuple[tuple[Severity, str, str, Test], ...] = (
         "note",
         "pictures have the extension of another format",
         "regraft reads them by their content; rename them for other tools",
-        lambda f, suffix: f.format in SUFFIXES and suffix not in SUFFIXES[f.format],
+        lambda f, suffix: format_of(suffix) != f.format.replace("MPO", "JPEG"),  # MPO: JPEG with a camera's preview
     ),
 )
 
@@ -62,12 +53,17 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """Yield a finding for each kind of picture that occurs."""
     rows = [(split, e, e.facts) for split, e in rows_with_split(context) if e.facts]
     for severity, what, remedy, test in KINDS:
-        matching = [(s, e, f) for s, e, f in rows if test(f, suffix(e))]
-        if matching:
-            examples = tuple(
-                f"{row_name(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})" for s, e, f in matching
-            )
-            yield Finding(severity, what, len(matching), len(rows), examples, remedy)
+        examples = [
+            f"{row_name(s, e)} ({f.format}, {f.mode}, {f.size[0]} × {f.size[1]})"
+            for s, e, f in rows
+            if test(f, suffix(e))
+        ]
+        yield from findings_on(severity, what, examples, len(rows), remedy)
+
+
+def format_of(suffix: str) -> str:
+    """Return the format of files with this suffix, or "" for a suffix that no picture has."""
+    return Image.registered_extensions().get(suffix, "").replace("MPO", "JPEG")
 
 
 def suffix(example: Example) -> str:

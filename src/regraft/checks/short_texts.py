@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import row_name, rows_with_split
 
 NEEDS: frozenset[Need] = frozenset()
@@ -21,12 +21,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
         for split, e in rows_with_split(context)
         if sum(map(str.isalnum, "".join(e.inputs))) < MIN_LETTERS
     ]
-    if short:
-        yield Finding(
-            "note",
-            f"texts have fewer than {MIN_LETTERS} letters or digits",
-            len(short),
-            context.count,
-            tuple(short),
-            "remove those without meaning; a model can only guess their labels",
-        )
+    yield from findings_on(
+        "note",
+        f"texts have fewer than {MIN_LETTERS} letters or digits",
+        short,
+        context.count,
+        "remove those without meaning; a model can only guess their labels",
+    )

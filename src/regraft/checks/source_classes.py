@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need
+from . import CheckContext, Finding, Need, findings_on
 from ._rows import rows_with_split, sort_names
 
 NEEDS: frozenset[Need] = frozenset({"source names"})
@@ -23,20 +23,15 @@ def check(context: CheckContext) -> Iterator[Finding]:
     for name in context.source_names:
         for word in name.split(","):
             known.setdefault(plain_name(word), name)
-    rows: dict[str, int] = defaultdict(int)
-    for _, e in rows_with_split(context):
-        for name in context.names(e):
-            rows[name] += 1
+    rows = Counter(name for _, e in rows_with_split(context) for name in context.names(e))
     shared = sort_names(n for n in rows if plain_name(n) and plain_name(n) in known)
-    if shared:
-        yield Finding(
-            "caution",
-            "classes are also classes of the source",
-            len(shared),
-            len(rows),
-            tuple(f'{n} ({rows[n]} rows): the source has "{known[plain_name(n)]}"' for n in shared),
-            "do not take a gain on them for a gain on new classes",
-        )
+    yield from findings_on(
+        "caution",
+        "classes are also classes of the source",
+        [f'{n} ({rows[n]} rows): the source has "{known[plain_name(n)]}"' for n in shared],
+        len(rows),
+        "do not take a gain on them for a gain on new classes",
+    )
 
 
 def plain_name(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import CheckContext, Finding, Need, Severity
+from . import CheckContext, Finding, Need, findings_on
 from ._near import find_pairs
 from ._rows import row_name, rows_with_split, sort_key
 
@@ -30,13 +30,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
                 same.append(f"{row_name(split, e)} = {source[e.content].where} of the source data")
             elif e.id in near:
                 alike.append(f"{row_name(split, e)} ~ {near[e.id]}")
-        severity: Severity = "problem" if split == "test" else "caution"
         remedy = f"remove them from {split}; the source may have been trained on them with their labels"
         of = len(context.splits[split])
-        if same:
-            what = f"rows of {split} are also in the source data"
-            yield Finding(severity, what, len(same), of, tuple(same), remedy)
-        if alike:
-            what = f"rows of {split} have one in the source data that is nearly the same"
-            what += ", at least" if incomplete else ""
-            yield Finding("caution", what, len(alike), of, tuple(alike), f"look at them; {remedy}")
+        what = f"rows of {split} are also in the source data"
+        yield from findings_on("problem" if split == "test" else "caution", what, same, of, remedy)
+        what = f"rows of {split} have one in the source data that is nearly the same"
+        what += ", at least" if incomplete else ""
+        yield from findings_on("caution", what, alike, of, f"look at them; {remedy}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, shorten
-from ._content import begins_as_picture
+from ._pictures import FOLLOW, begins_as_picture
 from ._splits import looks_like_split, split_of
 
 PICTURE_SUFFIXES = frozenset(
@@ -80,8 +80,6 @@ LINK_OUT = "a link out of the data folder"
 
 LINK_TO_FOLDER = "a link to a folder"
 
-FOLLOW = "--set data.follow_links=true follows links"
-
 
 def detects(path: Path) -> bool:
     """Return whether the path holds split folders, or class folders without a table beside them."""
@@ -100,9 +98,6 @@ def read(path: Path, options: RowOptions) -> RawData:
 
     Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder without a
     readable picture, and a folder that cannot be opened. With ``on_bad = "skip"`` the last two are left out.
-
-    Raises DataError for a folder without classes or pictures, class folders beside splits, a class folder
-    of which nothing can be read, and a folder that cannot be opened, unless bad rows are to be skipped.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder of pictures")
@@ -141,12 +136,11 @@ def _class_folders(path: Path, follow: bool) -> tuple[list[tuple[str | None, Pat
     splits = _split_folders(path, follow)
     folders = _folders(path, follow=True)
     if not splits:
-        for only in folders if len(folders) == 1 else []:
-            if inner := _split_folders(only, follow):
-                raise DataError(
-                    f"{path} holds nothing but the folder {only.name}, which holds "
-                    f"{shorten([f.name for f in inner])}: give {only}"
-                )
+        if len(folders) == 1 and (inner := _split_folders(folders[0], follow)):
+            raise DataError(
+                f"{path} holds nothing but the folder {folders[0].name}, which holds "
+                f"{shorten([f.name for f in inner])}: give {folders[0]}"
+            )
         if not folders:
             raise DataError(f"{path} has no class folders; a folder of pictures is CLASS/*.jpg")
         if follow or not any(f.is_symlink() for f in folders):
@@ -181,9 +175,8 @@ def _refuse_splits_as_classes(path: Path, folders: Sequence[Path]) -> None:
     more folders, where a name looks like a split's ("X_train", "tst").
     """
     names = shorten([f.name for f in folders])
-    if {split_of(f.name) for f in folders} <= {"train", "val", "test"} and any(
-        split_of(f.name) == "train" for f in folders
-    ):
+    meant = {split_of(f.name) for f in folders}
+    if "train" in meant and None not in meant:
         tables = shorten(
             [
                 p.relative_to(path).as_posix()
@@ -218,8 +211,6 @@ def _refuse_lost(
     """Raise DataError for folders that cannot be opened and for classes without a readable picture.
 
     With ``on_bad = "skip"``, raise it only where no row is left.
-
-    With ``on_bad = "skip"`` it does so only where no row is left.
     """
     if options.on_bad != "fail" and not nothing_left:
         return
@@ -249,8 +240,6 @@ def list_images(path: Path) -> list[Path]:
     """Return the pictures of an unlabelled folder at any depth, sorted, or the one file given.
 
     Raises DataError for a folder without pictures, and for links out of the folder, which regraft does not follow.
-
-    Raises DataError where there is none, and for links out of the folder, which are not followed.
     """
     if path.is_file():
         return [path]

@@ -8,7 +8,6 @@ cell may hold a picture's bytes. Class names that Hugging Face's datasets stores
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import itertools
@@ -25,10 +24,8 @@ from typing import Any
 from ..data.types import RawData, Row, RowOptions
 from ..errors import DataError, did_you_mean, shorten
 from ..io.progress import stage
+from ._pictures import FOLLOW, content_of, unpack
 from ._splits import NAMES, split_of
-from ._unpacked import content_of, unpack
-
-FOLLOW = "--set data.follow_links=true follows links"
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -59,8 +56,6 @@ def read(path: Path, options: RowOptions, labelled: bool = True) -> RawData:
     """Return the rows of a table, or of the tables of a folder. Unlabelled rows have no label cells.
 
     Raises DataError with the file and row for anything that does not read as a table.
-
-    Raises DataError with the file and row for anything that does not read as a table.
     """
     raw, rows = stream(path, options, labelled)
     return replace(raw, rows=tuple(rows))
@@ -70,23 +65,19 @@ def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawD
     """Return what ``read`` returns, and an iterator over its rows. Reading them may raise DataError too."""
     files: dict[Path, str | None] = {path: None} if path.is_file() else _tables(path)
     if not files:
-        raise DataError(f"{path} is neither a table nor a folder with {_expected()}")
+        expected = ", ".join(f"train{suffix}" for suffix in READERS)
+        raise DataError(f"{path} is neither a table nor a folder with {expected}")
     tables = {f: _open(f) for f in files}
     chosen = {f: _choose(t.columns, f, options, labelled) for f, t in tables.items()}
     if len({bool(c.image) for c in chosen.values()}) > 1:
         raise DataError(f"{path}: some tables name pictures and some texts")
-    rows = (r for f in files for r in _rows(f, tables[f], chosen[f], files[f], options))
+    rows = (r for f in files for r in _rows(f, tables[f], chosen[f], files[f]))
     first = next(iter(chosen.values()))
     notes = [note for table in tables.values() for note in table.notes]
     place = next(iter(files)).parent
     if path.is_dir() and (unused := sorted(p.name for p in _in(place) if p not in files)):
         notes.append(f"tables are left out because their names mean no split: {shorten(unused)}")
     return RawData("image" if first.image else "text", (), first.label, notes=tuple(notes)), rows
-
-
-def _expected() -> str:
-    """Return the names of train tables, for a message."""
-    return ", ".join(f"train{suffix}" for suffix in READERS)
 
 
 def _tables(folder: Path) -> dict[Path, str | None]:
@@ -128,22 +119,13 @@ def _refuse_twice(splits: Sequence[tuple[str, Path]]) -> None:
 # ---------------------------------------------------------------- columns
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Names of the columns that are used."""
-
-    image: str | None
-    text: tuple[str, ...]
-    label: tuple[str, ...]
-    split: str | None
-    group: str | None
-
-    def all(self) -> list[str]:
-        return [c for c in (self.image, *self.text, *self.label, self.split, self.group) if c]
+def _used(chosen: RowOptions) -> list[str]:
+    """Return the columns that are used, the picture's first."""
+    return [c for c in (chosen.image, *chosen.text, *chosen.label, chosen.split, chosen.group) if c]
 
 
-def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool) -> _Columns:
-    """Return the columns that are used: those that the options name, else those with the usual names.
+def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool) -> RowOptions:
+    """Return options that name the columns to use: those of the options, else those with the usual names.
 
     Raises DataError for a column that does not exist, occurs twice, or cannot be guessed.
     """
@@ -167,12 +149,12 @@ def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool)
     if not labelled and split not in columns:
         split = None
     group = options.group if labelled else None
-    chosen = _Columns(image, text, label, split, group)
-    for name in chosen.all():
+    chosen = replace(options, image=image, text=text, label=label, split=split, group=group)
+    for name in _used(chosen):
         if name not in columns:
             raise DataError(f'{path} has no column "{name}"; {did_you_mean(name, columns)}')
     counts = Counter(columns)  # a spreadsheet may leave several unused columns without a name
-    if twice := sorted({c for c in chosen.all() if counts[c] > 1}):
+    if twice := sorted({c for c in _used(chosen) if counts[c] > 1}):
         raise DataError(f"{path} has a column twice: {shorten(twice)}; rename one of them")
     return chosen
 
@@ -180,26 +162,26 @@ def _choose(columns: list[str], path: Path, options: RowOptions, labelled: bool)
 # ---------------------------------------------------------------- rows
 
 
-def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options: RowOptions) -> Iterator[Row]:
+def _rows(path: Path, table: Table, options: RowOptions, split: str | None) -> Iterator[Row]:
     """Yield the rows of one file. Raises DataError with all of their problems after the last row."""
     root = Path(options.image_root or path.parent).resolve()
-    wanted = chosen.all()
+    wanted = _used(options)
     count = 0
     problems: list[str] = []
     for number, values in table.rows(wanted):
         where = f"{path.name} row {number}"
         try:
-            cell = {c: _cell(v, c, chosen, options) for c, v in zip(wanted, values, strict=True)}
-            labels = tuple(cell[c] for c in chosen.label)
-            missing = [c for c, v in zip(chosen.label, labels, strict=True) if not v.strip()]
+            cell = {c: _cell(v, c, options) for c, v in zip(wanted, values, strict=True)}
+            labels = tuple(cell[c] for c in options.label)
+            missing = [c for c, v in zip(options.label, labels, strict=True) if not v.strip()]
             if missing and not options.empty_labels:
                 raise ValueError(f'the label is empty (column "{missing[0]}")')
-            inputs = tuple(cell[c] for c in chosen.text)
-            if chosen.image:
+            inputs = tuple(cell[c] for c in options.text)
+            if options.image:
                 packed = content_of(values[0])
-                inputs = (unpack(packed) if packed else _picture(root, cell[chosen.image], options),)
-            named = split or (_split(cell[chosen.split]) if chosen.split else None)
-            group = cell[chosen.group] or None if chosen.group else None
+                inputs = (unpack(packed) if packed else _picture(root, cell[options.image], options),)
+            named = split or (_split(cell[options.split]) if options.split else None)
+            group = cell[options.group] or None if options.group else None
         except ValueError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -212,13 +194,13 @@ def _rows(path: Path, table: Table, chosen: _Columns, split: str | None, options
         raise DataError(f"{path} has no rows")
 
 
-def _cell(value: Any, column: str, chosen: _Columns, options: RowOptions) -> str:
+def _cell(value: Any, column: str, options: RowOptions) -> str:
     """Return a cell as text. Raises ValueError for a value that does not suit its column."""
-    if column == chosen.image:
+    if column == options.image:
         if content_of(value) is not None:
             return ""
         return _text(value.get("path") if isinstance(value, dict) else value, column)
-    if column in chosen.label:
+    if column in options.label:
         if isinstance(value, list):
             return _labels(value, column, options)
         if isinstance(value, str) and re.match(r"""\[\s*['"].*['"]\s*\]$""", value.strip(), re.DOTALL):
@@ -299,25 +281,18 @@ def _open(path: Path) -> Table:
 
 def _check_text(path: Path) -> None:
     """Raise DataError for a file that is empty or not UTF-8; the message has the first bad byte."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    before, rows, empty = 0, 0, True  # bytes and line ends before a chunk
+    before, empty = 0, True  # bytes of the lines before
     with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            held = len(decoder.getstate()[0])  # bytes of a character that begins in an earlier chunk
+        for row, line in enumerate(file, 1):
             try:
-                text = decoder.decode(chunk, final=not chunk)
+                text = line.decode()
             except UnicodeDecodeError as error:
-                row = rows + error.object.count(b"\n", 0, error.start) + 1
                 raise DataError(
-                    f"{path} is not UTF-8 text: byte {before - held + error.start} (row {row}) is "
-                    f"0x{error.object[error.start]:02x}; save the table as UTF-8"
+                    f"{path} is not UTF-8 text: byte {before + error.start} (row {row}) is "
+                    f"0x{line[error.start]:02x}; save the table as UTF-8"
                 ) from error
-            empty = empty and not text.removeprefix("\ufeff").strip()
-            if not chunk:
-                break
-            before += len(chunk)
-            rows += chunk.count(b"\n")
+            empty = empty and not (text.removeprefix("\ufeff") if row == 1 else text).strip()
+            before += len(line)
     if empty:
         raise DataError(f"{path} is empty")
 
@@ -401,8 +376,10 @@ def _csv(path: Path) -> Table:
 
 
 def _jsonl(path: Path) -> Table:
-    # Numbers stay as they are written, and a missing key is a missing value.
-    """Open a file of JSON lines. Raises DataError where a line is no JSON object."""
+    """Open a file of JSON lines. Raises DataError where a line is no JSON object.
+
+    Numbers stay as they are written. A missing key is a missing value.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({k for k, _ in pairs}) < len(pairs):

@@ -19,17 +19,6 @@ from ..model.types import Source, SourceOptions
 FORMS = "write timm:NAME, transformers:NAME_OR_FOLDER, bundled:NAME, random:timm/NAME or a run folder"
 
 
-def load_source(ref: str, options: SourceOptions) -> Source:
-    """Return the source that a reference names. The path of a run folder needs no prefix.
-
-    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
-
-    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
-    """
-    with hub_offline() if options.offline else nullcontext():
-        return _load_source(ref, options)
-
-
 @contextmanager
 def hub_offline() -> Iterator[None]:
     """Set the hub's library to offline inside the block.
@@ -46,19 +35,23 @@ def hub_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _load_source(ref: str, options: SourceOptions) -> Source:
-    """Load a run folder, or a source by its prefix."""
-    if os.path.lexists(Path(ref) / "model" / "config.json"):  # run.load refuses a path that is no regular file
-        source: Source = plugins.module("sources", "run").load(ref, options)
-        return source
-    prefix, colon, name = ref.partition(":")
-    known = plugins.names("sources")
-    if colon and name and prefix in known:
-        source = plugins.module("sources", prefix).load(name, options)
-        source.name = ref
-        return source
-    if colon and prefix not in known:
-        raise SourceError(f'source "{ref}": {did_you_mean(prefix, known)}; {FORMS}')
-    if Path(ref).is_dir():
-        raise SourceError(f'source "{ref}" is a folder without model/config.json; {FORMS}')
-    raise SourceError(f'source "{ref}" is not known; {FORMS}')
+def load_source(ref: str, options: SourceOptions) -> Source:
+    """Return the source that a reference names. The path of a run folder needs no prefix.
+
+    Raises SourceError for a reference that matches nothing or a source that cannot be loaded.
+    """
+    with hub_offline() if options.offline else nullcontext():
+        if os.path.lexists(Path(ref) / "model" / "config.json"):  # run.load refuses a path that is no regular file
+            source: Source = plugins.module("sources", "run").load(ref, options)
+            return source
+        prefix, colon, name = ref.partition(":")
+        known = plugins.names("sources")
+        if colon and name and prefix in known:
+            source = plugins.module("sources", prefix).load(name, options)
+            source.name = ref
+            return source
+        if colon and prefix not in known:
+            raise SourceError(f'source "{ref}": {did_you_mean(prefix, known)}; {FORMS}')
+        if Path(ref).is_dir():
+            raise SourceError(f'source "{ref}" is a folder without model/config.json; {FORMS}')
+        raise SourceError(f'source "{ref}" is not known; {FORMS}')

@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
 
 from ..errors import SourceError
 
@@ -96,16 +100,14 @@ def choose(values: dict[str, Any], pictures: bool, reference: str) -> Choice:
     named = architecture if architecture.endswith(ENCODERS) else ""
     notes: tuple[str, ...] = ()
     if pair and not named:
-        named = encoder_of(family)
+        named = first_model(family, class_names(family, "EncoderModel"))
         if not named:
             raise SourceError(
                 f"{reference}: refused, {architecture or kind} is an encoder and a decoder, and "
                 f"transformers has no class for the encoder of {kind} alone"
             )
         notes = (f"the encoder of {architecture or kind} is taken, without its decoder",)
-    if named and model_class(family, named) is None:
-        named = ""
-    return Choice("AutoModel", named, values, notes)
+    return Choice("AutoModel", first_model(family, [named]), values, notes)
 
 
 def name_of(values: dict[str, Any], reference: str) -> str:
@@ -149,8 +151,6 @@ def refuse_elsewhere(values: Any, reference: str) -> None:
 
 def config_class(kind: str, reference: str) -> Any:
     """Return the library's configuration class. Raises SourceError where it has none."""
-    import transformers
-
     if not kind:
         raise SourceError(
             f"{reference}: config.json has no model_type, which names the architecture: it is no transformers model"
@@ -179,8 +179,7 @@ def tower(values: dict[str, Any], architecture: str, pictures: bool, reference: 
         raise SourceError(f"{reference}: config.json has no {side} that describes an encoder")
     config = {**inner, "model_type": sub.model_type}
     config.setdefault("projection_dim", values.get("projection_dim", 512))
-    known = [n for n in (named, *class_names(sub, "VisionModel" if image else "TextModel")) if n]
-    named = next((n for n in known if model_class(sub, n) is not None), "")
+    named = first_model(sub, [named, *class_names(sub, "VisionModel" if image else "TextModel")])
     which = "pictures" if image else "texts"
     note = f"the encoder of {which} is taken from {architecture or kind} ({named or side})"
     notes = () if named == architecture else (note,)
@@ -213,8 +212,6 @@ def unmasked(values: dict[str, Any]) -> Choice:
 
 def modeling(family: Any) -> Any:
     """Return the module with the classes of a configuration's family, or None."""
-    from importlib import import_module
-
     name = family.__module__.replace(".configuration_", ".modeling_")
     if not name.startswith("transformers.models."):
         return None
@@ -231,16 +228,13 @@ def class_names(family: Any, end: str) -> list[str]:
 
 def model_class(family: Any, name: str) -> Any:
     """Return the family's model class of that name, or None where it has none."""
-    from transformers import PreTrainedModel
-
     candidate = vars(modeling(family) or object).get(name) if re.fullmatch(r"\w+", name) else None
     is_model = isinstance(candidate, type) and issubclass(candidate, PreTrainedModel)
     return candidate if is_model and name.endswith(ENCODERS) else None
 
 
-def encoder_of(family: Any) -> str:
-    """Return the name of the family's class for its encoder alone, or ""."""
-    names = class_names(family, "EncoderModel")
+def first_model(family: Any, names: Iterable[str]) -> str:
+    """Return the first name that is a model class of the family, or ""."""
     return next((n for n in names if model_class(family, n) is not None), "")
 
 

@@ -7,20 +7,18 @@ the last one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SourceError
 from ..model.types import Block
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..compute.arrays import Inputs
-
 
 Run = Callable[[nn.Module, Any], Any]
 
@@ -84,21 +82,23 @@ def stages(backbone: nn.Module, name: str) -> list[str]:
 def call_order(backbone: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Return the position of each module's first call in a forward pass."""
     called: dict[str, int] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def noted(*_: Any) -> None:
-            called.setdefault(name, len(called))
-
-        return noted
-
-    hooks = [m.register_forward_pre_hook(note(n)) for n, m in backbone.named_modules() if n]
-    try:
-        with torch.no_grad():
-            backbone(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names = [n for n, _ in backbone.named_modules() if n]
+    watch_calls(backbone, names, inputs, lambda name, _: called.setdefault(name, len(called)))
     return called
+
+
+def watch_calls(
+    model: nn.Module, names: Sequence[str], inputs: Inputs, note: Callable[[str, tuple[Any, ...]], object]
+) -> None:
+    """Run a forward pass, and call ``note`` with the name and the arguments of each call of a named module."""
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        note(name, args)
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name in names:
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(partial(hook, name)))
+        model(inputs)
 
 
 def common_path(tensors: Sequence[str]) -> str:

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..errors import SourceError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 
 MAX_REPEATS = 1_000  # of a count in a config: layers, blocks, stages
 
@@ -52,10 +53,6 @@ def size_of(tensors: Mapping[str, Tensor]) -> Size:
 
 def size_in(path: Path) -> Size:
     """Return the size of a safetensors file from its header, or UNKNOWN for anything else."""
-    from math import prod
-
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
@@ -100,8 +97,6 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
     network that takes memory while it is built. They are counted before anything is written to them. They are counted
     again each time a module takes a tensor, so tied tensors count more than once.
     """
-    from torch.nn.modules import module as torch_module
-
     most, most_values = 3 * size.tensors + SPARE_TENSORS, 4 * size.values + 2 * SPARE_VALUES
     thread, parameters, modules, values = threading.get_ident(), 0, 0, 0
 
@@ -115,15 +110,9 @@ def bounded(size: Size, reference: str, *, memory: bool = False) -> Iterator[Non
         modules, parameters = modules + is_module, parameters + (not is_module)
         values += item.numel() if memory and not is_module else 0
         if values > most_values:
-            raise SourceError(
-                f"{reference}: its config describes a network of more than {most_values:,} values, and the "
-                f"weights file holds {size.values:,}: the config does not belong to the weights"
-            )
+            raise too_large(reference, f"more than {most_values:,} values", size.values)
         if parameters > most or modules > 10 * most:
-            raise SourceError(
-                f"{reference}: its config describes a network of more than {most:,} tensors, and the "
-                f"weights file holds {size.tensors:,}: the config is not that of the weights"
-            )
+            raise too_large(reference, f"more than {most:,} tensors", size.tensors)
 
     handles = (
         torch_module.register_module_parameter_registration_hook(count),
@@ -140,8 +129,12 @@ def check_size(net: nn.Module, size: Size, reference: str) -> None:
     """Raise SourceError where a network on the meta device is far larger than its weights."""
     values = sum(p.numel() for p in net.parameters())
     if values > 2 * size.values + SPARE_VALUES:
-        raise SourceError(
-            f"{reference}: its config describes a network of {values:,} values "
-            f"({values * 4 / 1e9:,.1f} GB), and the weights file holds {size.values:,}: the config is "
-            "not that of the weights"
-        )
+        raise too_large(reference, f"{values:,} values ({values * 4 / 1e9:,.1f} GB)", size.values)
+
+
+def too_large(reference: str, described: str, held: int) -> SourceError:
+    """Return the error for a config whose network is larger than its weights file."""
+    return SourceError(
+        f"{reference}: its config describes a network of {described}, and the weights file holds {held:,}: "
+        "the config does not belong to the weights"
+    )

@@ -1,4 +1,8 @@
-"""transformers models as backbones: inputs → features [B, D]."""
+"""transformers models as backbones: inputs → features [B, D], with the poolings that give one vector a row.
+
+Poolings take tokens or feature maps: [B, T, D] or [B, D, H, W] → [B, D]. The formulas are those of
+sentence-transformers; several modes are concatenated in their order.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SourceError
-from . import _blocks, _poolings
+from ..model.types import Block
+from . import _blocks
 
 if TYPE_CHECKING:
     from ..compute.arrays import Inputs
-    from ..model.types import Block
+
+MODES = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
+
+OWN = ("text_embeds", "image_embeds", "pooler_output")  # outputs that hold a model's own vector, the best first
 
 
 class Encoder(nn.Module):
     """A transformers model without its classifier, or a plain encoder with pooling.
 
     ``pooling`` is "head" for the classifier's input, "own" for the vector that the model computes itself, or modes of
-    _poolings. ``after`` describes layers that follow, as in a recipe. ``left`` is true for a tokenizer that pads on
+     ``after`` describes layers that follow, as in a recipe. ``left`` is true for a tokenizer that pads on
     the left; rows are then moved to the left first.
     """
 
@@ -34,36 +42,34 @@ class Encoder(nn.Module):
         self.length = fixed_length(net)
         self.dropped = unused_inputs(net)
         if after:
-            self.after = _poolings.layers_after(list(after))
+            self.after = layers_after(list(after))
 
     def forward(self, inputs: Inputs) -> Tensor:
         if not isinstance(inputs, dict):
             return self.pool(self.hidden(self.net(pixel_values=inputs)), None)
         if self.left:
-            inputs = _poolings.align_left(inputs)
+            inputs = align_left(inputs)
         if self.length:
-            inputs = _poolings.fill_to_length(inputs, *self.length)
+            inputs = fill_to_length(inputs, *self.length)
         out = self.net(**{k: v for k, v in inputs.items() if k not in self.dropped})
         return self.pool(self.hidden(out), inputs.get("attention_mask"))
 
     def hidden(self, out: Any) -> Tensor:
         """Return the tensor of the model's output that pooling reads."""
         tensor: Tensor | None = out.logits if self.pooling == "head" else None
-        tensor = _poolings.own_vector(out) if self.pooling == "own" else tensor
+        tensor = own_vector(out) if self.pooling == "own" else tensor
         return out.last_hidden_state if tensor is None else tensor
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, D] from [B, D], [B, T, D] or [B, D, H, W]. mask is [B, T]."""
         modes = "cls" if self.pooling in ("head", "own") else self.pooling
-        x = _poolings.pool(x, mask, modes)
+        x = pool(x, mask, modes)
         return self.after(x) if hasattr(self, "after") else x
 
 
 def unused_inputs(net: nn.Module) -> frozenset[str]:
     """Return the names that a tokenizer may give and the model does not take."""
-    named: set[str] = set()
-    for module in (net, base_of_net(net)):
-        named |= inspect.signature(module.forward).parameters.keys()
+    named = {name for module in (net, base_of(net)) for name in inspect.signature(module.forward).parameters}
     return frozenset({"token_type_ids", "attention_mask"} - named)
 
 
@@ -78,7 +84,7 @@ def fixed_length(net: Any) -> tuple[int, int] | None:
     return config.max_position_embeddings, config.pad_token_id
 
 
-def base_of_net(net: Any) -> Any:
+def base_of(net: Any) -> Any:
     """Return the model without its classifier."""
     return getattr(net, "base_model", net)
 
@@ -132,12 +138,12 @@ def choose_pooling(net: Any, inputs: Inputs, wanted: str, reference: str) -> str
 
     Raises SourceError for a pooling that does not exist, or that the model cannot have.
     """
-    known = ("auto", "own", *_poolings.MODES)
+    known = ("auto", "own", *MODES)
     if not all(mode in known for mode in wanted.split("+")) or ("+" in wanted and "own" in wanted):
         raise SourceError(f'{reference}: there is no pooling "{wanted:.60}"')
     with torch.no_grad():
         out = call_model(net, inputs, reference)
-    vector, hidden = _poolings.own_vector(out), getattr(out, "last_hidden_state", None)
+    vector, hidden = own_vector(out), getattr(out, "last_hidden_state", None)
     if hidden is None and vector is None:
         raise SourceError(f"{reference}: refused, {type(net).__name__} gives {', '.join(out)}, no features")
     if wanted == "auto":
@@ -206,7 +212,7 @@ def blocks(backbone: Encoder) -> tuple[Block, ...]:
     groups = group(backbone)
     runs: list[_blocks.Run | None] = [None] * len(groups)
     layers = layers_of(backbone)
-    base = base_of(backbone)
+    base = base_of(backbone.net)
     kind = type(base).__name__
     count = len(backbone.get_submodule(layers)) if layers else 0  # type: ignore[arg-type]
     embed: _blocks.Run
@@ -233,11 +239,6 @@ def chain_runs(first: _blocks.Run, second: _blocks.Run, backbone: nn.Module, x: 
     return second(backbone, first(backbone, x))
 
 
-def base_of(backbone: Any) -> Any:
-    """Return the model inside the backbone, without its classifier."""
-    return base_of_net(backbone.net)
-
-
 def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
     """Return what the classifier would read, whose place holds an identity, or else the pooled features."""
     if backbone.pooling != "head":
@@ -251,8 +252,8 @@ def after_base(backbone: Any, hidden: Tensor, pooled: Tensor | None, mask: Tenso
 def embed_text(backbone: Any, x: dict[str, Tensor]) -> dict[str, Tensor]:
     """Run the embeddings of a text model."""
     if backbone.left:
-        x = _poolings.align_left(x)
-    hidden = base_of(backbone).embeddings(input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids"))
+        x = align_left(x)
+    hidden = base_of(backbone.net).embeddings(input_ids=x["input_ids"], token_type_ids=x.get("token_type_ids"))
     mask = x.get("attention_mask", torch.ones_like(x["input_ids"]))
     return {"hidden": hidden, "attention_mask": mask}
 
@@ -261,31 +262,143 @@ def layer_text(index: int, backbone: Any, x: dict[str, Tensor]) -> dict[str, Ten
     """Run one layer of a text model."""
     from transformers.masking_utils import create_bidirectional_mask
 
-    base, hidden = base_of(backbone), x["hidden"]
+    base, hidden = base_of(backbone.net), x["hidden"]
     mask = create_bidirectional_mask(config=base.config, inputs_embeds=hidden, attention_mask=x["attention_mask"])
     return {**x, "hidden": base.encoder.layer[index](hidden, mask)}
 
 
 def finish_text(backbone: Any, x: dict[str, Tensor]) -> Tensor:
     """Run the pooler, where there is one, and the pooling."""
-    pooler = base_of(backbone).pooler
+    pooler = base_of(backbone.net).pooler
     pooled = pooler(x["hidden"]) if pooler is not None else None
     return after_base(backbone, x["hidden"], pooled, x["attention_mask"])
 
 
 def embed_image(backbone: Any, x: Tensor) -> Tensor:
     """Run the embeddings of a ViT."""
-    hidden: Tensor = base_of(backbone).embeddings(x)
+    hidden: Tensor = base_of(backbone.net).embeddings(x)
     return hidden
 
 
 def layer_image(index: int, backbone: Any, x: Tensor) -> Tensor:
     """Run one layer of a ViT."""
-    hidden: Tensor = base_of(backbone).layers[index](x, None)
+    hidden: Tensor = base_of(backbone.net).layers[index](x, None)
     return hidden
 
 
 def finish_image(backbone: Any, x: Tensor) -> Tensor:
     """Run the last norm and the pooling."""
-    hidden = base_of(backbone).layernorm(x)
+    hidden = base_of(backbone.net).layernorm(x)
     return after_base(backbone, hidden, None, None)
+
+
+# ---------------------------------------------------------------- poolings
+
+
+def own_vector(out: Any) -> Tensor | None:
+    """Return the vector that a model computes for each row itself, or None where there is none."""
+    vectors: list[Tensor | None] = [getattr(out, name, None) for name in OWN]
+    return next((v.flatten(1) for v in vectors if v is not None), None)
+
+
+def pool(x: Tensor, mask: Tensor | None, modes: str) -> Tensor:
+    """Return [B, D × number of modes]. ``modes`` is "mean" or "cls+mean", for example; mask is [B, T]."""
+    if x.ndim == 4:  # feature maps have no tokens, so every mode is their mean
+        return x.mean((2, 3))
+    if x.ndim == 2:
+        return x
+    if mask is None or mask.shape[1] != x.shape[1]:
+        mask = torch.ones(x.shape[:2], dtype=torch.int64, device=x.device)
+    each = [pool_one(x, mask, mode) for mode in modes.split("+")]
+    return torch.cat(each, 1) if len(each) > 1 else each[0]
+
+
+def pool_one(x: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Return [B, D] from [B, T, D] by one mode."""
+    weight = mask.unsqueeze(-1).to(x.dtype)  # [B, T, 1]
+    if mode == "weightedmean":  # the first token counts once, the second twice
+        weight = weight * weight.cumsum(1)
+    if mode in ("mean", "mean_sqrt_len", "weightedmean"):
+        total = weight.sum(1).clamp(min=1e-9)
+        return (x * weight).sum(1) / (total.sqrt() if mode == "mean_sqrt_len" else total)
+    if mode == "max":
+        return x.masked_fill(weight == 0, float("-inf")).max(1).values
+    if mode == "last":
+        places = torch.arange(x.shape[1], device=x.device)
+        index = (mask.to(places.dtype) * places).argmax(1)  # [B]
+        return x.gather(1, index.view(-1, 1, 1).expand(-1, 1, x.shape[2])).squeeze(1)
+    return x[:, 0]
+
+
+def align_left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return rows [B, T] that begin with their first token, whichever side they were padded on.
+
+    Positions are counted from the left, so a row with padding there would depend on its batch.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return inputs
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device)
+    shift = (mask.cumsum(1) == 0).sum(1, keepdim=True)  # [B, 1], places before the first token
+    order = places + shift
+    order = torch.where(order < length, order, order - length)  # avoid %, because ONNX cannot export it here
+    return {k: v.gather(1, order) if v.shape == mask.shape else v for k, v in inputs.items()}
+
+
+def fill_to_length(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+    """Return rows of exactly ``length`` tokens. Padding is read as text, as in the model's training."""
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    ids = ids if mask is None else ids.masked_fill(mask == 0, pad)
+    return {"input_ids": nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad)}
+
+
+class Dense(nn.Module):
+    """A linear layer after pooling, as in sentence-transformers, whose tensors keep its names."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, activation: str, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=bias)
+        self.activation = ACTIVATIONS[activation]()
+        self.adds = residual
+        if residual and inputs != outputs:
+            self.residual = nn.Linear(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(self.linear(x))
+        if not self.adds:
+            return y
+        return y + (self.residual(x) if hasattr(self, "residual") else x)
+
+
+class UnitLength(nn.Module):
+    """A layer that divides vectors by their Euclidean length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=1)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    c.__name__: c
+    for c in (
+        nn.Identity,
+        nn.Tanh,
+        nn.ReLU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.ELU,
+        nn.LeakyReLU,
+        nn.ReLU6,
+        nn.Softplus,
+        nn.SELU,
+        nn.Mish,
+        nn.Hardswish,
+    )
+}
+
+
+def layers_after(steps: list[dict[str, Any]]) -> nn.Sequential:
+    """Return the layers that follow pooling, from a recipe's plain values."""
+    return nn.Sequential(*(Dense(**step) if step else UnitLength() for step in steps))

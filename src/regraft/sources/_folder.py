@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.types import ImageSpec, TextSpec
 from ..errors import SourceError
+from ..io.foreign_code import tokenizer_of
 from ._image import MAX_SIDE_PIXELS
 from ._weights import Weights, read
 
@@ -42,6 +45,29 @@ TOKENIZER_FILES = (
     "word_pronunciation.json",
     "emoji.json",
 )
+
+PIECES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "source.spm")
+
+PACKAGES = {
+    "sentencepiece": "sentencepiece",
+    "tiktoken": "tiktoken",
+    "google.protobuf": "protobuf",
+    "sacremoses": "sacremoses",
+    "jieba": "jieba",
+    "rjieba": "rjieba",
+    "fugashi": "fugashi",
+    "ipadic": "ipadic",
+    "unidic_lite": "unidic_lite",
+    "unidic": "unidic",
+    "sudachipy": "sudachipy",
+    "rhoknp": "rhoknp",
+    "ftfy": "ftfy",
+    "spacy": "spacy",
+    "emoji": "emoji",
+    "pythainlp": "pythainlp",
+    "phonemizer": "phonemizer",
+    "uroman": "uroman",
+}  # module → what pip calls it
 
 RESAMPLE: dict[int, Literal["nearest", "bilinear", "bicubic", "lanczos"]] = {
     0: "nearest",
@@ -109,8 +135,6 @@ def find(name: str, offline: bool) -> Path:
 
 def weights(folder: Path) -> Weights:
     """Return the folder's tensors, from safetensors first, in one file or in shards."""
-    import hashlib
-
     for file in ("model.safetensors", "pytorch_model.bin"):
         if (folder / file).is_file():
             return read(folder / file)
@@ -127,14 +151,9 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
     """Return tokenizer and length, notes, and how the tokenizer pads.
 
     Raises SourceError for no tokenizer, or one with too many tokens.
-
-    Raises SourceError for no tokenizer, or one with too many tokens.
     """
-    from ..io.foreign_code import tokenizer_of
-    from ._tokenizers import describe_failure
-
     with quiet():
-        tokenizer = tokenizer_of(str(folder), describe_failure)
+        tokenizer = tokenizer_of(str(folder), describe_tokenizer_failure)
     rows = tokens_of(net)
     if rows is not None and len(tokenizer) > rows:
         raise SourceError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
@@ -155,6 +174,60 @@ def text_spec(folder: Path, net: Any, max_length: int | None) -> tuple[TextSpec,
     return TextSpec(str(folder), limit), (note,), padding
 
 
+def describe_tokenizer_failure(folder: Path, error: Exception) -> str:
+    """Return the reason why a tokenizer does not load.
+
+    The file decides which package reads it. The library tries one package after another and names the last one, which
+    may not help.
+    """
+    needed = package_of(folder)
+    if needed is not None:
+        package, file = PACKAGES[needed[0]], needed[1]
+        lacks = f"{file} is read by the package {package}: pip install {package}"
+        return lacks if is_absent(needed[0]) else str(error)
+    messages = " ".join(str(e) for e in causes_of(error))
+    mentioned = [m for m in PACKAGES if re.search(rf"\b{m.rpartition('.')[2]}\b", messages, re.IGNORECASE)]
+    module = next((m for m in mentioned if is_absent(m)), None)
+    if module is None:
+        return str(error)
+    return f"it needs the package {PACKAGES[module]}: pip install {PACKAGES[module]}"
+
+
+def package_of(folder: Path) -> tuple[str, str] | None:
+    """Return (module, file) of a vocabulary that needs a package. None with tokenizer.json, which needs none."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    for path in sorted(folder.glob("*.tiktoken")):
+        return "tiktoken", path.name
+    for name in PIECES:
+        if (folder / name).is_file():
+            return ("tiktoken" if lines_of_base64(folder / name) else "sentencepiece"), name
+    return None
+
+
+def lines_of_base64(path: Path) -> bool:
+    """Return whether a file is tiktoken's: lines of a token in base64 and its number."""
+    with path.open("rb") as file:
+        return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(300)) is not None
+
+
+def is_absent(module: str) -> bool:
+    """Return whether a module is not installed."""
+    try:
+        return find_spec(module) is None
+    except ModuleNotFoundError:  # of a package inside one that is absent
+        return True
+
+
+def causes_of(error: BaseException | None) -> list[BaseException]:
+    """Return an error and the errors that caused it."""
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.append(error)
+        error = error.__cause__ or error.__context__
+    return errors
+
+
 def tokens_of(net: Any) -> int | None:
     """Return the number of rows in the token table, or None for a model that hashes characters."""
     try:
@@ -171,11 +244,6 @@ def positions(net: Any) -> int | None:
     tables = (m for n, m in net.named_modules() if n.endswith("position_embeddings"))
     pad = getattr(next(tables, None), "padding_idx", None)  # RoBERTa counts from pad + 1
     return limit if pad is None else limit - pad - 1
-
-
-def has_pictures(folder: Path) -> bool:
-    """Return whether the folder says how pictures are prepared."""
-    return bool(picture_values(folder))
 
 
 def picture_values(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Picture specification as plain JSON and back, and the change of its channels."""
+"""Picture specification of a recipe's plain values, and the change of its channels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from typing import Any, get_args, get_type_hints
 
 from ..data.types import ImageSpec
 from ..errors import SourceError
-
-
-def to_recipe(spec: ImageSpec) -> dict[str, Any]:
-    """Return a picture specification as plain values."""
-    return dataclasses.asdict(spec)
-
 
 MAX_SIDE_PIXELS = 4096  # pixels; the proof of a split would take too much memory for larger pictures
 

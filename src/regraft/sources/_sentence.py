@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ._encoders import ACTIVATIONS
+from ._folder import read_json
 
 MODES = {
     "cls": "cls",
@@ -52,11 +54,7 @@ def read(folder: Path) -> Sentence:
     """Return the modules of modules.json, or the folder alone where there is no such file.
 
     Raises SourceError that names a module which regraft does not have.
-
-    Raises SourceError naming a module that regraft does not have.
     """
-    from ._folder import read_json
-
     listed = read_json(folder / "modules.json", list)
     if not listed:
         return Sentence(folder)
@@ -105,8 +103,6 @@ def named(module: Any, folder: Path) -> tuple[str, Path]:
 
 def pooling(folder: Path) -> str:
     """Return the modes of a pooling as "cls+mean". Raises SourceError for an unknown mode."""
-    from ._folder import read_json
-
     values = read_json(folder / "config.json")
     modes = values.get("pooling_mode")
     if modes is None:
@@ -121,9 +117,6 @@ def pooling(folder: Path) -> str:
 
 def dense(folder: Path) -> dict[str, Any]:
     """Return the plain values of a dense layer. Raises SourceError for a layer that regraft does not have."""
-    from ._folder import read_json
-    from ._poolings import ACTIVATIONS
-
     values = read_json(folder / "config.json")
     path = values.get("activation_function", "torch.nn.modules.activation.Tanh")
     known = ACTIVATION.fullmatch(path) if isinstance(path, str) else None
@@ -145,8 +138,6 @@ def dense(folder: Path) -> dict[str, Any]:
 
 def check_steps(steps: Any, reference: str) -> None:
     """Raise SourceError for values that describe no layers after pooling."""
-    from ._poolings import ACTIVATIONS
-
     kinds = {"inputs": int, "outputs": int, "bias": bool, "activation": str, "residual": bool}
     each: list[Any] = steps if isinstance(steps, list) else [None]
     for step in each:
@@ -161,8 +152,6 @@ def check_steps(steps: Any, reference: str) -> None:
 
 def prompts(folder: Path) -> tuple[str, ...]:
     """Return a note on prompts that sentence-transformers would put before texts."""
-    from ._folder import read_json
-
     values = read_json(folder / "config_sentence_transformers.json")
     given = values.get("prompts")
     named = sorted(str(k) for k, v in given.items() if v) if isinstance(given, dict) else []
@@ -178,8 +167,6 @@ def prompts(folder: Path) -> tuple[str, ...]:
 
 def lower_case(folder: Path) -> tuple[str, ...]:
     """Return a note where sentence-transformers would lower-case texts first."""
-    from ._folder import read_json
-
     if read_json(folder / "sentence_bert_config.json").get("do_lower_case") is not True:
         return ()
     return (

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from ..errors import SourceError, shorten
 from ..io.hashing import file_digest
 from ..model.types import LoadedTensor
-from . import _foreign, _records
+from . import _foreign
 
 MAX_EXPANDED_VALUES = 1_000_000  # that a view may claim beyond its storage
 
@@ -85,7 +88,8 @@ def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> 
     several dictionaries which fit.
     """
     if not path.is_file():
-        raise SourceError(f"{path}: {describe_missing(path)}")
+        missing = "a folder; name a weights file in it" if path.is_dir() else "no such weights file"
+        raise SourceError(f"{path}: {missing}")
     if problem := _foreign.describe_problem(path):
         raise SourceError(f"{path}: {problem}")
     with path.open("rb") as file:
@@ -100,16 +104,8 @@ def read(path: Path, expected: Collection[str] = (), key: str | None = None) -> 
     raise SourceError(f"{path}: neither a safetensors nor a torch weights file, or truncated")
 
 
-def describe_missing(path: Path) -> str:
-    """Return what is wrong with a path that is no file."""
-    return "a folder; name a weights file in it" if path.is_dir() else "no such weights file"
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file. Raises SourceError for a damaged one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)  # type: ignore[no-any-return]
     except (SafetensorError, ValueError, OSError) as error:
@@ -118,16 +114,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> Any:
     """Return the content of a torch file. Raises SourceError for a damaged one, or one that holds code."""
-    from torch.serialization import safe_globals
-
-    with safe_globals(_records.allowed()):
+    with safe_globals(_foreign.allowed()):
         try:
             with path.open("rb") as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # torch warns about old pickles
                 # Pass an open file, because torch would also judge a path by its suffix.
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise SourceError(f"{path}: {_records.describe_refusal(path, error)}") from error
+            raise SourceError(f"{path}: {_foreign.describe_refusal(path, error)}") from error
         except Exception as error:  # a damaged file raises errors of many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SourceError(f"{path}: damaged torch file ({reason}); fetch it again") from error
@@ -147,8 +141,8 @@ def find_state_dict(
     if not candidates:
         keys = (
             f"its keys are {shorten([str(k) for k in loaded])}"
-            if is_map(loaded)
-            else (f"it is a {type(loaded).__name__}")
+            if isinstance(loaded, Mapping)
+            else f"it is a {type(loaded).__name__}"
         )
         raise SourceError(f"{path}: holds no tensors by name; {keys}; expected a state_dict")
     if key is None:
@@ -159,11 +153,6 @@ def find_state_dict(
             f"{shorten([k or 'the file itself' for k in candidates], 8)}"
         )
     return candidates[key], (f'weights taken from "{key}" of {path.name}',) if key else ()
-
-
-def is_map(value: Any) -> bool:
-    """Return whether a value is a mapping."""
-    return isinstance(value, Mapping)
 
 
 def dictionaries(loaded: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
 from ..data.types import CallableSpec, ImageSpec, Preprocess, TextSpec
 from ..errors import SourceError, did_you_mean, shorten
 from ..model.types import LoadedTensor, Source, SourceOptions
+from . import _blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from ..compute.arrays import Inputs
 
 
@@ -47,13 +51,6 @@ def from_module(
     Raises SourceError for a head that does not exist or does not come last, and for blocks that
     do not partition the backbone's tensors.
     """
-    import copy
-
-    import torch
-    from torch import nn
-
-    from . import _blocks
-
     try:
         copied = copy.deepcopy(net).eval()
     except (RuntimeError, TypeError) as error:
@@ -92,26 +89,18 @@ def group_by_prefix(
     backbone: nn.Module, blocks: Sequence[tuple[str, Sequence[str]]], name: str
 ) -> list[tuple[str, list[str]]]:
     """Return the tensors under each block's prefixes. Raises SourceError where they are no partition."""
-    from . import _blocks
-
     names = _blocks.tensor_names(backbone)
     groups = [
         (title, [n for n in names if any(n == p or n.startswith(f"{p}.") for p in prefixes)])
         for title, prefixes in blocks
     ]
-    counts = {n: sum(n in inside for _, inside in groups) for n in names}
-    missing = [n for n, c in counts.items() if c == 0]
-    twice = [n for n, c in counts.items() if c > 1]
-    empty = [title for title, inside in groups if not inside]
-    problems = [
-        f"{words}: {shorten(names_here)}"
-        for words, names_here in (
-            ("in no block", missing),
-            ("in several blocks", twice),
-            ("blocks without tensors", empty),
-        )
-        if names_here
-    ]
+    counts = Counter(n for _, inside in groups for n in inside)
+    faults = {
+        "in no block": [n for n in names if not counts[n]],
+        "in several blocks": [n for n in names if counts[n] > 1],
+        "blocks without tensors": [title for title, inside in groups if not inside],
+    }
+    problems = [f"{words}: {shorten(at_fault)}" for words, at_fault in faults.items() if at_fault]
     if problems:
         raise SourceError(f"{name}: blocks do not partition the backbone; {'; '.join(problems)}")
     return groups

@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import SourceError
 from ..io import guarded
 from ..model.types import LoadedTensor, Source, SourceOptions
+from ..plugins import module
 from ..runs import records
 from ..runs.model_files import SCHEMA, ModelConfig
+from . import _weights
 
 
 def load(name: str, options: SourceOptions) -> Source:
     """Return the run's model. Raises SourceError for a folder that is no run, or a damaged one."""
-    from torch import nn
-
-    from . import _weights
-
     folder = Path(name) / "model"
     try:
         guarded.check_folder(Path(name), "model")  # check here, because libraries open the files by path
@@ -69,8 +69,6 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
     Raises SourceError for a recipe that names no source of regraft's own.
     """
-    from regraft.plugins import module
-
     kind = recipe.get("source")
     if kind == "run" or not isinstance(kind, str):
         raise SourceError(f'{folder}: its recipe names no source ("{kind}")')

@@ -6,46 +6,33 @@ cache) and pass the same checks as any file. The classifier becomes the head.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..data.types import ImageSpec
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import _builder, adapt_input_conv
+from torch import Tensor, nn
+
 from ..errors import SourceError, did_you_mean, shorten
 from ..model.types import Block, Source, SourceOptions
+from . import _blocks, _budget, _folder, _image, _timm, _weights
+from ._weights import Weights
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ._weights import Weights
-
-
-# Options of timm's create_model itself. Some of them name files that timm would open.
-TIMM_OPTIONS = frozenset(
-    {
-        "cache_dir",
-        "checkpoint_path",
-        "exportable",
-        "features_only",
-        "model_name",
-        "no_jit",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "scriptable",
-    }
-)
+# Options of timm's create_model itself, and one that it passes on. Some of them name files that timm would open.
+TIMM_OPTIONS = frozenset({*inspect.signature(timm.create_model).parameters, "features_only"})
 
 
 def load(name: str, options: SourceOptions) -> Source:
     """Return the named model with its weights. Raises SourceError where it cannot be loaded or split."""
-    from . import _weights
-
     built = create(name, options)
     source_folder = built.folder
     if options.weights_key and not options.weights and source_folder is None:
@@ -61,11 +48,9 @@ def load(name: str, options: SourceOptions) -> Source:
 
 def assemble(built: Built, reference: str, weights: Weights, options: SourceOptions) -> Source:
     """Return a source from an architecture and the tensors of a file."""
-    from . import _timm_heads, _weights
-
     model, where = built.model, str(options.weights or reference)
     expected = model.state_dict()
-    heads = _timm_heads.classifier_names(model)
+    heads = _timm.classifier_names(model)
     tensors, stripped = _weights.strip_prefixes(weights.tensors, expected, known=None)
     tensors, resized = built.converted(tensors, where)
     tensors, stem = adapt_stem(model, tensors)
@@ -107,8 +92,6 @@ def refuse_sizes(
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
     """Return the same architecture with random weights. Fetches nothing."""
-    from . import _budget, _image
-
     spec = _image.from_recipe(recipe["image"])
     size = recipe.get("image_size", spec.size[0])  # old recipes do not hold the requested size
     if size is not None and (type(size) is not int or not 1 <= size <= _image.MAX_SIDE_PIXELS):
@@ -178,8 +161,6 @@ def create(name: str, options: SourceOptions, arguments: dict[str, Any] | None =
 
     Raises SourceError for an unknown name, or a size or channels that the architecture cannot take.
     """
-    import timm
-
     place, _, rest = name.partition(":")
     saved = place in ("local-dir", "hf-hub") and bool(rest)
     if not saved:
@@ -225,8 +206,6 @@ def record_converters() -> Iterator[list[Any]]:
 
     timm binds a converter to options of its own when it loads weights, and offers no other access to it.
     """
-    from timm.models import _builder
-
     converters: list[Any] = []
     loads = _builder.load_pretrained
 
@@ -242,8 +221,6 @@ def record_converters() -> Iterator[list[Any]]:
 
 def refuse_unknown(name: str) -> None:
     """Raise SourceError for a name that timm does not have; the message has the nearest names."""
-    import timm
-
     base, _, tag = name.partition(".")
     if "/" in name or "\\" in name:
         raise SourceError(
@@ -261,10 +238,6 @@ def refuse_unknown(name: str) -> None:
 
 def check_folder(folder: Path, name: str) -> None:
     """Raise SourceError for a folder that timm did not write, or whose architecture timm does not have."""
-    import timm
-
-    from . import _folder
-
     path = folder / "config.json"
     if not path.is_file():
         raise SourceError(f"timm:{name}: no config.json in the folder; write one with timm's save_for_hf")
@@ -304,11 +277,6 @@ def describe_failure(name: str, options: SourceOptions, error: Exception) -> str
 
 def fetch(model: Any, name: str, options: SourceOptions) -> Weights:
     """Return weights from the hub or its cache. Raises SourceError with the remedy."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from . import _weights
-
     remedy = f"remedy: --weights FILE with the weights of {name}"
     config = model.pretrained_cfg
     repository = config.get("hf_hub_id")
@@ -337,8 +305,6 @@ def set_normalisation(model: Any, weights: Path) -> tuple[str, ...]:
     They come from a config.json beside the file (timm and the hub write one), else from timm's architecture. Raises
     SourceError for a config.json with unusable numbers.
     """
-    from . import _folder
-
     keys, own = ("mean", "std"), model.pretrained_cfg
     beside = weights.parent / "config.json"
     content = _folder.read_json(beside)
@@ -368,8 +334,6 @@ def set_normalisation(model: Any, weights: Path) -> tuple[str, ...]:
 def adapt_stem(model: Any, tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors with the first convolution adapted to the model's channels as timm does, and what was
     resized."""
-    from timm.models import adapt_input_conv
-
     expected, resized = model.state_dict(), {}
     stems = model.pretrained_cfg.get("first_conv") or ()
     for stem in (stems,) if isinstance(stems, str) else stems:
@@ -388,19 +352,15 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
 
     Where the output is no function of the features, the source has no head, and a note says so.
     """
-    import torch
-
-    from . import _image
-
     model = built.model
-    spec, notes = image_spec(model)
+    spec, notes = _timm.image_spec(model)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, spec.channels, *spec.size, generator=generator)
-    taken, blocks, features, classes = body(built, reference, x)
+    taken, features, blocks, classes = body(built, reference, x)
     if built.headless:
         notes += (f"{reference}: its heads are no function of its features: the source has no head",)
     classes = classes if head_kept and taken is not None else 0
-    labels, words, class_notes = class_names(model, classes)
+    labels, words, class_notes = _timm.class_names(model, classes)
     config = model.pretrained_cfg
     return Source(
         name=reference,
@@ -420,7 +380,7 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
             else ".".join(filter(None, (config["architecture"], config.get("tag")))),
             "in_channels": spec.channels,
             "num_classes": classes,
-            "image": _image.to_recipe(spec),
+            "image": asdict(spec),
             "image_size": built.image_size,
             "arguments": built.arguments,
             "headless": built.headless,
@@ -430,19 +390,17 @@ def split(built: Built, reference: str, head_kept: bool) -> Source:
     )
 
 
-def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tuple[Block, ...], int, int]:
-    """Return (head, blocks, D, C), and leave a model that returns its features."""
-    from . import _timm_heads
-
+def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, int, tuple[Block, ...], int]:
+    """Return (head, D, blocks, C), and leave a model that returns its features."""
     model = built.model
-    names = _timm_heads.classifier_names(model)
+    names = _timm.classifier_names(model)
     expected = forward(built, reference, x)
     if built.headless:
         model.reset_classifier(0)
         return None, *prove_split(model, None, reference, x, None), 0
     whole = {n: model.get_submodule(n) for n in names}
     try:
-        head = _timm_heads.take_off(model, names, x)
+        head = _timm.take_off(model, names, x)
         return head, *prove_split(model, head, reference, x, expected), expected.shape[-1]
     except (SourceError, RuntimeError, KeyError) as error:
         refusal = error
@@ -461,21 +419,15 @@ def body(built: Built, reference: str, x: Tensor) -> tuple[nn.Module | None, tup
 
 def prove_split(
     model: Any, head: nn.Module | None, reference: str, x: Tensor, expected: Tensor | None
-) -> tuple[tuple[Block, ...], int]:
-    """Return (blocks, D) of a model that returns features. Raises SourceError for a wrong split."""
-    from . import _blocks, _timm_blocks
-
-    groups = _timm_blocks.group(model, x)
-    runs = _blocks.runs_of(_timm_blocks.forward_steps(model), groups)
-    blocks = _blocks.partition(model, groups, runs)
-    features, blocks = _blocks.prove(model, head, blocks, x, expected, reference)
-    return blocks, features
+) -> tuple[int, tuple[Block, ...]]:
+    """Return (D, blocks) of a model that returns features. Raises SourceError for a wrong split."""
+    groups = _timm.group(model, x)
+    runs = _blocks.runs_of(_timm.forward_steps(model), groups)
+    return _blocks.prove(model, head, _blocks.partition(model, groups, runs), x, expected, reference)
 
 
 def forward(built: Built, reference: str, x: Tensor) -> Tensor:
     """Return the model's output. Raises SourceError for a picture size that the model does not take."""
-    import torch
-
     try:
         with torch.no_grad():
             output = built.model(x)
@@ -490,69 +442,3 @@ def forward(built: Built, reference: str, x: Tensor) -> Tensor:
     if not isinstance(output, torch.Tensor):
         raise SourceError(f"{reference}: refused, its output is not one tensor")
     return output
-
-
-def class_names(model: Any, classes: int) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """Return (names, descriptions, notes) of a head's classes, from a saved configuration, else ImageNet's for 1000."""
-    stored, descriptions = (model.pretrained_cfg.get(k) for k in ("label_names", "label_descriptions"))
-    if not classes or not stored:
-        return (*(imagenet_classes() if classes == 1000 else (None, None)), ())
-    if isinstance(stored, dict):
-        stored = [stored.get(i, stored.get(str(i))) for i in range(len(stored))]
-    names = tuple(map(str, stored))
-    if len(names) != classes or len(set(names)) != classes or None in stored:
-        return (
-            None,
-            None,
-            (f"label_names of its configuration is not used: {len(set(names))} names for {classes} classes",),
-        )
-    words = (
-        tuple(str(descriptions[n]) for n in names)
-        if isinstance(descriptions, dict) and descriptions.keys() >= set(names)
-        else None
-    )
-    return names, words, ()
-
-
-def image_spec(model: Any) -> tuple[ImageSpec, tuple[str, ...]]:
-    """Return timm's evaluation transform: shorter side to floor(size / crop_pct), centre crop."""
-    from timm.data import resolve_model_data_config
-
-    from . import _image
-
-    config = resolve_model_data_config(model)
-    _, height, width = config["input_size"]
-    resize = [math.floor(side / config["crop_pct"]) for side in (height, width)]
-    if config["crop_mode"] == "border" or (config["crop_mode"] == "center" and height != width):
-        raise SourceError(f'crop mode "{config["crop_mode"]}" at {height}x{width} is not supported')
-    squash = config["crop_mode"] == "squash"
-    spec = ImageSpec(
-        size=(height, width),
-        resize=(resize[0], resize[1]) if squash else resize[0],
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
-    spec, note = _image.with_channels(spec, getattr(model, "in_chans", None) or channels(model))
-    return spec, (note,) if note else ()
-
-
-def channels(model: Any) -> int:
-    """Return the picture channels of the first convolution, the only place where timm keeps them."""
-    from torch import nn
-
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return first.in_channels if first is not None else 3
-
-
-@cache
-def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the 1000 WordNet ids of ImageNet in output order, and their descriptions.
-
-    The ids are unique; the descriptions, synonyms separated by commas, are not.
-    """
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    ids = tuple(info.index_to_label_name(i) for i in range(1000))
-    return ids, tuple(info.index_to_description(i) for i in range(1000))

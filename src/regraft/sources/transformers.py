@@ -8,30 +8,31 @@ rates that suit the backbone. regraft never runs remote code.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import inspect
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
 
 from ..data.types import Preprocess, TextSpec
 from ..errors import RegraftError, SourceError
+from ..io import foreign_code
 from ..model.types import LoadedTensor, Source, SourceOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ._budget import Size
-    from ._sentence import Sentence
-    from ._weights import Match, Weights
-
+from . import _architectures, _blocks, _budget, _encoders, _folder, _image, _sentence, _weights
+from ._budget import Size
+from ._sentence import Sentence
+from ._weights import Match, Weights
 
 INPUTS = ("input_ids", "pixel_values")  # main inputs that regraft makes: texts and pictures
 
 
 def load(name: str, options: SourceOptions) -> Source:
     """Return the model of a folder or of the hub. Raises SourceError where it cannot be loaded or split."""
-    from . import _folder
-
     folder = _folder.find(name, options.offline)
     try:
         return from_folder(folder, f"transformers:{name}", options)
@@ -46,9 +47,6 @@ def load(name: str, options: SourceOptions) -> Source:
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
     """Return the source of a local folder. Raises SourceError where it cannot be loaded or split."""
-    from ..io import foreign_code
-    from . import _architectures, _budget, _encoders, _folder, _sentence, _weights
-
     sentence = _sentence.read(folder)
     inside = sentence.encoder
     values = _folder.read_json(inside / "config.json")
@@ -56,7 +54,7 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
         raise SourceError(f"{inside}: no config.json{_folder.describe_other_kind(inside)}")
     for place in {folder, inside}:
         foreign_code.refuse(place)
-    choice = _architectures.choose(values, _folder.has_pictures(inside), reference)
+    choice = _architectures.choose(values, bool(_folder.picture_values(inside)), reference)
     recipe: dict[str, Any] = {
         "source": "transformers",
         "auto": choice.auto,
@@ -114,8 +112,6 @@ def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
 
 def build(recipe: dict[str, Any], folder: Path) -> Source:
     """Return the same architecture with random weights. The tokenizer's files are in folder/tokenizer."""
-    from . import _budget, _folder, _image
-
     size = _budget.size_in(folder / "model.safetensors")
     small = skeleton(dict(recipe), str(folder), size)  # check the size on the meta device, without memory
     net = skeleton(recipe, str(folder), size, meta=False)
@@ -136,8 +132,6 @@ def build(recipe: dict[str, Any], folder: Path) -> Source:
 
 def save_files(source: Source, folder: Path) -> None:
     """Save the files that ``build`` needs beside the recipe: the tokenizer's, in folder/tokenizer."""
-    from . import _folder
-
     if isinstance(source.preprocess, TextSpec):
         _folder.copy_tokenizer(Path(source.preprocess.tokenizer), folder / "tokenizer")
 
@@ -148,17 +142,11 @@ def skeleton(recipe: dict[str, Any], reference: str, size: Size, meta: bool = Tr
     A plain encoder is built without the pooler where the class allows it. A random pooler would be trained and saved
     without use. Raises SourceError for an architecture that is far larger than ``size``.
     """
-    import torch
-    import transformers
-
-    from ..io.foreign_code import find_code_key
-    from . import _architectures, _budget, _folder
-
     values = dict(recipe["config"])
     kind = values.pop("model_type", "")
     if recipe["auto"] not in ("AutoModel", *_architectures.HEADED.values()):
         raise SourceError(f"{reference}: refused, its recipe asks for code of its own")
-    if key := find_code_key(values):
+    if key := foreign_code.find_code_key(values):
         raise SourceError(
             f'{reference}: refused, nothing executed: its recipe\'s "{key}" names Python code; remedy: '
             "fit again from a source without it"
@@ -206,8 +194,6 @@ def extra(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def check_input(net: Any, reference: str) -> bool:
     """Return whether the model takes pictures. Raises SourceError where it takes other inputs or needs more."""
-    import inspect
-
     main, name = net.main_input_name, type(net).__name__
     if main not in INPUTS:
         raise SourceError(f"{reference}: refused, {name} takes {main}, neither texts nor pictures")
@@ -240,10 +226,6 @@ def fill(
     transformers renames the tensors of old files. The tensors that it calls missing, of another shape or unexpected
     then pass the same checks as any source.
     """
-    import torch
-
-    from . import _folder, _weights
-
     tensors, notes = _weights.strip_prefixes(weights.tensors, net.state_dict())
     with _folder.quiet():
         net, info = type(net).from_pretrained(
@@ -285,12 +267,6 @@ def pooling(net: Any, sentence: Sentence, wanted: str, preprocess: Preprocess) -
 
 def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: str) -> Source:
     """Return the source: backbone, head and blocks, proved by a forward pass of a random batch of two."""
-    import dataclasses
-
-    from torch import nn
-
-    from . import _blocks, _encoders, _sentence
-
     inputs = example(net, preprocess, recipe.get("pad"))
     expected, head = None, None
     if recipe["auto"] != "AutoModel":
@@ -317,7 +293,7 @@ def split(net: Any, recipe: dict[str, Any], preprocess: Preprocess, reference: s
     if isinstance(preprocess, TextSpec):
         recipe["max_length"] = preprocess.max_length
     else:
-        recipe["image"] = dataclasses.asdict(preprocess)
+        recipe["image"] = asdict(preprocess)
     names = tuple(str(n) for _, n in sorted((net.config.id2label or {}).items()))
     named = not all(n == f"LABEL_{i}" for i, n in enumerate(names))
     return Source(
@@ -340,9 +316,6 @@ def logits(net: Any, inputs: Any, reference: str) -> tuple[Tensor, bool]:
     A decoder whose config names no padding token refuses several rows. A decoder whose config names another padding
     token than the tokenizer reads padding as text.
     """
-    import torch
-
-    from . import _encoders
 
     def answer(batch: Any) -> Tensor:
         out = _encoders.call_model(net, batch, reference)
@@ -378,10 +351,6 @@ def own_pad(net: Any) -> int | None:
 
 def fill_after(source: Source, sentence: Sentence) -> None:
     """Fill the dense layers behind the pooling with their weights, with the checks of any source."""
-    import hashlib
-
-    from . import _folder, _weights
-
     layers: Any = source.backbone
     digests = [source.digest]
     indices = [i for i, step in enumerate(source.recipe["after"]) if step]
@@ -399,10 +368,6 @@ def fill_after(source: Source, sentence: Sentence) -> None:
 
 def example(net: Any, preprocess: Preprocess, pad: int | None = None) -> Any:
     """Return two random pictures of the source's size, or two rows of eight tokens, one of them padded."""
-    import torch
-
-    from . import _folder
-
     generator = torch.Generator().manual_seed(0)
     if isinstance(preprocess, TextSpec):
         rows = _folder.tokens_of(net) or 256
