@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from regraft.evidence.scoring import Predictions, score
 from regraft.evidence.verdict import decide
+from regraft.pipeline.finish import read_ends
 from regraft.pipeline.job import Job
-from regraft.pipeline.model_folder import read_ends
 from regraft.pipeline.prepare import prepare
 from regraft.pipeline.run import run
 from regraft.plan import read

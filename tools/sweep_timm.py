@@ -80,7 +80,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     from safetensors.torch import save_file
 
     from regraft.model.grafting import graft
-    from regraft.pipeline.model_folder import save_model
+    from regraft.pipeline.finish import save_model
     from regraft.pipeline.predictor import load
     from regraft.runs.folder import RunFolder
     from regraft.tasks.classification import Classification

@@ -260,7 +260,7 @@ def stages(outcome: Outcome, folder: Path, export: bool) -> None:
     from regraft.data.types import ImageSpec
     from regraft.model.grafting import graft
     from regraft.model.types import SourceOptions
-    from regraft.pipeline.model_folder import save_model
+    from regraft.pipeline.finish import save_model
     from regraft.pipeline.predictor import load
     from regraft.runs.folder import RunFolder
     from regraft.sources import load_source

@@ -13,7 +13,7 @@ from regraft.errors import PlanError
 from regraft.model.grafting import graft
 from regraft.model.sharded import outermost_modules
 from regraft.model.types import Source
-from regraft.pipeline.compatibility import check_shard
+from regraft.pipeline.prepare import check_shard
 from regraft.plan.read import check
 from regraft.regularizers import Penalty
 from regraft.regularizers.bss import BSS

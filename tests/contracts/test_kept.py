@@ -14,7 +14,7 @@ from regraft.model.grafting import graft
 from regraft.model.trainable import set_trainable
 from regraft.model.types import Source, SourceOptions
 from regraft.pipeline import predictor
-from regraft.pipeline.model_folder import save_model
+from regraft.pipeline.finish import save_model
 from regraft.plugins import make, names, options_class
 from regraft.runs.folder import RunFolder
 from regraft.sources import load_source

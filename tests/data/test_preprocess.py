@@ -12,7 +12,7 @@ from regraft.data.ordering import stable
 from regraft.data.preprocessing import build, from_json, mix, save_tokenizer, to_json
 from regraft.data.types import Augment, CallableSpec, Example, ImageSpec, Splits, TextSpec
 from regraft.errors import DataError, SourceError
-from regraft.pipeline.compatibility import cut_texts
+from regraft.pipeline.prepare import cut_texts
 
 SPEC = ImageSpec(size=(24, 24), resize=28)
 

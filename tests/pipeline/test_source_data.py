@@ -7,7 +7,7 @@ from torch import nn
 
 from regraft.data.types import Example
 from regraft.errors import DataError, PlanError
-from regraft.pipeline.source_data import assemble, divide, load_source_data, source_task
+from regraft.pipeline.target_data import assemble, divide, load_source_data, source_task
 from regraft.plan.read import check
 
 

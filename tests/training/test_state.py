@@ -18,7 +18,7 @@ from regraft.freezing.everything import Everything
 from regraft.freezing.gradual import Gradual
 from regraft.freezing.lora import LoRA
 from regraft.model.grafting import graft
-from regraft.pipeline.source_data import Stream
+from regraft.pipeline.target_data import Stream
 from regraft.regularizers.bss import BSS
 from regraft.regularizers.delta import Delta
 from regraft.regularizers.l1 import L1

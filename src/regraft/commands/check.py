@@ -25,7 +25,7 @@ from ..pipeline.findings import CheckReport, count_classes, in_order, run_checks
 from ..pipeline.gallery import out_of_fold
 from ..pipeline.job import Job, fit_linear_probe
 from ..pipeline.prepare import prepare
-from ..pipeline.source_data import load_source_data
+from ..pipeline.target_data import load_source_data
 from ..plan import schema as plans
 from ..plan.schema import Plan
 from ..sources import load_source

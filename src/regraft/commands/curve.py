@@ -33,8 +33,8 @@ from ..pipeline.arms import ArmFitter
 from ..pipeline.job import Job, figures_of
 from ..pipeline.prepare import prepare
 from ..pipeline.resolve import ScratchBudget, resolve, scratch_budget, settings
-from ..pipeline.scratch import search
 from ..pipeline.target_data import TargetData
+from ..pipeline.train import search
 from ..plan.schema import Plan
 from ..runs.folder import RunFolder, check_new
 

@@ -68,8 +68,7 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     from ..evidence.linear_probe import Probe
     from ..pipeline.arms import Arm, CrossValidation, point_loader
     from ..pipeline.evaluate import Trained
-    from ..pipeline.finish import Clock, describe, finish
-    from ..pipeline.model_folder import read_ends
+    from ..pipeline.finish import Clock, describe, finish, read_ends
     from ..pipeline.prepare import prepare
     from ..plan import read as plan_read
     from ..training.records import FitResult

@@ -43,8 +43,7 @@ from ..runs.result_parts import CrossValidation as FoldFigures
 from .arms import Arm, CrossValidation
 from .job import Figures, Job, ModelOutputs
 from .resolve import BlockRow, ScratchBudget
-from .source_data import SourceData
-from .target_data import TargetData
+from .target_data import SourceData, TargetData
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,14 @@
-"""The files of a run folder: what a run is made from, and what it ended with."""
+"""The files of a run folder: what a run is made from, and what it ended with.
+
+The model folder has weights as safetensors and all else as JSON, so that loading it runs no code:
+
+model.safetensors   "backbone.…" and "head.…"      preprocess.json   resize, mean, tokenizer …
+config.json         recipe of the architecture     labels.json       task, classes, scaling
+novelty.safetensors measure of unlike inputs, where val has rows enough; see evidence/ood.py
+
+Beside it frontier/{start,end}.safetensors are the ends of the line that the model was chosen on. An end that is
+the model itself has no file.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,24 +26,33 @@ import torch
 from ..compute import distributed
 from ..compute.versions import __version__
 from ..data.columns import ids_of
+from ..data.preprocessing import save_tokenizer, to_json
 from ..data.splitting import write_manifest
-from ..errors import shorten
+from ..data.types import TextSpec
+from ..errors import SourceError, UsageError, shorten
 from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
+from ..io import guarded
 from ..io.log import LOGGER
 from ..model.weights import snapshot
 from ..plan.write import write_plan
+from ..plugins import module
 from ..runs.folder import RunFolder
 from ..runs.ledger import open_test
+from ..runs.model_files import SCHEMA
 from ..runs.result import FILE as RESULT
 from ..runs.result_parts import Timing
 from ..runs.side_files import Environment
+from ..runs.tensors import save_tensors
 from .evaluate import Trained, evaluate_all, prediction_rows
 from .findings import class_lines, classes_of, one_line, records
 from .gallery import write_gallery, write_suspects
-from .model_folder import save_ends, save_model, save_novelty
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..evidence.ood import Novelty
     from ..model.types import Target
+    from ..tasks import Task
     from .job import Job, ModelOutputs
 
 
@@ -145,3 +165,74 @@ def novelty_of(outputs: ModelOutputs, target: Target) -> Novelty | None:
     val = outputs.features_of(target, "val", some("val", MAX_ROWS))
     classes = train.targets.tolist() if data.task.has_classes else [0] * len(train.ids)
     return fit_novelty(train.values.numpy(), classes, val.values.numpy())
+
+
+# ---------------------------------------------------------------- the model folder of a run
+
+
+def save_model(folder: RunFolder, target: Target, task: Task) -> None:
+    """Write ``model/``. The config comes last: a folder without it is no model."""
+    source = target.source
+    where = folder.path / "model"
+    where.mkdir(exist_ok=True)  # a kill may have come in the middle of this before
+    save_tensors(target.model.state_dict(), where / "model.safetensors")
+    if isinstance(source.preprocess, TextSpec):
+        save_tokenizer(source.preprocess, where)
+    save_files = getattr(module("sources", source.recipe["source"]), "save_files", None)
+    if save_files is not None:
+        save_files(source, where)
+    folder.json("model/preprocess.json", to_json(source.preprocess))
+    folder.json("model/labels.json", task.state())
+    folder.json(
+        "model/config.json",
+        {
+            "schema": SCHEMA,
+            "recipe": source.recipe,
+            "features": source.features,
+            "task": task.state(),
+            "source": {"name": source.name, "digest": source.digest, "licence": source.licence},
+        },
+    )
+
+
+def save_novelty(folder: RunFolder, novelty: Novelty) -> None:
+    """Write ``model/novelty.safetensors``, bound to the weights beside it."""
+    from ..evidence.ood import FILE, SCHEMA, to_tensors, weights_digest
+
+    where = folder.path / "model"
+    about = {"schema": str(SCHEMA), "weights": weights_digest(where)}
+    save_tensors(to_tensors(novelty), where / FILE, about)
+
+
+def save_ends(folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
+    """Write the ends of the frontier, so that another point can be taken without training."""
+    where = folder.path / "frontier"
+    where.mkdir(exist_ok=True)
+    if alpha != 0:
+        save_tensors(start, where / "start.safetensors")
+    if alpha != 1:
+        save_tensors(end, where / "end.safetensors")
+
+
+def read_ends(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return θ(0) and θ(1) of a run, by name in the model.
+
+    Raises UsageError where the run did not keep them, SourceError for a damaged file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    guarded.check_folder(run, "frontier")
+    guarded.check_folder(run, "model")
+    if not (run / "frontier").is_dir():
+        raise UsageError(f"{run} did not keep the ends of its frontier: fit it again")
+    found = []
+    for name in ("start", "end"):
+        path = run / "frontier" / f"{name}.safetensors"
+        path = path if path.is_file() else run / "model" / "model.safetensors"
+        try:
+            found.append(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise SourceError(f"{path} cannot be read: {error}") from error
+    start, end = found
+    return start, end

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from ..tasks import Task
     from ..training.settings import FitSpec
     from .resolve import BlockRow, Reasons, ScratchBudget
-    from .source_data import SourceData
-    from .target_data import Memo, TargetData
+    from .target_data import Memo, SourceData, TargetData
 
 Figures = dict[str, float]  # the primary metric and "loss"
 
