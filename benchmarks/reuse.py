@@ -26,7 +26,7 @@ import torch
 from regraft.compute.malloc import freed_memory_kept
 from regraft.data.batches import Batches
 from regraft.model.trainable import set_trainable
-from regraft.pipeline.feature_cache import FitPhases
+from regraft.pipeline.feature_reuse import FitPhases
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import read_plan
 from regraft.training import optimizers

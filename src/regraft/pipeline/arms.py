@@ -33,7 +33,7 @@ from ..training.checkpoints import CheckpointManager
 from ..training.loop import fine_tune
 from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
 from ..training.state import part
-from .feature_cache import FitPhases
+from .feature_reuse import FitPhases
 from .job import Figures, Job, figures_of
 
 if TYPE_CHECKING:

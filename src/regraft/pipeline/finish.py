@@ -50,7 +50,6 @@ from .gallery import write_gallery, write_suspects
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..evidence.ood import Novelty
     from ..model.types import Target
     from ..tasks import Task
     from .job import Job, ModelOutputs

@@ -44,7 +44,6 @@ from .train import Trainer
 
 if TYPE_CHECKING:
     from ..data.types import Splits
-    from .job import Job
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..compute.arrays import Inputs
-    from ..compute.device import Compute
     from ..data.image_store import DecodedImages
-    from ..data.preprocessing import Preprocessor
     from ..data.store import Entry
-    from ..data.types import Augment, Example, Splits
-    from ..metrics import Metric
+    from ..data.types import Splits
     from ..model.forward import Outputs
     from ..plan.schema import Plan
-    from ..tasks import Task
 
 T = TypeVar("T")
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from ..model.forward import Outputs
     from ..model.types import Source
     from ..runs.folder import RunFolder
-    from ..training.settings import Settings
     from .finish import Clock
 
 
