@@ -92,3 +92,10 @@ def test_docstrings_of_each_room_open_with_verb_or_noun() -> None:
 
 def test_no_room_but_tasks_names_a_task() -> None:
     assert house_figures.task_names(house_figures.PACKAGE) == []
+
+
+def test_lines_of_code_leave_out_text(tmp_path):
+    text = '"""A module.\n\nMore.\n"""\n\n# a comment\nx = [\n    1,\n]  # two\n\n\n'
+    text += 'def f():\n    """Do it."""\n    return x\n'
+    (tmp_path / "a.py").write_text(text)
+    assert house_figures.code_lines(tmp_path) == 5  # three of the list, def and return

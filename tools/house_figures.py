@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -237,10 +238,28 @@ def statements(package: Path) -> int:
     return kinds[False]
 
 
+def code_lines(package: Path) -> int:
+    """Count lines that hold code: no blank lines, no comments, no docstrings."""
+    total = 0
+    for module, tree in trees(package).items():
+        strings = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and is_text(n)]
+        texts = {line for n in strings for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+        held = set()
+        with (package / module).open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type not in NO_CODE:
+                    held |= set(range(token.start[0], token.end[0] + 1))
+        total += len(held - texts)
+    return total
+
+
 def is_text(node: ast.stmt) -> bool:
     """Return whether a statement is a docstring or "..."."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
+
+NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+NO_CODE += (tokenize.ENDMARKER, tokenize.ENCODING)
 
 READERS = ("runs/", "report/", "watching/", "publish/model_card.py", "evidence/comparison.py", "commands/")
 # Functions that return the content of a run's file, and attributes and parameters that hold one.
@@ -347,7 +366,8 @@ def main() -> int:
     print(f"entries at the top level: {entries(package)}")
     for room, (files, lines) in sorted(by_room.items()):
         print(f"  {room:14}{files:4} files {lines:6} lines")
-    print(f"lines in all: {sum(n for _, n in by_room.values())}; statements: {statements(package)}")
+    print(f"lines of code: {code_lines(package)}; statements: {statements(package)}")
+    print(f"lines of text in all: {sum(n for _, n in by_room.values())}")
     print(f"files in circles: {circles(package)}")
     print(f"most parameters: {most_parameters(package)}")
     print(f"functions that take the whole job: {whole_job(package)}")
