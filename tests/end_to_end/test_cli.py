@@ -132,7 +132,7 @@ def test_evaluation_leaves_out_the_rows_of_a_runs_own_train(photo_run, pictures,
             shutil.copytree(pictures / split, fitted, dirs_exist_ok=True)
     refused(cli("evaluate", photo_run, fitted), 3, "are the run's own (train", "not fitted on")
     rows = sum(1 for path in fitted.rglob("*.png"))
-    for path in sorted((pictures / "test").rglob("*.png")):  # half of them: new names, so that none is overwritten
+    for path in sorted((pictures / "test").rglob("*.png")):  # under new names, so that none is overwritten
         shutil.copy(path, fitted / path.parent.name / f"new {path.name}")
     code, out, err = cli("evaluate", photo_run, fitted, "--json")
     found = json.loads(out)
@@ -140,6 +140,10 @@ def test_evaluation_leaves_out_the_rows_of_a_runs_own_train(photo_run, pictures,
     assert found["n"] == 24 and sum(n for split, n in found["own"].items() if split != "test") == rows
     assert found["accuracy"]["value"] == read_result(photo_run)["test"]["accuracy"]["value"]
     said = cli("evaluate", photo_run, fitted)[1]
+    twice = next(path for path in fitted.rglob("*.png") if not path.name.startswith("new"))
+    shutil.copy(twice, twice.with_name("copy.png"))  # a second copy of a training row is no new row
+    code, out, _ = cli("evaluate", photo_run, fitted, "--json")
+    assert json.loads(out)["n"] == 24
     assert f"{rows} more rows are the run's own" in said and "24 of these rows are the run's own test rows" in said
 
 

@@ -132,7 +132,8 @@ def row_variance(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]
         mean = per_unit.sum() / (size + 2)
         return float((np.square(per_unit).sum() + 1) / (size + 2) - mean**2) / (size + 2)
 
-    count = max(2_000, resample_count(n) // len(pairs))  # a variance needs fewer resamples than percentiles
+    # A variance needs fewer resamples than percentiles, and that of one seed serves for a correction alone.
+    count = max(2_000, resample_count(n) // max(5, len(pairs)))
     of = _difference(metric, pairs)
     what = f"bootstrap of {metric.title}"
     values = resample(of, n, groups=first.groups, resamples=count, what=what)

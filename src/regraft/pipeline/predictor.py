@@ -22,7 +22,7 @@ from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
 from ..data.readers import make_reader
 from ..data.splitting import read_manifest
-from ..data.types import DataOptions, Example
+from ..data.types import DataOptions, Example, content_of
 from ..errors import DataError, UsageError
 from ..evidence.scoring import Predictions, estimates, score
 from ..evidence.types import Prediction
@@ -63,10 +63,18 @@ class Evaluation:
 
 
 def splits_of_run(run: Path) -> dict[str, str]:
-    """Return the split of each row of a run by the row's id; {} where the folder has no manifest."""
+    """Return the split of a run's rows by their content; {} where the folder has no manifest.
+
+    Content that is in several splits counts as train, or else as val.
+    """
     if not (run / MANIFEST).is_file():
         return {}
-    return {row.id: row.split for row in read_manifest(run / MANIFEST)}
+    splits: dict[str, str] = {}
+    for row in read_manifest(run / MANIFEST):
+        content = content_of(row.id)
+        if row.split == "train" or splits.get(content) in (None, "test"):
+            splits[content] = row.split
+    return splits
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class Predictor:
         """
         examples, which = rows_of(data, self.task, self.kind)
         splits = {} if self.run is None else splits_of_run(self.run)
-        known = [splits.get(id_) for id_ in examples.ids()]
+        known = [splits.get(content_of(id_)) for id_ in examples.ids()]
         new = [i for i, split in enumerate(known) if split not in ("train", "val")]
         own: dict[str, int] = {split: known.count(split) for split in ("train", "val", "test") if split in known}
         if not new:
