@@ -50,7 +50,7 @@ def is_address(host):
 
 
 def refuse_calls(event, args):
-    """An audit hook, which sees every call of this process, whoever makes it and however."""
+    """Refuse connections of this process, whoever makes them and however: an audit hook."""
     if event not in CALLS:
         return
     if isinstance(args[0], socket.socket) and args[0].family == socket.AF_UNIX:
@@ -66,15 +66,20 @@ def refuse_calls(event, args):
 sys.addaudithook(refuse_calls)
 
 
+# The slow files that take the most processor time, the longest first.
+LONGEST = ("wheel", "docs", "harmful_source", "export", "locale", "kills", "processes", "offline", "many_files")
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that the last tests of a parallel run are short ones."""
+    """Put the longest files first, then others with slow tests, so that the last tests of a parallel run are short."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)) if item.path in slow else len(place) + 1)
 
 
 @pytest.fixture(scope="module")
 def loopback():
-    """The module's tests, from the first that asks for it on, may talk to this machine."""
+    """Let the module's tests talk to this machine, from the first that asks for it on."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(sys.modules[__name__], "allowed", list(LOOPBACK))
         yield
@@ -90,7 +95,7 @@ def no_waiting_for_disks():
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path_factory, monkeypatch):
-    """The ledger of opened test sets and the caches are the test's own."""
+    """Give each test a ledger of opened test sets and caches of its own."""
     # not mktemp, which reads the whole folder for its next number: seconds of a suite of thousands
     own = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
     for name in ("state", "cache"):
