@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from ..metrics import Metric
     from ..model.types import Source, Target
     from ..plan.schema import ProbePlan, ResolvedPlan
+    from ..runs.result_parts import Block
     from ..tasks import Task
     from ..training.settings import FitSpec
-    from .resolve import BlockRow, Reasons, ScratchBudget
+    from .resolve import Reasons, ScratchBudget
     from .target_data import Memo, SourceData, TargetData
 
 Figures = dict[str, float]  # the primary metric and "loss"
@@ -36,7 +37,7 @@ class PreparationNotes:
     """Facts of the preparation that are only shown."""
 
     reasons: Reasons
-    blocks: list[BlockRow]
+    blocks: list[Block]
     source_data: list[str]
     findings: tuple[Finding, ...] = ()  # of the checks that need the rows alone
 
