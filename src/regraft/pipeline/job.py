@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -153,11 +153,15 @@ class ModelOutputs:
         return here.keys() == there.keys() and all(torch.equal(t, there[name].to(t.device)) for name, t in here.items())
 
 
-def fit_linear_probe(features: dict[str, Outputs], data: TargetData, plan: ProbePlan) -> Probe:
-    """Fit the linear probe on features of train; choose its λ on those of val, else over folds."""
-    val = features.get("val")
-    folds = () if val is not None else data.folds()
-    return fit_probe(features["train"], data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
+def fit_linear_probe(
+    features: Mapping[str, Outputs], data: TargetData, plan: ProbePlan, rows: Sequence[int] | None = None
+) -> Probe:
+    """Fit the linear probe on features of train, or of some of its rows; choose its λ on those of val, else over
+    folds of the same rows."""
+    train, val = features["train"], features.get("val")
+    folds = () if val is not None else data.folds(rows)
+    train = train if rows is None else train.take(rows)
+    return fit_probe(train, data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
 
 
 def figures_of(rows: Sequence[Outputs], task: Task, metric: Metric) -> Figures:
