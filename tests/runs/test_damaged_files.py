@@ -144,11 +144,12 @@ def test_a_checkpoint_without_its_record_is_skipped_and_named(tmp_path, record):
     with lines_to(said.append):
         keeper.scan()
     assert keeper.good == [tmp_path / "step-00000001"] and keeper.count == 1
-    why = "record.json is no record of a checkpoint"
+    why = "record.json is no record of a checkpoint: "  # and the field
     if record is None:
         why = f"it does not read: {tmp_path / 'step-00000002/record.json'} is damaged, or was made by "
         why += "another version of regraft: it holds nothing"
-    assert said == [f"{tmp_path / 'step-00000002'} is skipped: {why}"]
+    (line,) = said
+    assert line.startswith(f"{tmp_path / 'step-00000002'} is skipped: {why}")
     assert keeper.latest("seed 0").record["at"]["step"] == 1
 
 

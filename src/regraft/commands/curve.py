@@ -24,13 +24,13 @@ from ..compute.malloc import freed_memory_kept
 from ..data.columns import ids_of, some_of
 from ..data.ordering import order
 from ..errors import DataError, DivergedError, PlanError, UsageError
-from ..evidence.linear_probe import Fold, fit_probe
+from ..evidence.linear_probe import Fold
 from ..io.log import LOGGER
 from ..model import reinitialise
 from ..model.forward import Outputs, outputs
 from ..model.types import Target
 from ..pipeline.arms import ArmFitter
-from ..pipeline.job import Job, figures_of
+from ..pipeline.job import Job, figures_of, fit_linear_probe
 from ..pipeline.prepare import prepare
 from ..pipeline.resolve import ScratchBudget, resolve, scratch_budget, settings
 from ..pipeline.target_data import TargetData
@@ -146,8 +146,7 @@ class CurveFits:
         data = self.job.data
         figures: dict[str, list[float]] = {"linear probe": [], "fit": []}
         for f, (fit, others) in enumerate(self.parts):
-            chosen = self.job.plan.probe
-            probe = fit_probe(features.take(fit), data.task, chosen.strengths, folds=data.folds(fit), most=chosen.rows)
+            probe = fit_linear_probe({"train": features}, data, self.job.plan.probe, fit)
             some = features.take(others)
             figures["linear probe"].append(self.value(replace(some, values=probe.logits(some.values))))
             seed = self.job.seeds[0] + f

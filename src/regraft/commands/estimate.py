@@ -21,9 +21,9 @@ from ..pipeline.arms import adapted
 from ..pipeline.findings import class_lines, classes_of, one_line
 from ..pipeline.job import Job
 from ..pipeline.prepare import prepare
-from ..pipeline.resolve import BlockRow
 from ..pipeline.target_data import TargetData
 from ..plan.schema import Plan, ProbePlan, ResolvedPlan
+from ..runs.result_parts import Block
 from ..training.loop import fine_tune
 from ..training.records import FitData
 
@@ -73,7 +73,7 @@ def choice(plan: ResolvedPlan, key: str) -> str:
     return f"{getattr(getattr(plan, section), name)}"
 
 
-def block_table(rows: Sequence[BlockRow]) -> str:
+def block_table(rows: Sequence[Block]) -> str:
     """Return the table of blocks."""
     from rich.console import Console
     from rich.table import Table

@@ -98,15 +98,13 @@ def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
     ordered = sorted(points, key=lambda p: p.alpha)
     bounds = [(p, p.source.low) for p in ordered if p.source and p.source.low is not None]
     if not bounds:
-        raise PlanError(["fit.retain: no retention of the source is known for these points"])
+        raise PlanError("fit.retain: no retention of the source is known for these points")
     above = [p for p, _ in takewhile(lambda bound: bound[1] >= retain, bounds)]
     if not above:
         first, low = bounds[0]
         raise PlanError(
-            [
-                f"fit.retain: no point keeps {retain:g} of the source with 95 % confidence; already "
-                f"α = {first.alpha:g} keeps only {low:.3f}: lower the floor, or bring more source rows"
-            ]
+            f"fit.retain: no point keeps {retain:g} of the source with 95 % confidence; already "
+            f"α = {first.alpha:g} keeps only {low:.3f}: lower the floor, or bring more source rows"
         )
     return above
 

@@ -18,7 +18,7 @@ from ..compute import distributed
 from ..data.columns import ids_of, some_of
 from ..errors import DivergedError, UsageError
 from ..evidence.frontier import ALPHAS, choose, evaluate_points, load_point
-from ..evidence.linear_probe import Probe, fit_probe
+from ..evidence.linear_probe import Fold, Probe
 from ..evidence.retention import retention_of
 from ..freezing import Adapting, Freezing
 from ..io.log import LOGGER
@@ -34,7 +34,7 @@ from ..training.loop import fine_tune
 from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
 from ..training.state import part
 from .feature_reuse import FitPhases
-from .job import Figures, Job, figures_of
+from .job import Figures, Job, figures_of, fit_linear_probe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ class ArmFitter:
         load = point_loader(job.data, target, begin, end)
         retention = partial(self.retention, target, choice.source)
         if choice.alpha is None and job.data.splits.val:
-            points = evaluate_points(load, lambda: self.val_figures(target), retention)
+            points = evaluate_points(load, partial(self.val_figures, target), retention)
         elif choice.alpha is None and choice.points and choice.source is not None:
             known = iter(choice.points)
             points = evaluate_points(load, lambda: next(known).figures, retention)
@@ -235,19 +235,8 @@ class ArmFitter:
         if job.plan.run.spread == "rows" or distributed.world_size() == 1:
             return [fit(item) for item in items]
 
-        def fit_here(item: T) -> tuple[FitResult, float, list[Point], dict[str, Tensor], dict[str, Tensor]]:
-            arm = fit(item)
-            return arm.fit, arm.alpha, arm.points, snapshot(arm.target), arm.end
-
-        arms = []
-        for item, (result, alpha, points, state, end) in zip(
-            items, map_over_ranks(job.memo, items, fit_here), strict=True
-        ):
-            target = initial_target(item)
-            job.compute.move_model(target.model)
-            restore(target, state)
-            arms.append(Arm(target, result, alpha, points, end))
-        return arms
+        packed = map_over_ranks(job.memo, items, lambda item: pack(fit(item)))
+        return [self.unpack(initial_target(item), saved) for item, saved in zip(items, packed, strict=True)]
 
     def load_or_fit(self, name: str, source: Source, seed: int, fit: Callable[[], Arm]) -> Arm:
         """Return the arm checkpointed under ``name``, or fit it and checkpoint it."""
@@ -255,17 +244,14 @@ class ArmFitter:
             return fit()
         saved = self.checkpoints.done(name)
         if saved is not None:
-            return self.restored(source, seed, saved)
+            return self.unpack(self.job.initial_target(source, seed), saved)
         arm = fit()
-        tensors = {f"model/{n}": t for n, t in snapshot(arm.target).items()}
-        tensors |= {f"end/{n}": t for n, t in arm.end.items()}
-        points = [asdict(point) for point in arm.points]
-        self.checkpoints.finish(name, {"fit": asdict(arm.fit), "alpha": arm.alpha, "points": points}, tensors)
+        packed = pack(arm)
+        self.checkpoints.finish(name, packed.record, packed.tensors)
         return arm
 
-    def restored(self, source: Source, seed: int, saved: Saved) -> Arm:
-        """Return an arm from its checkpoint. Raises UsageError for a damaged one."""
-        target = self.job.initial_target(source, seed)
+    def unpack(self, target: Target, saved: Saved) -> Arm:
+        """Return an arm from its record and tensors, in the target. Raises UsageError for a damaged checkpoint."""
         try:
             record = records.checked(ArmRecord, saved.record)
         except ValueError as error:
@@ -298,7 +284,8 @@ class ArmFitter:
                 ids = tuple(ids_of(some_of(data.splits.train, others)))
                 targets = data.targets["train"][others]
                 return {float(a): Outputs(ids, v, targets) for a, v in saved.tensors.items()}
-            start = None if features is None else self.fold_probe(features().take(rows), rows)
+            plan = self.job.plan.probe
+            start = None if features is None else fit_linear_probe({"train": features()}, data, plan, rows)
             logits = quiet.fit_fold(source, settings, start, folds[k], name)
             if self.checkpoints:
                 self.checkpoints.finish(name, {}, {repr(alpha): o.values for alpha, o in logits.items()})
@@ -314,18 +301,8 @@ class ArmFitter:
         points = [Point(alpha, figures_of([rows], data.task, data.metric)) for alpha, rows in together.items()]
         return CrossValidation(points, len(folds), together)
 
-    def fold_probe(self, features: Outputs, rows: Sequence[int]) -> Probe:
-        """Fit a fold's linear probe on the features of its training rows."""
-        data, plan = self.job.data, self.job.plan.probe
-        return fit_probe(features, data.task, plan.strengths, folds=data.folds(rows), most=plan.rows)
-
     def fit_fold(
-        self,
-        source: Source,
-        settings: Settings,
-        start: Probe | None,
-        fold: tuple[Sequence[int], Sequence[int]],
-        name: str,
+        self, source: Source, settings: Settings, start: Probe | None, fold: Fold, name: str
     ) -> dict[float, Outputs]:
         """Fit on a fold's training rows; → α → logits of its other rows."""
         job, (rows, others) = self.job, fold
@@ -362,6 +339,14 @@ def map_over_ranks(memo: Memo, items: Sequence[T], compute: Callable[[T], R]) ->
         if error is not None:
             raise error
     return [cast(R, value) for value, _ in results]
+
+
+def pack(arm: Arm) -> Saved:
+    """Return an arm without its target, for a checkpoint or for another rank."""
+    tensors = {f"model/{n}": t for n, t in snapshot(arm.target).items()}
+    tensors |= {f"end/{n}": t for n, t in arm.end.items()}
+    points = [asdict(point) for point in arm.points]
+    return Saved({"fit": asdict(arm.fit), "alpha": arm.alpha, "points": points}, tensors)
 
 
 def adapted(freezing: Freezing, target: Target, seed: int) -> AbstractContextManager[Target]:

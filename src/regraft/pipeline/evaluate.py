@@ -42,7 +42,7 @@ from ..runs.result_parts import (
 from ..runs.result_parts import CrossValidation as FoldFigures
 from .arms import Arm, CrossValidation
 from .job import Figures, Job, ModelOutputs
-from .resolve import BlockRow, ScratchBudget
+from .resolve import ScratchBudget
 from .target_data import SourceData, TargetData
 
 
@@ -297,7 +297,7 @@ def mean_over_seeds(
 # ---------------------------------------------------------------- weights
 
 
-def blocks(table: list[BlockRow], parts: Sequence[ModelBlock], target: Target) -> list[Block]:
+def blocks(table: list[Block], parts: Sequence[ModelBlock], target: Target) -> list[Block]:
     """Return each block of the plan's table with its drift: ‖θ − θs‖ ÷ ‖θs‖ over its kept parameters."""
     state = target.model.state_dict()
     rows = []
@@ -306,7 +306,7 @@ def blocks(table: list[BlockRow], parts: Sequence[ModelBlock], target: Target) -
         apart = [state[n].cpu() - target.anchor[n].cpu() for n in kept]
         moved = sum(float(d.square().sum()) for d in apart)
         size = sum(float(target.anchor[n].square().sum()) for n in kept)
-        rows.append(Block(**asdict(row), drift=sqrt(moved / size) if size else nan))
+        rows.append(row.model_copy(update={"drift": sqrt(moved / size) if size else nan}))
     return rows
 
 

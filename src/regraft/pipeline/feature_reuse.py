@@ -13,7 +13,7 @@ from ..data.store import Entry
 from ..evidence.frontier import ALPHAS
 from ..freezing import Adapting
 from ..training.records import FitData, PhaseData
-from ..training.unfreezing import lowest_trainable
+from ..training.schedules import lowest_trainable
 from .feature_cache import CachedOutputs, LowerBlocks
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from ..metrics import Metric
     from ..model.types import Source, Target
     from ..plan.schema import ProbePlan, ResolvedPlan
+    from ..runs.result_parts import Block
     from ..tasks import Task
     from ..training.settings import FitSpec
-    from .resolve import BlockRow, Reasons, ScratchBudget
+    from .resolve import Reasons, ScratchBudget
     from .target_data import Memo, SourceData, TargetData
 
 Figures = dict[str, float]  # the primary metric and "loss"
@@ -36,7 +37,7 @@ class PreparationNotes:
     """Facts of the preparation that are only shown."""
 
     reasons: Reasons
-    blocks: list[BlockRow]
+    blocks: list[Block]
     source_data: list[str]
     findings: tuple[Finding, ...] = ()  # of the checks that need the rows alone
 
@@ -152,11 +153,15 @@ class ModelOutputs:
         return here.keys() == there.keys() and all(torch.equal(t, there[name].to(t.device)) for name, t in here.items())
 
 
-def fit_linear_probe(features: dict[str, Outputs], data: TargetData, plan: ProbePlan) -> Probe:
-    """Fit the linear probe on features of train; choose its λ on those of val, else over folds."""
-    val = features.get("val")
-    folds = () if val is not None else data.folds()
-    return fit_probe(features["train"], data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
+def fit_linear_probe(
+    features: Mapping[str, Outputs], data: TargetData, plan: ProbePlan, rows: Sequence[int] | None = None
+) -> Probe:
+    """Fit the linear probe on features of train, or of some of its rows; choose its λ on those of val, else over
+    folds of the same rows."""
+    train, val = features["train"], features.get("val")
+    folds = () if val is not None else data.folds(rows)
+    train = train if rows is None else train.take(rows)
+    return fit_probe(train, data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
 
 
 def figures_of(rows: Sequence[Outputs], task: Task, metric: Metric) -> Figures:

@@ -32,6 +32,7 @@ from ..model.trainable import has_batch_norm
 from ..model.types import Source, Target
 from ..plan.schema import Plan, ResolvedPlan
 from ..regularizers import Regularizer
+from ..runs.result_parts import Block
 from ..sources import load_source
 from ..tasks import Task
 from ..training import optimizers
@@ -39,7 +40,7 @@ from ..training.settings import FitSpec, Settings
 from . import autotune
 from .findings import cheap
 from .job import Job, PreparationNotes
-from .resolve import BlockRow, Reasons, resolve, scratch_budget, settings, table
+from .resolve import Reasons, resolve, scratch_budget, settings, table
 from .target_data import Loading, SourceData, TargetData, load_source_data
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def check_penalties(job: Job) -> None:
         check_shard(job.plan, penalties, job.target)
 
 
-def block_table(plan: ResolvedPlan, target: Target, chosen: Settings) -> list[BlockRow]:
+def block_table(plan: ResolvedPlan, target: Target, chosen: Settings) -> list[Block]:
     """Return a row a block, with the parameters that train in the fit.
 
     Raises PlanError for an adapting strategy that does not suit the target, or the penalties.
@@ -147,7 +148,7 @@ def block_table(plan: ResolvedPlan, target: Target, chosen: Settings) -> list[Bl
     with freezing.adapted(copy.deepcopy(target), plan.run.seed) as other:
         trained = table(plan, other, chosen.rates)
     target.source.notes += tuple(n for n in other.source.notes if n not in target.source.notes)
-    return [replace(b, parameters=t.parameters) for b, t in zip(rows, trained, strict=True)]
+    return [b.model_copy(update={"parameters": t.parameters}) for b, t in zip(rows, trained, strict=True)]
 
 
 # ---------------------------------------------------------------- checks of a plan against data, source and target
@@ -161,7 +162,7 @@ def check_primary(task: Task) -> None:
     """Raise PlanError if the task does not have the metric that choices are to be made by."""
     if task.primary not in task.metrics:
         known = ", ".join(task.metrics)
-        raise PlanError([f'task.primary: "{task.primary}" is no metric of this task; there are: {known}'])
+        raise PlanError(f'task.primary: "{task.primary}" is no metric of this task; there are: {known}')
 
 
 def check_source(plan: Plan, task: Task, kind: Kind, source: Source) -> None:
@@ -176,22 +177,19 @@ def check_source(plan: Plan, task: Task, kind: Kind, source: Source) -> None:
     check_nothing_kept(plan, source)
     if plan.fit.start == "random" and plan.fit.alpha not in ("chosen", 1):
         raise PlanError(
-            [
-                "fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "
-                '"probe", or remove fit.alpha'
-            ]
+            'fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "probe", or remove '
+            "fit.alpha"
         )
     if plan.fit.sampling == "balanced":
         check_balanced(plan, task)
     if source.kind != "image" and (plan.augment.mixup or plan.augment.cutmix):
-        raise PlanError(["augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0"])
+        raise PlanError("augment: MixUp and CutMix are for pictures: set mixup and cutmix to 0")
 
 
 def check_world_size(plan: Plan, world_size: int) -> None:
     """Raise PlanError if one process alone is to shard weights."""
     if plan.run.shard and world_size == 1:
-        text = "run.shard: one process has no other to share weights with: --nproc N, or run.shard=false"
-        raise PlanError([text])
+        raise PlanError("run.shard: one process has no other to share weights with: --nproc N, or run.shard=false")
 
 
 def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]], target: Target) -> None:
@@ -254,19 +252,17 @@ def check_rows_of_a_batch(plan: ResolvedPlan, target: Target, rows: int) -> None
     trains = plan.fit.batch_norm == "train" or "scratch" in plan.evaluate.controls
     if min(plan.fit.batch_size, rows) == 1 and trains and has_batch_norm(target.model):
         raise PlanError(
-            [
-                "fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
-                'or fit.batch_norm = "frozen" without the scratch control'
-            ]
+            "fit.batch_size: batch norm that trains has no statistics of one row: set it to 2 or more, "
+            'or fit.batch_norm = "frozen" without the scratch control'
         )
 
 
 def check_balanced(plan: Plan, task: Task) -> None:
     """Raise PlanError for balanced sampling without classes, or beside class weights."""
     if not task.has_classes:
-        raise PlanError([f"fit.sampling: a {task.name} task has no classes to balance: remove sampling"])
+        raise PlanError(f"fit.sampling: a {task.name} task has no classes to balance: remove sampling")
     if plan.task.get("class_weights", "none") != "none":
-        raise PlanError(["fit.sampling and task.class_weights both make up for rare classes: choose one"])
+        raise PlanError("fit.sampling and task.class_weights both make up for rare classes: choose one")
 
 
 def check_source_data(plan: Plan, source: Source, data: SourceData | None, notes: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from math import ceil
+from dataclasses import dataclass, field, fields, replace
+from math import ceil, nan
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +17,8 @@ from ..compute import distributed
 from ..compute.device import choose_device
 from ..data.types import Augment
 from ..errors import PlanError
-from ..plan.schema import Plan, ResolvedPlan
+from ..plan.schema import Plan, ResolvedFit, ResolvedPlan
+from ..runs.result_parts import Block
 from ..training.optimizers import optimizer_class
 from ..training.schedules import block_rates
 from ..training.settings import Settings
@@ -42,20 +43,6 @@ SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aw
 MIN_STEPS = 60  # a fit on a handful of rows still takes this many
 
 MAX_FURTHER_RATES = 2  # of scratch, beyond the outermost, as long as that is the best
-
-
-@dataclass(frozen=True)
-class BlockRow:
-    """One line of the table that ``regraft plan`` prints."""
-
-    name: str
-    parameters: int
-    state: Literal["kept", "fresh", "part kept"]
-    first_epoch: int | None  # None: frozen throughout
-    rate: float
-    over_scratch: float  # rate ÷ scratch rate
-    weight_decay: float
-    anchored: bool  # pulled to θs by a penalty
 
 
 @dataclass(frozen=True)
@@ -103,64 +90,54 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     """Return the plan without "auto", and the reason of each choice by dotted key."""
     fit, run = plan.fit, plan.run
     kind, scratch = source.kind, source.nothing_kept
-    known = SCRATCH_RATES.get(fit.optimizer)
+    usual_rate = SCRATCH_RATES.get(fit.optimizer)
     optimizer_class(fit.optimizer)
     reasons: Reasons = {}
+    settled: dict[str, dict[str, Any]] = {"fit": {}, "run": {}}
 
-    def settle(section: str, key: str, now: Any, value: Any, why: str) -> dict[str, Any]:
-        if now != "auto":
-            return {}
+    def settle(section: Literal["fit", "run"], key: str, value: Any, why: str) -> Any:
+        """Return the plan's value of a key; of "auto" the value given, which is noted with its reason."""
+        if (now := getattr(getattr(plan, section), key)) != "auto":
+            return now
         reasons[f"{section}.{key}"] = f"auto: {why}"
-        return {key: value}
+        settled[section][key] = value
+        return value
 
-    if known is None and "auto" in (fit.scratch_lr, fit.lr, fit.head_lr):
+    if usual_rate is None and "auto" in (fit.scratch_lr, fit.lr, fit.head_lr):
         raise PlanError(
-            [f"fit.optimizer: no rate is known for {fit.optimizer}: set fit.lr, fit.head_lr and fit.scratch_lr"]
+            f"fit.optimizer: no rate is known for {fit.optimizer}: set fit.lr, fit.head_lr and fit.scratch_lr"
         )
-    out: dict[str, Any] = {}
-    out |= settle("fit", "scratch_lr", fit.scratch_lr, known, f"usual for {fit.optimizer}")
-    scratch_lr = out.get("scratch_lr", fit.scratch_lr)
-    rate = scratch_lr if scratch else scratch_lr * LR_SHARE_OF_SCRATCH[kind]
-    why = "nothing is kept" if scratch else f"{LR_SHARE_OF_SCRATCH[kind]:g} of the scratch rate"
-    out |= settle("fit", "lr", fit.lr, rate, why)
-    lr = out.get("lr", fit.lr)
-    out |= settle("fit", "head_lr", fit.head_lr, lr, "as the backbone: the probe has fitted it")
+    scratch_lr = settle("fit", "scratch_lr", usual_rate, f"usual for {fit.optimizer}")
+    share = 1.0 if scratch else LR_SHARE_OF_SCRATCH[kind]
+    why = "nothing is kept" if scratch else f"{share:g} of the scratch rate"
+    lr = settle("fit", "lr", scratch_lr * share, why)
+    settle("fit", "head_lr", lr, "as the backbone: the probe has fitted it")
     batch = min(DEFAULT_BATCH_SIZE[kind], max(4, train_rows // 8))
-    out |= settle("fit", "batch_size", fit.batch_size, batch, f"{train_rows} training rows")
-    steps = ceil(train_rows / out.get("batch_size", fit.batch_size) / fit.accumulate)
-    usual = DEFAULT_EPOCHS[kind] * (5 if scratch else 1)
-    epochs = max(usual, ceil(MIN_STEPS / steps))
-    out |= settle("fit", "epochs", fit.epochs, epochs, f"{epochs * steps} steps of {steps} an epoch")
+    batch = settle("fit", "batch_size", batch, f"{train_rows} training rows")
+    steps = ceil(train_rows / batch / fit.accumulate)
+    epochs = max(DEFAULT_EPOCHS[kind] * (5 if scratch else 1), ceil(MIN_STEPS / steps))
+    settle("fit", "epochs", epochs, f"{epochs * steps} steps of {steps} an epoch")
     pulled = plan.plugins.pulling
     decay, why = (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
-    out |= settle("fit", "weight_decay", fit.weight_decay, decay, why)
-    out |= settle(
-        "fit",
-        "batch_norm",
-        fit.batch_norm,
-        "train" if scratch else "frozen",
-        "nothing is kept" if scratch else "the source's statistics stay",
-    )
-
+    settle("fit", "weight_decay", decay, why)
+    norms, why = ("train", "nothing is kept") if scratch else ("frozen", "the source's statistics stay")
+    settle("fit", "batch_norm", norms, why)
     radius = 0.0 if scratch else SHARPNESS[kind]
     why = "texts overfit within an epoch or two" if radius else "one gradient a step"
-    out |= settle("fit", "sharpness", fit.sharpness, radius, why)
+    settle("fit", "sharpness", radius, why)
 
     device, why = choose_device(run.device)
-    chosen: dict[str, Any] = {"device": str(device)} if run.device == "auto" else {}
-    reasons |= {"run.device": why} if chosen else {}
+    if run.device == "auto":
+        settled["run"]["device"], reasons["run.device"] = str(device), why
     cores = os.cpu_count() or 1
-    started = distributed.launched_world_size()
-    chosen |= settle("run", "processes", run.processes, started, "as many as were started")
+    settle("run", "processes", distributed.launched_world_size(), "as many as were started")
     decoding = kind == "image" and device.type != "cpu"
-    workers = min(8, cores) if decoding else 0
     why = f"{cores} cores" if decoding else "on a CPU decoding is a small part of a step"
-    chosen |= settle("run", "workers", run.workers, workers, why)
-    threads = torch.get_num_threads()
-    chosen |= settle("run", "threads", run.threads, threads, f"torch's own on {cores} cores")
+    settle("run", "workers", min(8, cores) if decoding else 0, why)
+    settle("run", "threads", torch.get_num_threads(), f"torch's own on {cores} cores")
     if not has_val and plan.fit.patience:
-        raise PlanError(["fit.patience: there is no val to stop on (too few rows, or data.folds): set 0"])
-    return ResolvedPlan.of(plan, fit=out, run=chosen), reasons
+        raise PlanError("fit.patience: there is no val to stop on (too few rows, or data.folds): set 0")
+    return ResolvedPlan.of(plan, **settled), reasons
 
 
 def default_decay(optimizer: str) -> tuple[float, str]:
@@ -185,28 +162,13 @@ def settings(plan: ResolvedPlan, target: Target) -> Settings:
     large = [n for n in names if rates[n] >= scratch and block_state(target, n) != "fresh"]
     if large and not target.nothing_kept and not fit.allow_large_lr:
         raise PlanError(
-            [
-                f"fit.lr: {rates[large[-1]]:g} for the kept block {large[-1]} is not below the scratch "
-                f"rate {scratch:g} and would destroy what the source knows: lower it, or set "
-                f"fit.allow_large_lr = true"
-            ]
+            f"fit.lr: {rates[large[-1]]:g} for the kept block {large[-1]} is not below the scratch "
+            f"rate {scratch:g} and would destroy what the source knows: lower it, or set "
+            f"fit.allow_large_lr = true"
         )
-    return Settings(
-        epochs=fit.epochs,
-        rates=rates,
-        optimizer=fit.optimizer,
-        optimizer_options=fit.optimizer_options,
-        weight_decay=fit.weight_decay,
-        schedule=fit.schedule,
-        warmup=fit.warmup,
-        accumulate=fit.accumulate,
-        clip_norm=fit.clip_norm,
-        sharpness=fit.sharpness,
-        average=fit.average,
-        patience=fit.patience,
-        batch_norm=fit.batch_norm,
-        augment=plan.augment if target.source.kind == "image" else NO_MIX,
-    )
+    augment = plan.augment if target.source.kind == "image" else NO_MIX
+    same = {f.name: getattr(fit, f.name) for f in fields(Settings) if f.name in ResolvedFit.model_fields}
+    return Settings(rates=rates, augment=augment, **same)
 
 
 def scratch_budget(plan: ResolvedPlan, chosen: Settings, *, has_val: bool) -> ScratchBudget:
@@ -238,15 +200,15 @@ def block_state(target: Target, name: str) -> Literal["kept", "fresh", "part kep
     return "kept" if anchored == len(own) else "part kept"
 
 
-def table(plan: ResolvedPlan, target: Target, rates: Mapping[str, float]) -> list[BlockRow]:
-    """Return a row a block, which ``regraft plan`` prints before anything trains."""
+def table(plan: ResolvedPlan, target: Target, rates: Mapping[str, float]) -> list[Block]:
+    """Return a row a block, which ``regraft plan`` prints before anything trains; no block has drifted yet."""
     names = [b.name for b in target.blocks]
     parameters = dict(target.model.named_parameters())
     epochs, freezing = plan.fit.epochs, plan.plugins.freezing
     first = {name: next((e for e in range(1, epochs + 1) if name in freezing(names, e)), None) for name in names}
     pulled = bool(plan.plugins.pulling)
     return [
-        BlockRow(
+        Block(
             name=b.name,
             parameters=sum(parameters[t].numel() for t in b.tensors if t in parameters),
             state=block_state(target, b.name),
@@ -255,6 +217,7 @@ def table(plan: ResolvedPlan, target: Target, rates: Mapping[str, float]) -> lis
             over_scratch=rates[b.name] / plan.fit.scratch_lr,
             weight_decay=plan.fit.weight_decay,
             anchored=pulled and any(t in target.anchor for t in b.tensors),
+            drift=nan,
         )
         for b in target.blocks
     ]

@@ -314,7 +314,7 @@ def named_data(plan: Plan, source: Source) -> tuple[SourceData, list[str]]:
     """Return the rows that ``[source_data]`` names, with labels that the source's head knows."""
     options = plan.source_data
     if source.head is None:
-        raise PlanError([f"source_data: {source.name} has no head to measure with: remove source_data"])
+        raise PlanError(f"source_data: {source.name} has no head to measure with: remove source_data")
     task = source_task(source, plan.source_data.classes)
     examples, splits, notes = rows_and_splits(options, source.kind)
     check_cells({"source data": examples}, task, options.path)
@@ -344,16 +344,14 @@ def source_task(source: Source, classes: Sequence[str]) -> Task:
     names = tuple(classes) or source.labels
     if not names:
         raise PlanError(
-            [
-                f"source_data: {source.name} does not name the outputs of its head: list them in "
-                f"source_data.classes, in order"
-            ]
+            f"source_data: {source.name} does not name the outputs of its head: list them in "
+            f"source_data.classes, in order"
         )
     assert source.head is not None
     with torch.no_grad():
         outputs = source.head.cpu()(torch.zeros(2, source.features)).shape[1]
     if len(names) != outputs:
-        raise PlanError([f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}"])
+        raise PlanError(f"source_data.classes: {len(names)} names for the {outputs} outputs of {source.name}")
     task: Task = plugins.module("tasks", source.task).restore({"classes": list(names)})
     return task
 

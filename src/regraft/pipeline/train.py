@@ -122,8 +122,7 @@ class Trainer:
         if job.source_data is None:
             return None
         if retain is not None and not job.data.splits.val and not job.data.folds():
-            text = "fit.retain: too few rows for val or folds, so nothing to choose α by: remove it"
-            raise PlanError([text])
+            raise PlanError("fit.retain: too few rows for val or folds, so nothing to choose α by: remove it")
         rows = job.source_data.scored(job.source.backbone, "select")
         if retain is not None:
             choose([Point(0.0, {}, retention_of(job.source_data.metric, rows, rows))], job.spec.metric, retain)

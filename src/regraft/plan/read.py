@@ -172,7 +172,7 @@ def set_key(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for i, key in enumerate(keys[:-1]):
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise PlanError([f"{'.'.join(keys[: i + 1])} is a value, not a table"])
+            raise PlanError(f"{'.'.join(keys[: i + 1])} is a value, not a table")
     tree[keys[-1]] = value
 
 

@@ -100,11 +100,6 @@ def verify(place: Path) -> dict[str, Any]:
     return record
 
 
-def is_checkpoint(record: Any) -> bool:
-    """Return whether a record is that of a finished part, or of an arm with its progress."""
-    return records.problem(CheckpointRecord, record) is None
-
-
 def read(place: Path) -> Saved:
     """Read a checkpoint that was verified before. Raises UsageError if its tensors do not read."""
     from safetensors import SafetensorError
@@ -169,8 +164,8 @@ class CheckpointManager:
                 continue
             try:
                 record = verify(place)
-                if not is_checkpoint(record):
-                    raise DamagedError(f"{RECORD} is no record of a checkpoint")
+                if why := records.problem(CheckpointRecord, record):
+                    raise DamagedError(f"{RECORD} is no record of a checkpoint: {why}")
             except DamagedError as error:
                 LOGGER.info("%s is skipped: %s", place, error)
                 continue

@@ -23,9 +23,8 @@ from ..model.weights import restore, snapshot
 from .averaging import use_average
 from .objective import Objective
 from .records import NONE, SILENT, Epoch, FitResult
-from .schedules import RateSchedule
+from .schedules import RateSchedule, frozen_blocks, last_unfreeze_epoch, lowest_trainable
 from .state import FitState
-from .unfreezing import frozen_blocks, last_unfreeze_epoch, lowest_trainable
 
 if TYPE_CHECKING:
     from ..compute.device import Compute

@@ -23,7 +23,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and n != "Optimizer"
     }
     if name not in known:
-        raise PlanError([f'fit.optimizer: torch has no "{name}"; {did_you_mean(name, known)}'])
+        raise PlanError(f'fit.optimizer: torch has no "{name}"; {did_you_mean(name, known)}')
     return known[name]
 
 
@@ -67,7 +67,7 @@ def build(
     try:
         made = cls(param_groups, **values)
     except (TypeError, ValueError) as error:
-        raise PlanError([f"fit.optimizer_options: {name} refuses them: {error}"]) from error
+        raise PlanError(f"fit.optimizer_options: {name} refuses them: {error}") from error
     if before is not None:
         for group in made.param_groups:
             for p in group["params"]:

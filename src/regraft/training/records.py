@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +89,8 @@ class Saved:
 # ---------------------------------------------------------------- watching and saving
 
 
-class Monitor(Protocol):
-    """An observer of a fit. A subclass defines the methods that it needs; nothing is chosen by it."""
+class Monitor:
+    """An observer of a fit, which does nothing here. A subclass defines the methods that it needs."""
 
     def epoch(self, epoch: Epoch) -> None:
         """Take the figures of an epoch; epoch 0 is the starting point."""
@@ -109,8 +109,8 @@ class Monitor(Protocol):
         return
 
 
-class Checkpoints(Protocol):
-    """The checkpoints of one fit."""
+class Checkpoints:
+    """The checkpoints of one fit, which are never saved here. A subclass saves them."""
 
     def load(self) -> Saved | None:
         """Return the checkpoint that the fit goes on from; None: it starts anew."""
@@ -121,12 +121,4 @@ class Checkpoints(Protocol):
         return
 
 
-class Silent(Monitor):
-    """A monitor that does nothing."""
-
-
-class NoCheckpoints(Checkpoints):
-    """Checkpoints that are never saved."""
-
-
-SILENT, NONE = Silent(), NoCheckpoints()
+SILENT, NONE = Monitor(), Checkpoints()

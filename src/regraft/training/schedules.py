@@ -1,4 +1,4 @@
-"""Learning rates: smaller by block towards the input; a schedule over progress.
+"""Schedules: learning rates by block and step, and the blocks that train by epoch.
 
     rate(block k of K, counted from the input) = lr · layer_decay^(K−1−k),   rate(head) = head_lr
     at step s of T: rate · warm-up(s) · schedule(progress),   progress in [0, 1]
@@ -11,8 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..model.types import match_blocks
+
+if TYPE_CHECKING:
+    from ..freezing import Freezing
 
 Schedule = Callable[[float], float]  # progress in [0, 1] → factor
 
@@ -62,3 +66,23 @@ class RateSchedule:
         rising = min(1.0, (step - unfrozen + 1) / warm) if warm else 1.0
         progress = max(0.0, (step - warm) / max(1, self.steps - warm))
         return rising * SCHEDULES[self.name](min(1.0, progress))
+
+
+# ---------------------------------------------------------------- epochs in which other blocks train
+
+
+def lowest_trainable(blocks: list[str], trainable: frozenset[str]) -> int:
+    """Return the position of the first block that trains: the number of frozen blocks below it."""
+    return next((i for i, name in enumerate(blocks) if name in trainable), 0)
+
+
+def frozen_blocks(freezing: Freezing, blocks: list[str], epoch: int) -> int:
+    """Return the number of leading blocks that are frozen in an epoch; 0 before the first one."""
+    return lowest_trainable(blocks, freezing(blocks, epoch)) if epoch else 0
+
+
+def last_unfreeze_epoch(freezing: Freezing, blocks: list[str], epochs: int) -> int:
+    """Return the last epoch in which a block is unfrozen. Patience counts from there, because epochs without
+    a gain before say nothing about that block."""
+    wanted = [frozenset[str](), *(freezing(blocks, e) for e in range(1, epochs + 1))]
+    return max((e for e in range(1, epochs + 1) if wanted[e] - wanted[e - 1]), default=0)

@@ -9,7 +9,7 @@ Order, augmentation and mixing are functions of (seed, epoch, id or step): they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,13 +60,16 @@ class FitState:
 
     def train_blocks(self, wanted: frozenset[str]) -> torch.optim.Optimizer:
         """Let exactly these blocks train, and return an optimizer of them; parameters keep their state."""
-        settings = self.spec.settings
-        set_trainable(self.target, wanted, settings.batch_norm)
-        groups = optimizers.groups(self.target, wanted, settings.rates, settings.weight_decay)
-        self.optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups, before=self.optimizer)
+        self.optimizer = self._optimizer_of(wanted)
         self.progress.thawed |= dict.fromkeys(wanted - set(self.progress.trainable), self.progress.step)
         self.progress.trainable = sorted(wanted)
         return self.optimizer
+
+    def _optimizer_of(self, wanted: Collection[str]) -> torch.optim.Optimizer:
+        settings = self.spec.settings
+        set_trainable(self.target, wanted, settings.batch_norm)
+        groups = optimizers.groups(self.target, wanted, settings.rates, settings.weight_decay)
+        return optimizers.build(settings.optimizer, settings.optimizer_options, groups, before=self.optimizer)
 
     def count_step(self, terms: Mapping[str, float], micro_batches: int) -> None:
         """Add a step that was taken to the progress and to the moving average."""
@@ -106,7 +109,7 @@ class FitState:
 
         Raises UsageError if the checkpoint is of another model.
         """
-        tensors, settings = saved.tensors, self.spec.settings
+        tensors = saved.tensors
         progress = self.progress = Progress(**saved.record["at"])
         self.best = part(tensors, "best")
         try:
@@ -120,9 +123,7 @@ class FitState:
             self.average.n_averaged.copy_(tensors["average"])
         if not progress.trainable:  # no step was taken
             return
-        set_trainable(self.target, progress.trainable, settings.batch_norm)
-        groups = optimizers.groups(self.target, progress.trainable, settings.rates, settings.weight_decay)
-        self.optimizer = optimizers.build(settings.optimizer, settings.optimizer_options, groups)
+        self.optimizer = self._optimizer_of(progress.trainable)
         for group in self.optimizer.param_groups:
             group["lr"] = progress.rates.get(group["block"], group["lr"])
         load_optimizer(self.optimizer, self.model, tensors)
