@@ -113,6 +113,12 @@ def test_a_floor_leaves_out_points_that_do_not_keep_it_for_sure():
     assert choose(points, accuracy, 0.99).alpha == 0
 
 
+def test_the_unchanged_source_keeps_a_floor_that_rows_cannot_prove():
+    start = Point(0.0, {"accuracy": 0.5, "loss": 1.0}, Retained(0.8, 0.8, 1.0, 0.97))
+    assert choose([start, kept(0.4, 0.7, 0.96)], accuracy, 0.98).alpha == 0
+    assert choose([start, kept(0.4, 0.7, 0.985)], accuracy, 0.98).alpha == 0.4
+
+
 def test_a_point_beyond_one_that_fails_the_floor_is_never_chosen():
     points = [kept(0.0, 0.5, 0.99), kept(0.4, 0.6, 0.97), kept(0.7, 0.9, 0.99)]
     assert choose(points, accuracy, 0.98).alpha == 0

@@ -92,14 +92,15 @@ def choose(points: Sequence[Point], metric: Metric, retain: float | None = None)
 def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
     """Return the points that keep the floor: from α = 0 up to the first that fails. Raises PlanError if there is none.
 
-    The order is fixed before the rows are seen, so that all the points together have the level of one test (fixed
-    sequence: Maurer, Hothorn and Lehmacher 1995). Eleven tests at that level would let some point pass by chance.
+    The unchanged source keeps all of itself, whatever the rows can show. The order is fixed before the rows are seen,
+    so that all the points together have the level of one test (fixed sequence: Maurer, Hothorn and Lehmacher 1995).
+    Eleven tests at that level would let some point pass by chance.
     """
     ordered = sorted(points, key=lambda p: p.alpha)
     bounds = [(p, p.source.low) for p in ordered if p.source and p.source.low is not None]
     if not bounds:
         raise PlanError("fit.retain: no retention of the source is known for these points")
-    above = [p for p, _ in takewhile(lambda bound: bound[1] >= retain, bounds)]
+    above = [p for p, _ in takewhile(lambda bound: is_source(bound[0]) or bound[1] >= retain, bounds)]
     if not above:
         first, low = bounds[0]
         raise PlanError(
@@ -107,6 +108,20 @@ def above_floor(points: Sequence[Point], retain: float) -> list[Point]:
             f"α = {first.alpha:g} keeps only {low:.3f}: lower the floor, or bring more source rows"
         )
     return above
+
+
+def check_floor(unchanged: Retained, retain: float) -> None:
+    """Raise PlanError for a floor that no fine-tuned point can pass: these rows do not show it of unchanged weights."""
+    if unchanged.low is not None and unchanged.low < retain:
+        raise PlanError(
+            f"fit.retain: no fine-tuned point can be shown to keep {retain:g} of the source: on these source rows even "
+            f"unchanged weights show only {unchanged.low:.3f}; lower the floor, or bring more source rows"
+        )
+
+
+def is_source(point: Point) -> bool:
+    """Return whether a point has the source's own weights and, on these rows, all of its metric."""
+    return point.alpha == 0 and point.source is not None and point.source.ratio == 1
 
 
 def estimate_statistics(model: nn.Module, batches: Batches, compute: Compute) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..compute import distributed
 from ..errors import DivergedError, PlanError, UsageError
-from ..evidence.frontier import choose
+from ..evidence.frontier import check_floor, choose
 from ..evidence.linear_probe import Probe
 from ..evidence.retention import retention_of
 from ..evidence.selection import improves
@@ -30,7 +30,6 @@ from ..model.reinitialise import untrained
 from ..model.types import Target
 from ..runs import records
 from ..runs.checkpoint_records import ProbeRecord
-from ..runs.estimates import Point
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch, FitResult
 from ..training.settings import Settings
@@ -125,7 +124,7 @@ class Trainer:
             raise PlanError("fit.retain: too few rows for val or folds, so nothing to choose α by: remove it")
         rows = job.source_data.scored(job.source.backbone, "select")
         if retain is not None:
-            choose([Point(0.0, {}, retention_of(job.source_data.metric, rows, rows))], job.spec.metric, retain)
+            check_floor(retention_of(job.source_data.metric, rows, rows), retain)
         return rows
 
     def cross_validate(self, from_probe: bool) -> CrossValidation:
