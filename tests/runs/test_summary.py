@@ -42,6 +42,8 @@ def test_the_frontier_names_the_chosen_points_and_their_gain():
     assert "FRONTIER α = 0.5 to 0.7" in said
     assert "chosen by val   +0.100 [+0.000, +0.200] over α = 1   over 3 seeds" in said
     assert "FRONTIER" not in shown()
+    fixed = shown(seeds=[seed(s, 1.0) for s in range(3)], frontier=front | {"alpha": 1.0, "fixed": True})
+    assert "α = 1 (0 the start, 1 the fit), set by fit.alpha" in fixed and "no point between" not in fixed
 
 
 def test_a_proxy_of_retention_is_named_as_one():

@@ -210,6 +210,7 @@ def frontier(job: Job, t: Trained, fits: list[Predictions], ends: list[Predictio
         alpha=t.arms[0].alpha if t.fitted else 0.0,
         retain=job.plan.fit.retain,
         chosen_by="cross-validation" if t.cross.points else "val",
+        fixed=job.plan.fit.alpha != "chosen",
         points=points,
         seed=seed,
         test_at_alpha_1=estimates(job.data.task, job.data.metrics, ends[0]),

@@ -199,6 +199,7 @@ class Frontier(Record):
     alpha: Share = Field(description="chosen α of the saved model")
     retain: Share | None = Field(None, description="floor of the retention that was asked for; null: none")
     chosen_by: Name = Field(description="rows that α was chosen on: val, or cross-validation")
+    fixed: bool = Field(False, description="true: the plan's fit.alpha sets α, and nothing was chosen")
     points: list[Point] = Field(max_length=1_000, description="points that were evaluated")
     seed: Whole | None = Field(None, description="seed whose points they are; null: over the folds")
     test_at_alpha_1: Estimates = Field({}, alias="test at alpha 1", description="test at α = 1")

@@ -110,7 +110,9 @@ def frontier(r: Result, f: Frontier) -> str:
     chosen = " to ".join(f"{a:g}" for a in dict.fromkeys((alphas[0], alphas[-1])))
     ends = "0 the start, 1 the fit"
     keeps = "" if f.retain is None else f", keeping {f.retain:g} of the source with 95 % confidence"
-    by = f"chosen by {f.chosen_by}{keeps}"
+    by = "set by fit.alpha" if f.fixed else f"chosen by {f.chosen_by}{keeps}"
+    if f.fixed and alphas == [1]:
+        return f"α = 1 ({ends}), {by}"
     if alphas == [1]:
         return f"α = 1 ({ends}), {by}: no point between is better"
     return f"α = {chosen} ({ends}), {by}   {signed(f.gain)} over α = 1   {over_seeds(len(r.seeds))}"
