@@ -35,6 +35,7 @@ FULL = {
         "alpha": 0.5,
         "retain": 0.9,
         "chosen_by": "val",
+        "fixed": False,
         "points": [
             {"alpha": 0.0, "figures": {"accuracy": 0.5, "loss": None}, "source": None},
             {
