@@ -259,6 +259,7 @@ def test_over_folds_a_point_is_written_without_source_data_too(
     assert code == 0, err
     one, other = ((r / "model" / "model.safetensors").read_bytes() for r in (run, new))
     assert one == other  # the same point of the same line
+    assert read_result(new)["probe"] == read_result(run)["probe"]  # with the rows that it was fitted on
 
 
 def test_over_folds_a_run_at_its_start_has_no_other_point(

@@ -99,7 +99,8 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
         raise guarded.damaged(run, "result.json", "probe is missing")
     losses = {float(strength): loss for strength, loss in solver.losses.items()}
     weight, bias = (start[f"head.{part}"] for part in ("weight", "bias"))
-    probe = Probe(weight, bias, solver.strength, losses, solver.chosen_by)
+    facts = (solver.chosen_by, solver.rows, solver.of, solver.passes)
+    probe = Probe(weight, bias, solver.strength, losses, *facts)
     fit = FitResult(**{f.name: getattr(result.fit, f.name) for f in fields(FitResult)})
     arm = Arm(job.target, fit, found.chosen.alpha, found.points, {} if found.chosen.alpha == 1 else end)
     by_folds = found.chosen_by == "cross-validation"
