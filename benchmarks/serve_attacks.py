@@ -4,8 +4,8 @@
 
 RUN takes pictures; PICTURE is the honest request. Each attack has a server of its own. So many connections
 send its file again and again. Meanwhile the honest request is sent each second, and the memory of the server
-with its workers is read (the sum of RSS, in which shared pages count twice). Then SIGTERM is sent. Prints a
-line of JSON for each attack.
+with its workers is read (the sum of PSS, in which each shared page counts once). Then SIGTERM is sent. Prints
+a line of JSON for each attack.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def memory(server: psutil.Process) -> int:
     with suppress(psutil.NoSuchProcess):
         for process in [server, *server.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
     return total
 
 
@@ -110,8 +110,8 @@ def attacked(run: Path, honest: bytes, name: str, seconds: float) -> dict[str, o
         "honest": dict(statuses),
         "honest_median_s": round(sorted(times)[len(times) // 2], 2),
         "honest_max_s": round(max(times), 2),
-        "rss_begin_GB": round(begin / 1e9, 2),
-        "rss_peak_GB": round(peak[0] / 1e9, 2),
+        "pss_begin_GB": round(begin / 1e9, 2),
+        "pss_peak_GB": round(peak[0] / 1e9, 2),
         "sigterm_s": round(ended, 1),
         "exit": code,
     }

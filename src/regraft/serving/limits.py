@@ -23,7 +23,7 @@ class Limits:
     seconds: float = described(30.0, "seconds from acceptance to answer, at most; then the request gets 504")
     megabytes: float = described(20.0, "megabytes of a request's body, at most; a larger one gets 413")
     body_seconds: float = 15.0  # for a request's headers, and again for its body; then 408
-    held_megabytes: float = 200.0  # megabytes of all bodies being read or decoded; then 503
+    held_megabytes: float = 100.0  # megabytes of all bodies being read or decoded; then 503
     megapixels: float = 50.0  # million pixels that a picture's header may claim; then 413
     letters: int = 100_000  # letters of a text; then 413
     explanations: int = 4  # explanations accepted and not yet answered; then 429
