@@ -85,7 +85,7 @@ def stages(table: Path) -> dict[str, Callable[[dict[str, Any]], Any]]:
 
     def encode(at: dict[str, Any]) -> Any:
         splits, made = at["divide"]
-        at["seen"] = (splits, "classification", made)
+        at["seen"] = (splits, task)
         return made.encode([e.cells for e in splits.train])
 
     file = table.with_name("manifest.jsonl")
