@@ -122,7 +122,10 @@ def child(name, backbone, x):
 
 @pytest.fixture
 def numbers_source():
-    """A source on rows of four numbers, with blocks "one" and "two" and batch norm that has moved."""
+    """Return a function that makes a source on rows of four numbers.
+
+    It has blocks "one" and "two", and batch norm whose statistics have moved.
+    """
 
     def make(dropout: float = 0.0) -> Source:
         with torch.random.fork_rng():
@@ -182,7 +185,7 @@ def shapes():
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
-    """A weights file for timm:test_resnet, and the flags that use it at 32 pixels."""
+    """Write a weights file for timm:test_resnet; return the flags that use it at 32 pixels."""
     import timm
     from safetensors.torch import save_file
 
@@ -195,7 +198,7 @@ def tiny_weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def preloading():
-    """The server of preloaded processes, which ends with the session."""
+    """Start the server of preloaded processes, and end it with the session."""
     server = preloaded.Server()
     yield server
     server.close()

@@ -44,7 +44,7 @@ def compile_module(module: nn.Module) -> Callable[..., Any]:
     def call(*inputs: Any) -> Any:
         try:
             return run(*inputs)
-        except Exception as error:
+        except Exception as error:  # the compiler's errors share no base class; others are raised again
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")

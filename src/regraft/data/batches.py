@@ -113,7 +113,7 @@ class Batches:
                     raise inputs
                 ready = self.reader.finish(self.compute.to_device(inputs))
                 yield tuple(ids_of(some_of(self.examples, rows))), ready, self.rows.targets[rows]
-        except BaseException:
+        except BaseException:  # Ctrl-C and a closed generator too; it is raised again
             self._loader = None  # its workers may be anywhere in the pass
             raise
         finally:

@@ -264,7 +264,7 @@ class Decoders:
                     self._slow.put(job)
                 else:
                     _fail(job, error)
-            except Exception as error:
+            except Exception as error:  # the caller gets the error, and the thread goes on
                 _fail(job, error)
             else:
                 with suppress(InvalidStateError):  # cancelled meanwhile

@@ -457,7 +457,7 @@ def _parquet(path: Path) -> Table:
         file = pq.ParquetFile(path)
         columns = list(file.schema_arrow.names)
         classes = _class_names(file.schema_arrow.metadata)
-    except Exception as error:
+    except Exception as error:  # as above
         raise DataError(f"{path} is not a Parquet file: {error}") from error
     kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
     packed = {f.name for f in file.schema_arrow if any(is_kind(f.type) for is_kind in kinds)}
@@ -475,7 +475,7 @@ def _parquet(path: Path) -> Table:
                     [_named(v, classes[c]) for v in column] if c in classes else column
                     for c, column in zip(wanted, values, strict=bool(values))
                 ]
-            except Exception as error:
+            except Exception as error:  # as above
                 raise DataError(f"{path} does not read after row {number}: {error}") from error
             if batch is None:
                 return

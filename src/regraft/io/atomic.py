@@ -28,7 +28,7 @@ def write_file(
         part.unlink(missing_ok=True)  # an earlier kill may have left it; a link would be followed
         write_new(part, content, mode=mode, sync=sync)
         part.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave no part behind; it is raised again
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise

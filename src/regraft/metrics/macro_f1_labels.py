@@ -29,7 +29,7 @@ proportion = False
 
 bounded = True
 
-thresholded = True  # value takes the task's threshold
+thresholded = True  # at_weights takes the task's threshold
 
 
 def at_weights(truth: Any, scores: Any, threshold: float = 0.5) -> Callable[[FloatArray], FloatArray]:
