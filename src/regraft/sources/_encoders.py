@@ -29,9 +29,9 @@ OWN = ("text_embeds", "image_embeds", "pooler_output")  # outputs that hold a mo
 class Encoder(nn.Module):
     """A transformers model without its classifier, or a plain encoder with pooling.
 
-    ``pooling`` is "head" for the classifier's input, "own" for the vector that the model computes itself, or modes of
-     ``after`` describes layers that follow, as in a recipe. ``left`` is true for a tokenizer that pads on
-    the left; rows are then moved to the left first.
+    ``pooling`` is "head" for the classifier's input, "own" for the vector that the model computes itself, or some of
+    MODES joined by "+". ``after`` describes layers that follow, as in a recipe. ``left`` is true for a tokenizer that
+    pads on the left; rows are then moved to the left first.
     """
 
     def __init__(self, net: nn.Module, pooling: str, after: Sequence[dict[str, Any]] = (), left: bool = False) -> None:
