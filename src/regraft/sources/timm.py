@@ -27,8 +27,9 @@ from ..model.types import Block, Source, SourceOptions
 from . import _blocks, _budget, _folder, _image, _timm, _weights
 from ._weights import Weights
 
-# Options of timm's create_model itself, and one that it passes on. Some of them name files that timm would open.
-TIMM_OPTIONS = frozenset({*inspect.signature(timm.create_model).parameters, "features_only"})
+# Options that name files which timm would open, whatever its version, and all others of create_model itself.
+FILE_OPTIONS = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+TIMM_OPTIONS = frozenset({*FILE_OPTIONS, *inspect.signature(timm.create_model).parameters, "features_only"})
 
 
 def load(name: str, options: SourceOptions) -> Source:
