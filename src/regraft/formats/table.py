@@ -8,6 +8,7 @@ cell may hold a picture's bytes. Class names that Hugging Face's datasets stores
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -281,18 +282,26 @@ def _open(path: Path) -> Table:
 
 def _check_text(path: Path) -> None:
     """Raise DataError for a file that is empty or not UTF-8; the message has the first bad byte."""
-    before, empty = 0, True  # bytes of the lines before
+    # in chunks, because a file without a line end would be read whole
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before, rows, empty = 0, 0, True  # bytes and line ends before a chunk
     with path.open("rb") as file:
-        for row, line in enumerate(file, 1):
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            held = len(decoder.getstate()[0])  # bytes of a character that begins in an earlier chunk
             try:
-                text = line.decode()
+                text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
+                row = rows + error.object.count(b"\n", 0, error.start) + 1
                 raise DataError(
-                    f"{path} is not UTF-8 text: byte {before + error.start} (row {row}) is "
-                    f"0x{line[error.start]:02x}; save the table as UTF-8"
+                    f"{path} is not UTF-8 text: byte {before - held + error.start} (row {row}) is "
+                    f"0x{error.object[error.start]:02x}; save the table as UTF-8"
                 ) from error
-            empty = empty and not (text.removeprefix("\ufeff") if row == 1 else text).strip()
-            before += len(line)
+            empty = empty and not text.removeprefix("\ufeff").strip()
+            if not chunk:
+                break
+            before += len(chunk)
+            rows += chunk.count(b"\n")
     if empty:
         raise DataError(f"{path} is empty")
 
