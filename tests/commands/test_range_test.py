@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builders import CPU, class_task, make_batches, make_settings, make_spec
-from regraft.commands.rates import DECAY, WORSE, Sweep, format_range_test, range_test
+from regraft.commands.rates import DECAY, WORSE, Sweep, Tried, fell, format_range_test, range_test
 from regraft.data.preprocessing import build
 from regraft.errors import UsageError
 from regraft.freezing.everything import Everything
@@ -123,3 +123,12 @@ def test_a_test_of_one_step_is_refused(numbers_source, number_rows):
     task = class_task("0", "1", "2")
     with pytest.raises(UsageError, match="2 steps or more"):
         trial(source, rows, graft(source, 3), task, settings(0.1), freezing=Everything(), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "least", "told"),
+    [([1.0] * 10, 0.95, False), ([1.0] * 10, 0.85, True), ([0.5, 1.5] * 5, 0.7, False), ([0.5, 1.5] * 5, 0.6, True)],
+)
+def test_a_fall_is_a_tenth_of_the_loss_and_more_than_its_noise(first, least, told):
+    tried = [Tried(1.0, 1.0, loss, loss) for loss in first * 10]  # the first tenth is the first ten
+    assert fell(tried, Tried(10.0, 10.0, least, least)) == told
