@@ -299,6 +299,9 @@ def test_three_pictures_a_class_use_folds_three_seeds_a_verdict(make_pictures, w
     gains = [s["test"]["accuracy"] - s["scratch"]["accuracy"] for s in r["seeds"]]
     assert r["verdict"]["gain"]["value"] == pytest.approx(sum(gains) / 3)
     assert r["verdict"]["words"] in printed
+    assert r["gains_over_seeds"] == ["scratch", "linear probe"]
+    over_probe = sum(s["test"]["accuracy"] for s in r["seeds"]) / 3 - r["controls"]["linear probe"]["accuracy"]["value"]
+    assert r["gain"]["linear probe"]["value"] == pytest.approx(over_probe)
     assert r["scratch"]["chosen"] == "rate 0.001, chosen by cross-validation"
     assert r["scratch"]["chosen"] in printed and len(r["scratch"]["best_epochs"]) == 3
     if not r["fit"]["fitted"]:  # the probe stands, and is what was saved
