@@ -65,7 +65,7 @@ SHOWN = slice(898, None)  # digits of the demo; those before are for choosing it
 
 THREADS = 1  # two are far slower beside other work on the same two cores
 
-# nothing that results depend on is left to a measurement, which a busy machine could turn
+# Set what regraft would else choose by timing: results depend on it, and a busy machine could choose otherwise.
 FIXED = {
     "workers": 0,
     "threads": THREADS,

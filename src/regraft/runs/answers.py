@@ -84,9 +84,9 @@ def keeps(r: Result) -> str:
 def far_seeds(r: Result) -> Iterator[str]:
     """Yield a sentence for each arm of which one seed lies far from the others.
 
-    A formula for an interval takes seeds as draws of one distribution. Fits that fail now and then are none: with
-    one in ten of them, intervals at 95 % cover 79 to 90 %. A seed is far if its distance to the nearest other is FAR
-    times what the others span, and beyond the interval over test rows.
+    An interval over seeds assumes draws from one distribution. Where one fit in ten fails, intervals at 95 % cover 79
+    to 90 %. A seed is far if its distance to the nearest other exceeds FAR times the span of the others, and the
+    width of the interval over test rows.
     """
     by_arm = {"the fit": [s.test for s in r.seeds], "scratch": [s.scratch for s in r.seeds if s.scratch]}
     whole = r.test[r.primary]
