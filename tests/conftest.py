@@ -66,15 +66,10 @@ def refuse_calls(event, args):
 sys.addaudithook(refuse_calls)
 
 
-# The slow files that take the most processor time, the longest first.
-LONGEST = ("wheel", "docs", "harmful_source", "export", "locale", "kills", "processes", "offline", "many_files")
-
-
 def pytest_collection_modifyitems(items):
-    """Put the longest files first, then others with slow tests, so that the last tests of a parallel run are short."""
+    """Put files with slow tests first, so that the last tests of a parallel run are short ones."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)) if item.path in slow else len(place) + 1)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module")
