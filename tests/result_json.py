@@ -54,6 +54,7 @@ def calibration(**changes: Any) -> dict[str, Any]:
     return {
         "temperature": 1.5,
         "fitted_on": 30,
+        "fitted_by": "val",
         "before": {"ece": estimate(0.1), "log_loss": estimate(1.0)},
         "after": {"ece": estimate(0.05), "log_loss": estimate(0.9)},
         "gain": {"ece": estimate(0.05), "log_loss": estimate(0.1)},

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import regraft
 from regraft.errors import DataError, PlanError
@@ -174,10 +175,62 @@ def test_calibrated_probabilities_are_those_the_run_reported(
     assert code == 0, err
     reported = r["calibration"]["after"]["log_loss"]["value"]
     assert json.loads(printed)["log_loss"]["value"] == pytest.approx(reported, abs=1e-5)
-    without = fit(pictures, weights, tmp_path / "folds", **{"data.folds": 3})
+    kept = {"data.val": 0.0, "fit.start": "random", "fit.lr": 1e-5}
+    without = fit(pictures, weights, tmp_path / "without", **kept)
     assert without["calibration"] is None
-    code, printed, err = cli("predict", tmp_path / "folds", pictures / "test", "--calibrated")
+    code, printed, err = cli("predict", tmp_path / "without", pictures / "test", "--calibrated")
     assert code == 2 and "fitted no temperature" in err and not printed
+
+
+def test_over_folds_the_temperature_comes_from_rows_that_no_model_saw(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    from regraft.evidence.calibration import fit_temperature
+    from regraft.evidence.scoring import score
+    from regraft.pipeline.arms import ArmFitter
+
+    settings = {"data.folds": 3, "fit.alpha": 1.0, "fit.start": "soft", "fit.lr": 1e-6, "fit.head_lr": 1e-6}
+    found = fit(pictures, weights, tmp_path / "run", **settings)["calibration"]
+    job = prepared(pictures, weights, **settings)
+    cross = ArmFitter(job).cross_validate(job.source, job.spec.settings, lambda: job.outputs.features("train"))
+    rows = score(cross.rows[1.0], job.data.task, job.data.splits.train)
+    assert (found["fitted_on"], found["fitted_by"]) == (60, "cross-validation")
+    assert found["temperature"] == pytest.approx(fit_temperature(rows))
+    assert found["temperature"] < 0.9  # a soft head is less sure than right
+
+
+def test_the_model_after_folds_is_the_mean_of_their_weights_or_one_more_fit(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from regraft.model.weights import snapshot
+    from regraft.pipeline.arms import ArmFitter
+
+    settings = {"data.folds": 3, "fit.alpha": 1.0, "fit.lr": 9e-4, "fit.head_lr": 1e-2, "run.seeds": 2}
+    average = fit(pictures, weights, tmp_path / "average", **settings, **{"fit.after_folds": "average"})
+    refit = fit(pictures, weights, tmp_path / "refit", **settings)
+    job = prepared(pictures, weights, **settings)
+    fitter, ends = ArmFitter(job), []
+    for rows, _ in job.data.folds():
+        start = fitter.start_of_fold(job.outputs.features("train"), rows)
+        target = job.initial_target(job.source, 0, start.probe)
+        fitter.fit_rows(target, job.spec.settings, 0, rows=rows)
+        ends.append(snapshot(target))
+    model = load_file(tmp_path / "average" / "model" / "model.safetensors")
+    assert model.keys() == ends[0].keys()
+    for name, tensor in model.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, sum(e[name].double() for e in ends).div(3).float(), atol=1e-6), name
+    other = load_file(tmp_path / "refit" / "model" / "model.safetensors")
+    moved = [name for name, t in model.items() if not torch.allclose(t, other[name], atol=1e-6)]
+    assert any(name.startswith("backbone") for name in moved)
+    assert average["fit"]["steps"] == 3 * 3 and refit["fit"]["steps"] == 4  # 40 rows and 60 rows in batches of 16
+    assert average["fit"]["stopped"] == "the average of 3 folds' weights"
+    first, second = average["seeds"]
+    assert first["test"]["log_loss"] != second["test"]["log_loss"]
+    lines = [json.loads(x) for x in (tmp_path / "average" / "history.jsonl").read_text().splitlines()]
+    assert [(x["seed"], x["epoch"]) for x in lines] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_folds_estimate_a_fit_without_a_probe_too(pictures: Path, weights: Path, tmp_path: Path) -> None:
@@ -226,3 +279,49 @@ def test_the_table_counts_what_lora_trains(pictures: Path, weights: Path) -> Non
         if block.name != "head":  # twice the rank, twice the numbers
             assert block.parameters == 2 * few[block.name].parameters
             assert block.state == full[block.name].state == "kept"
+
+
+def test_a_soft_start_is_the_strongest_probe_and_its_frontier_begins_at_the_chosen_one(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    from regraft.pipeline.finish import read_ends
+
+    settings = {"fit.lr": 9e-4, "fit.head_lr": 1e-2}
+    hard = fit(pictures, weights, tmp_path / "probe", **settings, **{"fit.start": "probe"})
+    soft = fit(pictures, weights, tmp_path / "soft", **settings, **{"fit.start": "soft"})
+    assert soft["probe"] == hard["probe"] and soft["controls"] == hard["controls"]
+    assert soft["val_controls"]["linear probe"] == pytest.approx(hard["val_controls"]["linear probe"], abs=1e-4)
+    assert soft["fit"]["start"]["loss"] > 2 * hard["fit"]["start"]["loss"]  # it is far from fitted
+    strongest = {"probe.strengths": [10.0], "fit.start": "probe"}
+    alone = fit(pictures, weights, tmp_path / "strongest", **settings, **strongest)
+    for figures in ("start", "best"):
+        assert soft["fit"][figures] == pytest.approx(alone["fit"][figures], abs=1e-5)
+    (start, end), (other, _) = (read_ends(tmp_path / run) for run in ("soft", "probe"))
+    assert all(torch.equal(start[name], other[name]) for name in other)
+    assert not torch.equal(start["head.weight"], end["head.weight"])
+
+
+def test_where_no_epoch_beats_a_soft_start_the_probe_is_the_model(
+    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr("regraft.training.loop.improves", lambda new, old, metric: False)
+    r = fit(pictures, weights, tmp_path / "soft", **{"fit.start": "soft"})
+    probe = fit(pictures, weights, tmp_path / "probe", **{"fit.start": "probe"})
+    assert r["fit"]["best_epoch"] == 0 and r["seeds"][0]["alpha"] == 0
+    a, b = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("soft", "probe"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert r["test"] == r["controls"]["linear probe"] == probe["test"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"fit.start": "random"}, "heads drawn at random do not average"),
+        ({"fit.batch_norm": "train"}, "statistics of batch norms do not average"),
+    ],
+)
+def test_what_does_not_average_is_refused(pictures: Path, weights: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        prepared(pictures, weights, **{"data.folds": 3, "fit.after_folds": "average"}, **settings)

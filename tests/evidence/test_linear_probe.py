@@ -5,7 +5,15 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from regraft.evidence.linear_probe import choose_rows, find_blas, fit_probe, folds_of, mean_loss, solve_path
+from regraft.evidence.linear_probe import (
+    choose_rows,
+    find_blas,
+    fit_probe,
+    fit_soft_probe,
+    folds_of,
+    mean_loss,
+    solve_path,
+)
 from regraft.model.forward import Outputs
 from regraft.tasks.classification import Classification
 from regraft.tasks.multilabel import MultiLabel
@@ -211,3 +219,17 @@ def test_passes_over_all_rows_come_near_to_the_fit_of_all(monkeypatch):
     monkeypatch.setattr("regraft.evidence.linear_probe.ADAM_RATE", 500.0)  # no pass makes it better
     kept = fit_probe(train, CLASSES, [1e-2], val=val, most=30)
     assert kept.passes == 0 and torch.equal(kept.weight, start.weight)
+
+
+def test_the_soft_probe_is_the_strongest_of_the_strengths(monkeypatch):
+    """Against scikit-learn, with λ/2·‖W‖² as C = 1 ÷ (λ·n)."""
+    x, y = rows()
+    found = fit_soft_probe(outputs(x, y), CLASSES, [1e-3, 0.5, 1e-2])
+    z = (x - x.mean(0)) / x.std(0)
+    model = LogisticRegression(C=1 / (0.5 * len(x)), tol=1e-10, max_iter=10_000).fit(z, y)
+    expected = model.predict_proba(z)
+    logits = found.logits(torch.from_numpy(x).float())
+    assert np.allclose(logits.softmax(1).numpy(), expected, atol=1e-4)
+    assert found.strength == 0.5 and (found.rows, found.of) == (len(x), len(x))
+    monkeypatch.setattr("regraft.evidence.linear_probe.MAX_WORK", 7 * 3 * 60)  # features × outputs × rows
+    assert fit_soft_probe(outputs(x, y), CLASSES, [0.5]).rows == 60

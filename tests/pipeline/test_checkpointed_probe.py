@@ -18,10 +18,10 @@ def made() -> Probe:
 
 
 def test_a_resumed_run_has_the_probe_that_was_fitted(tmp_path):
-    first = load_or_fit_probe(CheckpointManager(tmp_path), made)
+    first = load_or_fit_probe(CheckpointManager(tmp_path), "probe", made)
     later = CheckpointManager(tmp_path)
     later.scan()
-    again = load_or_fit_probe(later, lambda: pytest.fail("it is fitted again"))
+    again = load_or_fit_probe(later, "probe", lambda: pytest.fail("it is fitted again"))
     assert torch.equal(again.weight, first.weight) and torch.equal(again.bias, first.bias)
     for name in ("strength", "losses", "chosen_by", "rows", "of", "passes"):
         assert getattr(again, name) == getattr(first, name)
@@ -34,4 +34,4 @@ def test_a_damaged_record_of_a_probe_is_refused(change, monkeypatch, tmp_path):
     manager = CheckpointManager(tmp_path)
     monkeypatch.setattr(manager, "done", lambda part: saved)
     with pytest.raises(UsageError, match=rf"probe.*{next(iter(change))}.*remove"):
-        load_or_fit_probe(manager, made)
+        load_or_fit_probe(manager, "probe", made)

@@ -20,7 +20,7 @@ Command = Callable[..., None]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let dotted paths of the plan import your code.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Calibrated = Annotated[
-    bool, typer.Option("--calibrated", help="Give probabilities at the temperature that was fitted on val.")
+    bool, typer.Option("--calibrated", help="Give probabilities at the temperature that was fitted on held-out rows.")
 ]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address and open no browser.")]
 Port = Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 takes a free one.")]

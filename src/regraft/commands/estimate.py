@@ -123,10 +123,14 @@ def cost(job: Job) -> str:
     n, epochs = {s: len(data.rows(s)) for s in ("train", "val", "test")}, settings.epochs
     features = (n["train"] + n["val"]) * inference
     fits = seeds * epochs * (n["train"] * training + n["val"] * inference)
-    if job.plan.fit.alpha == "chosen" and job.plan.fit.start == "probe" and not job.source.nothing_kept:
+    if job.plan.fit.alpha == "chosen" and job.plan.fit.start != "random" and not job.source.nothing_kept:
         fits += seeds * len(ALPHAS) * n["val"] * inference  # the frontier
+    average = not n["val"] and job.plan.fit.after_folds == "average" and bool(data.folds())
+    fits *= len(data.folds()) - 1 if average else 1
     text = f"time    features and probe {minutes(features)}, fit {minutes(fits)}"
-    if not n["val"]:
+    if average:
+        text += f" in {len(data.folds())} folds"
+    elif not n["val"]:
         text += " and about as much for each fold of cross-validation"
     if job.scratch is not None:
         arms = job.scratch.fits(seeds, 0 if n["val"] else len(data.folds()))

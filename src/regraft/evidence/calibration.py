@@ -2,10 +2,11 @@
 
     p_T(c | x) ∝ p(c | x)^(1/T),   T = argmin over val of −Σ log p_T(y | x) + |log T| / 0.2
 
-Val fits this one number. It changes no answer, only the probabilities. Guo, Pleiss, Sun and Weinberger
-2017, 1706.04599, section 4.2. The second term is a Laplace prior, which is ours: T stays 1 until val shows
-otherwise. Without it a few rows that are all right send T to its bound. Every run reports the temperature;
-``Predictor.calibrated`` and ``predict --calibrated`` apply it unless test shows that it made the log loss worse.
+Val fits this one number, or out-of-fold rows where there is no val. It changes no answer, only the probabilities.
+Guo, Pleiss, Sun and Weinberger 2017, 1706.04599, section 4.2. The second term is a Laplace prior, which is ours: T
+stays 1 until these rows show otherwise. Without it a few rows that are all right send T to its bound. Every run
+reports the temperature; ``Predictor.calibrated`` and ``predict --calibrated`` apply it unless test shows that it made
+the log loss worse.
 
 The ECE of few rows is far above 0 for a calibrated model too. The figures to compare it with come from labels
 drawn from the model's own probabilities (Bröcker and Smith 2007, Weather and Forecasting 22:651).
@@ -14,7 +15,7 @@ drawn from the model's own probabilities (Bröcker and Smith 2007, Weather and F
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -77,14 +78,20 @@ def ece_if_calibrated(rows: Predictions, seed: int = 0) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high), len(rows))
 
 
-def measure_calibration(task: Task, val: Predictions, test: Predictions) -> Calibration:
-    """Return the figures of test before and after the temperature fitted on val."""
-    temperature = fit_temperature(val)
+def measure_calibration(
+    task: Task, held_out: Predictions, test: Predictions, by: Literal["val", "cross-validation"] = "val"
+) -> Calibration:
+    """Return the figures of test before and after the temperature fitted on held-out rows.
+
+    By cross-validation each of these rows is scored by a fold's model, which has seen fewer rows than the model.
+    """
+    temperature = fit_temperature(held_out)
     after = replace(test, scores=rescale(test.scores, temperature))
     chosen = {name: cast("Metric", module("metrics", name)) for name in ("ece", "log_loss")}
     return Calibration(
         temperature=temperature,
-        fitted_on=len(val),
+        fitted_on=len(held_out),
+        fitted_by=by,
         before=CalibrationFigures(**estimates(task, chosen, test)),
         after=CalibrationFigures(**estimates(task, chosen, after)),
         gain=CalibrationFigures(**{name: gain(metric, after, test) for name, metric in chosen.items()}),

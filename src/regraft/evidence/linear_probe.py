@@ -119,6 +119,20 @@ def fit_probe(
     return replace(_fit(train, task, strengths, val, folds), rows=of, of=of)
 
 
+def fit_soft_probe(train: Outputs, task: Task, strengths: Sequence[float], *, most: int = 0) -> Probe:
+    """Fit a probe at the strongest λ of ``strengths`` on features [N, D].
+
+    It is a head to train from: its loss on train is far from 0, so that a fit moves the features too. ``most`` is
+    the largest number of train rows; 0 takes as many as MAX_WORK allows.
+    """
+    of = len(train.ids)
+    most = affordable(train.values.shape[1], task.outputs, 1, most)
+    part = train.take(choose_rows(train, most)) if of > most else train
+    ((weight, bias),) = solve_path(part, task, [max(strengths)])
+    chosen_by = "nothing: the strongest of probe.strengths"
+    return Probe(weight.float(), bias.float(), max(strengths), {}, chosen_by, len(part.ids), of)
+
+
 def train_on_all(probe: Probe, train: Outputs, part: int, val: Outputs, task: Task) -> Probe:
     """Train the head on all of train, and return it after the pass, 0 to PASSES, that is best on val."""
     n = len(train.ids)

@@ -41,7 +41,7 @@ from ..runs.result_parts import (
 )
 from ..runs.result_parts import CrossValidation as FoldFigures
 from .arms import Arm, CrossValidation
-from .job import Figures, Job, ModelOutputs
+from .job import Figures, Job, ModelOutputs, figures_of
 from .resolve import ScratchBudget
 from .target_data import SourceData, TargetData
 
@@ -81,6 +81,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
     scratch = [on_test(a.target) for a in t.scratch]
     first = fits[0]
     val = score(job.outputs.logits(t.arms[0].target, "val"), task, splits.val) if splits.val else None
+    held_out = val or out_of_fold(data, t)
     controls = {task.trivial_control: constant(data, first)}
     kept = None
     if t.probe is not None:
@@ -114,11 +115,13 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
             for i, arm in enumerate(t.arms)
         ],
         mean=mean_over_seeds(metrics, fits, ends, scratch),
-        val_controls=val_controls(t) if splits.val else {},
+        val_controls=val_controls(job, t) if splits.val else {},
         cross_validation=cross_validation(data, t.cross),
         frontier=frontier(job, t, fits, ends),
         retention=kept,
-        calibration=measure_calibration(task, val, first) if val and task.calibrates else None,
+        calibration=measure_calibration(task, held_out, first, by="val" if val else "cross-validation")
+        if held_out and task.calibrates
+        else None,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(job.scratch, t) if t.scratch else None,
@@ -236,6 +239,12 @@ def cross_validation(data: TargetData, cross: CrossValidation) -> FoldFigures | 
     )
 
 
+def out_of_fold(data: TargetData, t: Trained) -> Predictions | None:
+    """Return the predictions of train by the folds' models at the chosen point; None without folds."""
+    rows = t.cross.rows.get(t.arms[0].alpha if t.fitted else 0.0)
+    return None if rows is None else score(rows, data.task, data.splits.train)
+
+
 def forgetting(data: SourceData, arms: list[Arm], opened: int) -> SourceRetention:
     """Return the retention on the source's report rows."""
 
@@ -247,9 +256,15 @@ def forgetting(data: SourceData, arms: list[Arm], opened: int) -> SourceRetentio
     return measure_retention(data.metric, data.task, before, after, ends, opened)
 
 
-def val_controls(t: Trained) -> dict[str, Figures]:
-    """Return the figures of the starting point on val, which the best epoch was compared with."""
-    return {"linear probe": t.arms[0].fit.start} if t.probe is not None else {}
+def val_controls(job: Job, t: Trained) -> dict[str, Figures]:
+    """Return the figures of the probe on val, with which the fit's points were compared."""
+    if t.probe is None:
+        return {}
+    if job.plan.fit.start == "probe":
+        return {"linear probe": t.arms[0].fit.start}
+    features = job.outputs.features("val")
+    logits = replace(features, values=t.probe.logits(features.values))
+    return {"linear probe": figures_of([logits], job.data.task, job.data.metric)}
 
 
 def value(metric: Metric, rows: Predictions) -> float:

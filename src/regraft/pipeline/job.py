@@ -10,7 +10,7 @@ import torch
 
 from ..data.columns import ids_of
 from ..evidence.intervals import value_of
-from ..evidence.linear_probe import Probe, fit_probe
+from ..evidence.linear_probe import Probe, fit_probe, fit_soft_probe
 from ..model.forward import Outputs, outputs
 from ..model.grafting import graft
 from ..model.sharded import offloaded
@@ -40,6 +40,14 @@ class PreparationNotes:
     blocks: list[Block]
     source_data: list[str]
     findings: tuple[Finding, ...] = ()  # of the checks that need the rows alone
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit starts from."""
+
+    probe: Probe  # the start of its frontier, α = 0
+    head: Probe  # what training starts from: the probe itself, or a softer one
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,11 @@ def fit_linear_probe(
     folds = () if val is not None else data.folds(rows)
     train = train if rows is None else train.take(rows)
     return fit_probe(train, data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
+
+
+def fit_soft_head(train: Outputs, data: TargetData, plan: ProbePlan, rows: Sequence[int] | None = None) -> Probe:
+    """Fit the soft probe on features of train, or of some of its rows."""
+    return fit_soft_probe(train if rows is None else train.take(rows), data.task, plan.strengths, most=plan.rows)
 
 
 def figures_of(rows: Sequence[Outputs], task: Task, metric: Metric) -> Figures:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task and rows for val"
+NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task, and rows for val or for folds"
 
 MANIFEST = "manifest.jsonl"
 
@@ -86,7 +86,7 @@ class Predictor:
     preprocessor: Preprocessor
     kind: Kind  # "image", "text" or "tensor"
     device: torch.device
-    temperature: float | None = None  # that the run fitted on val; None: none, or one that test speaks against
+    temperature: float | None = None  # that the run fitted; None: none, or one that test speaks against
     uncalibrated: str = NO_TEMPERATURE  # why there is no temperature
     run: Path | None = None  # the run's folder
 

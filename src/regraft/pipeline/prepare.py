@@ -180,6 +180,14 @@ def check_source(plan: Plan, task: Task, kind: Kind, source: Source) -> None:
             'fit.alpha: a fit that starts from a random head has no frontier: set fit.start to "probe", or remove '
             "fit.alpha"
         )
+    if plan.fit.after_folds == "average" and plan.fit.batch_norm == "train":
+        raise PlanError(
+            'fit.after_folds: statistics of batch norms do not average: set it to "refit", or fit.batch_norm = "frozen"'
+        )
+    if plan.fit.after_folds == "average" and plan.fit.start == "random":
+        raise PlanError(
+            'fit.after_folds: heads drawn at random do not average: set it to "refit", or another fit.start'
+        )
     if plan.fit.sampling == "balanced":
         check_balanced(plan, task)
     if source.kind != "image" and (plan.augment.mixup or plan.augment.cutmix):
@@ -207,6 +215,7 @@ def check_shard(plan: Plan, penalties: Mapping[str, tuple[Regularizer, Penalty]]
             (plan.run.layout == "channels_last", 'sharded weights are contiguous: set run.layout to "contiguous"'),
             (plan.fit.compile, "sharded weights are not compiled: set fit.compile to false"),
             (plan.fit.average > 0, "an average would hold the whole weights: set fit.average to 0"),
+            (plan.fit.after_folds == "average", 'the folds\' weights would be whole: set fit.after_folds to "refit"'),
             (plan.fit.views > 0, "every step runs from the first block on: set fit.views to 0"),
             (
                 plan.fit.optimizer not in ELEMENTWISE,

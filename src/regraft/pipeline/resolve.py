@@ -36,6 +36,10 @@ LR_SHARE_OF_SCRATCH = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scr
 
 DEFAULT_EPOCHS = {"image": 3, "text": 3, "tensor": 10}
 
+START = {"image": "probe", "text": "probe", "tensor": "probe"}  # initial head
+
+HEAD_FACTOR = 10.0  # of the head's rate over the backbone's, where the head has far to go
+
 DEFAULT_BATCH_SIZE = {"image": 32, "text": 16, "tensor": 32}
 
 SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aware minimisation
@@ -111,7 +115,10 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     share = 1.0 if scratch else LR_SHARE_OF_SCRATCH[kind]
     why = "nothing is kept" if scratch else f"{share:g} of the scratch rate"
     lr = settle("fit", "lr", scratch_lr * share, why)
-    settle("fit", "head_lr", lr, "as the backbone: the probe has fitted it")
+    start = settle("fit", "start", *initial_head(plan, kind, scratch))
+    far = start == "soft"
+    why = "its head has far to go" if far else "as the backbone: the probe has fitted it"
+    settle("fit", "head_lr", lr * HEAD_FACTOR if far else lr, why)
     batch = min(DEFAULT_BATCH_SIZE[kind], max(4, train_rows // 8))
     batch = settle("fit", "batch_size", batch, f"{train_rows} training rows")
     steps = ceil(train_rows / batch / fit.accumulate)
@@ -138,6 +145,18 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     if not has_val and plan.fit.patience:
         raise PlanError("fit.patience: there is no val to stop on (too few rows, or data.folds): set 0")
     return ResolvedPlan.of(plan, **settled), reasons
+
+
+def initial_head(plan: Plan, kind: str, scratch: bool) -> tuple[str, str]:
+    """Return the default of ``fit.start`` for a source of a kind, and why."""
+    needed = [(n, v) for n, r in plan.plugins.regularizers.items() if (v := r.needs_fit().get("start"))]
+    if needed:
+        return needed[0][1], f"{needed[0][0]} needs it"
+    if scratch:
+        return "probe", "nothing is kept"
+    if all(plan.plugins.freezing(["backbone", "head"], epoch) <= {"head"} for epoch in range(1, 11)):
+        return "probe", "the head alone trains"
+    return START[kind], "the usual start"
 
 
 def default_decay(optimizer: str) -> tuple[float, str]:

@@ -33,9 +33,9 @@ from ..runs.checkpoint_records import ProbeRecord
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch, FitResult
 from ..training.settings import Settings
-from .arms import Arm, ArmFitter, CrossValidation, PointChoice, ProgressDisplay
+from .arms import Arm, ArmFitter, CrossValidation, FoldAverage, PointChoice, ProgressDisplay
 from .evaluate import Trained
-from .job import Figures, Job, fit_linear_probe
+from .job import Figures, Job, Start, fit_linear_probe, fit_soft_head
 from .resolve import MAX_FURTHER_RATES, ScratchBudget
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Trainer:
         job, settings, plan = self.job, self.job.spec.settings, self.job.plan.fit
         alpha = None if plan.alpha == "chosen" else plan.alpha
         probe = None if job.source.nothing_kept else self.probe()
-        start = probe if plan.start == "probe" else None
+        start = None if probe is None or plan.start == "random" else Start(probe, self.initial_head(probe))
         chooses = start is not None and alpha is None
         before = self.source_before() if chooses or job.plan.source_data.each_epoch else None
         cross = CrossValidation([], 0, {})
@@ -77,11 +77,21 @@ class Trainer:
                 alpha = best
                 LOGGER.info("frontier: α = %g, by cross-validation", alpha)
         choice = PointChoice(alpha, before, cross.points)
+        average = cross.average if settings.epochs else None  # else the probe stands
         with self.clock("fit"):
-            arms = SeedFits(self, settings, start, choice, chooses).fit()
+            arms = SeedFits(self, settings, start, choice, chooses, average).fit()
         with self.clock("scratch"):
             scratch, how = fit_scratch(self.fitter()) if job.scratch is not None else ([], "")
         return Trained(arms, scratch, probe, cross, fitted=settings.epochs > 0, scratch_how=how)
+
+    def note(self, epochs: int, seed: int, epoch: Epoch) -> None:
+        """Write an epoch of so many to history.jsonl, and its line to the log; bars show it otherwise."""
+        folder, line = self.folder, epoch_line(epoch, epochs, seed)
+        folder.append("history.jsonl", {"seed": seed, **asdict(epoch)})
+        if self.track is None:
+            LOGGER.info("%s", line)
+        else:
+            folder.log(line)
 
     def fitter(self, on_epoch: Callable[[int, Epoch], None] = lambda seed, epoch: None) -> ArmFitter:
         """Return what fits an arm of the job."""
@@ -101,11 +111,22 @@ class Trainer:
             with self.clock("probe"):  # rank 0's: L-BFGS rounds differently on each rank
                 return distributed.broadcast(fit_linear_probe(features, self.job.data, self.job.plan.probe))
 
-        probe = load_or_fit_probe(self.checkpoints, fit)
+        probe = load_or_fit_probe(self.checkpoints, "probe", fit)
         LOGGER.info("linear probe: λ = %g, chosen by %s", probe.strength, probe.chosen_by)
         if probe.note:
             LOGGER.info("%s", probe.note)
         return probe
+
+    def initial_head(self, probe: Probe) -> Probe:
+        """Return the head that training starts from: the probe's, or that of a soft probe as the plan says."""
+        if self.job.plan.fit.start == "probe":
+            return probe
+
+        def fit() -> Probe:
+            train = self.features["train"]
+            return distributed.broadcast(fit_soft_head(train, self.job.data, self.job.plan.probe))
+
+        return load_or_fit_probe(self.checkpoints, "soft probe", fit)
 
     def source_of(self, seed: int) -> Source:
         """Return the source of a seed's fit: a random one is drawn anew for every seed."""
@@ -130,7 +151,8 @@ class Trainer:
     def cross_validate(self, from_probe: bool) -> CrossValidation:
         """Return the cross-validation of the fit, from the probe of each fold or from a random head."""
         features = (lambda: self.features["train"]) if from_probe else None
-        return self.fitter().cross_validate(self.job.source, self.job.spec.settings, features)
+        settings = self.job.spec.settings
+        return self.fitter(partial(self.note, settings.epochs)).cross_validate(self.job.source, settings, features)
 
 
 @dataclass
@@ -139,23 +161,25 @@ class SeedFits:
 
     trainer: Trainer
     settings: Settings
-    start: Probe | None
+    start: Start | None
     choice: PointChoice
     chooses: bool  # α was left to be chosen
+    average: FoldAverage | None = None  # the first seed's, where the model is the average of the folds' weights
 
     def fit(self) -> list[Arm]:
         """Fit every seed, and note each epoch."""
-        job = self.trainer.job
+        job, probe = self.trainer.job, self.start.probe if self.start else None
         later: list[tuple[int, Epoch]] = []  # where each rank fits other seeds, rank 0 notes all epochs
         by_arms = distributed.world_size() > 1 and job.plan.run.spread == "arms"
-        fitter = self.trainer.fitter((lambda seed, epoch: later.append((seed, epoch))) if by_arms else self.note)
+        note = partial(self.trainer.note, self.settings.epochs)
+        fitter = self.trainer.fitter((lambda seed, epoch: later.append((seed, epoch))) if by_arms else note)
         arms = fitter.fit_each(
             job.seeds,
             partial(self.fit_seed, fitter),
-            lambda seed: job.initial_target(self.trainer.source_of(seed), seed, self.start),
+            lambda seed: job.initial_target(self.trainer.source_of(seed), seed, probe),
         )
         for seed, epoch in sorted(distributed.gather_objects(later), key=lambda e: e[0]):
-            self.note(seed, epoch)
+            note(seed, epoch)
         return arms
 
     def fit_seed(self, fitter: ArmFitter, seed: int) -> Arm:
@@ -165,34 +189,31 @@ class SeedFits:
         # where α is chosen by folds, the first seed's points still show what the source keeps
         shows = self.chooses and self.choice.source is not None and seed == job.seeds[0]
         choice = replace(self.choice, alpha=None) if shows else self.choice
-        arm = fitter.load_or_fit(
-            label,
-            source,
-            seed,
-            lambda: fitter.fit(source, self.settings, seed, label=label, start=self.start, choice=choice),
-        )
+
+        def fit() -> Arm:
+            if self.average is None or self.start is None:
+                return fitter.fit(source, self.settings, seed, label=label, start=self.start, choice=choice)
+            own = self.average if seed == job.seeds[0] else fitter.average(source, self.settings, self.features, seed)
+            return fitter.of_average(source, seed, self.start, choice, own)
+
+        arm = fitter.load_or_fit(label, source, seed, fit)
         if alpha is None and arm.points:
             by, retain = "val" if job.data.splits.val else "cross-validation", job.plan.fit.retain
             floor = "" if retain is None else f", keeping {retain:g} of the source"
             LOGGER.info("seed %d   frontier: α = %g, by %s%s", seed, arm.alpha, by, floor)
         return arm
 
-    def note(self, seed: int, epoch: Epoch) -> None:
-        """Write an epoch to history.jsonl, and its line to the log; bars show it otherwise."""
-        folder, line = self.trainer.folder, epoch_line(epoch, self.settings.epochs, seed)
-        folder.append("history.jsonl", {"seed": seed, **asdict(epoch)})
-        if self.trainer.track is None:
-            LOGGER.info("%s", line)
-        else:
-            folder.log(line)
+    def features(self) -> Outputs:
+        """Return the source's features of train."""
+        return self.trainer.features["train"]
 
 
-def load_or_fit_probe(checkpoints: CheckpointManager, fit: Callable[[], Probe]) -> Probe:
-    """Return the probe that an earlier process checkpointed, or fit it and checkpoint it.
+def load_or_fit_probe(checkpoints: CheckpointManager, name: str, fit: Callable[[], Probe]) -> Probe:
+    """Return the probe that an earlier process checkpointed under ``name``, or fit it and checkpoint it.
 
     Raises UsageError for a damaged checkpoint.
     """
-    saved = checkpoints.done("probe")
+    saved = checkpoints.done(name)
     if saved is None:
         probe = fit()
         record = {
@@ -203,7 +224,7 @@ def load_or_fit_probe(checkpoints: CheckpointManager, fit: Callable[[], Probe]) 
             "of": probe.of,
             "passes": probe.passes,
         }
-        checkpoints.finish("probe", record, {"weight": probe.weight, "bias": probe.bias})
+        checkpoints.finish(name, record, {"weight": probe.weight, "bias": probe.bias})
         return probe
     try:
         known = records.checked(ProbeRecord, saved.record)

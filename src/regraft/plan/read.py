@@ -97,7 +97,7 @@ def penalty_problems(made: PlugIns, fit: Mapping[str, Any]) -> list[Problem]:
         key = f"regularizers.{name}"
         for option, needed in penalty.needs_fit().items():
             now = fit.get(option, FitPlan.model_fields[option].default)
-            if now != needed:
+            if now not in (needed, "auto"):  # "auto" takes what is needed
                 text = f"{key} goes with {needed} alone, not {now}: set fit.{option} to"
                 problems.append((key, f'{text} "{needed}", or change {key}'))
     pulls = [name for name, r in made.regularizers.items() if r.pulls_to_source]

@@ -120,13 +120,22 @@ class FitPlan(Section):
         False, description="compile steps with torch.compile; it takes a minute at the start and at each unfreezing"
     )
     patience: int = Field(0, ge=0, description="epochs without gain on val before stopping; 0 disables it")
-    start: Literal["probe", "random"] = Field("probe", description="initial head: a linear probe, or random")
+    start: Literal["probe", "soft", "random"] | Auto = Field(
+        "auto",
+        description="initial head: a linear probe; soft: a probe at the strongest of probe.strengths, which leaves a "
+        "loss to train on; or random",
+    )
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["chosen"] = Field(
         "chosen", description="point between the start (0) and the fit (1) in weight space; chosen: val picks it"
     )
     retain: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="retention of the source task that α must keep with 95 % confidence, as 0.98; needs source data",
+    )
+    after_folds: Literal["refit", "average"] = Field(
+        "refit",
+        description="model where folds choose; refit: one more fit, on all rows; average: the mean of the folds' "
+        "weights, which together have seen all rows",
     )
     views: int = Field(
         0,
@@ -264,6 +273,7 @@ class ResolvedFit(FitPlan):
     lr: Positive
     head_lr: Positive
     scratch_lr: Positive
+    start: Literal["probe", "soft", "random"]
     weight_decay: NonNegative
     sharpness: NonNegative
     batch_norm: Literal["frozen", "train"]

@@ -67,6 +67,12 @@ class ArmRecord(Record):
     points: list[PointRecord]
 
 
+class FoldRecord(Record):
+    """The record of the fit of a fold, beside its tensors."""
+
+    fit: ArmFit
+
+
 class ProbeRecord(Record):
     """The record of the linear probe, beside its tensors."""
 

@@ -306,12 +306,15 @@ class IfCalibrated(Record):
 
 
 class Calibration(Sparse):
-    """Test as it is, and with logits divided by the temperature that was fitted on val."""
+    """Test as it is, and with logits divided by the temperature that was fitted on held-out rows."""
 
     left_out = ("if calibrated",)
 
     temperature: Temperature
-    fitted_on: Count = Field(description="rows of val that it was fitted on")
+    fitted_on: Count = Field(description="rows that it was fitted on")
+    fitted_by: Literal["val", "cross-validation"] = Field(
+        "val", description="which rows these are: val, or train as cross-validation scored it"
+    )
     before: CalibrationFigures = Field(description="logits as they are")
     after: CalibrationFigures = Field(description="logits divided by the temperature")
     gain: CalibrationFigures = Field(description="gain of the temperature, paired; positive is better")

@@ -119,12 +119,12 @@ def frontier(r: Result, f: Frontier) -> str:
 
 
 def calibration(c: Calibration) -> str:
-    """Return the calibration error, as it is and at the temperature fitted on val."""
+    """Return the calibration error, as it is and at the temperature fitted on held-out rows."""
     before = number(c.before.ece.value)
     if c.if_calibrated is not None:
         expected = c.if_calibrated.before
         before += f" (a calibrated model would show {number(expected.value)}, at most {number(expected.high)})"
-    how = f"logits divided by {c.temperature:.2f}, as fits val"
+    how = f"logits divided by {c.temperature:.2f}, as fits {'val' if c.fitted_by == 'val' else 'out-of-fold rows'}"
     if c.harmful:
         return (
             f"calibration error {before}; {how}, made the log loss on test worse: {signed(c.gain.log_loss)}, so unused"

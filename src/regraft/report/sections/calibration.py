@@ -1,4 +1,4 @@
-"""Calibration: the distance of confidence from accuracy, before and after the temperature fitted on val."""
+"""Calibration: the distance of confidence from accuracy, before and after the temperature fitted on held-out rows."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
         axis.set_aspect("equal")
         plots.legend(axis)
 
+    fitted = f"{c.fitted_on} {'val' if c.fitted_by == 'val' else 'out-of-fold'} rows"
     applied = "test shows that it makes the log loss worse: it is not used" if c.harmful else "--calibrated applies it"
     error, gained = "calibration error (ECE)", number(c.gain.ece.value)
     rows = [(error, number(c.before.ece.value), number(c.after.ece.value), gained)]
@@ -47,7 +48,7 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     rows.append(("log loss", estimate(c.before.log_loss), estimate(c.after.log_loss), signed(c.gain.log_loss)))
     return {
         "rows": rows,
-        "caption": f"Temperature {c.temperature:.2f}, fitted on {c.fitted_on} val rows ({applied}). ECE of few rows "
+        "caption": f"Temperature {c.temperature:.2f}, fitted on {fitted} ({applied}). ECE of few rows "
         "is above 0 for a calibrated model too; its row says what is to be expected, with the middle 95 %",
         "text": "Reliability on test: accuracy against confidence in 15 bins, before and after; on the "
         "diagonal, confidence is right.",
