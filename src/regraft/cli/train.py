@@ -32,6 +32,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
+    from ..plan.read import refuse_ranges
     from ..runs.folder import status_of
 
     if accept_changes and not resume:
@@ -39,6 +40,7 @@ def fit(
     if resume and given.flags["source"] is None and Path(given.data).suffix != ".toml":
         given = of_run(given)
     plan = given.plan()
+    refuse_ranges(plan)
     if plan.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
     out, first = Path(plan.run.out), os.environ.get("RANK", "0") == "0"

@@ -4,7 +4,7 @@ val's place where there are too few rows for one."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -267,12 +267,18 @@ class ArmFitter:
     # ---------------------------------------------------------------- by folds, where there is no val
 
     def cross_validate(
-        self, source: Source, settings: Settings, features: Callable[[], Outputs] | None, label: str = "fold"
+        self,
+        source: Source,
+        settings: Settings,
+        features: Callable[[], Outputs] | None,
+        label: str = "fold",
+        on_fold: Callable[[int, list[Point]], None] | None = None,
     ) -> CrossValidation:
         """Fit on each fold's rows and score its others: at every α from the probe on ``features``, or without
         them at α = 1 alone.
 
-        The probe of a fold has its λ chosen within the fold's own training rows.
+        The probe of a fold has its λ chosen within the fold's own training rows. ``on_fold`` takes the number of a
+        finished fold, from 1, and the points over the folds so far.
         """
         data, folds = self.job.data, self.job.data.folds()
         quiet = replace(self, track=None, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
@@ -291,15 +297,20 @@ class ArmFitter:
                 self.checkpoints.finish(name, {}, {repr(alpha): o.values for alpha, o in logits.items()})
             return logits
 
+        def points_of(rows: Mapping[float, Sequence[Outputs]]) -> list[Point]:
+            return [Point(alpha, figures_of(own, data.task, data.metric)) for alpha, own in rows.items()]
+
         parts: dict[float, list[Outputs]] = {}
         numbers, by_arms = range(len(folds)), self.job.plan.run.spread == "arms"
-        for logits in map_over_ranks(data.memo, numbers, fit_or_load) if by_arms else map(fit_or_load, numbers):
+        done = map_over_ranks(data.memo, numbers, fit_or_load) if by_arms else map(fit_or_load, numbers)
+        for fold, logits in enumerate(done, 1):
             for alpha in sorted(logits):
                 parts.setdefault(alpha, []).append(logits[alpha])
+            if on_fold is not None:
+                on_fold(fold, points_of(parts))
         place = np.argsort([i for _, others in folds for i in others])
         together = {alpha: joined(own).take(place.tolist()) for alpha, own in parts.items()}
-        points = [Point(alpha, figures_of([rows], data.task, data.metric)) for alpha, rows in together.items()]
-        return CrossValidation(points, len(folds), together)
+        return CrossValidation(points_of({alpha: [rows] for alpha, rows in together.items()}), len(folds), together)
 
     def fit_fold(
         self, source: Source, settings: Settings, start: Probe | None, fold: Fold, name: str
