@@ -1,8 +1,9 @@
-"""Commands that train: fit, verify-resume, rates."""
+"""Commands that train: fit, verify-resume, rates, tune."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,4 +126,55 @@ def rates(
     print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 
 
-COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates}
+@takes_plan(but=("nproc",))
+def tune(
+    given: PlanArguments,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials of the study, by all workers; default: the plan's.")
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Database that workers share, as postgresql://HOST/NAME; default: OUT/study.db."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study in the database; default: the folder's.")] = None,
+    wait: Annotated[str, typer.Option(help="Seconds to wait for a database that is away.")] = "60s",
+    heartbeat: Annotated[
+        int, typer.Option(help="Seconds between a worker's signs of life; after three its trial goes to another.")
+    ] = 30,
+    fit: Annotated[bool, typer.Option("--fit", help="Run the winner's plan into OUT/run, which opens test.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search over the ranges that the plan names in [tune.ranges], on val or folds; test stays closed.
+
+    Workers on several machines share a study by the same --study and --name. An interrupted search goes on with the
+    same command.
+    """
+    if trials is not None:
+        given = replace(given, settings=[*given.settings, f"tune.trials={trials}"])
+    seconds = re.fullmatch(r"(\d+(?:\.\d+)?)\s*s?", wait)
+    if seconds is None:
+        raise UsageError(f'--wait takes seconds, as 60s, not "{wait}"')
+    if heartbeat < 1:
+        raise UsageError(f"--heartbeat takes 1 second or more, not {heartbeat}")
+    plan = given.plan()
+    try:
+        from ..commands.tune import TuneOptions, as_text, record
+        from ..commands.tune import tune as search
+    except ModuleNotFoundError as error:
+        raise UsageError(f'regraft tune needs {error.name}: pip install "regraft[tune]"') from error
+    from ..training.signals import Interrupted
+
+    options = TuneOptions(study, name, float(seconds[1]), heartbeat, fit)
+    try:
+        with lines_to(unless(quiet or as_json, streams.complain), progress=False):
+            board = search(plan, options)
+    except Interrupted as stop:
+        streams.complain(str(stop))
+        raise typer.Exit(stop.exit_code) from None
+    print_result(record(board), lambda: as_text(board), as_json)
+
+
+COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates, "tune": tune}

@@ -276,8 +276,12 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
 
 def digest_of_plan(plan: Plan) -> str:
     """Return the sha256 over all keys that decide a run's bits."""
-    kept = {k: v for k, v in flat(plan.model_dump()).items() if k not in FREE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of({k: v for k, v in flat(plan.model_dump()).items() if k not in FREE})
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the sha256 over plain values by key, in any order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(before: Plan, now: Plan) -> list[str]:
