@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from ..commands.tune_options import TuneOptions
 from ..errors import UsageError
 from ..io import streams
 from ..io.log import lines_to
 from ..plan.schema import Plan
-from .options import AsJson, PlanArguments, Quiet, takes_plan
+from .options import AsJson, PlanArguments, Quiet, takes_plan, takes_record
 from .printing import print_result, print_run, unless
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; DATA may be its folder.")]
@@ -127,23 +127,13 @@ def rates(
 
 
 @takes_plan(but=("nproc",))
+@takes_record("options", TuneOptions, "study", "name", "wait", "heartbeat", "fit")
 def tune(
     given: PlanArguments,
+    options: TuneOptions,
     trials: Annotated[
         int | None, typer.Option(help="Trials of the study, by all workers; default: the plan's.")
     ] = None,
-    study: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Database that workers share, as postgresql://HOST/NAME; default: OUT/study.db."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the study in the database; default: the folder's.")] = None,
-    wait: Annotated[str, typer.Option(help="Seconds to wait for a database that is away.")] = "60s",
-    heartbeat: Annotated[
-        int, typer.Option(help="Seconds between a worker's signs of life; after three its trial goes to another.")
-    ] = 30,
-    fit: Annotated[bool, typer.Option("--fit", help="Run the winner's plan into OUT/run, which opens test.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -154,20 +144,14 @@ def tune(
     """
     if trials is not None:
         given = replace(given, settings=[*given.settings, f"tune.trials={trials}"])
-    seconds = re.fullmatch(r"(\d+(?:\.\d+)?)\s*s?", wait)
-    if seconds is None:
-        raise UsageError(f'--wait takes seconds, as 60s, not "{wait}"')
-    if heartbeat < 1:
-        raise UsageError(f"--heartbeat takes 1 second or more, not {heartbeat}")
     plan = given.plan()
     try:
-        from ..commands.tune import TuneOptions, as_text, record
+        from ..commands.tune import as_text, record
         from ..commands.tune import tune as search
     except ModuleNotFoundError as error:
         raise UsageError(f'regraft tune needs {error.name}: pip install "regraft[tune]"') from error
     from ..training.signals import Interrupted
 
-    options = TuneOptions(study, name, float(seconds[1]), heartbeat, fit)
     try:
         with lines_to(unless(quiet or as_json, streams.complain), progress=False):
             board = search(plan, options)

@@ -15,6 +15,7 @@ times as long, and repeats it. See docs/decisions/038-a-search-in-a-database.md.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import threading
@@ -23,10 +24,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import (
+    DuplicatedStudyError,
+    ExperimentalWarning,
+    OptunaError,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, Dialect, make_url
@@ -131,6 +138,7 @@ class Connector:
         words, options = self.dialect.create_connect_args(self.url)
         if self.url.get_backend_name() == "postgresql":
             options.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+            options.setdefault("client_encoding", "utf8")  # a database without an encoding gives bytes otherwise
         if self.url.get_backend_name() == "sqlite":
             options["timeout"] = max(self.wait_s, 1.0)  # for another worker that writes
         return self.dialect.connect(*words, **options)
@@ -144,8 +152,39 @@ class Connector:
         return lines[0]
 
 
+R = TypeVar("R")
+
+
+def patient(operation: Callable[..., R]) -> Callable[..., R]:
+    """Return an operation of a storage that begins again where its connection breaks in the midst of it.
+
+    An operation is one transaction, so that a broken one has changed nothing. If only the answer was lost, a trial may
+    have ended already, which the second try finds.
+    """
+
+    @functools.wraps(operation)
+    def wrapper(*args: Any, **kwargs: Any) -> R:
+        for pause_s in (0.1, 0.5, 2.0, 5.0):
+            try:
+                return operation(*args, **kwargs)
+            except StorageInternalError:
+                time.sleep(pause_s)
+        return operation(*args, **kwargs)
+
+    return wrapper
+
+
 class Storage(RDBStorage):
     """Optuna's storage over a :class:`Connector`. It keeps no connection open while a trial trains."""
+
+    set_trial_param = patient(RDBStorage.set_trial_param)
+    set_trial_intermediate_value = patient(RDBStorage.set_trial_intermediate_value)
+    set_trial_state_values = patient(RDBStorage.set_trial_state_values)
+    set_trial_user_attr = patient(RDBStorage.set_trial_user_attr)
+    get_trial = patient(RDBStorage.get_trial)
+    get_all_trials = patient(RDBStorage.get_all_trials)
+    _get_trials = patient(RDBStorage._get_trials)  # what the cache before this storage reads
+    _get_stale_trial_ids = patient(RDBStorage._get_stale_trial_ids)
 
     def __init__(self, connector: Connector, heartbeat_s: int) -> None:
         self.connector = connector
@@ -165,7 +204,7 @@ class Storage(RDBStorage):
 
     def record_first_heartbeat(self, trial_id: int) -> None:
         """Sign an attempt, or raise the error: without a first sign nobody would see that its worker is gone."""
-        super().record_heartbeat(trial_id)
+        patient(super().record_heartbeat)(trial_id)
 
 
 @contextmanager
@@ -185,6 +224,17 @@ def optuna_silent() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+def error_of(error: Exception) -> Exception:
+    """Return the error of a storage or a trial.
+
+    Where a trial's end cannot be written, Optuna 5 raises an UnboundLocalError or an AssertionError of its own over it.
+    """
+    found: BaseException | None = error
+    while isinstance(found, UnboundLocalError | AssertionError):
+        found = found.__context__
+    return found if isinstance(found, StudyError | OptunaError | ValueError) else error
 
 
 def open_storage(url: URL, wait_s: float, heartbeat_s: int) -> Storage:
@@ -358,7 +408,7 @@ class Watcher:
         self.unsigned: dict[int, float] = {}  # attempt that was never signed → since when it is known
 
     def look(self) -> list[Slot]:
-        """Fail attempts that were not signed for too long, queue them again, and return the slots."""
+        """Return the slots, after attempts without a sign for too long were failed and queued again."""
         with optunas_warnings_ignored():
             optuna.storages.fail_stale_trials(self.study)
         trials = self.study.get_trials(deepcopy=False)

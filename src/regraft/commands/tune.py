@@ -48,6 +48,7 @@ from .study import (
     Storage,
     Watcher,
     draw,
+    error_of,
     gives_way,
     open_storage,
     open_study,
@@ -58,23 +59,13 @@ from .study import (
     shown,
     slots_of,
 )
+from .tune_options import TuneOptions
 
 BROKEN_IN_A_ROW = 5  # connections that may break in the midst of a write before the search ends
 
 POLL_S = 5.0  # between two looks at trials of other workers, at most
 
 ELSEWHERE = {"data.path", "data.image_root", "source.ref", "source.weights", "source_data.path"}  # content counts
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """Options of a search beside its plan."""
-
-    database: str | None = None  # address that SQLAlchemy reads; None: a file in the search's folder
-    name: str | None = None  # of the study; None: that of the folder
-    wait_s: float = 60.0  # for a database that is away
-    heartbeat_s: int = 30  # between two signs of life; three missed ones give the trial to another worker
-    fit: bool = False  # run the winner's plan, which opens test
 
 
 @dataclass(frozen=True)
@@ -131,19 +122,19 @@ def tune(plan: Plan, options: TuneOptions | None = None) -> Leaderboard:
     if plan.run.shard or plan.run.processes not in ("auto", 1):
         raise PlanError("run.processes and run.shard: one process fits a trial; start more workers with one --study")
     out = Path(plan.run.out)
-    url = read_address(options.database) if options.database else URL.create("sqlite", database=str(out / "study.db"))
+    url = read_address(options.study) if options.study else URL.create("sqlite", database=str(out / "study.db"))
     is_new = check_folder(out)
     try:
         with optuna_silent(), stopping(), freed_memory_kept():
             base = prepare(plan_of(plan, {}))
-            with search_folder(out, write_plan(plan), is_new=is_new, keeps_study=options.database is None):
-                storage = open_storage(url, options.wait_s, options.heartbeat_s)
-                about = about_study(plan, ranges, base, options.heartbeat_s)
+            with search_folder(out, write_plan(plan), is_new=is_new, keeps_study=options.study is None):
+                storage = open_storage(url, options.wait_s, options.heartbeat)
+                about = about_study(plan, ranges, base, options.heartbeat)
                 direction: Literal["minimize", "maximize"]
                 direction = "maximize" if base.data.metric.higher_is_better else "minimize"
                 study = open_study(storage, options.name or out.resolve().name, direction, about)
                 text(out / "tune.toml", write_plan(plan))
-                slots = Search(plan, ranges, base, study, storage, options.heartbeat_s).search()
+                slots = Search(plan, ranges, base, study, storage, options.heartbeat).search()
                 board = leaderboard(plan, base, study, shown(url), slots, out)
                 text(out / "leaderboard.csv", as_csv(board))
                 winner = best_plan(plan, board.lines[0])
@@ -202,6 +193,7 @@ class Search:
     study: optuna.Study
     storage: Storage
     heartbeat_s: int
+    line: str = ""  # of the trial under way, for the log
 
     def search(self) -> list[Slot]:
         """Take trials until all are done, and return their slots."""
@@ -231,15 +223,21 @@ class Search:
 
     def take_one(self) -> bool:
         """Take one trial, if one is left; return False if the connection broke in the midst of a write."""
+        self.line = ""
         try:
             self.study.optimize(self.attempt, n_trials=1, catch=(WithdrawnError,))
-        except StorageInternalError as error:
-            LOGGER.info("the connection to the database broke (%s): the trial will be taken again", first_line(error))
-            return False
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):
-                raise
-            LOGGER.info("the trial was given to another worker: this one gave no sign of life for too long")
+        except Exception as raised:
+            error = error_of(raised)
+            if isinstance(error, StorageInternalError):
+                LOGGER.info("the connection to the database broke: the trial will be taken again")
+                return False
+            if not isinstance(error, UpdateFinishedTrialError) and not str(error).startswith("Cannot tell a"):
+                if error is raised:
+                    raise
+                raise error from None
+            self.line = "a trial was given to another worker: this one gave no sign of life for too long"
+        if self.line:  # after the study has it
+            LOGGER.info("%s", self.line)
         return True
 
     def attempt(self, trial: optuna.Trial) -> float:
@@ -260,7 +258,7 @@ class Search:
                 trial.set_user_attr("interrupted", True)
             raise
         except optuna.TrialPruned:
-            LOGGER.info("trial %d   pruned   %s", slot.number, in_words(trial.params))
+            self.line = f"trial {slot.number}   pruned   {in_words(trial.params)}"
             raise
         except (DivergedError, PlanError, MemoryError, torch.OutOfMemoryError) as error:
             self.fail(trial, slot.number, first_line(error) or "there is not enough memory")
@@ -269,8 +267,7 @@ class Search:
             self.fail(trial, slot.number, f"its {self.primary} or its loss is not finite")
         trial.set_user_attr("loss", score.figures["loss"])
         seconds = time.monotonic() - began
-        words = in_words(trial.params)
-        LOGGER.info("trial %d   %s %.4f   %.1f s   %s", slot.number, self.primary, value, seconds, words)
+        self.line = f"trial {slot.number}   {self.primary} {value:.4f}   {seconds:.1f} s   {in_words(trial.params)}"
         return value
 
     @property
@@ -309,7 +306,7 @@ class Search:
     def fail(self, trial: optuna.Trial, slot: int, reason: str) -> None:
         """Write why a trial has no score, and end it. Raises WithdrawnError."""
         trial.set_user_attr("reason", reason)
-        LOGGER.info("trial %d   failed (%s)   %s", slot, reason, in_words(trial.params))
+        self.line = f"trial {slot}   failed ({reason})   {in_words(trial.params)}"
         raise WithdrawnError
 
     def pruner(self) -> optuna.pruners.BasePruner:
