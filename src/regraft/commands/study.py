@@ -121,11 +121,9 @@ class Connector:
                 if once:
                     raise StudyError(why) from None
                 if vain or left <= 0:
-                    waited = "" if vain else f" for {self.wait_s:g} s"
-                    self.lost = (
-                        f"the database {shown(self.url)} cannot be reached{waited} ({why}): every finished trial is "
-                        "kept there; go on with the same command when it answers"
-                    )
+                    kept = "every finished trial is kept there; go on with the same command when it answers"
+                    waited, remedy = ("", "correct --study") if vain else (f" for {self.wait_s:g} s", kept)
+                    self.lost = f"the database {shown(self.url)} cannot be reached{waited} ({why}): {remedy}"
                     raise StudyError(self.lost) from None
                 if not told:
                     LOGGER.info("the database %s is away (%s): waiting up to %g s", shown(self.url), why, self.wait_s)
