@@ -8,6 +8,7 @@
     ├── DivergedError         5   a loss that is not finite
     ├── DiskError             6   the disk is full or not writable
     ├── ExportError           7   an export that does not give the run's own predictions
+    ├── StudyError            8   a search's database that is away, or a study of something else
     └── RankError             1   a rank that was killed, stopped or lost
 
 A message says what failed, where (file and row) and how many, then the remedy.
@@ -72,6 +73,12 @@ class ExportError(RegraftError):
     """An export that does not give the run's own predictions."""
 
     exit_code = 7
+
+
+class StudyError(RegraftError):
+    """A database of a search that cannot be reached, a study of other data or another plan, or no trial that ended."""
+
+    exit_code = 8
 
 
 class RankError(RegraftError):

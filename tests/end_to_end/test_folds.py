@@ -206,6 +206,7 @@ def test_the_model_after_folds_is_the_mean_of_their_weights_or_one_more_fit(
 
     from regraft.model.weights import snapshot
     from regraft.pipeline.arms import ArmFitter
+    from regraft.pipeline.job import fit_start
 
     settings = {"data.folds": 3, "fit.alpha": 1.0, "fit.lr": 9e-4, "fit.head_lr": 1e-2, "run.seeds": 2}
     average = fit(pictures, weights, tmp_path / "average", **settings, **{"fit.after_folds": "average"})
@@ -213,7 +214,7 @@ def test_the_model_after_folds_is_the_mean_of_their_weights_or_one_more_fit(
     job = prepared(pictures, weights, **settings)
     fitter, ends = ArmFitter(job), []
     for rows, _ in job.data.folds():
-        start = fitter.start_of_fold(job.outputs.features("train"), rows)
+        start = fit_start({"train": job.outputs.features("train")}, job.data, job.plan, rows)
         target = job.initial_target(job.source, 0, start.probe)
         fitter.fit_rows(target, job.spec.settings, 0, rows=rows)
         ends.append(snapshot(target))

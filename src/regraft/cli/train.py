@@ -1,4 +1,4 @@
-"""Commands that train: fit, verify-resume, rates."""
+"""Commands that train: fit, verify-resume, rates, tune."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from ..commands.tune_options import TuneOptions
 from ..errors import UsageError
 from ..io import streams
 from ..io.log import lines_to
 from ..plan.schema import Plan
-from .options import AsJson, PlanArguments, Quiet, takes_plan
+from .options import AsJson, PlanArguments, Quiet, takes_plan, takes_record
 from .printing import print_result, print_run, unless
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; DATA may be its folder.")]
@@ -32,6 +33,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a source on your data: DATA --source REF --out runs/NAME, or plan.toml."""
+    from ..plan.read import refuse_ranges
     from ..runs.folder import status_of
 
     if accept_changes and not resume:
@@ -39,6 +41,7 @@ def fit(
     if resume and given.flags["source"] is None and Path(given.data).suffix != ".toml":
         given = of_run(given)
     plan = given.plan()
+    refuse_ranges(plan)
     if plan.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
     out, first = Path(plan.run.out), os.environ.get("RANK", "0") == "0"
@@ -123,4 +126,39 @@ def rates(
     print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 
 
-COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates}
+@takes_plan(but=("nproc",))
+@takes_record("options", TuneOptions, "study", "name", "wait", "heartbeat", "fit")
+def tune(
+    given: PlanArguments,
+    options: TuneOptions,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials of the study, by all workers; default: the plan's.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search over the ranges that the plan names in [tune.ranges], on val or folds; test stays closed.
+
+    Workers on several machines share a study by the same --study and --name. An interrupted search goes on with the
+    same command.
+    """
+    if trials is not None:
+        given = replace(given, settings=[*given.settings, f"tune.trials={trials}"])
+    plan = given.plan()
+    try:
+        from ..commands.tune import as_text, record
+        from ..commands.tune import tune as search
+    except ModuleNotFoundError as error:
+        raise UsageError(f'regraft tune needs {error.name}: pip install "regraft[tune]"') from error
+    from ..training.signals import Interrupted
+
+    try:
+        with lines_to(unless(quiet or as_json, streams.complain), progress=False):
+            board = search(plan, options)
+    except Interrupted as stop:
+        streams.complain(str(stop))
+        raise typer.Exit(stop.exit_code) from None
+    print_result(record(board), lambda: as_text(board), as_json)
+
+
+COMMANDS = {"fit": fit, "verify-resume": verify_resume, "rates": rates, "tune": tune}

@@ -26,7 +26,7 @@ from ..io.log import LOGGER
 from ..model.trainable import set_trainable
 from ..model.weights import restore, snapshot
 from ..pipeline.arms import adapted
-from ..pipeline.job import fit_linear_probe, fit_soft_head
+from ..pipeline.job import fit_start
 from ..pipeline.prepare import prepare
 from ..training import optimizers
 from ..training.loop import group_batches
@@ -164,12 +164,7 @@ def run_range_test(plan: Plan, steps: int) -> RangeTest:
     start = None
     if not job.source.nothing_kept and job.plan.fit.start != "random":
         LOGGER.info("features and linear probe, where the fit starts")
-        features, soft = job.outputs.probe_features(), job.plan.fit.start == "soft"
-        start = (
-            fit_soft_head(features["train"], job.data, job.plan.probe)
-            if soft
-            else fit_linear_probe(features, job.data, job.plan.probe)
-        )
+        start = fit_start(job.outputs.probe_features(), job.data, job.plan).head
     target = job.initial_target(job.source, job.seeds[0], start)
     LOGGER.info("%d steps with rates from %g to %g times the plan's", steps, LOW, HIGH)
     rows = job.data.train_rows()

@@ -35,7 +35,7 @@ from ..training.loop import fine_tune
 from ..training.records import NONE, Epoch, FitData, FitResult, Monitor, Progress, Saved
 from ..training.state import part
 from .feature_reuse import FitPhases
-from .job import Figures, Job, Start, figures_of, fit_linear_probe, fit_soft_head
+from .job import Figures, Job, Start, figures_of, fit_start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -304,21 +304,35 @@ class ArmFitter:
     # ---------------------------------------------------------------- by folds, where there is no val
 
     def cross_validate(
-        self, source: Source, settings: Settings, features: Callable[[], Outputs] | None, label: str = "fold"
+        self,
+        source: Source,
+        settings: Settings,
+        features: Callable[[], Outputs] | None,
+        label: str = "fold",
+        on_fold: Callable[[int, list[Point]], None] | None = None,
     ) -> CrossValidation:
         """Fit on each fold's rows and score its others: at every α from the probe on ``features``, or without
         them at α = 1 alone.
 
-        The probe of a fold has its λ chosen within the fold's own training rows.
+        The probe of a fold has its λ chosen within the fold's own training rows. ``on_fold`` takes the number of a
+        finished fold, from 1, and the points over the folds so far.
         """
         data, folds = self.job.data, self.job.data.folds()
         numbers, by_arms = range(len(folds)), self.job.plan.run.spread == "arms"
         keep = features is not None and self.job.plan.fit.after_folds == "average"
 
+        def points_of(fits: Sequence[FoldFit]) -> list[Point]:
+            alphas = sorted(fits[0].logits)
+            return [Point(a, figures_of([f.logits[a] for f in fits], data.task, data.metric)) for a in alphas]
+
         def fit(k: int) -> FoldFit:
             return self.fit_or_load_fold(source, settings, features, (k, label), keep=keep)
 
-        fits = list(map_over_ranks(data.memo, numbers, fit) if by_arms else map(fit, numbers))
+        fits = list[FoldFit]()
+        for found in map_over_ranks(data.memo, numbers, fit) if by_arms else map(fit, numbers):
+            fits.append(found)
+            if on_fold is not None:
+                on_fold(len(fits), points_of(fits))
         place = np.argsort([i for _, others in folds for i in others])
         together = {
             alpha: joined([f.logits[alpha] for f in fits]).take(place.tolist()) for alpha in sorted(fits[0].logits)
@@ -357,7 +371,7 @@ class ArmFitter:
             targets = data.targets["train"][others]
             logits = {float(a): Outputs(ids, v, targets) for a, v in part(saved.tensors, "logits").items()}
             return FoldFit(logits, fold_result(saved), part(saved.tensors, "end"))
-        start = None if features is None else self.start_of_fold(features(), rows)
+        start = None if features is None else fit_start({"train": features()}, data, self.job.plan, rows)
         shown = keep and k == 0  # its epochs stand for the model's
         log = self if shown else replace(self, track=None, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
         if keep:
@@ -369,12 +383,6 @@ class ArmFitter:
             tensors |= {f"end/{n}": t for n, t in found.end.items()}
             self.checkpoints.finish(name, {"fit": asdict(found.result)}, tensors)
         return found
-
-    def start_of_fold(self, train: Outputs, rows: Sequence[int]) -> Start:
-        """Return where the fit of a fold starts: its probe and head know the fold's training rows alone."""
-        data, plan = self.job.data, self.job.plan
-        probe = fit_linear_probe({"train": train}, data, plan.probe, rows)
-        return Start(probe, fit_soft_head(train, data, plan.probe, rows) if plan.fit.start == "soft" else probe)
 
     def fit_fold(
         self, source: Source, settings: Settings, start: Start | None, fold: Fold, name: str, seed: int | None = None

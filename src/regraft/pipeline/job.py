@@ -172,6 +172,15 @@ def fit_linear_probe(
     return fit_probe(train, data.task, plan.strengths, val=val, folds=folds, most=plan.rows)
 
 
+def fit_start(
+    features: Mapping[str, Outputs], data: TargetData, plan: ResolvedPlan, rows: Sequence[int] | None = None
+) -> Start:
+    """Return the linear probe, and the head that training starts from as ``fit.start`` says; see its parts."""
+    probe = fit_linear_probe(features, data, plan.probe, rows)
+    soft = plan.fit.start == "soft"
+    return Start(probe, fit_soft_head(features["train"], data, plan.probe, rows) if soft else probe)
+
+
 def fit_soft_head(train: Outputs, data: TargetData, plan: ProbePlan, rows: Sequence[int] | None = None) -> Probe:
     """Fit the soft probe on features of train, or of some of its rows."""
     return fit_soft_probe(train if rows is None else train.take(rows), data.task, plan.strengths, most=plan.rows)

@@ -30,8 +30,8 @@ from ..io.command_lines import command
 from ..io.locks import refuse
 from ..io.log import LOGGER, lines_to, silence
 from ..model.types import Source
-from ..plan.read import check, read_run_plan
-from ..plan.schema import Plan, ResolvedPlan
+from ..plan.read import check, read_run_plan, refuse_ranges
+from ..plan.schema import Plan, ResolvedPlan, TunePlan, keys_of
 from ..runs.folder import LOCK, MADE_LATER, RunFolder, Unwritten, check_new, check_writable, read_json, status_of
 from ..runs.side_files import Environment, ManifestRow
 from ..training.checkpoints import CheckpointManager
@@ -63,6 +63,7 @@ def run(plan: Plan, options: RunOptions | None = None) -> Path:
     that was already made then says in its result.json that the run failed, and why.
     """
     options = options or RunOptions()
+    refuse_ranges(plan)
     if plan.run.out is None:
         raise UsageError("say where the run goes: --out runs/NAME")
     out = Path(plan.run.out)
@@ -234,6 +235,7 @@ FREE = {
     "run.checkpoint_every",
     "run.escape_csv",
     "run.shard",
+    *(f"tune.{key}" for key in keys_of(TunePlan)),
 }
 
 
@@ -274,8 +276,12 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
 
 def digest_of_plan(plan: Plan) -> str:
     """Return the sha256 over all keys that decide a run's bits."""
-    kept = {k: v for k, v in flat(plan.model_dump()).items() if k not in FREE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of({k: v for k, v in flat(plan.model_dump()).items() if k not in FREE})
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the sha256 over plain values by key, in any order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(before: Plan, now: Plan) -> list[str]:

@@ -63,7 +63,7 @@ class Trainer:
         probe = None if job.source.nothing_kept else self.probe()
         start = None if probe is None or plan.start == "random" else Start(probe, self.initial_head(probe))
         chooses = start is not None and alpha is None
-        before = self.source_before() if chooses or job.plan.source_data.each_epoch else None
+        before = source_before(job) if chooses or job.plan.source_data.each_epoch else None
         cross = CrossValidation([], 0, {})
         if not job.data.splits.val and job.data.folds() and (start is not None or job.plan.data.folds):
             with self.clock("cross-validation"):
@@ -128,31 +128,33 @@ class Trainer:
 
         return load_or_fit_probe(self.checkpoints, "soft probe", fit)
 
-    def source_of(self, seed: int) -> Source:
-        """Return the source of a seed's fit: a random one is drawn anew for every seed."""
-        source = self.job.source
-        return replace(untrained(source, seed), name=source.name) if source.nothing_kept else source
-
-    def source_before(self) -> Predictions | None:
-        """Return the predictions of the source itself on the select rows of its data.
-
-        Raises PlanError where the floor is out of reach: even unchanged weights do not prove it.
-        """
-        job, retain = self.job, self.job.plan.fit.retain
-        if job.source_data is None:
-            return None
-        if retain is not None and not job.data.splits.val and not job.data.folds():
-            raise PlanError("fit.retain: too few rows for val or folds, so nothing to choose α by: remove it")
-        rows = job.source_data.scored(job.source.backbone, "select")
-        if retain is not None:
-            check_floor(retention_of(job.source_data.metric, rows, rows), retain)
-        return rows
-
     def cross_validate(self, from_probe: bool) -> CrossValidation:
         """Return the cross-validation of the fit, from the probe of each fold or from a random head."""
         features = (lambda: self.features["train"]) if from_probe else None
         settings = self.job.spec.settings
         return self.fitter(partial(self.note, settings.epochs)).cross_validate(self.job.source, settings, features)
+
+
+def source_of(job: Job, seed: int) -> Source:
+    """Return the source of a seed's fit: a random one is drawn anew for every seed."""
+    source = job.source
+    return replace(untrained(source, seed), name=source.name) if source.nothing_kept else source
+
+
+def source_before(job: Job) -> Predictions | None:
+    """Return the predictions of the source itself on the select rows of its data.
+
+    Raises PlanError where the floor is out of reach: even unchanged weights do not prove it.
+    """
+    retain = job.plan.fit.retain
+    if job.source_data is None:
+        return None
+    if retain is not None and not job.data.splits.val and not job.data.folds():
+        raise PlanError("fit.retain: too few rows for val or folds, so nothing to choose α by: remove it")
+    rows = job.source_data.scored(job.source.backbone, "select")
+    if retain is not None:
+        check_floor(retention_of(job.source_data.metric, rows, rows), retain)
+    return rows
 
 
 @dataclass
@@ -176,7 +178,7 @@ class SeedFits:
         arms = fitter.fit_each(
             job.seeds,
             partial(self.fit_seed, fitter),
-            lambda seed: job.initial_target(self.trainer.source_of(seed), seed, probe),
+            lambda seed: job.initial_target(source_of(job, seed), seed, probe),
         )
         for seed, epoch in sorted(distributed.gather_objects(later), key=lambda e: e[0]):
             note(seed, epoch)
@@ -185,7 +187,7 @@ class SeedFits:
     def fit_seed(self, fitter: ArmFitter, seed: int) -> Arm:
         """Fit a seed, or load its arm, and report the chosen point of its frontier."""
         job, label = self.trainer.job, f"seed {seed}"
-        source, alpha = self.trainer.source_of(seed), self.choice.alpha
+        source, alpha = source_of(job, seed), self.choice.alpha
         # where α is chosen by folds, the first seed's points still show what the source keeps
         shows = self.chooses and self.choice.source is not None and seed == job.seeds[0]
         choice = replace(self.choice, alpha=None) if shows else self.choice

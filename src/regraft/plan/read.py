@@ -6,15 +6,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from .. import plugins
-from ..errors import PlanError, UsageError, printable
+from ..errors import PlanError, UsageError, printable, shorten
 from ..io import guarded
 from .plug_ins import PlugIns, Problem, make_plugins
+from .ranges import Ranges, read_ranges
 from .schema import FitPlan, Plan, keys_of
 
 # ---------------------------------------------------------------- reading
@@ -85,9 +87,35 @@ def check(
     made, found = make_plugins(tree, allow_code=allow_code)
     problems += found
     problems += penalty_problems(made, fit)
+    if not problems:  # the ends of each range are tried in the rest of the plan
+        problems += read_ranges(tree, partial(refusals, allow_code=allow_code))[1]
     if problems or plan is None:
         raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
     return plan.with_plugins(made, allow_code=allow_code)
+
+
+def refusals(tree: dict[str, Any], *, allow_code: bool) -> list[str]:
+    """Return why a plan of plain values cannot be used; nothing for a plan that can."""
+    try:
+        check(tree, allow_code=allow_code)
+    except PlanError as error:
+        return list(error.problems)
+    return []
+
+
+def ranges_of(plan: Plan) -> Ranges:
+    """Return the ranges of a checked plan, by dotted key."""
+    return read_ranges(plan.model_dump(exclude_none=True), partial(refusals, allow_code=plan.allow_code))[0]
+
+
+def refuse_ranges(plan: Plan) -> None:
+    """Raise PlanError for a plan that names ranges: one fit has one value of each key."""
+    if plan.tune.ranges:
+        keys = shorten(list(plan.tune.ranges))
+        raise PlanError(
+            f"tune.ranges names values to search ({keys}), and a fit takes one of each: search with `regraft tune`, "
+            "which writes best.toml for `regraft fit`, or remove [tune]"
+        )
 
 
 def penalty_problems(made: PlugIns, fit: Mapping[str, Any]) -> list[Problem]:

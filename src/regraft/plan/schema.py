@@ -216,6 +216,22 @@ class RunPlan(Section):
         return (every, 0.0) if isinstance(every, int) else (0, 60 * float(every.split()[0]))
 
 
+class TunePlan(Section):
+    ranges: dict[str, Any] = Field(
+        {},
+        description='values to search, by dotted key, as { "fit.lr" = { low = 1e-5, high = 1e-3, log = true }, '
+        '"fit.start" = ["probe", "random"] }',
+    )
+    trials: Count = Field(20, description="trials of the study in all, by all its workers together")
+    seed: int = Field(0, ge=0, description="seed of the drawn values; the fits of all trials have run.seed")
+    sampler: Literal["tpe", "random"] = Field(
+        "tpe", description="how values are drawn; tpe: near those of good trials; random: by seed and trial alone"
+    )
+    pruner: Literal["hyperband", "none"] = Field(
+        "hyperband", description="what ends a poor trial early, after an epoch, or after a fold where there is no val"
+    )
+
+
 class Plan(Section):
     """All that a run is made from. ``task``, ``freezing`` and ``regularizers`` hold the tables of plug-ins;
     :func:`regraft.plan.read.check` makes the objects that they name, :attr:`plugins`."""
@@ -231,6 +247,7 @@ class Plan(Section):
     regularizers: dict[str, dict[str, Any]] = {}
     evaluate: EvaluatePlan = Field(default_factory=EvaluatePlan)
     run: RunPlan = Field(default_factory=RunPlan)
+    tune: TunePlan = Field(default_factory=TunePlan)
 
     _plugins: PlugIns | None = PrivateAttr(None)
     _allow_code: bool = PrivateAttr(False)

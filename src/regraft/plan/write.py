@@ -23,6 +23,8 @@ def write_plan(plan: Plan, reasons: Mapping[str, str] | None = None) -> str:
                 out += ["", f"[regularizers.{toml_key(name)}]"]
                 out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in options.items()]
             continue
+        if section == "tune" and not value.ranges:
+            continue  # only a plan to be searched has it
         out += ["", f"[{section}]"]
         if isinstance(value, dict):
             out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()]
