@@ -30,6 +30,7 @@ FLAGS = {  # flag: key of the plan
     "group": "data.group",
     "on_bad": "data.on_bad",
     "task": "task.name",
+    "recipe": "fit.recipe",
     "epochs": "fit.epochs",
     "batch_size": "fit.batch_size",
     "lr": "fit.lr",

@@ -48,10 +48,10 @@ def doctor(
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(plugins.FOLDERS)}, or a folder of runs.")] = "all",
+    what: Annotated[str, typer.Argument(help=f"{', '.join(plugins.FOLDERS)}, recipes, or a folder of runs.")] = "all",
     as_json: AsJson = False,
 ) -> None:
-    """List plug-ins with their options, or the runs in a folder."""
+    """List plug-ins and recipes with their options, or the runs in a folder."""
     from ..commands.listing import listing
 
     streams.echo(listing(what, as_json))

@@ -10,6 +10,8 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UsageError, did_you_mean, printable
+from ..plan.recipes import read_recipe, recipe_names
+from ..plan.write import toml_value
 from ..runs.folder import runs_below
 from ..runs.result import Unfinished, read_ended
 from ..runs.summary import estimate
@@ -20,17 +22,36 @@ def listing(what: str, as_json: bool) -> str:
 
     Raises UsageError for a name that is neither a kind of plug-in nor a folder.
     """
-    if what in plugins.FOLDERS or what == "all":
-        folders = plugins.FOLDERS if what == "all" else (what,)
-        found = {folder: [plugin(folder, n) for n in plugins.names(folder)] for folder in folders}
+    kinds = (*plugins.FOLDERS, "recipes")
+    if what in kinds or what == "all":
+        folders = kinds if what == "all" else (what,)
+        found = {folder: recipes() if folder == "recipes" else plugins_of(folder) for folder in folders}
         return json.dumps(found) if as_json else "\n\n".join(in_words(f, p) for f, p in found.items())
     if not Path(what).is_dir():
-        raise UsageError(f'nothing is called "{what}"; {did_you_mean(what, [*plugins.FOLDERS, "all"])}')
+        raise UsageError(f'nothing is called "{what}"; {did_you_mean(what, [*kinds, "all"])}')
     runs = [run_line(path) for path in runs_below(Path(what))]
     if as_json:
         return json.dumps(runs)
     lines = [printable(f"{r['run']:<28} {r['status']:<12} {r['figures']}") for r in runs]
     return "\n".join(lines) or f"no runs in {what}"
+
+
+def plugins_of(folder: str) -> list[dict[str, Any]]:
+    """Return the plug-ins of a folder; see :func:`plugin`."""
+    return [plugin(folder, name) for name in plugins.names(folder)]
+
+
+def recipes() -> list[dict[str, Any]]:
+    """Return the recipes that regraft brings, with their settings by dotted key in place of options."""
+    every = map(read_recipe, recipe_names())
+    return [
+        {
+            "name": r.name,
+            "about": r.about,
+            "options": {f"{s}.{k}": toml_value(v) for s, values in r.tree.items() for k, v in values.items()},
+        }
+        for r in every
+    ]
 
 
 def plugin(folder: str, name: str) -> dict[str, Any]:

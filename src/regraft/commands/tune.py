@@ -148,7 +148,8 @@ def tune(plan: Plan, options: TuneOptions | None = None) -> Leaderboard:
 
 def plan_of(plan: Plan, values: Mapping[str, Value]) -> Plan:
     """Return the plan of a trial, without ranges. Raises PlanError for values that do not go together."""
-    tree = with_values(plan.model_dump(exclude_none=True), values)
+    # without defaults: what a drawn recipe sets would not stand against them
+    tree = with_values(plan.model_dump(exclude_none=True, exclude_unset=True), values)
     return check(tree, where="the trial", allow_code=plan.allow_code)
 
 

@@ -96,7 +96,7 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     kind, scratch = source.kind, source.nothing_kept
     usual_rate = SCRATCH_RATES.get(fit.optimizer)
     optimizer_class(fit.optimizer)
-    reasons: Reasons = {}
+    reasons: Reasons = dict(plan.reasons)
     settled: dict[str, dict[str, Any]] = {"fit": {}, "run": {}}
 
     def settle(section: Literal["fit", "run"], key: str, value: Any, why: str) -> Any:
@@ -116,7 +116,7 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     why = "nothing is kept" if scratch else f"{share:g} of the scratch rate"
     lr = settle("fit", "lr", scratch_lr * share, why)
     start = settle("fit", "start", *initial_head(plan, kind, scratch))
-    far = start == "soft"
+    far = start != "probe" and not scratch
     why = "its head has far to go" if far else "as the backbone: the probe has fitted it"
     settle("fit", "head_lr", lr * HEAD_FACTOR if far else lr, why)
     batch = min(DEFAULT_BATCH_SIZE[kind], max(4, train_rows // 8))

@@ -17,6 +17,7 @@ from ..errors import PlanError, UsageError, printable, shorten
 from ..io import guarded
 from .plug_ins import PlugIns, Problem, make_plugins
 from .ranges import Ranges, read_ranges
+from .recipes import overlay, read_recipe
 from .schema import FitPlan, Plan, keys_of
 
 # ---------------------------------------------------------------- reading
@@ -69,6 +70,7 @@ def check(
         guarded.check_values(tree)
     except ValueError as error:
         raise PlanError([str(error)], where) from error
+    tree, reasons = with_recipe(tree)
     plan: Plan | None = None
     try:
         plan = Plan.model_validate_json(json.dumps(tree, default=str))
@@ -91,7 +93,20 @@ def check(
         problems += read_ranges(tree, partial(refusals, allow_code=allow_code))[1]
     if problems or plan is None:
         raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
-    return plan.with_plugins(made, allow_code=allow_code)
+    return plan.with_reasons(reasons).with_plugins(made, allow_code=allow_code)
+
+
+def with_recipe(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a plan's plain values with those of its recipe, and why; the recipe's name goes, its values are there.
+
+    Raises PlanError for a recipe that cannot be read.
+    """
+    fit = tree.get("fit")
+    name = fit.get("recipe") if isinstance(fit, dict) else None
+    if not isinstance(fit, dict) or not isinstance(name, str):
+        return tree, {}  # the schema says what is wrong
+    bare = {**tree, "fit": {key: value for key, value in fit.items() if key != "recipe"}}
+    return overlay(bare, read_recipe(name))
 
 
 def refusals(tree: dict[str, Any], *, allow_code: bool) -> list[str]:

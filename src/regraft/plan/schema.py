@@ -82,6 +82,9 @@ class ProbePlan(Section):
 
 
 class FitPlan(Section):
+    recipe: str | None = Field(
+        None, description="recipe whose settings stand where the plan names none: a name, or a file that ends in .toml"
+    )
     epochs: Count | Auto = Field("auto", description="passes over train, at most")
     batch_size: Count | Auto = Field("auto", description="rows a batch, before accumulation")
     accumulate: Count = Field(1, description="batches a step")
@@ -251,6 +254,7 @@ class Plan(Section):
 
     _plugins: PlugIns | None = PrivateAttr(None)
     _allow_code: bool = PrivateAttr(False)
+    _reasons: dict[str, str] = PrivateAttr({})
 
     @property
     def plugins(self) -> PlugIns:
@@ -266,6 +270,17 @@ class Plan(Section):
     def allow_code(self) -> bool:
         """Return whether the plan was read with leave to run the code that it names."""
         return self._allow_code
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Return why keys have their values, by dotted key, where a recipe gave them."""
+        return self._reasons
+
+    def with_reasons(self, reasons: Mapping[str, str]) -> Self:
+        """Return this plan with the reasons of some of its values."""
+        plan = self.model_copy()
+        plan._reasons = dict(reasons)
+        return plan
 
     def with_plugins(self, plugins: PlugIns | None, *, allow_code: bool) -> Self:
         """Return this plan with plug-ins; None: they are made from its tables when they are asked for."""
