@@ -120,7 +120,7 @@ def rows_of(data: TargetData, rows: Sequence[int], n: int, seed: int) -> list[in
 def with_rows(job: Job, plan: Plan, rows: int) -> Job:
     """Return the job with the settings that a fit on so many rows would have."""
     timed = plan.model_copy(update={"run": job.plan.run})
-    resolved, _ = resolve(timed, job.source, rows, has_val=False)
+    resolved, _ = resolve(timed, job.source, rows, has_val=False, one_class=job.data.task.calibrates)
     chosen = settings(resolved, job.target)
     loading = replace(job.data.loading, batch_size=resolved.fit.batch_size)
     scratch = None if job.scratch is None else scratch_budget(resolved, chosen, has_val=False)

@@ -74,7 +74,7 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
         splits = replace(splits, notes=(*splits.notes, *cut_texts(preprocessor, splits)))
     source_data, source_notes = load_source_data(plan, source)
     check_source_data(plan, source, source_data, source_notes)
-    resolved, reasons = settle(plan, source, preprocessor, splits, device)
+    resolved, reasons = settle(plan, source, preprocessor, (splits, task), device)
     run, fit = resolved.run, resolved.fit
     compute = Compute(device, run.layout, run.precision, fit.compile, run.threads)
     compute.use_threads()
@@ -111,9 +111,10 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
 
 
 def settle(
-    plan: Plan, source: Source, preprocessor: Preprocessor, splits: Splits, device: torch.device
+    plan: Plan, source: Source, preprocessor: Preprocessor, rows: tuple[Splits, Task], device: torch.device
 ) -> tuple[ResolvedPlan, Reasons]:
     """Return the plan without "auto", and the reasons; time layouts and precisions if the plan leaves them open."""
+    splits, task = rows
     if plan.run.threads != "auto":
         torch.set_num_threads(plan.run.threads)
     epochs = 3 if plan.fit.epochs == "auto" else plan.fit.epochs
@@ -122,7 +123,13 @@ def settle(
     run, measured = autotune.settle(
         plan.run, source, preprocessor, splits.train, device, passes=1 + epochs * trains, trains=trains
     )
-    resolved, reasons = resolve(plan.model_copy(update={"run": run}), source, len(splits.train), bool(splits.val))
+    resolved, reasons = resolve(
+        plan.model_copy(update={"run": run}),
+        source,
+        len(splits.train),
+        has_val=bool(splits.val),
+        one_class=task.calibrates,
+    )
     return resolved, reasons | measured
 
 

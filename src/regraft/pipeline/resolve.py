@@ -36,13 +36,15 @@ LR_SHARE_OF_SCRATCH = {"image": 0.03, "text": 0.05, "tensor": 0.1}  # of the scr
 
 DEFAULT_EPOCHS = {"image": 3, "text": 3, "tensor": 10}
 
-START = {"image": "probe", "text": "probe", "tensor": "probe"}  # initial head
+FEW_TEXTS = 1_000  # training rows; with fewer a soft head is the better start (docs/log.md)
 
 HEAD_FACTOR = 10.0  # of the head's rate over the backbone's, where the head has far to go
 
 DEFAULT_BATCH_SIZE = {"image": 32, "text": 16, "tensor": 32}
 
 SHARPNESS = {"image": 0.0, "text": 0.1, "tensor": 0.0}  # radius of sharpness-aware minimisation
+
+SOFT_EPOCHS, SOFT_STEPS = (5, 10), 150  # from a soft head: least and most epochs, and steps where these allow
 
 MIN_STEPS = 60  # a fit on a handful of rows still takes this many
 
@@ -90,8 +92,13 @@ class ScratchBudget:
         return " and ".join([*more, *self.penalties])
 
 
-def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple[ResolvedPlan, Reasons]:
-    """Return the plan without "auto", and the reason of each choice by dotted key."""
+def resolve(
+    plan: Plan, source: Source, train_rows: int, *, has_val: bool, one_class: bool = False
+) -> tuple[ResolvedPlan, Reasons]:
+    """Return the plan without "auto", and the reason of each choice by dotted key.
+
+    ``one_class`` says that each row has one class.
+    """
     fit, run = plan.fit, plan.run
     kind, scratch = source.kind, source.nothing_kept
     usual_rate = SCRATCH_RATES.get(fit.optimizer)
@@ -115,7 +122,8 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     share = 1.0 if scratch else LR_SHARE_OF_SCRATCH[kind]
     why = "nothing is kept" if scratch else f"{share:g} of the scratch rate"
     lr = settle("fit", "lr", scratch_lr * share, why)
-    start = settle("fit", "start", *initial_head(plan, kind, scratch))
+    few = kind == "text" and one_class and not scratch and train_rows < FEW_TEXTS
+    start = settle("fit", "start", *initial_head(plan, few=few))
     far = start != "probe" and not scratch
     why = "its head has far to go" if far else "as the backbone: the probe has fitted it"
     settle("fit", "head_lr", lr * HEAD_FACTOR if far else lr, why)
@@ -123,13 +131,16 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     batch = settle("fit", "batch_size", batch, f"{train_rows} training rows")
     steps = ceil(train_rows / batch / fit.accumulate)
     epochs = max(DEFAULT_EPOCHS[kind] * (5 if scratch else 1), ceil(MIN_STEPS / steps))
+    soft = start == "soft"
+    if soft:
+        epochs = min(SOFT_EPOCHS[1], max(SOFT_EPOCHS[0], ceil(SOFT_STEPS / steps)))
     settle("fit", "epochs", epochs, f"{epochs * steps} steps of {steps} an epoch")
     pulled = plan.plugins.pulling
     decay, why = (0.0, f"{pulled[0]} pulls to the source") if pulled else default_decay(fit.optimizer)
     settle("fit", "weight_decay", decay, why)
     norms, why = ("train", "nothing is kept") if scratch else ("frozen", "the source's statistics stay")
     settle("fit", "batch_norm", norms, why)
-    radius = 0.0 if scratch else SHARPNESS[kind]
+    radius = 0.0 if scratch or soft else SHARPNESS[kind]
     why = "texts overfit within an epoch or two" if radius else "one gradient a step"
     settle("fit", "sharpness", radius, why)
 
@@ -147,16 +158,16 @@ def resolve(plan: Plan, source: Source, train_rows: int, has_val: bool) -> tuple
     return ResolvedPlan.of(plan, **settled), reasons
 
 
-def initial_head(plan: Plan, kind: str, scratch: bool) -> tuple[str, str]:
-    """Return the default of ``fit.start`` for a source of a kind, and why."""
+def initial_head(plan: Plan, *, few: bool) -> tuple[str, str]:
+    """Return the default of ``fit.start``, and why; ``few`` says that the rows are few texts."""
     needed = [(n, v) for n, r in plan.plugins.regularizers.items() if (v := r.needs_fit().get("start"))]
     if needed:
         return needed[0][1], f"{needed[0][0]} needs it"
-    if scratch:
-        return "probe", "nothing is kept"
+    if not few:
+        return "probe", "the usual start"
     if all(plan.plugins.freezing(["backbone", "head"], epoch) <= {"head"} for epoch in range(1, 11)):
         return "probe", "the head alone trains"
-    return START[kind], "the usual start"
+    return "soft", "few texts: the probe's head leaves no loss to train on"
 
 
 def default_decay(optimizer: str) -> tuple[float, str]:
