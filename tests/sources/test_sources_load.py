@@ -16,7 +16,7 @@ from torch import nn
 from regraft.data.types import ImageSpec, TextSpec
 from regraft.errors import SourceError
 from regraft.model.types import Source, SourceOptions
-from regraft.sources import bundled, load_source
+from regraft.sources import bundled, load_source, local_references
 
 OFFLINE = SourceOptions(offline=True)
 
@@ -26,15 +26,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_bundled_lite0_keeps_every_tensor_and_its_head() -> None:
-    source = load_source("bundled:efficientnet-lite0", OFFLINE)
+@pytest.mark.parametrize(("size", "side", "tensors"), [("lite0", 224, 294), ("lite1", 240, 384), ("lite2", 260, 384)])
+def test_a_bundled_lite_keeps_every_tensor_and_its_head(size: str, side: int, tensors: int) -> None:
+    source = load_source(f"bundled:efficientnet-{size}", OFFLINE)
     kept = [t for t in source.report if t.state == "kept"]
-    assert len(kept) == len(source.report) == 296  # 294 of the backbone, 2 of the head
+    assert len(kept) == len(source.report) == tensors + 2  # of the backbone, and of the head
     assert source.features == 1280
     assert source.labels is not None
     assert source.labels[:2] == ("n01440764", "n01443537")
-    assert source.preprocess == ImageSpec((224, 224), 256, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    assert source.digest == bundled.LITE0
+    assert isinstance(source.preprocess, ImageSpec)
+    assert (source.preprocess.size, source.preprocess.mean) == ((side, side), (0.5,) * 3)
+    assert source.digest == bundled.LITES[size].digest
+    assert f"bundled:efficientnet-{size}" in local_references("image")
+    assert f"bundled:efficientnet-{size}" not in local_references("text")
 
 
 def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
@@ -56,7 +60,7 @@ def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
 def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pth").write_bytes(b"altered")
     with pytest.raises(SourceError, match="sha256"):
-        bundled.check_digest(tmp_path / "w.pth", bundled.LITE0)
+        bundled.check_digest(tmp_path / "w.pth", bundled.LITES["lite0"].digest)
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"regraft\[offline\]"):
         load_source("bundled:efficientnet-lite0", OFFLINE)
