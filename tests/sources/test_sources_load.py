@@ -326,3 +326,30 @@ def test_a_run_is_a_source(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "schema": 2}))
     with pytest.raises(SourceError, match="schema"):
         load_source(str(tmp_path / "flowers"), OFFLINE)
+
+
+def test_models_in_the_hubs_cache_are_local_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def cached(repository: str, *files: str) -> None:
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+        for file in files:
+            (folder / "snapshots" / "abc" / file).write_text("{}")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached("timm/resnet18.a1_in1k", "config.json", "model.safetensors")
+    cached("timm/resnet34.a1_in1k", "config.json")  # without weights
+    cached("timm/no_such_model", "model.safetensors")
+    cached("lab/texts", "config.json", "tokenizer.json", "model.safetensors")
+    cached("lab/pictures", "config.json", "preprocessor_config.json", "pytorch_model.bin")
+    hub = ("timm:", "transformers:")
+    assert [r for r in local_references("image") if r.startswith(hub)] == [
+        "timm:resnet18.a1_in1k",
+        "transformers:lab/pictures",
+    ]
+    assert [r for r in local_references("text") if r.startswith(hub)] == ["transformers:lab/texts"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert not [r for r in local_references("image") if r.startswith(hub)]
