@@ -20,7 +20,7 @@ from torch import nn
 import regraft
 from builders import FLOATS, class_task
 from regraft.commands import choose as command
-from regraft.commands.choose import Choice, Probed, control, read_rows
+from regraft.commands.choose import Choice, control
 from regraft.errors import DataError, SourceError, UsageError
 from regraft.evidence import ranking
 from regraft.evidence.h_score import h_score
@@ -29,6 +29,8 @@ from regraft.evidence.ranking import Entrant, rank, simultaneous_level
 from regraft.evidence.scoring import Predictions, gain
 from regraft.metrics import accuracy, mae
 from regraft.model.types import Source
+from regraft.pipeline import candidates
+from regraft.pipeline.candidates import Probed, read_rows
 from regraft.plan.read import check
 from regraft.runs.ledger import ledger_path
 
@@ -203,13 +205,13 @@ def test_folds_are_the_same_for_every_source_and_keep_groups_and_copies_whole(pl
         text = " ".join(["0.5"] * WIDTH)
         file.writelines(f"{text},yes,{split}\n" for split in ("train", "train", "val"))
     seen: list[tuple[tuple[str, ...], ...]] = []
-    fit_probe = command.fit_probe
+    fit_probe = candidates.fit_probe
 
     def noted(train: Any, *args: Any, **how: Any) -> Any:
         seen.append((train.ids, *(tuple(train.ids[i] for i in judge) for _, judge in how["folds"])))
         return fit_probe(train, *args, **how)
 
-    monkeypatch.setattr(command, "fit_probe", noted)
+    monkeypatch.setattr(candidates, "fit_probe", noted)
     choice = compared(data, [net([0, 1], "a"), net([2, 3], "b")])
     assert choice.folds == 5 and len(seen) == 10 and seen[:5] == seen[5:]
     for ids, *inner in seen[:5]:  # λ is chosen on a fold's own training rows
@@ -257,8 +259,8 @@ def test_test_rows_are_not_given_to_a_network(planted, monkeypatch):
 
 
 def test_many_rows_are_bounded_and_it_is_said(planted, monkeypatch):
-    monkeypatch.setattr(command, "MAX_ROWS", 60)
-    monkeypatch.setattr(command, "MAX_INNER_ROWS", 40)
+    monkeypatch.setattr(candidates, "MAX_ROWS", 60)
+    monkeypatch.setattr(candidates, "MAX_INNER_ROWS", 40)
     choice = compared(planted(), [net([0, 1, 2], "a"), net([0], "b")])
     assert choice.rows == 60 and "60 of 120 labelled rows" in str(choice) and "one of 3 inner folds" in str(choice)
 
@@ -293,7 +295,7 @@ def test_with_too_many_sources_the_best_by_h_score_are_probed(planted, monkeypat
     assert [c.source for c in choice.candidates] == ["all three", "two"]
     assert [x.source for x in choice.pruned] == ["noise", "one"]
     assert all("H-score" in x.why for x in choice.pruned) and "pruned: one: " in str(choice)
-    monkeypatch.setattr(command, "h_score", lambda *_: pytest.fail("H-score without need"))
+    monkeypatch.setattr(candidates, "h_score", lambda *_: pytest.fail("H-score without need"))
     assert not compared(data, sources, most=4).pruned
 
 
@@ -387,7 +389,7 @@ def test_auto_is_what_is_here_and_is_never_fetched(planted, monkeypatch):
         loaded.append((ref, options.offline))
         return net([0, 1], ref)
 
-    monkeypatch.setattr(command, "load_source", load)
+    monkeypatch.setattr(candidates, "load_source", load)
     choice = compared(planted(), ["auto", "b"])
     assert loaded == [("b", False), ("timm:here", True)] and len(choice.candidates) == 2
     monkeypatch.setattr(command, "local_references", lambda kind: [])

@@ -16,53 +16,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from .. import plugins
 from ..compute.malloc import freed_memory_kept, give_back
-from ..data.columns import Examples, cells_of, concatenated, groups_of, ids_of, some_of
-from ..data.loading import load_data
-from ..data.splitting import unit_numbers
-from ..errors import DataError, RegraftError, SourceError, UsageError, printable, shorten
-from ..evidence.frontier import choose as choose_point
-from ..evidence.h_score import h_score
-from ..evidence.linear_probe import Fold, choose_rows, fit_probe, folds_of
-from ..evidence.ranking import Entrant, Ranked, rank
-from ..evidence.scoring import Predictions, at_threshold, score
+from ..errors import RegraftError, SourceError, UsageError, printable, shorten
+from ..evidence.ranking import Ranked, rank
 from ..io.command_lines import command
 from ..io.log import LOGGER
-from ..io.progress import duration, stage
-from ..metrics import Metric
-from ..model.forward import Outputs, joined
+from ..io.progress import duration
 from ..model.types import Source
-from ..pipeline.arms import ArmFitter
-from ..pipeline.job import figures_of, fit_linear_probe
-from ..pipeline.prepare import MAX_FOLDS
+from ..pipeline.candidates import Probed, Rows, fit, h_scores, look, probe, read_rows
 from ..plan.schema import Plan, keys_of
 from ..plan.write import toml_value
-from ..runs.estimates import Estimate, Point
-from ..sources import load_source, local_references
-from ..tasks import Task
-from .check import prepared
+from ..runs.estimates import Estimate
+from ..sources import local_references
 
 if TYPE_CHECKING:
     from ..compute.arrays import Kind
-    from ..data.types import Example, Splits
-    from ..pipeline.job import Job
 
 AUTO = "auto"  # stands for the sources that are installed or cached
-
-MAX_ROWS = 10_000  # labelled rows that are looked at
-
-INNER_FOLDS = 3  # of a fold's training rows, to choose λ by
-
-MAX_INNER_ROWS = 2_000  # of a fold's training rows; with more, one of the inner folds chooses λ
 
 MOST = 8  # sources that are probed, by default
 
@@ -120,83 +94,6 @@ class Choice:
 
     def __str__(self) -> str:
         return in_words(self)
-
-
-# ---------------------------------------------------------------- rows and candidates
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The labelled rows outside test, sorted by id, and their folds: the same for every source."""
-
-    splits: Splits  # without test; of too many rows, those that are looked at
-    whole: Splits  # without test
-    task: Task
-    metric: Metric
-    strata: list[str]
-    units: list[str | None]  # rows of one group, or with equal inputs
-    max_folds: int
-
-    @cached_property
-    def examples(self) -> Sequence[Example]:
-        """Return the rows."""
-        return in_order(self.splits)
-
-    @cached_property
-    def folds(self) -> list[Fold]:
-        """Return the folds. A unit stays in one of them."""
-        found = folds_of(self.strata, self.units, self.max_folds)
-        return [(fit, judge) for fit, judge in found if fit and judge]
-
-    @cached_property
-    def inner(self) -> list[list[Fold]]:
-        """Return for each fold the folds of its training rows that choose λ."""
-        each = [
-            folds_of([self.strata[i] for i in fit], [self.units[i] for i in fit], INNER_FOLDS) for fit, _ in self.folds
-        ]
-        return [own[: 1 if len(fit) > MAX_INNER_ROWS else None] for own, (fit, _) in zip(each, self.folds, strict=True)]
-
-    def predictions(self, logits: Outputs, examples: Sequence[Example], units: Sequence[str | None]) -> Predictions:
-        """Return scores of rows whose units stay whole in a bootstrap."""
-        scored = score(logits, self.task, examples)
-        return replace(scored, groups=tuple(units) if any(u is not None for u in units) else None)
-
-
-def in_order(splits: Splits) -> Sequence[Example]:
-    """Return the rows of train and val, sorted by id."""
-    every = concatenated([splits.train, splits.val])
-    ids = list(ids_of(every))
-    return some_of(every, sorted(range(len(ids)), key=ids.__getitem__))
-
-
-def units_of(examples: Sequence[Example]) -> list[str | None]:
-    """Return the unit of each row that shares its group or its inputs with another row; None for other rows."""
-    assert isinstance(examples, Examples)
-    numbers = unit_numbers(examples).tolist()
-    counts = Counter(numbers)
-    return [f"unit {n}" if counts[n] > 1 else None for n in numbers]
-
-
-@dataclass
-class Probed:
-    """A candidate while it is looked at."""
-
-    name: str
-    given: str | Source
-    offline: bool  # a source that nobody named is never fetched
-    parameters: int = 0
-    imagenet_accuracy: float | None = None
-    nothing_kept: bool = False
-    features: Outputs | None = None  # [N, D], in the order of ``Rows.examples``
-    seconds: float = 0.0
-
-    def load(self, plan: Plan) -> Source:
-        """Return the source. Raises SourceError where it cannot be loaded."""
-        if isinstance(self.given, Source):
-            return self.given
-        torch.manual_seed(plan.run.seed)  # a random source is drawn here
-        options = plan.source.options
-        return load_source(self.given, replace(options, offline=options.offline or self.offline))
 
 
 # ---------------------------------------------------------------- the command
@@ -290,75 +187,9 @@ def named(sources: Sequence[str | Source], kind: Kind) -> list[Probed]:
     return candidates
 
 
-def read_rows(plan: Plan) -> tuple[Rows, list[str]]:
-    """Return the rows to compare on, and notes. Raises DataError where they do not suffice for folds."""
-    options = plan.plugins.task
-    splits, task = load_data(plan.data.for_task(options), options.make, options.strata)
-    whole = splits = replace(splits, test=splits.test[:0])
-    metric = at_threshold(cast(Metric, plugins.module("metrics", task.primary)), task)
-    examples = in_order(splits)
-    notes = [note for note in splits.notes if note.startswith("left out: ")]
-    if len(examples) > MAX_ROWS:
-        count = len(examples)
-        none = torch.empty(count, 0)
-        share = choose_rows(Outputs(tuple(ids_of(examples)), none, task.encode(cells_of(examples))), MAX_ROWS)
-        examples = some_of(examples, share)
-        splits = replace(splits, train=examples, val=splits.val[:0])
-        notes.append(
-            f"{MAX_ROWS:,} of {count:,} labelled rows are compared on, of each class its share; a fit computes its "
-            "features anew"
-        )
-    strata = options.strata(cells_of(examples))
-    rows = Rows(splits, whole, task, metric, strata, units_of(examples), plan.data.folds or MAX_FOLDS)
-    if not rows.folds:
-        name, count = min(Counter(strata).items(), key=lambda item: item[1])
-        raise DataError(
-            f'{plan.data.path}: no folds can be made of {len(examples)} labelled rows outside test: "{name}" has '
-            f"{count}, and all of them have {len(set(groups_of(examples)) - {None})} groups; bring 2 rows of each "
-            "class or more, of 2 groups or more"
-        )
-    if any(len(fit) > MAX_INNER_ROWS for fit, _ in rows.folds):
-        notes.append(f"λ of each probe is chosen on one of {INNER_FOLDS} inner folds, since rows are many")
-    return rows, notes
-
-
-def look(plan: Plan, rows: Rows, candidate: Probed) -> None:
-    """Load a candidate and compute its features, from the cache where they are there.
-
-    Raises SourceError, DataError or PlanError for a source that does not suit the plan or its rows.
-    """
-    began = time.perf_counter()
-    source = candidate.load(plan)
-    kind = rows.splits.kind
-    if source.kind not in (kind, "tensor"):
-        raise SourceError(f"it takes {source.kind}s, and {plan.data.path} holds {kind}s")
-    candidate.parameters = sum(p.numel() for p in source.backbone.parameters())
-    candidate.imagenet_accuracy, candidate.nothing_kept = source.imagenet_accuracy, source.nothing_kept
-    LOGGER.info("%s: features of %d rows", candidate.name, len(rows.examples))
-    job = prepare_job(plan, (rows.splits, rows.task), source)
-    features = joined(list(job.outputs.probe_features().values()))
-    place = {id_: i for i, id_ in enumerate(features.ids)}
-    candidate.features = features.take([place[id_] for id_ in ids_of(rows.examples)])
-    bad = int((~torch.isfinite(candidate.features.values)).any(1).sum())
-    if bad:
-        raise SourceError(f"its features of {bad} of {len(rows.examples)} rows are not finite")
-    candidate.seconds = time.perf_counter() - began
-    del job, source
-    give_back()
-
-
-def prepare_job(plan: Plan, data: tuple[Splits, Task], source: Source) -> Job:
-    """Return the job of a fit of this source, so that the fit finds the features in the cache."""
-    own = plan.with_sections(source=plan.source.model_copy(update={"ref": source.name}))
-    return prepared(own, data, source)
-
-
 def prune(candidates: Sequence[Probed], rows: Rows, most: int) -> tuple[list[Probed], list[LeftOut]]:
     """Return the ``most`` candidates with the highest H-scores, in their order, and the others with their score."""
-    scores: dict[str, float] = {}
-    for candidate in stage("H-scores", len(candidates), "sources").over(candidates):
-        assert candidate.features is not None
-        scores[candidate.name] = h_score(candidate.features.values.numpy(), rows.strata)
+    scores = h_scores(candidates, rows)
     best = sorted(scores, key=lambda name: -scores[name])[:most]
     floor = scores[best[-1]]
     out = [
@@ -369,24 +200,6 @@ def prune(candidates: Sequence[Probed], rows: Rows, most: int) -> tuple[list[Pro
     for left in out:
         LOGGER.info("%s is pruned: %s", left.source, left.why)
     return [c for c in candidates if c.name in best], out
-
-
-def probe(plan: Plan, rows: Rows, candidate: Probed) -> Entrant:
-    """Return a candidate's scores of all rows by probes that did not see them."""
-    began = time.perf_counter()
-    features = candidate.features
-    assert features is not None
-    LOGGER.info("%s: linear probe on %d folds", candidate.name, len(rows.folds))
-    logits = torch.zeros(len(features.ids), rows.task.outputs)
-    for (fit, judge), inner in zip(rows.folds, rows.inner, strict=True):
-        found = fit_probe(features.take(fit), rows.task, plan.probe.strengths, folds=inner, most=plan.probe.rows)
-        logits[judge] = found.logits(features.values[judge])
-    scored = replace(features, values=logits)
-    loss = figures_of([scored], rows.task, rows.metric)["loss"]
-    entrant = Entrant(candidate.name, rows.predictions(scored, rows.examples, rows.units), loss)
-    candidate.features = None
-    candidate.seconds += time.perf_counter() - began
-    return entrant
 
 
 def figures(ranked: Ranked, seconds: float) -> Candidate:
@@ -409,45 +222,10 @@ def fine_tune(
     for name in first:
         began = time.perf_counter()
         LOGGER.info("%s: fine-tuning, evaluated on %s", name, where)
-        job = prepare_job(plan, (rows.whole, rows.task), by_name[name].load(plan))
-        logits = logits_on_val(job) if rows.whole.val else logits_on_folds(job, rows)
-        examples, units = rows.examples, rows.units
-        if rows.whole.val:
-            examples, units = rows.whole.val, units_of(rows.whole.val)
-        loss = figures_of([logits], rows.task, rows.metric)["loss"]
-        entrants.append(Entrant(name, rows.predictions(logits, examples, units), loss))
+        entrants.append(fit(plan, rows, by_name[name]))
         seconds[name] = time.perf_counter() - began
-        del job
         give_back()
     return [figures(r, seconds[r.name]) for r in rank(rows.task, rows.metric, entrants)], where
-
-
-def logits_on_val(job: Job) -> Outputs:
-    """Fit the first seed as ``regraft fit`` does, and return the logits of val."""
-    start = None
-    if not job.source.nothing_kept and job.plan.fit.start == "probe":
-        start = fit_linear_probe(job.outputs.probe_features(), job.data, job.plan.probe)
-    arm = ArmFitter(job).fit(job.source, job.spec.settings, job.seeds[0], label="fit", start=start)
-    return job.outputs.logits(arm.target, "val")
-
-
-def logits_on_folds(job: Job, rows: Rows) -> Outputs:
-    """Fit on each fold's training rows, and return the logits of all rows at the best α over the folds."""
-    place = {id_: i for i, id_ in enumerate(ids_of(job.data.splits.train))}
-    ids = list(ids_of(rows.examples))
-    parts: dict[float, list[Outputs]] = {}
-    for k, fold in enumerate(rows.folds):
-        fit, judge = ([place[ids[i]] for i in part] for part in fold)
-        start = None
-        if not job.source.nothing_kept and job.plan.fit.start == "probe":
-            start = fit_linear_probe(job.outputs.probe_features(), job.data, job.plan.probe, fit)
-        own = ArmFitter(job).fit_fold(job.source, job.spec.settings, start, (fit, judge), f"fold {k}")
-        for alpha, logits in own.items():
-            parts.setdefault(alpha, []).append(logits)
-    order = np.argsort([i for _, judge in rows.folds for i in judge]).tolist()
-    together = {alpha: joined(own).take(order) for alpha, own in parts.items()}
-    points = [Point(alpha, figures_of([own], job.data.task, job.data.metric)) for alpha, own in together.items()]
-    return together[choose_point(points, job.data.metric).alpha]
 
 
 # ---------------------------------------------------------------- the control order and the next command
