@@ -258,6 +258,37 @@ def test_test_rows_are_not_given_to_a_network(planted, monkeypatch):
     assert len(test) == 30 and len(set(read)) == 120 and not test & set(read)
 
 
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_other_tasks_are_compared_and_groups_stay_whole(tmp_path, task):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, WIDTH)).round(4)
+    y = x[:, :3].sum(1)
+    data = tmp_path / "rows.csv"
+    with data.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["text", "label", "patient"])
+        for i, row in enumerate(x):
+            label = f"{y[i]:.3f}" if task == "regression" else "high;even" if y[i] > 0 else "low"
+            out.writerow([" ".join(map(str, row)), label, f"p{i // 4}"])
+    settings = {"data.group": "patient", "data.label": ["label"], "task.name": task}
+    choice = compared(data, [net([7, 8], "noise"), net([0, 1, 2], "signal")], settings=settings)
+    assert choice.leader == "signal" and not choice.ties
+    behind = choice.candidates[1].difference
+    assert behind is not None and behind.value < behind.high < 0  # negative is worse for every metric
+    rows, _ = read_rows(
+        check(
+            {
+                "data": {"path": str(data), "group": "patient", "label": ["label"]},
+                "task": {"name": task},
+                "source": {"ref": ""},
+            }
+        )
+    )
+    for fit, judge in rows.folds:
+        assert not {rows.examples[i].group for i in fit} & {rows.examples[i].group for i in judge}
+    assert None not in rows.units
+
+
 def test_many_rows_are_bounded_and_it_is_said(planted, monkeypatch):
     monkeypatch.setattr(candidates, "MAX_ROWS", 60)
     monkeypatch.setattr(candidates, "MAX_INNER_ROWS", 40)

@@ -288,8 +288,8 @@ def in_words(choice: Choice) -> str:
     )
     lines.append(verdict(choice))
     first = choice.control.source
-    same = "which leads" if choice.control.same else "which does not lead"
-    lines.append(f"By {choice.control.order} one would take {first}, {same}.")
+    place = "leads" if choice.control.same else "ties with the leader" if first in choice.ties else "is behind"
+    lines.append(f"By {choice.control.order} one would take {first}, which {place}.")
     lines.append(f"next: {choice.next}")
     return "\n".join(map(printable, lines))
 
@@ -305,11 +305,11 @@ def verdict(choice: Choice) -> str:
 def table(candidates: Sequence[Candidate], primary: str) -> list[str]:
     """Return a line for each candidate."""
     wide = max(len(printable(c.source)) for c in candidates)
-    lines = [f"  {'source':<{wide}}  {primary:<20}  {'loss':>7}  {'difference':<23}  {'time':>8}"]
+    lines = [f"  {'source':<{wide}}  {primary:<20}  {'loss':>7}  {'time':>10}  difference to the leader"]
     for c in candidates:
         said = "ties" if c.ties else "worse"
         apart = "leads" if c.difference is None else f"{c.difference.text('+')}  {said}"
         mark = "→" if c.difference is None else " "
         took = f"{c.seconds:.1f} s" if c.seconds < 60 else duration(c.seconds)
-        lines.append(f"{mark} {printable(c.source):<{wide}}  {c.value!s:<20}  {c.loss:>7.4f}  {took:>8}  {apart}")
+        lines.append(f"{mark} {printable(c.source):<{wide}}  {c.value!s:<20}  {c.loss:>7.4f}  {took:>10}  {apart}")
     return lines
