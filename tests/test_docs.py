@@ -143,7 +143,7 @@ def test_the_site_builds_strictly_and_loads_no_other_host(tmp_path: Path) -> Non
 
 @pytest.fixture
 def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of some hundred thousand weights under the name of EfficientNet-Lite0: drawn once, with a head
+    """Networks of some hundred thousand weights under the names of the EfficientNet-Lites: drawn once, with a head
     that knows the classes of imagenet-sample/ by the centre of their features. And a small encoder under MiniLM's."""
     from dataclasses import replace
 
@@ -154,14 +154,14 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from regraft.model.types import Source, SourceOptions
     from regraft.sources import _weights, bundled, timm, transformers
 
-    def lite0(options: SourceOptions) -> Source:
+    def lite(size: str, options: SourceOptions) -> Source:
         options = replace(options, image_size=options.image_size or 64)
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(list(bundled.LITES).index(size))
             drawn = library.create_model("test_efficientnet").state_dict()
         model = timm.create("test_efficientnet", options)
         weights = _weights.Weights(drawn, "0" * 64, ())
-        source = timm.assemble(model, "bundled:efficientnet-lite0", weights, options)
+        source = timm.assemble(model, f"bundled:efficientnet-{size}", weights, options)
         prepared, labels = build(source.preprocess), list(source.labels or ())
         folders = sorted((place / "imagenet-sample" / "train").iterdir())
         with torch.no_grad():
@@ -191,7 +191,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 hub.BertModel(config).save_pretrained(folder)
         return transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
 
-    monkeypatch.setattr(bundled, "lite0", lite0)
+    monkeypatch.setattr(bundled, "lite", lite)
     monkeypatch.setattr(bundled, "minilm", minilm)
 
 

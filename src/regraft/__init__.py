@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import RegraftError
 
 if TYPE_CHECKING:
-    from .api import Run, check, fit
+    from .api import Run, check, choose, fit
     from .compute.versions import __version__ as __version__
     from .data.loading import load_data
     from .evidence.comparison import compare
@@ -33,6 +33,7 @@ MODULES = {
     "Source": "model.types",
     "Verdict": "runs.estimates",
     "check": "api",
+    "choose": "api",
     "compare": "evidence.comparison",
     "estimates": "evidence.scoring",
     "export": "publish.export",
@@ -56,6 +57,7 @@ __all__ = [
     "Source",
     "Verdict",
     "check",
+    "choose",
     "compare",
     "estimates",
     "export",

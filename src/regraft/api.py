@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands.check import check as looked
+from .commands.choose import Choice
+from .commands.choose import choose as compared
 from .io.log import lines_to
 from .model.types import Source
 from .pipeline.findings import CheckReport
@@ -120,6 +122,29 @@ def check(
     given = source if isinstance(source, Source) else None
     with lines_to(say):
         return looked(plan, source=given)
+
+
+def choose(
+    data: str | Path,
+    sources: Sequence[str | Source],
+    *,
+    most: int = 8,
+    finetune: int = 0,
+    settings: dict[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **sections: Any,
+) -> Choice:
+    """Compare sources on the labelled rows outside test; ``.leader`` is the best one, and ``.ties`` those like it.
+
+    "auto" among ``sources`` stands for those that are installed or cached. With more than ``most`` of them, the best
+    by H-score are probed. The best ``finetune`` of them are fine-tuned too. ``settings`` and keyword arguments are
+    those of ``fit``.
+
+    Raises UsageError, SourceError where fewer than two sources can be used, PlanError or DataError.
+    """
+    plan = as_plan(data, "", settings or {}, sections, allow_code=False)
+    with lines_to(say):
+        return compared(plan, sources, most=most, finetune=finetune)
 
 
 def as_plan(

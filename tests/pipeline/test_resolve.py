@@ -12,7 +12,8 @@ from regraft.plan.read import check
 
 
 def settled(rows: int, *, kind: str = "text", one_class: bool = True, kept: bool = True, **tables: Any) -> Any:
-    plan = check({"source": {"ref": "x"}, "data": {"path": "x"}, **tables})
+    timed = {"layout": "contiguous", "precision": "float32", "feature_precision": "float32"}
+    plan = check({"source": {"ref": "x"}, "data": {"path": "x"}, "run": timed, **tables})
     source: Any = SimpleNamespace(kind=kind, nothing_kept=not kept)
     return resolve(plan, source, rows, has_val=True, one_class=one_class)
 
@@ -44,7 +45,7 @@ def test_all_else_starts_from_the_probe(other):
 
 def test_a_start_of_ones_own_has_the_settings_that_go_with_it():
     probe = settled(80, fit={"start": "probe"})[0].fit
-    assert (probe.start, probe.sharpness, probe.epochs) == ("probe", 0.1, 6)  # ten rows a batch, 60 steps
+    assert (probe.start, probe.sharpness, probe.epochs) == ("probe", 0.1, 8)  # ten rows a batch, eight steps an epoch
     own = settled(80, fit={"epochs": 3, "sharpness": 0.05, "head_lr": 1e-4})[0].fit
     assert (own.start, own.sharpness, own.epochs, own.head_lr) == ("soft", 0.05, 3, 1e-4)
     random = settled(2000, kind="image", fit={"start": "random"})[0].fit

@@ -16,7 +16,7 @@ from torch import nn
 from regraft.data.types import ImageSpec, TextSpec
 from regraft.errors import SourceError
 from regraft.model.types import Source, SourceOptions
-from regraft.sources import bundled, load_source
+from regraft.sources import bundled, load_source, local_references
 
 OFFLINE = SourceOptions(offline=True)
 
@@ -26,15 +26,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_bundled_lite0_keeps_every_tensor_and_its_head() -> None:
-    source = load_source("bundled:efficientnet-lite0", OFFLINE)
+@pytest.mark.parametrize(("size", "side", "tensors"), [("lite0", 224, 294), ("lite1", 240, 384), ("lite2", 260, 384)])
+def test_a_bundled_lite_keeps_every_tensor_and_its_head(size: str, side: int, tensors: int) -> None:
+    source = load_source(f"bundled:efficientnet-{size}", OFFLINE)
     kept = [t for t in source.report if t.state == "kept"]
-    assert len(kept) == len(source.report) == 296  # 294 of the backbone, 2 of the head
+    assert len(kept) == len(source.report) == tensors + 2  # of the backbone, and of the head
     assert source.features == 1280
     assert source.labels is not None
     assert source.labels[:2] == ("n01440764", "n01443537")
-    assert source.preprocess == ImageSpec((224, 224), 256, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    assert source.digest == bundled.LITE0
+    assert isinstance(source.preprocess, ImageSpec)
+    assert (source.preprocess.size, source.preprocess.mean) == ((side, side), (0.5,) * 3)
+    assert source.digest == bundled.LITES[size].digest
+    assert f"bundled:efficientnet-{size}" in local_references("image")
+    assert f"bundled:efficientnet-{size}" not in local_references("text")
 
 
 def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
@@ -56,7 +60,7 @@ def test_bundled_minilm_is_the_masked_mean_of_its_tokens() -> None:
 def test_an_altered_or_absent_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pth").write_bytes(b"altered")
     with pytest.raises(SourceError, match="sha256"):
-        bundled.check_digest(tmp_path / "w.pth", bundled.LITE0)
+        bundled.check_digest(tmp_path / "w.pth", bundled.LITES["lite0"].digest)
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"regraft\[offline\]"):
         load_source("bundled:efficientnet-lite0", OFFLINE)
@@ -322,3 +326,30 @@ def test_a_run_is_a_source(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "schema": 2}))
     with pytest.raises(SourceError, match="schema"):
         load_source(str(tmp_path / "flowers"), OFFLINE)
+
+
+def test_models_in_the_hubs_cache_are_local_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def cached(repository: str, *files: str) -> None:
+        folder = tmp_path / f"models--{repository.replace('/', '--')}"
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+        for file in files:
+            (folder / "snapshots" / "abc" / file).write_text("{}")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached("timm/resnet18.a1_in1k", "config.json", "model.safetensors")
+    cached("timm/resnet34.a1_in1k", "config.json")  # without weights
+    cached("timm/no_such_model", "model.safetensors")
+    cached("lab/texts", "config.json", "tokenizer.json", "model.safetensors")
+    cached("lab/pictures", "config.json", "preprocessor_config.json", "pytorch_model.bin")
+    hub = ("timm:", "transformers:")
+    assert [r for r in local_references("image") if r.startswith(hub)] == [
+        "timm:resnet18.a1_in1k",
+        "transformers:lab/pictures",
+    ]
+    assert [r for r in local_references("text") if r.startswith(hub)] == ["transformers:lab/texts"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert not [r for r in local_references("image") if r.startswith(hub)]

@@ -1,4 +1,4 @@
-"""Commands that look before a run: init, check, plan, demo."""
+"""Commands that look before a run: init, check, plan, choose, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..io import streams
 from ..io.command_lines import command
 from ..io.log import lines_to
 from .options import AsJson, PlanArguments, Quiet, takes_flags, takes_plan
-from .printing import unless
+from .printing import print_result, unless
 
 TRAINING = (
     "epochs",
@@ -83,6 +83,32 @@ def plan(given: PlanArguments) -> None:
     streams.echo(show(given.plan()))
 
 
+@takes_plan(but=("source", "weights", "source_data", "freezing", "retain", "controls", "seeds", "nproc", "out"))
+def choose(
+    given: PlanArguments,
+    source: Annotated[
+        list[str], typer.Option(metavar="REF", help="A source; give it twice or more. auto: installed or cached ones.")
+    ] = [],  # noqa: B006
+    most: Annotated[int, typer.Option(help="Sources that are probed; of more, the best by H-score.")] = 8,
+    finetune: Annotated[int, typer.Option(help="Sources, the best by the probe, that are fine-tuned too.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare sources on your labelled rows, without test: which one suits these data?
+
+    A linear probe on each source's features is cross-validated on the same folds, with paired differences.
+    """
+    if len(source) < 2 and "auto" not in source:
+        raise UsageError("choose compares two sources or more: --source A --source B, or --source auto")
+    plan = given.plan(needs_source=False)
+    from ..commands.choose import choose as compare
+    from ..io.json_files import plain
+
+    with lines_to(unless(quiet or as_json)):
+        choice = compare(plan, source, most=most, finetune=finetune)
+    print_result(plain(choice), lambda: str(choice), as_json)
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data and runs; it must not exist yet.")] = Path("runs/demo"),
     quiet: Quiet = False,
@@ -96,4 +122,4 @@ def demo(
     streams.echo(text)
 
 
-COMMANDS = {"init": init, "check": check, "plan": plan, "demo": demo}
+COMMANDS = {"init": init, "check": check, "plan": plan, "choose": choose, "demo": demo}

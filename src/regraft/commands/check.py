@@ -16,7 +16,7 @@ from ..data.columns import InputsOf, cells_of, concatenated, ids_of
 from ..data.loading import read_rows, rows_and_splits
 from ..data.preprocessing import TextPreprocessor
 from ..data.splitting import draw_splits, splits_as_given
-from ..data.types import Example, SourceDataOptions, Splits
+from ..data.types import Example, Splits
 from ..errors import DataError
 from ..io.log import LOGGER
 from ..model.forward import joined
@@ -24,9 +24,8 @@ from ..model.types import Source
 from ..pipeline.findings import CheckReport, count_classes, in_order, run_checks, seen_of
 from ..pipeline.gallery import out_of_fold
 from ..pipeline.job import Job, fit_linear_probe
-from ..pipeline.prepare import prepare
+from ..pipeline.prepare import prepare_bare
 from ..pipeline.target_data import load_source_data
-from ..plan import schema as plans
 from ..plan.schema import Plan
 from ..sources import load_source
 from ..tasks import Task
@@ -51,7 +50,7 @@ def check(plan: Plan, *, source: Source | None = None) -> CheckReport:
     seen = seen_of(splits, task or options)
     source_rows = named_source_rows(plan, splits)
     if plan.source.ref or source:
-        job = prepared(plan, (splits, task), source) if task else None
+        job = prepare_bare(plan, (splits, task), source) if task else None
         loaded = job.source if job else source or load_source(plan.source.ref, plan.source.options)
         if job is None:
             LOGGER.info("the source's features are not looked at: fit would stop at these data")
@@ -78,18 +77,6 @@ def check(plan: Plan, *, source: Source | None = None) -> CheckReport:
 
 
 # ---------------------------------------------------------------- what needs the source
-
-
-def prepared(plan: Plan, data: tuple[Splits, Task], source: Source | None) -> Job:
-    """Return the job of a fit of these rows, so that it finds their features in the cache."""
-    bare = plan.with_sections(
-        freezing={"name": "everything"},
-        regularizers={},
-        evaluate=plans.EvaluatePlan(),
-        source_data=SourceDataOptions(path="none"),
-        fit=plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
-    )
-    return prepare(bare, source=source, data=data)
 
 
 def with_source(seen: CheckContext, job: Job) -> CheckContext:

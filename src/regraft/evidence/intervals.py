@@ -34,6 +34,8 @@ ROUNDING = 1e-12  # of a metric's value; resamples that differ by less are alike
 
 MAX_CHUNK_WEIGHTS = 400_000  # weights held at once; 3 MB each for draws, counts and floats fit a CPU cache
 
+LEVEL = 0.95  # of an interval, where no other is asked for
+
 Groups = Sequence[Hashable | None]  # [N]; None is a row on its own
 
 
@@ -92,14 +94,21 @@ def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:
     return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
-def effective_rows(rows: FloatArray, groups: Groups | None) -> float:
+def quantile_of(level: float) -> float:
+    """Return the normal quantile of a two-sided interval: 1.96 for 0.95."""
+    from scipy.stats import norm
+
+    return Z if level == LEVEL else float(norm.ppf((1 + level) / 2))
+
+
+def effective_rows(rows: FloatArray, groups: Groups | None, level: float = LEVEL) -> float:
     """Return how many independent rows the mean of ``rows`` [N] is worth, where rows come in groups.
 
         n_eff = n / deff · (z / t_{G−1})²,   deff = G/(G−1) · Σ_g (Σ_{i in g} e_i)² / Σ_i e_i²
 
-    e are the deviations from the mean. deff is the cluster-robust variance over the binomial one; t accounts
-    for few groups (Korn and Graubard 1998). The result is between 1 and n. Rows that do not vary show no
-    design effect: each group then counts as one row.
+    z and t are the quantiles of an interval of ``level``. e are the deviations from the mean. deff is the
+    cluster-robust variance over the binomial one; t accounts for few groups (Korn and Graubard 1998). The result is
+    between 1 and n. Rows that do not vary show no design effect: each group then counts as one row.
     """
     n = len(rows)
     codes = group_codes(groups, n)
@@ -114,7 +123,7 @@ def effective_rows(rows: FloatArray, groups: Groups | None) -> float:
 
     sums = np.bincount(codes, weights=error, minlength=size)
     effect = max(size / (size - 1) * float(np.square(sums).sum()) / spread, 1.0)
-    return max(1.0, n / effect * (Z / float(t.ppf(0.975, size - 1))) ** 2)
+    return max(1.0, n / effect * (quantile_of(level) / float(t.ppf((1 + level) / 2, size - 1))) ** 2)
 
 
 def resample(
@@ -184,6 +193,7 @@ def bootstrap_difference(
     groups: Groups | None = None,
     resamples: int = 10_000,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> Estimate:
     """Return metric(a) − metric(b) on the same rows and the same resamples; see :func:`bootstrap`."""
     first, second = at_weights(metric, truth, scores_a), at_weights(metric, truth, scores_b)
@@ -191,11 +201,17 @@ def bootstrap_difference(
     def of(weights: FloatArray) -> FloatArray:
         return first(weights) - second(weights)
 
-    return _percentile(of, len(truth), groups, resamples, seed, metric)
+    return _percentile(of, len(truth), groups, resamples, seed, metric, level)
 
 
 def _percentile(
-    of: Callable[[FloatArray], FloatArray], n: int, groups: Groups | None, resamples: int, seed: int, metric: Metric
+    of: Callable[[FloatArray], FloatArray],
+    n: int,
+    groups: Groups | None,
+    resamples: int,
+    seed: int,
+    metric: Metric,
+    level: float = LEVEL,
 ) -> Estimate:
     """Return the value at weights of one with its percentile interval, if these rows carry one."""
     point = float(of(np.ones((1, n)))[0])
@@ -205,5 +221,5 @@ def _percentile(
     values = resample(of, n, groups=groups, resamples=resamples, seed=seed, what=what)
     if np.ptp(values) <= ROUNDING * max(1.0, abs(point)):
         return Estimate.without_interval(point, n)
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(point, min(float(low), point), max(float(high), point), n)

@@ -19,7 +19,16 @@ from ..errors import DataError, DivergedError, shorten
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..tasks import Task
-from .intervals import at_weights, bootstrap, bootstrap_difference, effective_rows, newcombe_paired, wilson
+from .intervals import (
+    LEVEL,
+    at_weights,
+    bootstrap,
+    bootstrap_difference,
+    effective_rows,
+    newcombe_paired,
+    quantile_of,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
 
 
 MAX_DRAWS = 50_000_000  # rows that one bootstrap draws in all; some seconds on one core
+
+MIN_TAIL_DRAWS = 10  # resamples beyond each end of an interval
 
 
 class PerRow(Metric, Protocol):
@@ -149,8 +160,8 @@ def estimates(task: Task, metrics: Mapping[str, Metric], scored: Predictions) ->
     return result
 
 
-def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
-    """Return how much better ``a`` is than ``b`` on the same rows, with its 95 % interval.
+def gain(metric: Metric, a: Predictions, b: Predictions, level: float = LEVEL) -> Estimate:
+    """Return how much better ``a`` is than ``b`` on the same rows, with its interval of ``level``, 95 % by default.
 
     Positive is better for every metric: a − b where higher is better, b − a where lower is. The interval is about
     these two models, not about the methods that made them. Raises DataError for different rows.
@@ -160,12 +171,14 @@ def gain(metric: Metric, a: Predictions, b: Predictions) -> Estimate:
     if metric.proportion:
         first = cast(PerRow, metric).rows(a.truth, a.scores)
         second = cast(PerRow, metric).rows(b.truth, b.scores)
-        share = effective_rows(first - second, a.groups) / n
+        share = effective_rows(first - second, a.groups, level) / n
         both, neither = float(first @ second), float((1 - first) @ (1 - second))
         a_only, b_only = float(first @ (1 - second)), float((1 - first) @ second)
-        low, high = newcombe_paired(a_only * share, b_only * share, both * share, neither * share)
+        counts = (a_only * share, b_only * share, both * share, neither * share)
+        low, high = newcombe_paired(*counts, z=quantile_of(level))
         return Estimate((a_only - b_only) / n, low, high, n)
     better, worse = (a, b) if metric.higher_is_better else (b, a)
+    resamples = max(resample_count(n), round(2 * MIN_TAIL_DRAWS / (1 - level)))
     return bootstrap_difference(
-        metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resample_count(n)
+        metric, a.truth, better.scores, worse.scores, groups=a.groups, resamples=resamples, level=level
     )

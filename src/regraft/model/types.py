@@ -90,6 +90,7 @@ class Source:
     report: tuple[LoadedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     nothing_kept: bool = False
+    imagenet_accuracy: float | None = None  # top-1 share on ImageNet's val by its publisher; None: unknown
     example: Inputs | None = None  # a small batch that its forward pass takes
 
     @property

@@ -20,7 +20,7 @@ from ..compute.versions import check_torchvision
 from ..data.columns import InputsOf, cells_of
 from ..data.loading import load_data
 from ..data.preprocessing import Preprocessor, TextPreprocessor, build
-from ..data.types import Splits
+from ..data.types import SourceDataOptions, Splits
 from ..errors import DataError, PlanError, shorten
 from ..evidence.scoring import at_threshold
 from ..freezing import Adapting
@@ -30,7 +30,7 @@ from ..model.grafting import graft
 from ..model.sharded import offloaded
 from ..model.trainable import has_batch_norm
 from ..model.types import Source, Target
-from ..plan.schema import Plan, ResolvedPlan
+from ..plan.schema import EvaluatePlan, Plan, ResolvedPlan
 from ..regularizers import Regularizer
 from ..runs.result_parts import Block
 from ..sources import load_source
@@ -108,6 +108,20 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     job = Job(resolved, rows, source, source_data, target, spec, compute, scratch, notes)
     check_penalties(job)
     return job
+
+
+def prepare_bare(plan: Plan, data: tuple[Splits, Task], source: Source | None) -> Job:
+    """Return the job of a fit of these rows by default settings, so that it shares their features' cache entries."""
+    named = plan.source if source is None else plan.source.model_copy(update={"ref": source.name})
+    bare = plan.with_sections(
+        source=named,
+        freezing={"name": "everything"},
+        regularizers={},
+        evaluate=EvaluatePlan(),
+        source_data=SourceDataOptions(path="none"),
+        fit=plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
+    )
+    return prepare(bare, source=source, data=data)
 
 
 def settle(

@@ -1,8 +1,9 @@
 """Sources, one file each; regraft finds a source by its file's name.
 
 A plug-in has ``load(name, options) -> Source`` and ``build(recipe, folder) -> Source``. ``build`` makes the same
-architecture again, offline and without weights. Files whose names begin with "_" are shared by the plug-ins of this
-folder.
+architecture again, offline and without weights. A plug-in whose sources lie in packages or in a cache also has
+``local(kind) -> names``, of those that load without network. Files whose names begin with "_" are shared by the
+plug-ins of this folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from .. import plugins
+from ..compute.arrays import Kind
 from ..errors import SourceError, did_you_mean
 from ..model.types import Source, SourceOptions
 
@@ -55,3 +57,9 @@ def load_source(ref: str, options: SourceOptions) -> Source:
         if Path(ref).is_dir():
             raise SourceError(f'source "{ref}" is a folder without model/config.json; {FORMS}')
         raise SourceError(f'source "{ref}" is not known; {FORMS}')
+
+
+def local_references(kind: Kind) -> list[str]:
+    """Return references of sources for inputs of a kind that are installed or in a cache, and need no network."""
+    modules = {name: plugins.module("sources", name) for name in plugins.names("sources")}
+    return [f"{name}:{found}" for name, m in modules.items() if hasattr(m, "local") for found in m.local(kind)]

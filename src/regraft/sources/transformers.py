@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ..compute.arrays import Kind
 from ..data.types import Preprocess, TextSpec
 from ..errors import RegraftError, SourceError
 from ..io import foreign_code
 from ..model.types import LoadedTensor, Source, SourceOptions
 from . import _architectures, _blocks, _budget, _encoders, _folder, _image, _sentence, _weights
 from ._budget import Size
+from ._cached import cached_repositories
 from ._sentence import Sentence
 from ._weights import Match, Weights
 
@@ -43,6 +46,14 @@ def load(name: str, options: SourceOptions) -> Source:
             f"{folder}: cannot be loaded ({type(error).__name__}: {error}); regraft does not know a value in "
             "its JSON files: fetch the folder again, or write it again with save_pretrained"
         ) from error
+
+
+def local(kind: Kind) -> Iterator[str]:
+    """Yield the names of models for inputs of a kind that are in the hub's cache, by the files beside the weights."""
+    beside = {"image": {"preprocessor_config.json"}, "text": {"tokenizer_config.json", "tokenizer.json", "vocab.txt"}}
+    for repository, files in cached_repositories():
+        if "config.json" in files and beside.get(kind, set()) & files and not repository.startswith("timm/"):
+            yield repository
 
 
 def from_folder(folder: Path, reference: str, options: SourceOptions) -> Source:
