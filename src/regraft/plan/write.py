@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .schema import Plan, keys_of
+from .schema import Plan, TunePlan, keys_of
 
 # ---------------------------------------------------------------- writing
 
@@ -23,7 +23,7 @@ def write_plan(plan: Plan, reasons: Mapping[str, str] | None = None) -> str:
                 out += ["", f"[regularizers.{toml_key(name)}]"]
                 out += [f"{toml_key(k)} = {toml_value(v)}" for k, v in options.items()]
             continue
-        if section == "tune" and not value.ranges:
+        if section == "tune" and value == TunePlan():
             continue  # only a plan to be searched has it
         out += ["", f"[{section}]"]
         if isinstance(value, dict):
