@@ -89,6 +89,57 @@ def test_the_command_prints_a_line_a_run_and_names_the_metric(runs: list[Path], 
     assert gain is not None and json.loads(printed)[1]["gain"]["value"] == gain.value
 
 
+def test_intervals_of_several_runs_hold_together(runs: list[Path], tmp_path: Path) -> None:
+    from regraft.evidence.comparison import read_judgement
+    from regraft.evidence.scoring import gain
+    from regraft.metrics import accuracy
+
+    third = tmp_path / "third"
+    shutil.copytree(runs[1], third)
+    alone = regraft.compare(runs)[1].gain
+    lines = regraft.compare([*runs, third])
+    a, b = (read_judgement(run).rows for run in runs)
+    assert lines[1].gain == lines[2].gain == gain(accuracy, b, a, 0.975)
+    assert alone is not None and lines[1].gain is not None
+    assert lines[1].gain.low < alone.low and alone.high < lines[1].gain.high
+
+
+def test_equal_runs_are_hardly_ever_told_apart() -> None:
+    """Ten models that are right on 80 % of 200 rows each, by chance: no interval of nine may leave 0 out."""
+    from regraft.evidence.scoring import Predictions, gain
+    from regraft.metrics import accuracy
+
+    rng, apart, draws = np.random.default_rng(0), {0.95: 0, 1 - 0.05 / 9: 0}, 300
+    truth = np.zeros(200, int)
+    for _ in range(draws):
+        right = rng.random((10, 200)) < 0.8
+        rows = [Predictions(tuple(map(str, range(200))), truth, np.stack([r, ~r], 1).astype(float)) for r in right]
+        for level in apart:
+            found = [gain(accuracy, other, rows[0], level) for other in rows[1:]]
+            apart[level] += any(e.low > 0 or e.high < 0 for e in found)
+    assert apart[1 - 0.05 / 9] / draws < 0.06 < 0.15 < apart[0.95] / draws
+
+
+def test_runs_are_ranked_by_the_rows_that_chose_with_the_settings_that_differ(
+    runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path, cli: Any
+) -> None:
+    data = make_pictures(tmp_path / "noisy", test=20, noise=170)
+    val, folds = make(data, tmp_path / "val"), make(data, tmp_path / "folds", **{"data.folds": 3, "fit.epochs": 2})
+    code, printed, err = cli("compare", val, folds, "--json")
+    assert code == 0, err
+    lines = json.loads(printed)
+    results = [json.loads((run / "result.json").read_text()) for run in (val, folds)]
+    assert (lines[0]["held_out"], lines[0]["held_out_by"]) == (results[0]["val"]["accuracy"]["value"], "val")
+    points = {p["alpha"]: p for p in (results[1]["frontier"] or {"points": []})["points"]}
+    cross = results[1]["cross_validation"]["fit"]["accuracy"]["value"]
+    chosen = points[results[1]["frontier"]["alpha"]]["figures"]["accuracy"] if points else cross
+    assert (lines[1]["held_out"], lines[1]["held_out_by"]) == (chosen, "folds")
+    assert lines[0]["settings"] == {"fit.epochs": 1} and lines[1]["settings"] == {"data.folds": 3, "fit.epochs": 2}
+    code, printed, err = cli("compare", val, folds)
+    first = max((0, 1), key=lambda i: lines[i]["held_out"])
+    assert str((val, folds)[first]) in printed.splitlines()[1] and "fit.epochs = 2" in printed
+
+
 def test_other_test_rows_are_refused(runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "fewer", test=7, noise=170)
     other = make(data, tmp_path / "run")

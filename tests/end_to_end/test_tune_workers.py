@@ -16,22 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 TESTS = Path(__file__).parents[1]
 SECRET = "s3cret-word"
-TRIALS = 5
+TRIALS = 4
 
 
-@pytest.fixture
-def plan(pictures: Path, weights: Path, tmp_path: Path) -> Path:
-    (tmp_path / "plan.toml").write_text(
+@pytest.fixture(scope="module")
+def plan(pictures: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("search") / "plan.toml"
+    file.write_text(
         f'[source]\nref = "timm:test_resnet"\nweights = "{weights}"\nimage_size = 32\n[data]\npath = "{pictures}"\n'
         f"[fit]\nbatch_size = 16\n[run]\nthreads = 1\n"
         f'[tune]\ntrials = {TRIALS}\nsampler = "random"\npruner = "none"\n[tune.ranges]\n'
         '"fit.lr" = { low = 1e-5, high = 9e-4, log = true }\n"fit.epochs" = { low = 1, high = 2 }\n'
         '"fit.start" = ["probe", "random"]\n'
     )
-    return tmp_path / "plan.toml"
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(plan: Path) -> dict[str, Any]:
+    """Return the leaderboard of one worker that nothing disturbs, in a database of its own."""
+    from regraft.commands.tune import record, tune
+    from regraft.commands.tune_options import TuneOptions
+    from regraft.plan.read import read_plan
+
+    threads = torch.get_num_threads()
+    board = record(tune(read_plan(plan, {"run.out": str(plan.parent / "alone")}), TuneOptions(heartbeat=1)))
+    torch.set_num_threads(threads)
+    return board
 
 
 @dataclass
@@ -104,13 +119,6 @@ def trials_of(board: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: line["trial"])
 
 
-def alone(workers: Workers) -> dict[str, Any]:
-    """Return the leaderboard of one worker that nothing disturbs, in a database of its own."""
-    worker = workers.start("alone", f"sqlite:///{workers.folder / 'alone.db'}")
-    assert worker.wait(240) == 0, workers.log("alone")
-    return workers.board("alone")
-
-
 def one_killed_of_two(workers: Workers, database: str) -> dict[str, Any]:
     """Kill a worker within its second trial, which another worker then repeats; return the other's leaderboard."""
     killed = workers.start("killed", database, hang=2)
@@ -146,12 +154,11 @@ def assert_each_trial_once(database: str, lost: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_workers_trial_is_taken_again(workers: Workers) -> None:
+def test_a_killed_workers_trial_is_taken_again(workers: Workers, alone: dict[str, Any]) -> None:
     database = f"sqlite:///{workers.folder / 'shared.db'}"
     board = one_killed_of_two(workers, database)
     assert_each_trial_once(database, lost=1)
-    once = alone(workers)
-    assert trials_of(board) == trials_of(once) and board["best"]["trial"] == once["best"]["trial"]
+    assert trials_of(board) == trials_of(alone) and board["best"]["trial"] == alone["best"]["trial"]
 
 
 # ---------------------------------------------------------------- PostgreSQL
@@ -225,11 +232,12 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.mark.slow
-def test_workers_share_a_postgresql_and_one_is_killed(workers: Workers, postgres: Postgres) -> None:
+def test_workers_share_a_postgresql_and_one_is_killed(
+    workers: Workers, postgres: Postgres, alone: dict[str, Any]
+) -> None:
     board = one_killed_of_two(workers, postgres.address)
     assert_each_trial_once(postgres.address, lost=1)
-    once = alone(workers)
-    assert trials_of(board) == trials_of(once) and board["best"]["trial"] == once["best"]["trial"]
+    assert trials_of(board) == trials_of(alone) and board["best"]["trial"] == alone["best"]["trial"]
     assert "ada" in board["database"]
     for file in (p for p in workers.folder.rglob("*") if p.is_file() and p.suffix != ".json"):
         assert SECRET.encode() not in file.read_bytes(), file  # the .json files are the workers' own options
@@ -237,7 +245,9 @@ def test_workers_share_a_postgresql_and_one_is_killed(workers: Workers, postgres
 
 
 @pytest.mark.slow
-def test_a_server_that_crashes_and_comes_back_costs_no_trial(workers: Workers, postgres: Postgres) -> None:
+def test_a_server_that_crashes_and_comes_back_costs_no_trial(
+    workers: Workers, postgres: Postgres, alone: dict[str, Any]
+) -> None:
     """Two workers at once; the server is away for seconds while both train."""
     both = [workers.start(name, postgres.address, pause_s=1.0) for name in ("one", "two")]
     for name in ("one", "two"):
@@ -247,12 +257,14 @@ def test_a_server_that_crashes_and_comes_back_costs_no_trial(workers: Workers, p
     postgres.start()
     for worker, name in zip(both, ("one", "two"), strict=True):
         assert worker.wait(240) == 0, workers.log(name)
-    assert trials_of(workers.board("one")) == trials_of(workers.board("two")) == trials_of(alone(workers))
+    assert trials_of(workers.board("one")) == trials_of(workers.board("two")) == trials_of(alone)
     assert any("is away" in workers.log(name) for name in ("one", "two"))
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_away_ends_the_search_with_words(workers: Workers, postgres: Postgres) -> None:
+def test_a_server_that_stays_away_ends_the_search_with_words(
+    workers: Workers, postgres: Postgres, alone: dict[str, Any]
+) -> None:
     worker = workers.start("one", postgres.address, pause_s=1.0, wait_s=2)
     workers.wait_for("one", "trial 0")
     postgres.stop()
@@ -263,5 +275,5 @@ def test_a_server_that_stays_away_ends_the_search_with_words(workers: Workers, p
     postgres.start()
     again = workers.start("again", postgres.address)
     assert again.wait(240) == 0, workers.log("again")
-    assert trials_of(workers.board("again")) == trials_of(alone(workers))
+    assert trials_of(workers.board("again")) == trials_of(alone)
     assert "trial 0 " not in workers.log("again")  # it was kept

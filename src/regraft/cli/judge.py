@@ -76,12 +76,11 @@ def in_words(run: Path, data: Path, found: Evaluation) -> str:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")], as_json: AsJson = False
 ) -> None:
-    """Compare runs, with paired differences to the first on the same test rows."""
-    from ..evidence.comparison import compare as compare_runs
-    from ..evidence.comparison import in_words
+    """Rank runs by the rows that chose, with paired differences to the first on the same test rows."""
+    from ..commands.compare import compare_runs, in_words, records
 
-    lines = compare_runs(runs)
-    print_result([asdict(line) for line in lines], lambda: in_words(lines), as_json)
+    lines, settings = compare_runs(runs)
+    print_result(records(lines, settings), lambda: in_words(lines, settings), as_json)
 
 
 @takes_flags("retain")

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..data.splitting import read_manifest
-from ..errors import DataError, UsageError, printable, shorten
+from ..errors import DataError, UsageError, shorten
 from ..io import guarded
 from ..metrics import Metric
 from ..plugins import module
 from ..runs.estimates import Estimate
 from ..runs.folder import read_task
 from ..runs.result import Result, finished
+from .intervals import LEVEL
 from .scoring import Predictions, at_threshold, gain
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ class Compared:
     run: str
     source: str
     primary: str
+    higher_is_better: bool
     test: Estimate
     gain: Estimate | None  # None for the first run
+    held_out: float | None  # the primary metric on the rows that chose; None where there are none
+    held_out_by: str  # "val", "folds" or ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class RunPredictions:
 def compare(runs: Sequence[str | Path]) -> list[Compared]:
     """Return the runs in the order given, each with its paired gain over the first.
 
+    The intervals of all gains hold together with 95 % confidence: each has the level 1 − 0.05 ÷ (runs − 1), after
+    Bonferroni. With two runs that is 95 %.
+
     Raises UsageError for fewer than two runs, a run named twice, a folder that is no finished run,
     and runs whose task, primary metric, classes or test rows differ.
     """
@@ -81,31 +88,52 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
     first = read_judgement(paths[0])
     others = map(read_judgement, paths[1:])  # one after another: each has scores of all its rows
     metric = at_threshold(cast(Metric, module("metrics", first.result.primary)), first.task)
-    return [_line(first, None), *(_line(o, _gain(metric, o, first)) for o in others)]
+    level = 1 - (1 - LEVEL) / (len(paths) - 1)
+    lines = [_line(first, metric, None)]
+    return [*lines, *(_line(o, metric, _gain(metric, o, first, level)) for o in others)]
 
 
-def in_words(lines: Sequence[Compared]) -> str:
-    """Return a table for the terminal."""
-    wide = max(len(line.run) for line in lines)
-    out = [f"{lines[0].primary} on test, n = {lines[0].test.n}"]
-    for line in lines:
-        text = f"{line.run:<{wide}}  {line.test}"
-        if line.gain is not None:
-            text += f"   {line.gain.text('+')}"
-        out.append(printable(f"{text}   {line.source}"))
-    out.append(
-        f"Differences are to {lines[0].run}, paired on the same rows; positive is better. They are "
-        f"about these models, not the methods."
-    )
-    return "\n".join(out)
-
-
-def _line(run: RunPredictions, gained: Estimate | None) -> Compared:
+def _line(run: RunPredictions, metric: Metric, gained: Estimate | None) -> Compared:
     result = run.result
-    return Compared(str(run.path), result.source.name, result.primary, result.test[result.primary], gained)
+    held_out, by = held_out_of(result)
+    return Compared(
+        str(run.path),
+        result.source.name,
+        result.primary,
+        metric.higher_is_better,
+        result.test[result.primary],
+        gained,
+        held_out,
+        by,
+    )
 
 
-def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimate:
+def ranked(lines: Sequence[Compared]) -> list[int]:
+    """Return the places of the lines, the best on held-out rows first; those without such a figure last."""
+
+    def key(i: int) -> tuple[bool, float]:
+        value = lines[i].held_out
+        return value is None, 0.0 if value is None else -value if lines[i].higher_is_better else value
+
+    return sorted(range(len(lines)), key=key)
+
+
+def held_out_of(result: Result) -> tuple[float | None, str]:
+    """Return the primary metric of the chosen point on the rows that chose it, and which rows these are.
+
+    The point was chosen on them, so the figure is optimistic.
+    """
+    if result.val:
+        return result.val[result.primary].value, "val"
+    points = result.frontier.points if result.frontier else []
+    chosen = [p.figures[result.primary] for p in points if result.frontier and p.alpha == result.frontier.alpha]
+    if chosen:
+        return chosen[0], "folds"
+    cross = result.cross_validation
+    return (cross.fit[result.primary].value, "folds") if cross else (None, "")
+
+
+def _gain(metric: Metric, run: RunPredictions, first: RunPredictions, level: float) -> Estimate:
     for what, value in first.kind.items():
         if run.kind[what] != value:
             raise UsageError(
@@ -113,7 +141,7 @@ def _gain(metric: Metric, run: RunPredictions, first: RunPredictions) -> Estimat
                 f"and {words(run.kind[what])}); compare runs of one task"
             )
     try:
-        return gain(metric, run.rows, first.rows)
+        return gain(metric, run.rows, first.rows, level)
     except DataError as error:
         raise UsageError(
             f"{first.path} and {run.path} cannot be compared, for {error}, with the same data and data.split_seed"

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from ..runs.summary import signed
+from ..runs.summary import number, signed
 from . import plots
 from .reading import RunFiles, brief
+
+if TYPE_CHECKING:
+    from ..evidence.comparison import Compared
 
 TITLE = "Comparison"
 
 TEMPLATE = """
-{{ m.table(["run", primary ~ " on test", "difference to the first", "source"], rows, caption) }}
+{{ m.table(["run", "held out", primary ~ " on test", "difference to " ~ first, "source"], rows, caption) }}
 {% if plot %}{{ m.plot(plot, text) }}
 {% else %}<p class="none">No frontier of all: it takes runs with source data.</p>{% endif %}
 """
 
 
+def held_out(line: Compared) -> str:
+    """Return the figure on the rows that chose, and which these are."""
+    return "" if line.held_out is None else f"{number(line.held_out)} ({line.held_out_by})"
+
+
 def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Return the template's values. Raises UsageError for runs that cannot be compared."""
-    from ..evidence.comparison import compare
+    from ..evidence.comparison import compare, ranked
 
     lines = compare([run.path for run in runs])
     frontiers = [(run, f) for run in runs if (f := run.result.frontier) and all(p.source for p in f.points)]
@@ -40,11 +48,13 @@ def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
 
     return {
         "primary": lines[0].primary,
+        "first": runs[0].name,
         "rows": [
-            (run.name, str(line.test), signed(line.gain), brief(line.source))
-            for run, line in zip(runs, lines, strict=True)
+            (runs[i].name, held_out(lines[i]), str(lines[i].test), signed(lines[i].gain), brief(lines[i].source))
+            for i in ranked(lines)
         ],
-        "caption": f"Test, n = {lines[0].test.n}; paired on the same rows; about these models, not the methods",
+        "caption": f"Ranked by the rows that chose (val, or folds). Test, n = {lines[0].test.n}; paired on the same "
+        f"rows; the intervals of all differences together at 95 %; about these models, not the methods",
         "text": "The frontier of each run, α from 0 to 1: target against source; large: the chosen point.",
         "plot": plots.figure(draw, salt="frontiers", height=3.2) if frontiers else None,
     }
