@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from regraft.errors import PlanError
-from regraft.plan.read import check, plan_in
+from regraft.plan.read import check, plan_in, read_run_plan
 from regraft.plan.recipes import FOLDER, SECTIONS, read_recipe, recipe_names
 from regraft.plan.write import write_plan
 
@@ -67,6 +69,19 @@ def test_a_recipe_that_cannot_be_used_is_refused_by_name(tmp_path, text, said):
         own.write_text(text)
     with pytest.raises(PlanError, match=said):
         check({**BASE, "fit": {"recipe": str(own)}})
+
+
+def test_a_run_of_another_cannot_name_a_file_to_read(tmp_path):
+    """The plan of a run has values alone; a name would let a foreign folder choose what is opened."""
+    (tmp_path / "plan.toml").write_text(write_plan(check(BASE)).replace("[fit]", '[fit]\nrecipe = "/x/secret.toml"'))
+    with pytest.raises(PlanError, match="a recipe's values and names none"):
+        read_run_plan(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(PlanError, match="it is no file"):
+        check({**BASE, "fit": {"recipe": str(tmp_path / "mine.toml")}})
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():

@@ -47,15 +47,20 @@ def read_run_plan(run: Path, *, allow_code: bool = False) -> Plan:
     text = guarded.text(run, "plan.toml")
     if text is None:
         raise UsageError(f"{guarded.shown(run, 'plan.toml')} is missing; is this a run folder?")
-    return plan_in(text, guarded.shown(run, "plan.toml"), {}, allow_code=allow_code)
+    return plan_in(text, guarded.shown(run, "plan.toml"), {}, allow_code=allow_code, recipes=False)
 
 
-def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: bool) -> Plan:
-    """Return the plan of a text and of settings by dotted key. Raises PlanError with all problems."""
+def plan_in(text: str, where: str, settings: Mapping[str, Any], *, allow_code: bool, recipes: bool = True) -> Plan:
+    """Return the plan of a text and of settings by dotted key; ``recipes`` lets it name one.
+
+    Raises PlanError with all problems.
+    """
     try:
         tree = guarded.parse_toml(text)
     except ValueError as error:  # tomllib's own error, and what int() says of too many digits
         raise PlanError([printable(str(error))], where) from error
+    if not recipes and isinstance(tree.get("fit"), dict) and "recipe" in tree["fit"]:
+        raise PlanError(["fit.recipe: the plan of a run has a recipe's values and names none: remove the key"], where)
     for key, value in settings.items():
         set_key(tree, key.split("."), value)
     return check(tree, where=where, lines=key_lines(text), allow_code=allow_code)

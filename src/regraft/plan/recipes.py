@@ -44,6 +44,8 @@ def read_recipe(name: str) -> Recipe:
             [f'fit.recipe: there is no recipe "{printable(name)}"; {known}; or name a file that ends in .toml']
         )
     path = Path(name) if own else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise PlanError([f"fit.recipe: {path} cannot be read: it is no file"])
     try:
         text = path.read_text(encoding="utf-8")
         tree = guarded.parse_toml(text)
