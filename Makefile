@@ -21,8 +21,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"
 
+# Files without slow tests are not read: that takes as long as some of the tests.
 slow: $(STAMP)
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" $(shell grep -rl 'mark\.slow' tests --include='test_*.py')
 
 faults: $(STAMP)
 	$(BIN)/python tools/faults.py
@@ -57,10 +58,12 @@ clean:
 	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Installed once, and again only when what is to be installed has changed. pip would compile on one core; some
-# packages bring files that are no Python to compile, as pip does not mind either.
+# packages bring files that are no Python to compile, as pip does not mind either. What is hardly ever imported is
+# compiled when it is.
+RARE := /tests?/|/testing/|/(transformers/models|sympy|mlflow|databricks|networkx|debugpy|pip)/
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "regraft needs Python 3.11 or newer on the PATH (or PYTHON=...)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all]'
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
+	@$(BIN)/python -m compileall -q -j 0 -x '$(RARE)' .venv/lib >/dev/null || true
 	@touch $(STAMP)

@@ -34,6 +34,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return refs | {"copy": f"timm:local-dir:{root / 'copy'}"}
 
 
+@pytest.mark.slow
 def test_sources_are_compared_and_a_fit_finds_the_features(
     cli: Cli, pictures: Path, sources: dict[str, str], tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_equal_runs_are_hardly_ever_told_apart() -> None:
     assert apart[1 - 0.05 / 9] / draws < 0.06 < 0.15 < apart[0.95] / draws
 
 
+@pytest.mark.slow
 def test_runs_are_ranked_by_the_rows_that_chose_with_the_settings_that_differ(
     runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path, cli: Any
 ) -> None:

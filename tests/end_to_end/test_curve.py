@@ -54,6 +54,7 @@ def made(cli: Cli, pictures: Path, weights: Path, tmp_path: Path) -> tuple[dict[
     return record, out
 
 
+@pytest.mark.slow
 def test_every_arm_has_a_point_at_every_number_of_labels(made: tuple[dict[str, Any], str]) -> None:
     record, out = made
     points = record["points"]

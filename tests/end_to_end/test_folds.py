@@ -44,6 +44,7 @@ def test_folds_take_the_place_of_val_and_leave_test_alone(pictures: Path, weight
     assert r["frontier"] is None or r["frontier"]["chosen_by"] == "cross-validation"
 
 
+@pytest.mark.slow
 def test_labels_drawn_by_lot_are_not_learnt_over_folds(weights: Path, tmp_path: Path) -> None:
     """A row judged by a model that saw it would be right: 64 features tell 60 rows apart."""
     from .conftest import picture
@@ -199,6 +200,7 @@ def test_over_folds_the_temperature_comes_from_rows_that_no_model_saw(
     assert found["temperature"] < 0.9  # a soft head is less sure than right
 
 
+@pytest.mark.slow
 def test_the_model_after_folds_is_the_mean_of_their_weights_or_one_more_fit(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:

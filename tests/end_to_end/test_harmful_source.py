@@ -18,7 +18,7 @@ from regraft.data.types import CallableSpec
 from regraft.model.types import Source
 
 CLASSES, SIDE = 3, 12
-REPEATS, SEEDS = 20, 3
+REPEATS, SEEDS = 12, 3
 Rule = tuple[np.ndarray, np.ndarray]
 
 
@@ -105,7 +105,7 @@ def test_a_shuffled_source_is_hardly_ever_said_to_help(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words = [verdict(tmp_path / str(i), rng, i, shuffled=True) for i in range(REPEATS)]
     print({w: words.count(w) for w in set(words)})
-    assert words.count("transfer helps") <= 2
+    assert words.count("transfer helps") <= 1
 
 
 @pytest.mark.slow

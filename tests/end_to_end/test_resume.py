@@ -23,6 +23,7 @@ from regraft.training.checkpoints import CheckpointManager
 from regraft.training.objective import Objective
 
 QUICK = ("--epochs", 3, "--batch-size", 16, "--set", "run.threads=1", "--set", "run.checkpoint_every=2")
+VIEWS = ("--set", "fit.views=3")
 MOVING = ("--set", "fit.start=random", "--head-lr", 0.03, "--set", "fit.lr=5e-4")
 
 
@@ -96,8 +97,11 @@ def test_mid_epoch_and_again(resumed, pictures, weights, workers):
 
 
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("given", [("--set", "fit.views=3"), ()], ids=["views", "augmented anew"])
-@pytest.mark.parametrize("freezing", ["gradual", "last_blocks", "head_only"])
+@pytest.mark.parametrize(
+    ("freezing", "given"),
+    [("gradual", VIEWS), ("gradual", ()), ("last_blocks", VIEWS), ("head_only", VIEWS)],
+    ids=["gradual-views", "gradual-augmented anew", "last_blocks-views", "head_only-views"],
+)
 def test_frozen_blocks_and_cached_features(resumed, pictures, weights, freezing, given, monkeypatch):
     monkeypatch.setattr(reuse, "no_gain", lambda *given: "")
     how = ("--freezing", freezing, *given)

@@ -79,6 +79,7 @@ def test_texts(fit, bert, tmp_path):
     assert "train below" in said and "val below" in said
 
 
+@pytest.mark.slow
 def test_what_is_random_or_looked_at_is_computed_live(fit, pictures, weights):
     how = (*tiny_source(weights), "--set", "freezing.name=last_blocks")
     _, said = fit(pictures, *how, "--seeds", 2)

@@ -81,6 +81,7 @@ def scratch(out):
 MUCH = [{"fit__average": 0.999}, {"fit__weight_decay": 50.0}, {"regularizers__l2__strength": 50.0}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("much", MUCH, ids=lambda m: next(iter(m)))
 def test_settings_for_kept_weights_do_not_hold_scratch_back(fit, much):
     """An average over the whole fit, and a decay and a penalty that its rate cannot bear."""

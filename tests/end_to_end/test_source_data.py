@@ -224,6 +224,7 @@ FOLDED = SETTINGS | {
 }
 
 
+@pytest.mark.slow
 def test_over_folds_the_points_say_what_the_source_keeps_too(
     source: Path, make_pictures: Any, tmp_path: Path, cli: Cli
 ) -> None:

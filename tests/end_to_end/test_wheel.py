@@ -81,7 +81,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
 
 
 def test_the_wheel_holds_every_file_of_the_package(clean: Clean) -> None:
-    kept = {".py", ".html", ".js", ".css", ".svg", ".typed"}
+    kept = {".py", ".html", ".js", ".css", ".svg", ".toml", ".typed"}
     src = ROOT / "src"
     wanted = {p.relative_to(src).as_posix() for p in src.rglob("*") if p.suffix in kept or p.name == "py.typed"}
     with zipfile.ZipFile(clean.wheel) as wheel:

@@ -223,6 +223,7 @@ def low_rank(run, before, rank):
     return moved
 
 
+@pytest.mark.slow
 def test_a_run_saves_the_sources_own_shape(tmp_path):
     from PIL import Image
 

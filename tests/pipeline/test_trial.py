@@ -89,6 +89,7 @@ def test_a_score_on_val_is_that_of_a_run(rows: Path, tiny_weights: list[str], tm
     assert found.figures["loss"] == pytest.approx(log_loss(truth, chances), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_score_over_folds_is_that_of_a_run(tiny_weights: list[str], tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "data", {"train": 30, "test": 8})
     seen: list[tuple[int, dict[str, float]]] = []

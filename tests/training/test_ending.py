@@ -35,6 +35,7 @@ def ended(before: str, arguments: list[str], **environment: str) -> subprocess.C
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [TORCH, DAEMON])
 @pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (NOWHERE, 3)])
 def test_with_torch_it_ends_at_once_and_loses_no_output(before, arguments, status):
@@ -45,6 +46,7 @@ def test_with_torch_it_ends_at_once_and_loses_no_output(before, arguments, statu
     assert "taken apart" not in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", THREAD, PROFILE])
 def test_without_torch_or_with_a_running_thread_it_ends_as_usual(before):
     run = ended(before, ["--version"])
