@@ -17,9 +17,9 @@ import regraft
 from fuzz_damage import altered, as_json, hostile
 from fuzz_readers import FOLDERS, OUTSIDE, RUN, Passing, Reader, put
 from regraft import plugins
+from regraft.commands import compare
 from regraft.data.preprocessing import TextPreprocessor
 from regraft.data.types import TextSpec
-from regraft.evidence import comparison
 from regraft.io.foreign_code import tokenizer_of
 from regraft.model.types import SourceOptions
 from regraft.publish import export as exporting
@@ -100,7 +100,7 @@ def read_a_whole_run(picture: Path) -> Callable[[Path], None]:
         with Passing():
             report([run], folder / "report.html")
         with Passing():
-            comparison.in_words(comparison.compare([good, run]))
+            compare.in_words(*compare.compare_runs([good, run]))
         predictor = regraft.load(run)
         with Passing():
             predictor.predict([picture])
