@@ -234,6 +234,10 @@ def test_the_model_after_folds_is_the_mean_of_their_weights_or_one_more_fit(
     assert first["test"]["log_loss"] != second["test"]["log_loss"]
     lines = [json.loads(x) for x in (tmp_path / "average" / "history.jsonl").read_text().splitlines()]
     assert [(x["seed"], x["epoch"]) for x in lines] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    said = [line[20:] for line in (tmp_path / "average" / "log.txt").read_text().splitlines()]  # after the time
+    assert [x for x in said if x.endswith(" of 3")] == [
+        f"{x} {k} of 3" for x in ("fold", "seed 1 fold") for k in (1, 2, 3)
+    ]
 
 
 def test_folds_estimate_a_fit_without_a_probe_too(pictures: Path, weights: Path, tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ class ArmFitter:
         return CrossValidation(points, len(folds), together, average_of(fits) if keep else None)
 
     def average(self, source: Source, settings: Settings, features: Callable[[], Outputs], seed: int) -> FoldAverage:
-        """Return the average of the folds' fits with another seed than cross-validation had."""
+        """Return the average of the folds' fits for a later seed; cross-validation has that of the first."""
         numbers = range(len(self.job.data.folds()))
         where = f"seed {seed} fold"
         return average_of(
@@ -360,8 +360,8 @@ class ArmFitter:
     ) -> FoldFit:
         """Return the fit of a fold, from its checkpoint if there is one.
 
-        ``place`` is the fold's number, and the label of its checkpoints without it. With ``keep`` the fit has its
-        weights. With a seed it scores no row.
+        ``place`` is the fold's number, and what its checkpoints are called before it. ``keep`` keeps the fitted
+        weights. With ``seed`` given no row is scored.
         """
         data, (k, label) = self.job.data, place
         (rows, others), name = data.folds()[k], f"{label} {k}"
@@ -375,7 +375,7 @@ class ArmFitter:
         shown = keep and k == 0  # its epochs stand for the model's
         log = self if shown else replace(self, track=None, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
         if keep:
-            LOGGER.info("%s of %d", name.replace(f"{k}", f"{k + 1}"), len(data.folds()))
+            LOGGER.info("%s %d of %d", label, k + 1, len(data.folds()))
         found = log.fit_fold(source, settings, start, (rows, others), name, seed)
         found = found if keep else replace(found, end={})
         if self.checkpoints:
@@ -387,7 +387,7 @@ class ArmFitter:
     def fit_fold(
         self, source: Source, settings: Settings, start: Start | None, fold: Fold, name: str, seed: int | None = None
     ) -> FoldFit:
-        """Fit on a fold's training rows, and score its other rows at each α; with a seed of its own score none."""
+        """Fit on a fold's training rows, and score its other rows at each α. With ``seed`` given it scores none."""
         job, (rows, others) = self.job, fold
         scored, seed = seed is None, job.seeds[0] if seed is None else seed
         target = job.initial_target(source, seed, start.probe if start else None)

@@ -102,7 +102,7 @@ def check(
 
 
 def with_recipe(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a plan's plain values with those of its recipe, and why; the recipe's name goes, its values are there.
+    """Return a plan's plain values with those of its recipe in place of its name, and the reason by dotted key.
 
     Raises PlanError for a recipe that cannot be read.
     """

@@ -1,6 +1,6 @@
 """Recipes: named overlays of a plan, one TOML file each in recipes/, or a file of the user's own.
 
-A recipe's setting stands where the plan names none. The first comment of the file says what the recipe is for.
+A recipe sets the keys that the plan leaves out. The first comment of its file says what the recipe is for.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def read_recipe(name: str) -> Recipe:
 
 
 def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return plain values of a plan with a recipe's beneath them, and "recipe NAME" by dotted key that it set.
+    """Return a plan's plain values with the recipe's for the keys that it leaves out, and "recipe NAME" by such key.
 
-    A plug-in that the plan names takes no option of the recipe's plug-in.
+    If the plan names a freezing strategy, the recipe's ``[freezing]`` is ignored as a whole.
     """
     merged = {**tree}
     reasons: dict[str, str] = {}
