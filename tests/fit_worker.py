@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from regraft.model.types import Source
 from regraft.regularizers.l2_sp import L2SP
 from regraft.regularizers.lwf import LwF
 from regraft.training.settings import Settings
+from workers import run
 
 
 def rows(n, batch_size, share=(0, 1)):
@@ -121,11 +120,4 @@ if __name__ == "__main__":
     # what a launcher sets, so that the test needs none
     if "RANK" in os.environ:
         os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-    code = 0
-    try:
-        main(json.loads(Path(sys.argv[1]).read_text()))
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)  # as regraft/__main__.py, and for its reason
+    run(main)

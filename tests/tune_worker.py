@@ -6,10 +6,8 @@ With ``hang`` = 2 it stops for ever within the second trial that it takes, after
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from regraft.commands import tune
 from regraft.commands.tune_options import TuneOptions
 from regraft.io.log import lines_to
 from regraft.plan.read import read_plan
+from workers import run
 
 
 def main(options: dict[str, Any]) -> None:
@@ -47,11 +46,4 @@ def main(options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    code = 0
-    try:
-        main(json.loads(Path(sys.argv[1]).read_text()))
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)  # as regraft/__main__.py, and for its reason
+    run(main)
