@@ -227,7 +227,7 @@ class Search:
         self.line = ""
         try:
             self.study.optimize(self.attempt, n_trials=1, catch=(WithdrawnError,))
-        except Exception as raised:
+        except Exception as raised:  # Optuna may raise another error over that of its storage; see error_of
             error = error_of(raised)
             if isinstance(error, StorageInternalError):
                 LOGGER.info("the connection to the database broke: the trial will be taken again")
