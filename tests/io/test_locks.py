@@ -20,11 +20,11 @@ from regraft.io.locks import find_holder, take
 from regraft.runs.folder import RunFolder
 
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from regraft.io.locks import take
 take(Path(sys.argv[1]))
-print("held", flush=True)
+os.write(1, b"held\\n")
 time.sleep(60)
 """
 
@@ -128,8 +128,8 @@ def test_a_holder_in_another_container_holds_until_it_ends(tmp_path):
 
 
 def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
-    fork = "import os\nif not os.fork(): print('forked', flush=True) or time.sleep(60)\nprint("
-    code = HOLD.replace("print(", fork, 1)
+    fork = "if not os.fork(): os.write(1, b'forked\\n') and time.sleep(60)\nos.write("
+    code = HOLD.replace("os.write(", fork, 1)
     child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
     assert {child.stdout.readline(), child.stdout.readline()} == {b"forked\n", b"held\n"}  # the worker runs
     (worker,) = psutil.Process(child.pid).children()
