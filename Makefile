@@ -9,6 +9,9 @@ SEED ?= 0
 
 WORKERS ?= 2
 
+# Where an environment forbids bytecode, each process of the tests would compile regraft again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow faults fuzz lint reference docs dist bench clean
 
 demo: $(STAMP)
