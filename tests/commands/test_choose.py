@@ -21,9 +21,9 @@ from torch import nn
 import regraft
 from builders import FLOATS, class_task
 from regraft.commands import choose as command
-from regraft.commands.choose import Choice, control
+from regraft.commands.choose import Candidate, Choice, Control, LeftOut, control
 from regraft.data.types import content_of
-from regraft.errors import DataError, SourceError, UsageError
+from regraft.errors import DataError, DivergedError, SourceError, UsageError
 from regraft.evidence import ranking
 from regraft.evidence.h_score import h_score
 from regraft.evidence.intervals import newcombe_paired
@@ -32,8 +32,9 @@ from regraft.evidence.scoring import Predictions, gain
 from regraft.metrics import accuracy, mae
 from regraft.model.types import Source
 from regraft.pipeline import candidates
-from regraft.pipeline.candidates import Probed, read_rows
+from regraft.pipeline.candidates import Probed, fit, read_rows
 from regraft.plan.read import check
+from regraft.runs.estimates import Estimate
 from regraft.runs.ledger import ledger_path
 
 SETTINGS = {"run.threads": 1, "run.cache": "off", "run.device": "cpu"}
@@ -287,8 +288,8 @@ def test_other_tasks_are_compared_and_groups_stay_whole(tmp_path, task):
             }
         )
     )
-    for fit, judge in rows.folds:
-        assert not {rows.examples[i].group for i in fit} & {rows.examples[i].group for i in judge}
+    for train, judge in rows.folds:
+        assert not {rows.examples[i].group for i in train} & {rows.examples[i].group for i in judge}
     assert None not in rows.units
 
 
@@ -365,6 +366,41 @@ def test_the_best_are_fine_tuned_on_val_or_the_same_folds(planted, folds):
     assert "accuracy of a fit, on " in str(choice)
 
 
+def test_only_what_was_compared_is_called_best_or_behind():
+    def row(name: str, difference: float | None) -> Candidate:
+        apart = None if difference is None else Estimate(difference, difference - 0.04, difference + 0.04, 90)
+        return Candidate(name, Estimate(0.9, 0.8, 0.95, 90), 0.2, apart, apart is not None and apart.high >= 0, 1.0)
+
+    three = [row("a", None), row("b", -0.01), row("c", -0.02)]
+    by = Control("ImageNet accuracy", "c", False)
+    rest: dict[str, Any] = {"control": by, "left_out": [], "notes": [], "next": "regraft fit"}
+    probed = Choice("data", "accuracy", 90, 5, three[:2], [], "", "a", ["b"], pruned=[LeftOut("c", "H")], **rest)
+    assert "c, which was pruned by its H-score and not compared." in str(probed)
+    two = [row("a", None), row("b", -0.05)]
+    said = str(Choice("data", "accuracy", 90, 5, three, two, "val", "a", [], pruned=[], **rest))
+    assert "a is the best of the 2 that were fine-tuned. Not fine-tuned, though the probe does not tell" in said
+    assert "them apart: c." in said and "one would take c, which was not fine-tuned." in said
+    behind = replace(by, source="b")
+    assert "b, which is behind." in str(
+        Choice("d", "x", 9, 5, two, [], "", "a", [], pruned=[], **rest | {"control": behind})
+    )
+
+
+def test_a_fit_that_diverges_costs_no_other_answer(planted, monkeypatch):
+    def failing(plan: Any, rows: Any, candidate: Probed) -> Any:
+        if candidate.name == "two":
+            raise DivergedError("the loss is not finite")
+        return fit(plan, rows, candidate)
+
+    monkeypatch.setattr(command, "fit", failing)
+    sources = [net([7, 8, 9], "noise"), net([0, 1, 2], "all three"), net([0, 1, 5], "two")]
+    choice = compared(planted(), sources, finetune=3, settings={"fit.epochs": 2})
+    assert {c.source for c in choice.finetuned} == {"all three", "noise"}
+    assert [(x.source, x.why) for x in choice.left_out] == [("two", "its fit failed: the loss is not finite")]
+    choice = compared(planted(), sources, finetune=2, settings={"fit.epochs": 2})
+    assert not choice.finetuned and len(choice.candidates) == 3 and "fewer than two fits ended" in str(choice)
+
+
 # ---------------------------------------------------------------- the next command and what is refused
 
 
@@ -381,6 +417,8 @@ def test_the_next_command_carries_the_settings(planted):
         (["random:timm/test_resnet"], {}, "two sources or more"),
         (["a", "b"], {"most": 1}, "--most takes 2 or more"),
         (["a", "b"], {"finetune": 1}, "--finetune takes 2 or more"),
+        (["a", "b"], {"finetune": 2, "settings": {"freezing.name": "lora"}}, "without regularizers"),
+        (["a", "b"], {"finetune": 2, "settings": {"fit.recipe": "probe"}}, "a recipe sets them"),
         (["a", "b"], {"settings": {"source.weights": "w.pth"}}, "source.weights"),
     ],
 )

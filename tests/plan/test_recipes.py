@@ -36,9 +36,33 @@ def test_what_the_plan_names_beats_the_recipe(tmp_path):
     assert (plan.fit.epochs, plan.fit.clip_norm) == (2, 2.0)
     assert plan.freezing == {"name": "last_blocks", "blocks": 3} and plan.regularizers == {"l2_sp": {"alpha": 0.5}}
     assert set(plan.reasons) == {"fit.clip_norm", "freezing.name", "freezing.blocks", "regularizers.l2_sp"}
-    other = check({**BASE, "fit": {"recipe": str(own)}, "freezing": {"name": "head_only"}})
-    assert other.freezing == {"name": "head_only"} and other.fit.epochs == 7  # no option of another strategy
+    same = check({**BASE, "fit": {"recipe": str(own)}, "freezing": {"name": "last_blocks", "blocks": 2}})
+    assert same.freezing == {"name": "last_blocks", "blocks": 2} and same.fit.epochs == 7
+    with pytest.raises(PlanError, match="'last_blocks', and the plan 'head_only': remove one"):
+        check({**BASE, "fit": {"recipe": str(own)}, "freezing": {"name": "head_only"}})
     assert check(BASE).reasons == {} and check(BASE).fit.epochs == "auto"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_decides_what_a_written_plan_leaves_to_auto(name):
+    """A plan of ``regraft init`` writes every key."""
+    written = write_plan(check(BASE))
+    recipe = read_recipe(name)
+    if recipe.tree.get("freezing", {"name": "everything"})["name"] != "everything":
+        with pytest.raises(PlanError, match="and the plan 'everything': remove one of the two"):
+            plan_in(written, "plan.toml", {"fit.recipe": name}, allow_code=False)
+        return
+    plan = plan_in(written, "plan.toml", {"fit.recipe": name}, allow_code=False)
+    default = check(BASE)
+    for key, value in recipe.tree["fit"].items():
+        if getattr(default.fit, key) == "auto":
+            assert getattr(plan.fit, key) == value and plan.reasons[f"fit.{key}"] == f"recipe {name}"
+
+
+def test_a_recipe_that_decides_nothing_is_refused():
+    values = read_recipe("soft").tree["fit"]
+    with pytest.raises(PlanError, match="the plan sets every key of soft itself"):
+        check({**BASE, "fit": {"recipe": "soft", **values}})
 
 
 def test_a_plan_made_with_a_recipe_is_the_same_when_the_file_has_gone(tmp_path):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compute.malloc import freed_memory_kept, give_back
-from ..errors import RegraftError, SourceError, UsageError, printable, shorten
+from ..errors import DivergedError, PlanError, RegraftError, SourceError, UsageError, printable, shorten
 from ..evidence.ranking import Ranked, rank
 from ..io.command_lines import command
 from ..io.log import LOGGER
@@ -135,7 +135,9 @@ def choose(plan: Plan, sources: Sequence[str | Source], *, most: int = MOST, fin
     ranked = rank(rows.task, rows.metric, entrants)
     by_name = {c.name: c for c in usable}
     table = [figures(r, by_name[r.name].seconds) for r in ranked]
-    finetuned, where = fine_tune(plan, rows, by_name, ranked, finetune) if finetune else ([], "")
+    finetuned, where = fine_tune(plan, rows, by_name, ranked, finetune, left_out) if finetune else ([], "")
+    if finetune and not finetuned:
+        notes.append("fewer than two fits ended, so that the linear probes alone rank the sources")
     final = finetuned or table
     leader = final[0].source
     return Choice(
@@ -164,6 +166,12 @@ def check_arguments(plan: Plan, sources: Sequence[str | Source], most: int, fine
         raise UsageError(f"--most takes 2 or more, not {most}")
     if finetune < 0 or finetune == 1:
         raise UsageError(f"--finetune takes 2 or more, or 0 for none, not {finetune}")
+    own = plan.freezing.get("name", "everything") != "everything" or plan.regularizers or plan.fit.alpha != "chosen"
+    if finetune and (own or plan.fit.retain is not None):
+        raise UsageError(
+            "--finetune compares fits of all blocks at the α that val or the folds choose, without regularizers, and "
+            "the plan sets freezing, regularizers, fit.alpha or fit.retain: remove them (a recipe sets them, too)"
+        )
     if plan.source.weights:
         raise UsageError("source.weights is the file of one source, and several are compared: remove it")
 
@@ -210,11 +218,12 @@ def figures(ranked: Ranked, seconds: float) -> Candidate:
 
 
 def fine_tune(
-    plan: Plan, rows: Rows, by_name: dict[str, Probed], ranked: Sequence[Ranked], count: int
+    plan: Plan, rows: Rows, by_name: dict[str, Probed], ranked: Sequence[Ranked], count: int, left_out: list[LeftOut]
 ) -> tuple[list[Candidate], str]:
     """Return ``count`` candidates ranked by their fits, and the rows that compare them.
 
-    Those that tie with the leader come first, then the others by rank.
+    Those that tie with the leader come first, then the others by rank. A candidate whose fit fails is added to
+    ``left_out``. With fewer than two fits nothing is ranked.
     """
     first = [r.name for r in sorted(ranked, key=lambda r: not r.ties)][:count]
     where = "val" if rows.whole.val else "folds"
@@ -222,9 +231,15 @@ def fine_tune(
     for name in first:
         began = time.perf_counter()
         LOGGER.info("%s: fine-tuning, evaluated on %s", name, where)
-        entrants.append(fit(plan, rows, by_name[name]))
+        try:
+            entrants.append(fit(plan, rows, by_name[name]))
+        except (DivergedError, PlanError) as error:
+            left_out.append(LeftOut(name, f"its fit failed: {' '.join(str(error).split())}"))
+            LOGGER.info("%s is left out: %s", name, left_out[-1].why)
         seconds[name] = time.perf_counter() - began
         give_back()
+    if len(entrants) < 2:
+        return [], ""
     return [figures(r, seconds[r.name]) for r in rank(rows.task, rows.metric, entrants)], where
 
 
@@ -256,6 +271,8 @@ def changed(plan: Plan) -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of each of the plan's keys that is not as it is by default, but for what is named."""
     for section, field in Plan.model_fields.items():
         value = getattr(plan, section)
+        if section == "tune":
+            continue  # fit takes no ranges
         if isinstance(value, dict):
             usual = field.get_default(call_default_factory=True)
             yield from ((f"{section}.{key}", item) for key, item in value.items() if usual.get(key) != item)
@@ -287,19 +304,36 @@ def in_words(choice: Choice) -> str:
         "are over rows, not over draws of training rows."
     )
     lines.append(verdict(choice))
-    first = choice.control.source
-    place = "leads" if choice.control.same else "ties with the leader" if first in choice.ties else "is behind"
-    lines.append(f"By {choice.control.order} one would take {first}, which {place}.")
+    lines.append(f"By {choice.control.order} one would take {choice.control.source}, which {place_of(choice)}.")
     lines.append(f"next: {choice.next}")
     return "\n".join(map(printable, lines))
 
 
 def verdict(choice: Choice) -> str:
-    """Return the answer as a sentence."""
-    if not choice.ties:
-        return f"{choice.leader} is the best of them."
-    others = ", ".join([choice.leader, *choice.ties[:-1]])
-    return f"{others} and {choice.ties[-1]} tie: these rows do not tell them apart."
+    """Return the answer as a sentence. Sources that tied by the probe and were not fine-tuned are named."""
+    tried = {c.source for c in choice.finetuned or choice.candidates}
+    of = f"the {len(tried)} that were fine-tuned" if choice.finetuned else "them"
+    if choice.ties:
+        others = ", ".join([choice.leader, *choice.ties[:-1]])
+        said = f"{others} and {choice.ties[-1]} tie: these rows do not tell them apart."
+    else:
+        said = f"{choice.leader} is the best of {of}."
+    untried = [c.source for c in choice.candidates if c.source not in tried and c.ties]
+    return said + (f" Not fine-tuned, though the probe does not tell them apart: {', '.join(untried)}." * bool(untried))
+
+
+def place_of(choice: Choice) -> str:
+    """Return where the source that the control order takes stands, as the end of a sentence."""
+    first = choice.control.source
+    if choice.control.same:
+        return "leads"
+    if first in choice.ties:
+        return "ties with the leader"
+    if first in {c.source for c in choice.finetuned or choice.candidates}:
+        return "is behind"
+    if first in {x.source for x in choice.pruned}:
+        return "was pruned by its H-score and not compared"
+    return "was not fine-tuned"
 
 
 def table(candidates: Sequence[Candidate], primary: str) -> list[str]:

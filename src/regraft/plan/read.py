@@ -125,7 +125,9 @@ def refusals(tree: dict[str, Any], *, allow_code: bool) -> list[str]:
 
 def ranges_of(plan: Plan) -> Ranges:
     """Return the ranges of a checked plan, by dotted key."""
-    return read_ranges(plan.model_dump(exclude_none=True), partial(refusals, allow_code=plan.allow_code))[0]
+    return read_ranges(
+        plan.model_dump(exclude_none=True, exclude_unset=True), partial(refusals, allow_code=plan.allow_code)
+    )[0]
 
 
 def refuse_ranges(plan: Plan) -> None:

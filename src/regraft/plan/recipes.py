@@ -63,9 +63,10 @@ def read_recipe(name: str) -> Recipe:
 
 
 def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a plan's plain values with the recipe's for the keys that it leaves out, and "recipe NAME" by such key.
+    """Return a plan's plain values with the recipe's for the keys that it leaves open, and "recipe NAME" by such key.
 
-    If the plan names a freezing strategy, the recipe's ``[freezing]`` is ignored as a whole.
+    A key is open that the plan leaves out or sets to "auto". Raises PlanError where the plan names another freezing
+    strategy than the recipe, and where the plan sets every key of the recipe itself.
     """
     merged = {**tree}
     reasons: dict[str, str] = {}
@@ -73,9 +74,13 @@ def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], di
         own = merged.get(section, {})
         if not isinstance(own, dict):
             continue  # the schema says what is wrong
-        if section == "freezing" and own:
-            continue
-        taken = {key: value for key, value in values.items() if key not in own}
-        merged[section] = {**taken, **own}
+        names = own.get("name"), values.get("name")
+        if section == "freezing" and None not in names and names[0] != names[1]:
+            said = f"{recipe.name} sets freezing.name = {names[1]!r}, and the plan {names[0]!r}"
+            raise PlanError([f"fit.recipe: {said}: remove one of the two"])
+        taken = {key: value for key, value in values.items() if own.get(key, "auto") == "auto"}
+        merged[section] = {**own, **taken}
         reasons |= {f"{section}.{key}": f"recipe {recipe.name}" for key in taken}
+    if recipe.tree and not reasons and all(isinstance(merged[section], dict) for section in recipe.tree):
+        raise PlanError([f"fit.recipe: the plan sets every key of {recipe.name} itself: remove fit.recipe or the keys"])
     return merged, reasons
