@@ -69,12 +69,14 @@ def read_address(text: str) -> URL:
         if url.drivername == "postgresql":  # SQLAlchemy's own default has changed between versions
             url = url.set(drivername="postgresql+psycopg")
         url.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError):  # ValueError: a port that is no number, or a password
         raise UsageError(
             "--study takes the address of a database, as postgresql://USER@HOST/DATABASE or sqlite:///FILE.db"
-        ) from error
+        ) from None  # the cause quotes the address, and --debug prints causes
     except ImportError as error:
         raise UsageError(f'--study: {error.name} is not installed here: pip install "regraft[tune]"') from error
+    if "@" in (url.host or ""):
+        raise UsageError("--study: a user or password holds an @ of its own: write it as %40, / as %2F and : as %3A")
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise UsageError("--study: a database in memory is gone with its process: name a file, as sqlite:///FILE.db")
     return url

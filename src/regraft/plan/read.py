@@ -75,6 +75,11 @@ def check(
         guarded.check_values(tree)
     except ValueError as error:
         raise PlanError([str(error)], where) from error
+    tune, fit = tree.get("tune"), tree.get("fit")
+    ranges = tune.get("ranges") if isinstance(tune, dict) else None
+    if isinstance(ranges, dict) and "fit.recipe" in ranges and isinstance(fit, dict) and "recipe" in fit:
+        said = "tune.ranges names fit.recipe too, and the plan's recipe would stand against each that is drawn"
+        raise PlanError([f"fit.recipe: {said}: remove one of the two"], where)
     tree, reasons = with_recipe(tree)
     plan: Plan | None = None
     try:
