@@ -123,5 +123,5 @@ def test_recipes_are_searched_as_any_key_is():
     soft, probe = (plan_of(plan, {"fit.recipe": name}) for name in ("soft", "probe"))
     assert (soft.fit.epochs, soft.fit.start, soft.fit.lr) == (10, "soft", 1e-4)
     assert (probe.fit.alpha, probe.freezing["name"], probe.fit.lr) == (0.0, "head_only", 1e-4)
-    with pytest.raises(PlanError, match="names fit.recipe too"):
+    with pytest.raises(PlanError, match="remove one of the two"):
         check({**BASE, "fit": {"recipe": "probe"}, "tune": {"ranges": {"fit.recipe": ["sharp", "soft"]}}})
