@@ -23,7 +23,7 @@ from builders import FLOATS, class_task
 from regraft.commands import choose as command
 from regraft.commands.choose import Candidate, Choice, Control, LeftOut, control
 from regraft.data.types import content_of
-from regraft.errors import DataError, DivergedError, SourceError, UsageError
+from regraft.errors import DataError, DivergedError, PlanError, SourceError, UsageError
 from regraft.evidence import ranking
 from regraft.evidence.h_score import h_score
 from regraft.evidence.intervals import newcombe_paired
@@ -32,8 +32,8 @@ from regraft.evidence.scoring import Predictions, gain
 from regraft.metrics import accuracy, mae
 from regraft.model.types import Source
 from regraft.pipeline import candidates
-from regraft.pipeline.candidates import Probed, fit, read_rows
-from regraft.plan.read import check
+from regraft.pipeline.candidates import Probed, Rows, fit, read_rows
+from regraft.plan.read import check, read_plan
 from regraft.runs.estimates import Estimate
 from regraft.runs.ledger import ledger_path
 
@@ -380,10 +380,9 @@ def test_only_what_was_compared_is_called_best_or_behind():
     said = str(Choice("data", "accuracy", 90, 5, three, two, "val", "a", [], pruned=[], **rest))
     assert "a is the best of the 2 that were fine-tuned. Not fine-tuned, though the probe does not tell" in said
     assert "them apart: c." in said and "one would take c, which was not fine-tuned." in said
-    behind = replace(by, source="b")
-    assert "b, which is behind." in str(
-        Choice("d", "x", 9, 5, two, [], "", "a", [], pruned=[], **rest | {"control": behind})
-    )
+    rest["control"] = replace(by, source="b")
+    assert "b, which is behind." in str(Choice("d", "x", 9, 5, two, [], "", "a", [], pruned=[], **rest))
+    assert "b, which ties with the leader." in str(Choice("d", "x", 9, 5, two, [], "", "a", ["b"], pruned=[], **rest))
 
 
 def test_a_fit_that_diverges_costs_no_other_answer(planted, monkeypatch):
@@ -398,7 +397,53 @@ def test_a_fit_that_diverges_costs_no_other_answer(planted, monkeypatch):
     assert {c.source for c in choice.finetuned} == {"all three", "noise"}
     assert [(x.source, x.why) for x in choice.left_out] == [("two", "its fit failed: the loss is not finite")]
     choice = compared(planted(), sources, finetune=2, settings={"fit.epochs": 2})
-    assert not choice.finetuned and len(choice.candidates) == 3 and "fewer than two fits ended" in str(choice)
+    assert not choice.finetuned and len(choice.candidates) == 3 and "fewer than two fits succeeded" in str(choice)
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+def test_what_is_fine_tuned_is_the_plans_own_fit(planted, folds):
+    """Not a fit of all blocks at the best α."""
+    settings = {"fit.recipe": "probe"} | ({"data.folds": folds} if folds else {})
+    sources = [net([0, 1, 2], "all three"), net([7, 8, 9], "noise")]
+    seen = []
+
+    def noted(job: Any, *args: Any, **how: Any) -> Any:
+        seen.append((job.plan.freezing["name"], job.plan.fit.alpha, job.plan.fit.epochs))
+        return own(job, *args, **how)
+
+    name = "logits_on_folds" if folds else "score_job"
+    own = getattr(candidates, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, name, noted)
+        choice = compared(planted(), sources, finetune=2, settings=settings)
+    assert seen == [("head_only", 0.0, 1)] * 2 and choice.leader == "all three"
+    assert {"freezing.name=head_only", "fit.alpha=0.0"} <= {w.replace('"', "") for w in shlex.split(choice.next)}
+
+
+def test_fits_by_folds_are_those_of_the_named_point(planted):
+    source = Probed("all three", net([0, 1, 2], "all three"), False)
+    fixed = SETTINGS | {"data.path": str(planted()), "data.folds": 3, "fit.epochs": 2}
+    fixed |= {"fit.lr": 1e-2, "fit.allow_large_lr": True}
+
+    def scores(**settings: Any) -> Any:
+        plan = read_plan(None, fixed | {"source.ref": "all three"} | settings)
+        return fit(plan, read_rows(plan)[0], source).rows.scores
+
+    probe, nearer, end = (scores(**{"fit.alpha": alpha}) for alpha in (0.0, 0.1 * 3, 1.0))
+    assert not np.array_equal(probe, nearer) and not np.array_equal(nearer, end)
+    with pytest.raises(PlanError, match=r"fit\.alpha: folds are scored at .* not 0\.55"):
+        scores(**{"fit.alpha": 0.55})
+
+
+def test_a_class_of_two_rows_leaves_inner_folds(planted):
+    """Each training half has one row of it, which no stratified folds could divide."""
+    strata = ["a"] * 40 + ["b"] * 40 + ["rare"] * 2
+    rows = Rows(None, None, None, None, strata, [None] * 82, 5)  # type: ignore[arg-type]
+    assert len(rows.folds) == 2 and [len(inner) for inner in rows.inner] == [3, 3]
+    for (train, _), inner in zip(rows.folds, rows.inner, strict=True):
+        assert sorted(i for _, judge in inner for i in judge) == list(range(len(train)))
+    groups = Rows(None, None, None, None, ["a", "b"] * 40, [f"g{i // 40}" for i in range(80)], 5)  # type: ignore[arg-type]
+    assert len(groups.folds) == 2 and groups.inner == [[], []]
 
 
 # ---------------------------------------------------------------- the next command and what is refused
@@ -411,14 +456,20 @@ def test_the_next_command_carries_the_settings(planted):
     assert {"data.folds=4", 'run.cache="off"', "run.threads=1"} <= set(words) and choice.next in str(choice)
 
 
+def test_the_next_command_is_one_that_fit_takes():
+    """Not with ranges, which fit refuses; with leave for code where the plan had it."""
+    tree = {"source": {"ref": "x"}, "data": {"path": "rows.csv"}, "tune": {"ranges": {"fit.epochs": [1, 2]}}}
+    for allowed in (False, True):
+        said = command.next_command(check(tree, allow_code=allowed), "a")
+        assert "tune" not in said and ("--allow-code" in shlex.split(said)) == allowed
+
+
 @pytest.mark.parametrize(
     ("sources", "how", "words"),
     [
         (["random:timm/test_resnet"], {}, "two sources or more"),
         (["a", "b"], {"most": 1}, "--most takes 2 or more"),
         (["a", "b"], {"finetune": 1}, "--finetune takes 2 or more"),
-        (["a", "b"], {"finetune": 2, "settings": {"freezing.name": "lora"}}, "without regularizers"),
-        (["a", "b"], {"finetune": 2, "settings": {"fit.recipe": "probe"}}, "a recipe sets them"),
         (["a", "b"], {"settings": {"source.weights": "w.pth"}}, "source.weights"),
     ],
 )

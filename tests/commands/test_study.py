@@ -66,6 +66,7 @@ def test_passwords_are_shown_nowhere() -> None:
         "postgresql://ada:p@s3cret@host/db",
         "sqlite://",
         "sqlite:///:memory:",
+        "sqlite:///s3cret.db?timeout=soon",
     ],
 )
 def test_an_address_that_cannot_be_is_refused_unrepeated(text: str) -> None:
@@ -132,15 +133,19 @@ def test_a_database_that_stays_away_ends_the_search_with_words(monkeypatch: pyte
     assert driver.tries == tries  # given up once, for good
 
 
-def test_what_waiting_cannot_mend_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ['FATAL: password authentication failed for user "ada"', 'invalid connection option "foo"']
+)
+def test_what_waiting_cannot_mend_ends_at_once(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     made, _, pauses = connector(monkeypatch, 0, 60.0)
 
     def refuse() -> Any:
-        raise sqlite3.OperationalError('FATAL: password authentication failed for user "ada"')
+        raise sqlite3.OperationalError(said)
 
     monkeypatch.setattr(made, "connect", refuse)
-    with pytest.raises(StudyError, match="authentication failed"):
+    with pytest.raises(StudyError, match="correct --study") as error:
         made()
+    assert said in str(error.value)
     assert pauses == []
 
 

@@ -70,6 +70,27 @@ def test_a_run_as_the_source_is_measured_on_its_own_test_rows(source: Path, targ
     assert len(kept["seeds"]) == 2 and not kept["claim"]
 
 
+def test_a_plans_score_keeps_the_floor_with_the_model_of_its_run(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regraft.pipeline.arms import ArmFitter
+    from regraft.pipeline.trial import score_plan
+    from regraft.plan.read import read_plan
+
+    settings = SETTINGS | {"fit.retain": 0.5, "data.folds": 3, "fit.after_folds": "average", "run.seeds": 1}
+    regraft.fit(pictures, source=str(source), out=tmp_path / "run", settings=settings)
+    front = read_result(tmp_path / "run")["frontier"]
+
+    def fit_again(*args: Any, **how: Any) -> None:
+        raise AssertionError("the run's model is an average, and this is one more fit")
+
+    monkeypatch.setattr(ArmFitter, "fit", fit_again)
+    scored = score_plan(read_plan(None, settings | {"source.ref": str(source), "data.path": str(pictures)}))
+    (point,) = (p for p in front["points"] if p["alpha"] == front["alpha"])
+    assert scored.alpha == front["alpha"] and point["source"]["low"] >= 0.5
+    assert scored.figures["accuracy"] == point["figures"]["accuracy"]
+
+
 def test_the_floor_holds_on_the_rows_it_was_chosen_on(target: Path) -> None:
     front = read_result(target)["frontier"]
     points = {p["alpha"]: p for p in front["points"]}

@@ -13,7 +13,7 @@ import pytest
 
 from regraft.commands import tune as searching
 from regraft.commands.tune import Line, as_csv, optimism, place, tune
-from regraft.errors import DivergedError
+from regraft.errors import DataError, DivergedError, RegraftError, SourceError
 from regraft.plan.read import read_plan
 
 from .conftest import Cli
@@ -184,12 +184,15 @@ def test_a_study_of_other_data_or_another_plan_is_refused(
     assert code == 0, err  # the plan's own value of a searched key counts for nothing
 
 
-def test_a_fit_that_diverges_is_a_failed_trial_with_its_reason(
-    plan_file: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [DivergedError, SourceError, DataError])
+def test_a_fit_that_fails_is_a_failed_trial_with_its_reason(
+    plan_file: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RegraftError]
 ) -> None:
+    error = kind("the loss is nan at step 3")
+
     def diverge(plan: Any, **how: Any) -> Any:
         if plan.fit.start == "random":
-            raise DivergedError("the loss is nan at step 3")
+            raise error
         return SimpleNamespace(figures={"accuracy": 0.5, "loss": 0.1})
 
     monkeypatch.setattr(searching, "score_plan", diverge)

@@ -151,5 +151,5 @@ def test_folds_score_the_points_that_a_plan_can_name(tiny_weights: list[str], tm
     rows = write_rows(tmp_path / "data", {"train": 30, "test": 8})
     with pytest.raises(PlanError, match=r"fit\.alpha.*0\.55"):
         score(rows, tiny_weights, **{"data.folds": 3, "fit.alpha": 0.55})
-    assert score(rows, tiny_weights, **{"data.folds": 3, "fit.alpha": 0.3}).alpha == 0.3
+    assert score(rows, tiny_weights, **{"data.folds": 3, "fit.alpha": 0.1 * 3}).alpha == 0.3
     assert score(rows, tiny_weights, **{"data.folds": 3, "fit.start": "random"}).alpha == 1.0

@@ -8,7 +8,8 @@ Differences are paired and hold together (see :mod:`regraft.evidence.ranking`). 
 fold's probe were the probe: the variance between folds is not in them (Bengio and Grandvalet 2004, JMLR 5:1089).
 
 With ``finetune`` the best sources are fine-tuned too, and compared in the same way on val, or on the same folds where
-there is no val. Val or the folds also choose each fit's α there, which flatters every source alike.
+there is no val. Each fit is that of the plan. Val or the folds also choose its α where the plan does not set it; that
+flatters every source alike.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def choose(plan: Plan, sources: Sequence[str | Source], *, most: int = MOST, fin
     table = [figures(r, by_name[r.name].seconds) for r in ranked]
     finetuned, where = fine_tune(plan, rows, by_name, ranked, finetune, left_out) if finetune else ([], "")
     if finetune and not finetuned:
-        notes.append("fewer than two fits ended, so that the linear probes alone rank the sources")
+        notes.append("fewer than two fits succeeded, so the linear probes alone rank the sources")
     final = finetuned or table
     leader = final[0].source
     return Choice(
@@ -166,12 +167,6 @@ def check_arguments(plan: Plan, sources: Sequence[str | Source], most: int, fine
         raise UsageError(f"--most takes 2 or more, not {most}")
     if finetune < 0 or finetune == 1:
         raise UsageError(f"--finetune takes 2 or more, or 0 for none, not {finetune}")
-    own = plan.freezing.get("name", "everything") != "everything" or plan.regularizers or plan.fit.alpha != "chosen"
-    if finetune and (own or plan.fit.retain is not None):
-        raise UsageError(
-            "--finetune compares fits of all blocks at the α that val or the folds choose, without regularizers, and "
-            "the plan sets freezing, regularizers, fit.alpha or fit.retain: remove them (a recipe sets them, too)"
-        )
     if plan.source.weights:
         raise UsageError("source.weights is the file of one source, and several are compared: remove it")
 
@@ -233,9 +228,10 @@ def fine_tune(
         LOGGER.info("%s: fine-tuning, evaluated on %s", name, where)
         try:
             entrants.append(fit(plan, rows, by_name[name]))
-        except (DivergedError, PlanError) as error:
-            left_out.append(LeftOut(name, f"its fit failed: {' '.join(str(error).split())}"))
-            LOGGER.info("%s is left out: %s", name, left_out[-1].why)
+        except (DivergedError, PlanError, SourceError) as error:
+            why = f"its fit failed: {' '.join(str(error).split())}"
+            LOGGER.info("%s is left out: %s", name, why)
+            left_out.append(LeftOut(name, why))
         seconds[name] = time.perf_counter() - began
         give_back()
     if len(entrants) < 2:
@@ -264,15 +260,16 @@ def next_command(plan: Plan, source: str | Source) -> str:
     words = ["fit", plan.data.path, "--source", ref, "--out", str(Path("runs") / (Path(plan.data.path).stem or "run"))]
     for key, value in changed(plan):
         words += ["--set", f"{key}={toml_value(value)}"]
+    words += ["--allow-code"] if plan.allow_code else []
     return command(*words)
 
 
 def changed(plan: Plan) -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of each of the plan's keys that is not as it is by default, but for what is named."""
     for section, field in Plan.model_fields.items():
-        value = getattr(plan, section)
         if section == "tune":
             continue  # fit takes no ranges
+        value = getattr(plan, section)
         if isinstance(value, dict):
             usual = field.get_default(call_default_factory=True)
             yield from ((f"{section}.{key}", item) for key, item in value.items() if usual.get(key) != item)
@@ -319,7 +316,9 @@ def verdict(choice: Choice) -> str:
     else:
         said = f"{choice.leader} is the best of {of}."
     untried = [c.source for c in choice.candidates if c.source not in tried and c.ties]
-    return said + (f" Not fine-tuned, though the probe does not tell them apart: {', '.join(untried)}." * bool(untried))
+    if untried:
+        said += f" Not fine-tuned, though the probe does not tell them apart: {', '.join(untried)}."
+    return said
 
 
 def place_of(choice: Choice) -> str:

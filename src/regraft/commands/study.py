@@ -54,7 +54,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0  # between two tries to reach a datab
 
 CONNECT_TIMEOUT_S = 10  # of one try
 
-NEVER = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")  # waiting is vain
+NEVER = (  # what a database says where waiting is vain
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "invalid connection option",
+)
 
 ABOUT = "regraft"  # the user attribute of a study that says what it is about
 
@@ -68,8 +74,10 @@ def read_address(text: str) -> URL:
         url = make_url(text)
         if url.drivername == "postgresql":  # SQLAlchemy's own default has changed between versions
             url = url.set(drivername="postgresql+psycopg")
-        url.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ValueError):  # ValueError: a port that is no number, or a password
+        dialect: Any = url.get_dialect()  # a class whose options SQLAlchemy does not declare
+        dialect.import_dbapi()
+        dialect().create_connect_args(url)
+    except (ArgumentError, NoSuchModuleError, ValueError):  # ValueError: a port or an option that is no number
         raise UsageError(
             "--study takes the address of a database, as postgresql://USER@HOST/DATABASE or sqlite:///FILE.db"
         ) from None  # the cause quotes the address, and --debug prints causes

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import URL
 
 from ..compute.malloc import freed_memory_kept
-from ..errors import DivergedError, PlanError, StudyError, UsageError
+from ..errors import DataError, DivergedError, PlanError, SourceError, StudyError, UsageError
 from ..io import locks
 from ..io.atomic import disk_errors, write_file
 from ..io.command_lines import command
@@ -261,7 +261,7 @@ class Search:
         except optuna.TrialPruned:
             self.line = f"trial {slot.number}   pruned   {in_words(trial.params)}"
             raise
-        except (DivergedError, PlanError, MemoryError, torch.OutOfMemoryError) as error:
+        except (DivergedError, PlanError, SourceError, DataError, MemoryError, torch.OutOfMemoryError) as error:
             self.fail(trial, slot.number, first_line(error) or "there is not enough memory")
         value = score.figures[self.primary]
         if not all(map(math.isfinite, score.figures.values())):

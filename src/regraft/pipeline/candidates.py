@@ -22,7 +22,7 @@ from ..compute.malloc import give_back
 from ..data.columns import Examples, cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.loading import load_data
 from ..data.splitting import unit_numbers
-from ..errors import DataError, SourceError
+from ..errors import DataError, PlanError, SourceError
 from ..evidence.frontier import choose as choose_point
 from ..evidence.h_score import h_score
 from ..evidence.linear_probe import Fold, choose_rows, fit_probe, folds_of
@@ -33,13 +33,14 @@ from ..io.progress import stage
 from ..metrics import Metric
 from ..model.forward import Outputs, joined
 from ..model.types import Source
+from ..plan.schema import EvaluatePlan
 from ..runs.estimates import Point
 from ..sources import load_source
 from ..tasks import Task
 from .arms import ArmFitter
 from .job import figures_of, fit_start
-from .prepare import MAX_FOLDS, prepare_bare
-from .trial import score_job
+from .prepare import MAX_FOLDS, prepare, prepare_bare
+from .trial import alpha_on_folds, score_job
 
 if TYPE_CHECKING:
     from ..data.types import Example, Splits
@@ -82,10 +83,14 @@ class Rows:
 
     @cached_property
     def inner(self) -> list[list[Fold]]:
-        """Return for each fold the folds of its training rows that choose λ."""
-        each = [
-            folds_of([self.strata[i] for i in fit], [self.units[i] for i in fit], INNER_FOLDS) for fit, _ in self.folds
-        ]
+        """Return for each fold the folds of its training rows that choose λ.
+
+        They are not stratified where a class has one row left. There are none where all rows are of one group.
+        """
+        each = []
+        for fit, _ in self.folds:
+            strata, units = [self.strata[i] for i in fit], [self.units[i] for i in fit]
+            each.append(folds_of(strata, units, INNER_FOLDS) or folds_of([""] * len(fit), units, INNER_FOLDS))
         return [own[: 1 if len(fit) > MAX_INNER_ROWS else None] for own, (fit, _) in zip(each, self.folds, strict=True)]
 
     def predictions(self, logits: Outputs, examples: Sequence[Example], units: Sequence[str | None]) -> Predictions:
@@ -136,6 +141,8 @@ def read_rows(plan: Plan) -> tuple[Rows, list[str]]:
             f"{count}, and all of them have {len(set(groups_of(examples)) - {None})} groups; bring 2 rows of each "
             "class or more, of 2 groups or more"
         )
+    if not all(rows.inner):
+        notes.append("λ of some probes is the middle one of probe.strengths: their training rows are of one group")
     if any(len(fit) > MAX_INNER_ROWS for fit, _ in rows.folds):
         notes.append(f"λ of each probe is chosen on one of {INNER_FOLDS} inner folds, since rows are many")
     return rows, notes
@@ -222,8 +229,13 @@ def probe(plan: Plan, rows: Rows, candidate: Probed) -> Entrant:
 
 
 def fit(plan: Plan, rows: Rows, candidate: Probed) -> Entrant:
-    """Fine-tune a candidate, and return its scores of val, or of all rows by folds where there is no val."""
-    job = prepare_bare(plan, (rows.whole, rows.task), candidate.load(plan))
+    """Fine-tune a candidate by the plan, and return its scores of val, or of all rows by folds where there is no val.
+
+    Raises DivergedError, and PlanError or SourceError for a plan that does not go with this source.
+    """
+    source = candidate.load(plan)
+    own = plan.with_sections(source=plan.source.model_copy(update={"ref": source.name}), evaluate=EvaluatePlan())
+    job = prepare(own, source=source, data=(rows.whole, rows.task))
     val = rows.whole.val
     logits = score_job(job).rows if val else logits_on_folds(job, rows)
     loss = figures_of([logits], rows.task, rows.metric)["loss"]
@@ -233,19 +245,28 @@ def fit(plan: Plan, rows: Rows, candidate: Probed) -> Entrant:
 
 
 def logits_on_folds(job: Job, rows: Rows) -> Outputs:
-    """Fit on each fold's training rows, and return the logits of all rows at the best α over the folds."""
+    """Fit on each fold's training rows, and return the logits of all rows at the plan's α, or the best over the folds.
+
+    Raises PlanError for a floor of the source task, and for an α that is no point of the frontier.
+    """
+    if job.plan.fit.retain is not None:
+        raise PlanError("fit.retain: fits by folds are compared without a floor of the source task: remove it")
+    from_probe = not job.source.nothing_kept and job.plan.fit.start != "random"
+    alpha = alpha_on_folds(job, from_probe)
     place = {id_: i for i, id_ in enumerate(ids_of(job.data.splits.train))}
     ids = list(ids_of(rows.examples))
     parts: dict[float, list[Outputs]] = {}
     for k, fold in enumerate(rows.folds):
         fit, judge = ([place[ids[i]] for i in part] for part in fold)
         start = None
-        if not job.source.nothing_kept and job.plan.fit.start != "random":
+        if from_probe:
             start = fit_start(job.outputs.probe_features(), job.data, job.plan, fit)
         own = ArmFitter(job).fit_fold(job.source, job.spec.settings, start, (fit, judge), f"fold {k}")
-        for alpha, logits in own.logits.items():
-            parts.setdefault(alpha, []).append(logits)
+        for at, logits in own.logits.items():
+            parts.setdefault(at, []).append(logits)
     order = np.argsort([i for _, judge in rows.folds for i in judge]).tolist()
-    together = {alpha: joined(own).take(order) for alpha, own in parts.items()}
-    points = [Point(alpha, figures_of([own], job.data.task, job.data.metric)) for alpha, own in together.items()]
+    together = {at: joined(own).take(order) for at, own in parts.items()}
+    if alpha is not None:
+        return together[alpha]
+    points = [Point(at, figures_of([own], job.data.task, job.data.metric)) for at, own in together.items()]
     return together[choose_point(points, job.data.metric).alpha]

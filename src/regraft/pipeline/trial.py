@@ -7,13 +7,14 @@ were compared on the same rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, PlanError
 from ..evidence.frontier import ALPHAS, choose
-from .arms import ArmFitter, PointChoice
+from .arms import ArmFitter, CrossValidation, PointChoice
 from .job import Figures, Job, Start, figures_of, fit_start
 from .prepare import prepare
 from .train import source_before, source_of
@@ -98,9 +99,7 @@ def score_on_val(job: Job, from_probe: bool, choice: PointChoice, watch: Watch) 
 
 def score_by_folds(job: Job, from_probe: bool, choice: PointChoice, watch: Watch) -> Score:
     """Return the score of the fits on the folds of train, each on the rows that its fit did not see."""
-    metric, alpha = job.data.metric, choice.alpha if from_probe else 1.0
-    if alpha is not None and alpha not in (ALPHAS if from_probe else (1.0,)):
-        raise PlanError(f"fit.alpha: folds are scored at α = 0, 0.1, … 1: set it to one of them, not {alpha:g}")
+    metric, alpha = job.data.metric, alpha_on_folds(job, from_probe)
 
     def chosen(points: list[Point]) -> Point:
         return choose(points, metric) if alpha is None else next(p for p in points if p.alpha == alpha)
@@ -113,13 +112,31 @@ def score_by_folds(job: Job, from_probe: bool, choice: PointChoice, watch: Watch
     )
     point = chosen(cross.points)
     if from_probe and alpha is None and job.plan.fit.retain is not None:
-        point = point_above_floor(job, choice, cross.points)
+        point = point_above_floor(job, choice, cross)
     return Score(point.figures, cross.rows[point.alpha], judged_by(job)[0], point.alpha)
 
 
-def point_above_floor(job: Job, choice: PointChoice, points: list[Point]) -> Point:
-    """Return the best point over folds that keeps the floor of the source task, which a fit on all of train shows."""
+def alpha_on_folds(job: Job, from_probe: bool) -> float | None:
+    """Return the α at which folds are scored: 1 without a probe to start from, None where the folds choose it.
+
+    Raises PlanError for an α that is no point of the frontier.
+    """
+    alpha = job.plan.fit.alpha
+    if not from_probe or alpha == "chosen":
+        return None if from_probe else 1.0
+    near = next((a for a in ALPHAS if math.isclose(a, alpha, abs_tol=1e-9)), None)  # a search draws 0.1 · 3 > 0.3
+    if near is None:
+        raise PlanError(f"fit.alpha: folds are scored at α = 0, 0.1, … 1: set it to one of them, not {alpha:g}")
+    return near
+
+
+def point_above_floor(job: Job, choice: PointChoice, cross: CrossValidation) -> Point:
+    """Return the best point over folds that keeps the floor of the source task, as the model of a run shows it."""
+    fitter, seed = ArmFitter(job), job.seeds[0]
     start = fit_start(job.outputs.probe_features(), job.data, job.plan)
-    choice = PointChoice(None, choice.source, points)
-    arm = ArmFitter(job).fit(job.source, job.spec.settings, job.seeds[0], label="trial", start=start, choice=choice)
-    return next(p for p in points if p.alpha == arm.alpha)
+    choice = PointChoice(None, choice.source, cross.points)
+    if cross.average is not None:
+        arm = fitter.of_average(job.source, seed, start, choice, cross.average)
+    else:
+        arm = fitter.fit(job.source, job.spec.settings, seed, label="trial", start=start, choice=choice)
+    return next(p for p in cross.points if p.alpha == arm.alpha)

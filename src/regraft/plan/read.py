@@ -75,11 +75,6 @@ def check(
         guarded.check_values(tree)
     except ValueError as error:
         raise PlanError([str(error)], where) from error
-    tune, fit = tree.get("tune"), tree.get("fit")
-    ranges = tune.get("ranges") if isinstance(tune, dict) else None
-    if isinstance(ranges, dict) and "fit.recipe" in ranges and isinstance(fit, dict) and "recipe" in fit:
-        said = "tune.ranges names fit.recipe too, and the plan's recipe would stand against each that is drawn"
-        raise PlanError([f"fit.recipe: {said}: remove one of the two"], where)
     tree, reasons = with_recipe(tree)
     plan: Plan | None = None
     try:
@@ -109,12 +104,17 @@ def check(
 def with_recipe(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return a plan's plain values with those of its recipe in place of its name, and the reason by dotted key.
 
-    Raises PlanError for a recipe that cannot be read.
+    Raises PlanError for a recipe that cannot be read, and for one beside a range of recipes.
     """
     fit = tree.get("fit")
     name = fit.get("recipe") if isinstance(fit, dict) else None
     if not isinstance(fit, dict) or not isinstance(name, str):
         return tree, {}  # the schema says what is wrong
+    tune = tree.get("tune")
+    ranges = tune.get("ranges") if isinstance(tune, dict) else None
+    if isinstance(ranges, dict) and "fit.recipe" in ranges:
+        said = "tune.ranges searches over recipes, and this one would set its keys in every trial"
+        raise PlanError([f"fit.recipe: {said}: remove one of the two"])
     bare = {**tree, "fit": {key: value for key, value in fit.items() if key != "recipe"}}
     return overlay(bare, read_recipe(name))
 
@@ -130,9 +130,8 @@ def refusals(tree: dict[str, Any], *, allow_code: bool) -> list[str]:
 
 def ranges_of(plan: Plan) -> Ranges:
     """Return the ranges of a checked plan, by dotted key."""
-    return read_ranges(
-        plan.model_dump(exclude_none=True, exclude_unset=True), partial(refusals, allow_code=plan.allow_code)
-    )[0]
+    own = plan.model_dump(exclude_none=True, exclude_unset=True)  # a range of recipes sets what the plan leaves out
+    return read_ranges(own, partial(refusals, allow_code=plan.allow_code))[0]
 
 
 def refuse_ranges(plan: Plan) -> None:

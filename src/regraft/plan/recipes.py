@@ -1,6 +1,6 @@
 """Recipes: named overlays of a plan, one TOML file each in recipes/, or a file of the user's own.
 
-A recipe sets the keys that the plan leaves out. The first comment of its file says what the recipe is for.
+A recipe sets the keys that the plan leaves out or to "auto". The first comment of its file says what the recipe is for.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], di
     for section, values in recipe.tree.items():
         own = merged.get(section, {})
         if not isinstance(own, dict):
-            continue  # the schema says what is wrong
+            return merged, {}  # the schema says what is wrong
         names = own.get("name"), values.get("name")
         if section == "freezing" and None not in names and names[0] != names[1]:
             said = f"{recipe.name} sets freezing.name = {names[1]!r}, and the plan {names[0]!r}"
@@ -81,6 +81,6 @@ def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], di
         taken = {key: value for key, value in values.items() if own.get(key, "auto") == "auto"}
         merged[section] = {**own, **taken}
         reasons |= {f"{section}.{key}": f"recipe {recipe.name}" for key in taken}
-    if recipe.tree and not reasons and all(isinstance(merged[section], dict) for section in recipe.tree):
+    if recipe.tree and not reasons:
         raise PlanError([f"fit.recipe: the plan sets every key of {recipe.name} itself: remove fit.recipe or the keys"])
     return merged, reasons

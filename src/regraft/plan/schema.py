@@ -83,7 +83,7 @@ class ProbePlan(Section):
 
 class FitPlan(Section):
     recipe: str | None = Field(
-        None, description="recipe that sets the keys which the plan leaves out: a name, or a file that ends in .toml"
+        None, description="recipe that sets what the plan leaves out or to auto: a name, or a file that ends in .toml"
     )
     epochs: Count | Auto = Field("auto", description="passes over train, at most")
     batch_size: Count | Auto = Field("auto", description="rows a batch, before accumulation")
