@@ -154,7 +154,7 @@ LIGHT = [
     "__init__",
     "__main__",
     "commands.listing",
-    "commands.tune_options",
+    "commands.search.options",
     "data.types",
     "errors",
     "io.guarded",

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from regraft.commands import tune
-from regraft.commands.tune_options import TuneOptions
+from regraft.commands.search import tune
+from regraft.commands.search.leaderboard import record
+from regraft.commands.search.options import TuneOptions
 from regraft.io.log import lines_to
 from regraft.plan.read import read_plan
 from workers import run
@@ -42,7 +43,7 @@ def main(options: dict[str, Any]) -> None:
     chosen = TuneOptions(options["database"], "shared", f"{options['wait_s']}s", heartbeat=1)
     with lines_to(lambda line: print(line, file=sys.stderr, flush=True)):
         board = tune.tune(plan, chosen)
-    (Path(options["out"]) / "board.json").write_text(json.dumps(tune.record(board)))
+    (Path(options["out"]) / "board.json").write_text(json.dumps(record(board)))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,10 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from regraft.commands import study as studies
-from regraft.commands.study import (
-    Connector,
-    Slot,
-    Watcher,
-    draw,
-    gives_way,
-    open_storage,
-    open_study,
-    queue_open_slots,
-    read_address,
-    repeat_unsigned,
-    sampler_of,
-    shown,
-    slots_of,
-)
+from regraft.commands.search import database
+from regraft.commands.search.database import Connector, open_storage, read_address, shown
+from regraft.commands.search.slots import Slot, Watcher, gives_way, queue_open_slots, repeat_unsigned, slots_of
+from regraft.commands.search.study import draw, open_study, sampler_of
 from regraft.errors import StudyError, UsageError
 from regraft.plan.ranges import Choices, Range
 
@@ -111,8 +99,8 @@ def connector(monkeypatch: pytest.MonkeyPatch, times: int, wait_s: float) -> tup
         pauses.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(studies.time, "sleep", sleep)
-    monkeypatch.setattr(studies.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(database.time, "sleep", sleep)
+    monkeypatch.setattr(database.time, "monotonic", lambda: clock[0])
     return made, driver, pauses
 
 
@@ -178,7 +166,7 @@ def test_a_study_of_something_else_is_refused(storage: Any) -> None:
 
 
 def test_a_study_whose_maker_was_killed_is_taken_up(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(database.time, "sleep", lambda seconds: None)
     optuna.create_study(storage=storage, study_name="one", direction="maximize")
     assert open_study(storage, "one", "maximize", {"data": "a"}).user_attrs["regraft"] == {"data": "a"}
 

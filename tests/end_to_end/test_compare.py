@@ -141,18 +141,6 @@ def test_runs_are_ranked_by_the_rows_that_chose_with_the_settings_that_differ(
     assert str((val, folds)[first]) in printed.splitlines()[1] and "fit.epochs = 2" in printed
 
 
-def test_the_rank_is_by_held_out_rows_in_the_metrics_own_direction() -> None:
-    from types import SimpleNamespace
-
-    from regraft.evidence.comparison import ranked
-
-    def lines(*figures: float | None, higher: bool) -> Any:
-        return [SimpleNamespace(held_out=f, higher_is_better=higher) for f in figures]
-
-    assert ranked(lines(0.7, None, 0.9, 0.8, higher=True)) == [2, 3, 0, 1]
-    assert ranked(lines(0.7, None, 0.9, 0.8, higher=False)) == [0, 3, 2, 1]
-
-
 def test_other_test_rows_are_refused(runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "fewer", test=7, noise=170)
     other = make(data, tmp_path / "run")

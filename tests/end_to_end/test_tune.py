@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from regraft.commands import tune as searching
-from regraft.commands.tune import Line, as_csv, optimism, place, tune
+from regraft.commands.search import tune as searching
+from regraft.commands.search.leaderboard import Leaderboard, Line, as_csv, as_text, optimism, place
+from regraft.commands.search.tune import tune
 from regraft.errors import DataError, DivergedError, RegraftError, SourceError
 from regraft.plan.read import read_plan
 
@@ -127,7 +128,7 @@ def test_of_workers_that_ask_at_once_one_gives_way(
     plan_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker asks for a trial although all are taken; a search of more trials makes up for its number."""
-    from regraft.commands.study import open_storage, read_address
+    from regraft.commands.search.database import open_storage, read_address
 
     scored: list[float] = []
 
@@ -283,8 +284,8 @@ def test_what_no_search_can_use_is_refused(
     (tmp_path / "taken").mkdir()
     code, _, err = cli("tune", file, "--out", tmp_path / "taken")
     assert code == 2 and "never overwritten" in err
-    monkeypatch.setitem(__import__("sys").modules, "regraft.commands.tune", None)
-    monkeypatch.delattr("regraft.commands.tune")
+    monkeypatch.setitem(__import__("sys").modules, "regraft.commands.search.tune", None)
+    monkeypatch.delattr("regraft.commands.search.tune")
     code, _, err = cli("tune", plan_file(), "--out", tmp_path / "s")
     assert code == 2 and 'pip install "regraft[tune]"' in err
 
@@ -310,8 +311,6 @@ def test_one_trial_is_the_best_of_nothing() -> None:
 
 
 def test_a_table_of_trials_runs_no_formula_and_has_what_differs() -> None:
-    from regraft.commands.tune import Leaderboard, as_text
-
     lines = (line(0, 0.5, a="=1+1", b=2), line(1, 0.4, a="x", b=2))
     board = Leaderboard("s", "sqlite:///x", "accuracy", True, "val", 9, lines, "so it is", "s/best.toml")
     assert as_csv(board).splitlines()[1] == "0,complete,0.5,0.1,1.0,'=1+1,"

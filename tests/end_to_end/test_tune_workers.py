@@ -39,8 +39,9 @@ def plan(pictures: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def alone(plan: Path) -> dict[str, Any]:
     """Return the leaderboard of one worker that nothing disturbs, in a database of its own."""
-    from regraft.commands.tune import record, tune
-    from regraft.commands.tune_options import TuneOptions
+    from regraft.commands.search.leaderboard import record
+    from regraft.commands.search.options import TuneOptions
+    from regraft.commands.search.tune import tune
     from regraft.plan.read import read_plan
 
     threads = torch.get_num_threads()
@@ -135,7 +136,7 @@ def one_killed_of_two(workers: Workers, database: str) -> dict[str, Any]:
 
 def attempts_of(database: str) -> list[Any]:
     """Return all attempts of the study."""
-    from regraft.commands.study import open_storage, read_address
+    from regraft.commands.search.database import open_storage, read_address
 
     storage = open_storage(read_address(database), 5.0, 1)
     return storage.get_all_trials(storage.get_study_id_from_name("shared"))
@@ -144,7 +145,7 @@ def attempts_of(database: str) -> list[Any]:
 def assert_each_trial_once(database: str, lost: int) -> None:
     from optuna.trial import TrialState
 
-    from regraft.commands.study import slots_of
+    from regraft.commands.search.slots import slots_of
 
     attempts = attempts_of(database)
     slots = slots_of(attempts)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from regraft.errors import UsageError
-from regraft.evidence.comparison import read_scores
+from regraft.evidence.comparison import ranked, read_scores
 from regraft.tasks.classification import Classification
 
 HEADER = "id,where,label,predicted,p(a),p(b)\n"
@@ -47,3 +49,11 @@ def test_scores_read_back_to_the_last_bit(run):
 def test_damaged_predictions_are_one_sentence(run, text):
     with pytest.raises(UsageError, match="damaged"):
         read_scores(run(text), 2)
+
+
+def test_the_rank_is_by_held_out_rows_in_the_metrics_own_direction() -> None:
+    def lines(*figures: float | None, higher: bool) -> Any:
+        return [SimpleNamespace(held_out=f, higher_is_better=higher) for f in figures]
+
+    assert ranked(lines(0.7, None, 0.9, 0.8, higher=True)) == [2, 3, 0, 1]
+    assert ranked(lines(0.7, None, 0.9, 0.8, higher=False)) == [0, 3, 2, 1]

@@ -258,7 +258,7 @@ ALLOWED = {
     "formats/": "the user's tables and pictures",
     "exports/": "writes, and lines of Python for a user",
     "plan/recipes.py": "the user's recipe; the plan of a run may name none",
-    "commands/study.py": "a connection to a database",
+    "commands/search/study.py": "JSON of its own, as a database gives it back",
     "sources/": "a model folder; of a run, sources/run.py checks the model folder first",
     "report/render.py": "writes the report",
     "serving/app.py": "regraft's own page",

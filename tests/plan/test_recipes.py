@@ -115,7 +115,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
 
 
 def test_recipes_are_searched_as_any_key_is():
-    from regraft.commands.tune import plan_of
+    from regraft.commands.search.tune import plan_of
     from regraft.plan.read import ranges_of
 
     plan = check({**BASE, "fit": {"lr": 1e-4}, "tune": {"ranges": {"fit.recipe": ["probe", "soft"]}}})

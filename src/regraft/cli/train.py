@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..commands.tune_options import TuneOptions
+from ..commands.search.options import TuneOptions
 from ..errors import UsageError
 from ..io import streams
 from ..io.log import lines_to
@@ -146,8 +146,8 @@ def tune(
         given = replace(given, settings=[*given.settings, f"tune.trials={trials}"])
     plan = given.plan()
     try:
-        from ..commands.tune import as_text, record
-        from ..commands.tune import tune as search
+        from ..commands.search.leaderboard import as_text, record
+        from ..commands.search.tune import tune as search
     except ModuleNotFoundError as error:
         raise UsageError(f'regraft tune needs {error.name}: pip install "regraft[tune]"') from error
     from ..training.signals import Interrupted
