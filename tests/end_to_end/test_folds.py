@@ -189,11 +189,13 @@ def test_over_folds_the_temperature_comes_from_rows_that_no_model_saw(
     from regraft.evidence.calibration import fit_temperature
     from regraft.evidence.scoring import score
     from regraft.pipeline.arms import ArmFitter
+    from regraft.pipeline.folds import FoldFitter
 
     settings = {"data.folds": 3, "fit.alpha": 1.0, "fit.start": "soft", "fit.lr": 1e-6, "fit.head_lr": 1e-6}
     found = fit(pictures, weights, tmp_path / "run", **settings)["calibration"]
     job = prepared(pictures, weights, **settings)
-    cross = ArmFitter(job).cross_validate(job.source, job.spec.settings, lambda: job.outputs.features("train"))
+    folds = FoldFitter(ArmFitter(job))
+    cross = folds.cross_validate(job.source, job.spec.settings, lambda: job.outputs.features("train"))
     rows = score(cross.rows[1.0], job.data.task, job.data.splits.train)
     assert (found["fitted_on"], found["fitted_by"]) == (60, "cross-validation")
     assert found["temperature"] == pytest.approx(fit_temperature(rows))
@@ -259,10 +261,11 @@ def prepared(pictures: Path, weights: Path, **settings: Any) -> Any:
 def test_rows_over_folds_come_in_the_order_of_train(pictures: Path, weights: Path, tmp_path: Path) -> None:
     """Groups and ids are put beside them by position."""
     from regraft.pipeline.arms import ArmFitter
+    from regraft.pipeline.folds import FoldFitter
     from regraft.training.checkpoints import CheckpointManager
 
     p = prepared(pictures, weights, **{"data.folds": 3})
-    fitter = ArmFitter(p, CheckpointManager(tmp_path))
+    fitter = FoldFitter(ArmFitter(p, CheckpointManager(tmp_path)))
     found = fitter.cross_validate(p.source, p.spec.settings, None)
     assert found.folds == 3 and list(found.rows) == [1.0]
     assert found.rows[1.0].ids == tuple(e.id for e in p.data.splits.train)

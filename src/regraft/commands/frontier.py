@@ -66,9 +66,10 @@ def write_chosen(run: Path, found: Rechosen, retain: float | None, out: Path) ->
     have changed.
     """
     from ..evidence.linear_probe import Probe
-    from ..pipeline.arms import Arm, CrossValidation, point_loader
+    from ..pipeline.arms import Arm, point_loader
     from ..pipeline.evaluate import Trained
     from ..pipeline.finish import Clock, describe, finish, read_ends
+    from ..pipeline.folds import CrossValidation
     from ..pipeline.prepare import prepare
     from ..plan import read as plan_read
     from ..training.records import FitResult

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 
 from .. import plugins
@@ -38,6 +37,7 @@ from ..runs.estimates import Point
 from ..sources import load_source
 from ..tasks import Task
 from .arms import ArmFitter
+from .folds import FoldFitter, logits_of_all
 from .job import figures_of, fit_start
 from .prepare import MAX_FOLDS, prepare, prepare_bare
 from .trial import alpha_on_folds, score_job
@@ -255,17 +255,14 @@ def logits_on_folds(job: Job, rows: Rows) -> Outputs:
     alpha = alpha_on_folds(job, from_probe)
     place = {id_: i for i, id_ in enumerate(ids_of(job.data.splits.train))}
     ids = list(ids_of(rows.examples))
-    parts: dict[float, list[Outputs]] = {}
+    fits = []
     for k, fold in enumerate(rows.folds):
-        fit, judge = ([place[ids[i]] for i in part] for part in fold)
-        start = None
-        if from_probe:
-            start = fit_start(job.outputs.probe_features(), job.data, job.plan, fit)
-        own = ArmFitter(job).fit_fold(job.source, job.spec.settings, start, (fit, judge), f"fold {k}")
-        for at, logits in own.logits.items():
-            parts.setdefault(at, []).append(logits)
-    order = np.argsort([i for _, judge in rows.folds for i in judge]).tolist()
-    together = {at: joined(own).take(order) for at, own in parts.items()}
+        train, judge = ([place[ids[i]] for i in part] for part in fold)
+        start = fit_start(job.outputs.probe_features(), job.data, job.plan, train) if from_probe else None
+        folds = FoldFitter(ArmFitter(job))
+        found = folds.fit_fold(job.source, job.spec.settings, start, (train, judge), f"fold {k}")
+        fits.append(replace(found, end={}))  # the weights are not needed
+    together = logits_of_all(fits, rows.folds)
     if alpha is not None:
         return together[alpha]
     points = [Point(at, figures_of([own], job.data.task, job.data.metric)) for at, own in together.items()]

@@ -40,7 +40,8 @@ from ..runs.result_parts import (
     Timing,
 )
 from ..runs.result_parts import CrossValidation as FoldFigures
-from .arms import Arm, CrossValidation
+from .arms import Arm
+from .folds import CrossValidation
 from .job import Figures, Job, ModelOutputs, figures_of
 from .resolve import ScratchBudget
 from .target_data import SourceData, TargetData

@@ -33,8 +33,9 @@ from ..runs.checkpoint_records import ProbeRecord
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch, FitResult
 from ..training.settings import Settings
-from .arms import Arm, ArmFitter, CrossValidation, FoldAverage, PointChoice, ProgressDisplay
+from .arms import Arm, ArmFitter, PointChoice, ProgressDisplay
 from .evaluate import Trained
+from .folds import CrossValidation, FoldAverage, FoldFitter
 from .job import Figures, Job, Start, fit_linear_probe, fit_soft_head
 from .resolve import MAX_FURTHER_RATES, ScratchBudget
 
@@ -132,7 +133,8 @@ class Trainer:
         """Return the cross-validation of the fit, from the probe of each fold or from a random head."""
         features = (lambda: self.features["train"]) if from_probe else None
         settings = self.job.spec.settings
-        return self.fitter(partial(self.note, settings.epochs)).cross_validate(self.job.source, settings, features)
+        folds = FoldFitter(self.fitter(partial(self.note, settings.epochs)))
+        return folds.cross_validate(self.job.source, settings, features)
 
 
 def source_of(job: Job, seed: int) -> Source:
@@ -195,8 +197,10 @@ class SeedFits:
         def fit() -> Arm:
             if self.average is None or self.start is None:
                 return fitter.fit(source, self.settings, seed, label=label, start=self.start, choice=choice)
-            own = self.average if seed == job.seeds[0] else fitter.average(source, self.settings, self.features, seed)
-            return fitter.of_average(source, seed, self.start, choice, own)
+            folds, own = FoldFitter(fitter), self.average
+            if seed != job.seeds[0]:
+                own = folds.average(source, self.settings, self.features, seed)
+            return folds.of_average(source, seed, self.start, choice, own)
 
         arm = fitter.load_or_fit(label, source, seed, fit)
         if alpha is None and arm.points:
@@ -345,7 +349,7 @@ class ScratchTries:
         figures = {}
         for name, settings in every.items():
             try:
-                (point,) = self.fitter.cross_validate(source, settings, None, f"scratch {name} fold").points
+                (point,) = FoldFitter(self.fitter).cross_validate(source, settings, None, f"scratch {name} fold").points
                 figures[name] = point.figures
             except DivergedError as error:
                 self._drop(name, error)

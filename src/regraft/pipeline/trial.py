@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError, PlanError
 from ..evidence.frontier import ALPHAS, choose
-from .arms import ArmFitter, CrossValidation, PointChoice
+from .arms import ArmFitter, PointChoice
+from .folds import CrossValidation, FoldFitter
 from .job import Figures, Job, Start, figures_of, fit_start
 from .prepare import prepare
 from .train import source_before, source_of
@@ -104,7 +105,7 @@ def score_by_folds(job: Job, from_probe: bool, choice: PointChoice, watch: Watch
     def chosen(points: list[Point]) -> Point:
         return choose(points, metric) if alpha is None else next(p for p in points if p.alpha == alpha)
 
-    cross = ArmFitter(job).cross_validate(
+    cross = FoldFitter(ArmFitter(job)).cross_validate(
         source_of(job, job.seeds[0]),
         job.spec.settings,
         (lambda: job.outputs.features("train", job.outputs.precision)) if from_probe else None,
@@ -136,7 +137,7 @@ def point_above_floor(job: Job, choice: PointChoice, cross: CrossValidation) -> 
     start = fit_start(job.outputs.probe_features(), job.data, job.plan)
     choice = PointChoice(None, choice.source, cross.points)
     if cross.average is not None:
-        arm = fitter.of_average(job.source, seed, start, choice, cross.average)
+        arm = FoldFitter(fitter).of_average(job.source, seed, start, choice, cross.average)
     else:
         arm = fitter.fit(job.source, job.spec.settings, seed, label="trial", start=start, choice=choice)
     return next(p for p in cross.points if p.alpha == arm.alpha)

@@ -63,9 +63,9 @@ def read_recipe(name: str) -> Recipe:
 
 
 def overlay(tree: Mapping[str, Any], recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a plan's plain values with the recipe's for the keys that it leaves open, and "recipe NAME" by such key.
+    """Return a plan's plain values with a recipe's for its open keys, and "recipe NAME" for each of these keys.
 
-    A key is open that the plan leaves out or sets to "auto". Raises PlanError where the plan names another freezing
+    A key is open if the plan leaves it out or sets it to "auto". Raises PlanError where the plan names another freezing
     strategy than the recipe, and where the plan sets every key of the recipe itself.
     """
     merged = {**tree}
