@@ -26,6 +26,7 @@ from regraft.errors import DataError, DivergedError, PlanError, SourceError, Usa
 from regraft.model.types import Source
 from regraft.pipeline import candidates
 from regraft.pipeline.candidates import Probed, Rows, fit, read_rows
+from regraft.pipeline.prepare import prepare
 from regraft.plan.read import check, read_plan
 from regraft.runs.estimates import Estimate
 from regraft.runs.ledger import ledger_path
@@ -312,14 +313,13 @@ def test_what_is_fine_tuned_is_the_plans_own_fit(planted, folds):
     sources = [net([0, 1, 2], "all three"), net([7, 8, 9], "noise")]
     seen = []
 
-    def noted(job: Any, *args: Any, **how: Any) -> Any:
+    def noted(plan: Any, **how: Any) -> Any:
+        job = prepare(plan, **how)
         seen.append((job.plan.freezing["name"], job.plan.fit.alpha, job.plan.fit.epochs))
-        return own(job, *args, **how)
+        return job
 
-    name = "logits_on_folds" if folds else "score_job"
-    own = getattr(candidates, name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, name, noted)
+        patch.setattr(candidates, "prepare", noted)
         choice = compared(planted(), sources, finetune=2, settings=settings)
     assert seen == [("head_only", 0.0, 1)] * 2 and choice.leader == "all three"
     assert {"freezing.name=head_only", "fit.alpha=0.0"} <= {w.replace('"', "") for w in shlex.split(choice.next)}

@@ -45,7 +45,6 @@ from .trial import alpha_on_folds, score_job
 if TYPE_CHECKING:
     from ..data.types import Example, Splits
     from ..plan.schema import Plan
-    from .job import Job
 
 
 MAX_ROWS = 10_000  # labelled rows that are looked at
@@ -237,29 +236,29 @@ def fit(plan: Plan, rows: Rows, candidate: Probed) -> Entrant:
     own = plan.with_sections(source=plan.source.model_copy(update={"ref": source.name}), evaluate=EvaluatePlan())
     job = prepare(own, source=source, data=(rows.whole, rows.task))
     val = rows.whole.val
-    logits = score_job(job).rows if val else logits_on_folds(job, rows)
+    logits = score_job(job).rows if val else logits_on_folds(FoldFitter(ArmFitter(job)), rows)
     loss = figures_of([logits], rows.task, rows.metric)["loss"]
     if val:
         return Entrant(candidate.name, rows.predictions(logits, val, units_of(val)), loss)
     return Entrant(candidate.name, rows.predictions(logits, rows.examples, rows.units), loss)
 
 
-def logits_on_folds(job: Job, rows: Rows) -> Outputs:
+def logits_on_folds(folds: FoldFitter, rows: Rows) -> Outputs:
     """Fit on each fold's training rows, and return the logits of all rows at the plan's α, or the best over the folds.
 
     Raises PlanError for a floor of the source task, and for an α that is no point of the frontier.
     """
+    job = folds.arms.job
     if job.plan.fit.retain is not None:
         raise PlanError("fit.retain: fits by folds are compared without a floor of the source task: remove it")
     from_probe = not job.source.nothing_kept and job.plan.fit.start != "random"
-    alpha = alpha_on_folds(job, from_probe)
+    alpha = alpha_on_folds(job.plan.fit.alpha, from_probe)
     place = {id_: i for i, id_ in enumerate(ids_of(job.data.splits.train))}
     ids = list(ids_of(rows.examples))
     fits = []
     for k, fold in enumerate(rows.folds):
         train, judge = ([place[ids[i]] for i in part] for part in fold)
         start = fit_start(job.outputs.probe_features(), job.data, job.plan, train) if from_probe else None
-        folds = FoldFitter(ArmFitter(job))
         found = folds.fit_fold(job.source, job.spec.settings, start, (train, judge), f"fold {k}")
         fits.append(replace(found, end={}))  # the weights are not needed
     together = logits_of_all(fits, rows.folds)

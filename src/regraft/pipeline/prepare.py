@@ -45,7 +45,7 @@ from .target_data import Loading, SourceData, TargetData, load_source_data
 
 if TYPE_CHECKING:
     from ..compute.arrays import Kind
-    from ..regularizers import Penalty
+    from ..regularizers import Penalty, TrainRows
 
 MAX_FOLDS = 5  # where the plan does not say
 
@@ -106,7 +106,7 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     spec = FitSpec(task, metrics[task.primary], chosen, freezing, seed=run.seed)
     notes = PreparationNotes(reasons, blocks, source_notes, cheap(splits, task) if data is None else ())
     job = Job(resolved, rows, source, source_data, target, spec, compute, scratch, notes)
-    check_penalties(job)
+    check_penalties(resolved, target, source_data, rows.train_rows())
     return job
 
 
@@ -147,14 +147,11 @@ def settle(
     return resolved, reasons | measured
 
 
-def check_penalties(job: Job) -> None:
-    """Raise the error of a penalty that does not suit the job, or PlanError if weights cannot be sharded."""
-    penalties = {
-        name: (r, r.prepare(job.target, job.source_data, job.data.train_rows()))
-        for name, r in job.plan.plugins.regularizers.items()
-    }
-    if job.plan.run.shard:
-        check_shard(job.plan, penalties, job.target)
+def check_penalties(plan: ResolvedPlan, target: Target, source_data: SourceData | None, rows: TrainRows) -> None:
+    """Raise the error of a penalty that does not suit the target, or PlanError if weights cannot be sharded."""
+    penalties = {name: (r, r.prepare(target, source_data, rows)) for name, r in plan.plugins.regularizers.items()}
+    if plan.run.shard:
+        check_shard(plan, penalties, target)
 
 
 def block_table(plan: ResolvedPlan, target: Target, chosen: Settings) -> list[Block]:

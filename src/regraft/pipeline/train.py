@@ -137,9 +137,8 @@ class Trainer:
         return folds.cross_validate(self.job.source, settings, features)
 
 
-def source_of(job: Job, seed: int) -> Source:
+def source_of(source: Source, seed: int) -> Source:
     """Return the source of a seed's fit: a random one is drawn anew for every seed."""
-    source = job.source
     return replace(untrained(source, seed), name=source.name) if source.nothing_kept else source
 
 
@@ -180,7 +179,7 @@ class SeedFits:
         arms = fitter.fit_each(
             job.seeds,
             partial(self.fit_seed, fitter),
-            lambda seed: job.initial_target(source_of(job, seed), seed, probe),
+            lambda seed: job.initial_target(source_of(job.source, seed), seed, probe),
         )
         for seed, epoch in sorted(distributed.gather_objects(later), key=lambda e: e[0]):
             note(seed, epoch)
@@ -189,7 +188,7 @@ class SeedFits:
     def fit_seed(self, fitter: ArmFitter, seed: int) -> Arm:
         """Fit a seed, or load its arm, and report the chosen point of its frontier."""
         job, label = self.trainer.job, f"seed {seed}"
-        source, alpha = source_of(job, seed), self.choice.alpha
+        source, alpha = source_of(job.source, seed), self.choice.alpha
         # where α is chosen by folds, the first seed's points still show what the source keeps
         shows = self.chooses and self.choice.source is not None and seed == job.seeds[0]
         choice = replace(self.choice, alpha=None) if shows else self.choice

@@ -25,7 +25,7 @@ from .slots import Slot
 if TYPE_CHECKING:
     import optuna
 
-    from ...pipeline.job import Job
+    from ...pipeline.target_data import TargetData
     from ...plan.ranges import Value
 
 
@@ -64,9 +64,9 @@ class Leaderboard:
         return [k for k in keys if len({line.settings.get(k) for line in self.lines}) > 1]
 
 
-def leaderboard(base: Job, study: optuna.Study, database: str, slots: Sequence[Slot], out: Path) -> Leaderboard:
+def leaderboard(data: TargetData, study: optuna.Study, database: str, slots: Sequence[Slot], out: Path) -> Leaderboard:
     """Return the trials, the best first. Raises StudyError if none has a score."""
-    metric, by = base.data.metric, judged_by(base)
+    metric, by = data.metric, judged_by(data)
     lines = sorted(map(line_of, slots), key=lambda line: place(line, higher=metric.higher_is_better))
     if lines[0].state != "complete":
         why = "; ".join(f"trial {line.trial}: {line.reason or line.state}" for line in lines[:3])
@@ -74,11 +74,11 @@ def leaderboard(base: Job, study: optuna.Study, database: str, slots: Sequence[S
     return Leaderboard(
         study.study_name,
         database,
-        base.data.task.primary,
+        data.task.primary,
         metric.higher_is_better,
         *by,
         tuple(lines),
-        optimism(lines, base.data.task.primary, *by, out),
+        optimism(lines, data.task.primary, *by, out),
         str(out / "best.toml"),
     )
 

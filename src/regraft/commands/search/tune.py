@@ -84,7 +84,7 @@ def tune(plan: Plan, options: TuneOptions | None = None) -> Leaderboard:
                 study = open_study(storage, options.name or out.resolve().name, direction, about)
                 text(out / "tune.toml", write_plan(plan))
                 slots = Search(plan, ranges, base, study, storage, options.heartbeat).search()
-                board = leaderboard(base, study, shown(url), slots, out)
+                board = leaderboard(base.data, study, shown(url), slots, out)
                 text(out / "leaderboard.csv", as_csv(board))
                 winner = best_plan(plan, board.lines[0])
                 reason = f"tune: trial {board.lines[0].trial} of {board.study}"
