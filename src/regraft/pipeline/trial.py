@@ -85,8 +85,10 @@ def alpha_on_folds(alpha: float | Literal["chosen"], from_probe: bool) -> float 
 
     Raises PlanError for an α that is no point of the frontier.
     """
-    if not from_probe or alpha == "chosen":
-        return None if from_probe else 1.0
+    if not from_probe:
+        return 1.0
+    if alpha == "chosen":
+        return None
     near = next((a for a in ALPHAS if math.isclose(a, alpha, abs_tol=1e-9)), None)  # a search draws 0.1 · 3 > 0.3
     if near is None:
         raise PlanError(f"fit.alpha: folds are scored at α = 0, 0.1, … 1: set it to one of them, not {alpha:g}")
