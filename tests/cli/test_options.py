@@ -81,3 +81,12 @@ print([m for m in ("torch", "numpy", "onnx", "mlflow") if m in sys.modules])
     for hint in BAD.values():
         assert hint in done.stderr
     assert [line for line in done.stderr.splitlines() if line.isdecimal()] == ["2"] * len(BAD)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_shown_whole(name):
+    """Brackets in it would be markup, and vanish."""
+    from rich.text import Text
+
+    for text in (COMMANDS[name].help, *(getattr(p, "help", None) for p in COMMANDS[name].params)):
+        assert Text.from_markup(text or "").plain == (text or "")

@@ -137,7 +137,7 @@ def tune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search over the ranges that the plan names in [tune.ranges], on val or folds; test stays closed.
+    """Search over the ranges in the plan's table tune.ranges, on val or folds; test stays closed.
 
     Workers on several machines share a study by the same --study and --name. An interrupted search goes on with the
     same command.
