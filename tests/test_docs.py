@@ -2,7 +2,7 @@
 
 Tutorials run as notebooks, with the sources that they show. The other pages and the README run here, in order,
 on small data that carry the names of the page; behind the names of EfficientNet-Lite0 and MiniLM stand networks
-of the same kinds that are far smaller, so that dozens of commands take seconds.
+of the same kinds that are far smaller, which train for few epochs, so that dozens of commands take seconds.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def test_the_site_builds_strictly_and_loads_no_other_host(tmp_path: Path) -> Non
 @pytest.fixture
 def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of some hundred thousand weights under the names of the EfficientNet-Lites: drawn once, with a head
-    that knows the classes of imagenet-sample/ by the centre of their features. And a small encoder under MiniLM's."""
+    that knows the classes of imagenet-sample/ by the centre of their features. And a small encoder under MiniLM's.
+    Fits take few epochs by default."""
     from dataclasses import replace
 
     import timm as library
@@ -152,7 +153,11 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from regraft.data.preprocessing import build
     from regraft.model.types import Source, SourceOptions
+    from regraft.pipeline import resolve
     from regraft.sources import _weights, bundled, timm, transformers
+
+    monkeypatch.setattr(resolve, "DEFAULT_EPOCHS", dict.fromkeys(resolve.DEFAULT_EPOCHS, 3))
+    monkeypatch.setattr(resolve, "MIN_STEPS", 1)
 
     def lite(size: str, options: SourceOptions) -> Source:
         options = replace(options, image_size=options.image_size or 64)
@@ -304,8 +309,10 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "page", module)
     readme = page.name == "README.md"  # an overview: its sections do not build on one another
     if readme:
-        for run, more in (("a", ""), ("b", ""), ("flowers", ""), ("keep", "--source-data imagenet-sample/")):
+        for run, more in (("a", ""), ("keep", "--source-data imagenet-sample/")):
             shell(f"regraft fit flowers/ --source bundled:efficientnet-lite0 -q --out runs/{run} {more}", monkeypatch)
+        for run in ("b", "flowers"):
+            shutil.copytree("runs/a", f"runs/{run}")
     for block in to_run(page):
         print(f"---- {page.name}, line {block.line}")
         if block.language == "python":

@@ -38,7 +38,7 @@ def copy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def python(copy):
+def python(copy, preloading):
     """Run Python with the copy in the place of the package; return what it printed."""
     env = os.environ | {
         "PYTHONPATH": str(copy),
@@ -51,9 +51,9 @@ def python(copy):
     }
 
     def run(*args, code=0):
-        done = subprocess.run(
-            [sys.executable, *map(str, args)], cwd=copy, env=env, capture_output=True, encoding="utf-8", check=False
-        )
+        words = [sys.executable, *map(str, args)]
+        with preloading.redirected():
+            done = subprocess.run(words, cwd=copy, env=env, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -200,5 +200,7 @@ def test_new_files_keep_their_contracts(copy, python):
             shutil.copy(file, copy)
         shutil.copy(HERE.parent / "pyproject.toml", copy)
     wanted = " or ".join(NAMES)
-    said = python("-m", "pytest", "-q", "-p", "no:cacheprovider", contracts, copy / "test_plugins.py", "-k", wanted)
+    loaded_before = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+    options = ("-q", "-p", "no:cacheprovider", *loaded_before)
+    said = python("-m", "pytest", *options, contracts, copy / "test_plugins.py", "-k", wanted)
     assert " passed" in said

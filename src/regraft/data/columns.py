@@ -40,6 +40,8 @@ MAX_BATCH_BYTES = 1 << 24  # of texts, where rows are long
 
 MAX_SHARED_VALUES = 1 << 16  # distinct label cells or groups whose equal values share an object
 
+MAX_KEPT_ROWS = 1 << 12  # objects of rows that are asked for one by one, about 1 kB each, longer where texts are
+
 FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored", "thumb")
 
 
@@ -311,6 +313,7 @@ class Content:
         self.table, self.pictures = table, pictures
         self.keys = keys  # [N], the first 64 bits of the hash of each row's inputs
         self.numbers = numbers  # [N], count of the rows before that have the same key
+        self.kept: dict[int, Example] = {}  # the first MAX_KEPT_ROWS that were asked for one by one, by place
 
     def ids(self, places: Places) -> list[str]:
         """Return the ids of the rows at some places."""
@@ -354,10 +357,15 @@ class Examples(Sequence[Example]):
     def __getitem__(self, i: int | slice) -> Example | Examples:
         if isinstance(i, slice):
             return Examples(self.content, self.places[i])
-        place = self.places[[i]]
-        values = self.content.table.row(place[0], self.content.names)
-        block = {name: [value] for name, value in zip(self.content.names, values, strict=True)}
-        return next(self._made(place, block))
+        place, content = int(self.places[i]), self.content
+        if (kept := content.kept.get(place)) is not None:
+            return kept
+        values = content.table.row(place, content.names)
+        block = {name: [value] for name, value in zip(content.names, values, strict=True)}
+        example = next(self._made(self.places[[i]], block))
+        if len(content.kept) < MAX_KEPT_ROWS:
+            content.kept[place] = example
+        return example
 
     def __iter__(self) -> Iterator[Example]:
         table = self.content.table

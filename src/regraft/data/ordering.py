@@ -22,6 +22,14 @@ Key = tuple[int, int, str]  # (seed, epoch, id)
 WINDOW_BATCHES = 16  # batches whose texts are sorted by length together
 
 
+EVALUATION_BATCH, EVALUATION_FACTOR = 32, 8  # few rows make small batches, which need not hold where none trains
+
+
+def evaluation_batch(batch_size: int) -> int:
+    """Return the rows of a batch of evaluation: at least 32, but no more than 8 batches of training, for its memory."""
+    return max(batch_size, min(EVALUATION_BATCH, EVALUATION_FACTOR * batch_size))
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """The batch size of a split, the seed of its order, and this rank's part."""

@@ -29,9 +29,9 @@ from ..compute.device import Compute
 from ..data.batches import Batches, LabelledRows
 from ..data.columns import InputsOf, cells_of, concatenated, groups_of, ids_of, some_of
 from ..data.loading import load_data, rows_and_splits
-from ..data.ordering import EpochOrder
+from ..data.ordering import EpochOrder, evaluation_batch
 from ..data.preprocessing import Preprocessor, TextPreprocessor, build, starts_whole
-from ..data.readers import Tokens, make_reader
+from ..data.readers import Tokens, make_reader, use_image_cache
 from ..data.splitting import check_cells, digest_of
 from ..data.types import Augment, Example, content_of
 from ..errors import DataError, PlanError, RegraftError
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ..compute.arrays import Inputs
     from ..data.image_store import DecodedImages
-    from ..data.store import Entry
+    from ..data.store import Entry, FeatureCache
     from ..data.types import Splits
     from ..model.forward import Outputs
     from ..plan.schema import Plan
@@ -148,7 +148,10 @@ class TargetData:
         return folds_of([self.strata[i] for i in chosen], [groups[i] for i in chosen], self.fold_count)
 
     def batches(self, split: str, rows: Sequence[int] | None = None, *, seed: int = 0, train: bool = False) -> Batches:
-        """Return a split's batches, or those of some of its rows; augmented only for training."""
+        """Return a split's batches, or those of some of its rows; augmented only for training.
+
+        Rows that never train come in larger batches where those of training are small.
+        """
         labelled = LabelledRows(self.rows(split), self.targets[split])
         labelled = labelled if rows is None else labelled.take(rows)
         loading = self.loading
@@ -161,7 +164,7 @@ class TargetData:
             images=self.memo.images.get((split, train and starts_whole(loading.augment))),
         )
         order = EpochOrder(
-            loading.batch_size,
+            loading.batch_size if split == "train" else evaluation_batch(loading.batch_size),
             seed,
             [self.strata[i] for i in rows or range(len(labelled))] if train and loading.balanced else None,
             (distributed.rank(), distributed.world_size()) if train else (0, 1),
@@ -223,6 +226,12 @@ class SourceData:
     seed: int = 0
     compute: Compute = field(default_factory=Compute)
     kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
+    images: dict[tuple[str, bool], DecodedImages | None] = field(default_factory=dict)  # (part, whole image)
+
+    def keep_images(self, part: Part, passes: int, cache: FeatureCache | None, note: Callable[[str], None]) -> None:
+        """Take a part's decoded images from the cache, if that pays over so many passes. Every rank must call this."""
+        reader, rows = self.batches(part).reader, self.parts[part]
+        use_image_cache(reader, rows, f"source data ({part})", cache, passes, self.images, note)
 
     def batches(self, part: Part) -> Batches:
         """Return a part's rows as evaluation sees them."""
@@ -258,8 +267,10 @@ class SourceData:
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
         examples = self.parts[part]
         rows = LabelledRows(examples, self.task.encode(cells_of(examples)))
-        reader = make_reader(self.preprocessor, examples, augment=augment)
-        return Batches(rows, reader, EpochOrder(self.batch_size, self.seed), self.compute)
+        images = self.images.get((part, False)) if augment is None else None
+        reader = make_reader(self.preprocessor, examples, augment=augment, images=images)
+        size = evaluation_batch(self.batch_size) if part != "fit" else self.batch_size
+        return Batches(rows, reader, EpochOrder(size, self.seed), self.compute)
 
 
 class Stream:

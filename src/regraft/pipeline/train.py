@@ -20,7 +20,7 @@ import numpy as np
 
 from ..compute import distributed
 from ..errors import DivergedError, PlanError, UsageError
-from ..evidence.frontier import check_floor, choose
+from ..evidence.frontier import ALPHAS, check_floor, choose
 from ..evidence.linear_probe import Probe
 from ..evidence.retention import retention_of
 from ..evidence.selection import improves
@@ -152,6 +152,9 @@ def source_before(job: Job) -> Predictions | None:
         return None
     if retain is not None and not job.data.splits.val and not job.data.folds():
         raise PlanError("fit.retain: too few rows for val or folds, so nothing to choose α by: remove it")
+    passes = len(ALPHAS) + (job.plan.fit.epochs if job.plan.source_data.each_epoch else 0)
+    store = job.outputs.store
+    job.source_data.keep_images("select", passes * len(job.seeds), store.cache, store.note)
     rows = job.source_data.scored(job.source.backbone, "select")
     if retain is not None:
         check_floor(retention_of(job.source_data.metric, rows, rows), retain)
