@@ -24,9 +24,11 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"
 
-# Files without slow tests are not read: that takes as long as some of the tests.
+# Files without slow tests are not read: that takes as long as some of the tests. The longest tests come first, so that
+# no worker waits for one at the end.
+LONGEST := tests/end_to_end/test_wheel.py tests/test_docs.py tests/end_to_end/test_processes.py
 slow: $(STAMP)
-	$(PYTEST) -m "slow and not gpu" $(shell grep -rl 'mark\.slow' tests --include='test_*.py')
+	$(PYTEST) -m "slow and not gpu" $(LONGEST) $(shell grep -rl 'mark\.slow' tests --include='test_*.py')
 
 faults: $(STAMP)
 	$(BIN)/python tools/faults.py
@@ -63,7 +65,7 @@ clean:
 # Installed once, and again only when what is to be installed has changed. pip would compile on one core; some
 # packages bring files that are no Python to compile, as pip does not mind either. What is hardly ever imported is
 # compiled when it is.
-RARE := /tests?/|/testing/|/(transformers/models|sympy|mlflow|databricks|networkx|debugpy|pip)/
+RARE := /tests?/|/testing/|/(transformers/models|sympy|mlflow|databricks|networkx|debugpy|pip|playwright|mypy|mypyc|fontTools|setuptools|torchgen|narwhals)/
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "regraft needs Python 3.11 or newer on the PATH (or PYTHON=...)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

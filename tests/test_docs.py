@@ -2,7 +2,7 @@
 
 Tutorials run as notebooks, with the sources that they show. The other pages and the README run here, in order,
 on small data that carry the names of the page; behind the names of EfficientNet-Lite0 and MiniLM stand networks
-of the same kinds that are far smaller, which train for few epochs, so that dozens of commands take seconds.
+of the same kinds that are far smaller, which train for an epoch, so that dozens of commands take seconds.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def test_the_site_builds_strictly_and_loads_no_other_host(tmp_path: Path) -> Non
 def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of some hundred thousand weights under the names of the EfficientNet-Lites: drawn once, with a head
     that knows the classes of imagenet-sample/ by the centre of their features. And a small encoder under MiniLM's.
-    Fits take few epochs by default."""
+    Fits take an epoch by default."""
     from dataclasses import replace
 
     import timm as library
@@ -156,7 +156,7 @@ def small(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from regraft.pipeline import resolve
     from regraft.sources import _weights, bundled, timm, transformers
 
-    monkeypatch.setattr(resolve, "DEFAULT_EPOCHS", dict.fromkeys(resolve.DEFAULT_EPOCHS, 3))
+    monkeypatch.setattr(resolve, "DEFAULT_EPOCHS", dict.fromkeys(resolve.DEFAULT_EPOCHS, 1))
     monkeypatch.setattr(resolve, "MIN_STEPS", 1)
 
     def lite(size: str, options: SourceOptions) -> Source:

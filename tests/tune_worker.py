@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from workers import run
 
 
 def main(options: dict[str, Any]) -> None:
+    warnings.simplefilter("error", RuntimeWarning)
     if "hang" in options:
         report, taken = tune.Search.report, set[int]()
 

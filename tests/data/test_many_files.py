@@ -80,7 +80,7 @@ print(len(splits.train) + len(splits.val) + len(splits.test), anonymous() - befo
 @pytest.mark.slow
 @pytest.mark.fault(60)
 def test_many_small_files_are_read_in_bounded_memory(tmp_path):
-    count = 50_000
+    count = 20_000
     few, many = write(tmp_path / "few", 100), write(tmp_path / "many", count)
     done = subprocess.run([sys.executable, "-c", MEASURE, few, many], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

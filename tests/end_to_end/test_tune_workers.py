@@ -70,7 +70,7 @@ class Workers:
         }
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(options))
-        env = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::RuntimeWarning"}
+        env = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(TESTS / "tune_worker.py"), str(file)]
         log = (self.folder / f"{name}.log").open("w")
         worker = subprocess.Popen(command, env=env, stdout=log, stderr=log, text=True)
@@ -105,7 +105,7 @@ class Workers:
 
 
 @pytest.fixture
-def workers(tmp_path: Path, plan: Path) -> Iterator[Workers]:
+def workers(tmp_path: Path, plan: Path, fast_processes: None) -> Iterator[Workers]:
     made = Workers(tmp_path, plan)
     yield made
     for worker in made.started:

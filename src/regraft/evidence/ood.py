@@ -16,6 +16,10 @@ k = ⌈(n + 1)(1 − level)⌉, because no weight was trained on val. On new row
 false warnings is at most ``level`` on average over val sets. For one val set the rate follows
 Beta(n + 1 − k, k): Vovk 2012, 1209.2673, proposition 2a. Val also chose epochs and α, so its distances
 are slightly too small.
+
+Without val the distances are those of rows of train, each by the model of the fold that did not see it. The rate
+then is about ``level``, and at most twice that: Barber et al. 2021, 1905.02928, theorem 4. Beta is the law of a val
+set, so the interval is an approximation.
 """
 
 from __future__ import annotations
@@ -45,11 +49,11 @@ SCHEMA = 1
 
 FALSE_WARNING_RATE = 0.05  # the highest expected share of rows like val that get a warning
 
-MAX_ROWS = 1_000  # of train and of val; each row costs a forward pass
+MAX_ROWS = 1_000  # of train and of val; each row costs a forward pass, without val one a fold
 
 MAX_DIRECTIONS = 16  # of the covariance
 
-MIN_HELD_OUT_ROWS = math.ceil(1 / FALSE_WARNING_RATE) - 1  # with fewer rows of val no threshold has that rate
+MIN_HELD_OUT_ROWS = math.ceil(1 / FALSE_WARNING_RATE) - 1  # with fewer no threshold has that rate
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Novelty:
     rest: float  # variance of every other direction
     threshold: float  # a distance; above it a row is unlike the training data
     rows: int  # of train, behind means and variances
-    held_out: int  # of val, behind the threshold
+    held_out: int  # rows of val, or of all folds, behind the threshold
 
     def distances(self, features: NDArray[Any]) -> FloatArray:
         """Return distances [N] of features [N, D]. Typical rows have a root mean square of one."""
@@ -109,7 +113,16 @@ def fit_novelty(train: NDArray[Any], classes: Sequence[int], held_out: NDArray[A
     Takes features of train [N, D] with class numbers [N], and features of held-out rows [M, D]. Returns None where the
     held-out rows are too few for a threshold, or where features do not vary.
     """
-    if len(held_out) < MIN_HELD_OUT_ROWS or len(train) < 2:
+    novelty = fit_distance(train, classes)
+    return None if novelty is None else with_threshold(novelty, novelty.distances(held_out))
+
+
+def fit_distance(train: NDArray[Any], classes: Sequence[int]) -> Novelty | None:
+    """Fit class means and covariance to features of train [N, D] with class numbers [N]. No row is above the threshold.
+
+    Returns None where features do not vary.
+    """
+    if len(train) < 2:
         return None
     rows, numbers = scale_to_unit(train), np.unique(np.asarray(classes), return_inverse=True)[1]
     by_class = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
@@ -125,17 +138,23 @@ def fit_novelty(train: NDArray[Any], classes: Sequence[int], held_out: NDArray[A
     if not total > 0:
         return None
     rest = max(rest, 1e-6 * total / rows.shape[1])
-    novelty = Novelty(
+    return Novelty(
         round_to_float32(means),
         round_to_float32(directions[:keep]),
         round_to_float32(variances[:keep]),
         rest,
         threshold=math.inf,
         rows=len(rows),
-        held_out=len(held_out),
+        held_out=0,
     )
-    distances = np.sort(novelty.distances(held_out))
-    return replace(novelty, threshold=float(distances[threshold_rank(len(distances)) - 1]))
+
+
+def with_threshold(novelty: Novelty, distances: FloatArray) -> Novelty | None:
+    """Set the threshold by the distances of held-out rows [M]. Returns None where these are too few."""
+    if len(distances) < MIN_HELD_OUT_ROWS:
+        return None
+    ordered = np.sort(distances)
+    return replace(novelty, threshold=float(ordered[threshold_rank(len(ordered)) - 1]), held_out=len(ordered))
 
 
 def round_to_float32(values: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ The model folder has weights as safetensors and all else as JSON, so that loadin
 
 model.safetensors   "backbone.…" and "head.…"      preprocess.json   resize, mean, tokenizer …
 config.json         recipe of the architecture     labels.json       task, classes, scaling
-novelty.safetensors measure of unlike inputs, where val has rows enough; see evidence/ood.py
+novelty.safetensors measure of unlike inputs, where enough rows are held out; see evidence/ood.py
 
 Beside it frontier/{start,end}.safetensors are the ends of the line that the model was chosen on. An end that is
 the model itself has no file.
@@ -25,12 +25,10 @@ import torch
 
 from ..compute import distributed
 from ..compute.versions import __version__
-from ..data.columns import ids_of
 from ..data.preprocessing import save_tokenizer, to_json
 from ..data.splitting import write_manifest
 from ..data.types import TextSpec
 from ..errors import SourceError, UsageError, shorten
-from ..evidence.ood import MAX_ROWS, MIN_HELD_OUT_ROWS, Novelty, fit_novelty
 from ..io import guarded
 from ..io.log import LOGGER
 from ..model.weights import snapshot
@@ -46,13 +44,14 @@ from ..runs.tensors import save_tensors
 from .evaluate import Trained, evaluate_all, prediction_rows
 from .findings import class_lines, classes_of, one_line, records
 from .gallery import write_gallery, write_suspects
+from .novelty import novelty_of, save_novelty
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model.types import Target
     from ..tasks import Task
-    from .job import Job, ModelOutputs
+    from .job import Job
 
 
 class Clock:
@@ -129,7 +128,7 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
         start = job.initial_target(job.source, job.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("novelty"):
-        novelty = novelty_of(job.outputs, arm.target)
+        novelty = novelty_of(job, arm, trained.cross)
     if novelty is not None and distributed.is_rank0():
         save_novelty(folder, novelty)
     with clock("evaluate"):
@@ -147,23 +146,6 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
         write_suspects(folder, job.outputs, trained.probe)
     rest = {"resumed": folder.resumes(), "timing": Timing(clock.seconds())}
     folder.json(RESULT, evaluation.result.model_copy(update=rest).model_dump())
-
-
-def novelty_of(outputs: ModelOutputs, target: Target) -> Novelty | None:
-    """Return what tells rows that are unlike train; None where val has too few rows for a threshold."""
-    data = outputs.data
-    if len(data.splits.val) < MIN_HELD_OUT_ROWS:
-        return None
-
-    def some(split: str, most: int) -> list[int]:  # by content: the order of the data does not matter
-        ids = list(ids_of(data.rows(split)))
-        return sorted(sorted(range(len(ids)), key=ids.__getitem__)[:most])
-
-    enough = max(MAX_ROWS, 10 * data.task.outputs)  # of each class a few
-    train = outputs.features_of(target, "train", some("train", enough))
-    val = outputs.features_of(target, "val", some("val", MAX_ROWS))
-    classes = train.targets.tolist() if data.task.has_classes else [0] * len(train.ids)
-    return fit_novelty(train.values.numpy(), classes, val.values.numpy())
 
 
 # ---------------------------------------------------------------- the model folder of a run
@@ -192,15 +174,6 @@ def save_model(folder: RunFolder, target: Target, task: Task) -> None:
             "source": {"name": source.name, "digest": source.digest, "licence": source.licence},
         },
     )
-
-
-def save_novelty(folder: RunFolder, novelty: Novelty) -> None:
-    """Write ``model/novelty.safetensors``, bound to the weights beside it."""
-    from ..evidence.ood import FILE, SCHEMA, to_tensors, weights_digest
-
-    where = folder.path / "model"
-    about = {"schema": str(SCHEMA), "weights": weights_digest(where)}
-    save_tensors(to_tensors(novelty), where / FILE, about)
 
 
 def save_ends(folder: RunFolder, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:

@@ -29,6 +29,8 @@ from ..training.state import part
 from .arms import Arm, ArmFitter, PointChoice, map_over_ranks, point_loader
 from .job import Start, figures_of, fit_start
 
+MAX_KEPT_BYTES = 2_000_000_000  # of all folds' weights, in memory and in checkpoints
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -61,6 +63,7 @@ class CrossValidation:
     folds: int
     rows: dict[float, Outputs]  # α → logits of all rows, in the order of train
     average: FoldAverage | None = None
+    ends: list[dict[str, Tensor]] = field(default_factory=list)  # θ(1) of each fold; empty where they are not kept
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,27 @@ class FoldFitter:
         features: Callable[[], Outputs] | None,
         label: str = "fold",
         on_fold: Callable[[int, list[Point]], None] | None = None,
+        *,
+        keep: bool = False,
     ) -> CrossValidation:
         """Fit on each fold's rows and score its others: at every α from the probe on ``features``, or without
         them at α = 1 alone.
 
         The probe of a fold has its λ chosen within the fold's own training rows. ``on_fold`` takes the number of a
-        finished fold, from 1, and the points over the folds so far.
+        finished fold, from 1, and the points over the folds so far. ``keep`` keeps the fitted weights of each fold
+        where they are small enough.
         """
         data, folds = self.arms.job.data, self.arms.job.data.folds()
         numbers, by_arms = range(len(folds)), self.arms.job.plan.run.spread == "arms"
-        keep = features is not None and self.arms.job.plan.fit.after_folds == "average"
+        averaged = features is not None and self.arms.job.plan.fit.after_folds == "average"
+        keep = averaged or (keep and self.may_keep(len(folds)))
 
         def points_of(fits: Sequence[FoldFit]) -> list[Point]:
             alphas = sorted(fits[0].logits)
             return [Point(a, figures_of([f.logits[a] for f in fits], data.task, data.metric)) for a in alphas]
 
         def fit(k: int) -> FoldFit:
-            return self.fit_or_load_fold(source, settings, features, (k, label), keep=keep)
+            return self.fit_or_load_fold(source, settings, features, (k, label), keep=keep, shown=averaged)
 
         fits = list[FoldFit]()
         for found in map_over_ranks(data.memo, numbers, fit) if by_arms else map(fit, numbers):
@@ -101,7 +108,15 @@ class FoldFitter:
                 on_fold(len(fits), points_of(fits))
         together = logits_of_all(fits, folds)
         points = [Point(alpha, figures_of([rows], data.task, data.metric)) for alpha, rows in together.items()]
-        return CrossValidation(points, len(folds), together, average_of(fits) if keep else None)
+        ends = [f.end for f in fits if f.end]
+        kept = ends if len(ends) == len(folds) else []
+        return CrossValidation(points, len(folds), together, average_of(fits) if averaged else None, kept)
+
+    def may_keep(self, folds: int) -> bool:
+        """Return whether the weights of so many fits may be kept: they are not sharded, and few bytes."""
+        job = self.arms.job
+        size = sum(t.numel() * t.element_size() for t in job.target.model.state_dict().values())
+        return not job.plan.run.shard and folds * size <= MAX_KEPT_BYTES
 
     def average(self, source: Source, settings: Settings, features: Callable[[], Outputs], seed: int) -> FoldAverage:
         """Return the average of the folds' fits for a later seed; cross-validation has that of the first."""
@@ -119,12 +134,14 @@ class FoldFitter:
         place: tuple[int, str],
         *,
         keep: bool,
+        shown: bool = True,
         seed: int | None = None,
     ) -> FoldFit:
         """Return the fit of a fold, from its checkpoint if there is one.
 
         ``place`` is the fold's number, and the prefix of its checkpoint's name. ``keep`` keeps the fitted weights.
-        With ``seed`` the fit takes that seed, and scores no row.
+        ``shown`` reports the fold, and the epochs of the first. With ``seed`` the fit takes that seed, and scores no
+        row.
         """
         data, (k, label) = self.arms.job.data, place
         (rows, others), name = data.folds()[k], f"{label} {k}"
@@ -135,10 +152,9 @@ class FoldFitter:
             logits = {float(a): Outputs(ids, v, targets) for a, v in part(saved.tensors, "logits").items()}
             return FoldFit(logits, fold_result(saved), part(saved.tensors, "end"))
         start = None if features is None else fit_start({"train": features()}, data, self.arms.job.plan, rows)
-        shown = keep and k == 0  # its epochs stand for the model's
         quiet = replace(self.arms, track=None, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
-        log = self if shown else FoldFitter(quiet)
-        if keep:
+        log = self if shown and k == 0 else FoldFitter(quiet)  # its epochs stand for the model's
+        if shown:
             LOGGER.info("%s %d of %d", label, k + 1, len(data.folds()))
         found = log.fit_fold(source, settings, start, (rows, others), name, seed)
         found = found if keep else replace(found, end={})

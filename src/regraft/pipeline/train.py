@@ -134,7 +134,7 @@ class Trainer:
         features = (lambda: self.features["train"]) if from_probe else None
         settings = self.job.spec.settings
         folds = FoldFitter(self.fitter(partial(self.note, settings.epochs)))
-        return folds.cross_validate(self.job.source, settings, features)
+        return folds.cross_validate(self.job.source, settings, features, keep=True)
 
 
 def source_of(source: Source, seed: int) -> Source:
