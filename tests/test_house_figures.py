@@ -99,3 +99,11 @@ def test_lines_of_code_leave_out_text(tmp_path):
     text += 'def f():\n    """Do it."""\n    return x\n'
     (tmp_path / "a.py").write_text(text)
     assert house_figures.code_lines(tmp_path) == 5  # three of the list, def and return
+
+
+def test_functions_stay_small_and_files_in_no_circle() -> None:
+    package = house_figures.PACKAGE
+    assert house_figures.whole_job(package) <= 15
+    assert house_figures.most_parameters(package)[0][0] <= 9
+    assert house_figures.circles(package) == 0
+    assert not house_figures.look_ups(package)

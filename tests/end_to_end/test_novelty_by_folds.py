@@ -72,7 +72,12 @@ def test_each_fold_is_judged_by_its_own_weights_at_the_chosen_point(frozen: Path
     half = [{n: torch.lerp(start[n], t, 0.5) if t.is_floating_point() else t for n, t in end.items()} for end in moved]
     result = FitResult(1, 1, 1, {}, {}, "end")
     found = [
-        novelty_of(job, Arm(target, result, alpha=alpha), CrossValidation([], 3, {}, ends=ends))
+        novelty_of(
+            job.outputs,
+            Arm(target, result, alpha=alpha),
+            CrossValidation([], 3, {}, ends=ends),
+            lambda: job.initial_target(job.source, 0),
+        )
         for alpha, ends in ((0.5, moved), (1.0, half), (1.0, moved))
     ]
     by_hand = [held_out(job, ends)[threshold_rank(60) - 1] for ends in (half, half, moved)]

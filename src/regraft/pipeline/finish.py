@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,7 +129,8 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
         start = job.initial_target(job.source, job.seeds[0], trained.probe)
         save_ends(folder, snapshot(start), arm.end or snapshot(arm.target), arm.alpha)
     with clock("novelty"):
-        novelty = novelty_of(job, arm, trained.cross)
+        graft = partial(job.initial_target, job.source, job.seeds[0])
+        novelty = novelty_of(job.outputs, arm, trained.cross, graft)
     if novelty is not None and distributed.is_rank0():
         save_novelty(folder, novelty)
     with clock("evaluate"):

@@ -13,21 +13,25 @@ from ..runs.tensors import save_tensors
 from .arms import point_loader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..compute.arrays import FloatArray
     from ..model.forward import Outputs
+    from ..model.types import Target
     from ..runs.folder import RunFolder
     from .arms import Arm
     from .folds import CrossValidation
-    from .job import Job
+    from .job import ModelOutputs
     from .target_data import TargetData
 
 
-def novelty_of(job: Job, arm: Arm, cross: CrossValidation) -> Novelty | None:
+def novelty_of(outputs: ModelOutputs, arm: Arm, cross: CrossValidation, graft: Callable[[], Target]) -> Novelty | None:
     """Return what tells rows that are unlike train; None where too few rows are held out for a threshold.
 
     The held-out rows are val. Without val they are rows of train, each under the fit of the fold that did not see it.
+    ``graft`` gives the target as the fits of folds began with it.
     """
-    data, outputs = job.data, job.outputs
+    data = outputs.data
     by_folds = bool(cross.ends) and not data.splits.val
     if len(data.splits.train if by_folds else data.splits.val) < MIN_HELD_OUT_ROWS:
         return None
@@ -37,22 +41,23 @@ def novelty_of(job: Job, arm: Arm, cross: CrossValidation) -> Novelty | None:
         val = outputs.features_of(arm.target, "val", some(data, "val", MAX_ROWS))
         return fit_novelty(train.values.numpy(), classes_of(data, train), val.values.numpy())
     novelty = fit_distance(train.values.numpy(), classes_of(data, train))
-    distances = None if novelty is None else distances_by_folds(job, arm.alpha, cross, set(chosen))
+    distances = None if novelty is None else distances_by_folds(outputs, graft(), arm.alpha, cross, set(chosen))
     return None if novelty is None or distances is None else with_threshold(novelty, distances)
 
 
-def distances_by_folds(job: Job, alpha: float, cross: CrossValidation, chosen: set[int]) -> FloatArray | None:
+def distances_by_folds(
+    outputs: ModelOutputs, target: Target, alpha: float, cross: CrossValidation, chosen: set[int]
+) -> FloatArray | None:
     """Return the distances of the chosen rows of train, each from the other folds' rows, by the fold's own fit at α.
 
     Returns None where features do not vary.
     """
-    data, found = job.data, list[np.ndarray]()
-    target = job.initial_target(job.source, job.seeds[0])  # the folds' heads differ, which no feature sees
-    start = snapshot(target)
+    data, found = outputs.data, list[np.ndarray]()
+    start = snapshot(target)  # the folds' heads differ, which no feature sees
     for (rows, others), end in zip(data.folds(), cross.ends, strict=True):
         point_loader(data, target, start, end, rows)(alpha)
-        seen = job.outputs.features_of(target, "train", [i for i in rows if i in chosen])
-        unseen = job.outputs.features_of(target, "train", [i for i in others if i in chosen])
+        seen = outputs.features_of(target, "train", [i for i in rows if i in chosen])
+        unseen = outputs.features_of(target, "train", [i for i in others if i in chosen])
         own = fit_distance(seen.values.numpy(), classes_of(data, seen))
         if own is None:
             return None
