@@ -25,8 +25,9 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"
 
 # Files without slow tests are not read: that takes as long as some of the tests. The longest tests come first, so that
-# no worker waits for one at the end.
+# no worker waits for one at the end. Some wait for processes and clocks: a third worker uses that time.
 LONGEST := tests/end_to_end/test_wheel.py tests/test_docs.py tests/end_to_end/test_processes.py
+slow: WORKERS = 3
 slow: $(STAMP)
 	$(PYTEST) -m "slow and not gpu" $(LONGEST) $(shell grep -rl 'mark\.slow' tests --include='test_*.py')
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from regraft.commands.curve import CurvePoint, answer, rows_of
+from regraft.commands.curve import CurvePoint, answer, draw, in_words, more_labels, point, rows_of
+from regraft.evidence.extrapolation import extrapolate
+from regraft.metrics import accuracy, r2, rmse
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import check
 
@@ -65,9 +67,10 @@ def test_every_arm_has_a_point_at_every_number_of_labels(made: tuple[dict[str, A
         assert len(q["folds"]) == record["folds"] == 5 and q["rows"] == 3 * q["labels"]
         if np.std(q["folds"]) > 0:
             low, high = stats.t.interval(0.95, 4, np.mean(q["folds"]), stats.sem(q["folds"]))
-            assert (q["low"], q["high"]) == pytest.approx((low, high))
+            assert (q["low"], q["high"]) == pytest.approx((max(low, 0), min(high, 1)))
     assert any(np.std(q["folds"]) > 0 for q in points)  # else no band was looked at
     assert "4 labels   scratch" in out and record["answer"] in out
+    assert record["more_labels"] == [] and "With 4 numbers of labels or more" in out
     assert record["unit"] == "labels a class" and record["plan"]["fit"]["epochs"] == 1
 
 
@@ -124,3 +127,41 @@ def test_the_answer_is_about_the_last_step_beyond_the_scatter() -> None:
     assert answer(fits(0.8, 0.6), False).startswith("more labels are likely to help")
     assert answer(fits(0.6, 0.6), True).startswith("no sign that more labels help")
     assert "--labels" in answer(fits(0.6, 0.8)[:1], True)
+
+
+ERRORS = np.array([[0.52, 0.48, 0.50], [0.41, 0.39, 0.41], [0.33, 0.31, 0.34], [0.27, 0.25, 0.28]])
+
+
+def points_of(values: Any) -> list[CurvePoint]:
+    return [point("fit", 2**i, 2**i, row.tolist()) for i, row in enumerate(values, 1)]
+
+
+def test_more_labels_are_a_range_of_the_metric() -> None:
+    twice, four = extrapolate([2, 4, 8, 16], ERRORS)
+    higher = more_labels(points_of(1 - ERRORS), accuracy)
+    assert [q["labels"] for q in higher] == [32, 64]
+    assert [q["low"] for q in higher] == pytest.approx([1 - twice.high, 1 - four.high])
+    assert [q["high"] for q in higher] == pytest.approx([1 - twice.low, 1 - four.low])
+    lower = more_labels(points_of(ERRORS), rmse)
+    assert [q["low"] for q in lower] == pytest.approx([twice.low, four.low])
+    assert [q["high"] for q in lower] == pytest.approx([twice.high, four.high])
+    assert more_labels(points_of(1 - ERRORS)[:3], accuracy) == []
+    assert more_labels(points_of(1 - ERRORS), r2) == []  # it has no least value to count errors from
+
+
+def test_more_labels_are_told_and_drawn(tmp_path: Path) -> None:
+    points, more = points_of(1 - ERRORS), more_labels(points_of(1 - ERRORS), accuracy)
+    record = {"primary": "accuracy", "folds": 3, "points": [vars(q) for q in points], "more_labels": more}
+    said = in_words(record | {"answer": "so it is"})
+    assert f"    64 labels   fit, not seen   {more[1]['low']:.3f} to {more[1]['high']:.3f}" in said
+    assert said.endswith("unknown floor.\nso it is")
+    draw(record["points"], more, ("accuracy", "labels a class"), tmp_path / "with.png")
+    draw(record["points"], [], ("accuracy", "labels a class"), tmp_path / "without.png")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_a_band_stays_within_the_bounds_of_its_metric() -> None:
+    wide = point("fit", 2, 2, [0.2, 1.0], bounded=True)
+    assert (wide.low, wide.high) == (0.0, 1.0)
+    free = point("fit", 2, 2, [0.2, 1.0])
+    assert free.low < 0 and free.high > 1

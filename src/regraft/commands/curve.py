@@ -7,8 +7,9 @@ are not looked at.
 
 The band is mean ± t · sd ÷ √k over k folds, t with k − 1 degrees of freedom. Folds share training rows,
 so it is too narrow as an interval for new data (Bengio and Grandvalet 2004); it shows the scatter.
-Fits are taken at α = 1: there are no rows left to choose by. Scratch's rate is the best over the folds
-at each n, and so is whether it has the fit's moving average and the like, which is kind to scratch.
+From four numbers of labels on, the curve of the fit is extrapolated to twice and four times the largest, as a range
+(see evidence/extrapolation.py). Fits are taken at α = 1: there are no rows left to choose by. Scratch's rate is the
+best over the folds at each n, and so is whether it has the fit's moving average and the like, which is kind to scratch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from ..compute.malloc import freed_memory_kept
 from ..data.columns import ids_of, some_of
 from ..data.ordering import order
 from ..errors import DataError, DivergedError, PlanError, UsageError
+from ..evidence.extrapolation import FACTORS, MIN_SIZES, extrapolate
 from ..evidence.linear_probe import Fold
 from ..io.log import LOGGER
+from ..metrics import Metric
 from ..model import reinitialise
 from ..model.forward import Outputs, outputs
 from ..model.types import Target
@@ -87,16 +90,18 @@ def curve(plan: Plan, labels: Sequence[int]) -> Path:
             points += CurveFits(with_rows(job, plan, rows), n, parts).points(features, rows)
             LOGGER.info("%d labels: %d folds done", n, len(folds))
         unit = "labels a class" if data.task.has_classes else "labelled rows"
+        more = more_labels(points, data.metric)
         record = {
             "primary": data.task.primary,
             "unit": unit,
             "folds": len(folds),
             "points": points,
+            "more_labels": more,
             "answer": answer(points, data.metric.higher_is_better),
             "plan": job.plan.model_dump(exclude_none=True),
         }
         folder.json("curve.json", record)
-        draw([asdict(q) for q in points], data.task.primary, unit, out / "curve.png")
+        draw([asdict(q) for q in points], more, (data.task.primary, unit), out / "curve.png")
     return out
 
 
@@ -154,7 +159,8 @@ class CurveFits:
             figures["fit"].append(self.fitted(target, self.job.spec.settings, seed, (fit, others)))
         if self.job.scratch is not None:
             figures["scratch"] = self.best_scratch(self.job.scratch)
-        return [point(arm, self.labels, rows, values) for arm, values in figures.items()]
+        bounded = data.metric.bounded
+        return [point(arm, self.labels, rows, values, bounded=bounded) for arm, values in figures.items()]
 
     def best_scratch(self, budget: ScratchBudget) -> list[float]:
         """Return the figures of scratch on the folds, with the settings that are best over them."""
@@ -198,12 +204,29 @@ class CurveFits:
         return figures_of([logits], data.task, data.metric)[data.task.primary]
 
 
-def point(arm: str, n: int, rows: int, values: Sequence[float]) -> CurvePoint:
+def point(arm: str, n: int, rows: int, values: Sequence[float], *, bounded: bool = False) -> CurvePoint:
+    """Return an arm's mean over folds with its band; that of a ``bounded`` metric stays within 0 and 1."""
     from scipy.stats import t
 
     k, mean = len(values), float(np.mean(values))
     half = float(t.ppf(0.975, k - 1) * np.std(values, ddof=1) / np.sqrt(k))
-    return CurvePoint(arm, n, rows, mean, mean - half, mean + half, tuple(map(float, values)))
+    low, high = mean - half, mean + half
+    if bounded:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return CurvePoint(arm, n, rows, mean, low, high, tuple(map(float, values)))
+
+
+def more_labels(points: Sequence[CurvePoint], metric: Metric) -> list[dict[str, Any]]:
+    """Return the range of the fit's metric at more labels; none where the sizes, or the metric, allow no such range."""
+    fits = [q for q in points if q.arm == "fit"]
+    values = np.array([q.folds for q in fits])
+    if len(fits) < MIN_SIZES or not (metric.bounded or not metric.higher_is_better):
+        return []
+    errors = 1 - values if metric.higher_is_better else values
+    found = extrapolate([q.labels for q in fits], errors) if (errors >= 0).all() else []
+    if metric.higher_is_better:
+        return [{"labels": r.labels, "low": 1 - min(r.high, 1.0), "high": 1 - r.low} for r in found]
+    return [{"labels": r.labels, "low": r.low, "high": min(r.high, 1.0) if metric.bounded else r.high} for r in found]
 
 
 def answer(points: Sequence[CurvePoint], higher_is_better: bool) -> str:
@@ -227,11 +250,23 @@ def in_words(record: dict[str, Any]) -> str:
     for q in record["points"]:
         band = f"{q['mean']:.3f} [{q['low']:.3f}, {q['high']:.3f}]"
         lines.append(f"{q['labels']:>6} labels   {q['arm']:<12}   {band}")
+    for q in record["more_labels"]:
+        lines.append(f"{q['labels']:>6} labels   fit, not seen   {q['low']:.3f} to {q['high']:.3f}")
+    if record["more_labels"]:
+        lines.append(
+            "What was not seen is a range (95 %) for a curve that goes on as a power law with an unknown floor."
+        )
+    elif len({q["labels"] for q in record["points"]}) < MIN_SIZES:
+        times = " and ".join(map(str, FACTORS))
+        lines.append(f"With {MIN_SIZES} numbers of labels or more, a range for {times} times the largest is given too.")
     return "\n".join([*lines, record["answer"]])
 
 
-def draw(points: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) -> None:
-    """Draw lines with bands over the number of labels, on a log axis."""
+def draw(points: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]], names: tuple[str, str], path: Path) -> None:
+    """Draw lines with bands over the number of labels, on a log axis, and ranges for ``more`` labels.
+
+    ``names`` are those of the metric and of the unit.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -241,11 +276,15 @@ def draw(points: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) 
         x = [q["labels"] for q in own]
         (line,) = axes.plot(x, [q["mean"] for q in own], marker="o", label=arm)
         axes.fill_between(x, [q["low"] for q in own], [q["high"] for q in own], color=line.get_color(), alpha=0.15)
+    for q in more:
+        label = "fit, not seen" if q is more[0] else None
+        axes.plot([q["labels"]] * 2, [q["low"], q["high"]], color="gray", linewidth=5, alpha=0.5, label=label)
     axes.set_xscale("log")
-    axes.set_xticks(sorted({q["labels"] for q in points}), labels=sorted({str(q["labels"]) for q in points}, key=int))
+    labels = sorted({q["labels"] for q in [*points, *more]})
+    axes.set_xticks(labels, labels=list(map(str, labels)))
     axes.minorticks_off()
-    axes.set_xlabel(unit)
-    axes.set_ylabel(primary)
+    axes.set_xlabel(names[1])
+    axes.set_ylabel(names[0])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
