@@ -46,6 +46,7 @@ def test_problems_exit_with_3_and_are_printed_and_saved(planted, cli, tmp_path):
     assert "train/olive/empty.jpg (it is empty)" in out
     assert "test/amber/leak.png = train/amber/000.png" in out
     assert "not looked at: label_errors needs a source" in out
+    assert "note: 3 seeds and 25 test rows show a gain of" in out and "over scratch four times in five, assuming" in out
     record = json.loads((tmp_path / "found.json").read_text())
     assert {"unreadable", "exact_duplicates", "conflicting_labels"} <= set(by_check(record))
     assert record["rows"] == {"train": 49, "val": 12, "test": 25}

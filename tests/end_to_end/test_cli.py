@@ -389,6 +389,8 @@ def test_init_writes_a_plan_that_plan_accepts_with_every_block(pictures, weights
         *(b.name for b in source.blocks),
         "head",
     ]
+    (line,) = [line for line in printed.splitlines() if line.startswith("power ")]
+    assert "1 seed and" in line and "over the linear probe four times in five" in line
 
 
 @pytest.mark.parametrize("what", ["sources", "formats", "tasks", "freezing", "regularizers", "metrics", "all"])

@@ -18,6 +18,8 @@ from ..data.preprocessing import TextPreprocessor
 from ..data.splitting import draw_splits, splits_as_given
 from ..data.types import Example, Splits
 from ..errors import DataError
+from ..evidence.power import before_run
+from ..evidence.verdict import MIN_SEEDS
 from ..io.log import LOGGER
 from ..model.forward import joined
 from ..model.types import Source
@@ -64,13 +66,15 @@ def check(plan: Plan, *, source: Source | None = None) -> CheckReport:
         names = tuple(dict.fromkeys([*(seen.source_names or ()), *sorted(named)]))
         seen = replace(seen, source_rows=source_rows, source_names=names)
     findings, not_run = run_checks(seen)
+    seeds = max(plan.run.seeds, MIN_SEEDS)
+    power = before_run(splits.test, task, seeds, "scratch") if task else None
     return CheckReport(
         data=plan.data.path,
         source=plan.source.ref or (source.name if source else ""),
         kind=splits.kind,
         rows={s: len(rows) for s, rows in seen.splits.items()},
         classes={s: count_classes(rows, seen.names) for s, rows in seen.splits.items()},
-        notes=splits.notes,
+        notes=(*splits.notes, *([power] if power else [])),
         findings=in_order([*(replace(f, check="fit") for f in stopped), *findings]),
         not_run=not_run,
     )

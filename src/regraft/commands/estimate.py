@@ -14,6 +14,7 @@ import torch
 from ..compute.malloc import freed_memory_kept
 from ..evidence.frontier import ALPHAS
 from ..evidence.linear_probe import affordable
+from ..evidence.power import Control, before_run
 from ..model.forward import outputs
 from ..model.grafting import graft
 from ..model.types import Source
@@ -53,8 +54,18 @@ def show(plan: Plan) -> str:
         *(f"{key:<18} {choice(job.plan, key)}   {why}" for key, why in notes.reasons.items()),
         "",
         cost(job),
+        *power_line(job),
     ]
     return "\n".join(parts)
+
+
+def power_line(job: Job) -> list[str]:
+    """Return what the test rows and seeds of the run can show of transfer; nothing where nothing is kept."""
+    if job.source.nothing_kept:
+        return []
+    control: Control = "scratch" if job.scratch is not None else "linear probe"
+    text = before_run(job.data.splits.test, job.data.task, len(job.seeds), control)
+    return [] if text is None else [f"power   {text}"]
 
 
 def probe_note(data: TargetData, source: Source, plan: ProbePlan) -> list[str]:
