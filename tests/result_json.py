@@ -78,6 +78,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "gain": {},
         "gains_over_seeds": ["scratch"],
         "verdict": {"words": "not measured", "gain": None, "seeds": 0, "why": "no scratch"},
+        "looks": None,
         "test_opened": 1,
         "seeds": [seed()],
         "mean": {},
@@ -120,7 +121,7 @@ def older(**changes: Any) -> dict[str, Any]:
     """Return the result of a run from before: without every key that came later."""
     found = result(**changes)
     later = ("targets", "summary_metrics", "val_controls", "probe", "scratch", "blocks", "notes", "resumed")
-    for key in (*later, "retention", "frontier", "calibration", "cross_validation"):
+    for key in (*later, "retention", "frontier", "calibration", "cross_validation", "looks"):
         found.pop(key)
     del found["seeds"][0]["alpha"], found["seeds"][0]["test at alpha 1"]
     return found

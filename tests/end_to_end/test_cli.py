@@ -391,6 +391,11 @@ def test_init_writes_a_plan_that_plan_accepts_with_every_block(pictures, weights
     ]
     (line,) = [line for line in printed.splitlines() if line.startswith("power ")]
     assert "1 seed and" in line and "over the linear probe four times in five" in line
+    auto = ("--weights", weights, "--set", "source.image_size=32", "--controls", "scratch", "--seeds", "auto")
+    code, printed, err = cli("plan", file, *auto)
+    assert code == 0 and printed.count(" (3 seeds) to ") == printed.count(" (10 seeds)") == 2, err
+    assert "up to 10 seeds and" in printed and "over scratch four times in five, looked up to 8 times" in printed
+    refused(cli("plan", file, "--seeds", "many"), 2, "--seeds", "many")
 
 
 @pytest.mark.parametrize("what", ["sources", "formats", "tasks", "freezing", "regularizers", "metrics", "all"])

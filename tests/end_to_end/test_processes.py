@@ -85,6 +85,13 @@ def test_seeds_and_scratch_by_processes_are_those_of_one(pictures, weights, tmp_
     assert one["test_opened"] == 1 and two["test_opened"] == 2  # not once a process
 
 
+def test_ranks_look_at_one_verdict_and_open_test_once(pictures, weights, tmp_path):
+    more = ["--seeds", "auto", "--controls", "scratch", "--set", "evaluate.scratch_budget=1", "--epochs", "1"]
+    fit(pictures, weights, tmp_path / "two", "--nproc", "2", *more)
+    found = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert found["test_opened"] == 1 and len(found["seeds"]) == found["looks"]["taken"] + 2
+
+
 def test_an_error_is_said_once_with_its_exit_code(pictures, weights, tmp_path):
     done = fit(
         pictures, weights, tmp_path / "no", "--nproc", "2", "--set", "fit.patience=1", "--set", "data.folds=3", code=2

@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
@@ -47,6 +48,8 @@ FLAGS = {  # flag: key of the plan
     "out": "run.out",
 }
 
+TAKE_AUTO = ("seeds",)  # flags of numbers that take "auto" too; elsewhere it is the default
+
 PLUGIN_FOLDERS = {"task": "tasks", "freezing": "freezing"}  # sections whose "name" is a plug-in
 
 
@@ -68,6 +71,8 @@ def flag(name: str, default: Any = None) -> inspect.Parameter:
     absent: Any = False if kind is bool else [] if get_origin(kind) is list else None
     planned = None if field.is_required() else field.default
     shown = str(planned) if isinstance(planned, str | int | float) and kind is not bool else False
+    if name in TAKE_AUTO:
+        return option(name, kind, absent, text, shown=shown, words=("auto",))
     if name == "optimizer":
         text = f"{text}: {', '.join(optimizer_names())}"
         return option(name, kind, absent, text, shown=shown, check=checked_optimizer)
@@ -82,12 +87,23 @@ def option(
     *,
     shown: str | bool = True,
     check: Callable[[Any], Any] | None = None,
+    words: tuple[str, ...] = (),
 ) -> inspect.Parameter:
-    """Return a command's parameter that typer reads as an option; ``shown`` stands for the default in the help."""
+    """Return a command's parameter that typer reads as an option; ``shown`` stands for the default in the help.
+
+    ``words`` are values that a number may be replaced by.
+    """
     about = typer.Option(f"--{name.replace('_', '-')}", help=sentence(text), callback=check, show_default=shown)
+    if words:
+        about.parser, about.metavar = partial(number_or_word, words=words), f"INTEGER|{'|'.join(words)}"
     taken = kind | None if default is None else kind
     annotation: Any = Annotated[taken, about]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def number_or_word(text: str, words: tuple[str, ...]) -> int | str:
+    """Return a whole number, or one of the words. Raises ValueError for another text, which typer reports."""
+    return text if text in words else int(text)
 
 
 def cli_type(annotation: Any, extra: Any = None) -> Any:

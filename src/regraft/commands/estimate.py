@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
+from typing import Literal
 
 import psutil
 import torch
@@ -14,6 +15,7 @@ import torch
 from ..compute.malloc import freed_memory_kept
 from ..evidence.frontier import ALPHAS
 from ..evidence.linear_probe import affordable
+from ..evidence.looks import FIRST_LOOK, MOST_SEEDS
 from ..evidence.power import Control, before_run
 from ..model.forward import outputs
 from ..model.grafting import graft
@@ -64,7 +66,8 @@ def power_line(job: Job) -> list[str]:
     if job.source.nothing_kept:
         return []
     control: Control = "scratch" if job.scratch is not None else "linear probe"
-    text = before_run(job.data.splits.test, job.data.task, len(job.seeds), control)
+    seeds: int | Literal["auto"] = "auto" if job.looks else len(job.seeds)
+    text = before_run(job.data.splits.test, job.data.task, seeds, control)
     return [] if text is None else [f"power   {text}"]
 
 
@@ -111,7 +114,7 @@ def block_table(rows: Sequence[Block]) -> str:
 @freed_memory_kept()
 def cost(job: Job) -> str:
     """Return time and memory of the whole run, from two steps on one batch each."""
-    data, seeds, settings = job.data, len(job.seeds), job.spec.settings
+    data, settings = job.data, job.spec.settings
     size = min(job.plan.fit.batch_size, len(data.splits.train))
     train = data.batches("train", list(range(size)), seed=job.seeds[0], train=True)
     train.reader = train.reader.alone()
@@ -133,19 +136,25 @@ def cost(job: Job) -> str:
     training, inference = step() / size, forward() / size  # seconds a row
     n, epochs = {s: len(data.rows(s)) for s in ("train", "val", "test")}, settings.epochs
     features = (n["train"] + n["val"]) * inference
-    fits = seeds * epochs * (n["train"] * training + n["val"] * inference)
+    fit = epochs * (n["train"] * training + n["val"] * inference)  # of a seed
     if job.plan.fit.alpha == "chosen" and job.plan.fit.start != "random" and not job.source.nothing_kept:
-        fits += seeds * len(ALPHAS) * n["val"] * inference  # the frontier
+        fit += len(ALPHAS) * n["val"] * inference  # the frontier
     average = not n["val"] and job.plan.fit.after_folds == "average" and bool(data.folds())
-    fits *= len(data.folds()) - 1 if average else 1
-    text = f"time    features and probe {minutes(features)}, fit {minutes(fits)}"
+    fit *= len(data.folds()) - 1 if average else 1
+    counts = (FIRST_LOOK, MOST_SEEDS) if job.looks else (len(job.seeds),)
+    of_seeds = f" ({counts[0]} seeds) to {{}} ({counts[-1]} seeds)" if job.looks else ""
+
+    def times(seconds: Sequence[float]) -> str:
+        return f"{minutes(seconds[0])}{of_seeds.format(minutes(seconds[-1]))}"
+
+    text = f"time    features and probe {minutes(features)}, fit {times([fit * seeds for seeds in counts])}"
     if average:
         text += f" in {len(data.folds())} folds"
     elif not n["val"]:
         text += " and about as much for each fold of cross-validation"
     if job.scratch is not None:
-        arms = job.scratch.fits(seeds, 0 if n["val"] else len(data.folds()))
-        text += f", scratch at most {minutes(fits / seeds * arms * job.scratch.epochs / epochs)}"
+        folds, each = 0 if n["val"] else len(data.folds()), fit * job.scratch.epochs / epochs
+        text += f", scratch at most {times([each * job.scratch.fits(seeds, folds) for seeds in counts])}"
     text += f" (one batch of {size} timed: {1e3 * training:.0f} ms a row to train, {1e3 * inference:.0f} to infer)"
     return f"{text}\nmemory  {memory(job.compute.device)}"
 

@@ -24,6 +24,7 @@ from ..data.columns import groups_of
 from ..data.types import Example
 from ..tasks import Task
 from .intervals import LEVEL, group_codes
+from .looks import LOOKS, MOST_SEEDS, level_of_look
 from .verdict import MIN_SEEDS
 
 Control = Literal["scratch", "linear probe"]
@@ -83,25 +84,29 @@ def detectable_gain(units: int, seeds: int, control: Control = "scratch", level:
     return float(brentq(missing, 0.0, MAX_GAIN, xtol=1e-5))
 
 
-def in_words(units: int, seeds: int, control: Control = "scratch", unit: str = "test rows") -> str:
-    """Return what so many seeds and test rows (groups) can show, with the assumptions behind it."""
-    over = f"{seeds} seed{'' if seeds == 1 else 's'} and {units:,} {unit}"
-    gain = detectable_gain(units, seeds, control)
+def in_words(units: int, seeds: int | Literal["auto"], control: Control = "scratch", unit: str = "test rows") -> str:
+    """Return what so many seeds and test rows (groups) can show, with the assumptions behind it.
+
+    With "auto" it is what the last planned look can show, at the level of that look.
+    """
+    most, level = (MOST_SEEDS, level_of_look(MOST_SEEDS)) if seeds == "auto" else (seeds, LEVEL)
+    over = f"{most} seed{'' if most == 1 else 's'} and {units:,} {unit}"
+    over = f"up to {over}" if seeds == "auto" else over
+    gain = detectable_gain(units, most, control, level)
     if gain is None:
         return f"{over} show no gain in accuracy over {THE[control]} four times in five, however large"
-    spread = (
-        f"a spread over seeds of {100 * SEEDS_SD:g} points (sd) in {'each arm' if control == 'scratch' else 'the fit'}"
-    )
+    arms = "each arm" if control == "scratch" else "the fit"
+    spread = f"a spread over seeds of {100 * SEEDS_SD:g} points (sd) in {arms}"
     rows = f"1 row in {1 / DISAGREEMENT:g} that one model alone gets right, beyond the gain"
     text = f"{over} show a gain of {100 * gain:.2g} points of accuracy over {THE[control]} four times in five"
-    if seeds < MIN_SEEDS:
-        return (
-            f"{text}, over test rows alone: about these models, not the method (--seeds {MIN_SEEDS}); assuming {rows}"
-        )
+    if most < MIN_SEEDS:
+        about = f"over test rows alone: about these models, not the method (--seeds {MIN_SEEDS})"
+        return f"{text}, {about}; assuming {rows}"
+    text += f", looked up to {LOOKS} times" if seeds == "auto" else ""
     return f"{text}, assuming {spread} and {rows}"
 
 
-def before_run(test: Sequence[Example], task: Task, seeds: int, control: Control) -> str | None:
+def before_run(test: Sequence[Example], task: Task, seeds: int | Literal["auto"], control: Control) -> str | None:
     """Return what these test rows can show with so many seeds; None without test rows, or for a task without accuracy.
 
     Of other metrics no spread can be assumed before a run.

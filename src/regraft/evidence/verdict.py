@@ -24,6 +24,7 @@ discordant rows. A metric that is no mean over rows has the bootstrap variance o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, cast
 
@@ -31,7 +32,7 @@ import numpy as np
 
 from ..metrics import Metric
 from ..runs.estimates import Estimate, Verdict
-from .intervals import at_weights, group_codes, resample, value_of
+from .intervals import LEVEL, at_weights, group_codes, resample, value_of
 from .scoring import PerRow, Predictions, gain, pair_rows, resample_count
 
 if TYPE_CHECKING:
@@ -41,6 +42,29 @@ if TYPE_CHECKING:
 MIN_SEEDS = 3  # with fewer the verdict is "not measured"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The gain over seeds and rows, with the variances of its interval."""
+
+    metric: Metric
+    value: float
+    seeds: int  # S
+    n: int  # test rows
+    units: int  # test rows, or groups of them
+    between: float  # V_seeds
+    freedom: float  # its degrees of freedom
+    rows: float  # V_rows − k·R
+    rows_alone: float  # V_rows − R: the variance that is left of it with any number of seeds
+
+    def interval(self, level: float) -> tuple[Estimate, float]:
+        """Return the interval of a level, and the seeds' share of its squared half-width."""
+        return _interval(self, self.between, self.rows, level)
+
+    def over_rows_alone(self, level: float) -> Estimate:
+        """Return the interval of a level as if the number of seeds were infinite and the gain as seen."""
+        return _interval(self, 0.0, self.rows_alone, level)[0]
+
+
 def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, paired: bool = False) -> Verdict:
     """Return the verdict from one (fine-tuned, scratch) pair a seed, all on the same test rows.
 
@@ -48,6 +72,14 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, 
     measured" without pairs, with fewer than 3 seeds or with fewer than 2 rows (groups). ``why`` then names what is
     missing. It also says that the interval is about these models only. Raises DataError where rows differ.
     """
+    measured = measure(metric, pairs, paired=paired)
+    return measured if isinstance(measured, Verdict) else judge(measured)
+
+
+def measure(
+    metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, paired: bool = False
+) -> Measured | Verdict:
+    """Return the gain with its variances, or the verdict "not measured" where something is missing; see decide."""
     if not pairs:
         return Verdict("not measured", None, 0, "no model trained from scratch: --controls scratch")
     first = pairs[0][0]
@@ -66,14 +98,25 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, 
     value = float((arms[:, 0] - arms[:, 1]).mean())
     rows = row_variance(metric, pairs)
     if seeds < MIN_SEEDS:
-        estimate, _ = _interval(value, 0.0, rows, 1, units - 1, metric, n)
+        estimate = Measured(metric, value, seeds, n, units, 0.0, 1, rows, rows).interval(LEVEL)[0]
         why = f"needs at least {MIN_SEEDS} seeds (--seeds {MIN_SEEDS}); the interval is about these four "
         return Verdict("not measured", estimate, seeds, why + "models, not the method")
     between, freedom = seed_variance(arms, paired)
-    twice = (np.mean([row_variance(metric, [pair]) for pair in pairs]) - rows) / (seeds - 1)
-    rows = max(rows - (seeds - 2) / (seeds - 1) * float(twice), _least_row_variance(metric, units))
-    estimate, share = _interval(value, between, rows, freedom, units - 1, metric, n)
-    over = f"{seeds} seeds and {n} test rows"
+    twice = float((np.mean([row_variance(metric, [pair]) for pair in pairs]) - rows) / (seeds - 1))  # R
+    least = _least_row_variance(metric, units)
+    kept = max(rows - (seeds - 2) / (seeds - 1) * twice, least)
+    return Measured(metric, value, seeds, n, units, between, freedom, kept, max(rows - twice, least, 0.0))
+
+
+def judge(measured: Measured, level: float = LEVEL, looks: int = 1, futile: bool = False) -> Verdict:
+    """Return the verdict from the interval of ``level``, which one of up to ``looks`` looks at test rows gave.
+
+    ``futile`` says that further seeds were not fitted, because none could settle it.
+    """
+    estimate, share = measured.interval(level)
+    seeds = measured.seeds
+    over = f"{seeds} seeds and {measured.n} test rows"
+    over += f", looked up to {looks} times," if looks > 1 else ""
     if not estimate.has_interval:
         why = f"{over} all differ by the same amount, which carries no interval"
         return Verdict("not decided", estimate, seeds, why)
@@ -82,6 +125,7 @@ def decide(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]], *, 
     if estimate.high < 0:
         return Verdict("transfer hurts", estimate, seeds, f"the interval over {over} leaves out 0")
     why = f"over {over} a gain above {estimate.high:.3f} or a loss beyond {-estimate.low:.3f} is ruled out"
+    why += "; at this gain the test rows alone leave it open, whatever the number of seeds" if futile else ""
     return Verdict("not decided", estimate, seeds, why + _advice(estimate, share))
 
 
@@ -159,19 +203,18 @@ def _difference(metric: Metric, pairs: Sequence[tuple[Predictions, Predictions]]
     return of
 
 
-def _interval(
-    value: float, between: float, rows: float, df_seeds: float, df_rows: int, metric: Metric, n: int
-) -> tuple[Estimate, float]:
-    """Return the t interval, and the seeds' share of its squared half-width."""
+def _interval(measured: Measured, between: float, rows: float, level: float) -> tuple[Estimate, float]:
+    """Return the t interval with these variances, and the seeds' share of its squared half-width."""
     from scipy.stats import t
 
-    seeds = float(t.ppf(0.975, df_seeds)) ** 2 * between
-    squared = seeds + float(t.ppf(0.975, df_rows)) ** 2 * rows
+    value, n, upper = measured.value, measured.n, (1 + level) / 2
+    seeds = float(t.ppf(upper, measured.freedom)) ** 2 * between
+    squared = seeds + float(t.ppf(upper, measured.units - 1)) ** 2 * rows
     if squared == 0:  # all seeds and rows agree, as with two equal models
         return Estimate.without_interval(value, n), 0.0
     half = sqrt(squared)
     low, high = value - half, value + half
-    if metric.bounded:
+    if measured.metric.bounded:
         low, high = max(low, -1.0), min(high, 1.0)
     return Estimate(value, low, high, n), seeds / squared
 

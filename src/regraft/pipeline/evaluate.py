@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import nan, sqrt
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from ..evidence.calibration import measure_calibration
 from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe
+from ..evidence.looks import FIRST_LOOK, LOOKS, MOST_SEEDS, Look, level_of_look, look
 from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
 from ..evidence.verdict import MIN_SEEDS, decide
@@ -28,6 +30,7 @@ from ..runs.result_parts import (
     Block,
     FitSummary,
     Frontier,
+    Looks,
     Origin,
     ProbeSummary,
     Retention,
@@ -57,6 +60,7 @@ class Trained:
     cross: CrossValidation  # the frontier by folds, if there is no val
     fitted: bool  # False: by cross-validation the probe was better, and is the model
     scratch_how: str = ""  # learning rate of scratch, and what it was chosen by
+    opened: int | None = None  # times that test was opened; None: it was not opened yet
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,8 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
     data, task, metric = job.data, job.data.task, job.data.metric
     splits, metrics = data.splits, data.metrics
 
-    def on_test(target: Target) -> Predictions:
-        return score(job.outputs.logits(target, "test"), task, splits.test)
-
-    fits, ends = map(list, zip(*(both_ends(a, on_test) for a in t.arms), strict=True))
-    scratch = [on_test(a.target) for a in t.scratch]
+    fits, ends = map(list, zip(*(both_ends(a, partial(on_test, job)) for a in t.arms), strict=True))
+    scratch = [on_test(job, a.target) for a in t.scratch]
     first = fits[0]
     val = score(job.outputs.logits(t.arms[0].target, "val"), task, splits.val) if splits.val else None
     held_out = val or out_of_fold(data, t)
@@ -90,7 +91,9 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         controls["linear probe"] = probe_on_test(job.outputs, t.probe)
     if scratch:
         controls["scratch"] = scratch[0]
-    verdict = decide(metric, list(zip(fits, scratch, strict=True)) if scratch else [])
+    pairs = list(zip(fits, scratch, strict=True)) if scratch else []
+    last = look(metric, pairs) if job.looks else None
+    verdict = decide(metric, pairs) if last is None else last.verdict
     gains = {name: gain(metric, first, c) for name, c in controls.items()}
     over_seeds: dict[str, Estimate | None] = {"scratch": verdict.gain if len(scratch) > 1 else None}
     if "linear probe" in controls and len(fits) >= MIN_SEEDS:
@@ -110,6 +113,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         gain=gains,
         gains_over_seeds=[name for name, estimate in over_seeds.items() if estimate is not None],
         verdict=verdict,
+        looks=None if last is None else looks_summary(last, len(pairs)),
         test_opened=opened,
         seeds=[
             seed_line(data, job.seeds[i], arm, (fits[i], ends[i], scratch[i] if scratch else None))
@@ -140,6 +144,23 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         timing=Timing({"total": 0.0}),
     )
     return EvaluationResult(result, first)
+
+
+def on_test(job: Job, target: Target) -> Predictions:
+    """Return a target's predictions of test."""
+    return score(job.outputs.logits(target, "test"), job.data.task, job.data.splits.test)
+
+
+def looks_summary(last: Look, seeds: int) -> Looks:
+    """Return the looks of a run whose last one was after so many seeds."""
+    return Looks(
+        planned=LOOKS,
+        taken=seeds - FIRST_LOOK + 1,
+        first=FIRST_LOOK,
+        most=MOST_SEEDS,
+        level=level_of_look(seeds),
+        ended=last.ends or "last",
+    )
 
 
 # ---------------------------------------------------------------- controls
@@ -205,7 +226,7 @@ def both_ends(arm: Arm, rows: Callable[[Target], Predictions]) -> tuple[Predicti
 def frontier(job: Job, t: Trained, fits: list[Predictions], ends: list[Predictions]) -> Frontier | None:
     """Return the frontier: its points (of the first seed that left the start, or over the folds), the chosen α,
     and the gain of the chosen point over α = 1 on test, paired. None if there was nothing to choose."""
-    walked = [(seed, a.points) for seed, a in zip(job.seeds, t.arms, strict=True) if a.points]
+    walked = [(seed, a.points) for seed, a in zip(job.seeds[: len(t.arms)], t.arms, strict=True) if a.points]
     seed, points = walked[0] if walked else (None, t.cross.points)
     if len(points) < 2:
         return None

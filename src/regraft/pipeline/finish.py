@@ -137,7 +137,7 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
         where = str(folder.path.resolve())
         opened = source_opened = 0
         if distributed.is_rank0():
-            opened = open_test(data.splits.test_digest, where)
+            opened = open_test(data.splits.test_digest, where) if trained.opened is None else trained.opened
             source_opened = open_test(job.source_data.digest, where) if job.source_data else 0
         evaluation = evaluate_all(job, trained, opened, source_opened)
     lines = prediction_rows(data, evaluation.predictions)

@@ -11,6 +11,7 @@ import torch
 from ..data.columns import ids_of
 from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe, fit_probe, fit_soft_probe
+from ..evidence.looks import MOST_SEEDS
 from ..model.forward import Outputs, outputs
 from ..model.grafting import graft
 from ..model.sharded import offloaded
@@ -66,8 +67,14 @@ class Job:
 
     @property
     def seeds(self) -> range:
-        """Return the seeds of the repeats."""
-        return range(self.plan.run.seed, self.plan.run.seed + self.plan.run.seeds)
+        """Return the seeds of the repeats; all that may be fitted, where the verdict ends them."""
+        count = MOST_SEEDS if self.plan.run.seeds == "auto" else self.plan.run.seeds
+        return range(self.plan.run.seed, self.plan.run.seed + count)
+
+    @property
+    def looks(self) -> bool:
+        """Return whether the verdict is looked at seed after seed, and ends them."""
+        return self.plan.run.seeds == "auto"
 
     @property
     def memo(self) -> Memo:

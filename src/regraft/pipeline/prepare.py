@@ -120,6 +120,7 @@ def prepare_bare(plan: Plan, data: tuple[Splits, Task], source: Source | None) -
         evaluate=EvaluatePlan(),
         source_data=SourceDataOptions(path="none"),
         fit=plan.fit.model_copy(update={"retain": None, "alpha": "chosen"}),
+        run=plan.run.model_copy(update={"seeds": 1}),
     )
     return prepare(bare, source=source, data=data)
 

@@ -17,6 +17,7 @@ from ..compute import distributed
 from ..compute.device import choose_device
 from ..data.types import Augment
 from ..errors import PlanError
+from ..evidence.looks import FIRST_LOOK, LOOKS, MOST_SEEDS
 from ..plan.schema import Plan, ResolvedFit, ResolvedPlan
 from ..runs.result_parts import Block
 from ..training.optimizers import optimizer_class
@@ -153,6 +154,10 @@ def resolve(
     why = f"{cores} cores" if decoding else "on a CPU decoding is a small part of a step"
     settle("run", "workers", min(8, cores) if decoding else 0, why)
     settle("run", "threads", torch.get_num_threads(), f"torch's own on {cores} cores")
+    if run.seeds == "auto":
+        reasons["run.seeds"] = (
+            f"{FIRST_LOOK} to {MOST_SEEDS}: the verdict is looked at after each, {LOOKS} times at most"
+        )
     if not has_val and plan.fit.patience:
         raise PlanError("fit.patience: there is no val to stop on (too few rows, or data.folds): set 0")
     return ResolvedPlan.of(plan, **settled), reasons

@@ -261,7 +261,7 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
     tree = given.model_dump(exclude_none=True)
     for section in ("fit", "run"):
         for key, value in tree[section].items():
-            if value == "auto":
+            if value == "auto" and key != "seeds":  # no value stands for it: it is the plan
                 tree[section][key] = getattr(getattr(before, section), key)
     plan = check(tree, allow_code=given.allow_code)
     changes = differences(before, plan)

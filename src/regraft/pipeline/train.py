@@ -11,7 +11,7 @@ dominates where the rate is many times as large.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from ..compute import distributed
 from ..errors import DivergedError, PlanError, UsageError
 from ..evidence.frontier import ALPHAS, check_floor, choose
 from ..evidence.linear_probe import Probe
+from ..evidence.looks import FIRST_LOOK, LOOKS, look
 from ..evidence.retention import retention_of
 from ..evidence.selection import improves
 from ..io.log import LOGGER
@@ -29,12 +30,13 @@ from ..model import reinitialise
 from ..model.reinitialise import untrained
 from ..model.types import Target
 from ..runs import records
-from ..runs.checkpoint_records import ProbeRecord
+from ..runs.checkpoint_records import OpeningRecord, ProbeRecord
+from ..runs.ledger import open_test
 from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch, FitResult
 from ..training.settings import Settings
 from .arms import Arm, ArmFitter, PointChoice, ProgressDisplay
-from .evaluate import Trained
+from .evaluate import Trained, on_test
 from .folds import CrossValidation, FoldAverage, FoldFitter
 from .job import Figures, Job, Start, fit_linear_probe, fit_soft_head
 from .resolve import MAX_FURTHER_RATES, ScratchBudget
@@ -45,6 +47,13 @@ if TYPE_CHECKING:
     from ..model.types import Source
     from ..runs.folder import RunFolder
     from .finish import Clock
+
+
+ENDS = {  # why no further seed is fitted
+    "decided": "the verdict is decided",
+    "futile": "the test rows alone leave the verdict open at this gain",
+    "last": "no more looks were planned",
+}
 
 
 @dataclass
@@ -79,11 +88,55 @@ class Trainer:
                 LOGGER.info("frontier: α = %g, by cross-validation", alpha)
         choice = PointChoice(alpha, before, cross.points)
         average = cross.average if settings.epochs else None  # else the probe stands
+        fits = SeedFits(self, settings, start, choice, chooses, average)
+        first = job.seeds[:FIRST_LOOK] if job.looks else job.seeds
         with self.clock("fit"):
-            arms = SeedFits(self, settings, start, choice, chooses, average).fit()
+            arms = fits.fit(first)
+        if job.scratch is None:
+            return Trained(arms, [], probe, cross, fitted=settings.epochs > 0)
         with self.clock("scratch"):
-            scratch, how = fit_scratch(self.fitter()) if job.scratch is not None else ([], "")
-        return Trained(arms, scratch, probe, cross, fitted=settings.epochs > 0, scratch_how=how)
+            control = ScratchFits.chosen(self.fitter())
+            scratch = control.fit(first)
+        opened = self.open_test() if job.looks else None
+        if job.looks:
+            self.fit_until_decided(fits, control, arms, scratch)
+        fitted = settings.epochs > 0
+        return Trained(arms, scratch, probe, cross, fitted=fitted, scratch_how=control.how, opened=opened)
+
+    def open_test(self) -> int:
+        """Return how often test was opened, with this run, whose looks are one opening; count it once a run."""
+        saved = self.checkpoints.done("test opened")
+        if saved is not None:
+            return records.checked(OpeningRecord, saved.record).opened
+        where = str(self.folder.path.resolve())
+        opened = open_test(self.job.data.splits.test_digest, where) if distributed.is_rank0() else 0
+        opened = distributed.broadcast(opened)
+        self.checkpoints.finish("test opened", {"opened": opened}, {})
+        return opened
+
+    def fit_until_decided(self, fits: SeedFits, control: ScratchFits, arms: list[Arm], scratch: list[Arm]) -> None:
+        """Look at the verdict, and fit one more seed of both arms, until a look needs no further seed.
+
+        Appends to ``arms`` and ``scratch``.
+        """
+        job, metric = self.job, self.job.data.metric
+        pairs: list[tuple[Predictions, Predictions]] = []
+        while True:
+            with self.clock("looks"):
+                new = zip(arms[len(pairs) :], scratch[len(pairs) :], strict=True)
+                pairs += [(on_test(job, fit.target), on_test(job, other.target)) for fit, other in new]
+                seen = distributed.broadcast(look(metric, pairs))
+            gained = seen.verdict.gain
+            shown = "" if gained is None else f": gain {gained.text('+')} over scratch"
+            LOGGER.info("look %d of %d, %d seeds%s", len(pairs) - FIRST_LOOK + 1, LOOKS, len(pairs), shown)
+            if seen.ends:
+                LOGGER.info("no further seed is fitted: %s", ENDS[seen.ends])
+                return
+            seeds = job.seeds[len(pairs) : len(pairs) + 1]
+            with self.clock("fit"):
+                arms += fits.fit(seeds)
+            with self.clock("scratch"):
+                scratch += control.fit(seeds)
 
     def note(self, epochs: int, seed: int, epoch: Epoch) -> None:
         """Write an epoch of so many to history.jsonl, and its line to the log; bars show it otherwise."""
@@ -172,15 +225,15 @@ class SeedFits:
     chooses: bool  # α was left to be chosen
     average: FoldAverage | None = None  # the first seed's, where the model is the average of the folds' weights
 
-    def fit(self) -> list[Arm]:
-        """Fit every seed, and note each epoch."""
+    def fit(self, seeds: Sequence[int]) -> list[Arm]:
+        """Fit these seeds, and note each epoch."""
         job, probe = self.trainer.job, self.start.probe if self.start else None
         later: list[tuple[int, Epoch]] = []  # where each rank fits other seeds, rank 0 notes all epochs
         by_arms = distributed.world_size() > 1 and job.plan.run.spread == "arms"
         note = partial(self.trainer.note, self.settings.epochs)
         fitter = self.trainer.fitter((lambda seed, epoch: later.append((seed, epoch))) if by_arms else note)
         arms = fitter.fit_each(
-            job.seeds,
+            seeds,
             partial(self.fit_seed, fitter),
             lambda seed: job.initial_target(source_of(job.source, seed), seed, probe),
         )
@@ -265,36 +318,50 @@ def epoch_line(epoch: Epoch, epochs: int, seed: int) -> str:
 Result = TypeVar("Result")
 
 
-def fit_scratch(fitter: ArmFitter) -> tuple[list[Arm], str]:
-    """Fit the scratch control of every seed; return the arms, and how their settings were chosen: the best
-    for the first seed on val, or by folds where there is no val."""
-    job, budget = fitter.job, fitter.job.scratch
-    assert budget is not None
-    LOGGER.info("%s", budget)
-    quiet = replace(fitter, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
-    tries = ScratchTries(quiet)
-    if job.data.splits.val or job.data.folds():
-        by = "val" if job.data.splits.val else "cross-validation"
-        figures = tries.by_val if job.data.splits.val else tries.by_folds
-        name, settings, _ = search(job.spec.settings, budget, figures, tries.better, tries.lost)
-    else:
-        rate = budget.rates[len(budget.rates) // 2]
-        settings = scratch_settings(job.spec.settings, budget, rate)
-        name, by = f"{rate:g}", "nothing: too few rows"
-    how = f"rate {name}, chosen by {by}"
-    LOGGER.info("scratch: %s", how)
+@dataclass(frozen=True)
+class ScratchFits:
+    """The fits of the scratch control, by the settings that were chosen for its first seed."""
 
-    def fit(seed: int) -> Arm:
+    tries: ScratchTries
+    name: str
+    settings: Settings
+    how: str  # the settings were chosen
+
+    @classmethod
+    def chosen(cls, fitter: ArmFitter) -> ScratchFits:
+        """Choose the settings: the best for the first seed on val, or by folds where there is no val."""
+        job, budget = fitter.job, fitter.job.scratch
+        assert budget is not None
+        LOGGER.info("%s", budget)
+        quiet = replace(fitter, on_epoch=lambda seed, epoch: None, level=logging.DEBUG)
+        tries = ScratchTries(quiet)
+        if job.data.splits.val or job.data.folds():
+            by = "val" if job.data.splits.val else "cross-validation"
+            figures = tries.by_val if job.data.splits.val else tries.by_folds
+            name, settings, _ = search(job.spec.settings, budget, figures, tries.better, tries.lost)
+        else:
+            rate = budget.rates[len(budget.rates) // 2]
+            settings = scratch_settings(job.spec.settings, budget, rate)
+            name, by = f"{rate:g}", "nothing: too few rows"
+        how = f"rate {name}, chosen by {by}"
+        LOGGER.info("scratch: %s", how)
+        return cls(tries, name, settings, how)
+
+    def fit(self, seeds: Sequence[int]) -> list[Arm]:
+        """Fit these seeds; the first seed of the job was fitted by the tries on val."""
+        fitter, tried = self.tries.fitter, self.tries.arms.get(self.name)
+        done = [tried] if tried is not None and seeds[0] == fitter.job.seeds[0] else []
+        return done + fitter.fit_each(seeds[len(done) :], self.fit_seed, self.tries.initial_target)
+
+    def fit_seed(self, seed: int) -> Arm:
+        """Fit one seed, or load its arm. Raises DivergedError with the remedy."""
         try:
-            return tries.fit(settings, seed, f"scratch {name}, seed {seed}")
+            return self.tries.fit(self.settings, seed, f"scratch {self.name}, seed {seed}")
         except DivergedError as error:
             raise DivergedError(
-                f"scratch, {how}, diverged with seed {seed}: give evaluate.scratch_rates one lower "
+                f"scratch, {self.how}, diverged with seed {seed}: give evaluate.scratch_rates one lower "
                 f"rate, or leave out the scratch control ({error})"
             ) from error
-
-    done = [tries.arms[name]] if name in tries.arms else []  # of the first seed
-    return done + quiet.fit_each(job.seeds[len(done) :], fit, tries.initial_target), how
 
 
 @dataclass

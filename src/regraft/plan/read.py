@@ -94,11 +94,27 @@ def check(
     made, found = make_plugins(tree, allow_code=allow_code)
     problems += found
     problems += penalty_problems(made, fit)
+    problems += seed_problems(tree)
     if not problems:  # the ends of each range are tried in the rest of the plan
         problems += read_ranges(tree, partial(refusals, allow_code=allow_code))[1]
     if problems or plan is None:
         raise PlanError([with_line(k, t, lines or {}) for k, t in dict.fromkeys(problems)], where)
     return plan.with_reasons(reasons).with_plugins(made, allow_code=allow_code)
+
+
+def seed_problems(tree: Mapping[str, Any]) -> list[Problem]:
+    """Return why the number of seeds cannot be left to the verdict, where a plan asks for it."""
+    run, evaluate = (tree[k] if isinstance(tree.get(k), dict) else {} for k in ("run", "evaluate"))
+    if run.get("seeds") != "auto":
+        return []
+    problems = []
+    if "scratch" not in (evaluate.get("controls") or []):
+        text = "auto looks at the gain over scratch, which is not trained here: --seeds auto --controls scratch"
+        problems.append(("run.seeds", f"run.seeds: {text}"))
+    if run.get("spread") == "arms":
+        text = "auto fits seed after seed, so ranks have no seeds to share: --seeds auto --set run.spread=rows"
+        problems.append(("run.seeds", f"run.seeds: {text}"))
+    return problems
 
 
 def with_recipe(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -167,7 +167,11 @@ class EvaluatePlan(Section):
 class RunPlan(Section):
     out: PathText | None = Field(None, description="run folder; it must not exist yet")
     seed: int = Field(0, ge=0, description="first seed; it drives everything random but the splits")
-    seeds: Count = Field(1, description="number of seeds, from seed on; a verdict needs 3")
+    seeds: Count | Auto = Field(
+        1,
+        description="number of seeds, from seed on; a verdict needs 3; auto: one after another, 3 to 10, until the "
+        "verdict over scratch is decided or no further seed can decide it",
+    )
     device: str = Field("auto", description="device: cpu, cuda, cuda:0 or mps; auto takes the fastest")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="DataLoader workers")
     threads: Count | Auto = Field("auto", description="CPU threads of torch; results depend on it")

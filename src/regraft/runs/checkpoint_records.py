@@ -84,6 +84,12 @@ class ProbeRecord(Record):
     passes: Count = 0
 
 
+class OpeningRecord(Record):
+    """The record of the opening of test by a run that looks at its verdict seed after seed."""
+
+    opened: Count  # times that these test rows were opened, this one included
+
+
 class AboutRun(Record):
     """The state of the whole run at a checkpoint."""
 

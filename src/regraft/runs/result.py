@@ -28,6 +28,7 @@ from .result_parts import (
     Estimates,
     FitSummary,
     Frontier,
+    Looks,
     Origin,
     ProbeSummary,
     Resumed,
@@ -83,6 +84,7 @@ class Result(Record):
         ["scratch"], description="controls whose gain is over all seeds; the other gains are of the first seed's model"
     )
     verdict: Verdict = Field(description="does transfer help?")
+    looks: Looks | None = Field(None, description="looks at the verdict, seed after seed; null: one look at the end")
     test_opened: Count = Field(description="times that these test rows were opened, this one included; 0: not counted")
     seeds: list[Seed] = Field(min_length=1, max_length=MAX_ENTRIES, description="each seed; the first is saved")
     mean: dict[Name, Spreads] = Field(

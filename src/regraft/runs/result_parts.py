@@ -111,6 +111,19 @@ class ScratchSummary(Record):
     best_epochs: list[Count] = Field([], description="best epoch of each seed")
 
 
+class Looks(Record):
+    """The looks at the verdict of a run whose number of seeds was "auto": they are one planned opening of test."""
+
+    planned: Count = Field(description="looks that were planned at most; their intervals hold together at 95 %")
+    taken: Count = Field(description="looks that were taken")
+    first: Count = Field(description="seeds at the first look")
+    most: Count = Field(description="seeds at the last look that was planned")
+    level: Share = Field(description="level of the interval at the last look, and so of the gain over scratch")
+    ended: Literal["decided", "futile", "last"] = Field(
+        description="why no further seed was fitted; futile: the test rows alone leave the verdict open at this gain"
+    )
+
+
 class CrossValidation(Sparse):
     """Probe and fit over the folds of train: each row is scored by a model that was not fitted on it."""
 

@@ -83,7 +83,7 @@ def over(r: Result, name: str, value: float) -> str:
     """Return a control and the paired gain over it; only scratch carries a verdict."""
     gain = r.gain[name]
     text = f"over {name} {number(value)}   {signed(gain)}"
-    scope = over_seeds(len(r.seeds)) if name in r.gains_over_seeds else "paired"
+    scope = over_seeds(len(r.seeds)) + looked(r, name) if name in r.gains_over_seeds else "paired"
     chosen = r.scratch.chosen if r.scratch and name == "scratch" else ""
     return f"{text}   {scope}" + (f"   {chosen}" if chosen else "")
 
@@ -93,6 +93,11 @@ def over_seeds(seeds: int) -> str:
     if seeds == 1:
         return "paired"
     return f"over {seeds} seeds" if seeds >= MIN_SEEDS else f"paired, about these {seeds} seeds only"
+
+
+def looked(r: Result, name: str) -> str:
+    """Return that the interval over a control is one of several looks, or "" where it is the only one."""
+    return f", looked up to {r.looks.planned} times" if r.looks and name == "scratch" else ""
 
 
 def folds(c: CrossValidation, primary: str) -> str:
@@ -173,6 +178,7 @@ def verdict(r: Result) -> str:
     v, times = r.verdict, r.test_opened
     opened = "test opened once" if times == 1 else f"test opened {times} times"
     opened = "how often test was opened could not be counted" if times == 0 else opened
+    opened += f", for {r.looks.taken} looks" if r.looks and r.looks.taken > 1 else ""
     if r.source.nothing_kept:
         return f"no transfer to measure: nothing was kept; {opened}"
     if "scratch" not in r.controls:

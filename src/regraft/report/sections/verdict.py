@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runs.answers import answers
-from ...runs.summary import estimate, number, over_seeds, signed, verdict
+from ...runs.summary import estimate, looked, number, over_seeds, signed, verdict
 from .. import plots
 from ..reading import RunFiles
 
@@ -37,7 +37,8 @@ def context(run: RunFiles) -> dict[str, Any] | str:
     spread = {arm: f"{number(m[primary].mean)} (sd {number(m[primary].sd)})" for arm, m in r.mean.items()}
     drawn = [("fine-tuned", r.test[primary])]
     for name, metrics in r.controls.items():
-        over = over_seeds(len(r.seeds)) if name in r.gains_over_seeds else "about these two models"
+        over_all = over_seeds(len(r.seeds)) + looked(r, name)
+        over = over_all if name in r.gains_over_seeds else "about these two models"
         # the gain over scratch is over all seeds, so its figure is too
         value = spread.get(name) if name == "scratch" else None
         arms.append((name, value or estimate(metrics[primary]), signed(r.gain[name]), over))
