@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from ..checks import CheckContext, Finding
 from ..compute.malloc import freed_memory_kept
@@ -67,7 +66,7 @@ def check(plan: Plan, *, source: Source | None = None) -> CheckReport:
         names = tuple(dict.fromkeys([*(seen.source_names or ()), *sorted(named)]))
         seen = replace(seen, source_rows=source_rows, source_names=names)
     findings, not_run = run_checks(seen)
-    seeds: int | Literal["auto"] = "auto" if plan.run.seeds == "auto" else max(plan.run.seeds, MIN_SEEDS)
+    seeds = plan.run.seeds if plan.run.seeds == "auto" else max(plan.run.seeds, MIN_SEEDS)
     power = before_run(splits.test, task, seeds, "scratch") if task else None
     return CheckReport(
         data=plan.data.path,

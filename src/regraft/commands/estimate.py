@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
-from typing import Literal
 
 import psutil
 import torch
@@ -56,18 +55,17 @@ def show(plan: Plan) -> str:
         *(f"{key:<18} {choice(job.plan, key)}   {why}" for key, why in notes.reasons.items()),
         "",
         cost(job),
-        *power_line(job),
+        *power_line(job.data, job.source, job.plan),
     ]
     return "\n".join(parts)
 
 
-def power_line(job: Job) -> list[str]:
+def power_line(data: TargetData, source: Source, plan: ResolvedPlan) -> list[str]:
     """Return what the test rows and seeds of the run can show of transfer; nothing where nothing is kept."""
-    if job.source.nothing_kept:
+    if source.nothing_kept:
         return []
-    control: Control = "scratch" if job.scratch is not None else "linear probe"
-    seeds: int | Literal["auto"] = "auto" if job.looks else len(job.seeds)
-    text = before_run(job.data.splits.test, job.data.task, seeds, control)
+    control: Control = "scratch" if "scratch" in plan.evaluate.controls else "linear probe"
+    text = before_run(data.splits.test, data.task, plan.run.seeds, control)
     return [] if text is None else [f"power   {text}"]
 
 

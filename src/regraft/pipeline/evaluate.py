@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from math import nan, sqrt
 from typing import Any
 
@@ -79,8 +78,8 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
     data, task, metric = job.data, job.data.task, job.data.metric
     splits, metrics = data.splits, data.metrics
 
-    fits, ends = map(list, zip(*(both_ends(a, partial(on_test, job)) for a in t.arms), strict=True))
-    scratch = [on_test(job, a.target) for a in t.scratch]
+    fits, ends = map(list, zip(*(both_ends(a, job.outputs.on_test) for a in t.arms), strict=True))
+    scratch = [job.outputs.on_test(a.target) for a in t.scratch]
     first = fits[0]
     val = score(job.outputs.logits(t.arms[0].target, "val"), task, splits.val) if splits.val else None
     held_out = val or out_of_fold(data, t)
@@ -144,11 +143,6 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         timing=Timing({"total": 0.0}),
     )
     return EvaluationResult(result, first)
-
-
-def on_test(job: Job, target: Target) -> Predictions:
-    """Return a target's predictions of test."""
-    return score(job.outputs.logits(target, "test"), job.data.task, job.data.splits.test)
 
 
 def looks_summary(last: Look, seeds: int) -> Looks:

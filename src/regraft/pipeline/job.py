@@ -12,6 +12,7 @@ from ..data.columns import ids_of
 from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe, fit_probe, fit_soft_probe
 from ..evidence.looks import MOST_SEEDS
+from ..evidence.scoring import Predictions, score
 from ..model.forward import Outputs, outputs
 from ..model.grafting import graft
 from ..model.sharded import offloaded
@@ -160,6 +161,10 @@ class ModelOutputs:
         head = target.model.get_submodule("head")
         with eval_mode(head), torch.no_grad():
             return replace(features, values=head(features.values.to(self.compute.device)).float().cpu())
+
+    def on_test(self, target: Target) -> Predictions:
+        """Return a target's predictions of test."""
+        return score(self.logits(target, "test"), self.data.task, self.data.splits.test)
 
     def unchanged(self, target: Target) -> bool:
         """Return whether the target's backbone is the source's, to the last bit."""

@@ -36,7 +36,7 @@ from ..training.checkpoints import CheckpointManager
 from ..training.records import Epoch, FitResult
 from ..training.settings import Settings
 from .arms import Arm, ArmFitter, PointChoice, ProgressDisplay
-from .evaluate import Trained, on_test
+from .evaluate import Trained
 from .folds import CrossValidation, FoldAverage, FoldFitter
 from .job import Figures, Job, Start, fit_linear_probe, fit_soft_head
 from .resolve import MAX_FURTHER_RATES, ScratchBudget
@@ -119,12 +119,12 @@ class Trainer:
 
         Appends to ``arms`` and ``scratch``.
         """
-        job, metric = self.job, self.job.data.metric
+        job, metric, on_test = self.job, self.job.data.metric, self.job.outputs.on_test
         pairs: list[tuple[Predictions, Predictions]] = []
         while True:
             with self.clock("looks"):
                 new = zip(arms[len(pairs) :], scratch[len(pairs) :], strict=True)
-                pairs += [(on_test(job, fit.target), on_test(job, other.target)) for fit, other in new]
+                pairs += [(on_test(fit.target), on_test(other.target)) for fit, other in new]
                 seen = distributed.broadcast(look(metric, pairs))
             gained = seen.verdict.gain
             shown = "" if gained is None else f": gain {gained.text('+')} over scratch"
