@@ -102,8 +102,13 @@ def option(
 
 
 def number_or_word(text: str, words: tuple[str, ...]) -> int | str:
-    """Return a whole number, or one of the words. Raises ValueError for another text, which typer reports."""
-    return text if text in words else int(text)
+    """Return a whole number, or one of the words. Raises BadParameter for another text."""
+    if text in words:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f'give a whole number or {" or ".join(words)}, not "{text}"') from None
 
 
 def cli_type(annotation: Any, extra: Any = None) -> Any:
