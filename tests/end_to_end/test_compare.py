@@ -120,6 +120,67 @@ def test_equal_runs_are_hardly_ever_told_apart() -> None:
     assert apart[1 - 0.05 / 9] / draws < 0.06 < 0.15 < apart[0.95] / draws
 
 
+def tables(run: Path, seeds: list[str]) -> list[list[list[str]]]:
+    found = []
+    for seed in seeds:
+        with (run / f"predictions{seed}.csv").open(newline="") as file:
+            found.append(list(csv.reader(file)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def seeded(make: Any, make_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run of three seeds, and a copy of it whose seeds answer otherwise on a third of the rows each."""
+    here = tmp_path_factory.mktemp("seeds")
+    data = make_pictures(here / "noisy", test=20, noise=170)
+    first, second = make(data, here / "first", **{"run.seeds": 3, "fit.start": "random"}), here / "second"
+    shutil.copytree(first, second)
+    for k, table in enumerate(tables(first, ["", "-1", "-2"])):
+        for line in table[1 + k :: 3]:
+            line[4:] = line[5:] + line[4:5]
+        rows = [table[0], *(reversed(table[1:]) if k == 1 else table[1:])]  # the order does not matter
+        with (second / f"predictions{f'-{k}' if k else ''}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return [first, second]
+
+
+def test_runs_of_three_seeds_are_compared_as_methods(seeded: list[Path], cli: Any) -> None:
+    from regraft.evidence.scoring import Predictions
+    from regraft.evidence.verdict import decide
+    from regraft.metrics import accuracy
+
+    def predictions(run: Path) -> list[Predictions]:
+        found = []
+        for header, *lines in tables(run, ["", "-1", "-2"]):
+            names = [h.removeprefix("p(").removesuffix(")") for h in header[4:]]
+            lines.sort()
+            truth = np.array([names.index(line[2]) for line in lines])
+            found.append(
+                Predictions(tuple(line[0] for line in lines), truth, np.array([line[4:] for line in lines], float))
+            )
+        return found
+
+    pairs = list(zip(*(predictions(run) for run in reversed(seeded)), strict=True))
+    line, wanted = regraft.compare(seeded)[1], decide(accuracy, pairs).gain
+    assert line.over_seeds == 3 and line.gain is not None and wanted is not None
+    assert (line.gain.value, line.gain.low, line.gain.high) == pytest.approx((wanted.value, wanted.low, wanted.high))
+    code, printed, err = cli("compare", *seeded)
+    assert code == 0, err
+    assert "over 3 seeds" in printed and "about the methods on such data" in printed
+
+
+def test_without_tables_of_all_seeds_the_saved_models_are_compared(seeded: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(seeded[1], other)
+    (other / "predictions-2.csv").unlink()
+    assert regraft.compare([seeded[0], other])[1].over_seeds == 0
+    shutil.copy(seeded[0] / "predictions.csv", other / "predictions-2.csv")
+    lines = (other / "predictions-2.csv").read_text().splitlines()
+    (other / "predictions-2.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UsageError, match=r"predictions-2.csv.*its rows are not those of predictions.csv"):
+        regraft.compare([seeded[0], other])
+
+
 @pytest.mark.slow
 def test_runs_are_ranked_by_the_rows_that_chose_with_the_settings_that_differ(
     runs: list[Path], make: Any, make_pictures: Any, tmp_path: Path, cli: Any

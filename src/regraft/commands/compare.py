@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RegraftError, printable
-from ..evidence.comparison import Compared, compare, ranked
+from ..evidence.comparison import Compared, about, compare, ranked
 from ..pipeline.run import FREE, flat, shown
 from ..plan.read import read_run_plan
 
@@ -46,14 +46,13 @@ def in_words(lines: Sequence[Compared], settings: Sequence[dict[str, Any]]) -> s
         by = "" if line.held_out is None else f"   {line.held_out_by} {line.held_out:.3f}"
         text = f"{line.run:<{wide}}{by}   test {line.test}"
         if line.gain is not None:
-            text += f"   {line.gain.text('+')}"
+            text += f"   {line.gain.text('+')}" + (f" over {line.over_seeds} seeds" if line.over_seeds else "")
         out.append(printable(f"{text}   {line.source}"))
         if settings[i]:
             out.append(printable("    " + ", ".join(f"{key} = {shown(value)}" for key, value in settings[i].items())))
     several = "" if len(lines) == 2 else f", all {len(lines) - 1} intervals together at 95 % (Bonferroni)"
     out.append(
-        f"Differences are to {lines[0].run}, paired on the same rows{several}; positive is better. They are "
-        f"about these models, not the methods."
+        f"Differences are to {lines[0].run}, paired on the same rows{several}; positive is better. {about(lines)}"
     )
     return "\n".join(out)
 

@@ -1,7 +1,8 @@
 """Comparison of runs: each on test, and its paired difference to the first run on the same rows.
 
-It reads run folders only: it predicts nothing, and does not open test once more. A difference is about the saved
-models, not about the methods behind them; the verdict, which has seeds, is about those.
+It reads run folders only: it predicts nothing, and does not open test once more. Where both runs kept predictions of
+three seeds or more, a difference is that of the verdict: over seeds and rows, so about the methods on such data. Else
+it is about the saved models.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import math
 from array import array
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,7 @@ from ..runs.folder import read_task
 from ..runs.result import Result, finished
 from .intervals import LEVEL
 from .scoring import Predictions, at_threshold, gain
+from .verdict import MIN_SEEDS, Measured, measure
 
 if TYPE_CHECKING:
     from ..tasks import Task
@@ -49,6 +51,7 @@ class Compared:
     gain: Estimate | None  # None for the first run
     held_out: float | None  # the primary metric on the rows that chose; None where there are none
     held_out_by: str  # "val", "folds" or ""
+    over_seeds: int = 0  # of each run, behind ``gain``; 0: it is that of the saved models
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class RunPredictions:
     result: Result
     task: Task
     rows: Predictions
+    seeds: tuple[
+        Predictions, ...
+    ]  # of every seed, ``rows`` first; ``rows`` alone where the run did not keep the others
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -90,10 +96,10 @@ def compare(runs: Sequence[str | Path]) -> list[Compared]:
     metric = at_threshold(cast(Metric, module("metrics", first.result.primary)), first.task)
     level = 1 - (1 - LEVEL) / (len(paths) - 1)
     lines = [_line(first, metric, None)]
-    return [*lines, *(_line(o, metric, _gain(metric, o, first, level)) for o in others)]
+    return [*lines, *(_line(o, metric, *_gain(metric, o, first, level)) for o in others)]
 
 
-def _line(run: RunPredictions, metric: Metric, gained: Estimate | None) -> Compared:
+def _line(run: RunPredictions, metric: Metric, gained: Estimate | None, over_seeds: int = 0) -> Compared:
     result = run.result
     held_out, by = held_out_of(result)
     return Compared(
@@ -105,6 +111,7 @@ def _line(run: RunPredictions, metric: Metric, gained: Estimate | None) -> Compa
         gained,
         held_out,
         by,
+        over_seeds,
     )
 
 
@@ -116,6 +123,16 @@ def ranked(lines: Sequence[Compared]) -> list[int]:
         return value is None, 0.0 if value is None else -value if lines[i].higher_is_better else value
 
     return sorted(range(len(lines)), key=key)
+
+
+def about(lines: Sequence[Compared]) -> str:
+    """Return a sentence that says whether differences are about methods or about models."""
+    over = {line.over_seeds > 0 for line in lines if line.gain is not None}
+    if over == {True}:
+        return "They are over seeds and rows, so about the methods on such data."
+    if over == {False}:
+        return "They are about these models, not the methods."
+    return "Those over seeds are about the methods on such data, the others about these models alone."
 
 
 def held_out_of(result: Result) -> tuple[float | None, str]:
@@ -133,15 +150,19 @@ def held_out_of(result: Result) -> tuple[float | None, str]:
     return (cross.fit[result.primary].value, "folds") if cross else (None, "")
 
 
-def _gain(metric: Metric, run: RunPredictions, first: RunPredictions, level: float) -> Estimate:
+def _gain(metric: Metric, run: RunPredictions, first: RunPredictions, level: float) -> tuple[Estimate, int]:
+    """Return the gain over the first run, and over how many seeds of each it is; 0: it is that of the saved models."""
     for what, value in first.kind.items():
         if run.kind[what] != value:
             raise UsageError(
                 f"{first.path} and {run.path} cannot be compared: their {what} differs ({words(value)} "
                 f"and {words(run.kind[what])}); compare runs of one task"
             )
+    pairs = list(zip(run.seeds, first.seeds, strict=False))
     try:
-        return gain(metric, run.rows, first.rows, level)
+        if len(pairs) >= MIN_SEEDS and isinstance(measured := measure(metric, pairs), Measured):
+            return measured.interval(level)[0], len(pairs)
+        return gain(metric, run.rows, first.rows, level), 0
     except DataError as error:
         raise UsageError(
             f"{first.path} and {run.path} cannot be compared, for {error}, with the same data and data.split_seed"
@@ -173,55 +194,76 @@ def read_judgement(path: Path) -> RunPredictions:
         truth = task.truth(task.encode(cells)).numpy()
     except DataError as error:
         raise guarded.damaged(path, "manifest.jsonl", error) from error
-    groups = tuple(known[id_].group for id_ in ids)
-    return RunPredictions(
-        path, result, task, Predictions(ids, truth, scores, groups if any(g is not None for g in groups) else None)
-    )
+    every = tuple(known[id_].group for id_ in ids)
+    groups = every if any(g is not None for g in every) else None
+    first = Predictions(ids, truth, scores, groups)
+    further = further_seeds(path, first, [line.seed for line in result.seeds[1:]])
+    return RunPredictions(path, result, task, first, [first, *further])
+
+
+def further_seeds(run: Path, first: Predictions, seeds: Sequence[int]) -> list[Predictions]:
+    """Return the predictions of further seeds; none of a run that did not keep them all.
+
+    Raises UsageError for a table that is damaged, or that has other rows than predictions.csv.
+    """
+    names = [f"predictions-{seed}.csv" for seed in seeds]
+    if not all(guarded.is_file(run, name) for name in names):
+        return []
+    found = []
+    for name in names:
+        ids, scores = read_scores(run, first.scores.shape[1], name=name)
+        place = {id_: i for i, id_ in enumerate(ids)}
+        if place.keys() != set(first.ids):
+            raise guarded.damaged(run, name, "its rows are not those of predictions.csv")
+        found.append(replace(first, scores=scores[[place[id_] for id_ in first.ids]]))
+    return found
 
 
 def read_scores(
-    run: Path, outputs: int, wanted: Container[str] | None = None
+    run: Path, outputs: int, wanted: Container[str] | None = None, name: str = SCORES
 ) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv; with ``wanted`` of those ids alone.
+    """Return (ids [N], scores [N, outputs]) of a run's predictions.csv, or of the table ``name``.
+
+    With ``wanted`` it is of those ids alone.
 
     Raises UsageError for another table.
     """
     ids: list[str] = []
     cells = array("d")
     seen = set[str]()
-    rows = table_of(run)
+    rows = table_of(run, name)
     if next(rows, [])[: len(LABELS)] != list(LABELS):
-        raise guarded.damaged(run, SCORES, f"its first columns are not {', '.join(LABELS)}")
+        raise guarded.damaged(run, name, f"its first columns are not {', '.join(LABELS)}")
     for number, row in enumerate(rows, 1):
         where = f"row {number}"
         if len(row) != len(LABELS) + outputs:
             why = f"{where} has {len(row)} cells, and {len(LABELS) + outputs} belong there"
-            raise guarded.damaged(run, SCORES, why)
+            raise guarded.damaged(run, name, why)
         if row[0] in seen:
-            raise guarded.damaged(run, SCORES, "an id stands in it twice")
+            raise guarded.damaged(run, name, "an id stands in it twice")
         seen.add(row[0])
         if wanted is not None and row[0] not in wanted:
             continue
         try:
             numbers = [float(cell) for cell in row[len(LABELS) :]]
         except ValueError as error:
-            raise guarded.damaged(run, SCORES, f"{where}: {error}") from error
+            raise guarded.damaged(run, name, f"{where}: {error}") from error
         if not all(map(math.isfinite, numbers)):
-            raise guarded.damaged(run, SCORES, f"{where} has a score that is not finite")
+            raise guarded.damaged(run, name, f"{where} has a score that is not finite")
         ids.append(row[0])
         cells.extend(numbers)
     if not seen:
-        raise guarded.damaged(run, SCORES, "it has no rows")
+        raise guarded.damaged(run, name, "it has no rows")
     return tuple(ids), np.frombuffer(cells).reshape(len(ids), outputs)
 
 
-def table_of(run: Path) -> Iterator[list[str]]:
-    """Yield the rows of predictions.csv that hold something. Raises UsageError where there is no table."""
-    with guarded.opened(run, SCORES) as file:
+def table_of(run: Path, name: str) -> Iterator[list[str]]:
+    """Yield the rows of a table of predictions that hold something. Raises UsageError where there is no table."""
+    with guarded.opened(run, name) as file:
         if file is None:
-            raise UsageError(f"{guarded.shown(run, SCORES)} is missing; is this a run folder?")
+            raise UsageError(f"{guarded.shown(run, name)} is missing; is this a run folder?")
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         try:
             yield from (row for row in csv.reader(text, strict=True) if row)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise guarded.damaged(run, SCORES, error) from error
+            raise guarded.damaged(run, name, error) from error

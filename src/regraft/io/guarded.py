@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ LIMITS_BYTES = {
     "manifest.jsonl": 16_000_000_000,  # read row by row; 50 million rows take 6.4 GB
     "predictions.csv": 16_000_000_000,
 }
+
+OF_A_SEED = re.compile(r"predictions-\d+\.csv")  # as large as predictions.csv
 
 SUFFIX_LIMITS_BYTES = {".jpg": 1_000_000, ".safetensors": 1 << 62}
 
@@ -57,17 +60,18 @@ class NotReadError(UsageError):
 
 def limit_of(name: str) -> int:
     """Return the most bytes that a file of a run may have, by its name."""
-    path = PurePosixPath(name)
+    path = PurePosixPath("predictions.csv" if OF_A_SEED.fullmatch(name) else name)
     if (limit := SUFFIX_LIMITS_BYTES.get(path.suffix)) is not None:
         return limit
     below_model = path.parts[0] == "model" and len(path.parts) > 1
-    return LIMITS_BYTES.get(name, TOKENIZER_LIMIT_BYTES if below_model else LIMIT_BYTES)
+    return LIMITS_BYTES.get(str(path), TOKENIZER_LIMIT_BYTES if below_model else LIMIT_BYTES)
 
 
 def is_read(name: str) -> bool:
     """Check whether regraft reads files of this name in a run."""
     path = PurePosixPath(name)
-    return len(path.parts) > 1 or name in LIMITS_BYTES or path.suffix in (".json", ".jsonl", ".txt")
+    known = name in LIMITS_BYTES or OF_A_SEED.fullmatch(name) is not None
+    return len(path.parts) > 1 or known or path.suffix in (".json", ".jsonl", ".txt")
 
 
 def shown(run: Path, name: str = "") -> str:

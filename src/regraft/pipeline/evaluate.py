@@ -67,7 +67,7 @@ class EvaluationResult:
     """The result of a run, and the predictions behind it."""
 
     result: Result  # its timing and resumes are set when all is done
-    predictions: Predictions  # of the first seed's model on test
+    predictions: list[Predictions]  # of each seed's model on test; the first is the model that is saved
 
 
 def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> EvaluationResult:
@@ -142,7 +142,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         ],
         timing=Timing({"total": 0.0}),
     )
-    return EvaluationResult(result, first)
+    return EvaluationResult(result, fits)
 
 
 def looks_summary(last: Look, seeds: int) -> Looks:

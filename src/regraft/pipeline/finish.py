@@ -140,10 +140,12 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
             opened = open_test(data.splits.test_digest, where) if trained.opened is None else trained.opened
             source_opened = open_test(job.source_data.digest, where) if job.source_data else 0
         evaluation = evaluate_all(job, trained, opened, source_opened)
-    lines = prediction_rows(data, evaluation.predictions)
-    folder.csv("predictions.csv", next(lines), lines, escape=job.plan.run.escape_csv)
+    for seed, rows in zip(job.seeds, evaluation.predictions, strict=False):
+        lines = prediction_rows(data, rows)
+        name = "predictions.csv" if rows is evaluation.predictions[0] else f"predictions-{seed}.csv"
+        folder.csv(name, next(lines), lines, escape=job.plan.run.escape_csv)
     if distributed.is_rank0():
-        write_gallery(folder, data.task, data.splits, evaluation.predictions)
+        write_gallery(folder, data.task, data.splits, evaluation.predictions[0])
     with clock("suspects"):
         write_suspects(folder, job.outputs, trained.probe)
     rest = {"resumed": folder.resumes(), "timing": Timing(clock.seconds())}

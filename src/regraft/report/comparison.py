@@ -27,9 +27,14 @@ def held_out(line: Compared) -> str:
     return "" if line.held_out is None else f"{number(line.held_out)} ({line.held_out_by})"
 
 
+def difference(line: Compared) -> str:
+    """Return the gain over the first run, and over how many seeds it is."""
+    return signed(line.gain) + (f", over {line.over_seeds} seeds" if line.over_seeds else "")
+
+
 def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Return the template's values. Raises UsageError for runs that cannot be compared."""
-    from ..evidence.comparison import compare, ranked
+    from ..evidence.comparison import about, compare, ranked
 
     lines = compare([run.path for run in runs])
     frontiers = [(run, f) for run in runs if (f := run.result.frontier) and all(p.source for p in f.points)]
@@ -50,11 +55,11 @@ def context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "primary": lines[0].primary,
         "first": runs[0].name,
         "rows": [
-            (runs[i].name, held_out(lines[i]), str(lines[i].test), signed(lines[i].gain), brief(lines[i].source))
+            (runs[i].name, held_out(lines[i]), str(lines[i].test), difference(lines[i]), brief(lines[i].source))
             for i in ranked(lines)
         ],
         "caption": f"Ranked by the rows that chose (val, or folds). Test, n = {lines[0].test.n}; paired on the same "
-        f"rows; the intervals of all differences together at 95 %; about these models, not the methods",
+        f"rows; the intervals of all differences together at 95 %. {about(lines)}",
         "text": "The frontier of each run, α from 0 to 1: target against source; large: the chosen point.",
         "plot": plots.figure(draw, salt="frontiers", height=3.2) if frontiers else None,
     }

@@ -1,6 +1,7 @@
 """A run folder: plain files, no pickle; never renamed, never overwritten, one writer at a time.
 
 plan.toml  environment.json  manifest.jsonl  check.json  loading.json  history.jsonl  predictions.csv  log.txt
+predictions-SEED.csv   of each further seed
 result.json   written last, and whole or not at all; its schema is result.py
 gallery/ {gallery.json, suspects.json, *.jpg}   worst errors on test, suspected label errors
 report.html   after ``regraft report``
