@@ -62,9 +62,7 @@ class RunPredictions:
     result: Result
     task: Task
     rows: Predictions
-    seeds: tuple[
-        Predictions, ...
-    ]  # of every seed, ``rows`` first; ``rows`` alone where the run did not keep the others
+    seeds: list[Predictions]  # of every seed, ``rows`` first; ``rows`` alone where others were not kept
 
     @property
     def kind(self) -> dict[str, Any]:
