@@ -62,8 +62,26 @@ def calibration(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def sets(**changes: Any) -> dict[str, Any]:
+    """Return ``sets`` of a run with classes and val."""
+    return {
+        "coverage": 0.9,
+        "rows": 30,
+        "least_rows": 9,
+        "temperature": 1.5,
+        "least_probability": 0.125,
+        "half_widths": None,
+        "by": "val",
+        "grouped": False,
+        "law": estimate(0.9, 30, 0.08),
+        "test": estimate(0.9, half=0.05),
+        "size": estimate(1.25),
+        "empty": estimate(0.0),
+    } | changes
+
+
 def result(**changes: Any) -> dict[str, Any]:
-    """Return the result of one seed with val, without scratch, frontier, retention and calibration."""
+    """Return the result of one seed with val, without scratch, frontier, retention, calibration, sets."""
     return {
         "schema": 1,
         "task": "classification",
@@ -87,6 +105,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "frontier": None,
         "retention": None,
         "calibration": None,
+        "sets": None,
         "fit": {
             "best_epoch": 2,
             "epochs": 2,
@@ -121,7 +140,7 @@ def older(**changes: Any) -> dict[str, Any]:
     """Return the result of a run from before: without every key that came later."""
     found = result(**changes)
     later = ("targets", "summary_metrics", "val_controls", "probe", "scratch", "blocks", "notes", "resumed")
-    for key in (*later, "retention", "frontier", "calibration", "cross_validation", "looks"):
+    for key in (*later, "retention", "frontier", "calibration", "sets", "cross_validation", "looks"):
         found.pop(key)
     del found["seeds"][0]["alpha"], found["seeds"][0]["test at alpha 1"]
     return found

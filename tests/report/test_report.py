@@ -17,6 +17,7 @@ from regraft.report.sections import curves
 from regraft.runs import records
 from regraft.runs.side_files import HistoryLine
 from result_json import calibration, estimate, seed, source_retention
+from result_json import sets as sets_with_a_guarantee
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "$bad_{$", "\"&'", "チューリップ", "{{ 7*7 }}"]
 
@@ -47,6 +48,7 @@ def result(classes, **changes):
             **{"most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}]}
         ),
         "calibration": calibration(),
+        "sets": sets_with_a_guarantee(empty=estimate(0.04)),
         "confusion": changes.get("confusion")
         or [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
         "source": result_json.result()["source"] | {"name": "/home/jane/secret/runs/base"},
@@ -182,6 +184,13 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         "curves": ["Epoch 0 is the starting point", "stem"],
         "classes": ["0.750 [0.301, 0.954]", "bee (1)"],  # Wilson, 3 of 4
         "calibration": ["Temperature 1.50, fitted on 30 val rows", "+0.100 [+0.000, +0.200]", "15 bins"],
+        "sets": [
+            "Sets at 90 %",
+            "0.900, middle 95 % 0.820 to 0.980",
+            "0.900 [0.850, 0.950]",
+            "1.250",
+            "Val also chose",
+        ],
         "errors": ["cat (0.90), labelled", "ant"],
         "source": ["0.900 before, 0.800 after, 90.0% kept", "α = 0.5", "0.250", "0.980"],
         "provenance": ["e" * 64, "torch 2.15.0", 'path = "…/flowers"'],
@@ -275,6 +284,9 @@ def test_what_was_not_measured_is_said(make_run):
         "primary": "mae",
         "confusion": None,
         "calibration": None,
+        "sets": sets_with_a_guarantee(
+            by="cross-validation", temperature=None, least_probability=None, half_widths=[2.5], size=None, empty=None
+        ),
         "frontier": None,
         "retention": {"kind": "features on target inputs", "cka": 0.9},
     }
@@ -295,10 +307,19 @@ def test_what_was_not_measured_is_said(make_run):
     _, page = page_of(run)
     assert "A regression task has no table of classes." in page.words["classes"]
     assert "Calibration takes a classification task" in page.words["calibration"]
+    assert "± 2.5" in page.words["sets"] and "Out-of-fold rows were scored by the folds' models" in page.words["sets"]
     assert "has no gallery" in page.words["errors"]
     assert "did not judge its labels" in page.words["suspects"]
     assert "no frontier" in page.words["source"] and "CKA 0.900" in page.words["source"]
     assert "only a proxy" in page.words["caution"]
+
+
+def test_without_sets_their_section_says_why(make_run):
+    few = sets_with_a_guarantee(
+        rows=6, temperature=None, least_probability=None, law=None, test=None, size=None, empty=None
+    )
+    assert "they need 9 held-out rows, and there are 6" in page_of(make_run(sets=few))[1].words["sets"]
+    assert "none for several labels a row" in page_of(make_run("other", sets=None))[1].words["sets"]
 
 
 def test_rows_whose_label_nobody_could_judge_are_counted(make_run):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from regraft.runs.summary import summary
-from result_json import calibration, estimate, parsed, seed, source_retention
+from result_json import calibration, estimate, parsed, seed, sets, source_retention
 
 
 def shown(**changes):
@@ -82,6 +82,19 @@ def test_a_temperature_that_did_harm_is_not_offered():
     worse = {"ece": estimate(), "log_loss": estimate(-0.5, half=0.2)}
     said = shown(calibration=calibration(gain=worse))
     assert "made the log loss on test worse: -0.500 [-0.700, -0.300]" in said and "--calibrated" not in said
+
+
+def test_sets_are_shown_with_their_law_and_their_figures_on_test():
+    line = "90 % sets from 30 val rows, to cover 82 to 98 % of new rows; on test 0.900 [0.850, 0.950], 1.250 "
+    assert f"{line}[1.150, 1.350] classes a set\n" in shown(sets=sets())
+    assert "classes a set, 5.0 % empty\n" in shown(sets=sets(empty=estimate(0.05)))
+    over_folds = shown(sets=sets(by="cross-validation"))
+    assert "from 30 out-of-fold rows, to cover 82 to 98 % of new rows (approximate)" in over_folds
+    of_numbers = sets(temperature=None, least_probability=None, half_widths=[2.5, 0.123456], size=None, empty=None)
+    assert "90 % intervals from 30 val rows" in shown(sets=of_numbers)
+    assert "on test 0.900 [0.850, 0.950], ± 2.5, 0.1235\n" in shown(sets=of_numbers)
+    few = sets(rows=6, temperature=None, least_probability=None, law=None, test=None, size=None, empty=None)
+    assert "no 90 % sets: they need 9 held-out rows, and there are 6" in shown(sets=few)
 
 
 def test_folds_are_shown_for_the_fit_and_the_probe():

@@ -21,6 +21,7 @@ from ..runs.estimates import Estimate
 from ..tasks import Task
 from .intervals import (
     LEVEL,
+    Groups,
     at_weights,
     bootstrap,
     bootstrap_difference,
@@ -150,14 +151,18 @@ def estimates(task: Task, metrics: Mapping[str, Metric], scored: Predictions) ->
     for name, plain in metrics.items():
         metric = at_threshold(plain, task)
         if metric.proportion:
-            right = cast(PerRow, metric).rows(scored.truth, scored.scores)
-            p, worth = float(right.mean()), effective_rows(right, scored.groups)
-            result[name] = Estimate(p, *wilson(p * worth, worth), n)
+            result[name] = proportion(cast(PerRow, metric).rows(scored.truth, scored.scores), scored.groups)
         else:
             result[name] = bootstrap(
                 metric, scored.truth, scored.scores, groups=scored.groups, resamples=resample_count(n)
             )
     return result
+
+
+def proportion(rows: FloatArray, groups: Groups | None) -> Estimate:
+    """Return the mean of ``rows`` [N], each 0 or 1, with Wilson's interval; groups count as what they are worth."""
+    p, worth = float(rows.mean()), effective_rows(rows, groups)
+    return Estimate(p, *wilson(p * worth, worth), len(rows))
 
 
 def gain(metric: Metric, a: Predictions, b: Predictions, level: float = LEVEL) -> Estimate:

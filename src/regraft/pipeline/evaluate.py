@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import nan, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..evidence.calibration import measure_calibration
+from ..evidence.conformal import has_sets, measure_sets
 from ..evidence.intervals import value_of
 from ..evidence.linear_probe import Probe
 from ..evidence.looks import FIRST_LOOK, LOOKS, MOST_SEEDS, Look, level_of_look, look
@@ -27,6 +28,7 @@ from ..runs.estimates import Estimate
 from ..runs.result import Result
 from ..runs.result_parts import (
     Block,
+    Calibration,
     FitSummary,
     Frontier,
     Looks,
@@ -36,6 +38,7 @@ from ..runs.result_parts import (
     RowCounts,
     ScratchSummary,
     Seed,
+    Sets,
     SourceRetention,
     Spread,
     TensorCounts,
@@ -99,6 +102,8 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         probe_pairs = [(fit, controls["linear probe"]) for fit in fits]  # paired: there is one probe for all seeds
         over_seeds["linear probe"] = decide(metric, probe_pairs, paired=True).gain
     gains |= {name: estimate for name, estimate in over_seeds.items() if estimate is not None}
+    by: Literal["val", "cross-validation"] = "val" if val else "cross-validation"
+    calibration = measure_calibration(task, held_out, first, by=by) if held_out and task.calibrates else None
     result = Result(
         task=task.name,
         targets=task.targets,
@@ -123,9 +128,8 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         cross_validation=cross_validation(data, t.cross),
         frontier=frontier(job, t, fits, ends),
         retention=kept,
-        calibration=measure_calibration(task, held_out, first, by="val" if val else "cross-validation")
-        if held_out and task.calibrates
-        else None,
+        calibration=calibration,
+        sets=sets_of(job, held_out, first, calibration, by),
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(job.scratch, t) if t.scratch else None,
@@ -155,6 +159,21 @@ def looks_summary(last: Look, seeds: int) -> Looks:
         level=level_of_look(seeds),
         ended=last.ends or "last",
     )
+
+
+def sets_of(
+    job: Job,
+    held_out: Predictions | None,
+    test: Predictions,
+    calibration: Calibration | None,
+    by: Literal["val", "cross-validation"],
+) -> Sets | None:
+    """Return the sets or intervals at the plan's coverage; None where it is off, or the task has several labels."""
+    coverage, task = job.plan.evaluate.coverage, job.data.task
+    if coverage == "off" or not has_sets(task):
+        return None
+    temperature = calibration.temperature if calibration else None
+    return measure_sets(task, held_out, test, coverage, temperature=temperature, by=by)
 
 
 # ---------------------------------------------------------------- controls

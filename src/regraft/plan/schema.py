@@ -162,6 +162,11 @@ class EvaluatePlan(Section):
         description="factors on scratch_lr; val picks the best; where the outermost of several is best, "
         "further ones follow",
     )
+    coverage: Annotated[float, Field(gt=0.5, lt=1)] | Literal["off"] = Field(
+        0.9,
+        description="share of new rows whose truth a set of classes, or an interval around a number, is to hold; "
+        "off: no sets",
+    )
 
 
 class RunPlan(Section):

@@ -36,6 +36,8 @@ from .result_parts import (
     RowCounts,
     ScratchSummary,
     Seed,
+    SetRule,
+    Sets,
     Spread,
     Spreads,
     Temperature,
@@ -97,6 +99,9 @@ class Result(Record):
     frontier: Frontier | None = Field(None, description="the frontier; null: there was nothing to choose")
     retention: Retention | None = Field(None, description="retention of the source; null: not measured")
     calibration: Calibration | None = Field(None, description="temperature; null without val or classes")
+    sets: Sets | None = Field(
+        None, description="sets or intervals at evaluate.coverage; null: off, or a task of several labels"
+    )
     fit: FitSummary = Field(description="the fit of the saved model")
     probe: ProbeSummary | None = Field(None, description="the linear probe; null: the source has random weights")
     scratch: ScratchSummary | None = Field(None, description="the scratch control; null without one")
@@ -191,6 +196,7 @@ class Calibrated(Record):
     """A result.json for predictions; that of a run which failed is one too."""
 
     calibration: FittedTemperature | None = None
+    sets: SetRule | None = None
 
 
 def read_ended(run: Path) -> Result | Unfinished | None:

@@ -340,3 +340,65 @@ class Calibration(Sparse):
     def harmful(self) -> bool:
         """Return whether the temperature made the log loss on test worse, beyond its interval."""
         return self.gain.log_loss.high < 0
+
+
+# ---------------------------------------------------------------- sets with a guarantee
+
+
+class SetRule(Record):
+    """The rule that makes a set of classes, or intervals, of a row's scores; without bounds if rows were too few."""
+
+    coverage: Share = Field(description="share of new rows whose truth the sets are to hold")
+    rows: Count = Field(description="held-out rows that the bound is from")
+    least_rows: Count = Field(description="least number of such rows at this coverage")
+    temperature: Temperature | None = Field(
+        None, description="temperature of the probabilities that are compared; null for numbers, or without sets"
+    )
+    least_probability: Share | None = Field(
+        None, description="a class is in the set from this probability on; null for numbers, or without sets"
+    )
+    half_widths: list[Annotated[float, Field(ge=0, le=1e100)]] | None = Field(
+        None, max_length=1_000_000, description="half-width of each number's interval; null for classes, or without"
+    )
+
+    @model_validator(mode="after")
+    def _is_one_rule(self) -> SetRule:
+        of_classes = (self.temperature is not None, self.least_probability is not None)
+        need(of_classes[0] == of_classes[1], "temperature and least_probability go together")
+        need(not (of_classes[0] and self.half_widths is not None), "sets are of classes or of numbers")
+        return self
+
+    @property
+    def exists(self) -> bool:
+        """Return whether there are sets."""
+        return self.least_probability is not None or self.half_widths is not None
+
+    @property
+    def percent(self) -> str:
+        """Return the coverage in percent, as in "90 %"."""
+        return f"{100 * self.coverage:g} %"
+
+    @property
+    def refusal(self) -> str:
+        """Return why there are no sets, or "" if there are."""
+        if self.exists:
+            return ""
+        return (
+            f"no {self.percent} sets: they need {self.least_rows} held-out rows, and there are {self.rows}; "
+            "add rows of val, or lower evaluate.coverage"
+        )
+
+
+class Sets(SetRule):
+    """Sets of classes, or intervals around numbers, by split conformal prediction, and their figures on test."""
+
+    by: Literal["val", "cross-validation"] = Field(
+        description="which rows: val; or train as cross-validation scored it, for which the guarantee is approximate"
+    )
+    grouped: bool = Field(description="true: these rows come in groups, and the law counts what they are worth")
+    law: Estimate | None = Field(
+        None, description="coverage of new rows: expected, and middle 95 % over draws of the held-out rows"
+    )
+    test: Estimate | None = Field(None, description="share of test rows whose truth is in their set or intervals")
+    size: Estimate | None = Field(None, description="mean number of classes in a set on test; null for numbers")
+    empty: Estimate | None = Field(None, description="share of test rows with an empty set; null for numbers")

@@ -11,7 +11,7 @@ from ..io.command_lines import command
 from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
 from .result import Result
-from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
+from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, Sets, SourceRetention
 
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
@@ -47,6 +47,8 @@ def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
         yield "", folds(r.cross_validation, r.primary)
     if r.calibration:
         yield "", calibration(r.calibration)
+    if r.sets:
+        yield "", sets(r.sets)
     if r.frontier:
         yield "FRONTIER", frontier(r, r.frontier)
     if r.retention:
@@ -135,6 +137,22 @@ def calibration(c: Calibration) -> str:
             f"calibration error {before}; {how}, made the log loss on test worse: {signed(c.gain.log_loss)}, so unused"
         )
     return f"calibration error {before}; {how} (--calibrated), {number(c.after.ece.value)}"
+
+
+def sets(s: Sets) -> str:
+    """Return what sets or intervals hold: by the law of their held-out rows, and on test."""
+    if s.law is None or s.test is None:
+        return s.refusal
+    rows = f"{s.rows} {'val' if s.by == 'val' else 'out-of-fold'} rows"
+    approximate = "" if s.by == "val" else " (approximate)"
+    what = "sets" if s.half_widths is None else "intervals"
+    expected = f"to cover {100 * s.law.low:.0f} to {100 * s.law.high:.0f} % of new rows{approximate}"
+    text = f"{s.percent} {what} from {rows}, {expected}; on test {estimate(s.test)}"
+    if s.half_widths is not None:
+        widths = ", ".join(f"{w:.4g}" for w in s.half_widths[:3])
+        return f"{text}, ± {widths}" + (", …" if len(s.half_widths) > 3 else "")
+    text += f", {estimate(s.size)} classes a set"
+    return text if s.empty is None or s.empty.value == 0 else f"{text}, {100 * s.empty.value:.1f} % empty"
 
 
 def retention(kept: Retention, seeds: int) -> str:
