@@ -21,6 +21,7 @@ from regraft.data.types import ImageSpec
 from regraft.evidence.ood import fit_novelty
 from regraft.model.grafting import Model
 from regraft.pipeline.predictor import Predictor
+from regraft.runs.result_parts import SetRule
 from regraft.serving.app import create_app
 from regraft.serving.endpoint import bind
 from regraft.serving.guard import AccessPolicy
@@ -41,7 +42,7 @@ class Colour(nn.Module):
         return x.mean((2, 3))
 
 
-def pictures(*, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True):
+def pictures(*, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True, sets=False):
     """A model that says which colour a picture has, or how red it is."""
     head = nn.Linear(3, 3 if task == "classification" else 1)
     with torch.no_grad():
@@ -54,7 +55,9 @@ def pictures(*, names=("blue", "green", "red"), task="classification", temperatu
         of, temperature = Regression().make([("0",), ("1",), ("2",)], ("redness",)), None
     spec = ImageSpec((8, 8), 8)
     model = Model(Colour(), head).eval()
-    predictor = Predictor(model, of, build(spec), "image", torch.device("cpu"), temperature)
+    bound = {"half_widths": [0.25]} if temperature is None else {"temperature": 3.0, "least_probability": 0.25}
+    rule = SetRule(coverage=0.9, rows=30, least_rows=9, **bound) if sets else None
+    predictor = Predictor(model, of, build(spec), "image", torch.device("cpu"), temperature, rule=rule)
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(40, 3)) * 0.05 + np.eye(3)[c] for c in range(3)]
     near = fit_novelty(np.vstack(rows), np.repeat(range(3), 40), np.vstack([r[::2] for r in rows]))

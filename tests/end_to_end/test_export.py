@@ -366,6 +366,28 @@ def test_calibrated_outputs_are_the_calibrated_probabilities(runs, tmp_path):
     done = regraft.export(run, to="timm", out=tmp_path / "out", calibrated=True)
     assert done.parity.from_file < 1e-4  # the run's file, cooled independently
     assert f"divided by {temperature:.4g}" in (tmp_path / "out" / "README.md").read_text()
+    told = json.loads((tmp_path / "out" / "export.json").read_text())["sets"]
+    assert told["temperature"] == record["sets"]["temperature"] / temperature  # of the outputs as they are there
+    plain, cool = regraft.load(run), regraft.load(run).calibrated()
+    pictures = sorted((runs["photo"].parent / "colours" / "test").rglob("*.png"))
+    sets = [[p.classes for p in model.predict(pictures, sets=True)] for model in (plain, cool)]
+    assert sets[0] == sets[1]
+
+
+def test_the_bound_of_the_sets_travels_with_an_export(runs, exported):
+    rule = json.loads((runs["photo"] / "result.json").read_text())["sets"]
+    told = json.loads((exported("photo", "torch").path / "labels.json").read_text())["sets"]
+    assert told == {name: rule[name] for name in ("coverage", "temperature", "least_probability")}
+    assert "## Sets with a guarantee" in (exported("photo", "torch").path / "README.md").read_text()
+    for p in regraft.load(runs["photo"]).predict(sorted(runs["photo"].parent.rglob("test/*/*.png")), sets=True):
+        powers = {c: v ** (1 / told["temperature"]) for c, v in p.scores.items()}
+        inside = {c for c, v in powers.items() if v / sum(powers.values()) >= told["least_probability"]}
+        assert set(p.classes) == inside and list(p.classes) == sorted(p.classes, key=lambda c: -p.scores[c])
+    numbers = json.loads((runs["number"] / "result.json").read_text())["sets"]
+    model = regraft.load(runs["number"])
+    for p in model.predict(sorted(runs["photo"].parent.rglob("test/*/0*.png"))[:3], sets=True):
+        (value,), (ends,) = p.scores.values(), p.intervals.values()
+        assert ends == pytest.approx((value - numbers["half_widths"][0], value + numbers["half_widths"][0]))
 
 
 def test_without_the_data_inputs_are_generated(runs, tmp_path):

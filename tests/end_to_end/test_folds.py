@@ -42,6 +42,10 @@ def test_folds_take_the_place_of_val_and_leave_test_alone(pictures: Path, weight
     difference = c["fit"]["accuracy"]["value"] - c["linear probe"]["accuracy"]["value"]
     assert c["gain"]["value"] == pytest.approx(difference)
     assert r["frontier"] is None or r["frontier"]["chosen_by"] == "cross-validation"
+    assert [(x["sets"]["by"], x["sets"]["rows"]) for x in (plain, r)] == [
+        ("val", plain["rows"]["val"]),
+        ("cross-validation", 60),
+    ]
 
 
 @pytest.mark.slow
@@ -181,6 +185,11 @@ def test_calibrated_probabilities_are_those_the_run_reported(
     assert without["calibration"] is None
     code, printed, err = cli("predict", tmp_path / "without", pictures / "test", "--calibrated")
     assert code == 2 and "fitted no temperature" in err and not printed
+    assert without["sets"]["rows"] == 0
+    code, printed, err = cli("predict", tmp_path / "without", pictures / "test", "--sets")
+    assert code == 2 and "no 90 % sets: they need 9 held-out rows, and there are 0" in err and not printed
+    code, printed, err = cli("predict", run, inputs[0], "--sets", "--json")
+    assert code == 0 and json.loads(printed)["classes"] == list(model.predict(inputs[:1], sets=True)[0].classes)
 
 
 def test_over_folds_the_temperature_comes_from_rows_that_no_model_saw(

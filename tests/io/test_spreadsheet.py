@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import pytest
 from hypothesis import given
@@ -54,3 +55,33 @@ def test_predictions_are_escaped_unless_switched_off():
         header, row = csv.reader(io.StringIO(sink.getvalue(), newline=""))
         assert header == ["input", "predicted", label, "-1"]
         assert row == [name, label, "0.75", "0.25"]
+
+
+def test_sets_and_intervals_are_cells_that_read_back():
+    scores = {"a;b": 0.5, "=c": 0.25, "d\\": 0.25}
+    sink = io.StringIO()
+    rows = [Prediction("a;b", 0.5, scores, classes) for classes in (("=c", "a;b", "d\\"), ())]
+    write_predictions(sink, ["x", "y"], rows, False)
+    header, row, empty = csv.reader(io.StringIO(sink.getvalue(), newline=""))
+    assert header == ["input", "predicted", "set", "a;b", "'=c", "d\\"]
+    assert row[2] == r"'=c;a\;b;d\\" and empty[2] == "" and row[3:] == ["0.5", "0.25", "0.25"]
+    sink = io.StringIO()
+    write_predictions(
+        sink, ["x"], [Prediction("1;2", None, {"m": 1.0, "n": 2.0}, None, {"m": (-1.0, 3.0), "n": (0.5, 3.5)})], False
+    )
+    header, row = csv.reader(io.StringIO(sink.getvalue(), newline=""))
+    assert dict(zip(header, row, strict=True)) == {
+        "input": "x",
+        "predicted": "1;2",
+        "low m": "-1.0",
+        "high m": "3.0",
+        "low n": "0.5",
+        "high n": "3.5",
+        "m": "1.0",
+        "n": "2.0",
+    }
+    sink = io.StringIO()
+    write_predictions(sink, ["x", "y"], [*rows[:1], Prediction("d", 0.5, {"d": 0.5})], True)
+    first, second = map(json.loads, sink.getvalue().splitlines())
+    assert first["classes"] == ["=c", "a;b", "d\\"] and "intervals" not in first
+    assert second == {"input": "y", "label": "d", "probability": 0.5, "scores": {"d": 0.5}}

@@ -77,6 +77,41 @@ def test_calibrated_probabilities_use_the_runs_temperature(http):
     np.testing.assert_allclose([s["calibrated"] for s in scores], rescale(plain, 2.0)[0], rtol=1e-5)
 
 
+def test_a_served_set_is_that_of_predict(tmp_path):
+    served = kit.pictures(sets=True)
+    sizes = set()
+    with client(served) as http:
+        assert http.get("/about").json()["coverage"] == 0.9
+        for i, colour in enumerate(("red", (140, 120, 100), (255, 255, 0), (128, 128, 128))):
+            (tmp_path / f"{i}.png").write_bytes(kit.file(colour))
+            found = http.post("/predict", content=kit.file(colour), headers=PNG).json()["set"]
+            plain = served.predictor.predict([tmp_path / f"{i}.png"], sets=True)[0]
+            cool = served.calibrated.predict([tmp_path / f"{i}.png"], sets=True)[0]
+            assert found == {"coverage": 0.9, "classes": list(plain.classes), "intervals": None}
+            assert cool.classes == plain.classes
+            p = rescale(np.array([list(plain.scores.values())]), 3.0)[0]
+            assert set(plain.classes) == {c for c, v in zip(plain.scores, p, strict=True) if v >= 0.25}
+            sizes.add(len(plain.classes))
+    assert sizes == {1, 2, 3}
+
+
+def test_a_served_interval_is_that_of_predict(tmp_path):
+    served = kit.pictures(task="regression", novelty=False, sets=True)
+    (tmp_path / "x.png").write_bytes(kit.file("red"))
+    with client(served) as http:
+        found = http.post("/predict", content=kit.file("red"), headers=PNG).json()["set"]
+    low, high = served.predictor.predict([tmp_path / "x.png"], sets=True)[0].intervals["redness"]
+    assert found["intervals"] == [{"label": "redness", "low": low, "high": high}] and found["classes"] is None
+    assert high - low == pytest.approx(0.5)
+
+
+def test_without_sets_there_are_none(http, tmp_path):
+    assert http.post("/predict", content=kit.file("red"), headers=PNG).json()["set"] is None
+    assert http.get("/about").json()["coverage"] is None
+    with pytest.raises(UsageError, match="sets: this run has none"):
+        kit.pictures().predictor.predict([tmp_path / "x.png"], sets=True)
+
+
 def test_a_number_is_answered_in_its_own_units():
     served = kit.pictures(task="regression", novelty=False)
     with client(served) as http:

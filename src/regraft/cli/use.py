@@ -38,6 +38,13 @@ def predict(
     flags: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="Write CSV to this file instead of the terminal.")] = None,
     calibrated: Calibrated = False,
+    sets: Annotated[
+        bool,
+        typer.Option(
+            "--sets",
+            help="Add the set of classes, or the interval, that holds the truth at the run's evaluate.coverage.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     no_escape: Annotated[
         bool, typer.Option("--no-escape", help="Write CSV cells unchanged, though a spreadsheet may run them.")
@@ -51,13 +58,15 @@ def predict(
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     device, on_bad = flags.pop("device"), flags.pop("on_bad") or "fail"
     model = load(run, device=device)
+    if sets and model.rule is None:
+        raise UsageError(f"--sets: {model.without_sets}")
     model = model.calibrated() if calibrated else model
     names, values = named_inputs(run, model.kind, inputs, flags, context.obj)
     if model.kind == "image":
         names, values, bad = readable(names, values, on_bad)
         for line in bad:
             streams.complain(f"no prediction for {line}")
-    predictions = model.predict(values)
+    predictions = model.predict(values, sets=sets)
     if out is None:
         write_predictions(streams.output(), names, predictions, as_json, not no_escape)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -128,17 +129,35 @@ def text_of(path: Path) -> str:
 def write_predictions(
     file: TextIO | Shown, names: Sequence[str], predictions: Iterable[Prediction], as_json: bool, escape: bool = True
 ) -> None:
-    """Write CSV with a header, or one JSON object a line. ``escape`` keeps a spreadsheet from running a cell."""
+    """Write CSV with a header, or one JSON object a line. ``escape`` keeps a spreadsheet from running a cell.
+
+    Sets are a column "set", with names joined by ";"; intervals are columns "low NAME" and "high NAME".
+    """
     writer = csv.writer(file, lineterminator="\n")
     cell = escaped if escape else (lambda value: value)
     for i, (name, prediction) in enumerate(zip(names, predictions, strict=True)):
         if as_json:
-            file.write(json.dumps({"input": name, **asdict(prediction)}, ensure_ascii=False) + "\n")
+            given = {k: v for k, v in asdict(prediction).items() if v is not None or k == "probability"}
+            file.write(json.dumps({"input": name, **given}, ensure_ascii=False) + "\n")
             continue
         if i == 0:
-            writer.writerow(map(cell, ["input", "predicted", *prediction.scores]))
+            writer.writerow(map(cell, ["input", "predicted", *set_columns(prediction), *prediction.scores]))
         scores = [repr(v) for v in prediction.scores.values()]
-        writer.writerow([cell(name), cell(prediction.label), *scores])
+        writer.writerow([cell(name), cell(prediction.label), *map(cell, set_cells(prediction)), *scores])
+
+
+def set_columns(prediction: Prediction) -> list[str]:
+    """Return the headers of a prediction's set or intervals; none without them."""
+    if prediction.classes is not None:
+        return ["set"]
+    return [f"{end} {name}" for name in prediction.intervals or () for end in ("low", "high")]
+
+
+def set_cells(prediction: Prediction) -> list[str]:
+    """Return the cells of a prediction's set or intervals; a ";" or a backslash in a name has a backslash before it."""
+    if prediction.classes is not None:
+        return [";".join(re.sub(r"([;\\])", r"\\\1", name) for name in prediction.classes)]
+    return [repr(end) for ends in (prediction.intervals or {}).values() for end in ends]
 
 
 def save_predictions(

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 class Prediction:
     """A model's answer for one row.
 
-    ``label`` is a class name, the labels joined by ";", or a number as text.
+    ``label`` is a class name, the labels joined by ";", or a number as text. ``classes`` is the row's set, the most
+    probable class first; ``intervals`` has (low, high) of each number. Both are None unless sets were asked for.
     """
 
     label: str
     probability: float | None
     scores: dict[str, float]
+    classes: tuple[str, ...] | None = None
+    intervals: dict[str, tuple[float, float]] | None = None

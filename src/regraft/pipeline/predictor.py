@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..compute.arrays import Kind
@@ -24,6 +25,7 @@ from ..data.readers import make_reader
 from ..data.splitting import read_manifest
 from ..data.types import DataOptions, Example, content_of
 from ..errors import DataError, UsageError
+from ..evidence.conformal import bounds, members
 from ..evidence.scoring import Predictions, estimates, score
 from ..evidence.types import Prediction
 from ..io import guarded
@@ -38,6 +40,7 @@ from ..runs.estimates import Estimate
 from ..runs.folder import is_run, read_task
 from ..runs.result import FILE as RESULT
 from ..runs.result import Calibrated
+from ..runs.result_parts import SetRule
 from ..sources import load_source
 from ..tasks import Task
 
@@ -46,6 +49,10 @@ if TYPE_CHECKING:
 
 
 NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task, and rows for val or for folds"
+
+NO_SETS = (
+    "this run has none: they take one class a row, or numbers, and evaluate.coverage; an older run needs a new fit"
+)
 
 MANIFEST = "manifest.jsonl"
 
@@ -89,6 +96,9 @@ class Predictor:
     temperature: float | None = None  # that the run fitted; None: none, or one that test speaks against
     uncalibrated: str = NO_TEMPERATURE  # why there is no temperature
     run: Path | None = None  # the run's folder
+    rule: SetRule | None = None  # of sets or intervals; None: the run has none
+    without_sets: str = NO_SETS  # why there is no rule
+    divided_by: float = 1.0  # temperature that the logits are divided by
 
     def calibrated(self) -> Predictor:
         """Return the same model with logits divided by the run's temperature.
@@ -103,13 +113,16 @@ class Predictor:
             for parameter in head.parameters():
                 parameter.div_(self.temperature)
         model = Model(self.model.get_submodule("backbone"), head).eval()
-        return replace(self, model=model, temperature=1.0)
+        return replace(self, model=model, temperature=1.0, divided_by=self.divided_by * self.temperature)
 
-    def predict(self, inputs: Sequence[str | Path | tuple[str, str]]) -> list[Prediction]:
+    def predict(self, inputs: Sequence[str | Path | tuple[str, str]], *, sets: bool = False) -> list[Prediction]:
         """Return a prediction for each picture by path, text or pair of texts, in their order.
 
-        Raises DataError for a picture that cannot be read.
+        With ``sets`` each has its set of classes, or the intervals of its numbers. Raises DataError for a picture that
+        cannot be read, UsageError for sets of a run that has none.
         """
+        if sets and self.rule is None:
+            raise UsageError(f"sets: {self.without_sets}")
         examples = [Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x)) for i, x in enumerate(inputs)]
         if not examples:
             return []
@@ -118,7 +131,7 @@ class Predictor:
         # a single batch would only hand its memory back more slowly
         with freed_memory_kept() if len(examples) > BATCH else nullcontext():
             rows = self.task.scores(outputs(self.model, self.batches(examples), self.compute).values).numpy()
-        return [self.as_prediction(row) for row in rows]
+        return [self.as_prediction(row, sets=sets) for row in rows]
 
     @property
     def compute(self) -> Compute:
@@ -130,10 +143,19 @@ class Predictor:
         rows = LabelledRows(examples, torch.zeros(len(examples)) if targets is None else targets)
         return Batches(rows, make_reader(self.preprocessor, examples), EpochOrder(BATCH), self.compute)
 
-    def as_prediction(self, row: Any) -> Prediction:
+    def as_prediction(self, row: Any, *, sets: bool = False) -> Prediction:
+        """Return the prediction of a row's scores [C], with its set or intervals if there is a rule and ``sets``."""
         scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
         label = self.task.label(row)
-        return Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
+        found = Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
+        if self.rule is None or not sets:
+            return found
+        if self.rule.half_widths is not None:
+            ends = zip(*(end.tolist() for end in bounds(self.rule, row)), strict=True)
+            return replace(found, intervals=dict(zip(self.task.classes, ends, strict=True)))
+        inside = members(self.rule, row[None], self.divided_by)[0]
+        order = np.argsort(-row, kind="stable")
+        return replace(found, classes=tuple(self.task.classes[i] for i in order if inside[i]))
 
     @freed_memory_kept()
     def evaluate(self, data: DataOptions) -> Evaluation:
@@ -183,6 +205,8 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
     if task.outputs != outputs_of_head:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
+    rule = result.sets if result else None
+    check_rule(folder, rule, task)
     return Predictor(
         model,
         task,
@@ -192,7 +216,18 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         temperature,
         refusal or NO_TEMPERATURE,
         folder,
+        rule if rule and rule.exists else None,
+        (rule.refusal if rule else "") or NO_SETS,
     )
+
+
+def check_rule(folder: Path, rule: SetRule | None, task: Task) -> None:
+    """Raise NotReadError for a rule of sets that is not of this task."""
+    if rule is None or not rule.exists:
+        return
+    widths = rule.half_widths
+    if not (task.calibrates if widths is None else task.has_numbers and len(widths) == task.outputs):
+        raise guarded.damaged(folder, RESULT, f"sets are not of {task.outputs} outputs of {task.name}")
 
 
 def plan_of(run: str | Path) -> Plan:

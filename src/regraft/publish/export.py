@@ -166,6 +166,7 @@ def export(
                 "numbers": predictor.task.has_numbers,
                 "parity": asdict(parity),
                 "int8": cost,
+                "sets": rule_of(predictor),
                 "versions": files.environment.versions,
                 "notes": notes,
             }
@@ -270,7 +271,7 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
     config = read_json(files.path, "model/config.json", ModelConfig)
     texts = {
         "preprocess.json": to_json(source.preprocess),
-        "labels.json": labels(task),
+        "labels.json": labels(task) | ({"sets": rule} if (rule := rule_of(predictor)) else {}),
         "result.json": files.result.model_dump(),
         "model/config.json": config.model_dump(),
     }
@@ -305,6 +306,17 @@ def labels(task: Task) -> dict[str, Any]:
     found = {"task": task.name, "classes": list(task.classes), "activation": task.activation}
     threshold = getattr(task, "threshold", None)
     return found if threshold is None else found | {"threshold": threshold}
+
+
+def rule_of(predictor: Predictor) -> dict[str, Any] | None:
+    """Return the rule of the sets on the export's own outputs, which may be divided by a temperature; None without."""
+    rule = predictor.rule
+    if rule is None:
+        return None
+    if rule.temperature is None:
+        return {"coverage": rule.coverage, "half_widths": rule.half_widths}
+    temperature = rule.temperature / predictor.divided_by
+    return {"coverage": rule.coverage, "temperature": temperature, "least_probability": rule.least_probability}
 
 
 def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> nn.Module:

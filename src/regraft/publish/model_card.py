@@ -96,6 +96,9 @@ def sections(
     if r.calibration:
         divided = f" **This export's outputs are divided by {r.calibration.temperature:.4g}.**"
         yield plain_text(summary.calibration(r.calibration)) + "." + (divided if record["calibrated"] else "")
+    if r.sets:
+        yield "## Sets with a guarantee"
+        yield plain_text(summary.sets(r.sets)) + "." + how_sets_are_made(record, package)
     yield "## What it cost the source task"
     if r.source.nothing_kept:
         yield "Nothing was kept of a source, so there is nothing to forget."
@@ -126,6 +129,22 @@ def outputs(package: Package) -> str:
     if state["activation"] == "none":
         return "It gives numbers in their own units."
     return f"It gives logits; `scores` below takes their {state['activation']}."
+
+
+def how_sets_are_made(record: Mapping[str, Any], package: Package) -> str:
+    """Return the rule by which a row's set, or its intervals, follow from the export's outputs; "" without sets."""
+    rule = record["sets"]
+    if rule is None:
+        return ""
+    if "half_widths" in rule:
+        listed = list(zip(package.task.classes, rule["half_widths"], strict=True))[:MAX_LISTED]
+        text = " The interval of a number is itself ± " + ", ".join(f"{w:.6g} ({plain_text(n)})" for n, w in listed)
+        return f"{text}."
+    text = (
+        f" A row's set: divide its logits by {rule['temperature']:.6g}, take the softmax, and keep each class from "
+        f"{rule['least_probability']:.6g} on; labels.json, export.json or result.json have these numbers in full."
+    )
+    return f"{text} They are not of the 8-bit weights." if record["int8"] else text
 
 
 def how_checked(record: Mapping[str, Any]) -> str:

@@ -134,6 +134,8 @@ def open_run(run: Path, device: str = "cpu") -> ServedModel:
     temperature = predictor.temperature
     if temperature is None and not predictor.task.has_numbers:
         notes.append(f"probabilities are not calibrated: {predictor.uncalibrated}")
+    if predictor.rule is None:
+        notes.append(f"answers have no set that holds the truth at a stated rate: {predictor.without_sets}")
     return ServedModel(
         name=run.resolve().name,
         predictor=predictor,

@@ -51,11 +51,28 @@ class TrainingData(BaseModel):
     false_alarms: float = Field(description="expected rate of the warning on rows like those of val")
 
 
+class Interval(BaseModel):
+    """Interval around a number, in its own units."""
+
+    label: str = Field(description="the name of the number")
+    low: float
+    high: float
+
+
+class PredictedSet(BaseModel):
+    """Set of classes, or intervals of the numbers, that hold the truth at a stated rate."""
+
+    coverage: float = Field(description="share of inputs like the run's held-out rows whose truth it holds")
+    classes: list[str] | None = Field(description="the most probable first; empty: the model is unsure")
+    intervals: list[Interval] | None = Field(description="of a row's numbers, which they hold together")
+
+
 class Predicted(BaseModel):
     """Prediction for one input."""
 
     label: str = Field(description="the class; the labels joined by the run's separator; or the number")
     scores: list[Score] = Field(description="highest first; numbers in the run's order")
+    set: PredictedSet | None = Field(description="null where the run has no sets")
     training_data: TrainingData | None = Field(description="null where the run cannot tell")
 
 
@@ -100,6 +117,7 @@ class About(BaseModel):
     inputs: Literal["picture", "text", "texts"]
     classes: list[str]
     temperature: float | None
+    coverage: float | None = Field(description="of the sets; null where the run has none")
     false_alarms: FalseAlarms | None = Field(description="of the warning, with its 95 % interval")
     notes: list[str]
     megabytes: float

@@ -32,7 +32,9 @@ from .schemas import (
     About,
     Explained,
     FalseAlarms,
+    Interval,
     Predicted,
+    PredictedSet,
     Score,
     TrainingData,
     text_model,
@@ -160,6 +162,7 @@ class Service:
             inputs="picture" if served.pictures else "texts" if served.pairs else "text",
             classes=list(served.classes),
             temperature=None if served.calibrated is None else served.predictor.temperature,
+            coverage=None if served.predictor.rule is None else served.predictor.rule.coverage,
             false_alarms=alarms,
             notes=list(served.notes),
             megabytes=self.limits.megabytes,
@@ -266,7 +269,20 @@ def predicted(served: ServedModel, answer: Answer) -> Predicted:
             false_alarms=served.novelty.expected,
         )
     label = served.predictor.task.label(answer.scores)
-    return Predicted(label=label, scores=scores, training_data=distance)
+    return Predicted(label=label, scores=scores, set=predicted_set(served, answer), training_data=distance)
+
+
+def predicted_set(served: ServedModel, answer: Answer) -> PredictedSet | None:
+    """Return the set or intervals of an answer; None where the run has none."""
+    rule = served.predictor.rule
+    if rule is None:
+        return None
+    found = served.predictor.as_prediction(answer.scores, sets=True)
+    intervals = None
+    if found.intervals is not None:
+        intervals = [Interval(label=name, low=low, high=high) for name, (low, high) in found.intervals.items()]
+    classes = None if found.classes is None else list(found.classes)
+    return PredictedSet(coverage=rule.coverage, classes=classes, intervals=intervals)
 
 
 def explanation(served: ServedModel, given: Any, label: str | None) -> Explained:

@@ -166,6 +166,8 @@ function answer(found) {
   const top = found.scores[0];
   $("confidence").textContent = about.targets !== "class" ? ""
     : calibrated ? "calibrated confidence " + percent(top.calibrated) : "probability " + percent(top.value);
+  $("set").hidden = !found.set;
+  if (found.set) $("set").textContent = setInWords(found.set);
   const far = found.training_data;
   $("unlike").hidden = !(far && far.unlike);
   if (far && far.unlike) {
@@ -186,6 +188,16 @@ function answer(found) {
   $("which").value = top.label;
   $("explanation").hidden = true;
   $("answer").hidden = false;
+}
+
+function setInWords(set) {
+  const rate = percent(set.coverage);
+  if (set.intervals) {
+    return rate + " interval: " + set.intervals.map((i) => i.label + " " + number(i.low) + " to " + number(i.high)).join(", ");
+  }
+  if (!set.classes.length) return rate + " set: empty, no class is probable enough";
+  const more = set.classes.length - SHOWN;
+  return rate + " set: " + set.classes.slice(0, SHOWN).join(", ") + (more > 0 ? " and " + more + " more" : "");
 }
 
 function rows(scores, numbers, calibrated, most) {
