@@ -80,8 +80,28 @@ def sets(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def abstention(**changes: Any) -> dict[str, Any]:
+    """Return ``abstention`` of a run with classes and val."""
+    points = [(0.99, 0.25, 0.0), (0.8, 0.5, 0.05), (0.4, 1.0, 0.2)]
+    return {
+        "max_error": 0.05,
+        "temperature": 1.5,
+        "threshold": 0.875,
+        "rows": 200,
+        "by": "val",
+        "grouped": False,
+        "least_rows": 59,
+        "accepted_rows": 93,
+        "errors": 1,
+        "why": "",
+        "accepted": estimate(0.5),
+        "error": estimate(0.1, 30),
+        "curve": [{"confidence": c, "accepted": a, "error": e} for c, a, e in points],
+    } | changes
+
+
 def result(**changes: Any) -> dict[str, Any]:
-    """Return the result of one seed with val, without scratch, frontier, retention, calibration, sets."""
+    """Return the result of one seed with val, without scratch, frontier, retention, calibration and sets."""
     return {
         "schema": 1,
         "task": "classification",
@@ -106,6 +126,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "retention": None,
         "calibration": None,
         "sets": None,
+        "abstention": None,
         "fit": {
             "best_epoch": 2,
             "epochs": 2,
@@ -140,7 +161,7 @@ def older(**changes: Any) -> dict[str, Any]:
     """Return the result of a run from before: without every key that came later."""
     found = result(**changes)
     later = ("targets", "summary_metrics", "val_controls", "probe", "scratch", "blocks", "notes", "resumed")
-    for key in (*later, "retention", "frontier", "calibration", "sets", "cross_validation", "looks"):
+    for key in (*later, "retention", "frontier", "calibration", "sets", "abstention", "cross_validation", "looks"):
         found.pop(key)
     del found["seeds"][0]["alpha"], found["seeds"][0]["test at alpha 1"]
     return found

@@ -21,7 +21,7 @@ from regraft.data.types import ImageSpec
 from regraft.evidence.ood import fit_novelty
 from regraft.model.grafting import Model
 from regraft.pipeline.predictor import Predictor
-from regraft.runs.result_parts import SetRule
+from regraft.runs.result_parts import SetRule, Threshold
 from regraft.serving.app import create_app
 from regraft.serving.endpoint import bind
 from regraft.serving.guard import AccessPolicy
@@ -57,7 +57,10 @@ def pictures(*, names=("blue", "green", "red"), task="classification", temperatu
     model = Model(Colour(), head).eval()
     bound = {"half_widths": [0.25]} if temperature is None else {"temperature": 3.0, "least_probability": 0.25}
     rule = SetRule(coverage=0.9, rows=30, least_rows=9, **bound) if sets else None
-    predictor = Predictor(model, of, build(spec), "image", torch.device("cpu"), temperature, rule=rule)
+    accepts = Threshold(max_error=0.05, temperature=3.0, threshold=0.4) if sets and temperature else None
+    predictor = Predictor(
+        model, of, build(spec), "image", torch.device("cpu"), temperature, rule=rule, threshold=accepts
+    )
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(40, 3)) * 0.05 + np.eye(3)[c] for c in range(3)]
     near = fit_novelty(np.vstack(rows), np.repeat(range(3), 40), np.vstack([r[::2] for r in rows]))

@@ -32,6 +32,7 @@ from regraft.publish.export import folded
 from regraft.publish.model_card import card
 from regraft.report.reading import RunFiles
 from regraft.runs.estimates import Estimate
+from result_json import abstention
 
 pytestmark = pytest.mark.usefixtures("fast_processes")  # a card's lines run in one each
 
@@ -362,15 +363,19 @@ def test_calibrated_outputs_are_the_calibrated_probabilities(runs, tmp_path):
     shutil.copytree(runs["photo"], run, ignore=shutil.ignore_patterns("exports"))
     record = json.loads((run / "result.json").read_text())
     record["calibration"]["temperature"] = temperature
+    record["abstention"] = abstention()
     (run / "result.json").write_text(json.dumps(record))
     done = regraft.export(run, to="timm", out=tmp_path / "out", calibrated=True)
     assert done.parity.from_file < 1e-4  # the run's file, cooled independently
     assert f"divided by {temperature:.4g}" in (tmp_path / "out" / "README.md").read_text()
-    told = json.loads((tmp_path / "out" / "export.json").read_text())["sets"]
+    exported = json.loads((tmp_path / "out" / "export.json").read_text())
+    told = exported["sets"]
+    accepts = {"max_error": 0.05, "temperature": 1.5 / temperature, "threshold": 0.875}
+    assert exported["abstention"] == accepts and "is above 0.875" in (tmp_path / "out" / "README.md").read_text()
     assert told["temperature"] == record["sets"]["temperature"] / temperature  # of the outputs as they are there
     plain, cool = regraft.load(run), regraft.load(run).calibrated()
     pictures = sorted((runs["photo"].parent / "colours" / "test").rglob("*.png"))
-    sets = [[p.classes for p in model.predict(pictures, sets=True)] for model in (plain, cool)]
+    sets = [[(p.classes, p.accepted) for p in model.predict(pictures, sets=True)] for model in (plain, cool)]
     assert sets[0] == sets[1]
 
 

@@ -163,7 +163,7 @@ def test_calibrated_probabilities_are_those_the_run_reported(
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr("regraft.evidence.calibration.PRIOR_SCALE", 1e6)  # 12 rows of val leave T at 1 otherwise
-    r = fit(pictures, weights, run)
+    r = fit(pictures, weights, run, **{"evaluate.max_error": 0.3})
     t = r["calibration"]["temperature"]
     assert abs(np.log(t)) > 1e-3  # else nothing is tested
     with (run / "predictions.csv").open(newline="") as file:
@@ -189,7 +189,10 @@ def test_calibrated_probabilities_are_those_the_run_reported(
     code, printed, err = cli("predict", tmp_path / "without", pictures / "test", "--sets")
     assert code == 2 and "no 90 % sets: they need 9 held-out rows, and there are 0" in err and not printed
     code, printed, err = cli("predict", run, inputs[0], "--sets", "--json")
-    assert code == 0 and json.loads(printed)["classes"] == list(model.predict(inputs[:1], sets=True)[0].classes)
+    first = model.predict(inputs[:1], sets=True)[0]
+    assert code == 0 and json.loads(printed)["classes"] == list(first.classes)
+    assert r["abstention"]["accepted_rows"] >= 9 and json.loads(printed)["accepted"] is first.accepted is True
+    assert r["abstention"]["accepted"]["value"] == np.mean([p.accepted for p in model.predict(inputs, sets=True)])
 
 
 def test_over_folds_the_temperature_comes_from_rows_that_no_model_saw(

@@ -82,6 +82,10 @@ def test_sets_and_intervals_are_cells_that_read_back():
     }
     sink = io.StringIO()
     write_predictions(sink, ["x", "y"], [*rows[:1], Prediction("d", 0.5, {"d": 0.5})], True)
+    decided = Prediction("d", 0.5, {"d": 0.5}, ("d",), accepted=False)
+    other = io.StringIO()
+    write_predictions(other, ["x"], [decided], False)
+    assert other.getvalue() == "input,predicted,set,accepted,d\nx,d,d,no,0.5\n"
     first, second = map(json.loads, sink.getvalue().splitlines())
     assert first["classes"] == ["=c", "a;b", "d\\"] and "intervals" not in first
     assert second == {"input": "y", "label": "d", "probability": 0.5, "scores": {"d": 0.5}}

@@ -16,7 +16,7 @@ from regraft.report.render import report, sections
 from regraft.report.sections import curves
 from regraft.runs import records
 from regraft.runs.side_files import HistoryLine
-from result_json import calibration, estimate, seed, source_retention
+from result_json import abstention, calibration, estimate, seed, source_retention
 from result_json import sets as sets_with_a_guarantee
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>", "$bad_{$", "\"&'", "チューリップ", "{{ 7*7 }}"]
@@ -319,6 +319,8 @@ def test_without_sets_their_section_says_why(make_run):
         rows=6, temperature=None, least_probability=None, law=None, test=None, size=None, empty=None
     )
     assert "they need 9 held-out rows, and there are 6" in page_of(make_run(sets=few))[1].words["sets"]
+    words = page_of(make_run("third", sets=None, abstention=abstention()))[1].words["sets"]
+    assert "error of at most 5 %" in words and "error among them" in words
     assert "none for several labels a row" in page_of(make_run("other", sets=None))[1].words["sets"]
 
 

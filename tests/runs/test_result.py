@@ -16,7 +16,7 @@ from regraft.runs import result as result_module
 from regraft.runs.result import Calibrated, FittedTemperature, Result, Unfinished, finished, read_ended
 from regraft.runs.result_parts import Agreement
 from regraft.runs.summary import summary
-from result_json import calibration, estimate, older, parsed, result, seed, sets, source_retention
+from result_json import abstention, calibration, estimate, older, parsed, result, seed, sets, source_retention
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "result.schema.json"
 
@@ -53,6 +53,7 @@ FULL = {
     ),
     "calibration": calibration(),
     "sets": sets(),
+    "abstention": abstention(error=None),
     "confusion": {"truth": [0, 1], "predicted": [1, 1], "rows": [3, 4]},
     "resumed": [{"time": "2026-01-01 00:00:00", "changes": [], "done": ["probe"], "environment": []}],
     "scratch": {"budget": "2 epochs", "chosen": "", "steps": [3], "best_epochs": [1]},
@@ -116,6 +117,7 @@ def test_a_task_of_any_name_states_what_displays_need():
         ({"schema": 2}, "schema"),
         ({"sets": sets(least_probability=1.5)}, "sets.least_probability"),
         ({"sets": sets(temperature=None)}, "sets: temperature and least_probability go together"),
+        ({"abstention": abstention(temperature=None)}, "abstention: threshold needs a temperature"),
         ({"sets": sets(half_widths=[1.0])}, "sets: sets are of classes or of numbers"),
         ({"retention": {"kind": "other"}}, "retention"),
         ({"confusion": [[1]]}, "the confusion is no matrix of 2 classes"),

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from regraft.runs.summary import summary
-from result_json import calibration, estimate, parsed, seed, sets, source_retention
+from result_json import abstention, calibration, estimate, parsed, seed, sets, source_retention
 
 
 def shown(**changes):
@@ -95,6 +95,15 @@ def test_sets_are_shown_with_their_law_and_their_figures_on_test():
     assert "on test 0.900 [0.850, 0.950], ± 2.5, 0.1235\n" in shown(sets=of_numbers)
     few = sets(rows=6, temperature=None, least_probability=None, law=None, test=None, size=None, empty=None)
     assert "no 90 % sets: they need 9 held-out rows, and there are 6" in shown(sets=few)
+
+
+def test_accepted_rows_are_shown_with_their_proof_and_their_error_on_test():
+    line = "error of at most 5 % above confidence 0.875, by 1 errors in 93 val rows; on test 0.500 [0.400, 0.600] "
+    assert f"{line}accepted, error 0.100 [0.000, 0.200]\n" in shown(abstention=abstention())
+    assert "out-of-fold rows (approximate); on test" in shown(abstention=abstention(by="cross-validation"))
+    assert "93 val rows (approximate); on test" in shown(abstention=abstention(grouped=True))
+    none = abstention(threshold=None, accepted=None, error=None, why="59 accepted rows would, and there are 40 rows")
+    assert "no threshold for an error of 5 %: 59 accepted rows would, and there are 40 rows" in shown(abstention=none)
 
 
 def test_folds_are_shown_for_the_fit_and_the_probe():

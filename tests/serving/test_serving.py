@@ -84,13 +84,15 @@ def test_a_served_set_is_that_of_predict(tmp_path):
         assert http.get("/about").json()["coverage"] == 0.9
         for i, colour in enumerate(("red", (140, 120, 100), (255, 255, 0), (128, 128, 128))):
             (tmp_path / f"{i}.png").write_bytes(kit.file(colour))
-            found = http.post("/predict", content=kit.file(colour), headers=PNG).json()["set"]
+            reply = http.post("/predict", content=kit.file(colour), headers=PNG).json()
+            found = reply["set"]
             plain = served.predictor.predict([tmp_path / f"{i}.png"], sets=True)[0]
             cool = served.calibrated.predict([tmp_path / f"{i}.png"], sets=True)[0]
             assert found == {"coverage": 0.9, "classes": list(plain.classes), "intervals": None}
             assert cool.classes == plain.classes
             p = rescale(np.array([list(plain.scores.values())]), 3.0)[0]
             assert set(plain.classes) == {c for c, v in zip(plain.scores, p, strict=True) if v >= 0.25}
+            assert reply["accepted"] is plain.accepted is cool.accepted is bool(p.max() > 0.4)
             sizes.add(len(plain.classes))
     assert sizes == {1, 2, 3}
 

@@ -58,7 +58,7 @@ def predict(
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     device, on_bad = flags.pop("device"), flags.pop("on_bad") or "fail"
     model = load(run, device=device)
-    if sets and model.rule is None:
+    if sets and not model.has_sets:
         raise UsageError(f"--sets: {model.without_sets}")
     model = model.calibrated() if calibrated else model
     names, values = named_inputs(run, model.kind, inputs, flags, context.obj)

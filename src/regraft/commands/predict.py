@@ -131,7 +131,8 @@ def write_predictions(
 ) -> None:
     """Write CSV with a header, or one JSON object a line. ``escape`` keeps a spreadsheet from running a cell.
 
-    Sets are a column "set", with names joined by ";"; intervals are columns "low NAME" and "high NAME".
+    Sets are a column "set", with names joined by ";"; intervals are columns "low NAME" and "high NAME". A
+    column "accepted" has yes or no.
     """
     writer = csv.writer(file, lineterminator="\n")
     cell = escaped if escape else (lambda value: value)
@@ -147,17 +148,18 @@ def write_predictions(
 
 
 def set_columns(prediction: Prediction) -> list[str]:
-    """Return the headers of a prediction's set or intervals; none without them."""
-    if prediction.classes is not None:
-        return ["set"]
-    return [f"{end} {name}" for name in prediction.intervals or () for end in ("low", "high")]
+    """Return the headers of a prediction's set or intervals, and of whether it is accepted; none without them."""
+    found = [] if prediction.classes is None else ["set"]
+    found += [f"{end} {name}" for name in prediction.intervals or () for end in ("low", "high")]
+    return found if prediction.accepted is None else [*found, "accepted"]
 
 
 def set_cells(prediction: Prediction) -> list[str]:
-    """Return the cells of a prediction's set or intervals; a ";" or a backslash in a name has a backslash before it."""
-    if prediction.classes is not None:
-        return [";".join(re.sub(r"([;\\])", r"\\\1", name) for name in prediction.classes)]
-    return [repr(end) for ends in (prediction.intervals or {}).values() for end in ends]
+    """Return the cells of these columns. In a name, a ";" or a backslash has a backslash before it."""
+    classes = prediction.classes
+    found = [] if classes is None else [";".join(re.sub(r"([;\\])", r"\\\1", name) for name in classes)]
+    found += [repr(end) for ends in (prediction.intervals or {}).values() for end in ends]
+    return found if prediction.accepted is None else [*found, "yes" if prediction.accepted else "no"]
 
 
 def save_predictions(

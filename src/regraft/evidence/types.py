@@ -10,7 +10,8 @@ class Prediction:
     """A model's answer for one row.
 
     ``label`` is a class name, the labels joined by ";", or a number as text. ``classes`` is the row's set, the most
-    probable class first; ``intervals`` has (low, high) of each number. Both are None unless sets were asked for.
+    probable class first; ``intervals`` has (low, high) of each number. ``accepted`` says whether the model is confident
+    enough for evaluate.max_error. All three are None unless sets were asked for, and the run has them.
     """
 
     label: str
@@ -18,3 +19,4 @@ class Prediction:
     scores: dict[str, float]
     classes: tuple[str, ...] | None = None
     intervals: dict[str, tuple[float, float]] | None = None
+    accepted: bool | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..evidence.abstention import measure_abstention
 from ..evidence.calibration import measure_calibration
 from ..evidence.conformal import has_sets, measure_sets
 from ..evidence.intervals import value_of
@@ -27,6 +28,7 @@ from ..runs.confusion import confusion_of
 from ..runs.estimates import Estimate
 from ..runs.result import Result
 from ..runs.result_parts import (
+    Abstention,
     Block,
     Calibration,
     FitSummary,
@@ -130,6 +132,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         retention=kept,
         calibration=calibration,
         sets=sets_of(job, held_out, first, calibration, by),
+        abstention=abstention_of(job, held_out, first, calibration, by),
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(job.scratch, t) if t.scratch else None,
@@ -174,6 +177,20 @@ def sets_of(
         return None
     temperature = calibration.temperature if calibration else None
     return measure_sets(task, held_out, test, coverage, temperature=temperature, by=by)
+
+
+def abstention_of(
+    job: Job,
+    held_out: Predictions | None,
+    test: Predictions,
+    calibration: Calibration | None,
+    by: Literal["val", "cross-validation"],
+) -> Abstention | None:
+    """Return the rows that are accepted at the plan's largest error; None where it names none."""
+    most = job.plan.evaluate.max_error
+    if most is None:
+        return None
+    return measure_abstention(held_out, test, most, temperature=calibration.temperature if calibration else None, by=by)
 
 
 # ---------------------------------------------------------------- controls

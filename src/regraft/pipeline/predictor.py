@@ -25,6 +25,7 @@ from ..data.readers import make_reader
 from ..data.splitting import read_manifest
 from ..data.types import DataOptions, Example, content_of
 from ..errors import DataError, UsageError
+from ..evidence.abstention import accepts
 from ..evidence.conformal import bounds, members
 from ..evidence.scoring import Predictions, estimates, score
 from ..evidence.types import Prediction
@@ -40,7 +41,7 @@ from ..runs.estimates import Estimate
 from ..runs.folder import is_run, read_task
 from ..runs.result import FILE as RESULT
 from ..runs.result import Calibrated
-from ..runs.result_parts import SetRule
+from ..runs.result_parts import SetRule, Threshold
 from ..sources import load_source
 from ..tasks import Task
 
@@ -98,7 +99,13 @@ class Predictor:
     run: Path | None = None  # the run's folder
     rule: SetRule | None = None  # of sets or intervals; None: the run has none
     without_sets: str = NO_SETS  # why there is no rule
+    threshold: Threshold | None = None  # of the rows that are accepted; None: the run proved none
     divided_by: float = 1.0  # temperature that the logits are divided by
+
+    @property
+    def has_sets(self) -> bool:
+        """Return whether predictions may have sets, intervals or ``accepted``."""
+        return self.rule is not None or self.threshold is not None
 
     def calibrated(self) -> Predictor:
         """Return the same model with logits divided by the run's temperature.
@@ -118,10 +125,11 @@ class Predictor:
     def predict(self, inputs: Sequence[str | Path | tuple[str, str]], *, sets: bool = False) -> list[Prediction]:
         """Return a prediction for each picture by path, text or pair of texts, in their order.
 
-        With ``sets`` each has its set of classes, or the intervals of its numbers. Raises DataError for a picture that
+        With ``sets`` each has its set of classes, or the intervals of its numbers, and whether it is accepted if the
+        run has a threshold. Raises DataError for a picture that
         cannot be read, UsageError for sets of a run that has none.
         """
-        if sets and self.rule is None:
+        if sets and not self.has_sets:
             raise UsageError(f"sets: {self.without_sets}")
         examples = [Example(str(i), x if isinstance(x, tuple) else (str(x),), (), str(x)) for i, x in enumerate(inputs)]
         if not examples:
@@ -144,11 +152,15 @@ class Predictor:
         return Batches(rows, make_reader(self.preprocessor, examples), EpochOrder(BATCH), self.compute)
 
     def as_prediction(self, row: Any, *, sets: bool = False) -> Prediction:
-        """Return the prediction of a row's scores [C], with its set or intervals if there is a rule and ``sets``."""
+        """Return the prediction of a row's scores [C]; with ``sets`` all that the run has of the kind."""
         scores = {c: float(v) for c, v in zip(self.task.classes, row, strict=True)}
         label = self.task.label(row)
         found = Prediction(label, scores.get(label) if self.task.has_classes else None, scores)
-        if self.rule is None or not sets:
+        if not sets:
+            return found
+        if self.threshold is not None:
+            found = replace(found, accepted=bool(accepts(self.threshold, row[None], self.divided_by)[0]))
+        if self.rule is None:
             return found
         if self.rule.half_widths is not None:
             ends = zip(*(end.tolist() for end in bounds(self.rule, row)), strict=True)
@@ -206,7 +218,10 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         why = f"{task.outputs} classes for {outputs_of_head} outputs"
         raise guarded.damaged(folder, "model/labels.json", why)
     rule = result.sets if result else None
+    threshold = result.abstention if result else None
     check_rule(folder, rule, task)
+    if threshold and threshold.threshold is not None and not task.calibrates:
+        raise guarded.damaged(folder, RESULT, f"abstention is not of {task.name}")
     return Predictor(
         model,
         task,
@@ -218,6 +233,7 @@ def load(run: str | Path, *, device: str = "cpu") -> Predictor:
         folder,
         rule if rule and rule.exists else None,
         (rule.refusal if rule else "") or NO_SETS,
+        threshold if threshold and threshold.threshold is not None else None,
     )
 
 

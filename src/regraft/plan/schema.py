@@ -167,6 +167,11 @@ class EvaluatePlan(Section):
         description="share of new rows whose truth a set of classes, or an interval around a number, is to hold; "
         "off: no sets",
     )
+    max_error: Annotated[float, Field(gt=0, lt=0.5)] | None = Field(
+        None,
+        description="error that the model may make on the rows that it accepts, as 0.05; held-out rows choose the "
+        "confidence that proves it, with 95 % confidence",
+    )
 
 
 class RunPlan(Section):

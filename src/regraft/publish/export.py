@@ -166,7 +166,7 @@ def export(
                 "numbers": predictor.task.has_numbers,
                 "parity": asdict(parity),
                 "int8": cost,
-                "sets": rule_of(predictor),
+                **guarantees(predictor),
                 "versions": files.environment.versions,
                 "notes": notes,
             }
@@ -271,7 +271,7 @@ def packed(files: RunFiles, predictor: Predictor, examples: Sequence[Example], f
     config = read_json(files.path, "model/config.json", ModelConfig)
     texts = {
         "preprocess.json": to_json(source.preprocess),
-        "labels.json": labels(task) | ({"sets": rule} if (rule := rule_of(predictor)) else {}),
+        "labels.json": labels(task) | guarantees(predictor),
         "result.json": files.result.model_dump(),
         "model/config.json": config.model_dump(),
     }
@@ -317,6 +317,21 @@ def rule_of(predictor: Predictor) -> dict[str, Any] | None:
         return {"coverage": rule.coverage, "half_widths": rule.half_widths}
     temperature = rule.temperature / predictor.divided_by
     return {"coverage": rule.coverage, "temperature": temperature, "least_probability": rule.least_probability}
+
+
+def threshold_of(predictor: Predictor) -> dict[str, Any] | None:
+    """Return the rule by which the export's own outputs are accepted; None where the run proved none."""
+    rule = predictor.threshold
+    if rule is None or rule.temperature is None:
+        return None
+    temperature = rule.temperature / predictor.divided_by
+    return {"max_error": rule.max_error, "temperature": temperature, "threshold": rule.threshold}
+
+
+def guarantees(predictor: Predictor) -> dict[str, Any]:
+    """Return the rules of sets and of accepted rows that there are, by name."""
+    found = {"sets": rule_of(predictor), "abstention": threshold_of(predictor)}
+    return {name: rule for name, rule in found.items() if rule}
 
 
 def folded(head: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> nn.Module:

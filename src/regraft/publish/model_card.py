@@ -99,6 +99,8 @@ def sections(
     if r.sets:
         yield "## Sets with a guarantee"
         yield plain_text(summary.sets(r.sets)) + "." + how_sets_are_made(record, package)
+    if r.abstention:
+        yield plain_text(summary.abstention(r.abstention)) + "." + how_rows_are_accepted(record)
     yield "## What it cost the source task"
     if r.source.nothing_kept:
         yield "Nothing was kept of a source, so there is nothing to forget."
@@ -133,7 +135,7 @@ def outputs(package: Package) -> str:
 
 def how_sets_are_made(record: Mapping[str, Any], package: Package) -> str:
     """Return the rule by which a row's set, or its intervals, follow from the export's outputs; "" without sets."""
-    rule = record["sets"]
+    rule = record.get("sets")
     if rule is None:
         return ""
     if "half_widths" in rule:
@@ -145,6 +147,17 @@ def how_sets_are_made(record: Mapping[str, Any], package: Package) -> str:
         f"{rule['least_probability']:.6g} on; labels.json, export.json or result.json have these numbers in full."
     )
     return f"{text} They are not of the 8-bit weights." if record["int8"] else text
+
+
+def how_rows_are_accepted(record: Mapping[str, Any]) -> str:
+    """Return the rule by which a row is accepted; "" without one."""
+    rule = record.get("abstention")
+    if rule is None:
+        return ""
+    return (
+        f" A row is accepted if the softmax of its logits, divided by {rule['temperature']:.6g}, is above "
+        f"{rule['threshold']:.6g} for some class."
+    )
 
 
 def how_checked(record: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from .confusion import Confusion, rows_of
 from .estimates import Estimate, Verdict
 from .records import MAX_ENTRIES, Count, Figures, Name, Record, Text, need
 from .result_parts import (
+    Abstention,
     Block,
     Calibration,
     CrossValidation,
@@ -41,6 +42,7 @@ from .result_parts import (
     Spread,
     Spreads,
     Temperature,
+    Threshold,
     Timing,
 )
 
@@ -102,6 +104,7 @@ class Result(Record):
     sets: Sets | None = Field(
         None, description="sets or intervals at evaluate.coverage; null: off, or a task of several labels"
     )
+    abstention: Abstention | None = Field(None, description="rows that are accepted; null without evaluate.max_error")
     fit: FitSummary = Field(description="the fit of the saved model")
     probe: ProbeSummary | None = Field(None, description="the linear probe; null: the source has random weights")
     scratch: ScratchSummary | None = Field(None, description="the scratch control; null without one")
@@ -197,6 +200,7 @@ class Calibrated(Record):
 
     calibration: FittedTemperature | None = None
     sets: SetRule | None = None
+    abstention: Threshold | None = None
 
 
 def read_ended(run: Path) -> Result | Unfinished | None:

@@ -402,3 +402,50 @@ class Sets(SetRule):
     test: Estimate | None = Field(None, description="share of test rows whose truth is in their set or intervals")
     size: Estimate | None = Field(None, description="mean number of classes in a set on test; null for numbers")
     empty: Estimate | None = Field(None, description="share of test rows with an empty set; null for numbers")
+
+
+class RiskPoint(Record):
+    """A point of the risk-coverage curve on test."""
+
+    confidence: Share = Field(description="least confidence of an accepted row, at the temperature")
+    accepted: Share = Field(description="share of test rows that are accepted")
+    error: Share = Field(description="share of these that are wrong")
+
+
+class Threshold(Record):
+    """The confidence from which on the model's answers are accepted."""
+
+    max_error: Share = Field(description="largest error among accepted rows, evaluate.max_error")
+    temperature: Temperature | None = Field(
+        None, description="temperature of the probabilities that are compared; null: the task has none"
+    )
+    threshold: Share | None = Field(
+        None, description="a row is accepted if its highest probability is above this; null: none is proved"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_rule(self) -> Threshold:
+        need(self.threshold is None or self.temperature is not None, "threshold needs a temperature")
+        return self
+
+    @property
+    def percent(self) -> str:
+        """Return the largest error in percent, as in "5 %"."""
+        return f"{100 * self.max_error:g} %"
+
+
+class Abstention(Threshold):
+    """The rows that the model accepts so that its error on them is small, with 95 % confidence."""
+
+    rows: Count = Field(description="held-out rows that prove the threshold")
+    by: Literal["val", "cross-validation"] = Field(
+        description="which rows: val; or train as cross-validation scored it, for which the proof is approximate"
+    )
+    grouped: bool = Field(False, description="true: these rows come in groups, for which the proof is approximate")
+    least_rows: Count = Field(description="least number of accepted rows that prove it, without an error")
+    accepted_rows: Count = Field(0, description="held-out rows above the threshold")
+    errors: Count = Field(0, description="wrong ones among them")
+    why: Text = Field("", description='why there is no threshold; "" if there is one')
+    accepted: Estimate | None = Field(None, description="share of test rows above the threshold")
+    error: Estimate | None = Field(None, description="share of these that are wrong; null: none is above")
+    curve: list[RiskPoint] = Field([], max_length=1_000, description="error among the most confident test rows")

@@ -11,7 +11,17 @@ from ..io.command_lines import command
 from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
 from .result import Result
-from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, Sets, SourceRetention
+from .result_parts import (
+    Abstention,
+    Agreement,
+    Calibration,
+    CrossValidation,
+    Frontier,
+    Origin,
+    Retention,
+    Sets,
+    SourceRetention,
+)
 
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
@@ -49,6 +59,8 @@ def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
         yield "", calibration(r.calibration)
     if r.sets:
         yield "", sets(r.sets)
+    if r.abstention:
+        yield "", abstention(r.abstention)
     if r.frontier:
         yield "FRONTIER", frontier(r, r.frontier)
     if r.retention:
@@ -153,6 +165,19 @@ def sets(s: Sets) -> str:
         return f"{text}, ± {widths}" + (", …" if len(s.half_widths) > 3 else "")
     text += f", {estimate(s.size)} classes a set"
     return text if s.empty is None or s.empty.value == 0 else f"{text}, {100 * s.empty.value:.1f} % empty"
+
+
+def abstention(a: Abstention) -> str:
+    """Return what the model accepts at its largest error, on held-out rows and on test."""
+    if a.threshold is None or a.accepted is None:
+        return f"no threshold for an error of {a.percent}: {a.why}"
+    rows = "val" if a.by == "val" else "out-of-fold"
+    proof = (
+        f"error of at most {a.percent} above confidence {a.threshold:.3f}, by {a.errors} errors in {a.accepted_rows}"
+    )
+    error = "none of which to judge" if a.error is None else f"error {estimate(a.error)}"
+    approximate = "" if a.by == "val" and not a.grouped else " (approximate)"
+    return f"{proof} {rows} rows{approximate}; on test {estimate(a.accepted)} accepted, {error}"
 
 
 def retention(kept: Retention, seeds: int) -> str:

@@ -73,6 +73,7 @@ class Predicted(BaseModel):
     label: str = Field(description="the class; the labels joined by the run's separator; or the number")
     scores: list[Score] = Field(description="highest first; numbers in the run's order")
     set: PredictedSet | None = Field(description="null where the run has no sets")
+    accepted: bool | None = Field(description="confident enough for the run's evaluate.max_error; null without one")
     training_data: TrainingData | None = Field(description="null where the run cannot tell")
 
 

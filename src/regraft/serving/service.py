@@ -20,6 +20,7 @@ from ..data.decoding import Decoders, StoppedError
 from ..data.images import TooCostlyError
 from ..errors import DataError, RegraftError
 from ..evidence.ood import FALSE_WARNING_RATE
+from ..evidence.types import Prediction
 from .batching import Batcher
 from .explain import GRID, draw_heat, picture_cells, text_pieces
 from .figures import Figures
@@ -268,16 +269,21 @@ def predicted(served: ServedModel, answer: Answer) -> Predicted:
             unlike=answer.distance > served.novelty.threshold,
             false_alarms=served.novelty.expected,
         )
-    label = served.predictor.task.label(answer.scores)
-    return Predicted(label=label, scores=scores, set=predicted_set(served, answer), training_data=distance)
+    found = served.predictor.as_prediction(answer.scores, sets=True)
+    return Predicted(
+        label=found.label,
+        scores=scores,
+        set=predicted_set(served, found),
+        accepted=found.accepted,
+        training_data=distance,
+    )
 
 
-def predicted_set(served: ServedModel, answer: Answer) -> PredictedSet | None:
-    """Return the set or intervals of an answer; None where the run has none."""
+def predicted_set(served: ServedModel, found: Prediction) -> PredictedSet | None:
+    """Return the set or intervals of a prediction; None where the run has none."""
     rule = served.predictor.rule
     if rule is None:
         return None
-    found = served.predictor.as_prediction(answer.scores, sets=True)
     intervals = None
     if found.intervals is not None:
         intervals = [Interval(label=name, low=low, high=high) for name, (low, high) in found.intervals.items()]

@@ -166,8 +166,10 @@ function answer(found) {
   const top = found.scores[0];
   $("confidence").textContent = about.targets !== "class" ? ""
     : calibrated ? "calibrated confidence " + percent(top.calibrated) : "probability " + percent(top.value);
-  $("set").hidden = !found.set;
-  if (found.set) $("set").textContent = setInWords(found.set);
+  $("set").hidden = !found.set && found.accepted === null;
+  const said = found.set ? [setInWords(found.set)] : [];
+  if (found.accepted !== null) said.push(found.accepted ? "confident enough to be accepted" : "not confident enough to be accepted");
+  $("set").textContent = said.join("; ");
   const far = found.training_data;
   $("unlike").hidden = !(far && far.unlike);
   if (far && far.unlike) {
