@@ -1,16 +1,15 @@
 """Coverage of sets with a guarantee over many splits of the same logits.
 
-    python benchmarks/conformal.py [--draws 1000] [--seed 0] [--logits FILE.npz]
+    python benchmarks/conformal.py [--draws 1000] [--seed 0] [--noise 0.15] [--logits FILE.npz]
 
-Without a file the logits are of a small network on scikit-learn's digits, 15 % of whose labels are drawn anew: one
-candidate an epoch, 40 in all. A file has logits [K, N, C] of K candidates, and truth [N] of classes. Each draw takes
-n rows as val and judges on all others. The table compares
+Without a file the logits are of a small network on scikit-learn's digits, with a share ``noise`` of labels drawn anew:
+one candidate an epoch, 40 in all. A file has logits [K, N, C] of K candidates, and truth [N] of classes. Each draw
+takes n rows as val and judges on all others. The table compares
 
     fixed     the model and T = 1 were given before: the law is exact
     chosen    val chooses the candidate by accuracy, then loss, and T; the same rows give the bound, as in a run
     apart     val chooses, and n further rows give the bound: what a run would have to spend on an exact law
     folds     a logistic regression on n rows; five folds give scores, T and bound, and the fit on all n is judged
-
     accepted  evaluate.max_error, with the candidate and T of "chosen": error and share of the accepted other rows
 
 Rows are drawn without replacement. The number of covered rows among m others then follows the beta-binomial of m, k
@@ -36,27 +35,26 @@ from regraft.evidence.scoring import Predictions
 from regraft.tasks.classification import Classification
 
 SIZES = (10, 20, 40, 100, 300)
-NOISE = 0.15  # share of labels that are drawn anew
 FOLDS = 5
 ABSTAINING = (100, 300, 600)  # rows of val
 
 Array = np.ndarray[Any, Any]
 
 
-def digits(seed: int) -> tuple[Array, Array]:
+def digits(seed: int, noise: float) -> tuple[Array, Array]:
     """Return scikit-learn's digits [N, 64] and their noisy labels [N]."""
     from sklearn.datasets import load_digits
 
     rng = np.random.default_rng(seed)
     x, y = load_digits(return_X_y=True)
-    return x / 16, np.where(rng.random(len(y)) < NOISE, rng.integers(0, 10, len(y)), y)
+    return x / 16, np.where(rng.random(len(y)) < noise, rng.integers(0, 10, len(y)), y)
 
 
-def trained(seed: int, train: int = 300, epochs: int = 40) -> tuple[Array, Array]:
+def trained(seed: int, noise: float, train: int = 300, epochs: int = 40) -> tuple[Array, Array]:
     """Return logits [K, N, C] of a network after each epoch on the rows that it was not trained on, and truth [N]."""
     from sklearn.neural_network import MLPClassifier
 
-    x, y = digits(seed)
+    x, y = digits(seed, noise)
     net = MLPClassifier((64,), learning_rate_init=0.01, random_state=seed)
     order = np.random.default_rng(seed).permutation(len(y))
     own, others = order[:train], order[train:]
@@ -85,6 +83,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coverage", type=float, default=0.9)
+    parser.add_argument("--noise", type=float, default=0.15)
     parser.add_argument("--logits", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # a regression that stops early is a model as well
@@ -92,7 +91,7 @@ def main() -> None:
         with np.load(args.logits) as file:
             logits, truth = file["logits"].astype(float), file["truth"]
     else:
-        logits, truth = trained(args.seed)
+        logits, truth = trained(args.seed, args.noise)
     k, total, classes = logits.shape
     task = Classification().make([(str(c),) for c in range(classes)], ("label",))
     last = best(logits, truth)
@@ -136,7 +135,7 @@ def main() -> None:
     if not args.logits:
         print("| arm | rows | mean coverage (standard error) | k ÷ (n + 1) | inside | classes a set |")
         print("|---|---|---|---|---|---|")
-        folds(rng, args.seed, args.draws // 4, args.coverage)
+        folds(rng, digits(args.seed, args.noise), args.draws // 4, args.coverage)
 
 
 def show(name: str, n: int, m: int, found: Array, coverage: float) -> None:
@@ -167,12 +166,12 @@ def accepted(logits: Array, truth: Array, orders: list[Array], n: int, most: flo
     print("|", " | ".join(map(str, cells)), f"| {(error > most).sum() / len(orders):.4f} |", flush=True)
 
 
-def folds(rng: np.random.Generator, seed: int, draws: int, coverage: float) -> None:
+def folds(rng: np.random.Generator, data: tuple[Array, Array], draws: int, coverage: float) -> None:
     """Print the lines of out-of-fold rows."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    x, y = digits(seed)
+    x, y = data
     task = Classification().make([(str(c),) for c in range(10)], ("label",))
 
     def logits_of(own: Array, others: Array) -> Array:

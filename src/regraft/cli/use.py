@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from ..errors import UsageError
 from ..io import streams
 from ..serving.endpoint import Endpoint
-from ..serving.limits import Limits
+from ..serving.limits import Limits, described
 from .flags import plugin_option
 from .options import AsJson, Calibrated, NoBrowser, Port, Quiet, RunFolder, takes_flags, takes_record
 from .printing import print_result, unless
@@ -30,21 +31,27 @@ def ui(
     serve(ui_app(folder), port, browser=not no_browser, say=streams.echo, ready=f"runs of {folder}")
 
 
+@dataclass(frozen=True)
+class Extras:
+    """Parts of a prediction beside its answer."""
+
+    calibrated: bool = described(False, "give probabilities at the temperature that was fitted on held-out rows")
+    sets: bool = described(
+        False,
+        "add the set of classes, or the interval, that holds the truth at the run's evaluate.coverage, and whether the "
+        "row is accepted at its evaluate.max_error",
+    )
+
+
+@takes_record("extras", Extras, "calibrated", "sets")
 @takes_flags("image_root", "image", "text", "on_bad", device="cpu")
 def predict(
     context: typer.Context,
     run: RunFolder,
     inputs: Annotated[list[str], typer.Argument(help="Files, folders or tables; - reads lines from stdin.")],
     flags: dict[str, Any],
+    extras: Extras,
     out: Annotated[Path | None, typer.Option(help="Write CSV to this file instead of the terminal.")] = None,
-    calibrated: Calibrated = False,
-    sets: Annotated[
-        bool,
-        typer.Option(
-            "--sets",
-            help="Add the set of classes, or the interval, that holds the truth at the run's evaluate.coverage.",
-        ),
-    ] = False,
     as_json: AsJson = False,
     no_escape: Annotated[
         bool, typer.Option("--no-escape", help="Write CSV cells unchanged, though a spreadsheet may run them.")
@@ -58,15 +65,15 @@ def predict(
         raise UsageError(f"{out} exists and is not overwritten: choose another --out")
     device, on_bad = flags.pop("device"), flags.pop("on_bad") or "fail"
     model = load(run, device=device)
-    if sets and not model.has_sets:
+    if extras.sets and not model.has_sets:
         raise UsageError(f"--sets: {model.without_sets}")
-    model = model.calibrated() if calibrated else model
+    model = model.calibrated() if extras.calibrated else model
     names, values = named_inputs(run, model.kind, inputs, flags, context.obj)
     if model.kind == "image":
         names, values, bad = readable(names, values, on_bad)
         for line in bad:
             streams.complain(f"no prediction for {line}")
-    predictions = model.predict(values, sets=sets)
+    predictions = model.predict(values, sets=extras.sets)
     if out is None:
         write_predictions(streams.output(), names, predictions, as_json, not no_escape)
     else:

@@ -28,9 +28,7 @@ from ..runs.confusion import confusion_of
 from ..runs.estimates import Estimate
 from ..runs.result import Result
 from ..runs.result_parts import (
-    Abstention,
     Block,
-    Calibration,
     FitSummary,
     Frontier,
     Looks,
@@ -40,7 +38,6 @@ from ..runs.result_parts import (
     RowCounts,
     ScratchSummary,
     Seed,
-    Sets,
     SourceRetention,
     Spread,
     TensorCounts,
@@ -106,6 +103,12 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
     gains |= {name: estimate for name, estimate in over_seeds.items() if estimate is not None}
     by: Literal["val", "cross-validation"] = "val" if val else "cross-validation"
     calibration = measure_calibration(task, held_out, first, by=by) if held_out and task.calibrates else None
+    temperature = calibration.temperature if calibration else None
+    sets, abstention = None, None
+    if (coverage := job.plan.evaluate.coverage) != "off" and has_sets(task):
+        sets = measure_sets(task, held_out, first, coverage, temperature=temperature, by=by)
+    if (most := job.plan.evaluate.max_error) is not None:
+        abstention = measure_abstention(held_out, first, most, temperature=temperature, by=by)
     result = Result(
         task=task.name,
         targets=task.targets,
@@ -131,8 +134,8 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         frontier=frontier(job, t, fits, ends),
         retention=kept,
         calibration=calibration,
-        sets=sets_of(job, held_out, first, calibration, by),
-        abstention=abstention_of(job, held_out, first, calibration, by),
+        sets=sets,
+        abstention=abstention,
         fit=FitSummary(**asdict(t.arms[0].fit), fitted=t.fitted),
         probe=probe_summary(t.probe) if t.probe else None,
         scratch=scratch_summary(job.scratch, t) if t.scratch else None,
@@ -162,35 +165,6 @@ def looks_summary(last: Look, seeds: int) -> Looks:
         level=level_of_look(seeds),
         ended=last.ends or "last",
     )
-
-
-def sets_of(
-    job: Job,
-    held_out: Predictions | None,
-    test: Predictions,
-    calibration: Calibration | None,
-    by: Literal["val", "cross-validation"],
-) -> Sets | None:
-    """Return the sets or intervals at the plan's coverage; None where it is off, or the task has several labels."""
-    coverage, task = job.plan.evaluate.coverage, job.data.task
-    if coverage == "off" or not has_sets(task):
-        return None
-    temperature = calibration.temperature if calibration else None
-    return measure_sets(task, held_out, test, coverage, temperature=temperature, by=by)
-
-
-def abstention_of(
-    job: Job,
-    held_out: Predictions | None,
-    test: Predictions,
-    calibration: Calibration | None,
-    by: Literal["val", "cross-validation"],
-) -> Abstention | None:
-    """Return the rows that are accepted at the plan's largest error; None where it names none."""
-    most = job.plan.evaluate.max_error
-    if most is None:
-        return None
-    return measure_abstention(held_out, test, most, temperature=calibration.temperature if calibration else None, by=by)
 
 
 # ---------------------------------------------------------------- controls
