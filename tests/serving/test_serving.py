@@ -82,7 +82,7 @@ def test_a_served_set_is_that_of_predict(tmp_path):
     sizes = set()
     with client(served) as http:
         assert http.get("/about").json()["coverage"] == 0.9
-        for i, colour in enumerate(("red", (140, 120, 100), (255, 255, 0), (128, 128, 128))):
+        for i, colour in enumerate(("red", (255, 160, 100), (255, 255, 0), (128, 128, 128))):
             (tmp_path / f"{i}.png").write_bytes(kit.file(colour))
             reply = http.post("/predict", content=kit.file(colour), headers=PNG).json()
             found = reply["set"]
