@@ -258,7 +258,7 @@ def ours(urls, port):
 
 @pytest.mark.slow
 def test_a_browser_drops_a_picture_and_reads_the_right_class(browser):
-    with kit.running(kit.pictures()) as port:
+    with kit.running(kit.pictures(sets=True)) as port:
         page, said, asked = opened(browser, f"http://127.0.0.1:{port}/")
         page.wait_for_selector("#drop")
         for colour, name in (((20, 30, 220), "blue"), ((230, 60, 30), "red")):
@@ -267,6 +267,7 @@ def test_a_browser_drops_a_picture_and_reads_the_right_class(browser):
             page.wait_for_function("n => document.getElementById('label').textContent === n", arg=name)
         assert page.locator("#scores-body tr").count() == 3
         assert "calibrated confidence" in page.text_content("#confidence")
+        assert page.text_content("#set") == "90.0 % set: red; confident enough to be accepted"
         page.set_input_files(
             "#file", {"name": "n.png", "mimeType": "image/png", "buffer": kit.file((90, 90, 90), (48, 48))}
         )
@@ -284,7 +285,7 @@ def test_a_browser_drops_a_picture_and_reads_the_right_class(browser):
 @pytest.mark.slow
 @pytest.mark.fault(79)
 def test_hostile_class_names_and_file_names_do_not_run(browser):
-    with kit.running(kit.pictures(names=tuple(sorted(kit.HOSTILE)))) as port:
+    with kit.running(kit.pictures(names=tuple(sorted(kit.HOSTILE)), sets=True)) as port:
         page, said, asked = opened(browser, f"http://127.0.0.1:{port}/")
         page.wait_for_selector("#drop")
         data = base64.b64encode(kit.file("red")).decode()
