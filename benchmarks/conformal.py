@@ -10,7 +10,7 @@ takes n rows as val and judges on all others. The table compares
     chosen    val chooses the candidate by accuracy, then loss, and T; the same rows give the bound, as in a run
     apart     val chooses, and n further rows give the bound: what a run would have to spend on an exact law
     folds     a logistic regression on n rows; five folds give scores, T and bound, and the fit on all n is judged
-    accepted  evaluate.max_error, with the candidate and T of "chosen": error and share of the accepted other rows
+    accepted  evaluate.max_error: error and share of the other rows that are accepted, for "fixed" and "chosen"
 
 Rows are drawn without replacement. The number of covered rows among m others then follows the beta-binomial of m, k
 and n + 1 − k. "inside" is the share of draws in its middle 95 %.
@@ -129,9 +129,11 @@ def main() -> None:
             show(name, n, total - (2 * n if name == "apart" else n), found, args.coverage)
     print("| accepted, error of at most | rows | threshold found | accepted where found | error | above the bound |")
     print("|---|---|---|---|---|---|")
-    for most in (0.05, 0.1):
-        for n in ABSTAINING:
-            accepted(logits, truth, [rng.permutation(total) for _ in range(args.draws)], n, most)
+    for name, given in (("fixed", logits[last : last + 1]), ("chosen", logits)):
+        for most in (0.05, 0.1):
+            for n in ABSTAINING:
+                orders = [rng.permutation(total) for _ in range(args.draws)]
+                accepted(f"{name}, {most:.0%}", given, truth, orders, (n, most))
     if not args.logits:
         print("| arm | rows | mean coverage (standard error) | k ÷ (n + 1) | inside | classes a set |")
         print("|---|---|---|---|---|---|")
@@ -148,21 +150,21 @@ def show(name: str, n: int, m: int, found: Array, coverage: float) -> None:
     print("|", " | ".join(map(str, cells)), f"| {found[:, 1].mean():.2f} |", flush=True)
 
 
-def accepted(logits: Array, truth: Array, orders: list[Array], n: int, most: float) -> None:
-    """Print a line on the rows that are accepted at an error of at most ``most``."""
-    found = []
+def accepted(name: str, logits: Array, truth: Array, orders: list[Array], asked: tuple[int, float]) -> None:
+    """Print a line on what n rows of val accept, and its largest error. A single candidate was given, as T = 1 was."""
+    found, (n, most) = [], asked
     for order in orders:
         val, others = order[:n], order[n:]
         model = logits[best(logits[:, val], truth[val])]
         rows, new = rows_of(model[val], truth[val]), rows_of(model[others], truth[others])
-        temperature = fit_temperature(rows)
+        temperature = fit_temperature(rows) if len(logits) > 1 else 1.0
         chosen = find_threshold(*confidence_of(rows, temperature), most)
         if chosen is not None:
             confidence, wrong = confidence_of(new, temperature)
             inside = confidence > chosen[0]
             found.append((inside.mean(), wrong[inside].mean() if inside.any() else 0.0))
     share, error = np.array(found or [(np.nan, np.nan)]).T
-    cells = (f"{most:.0%}", n, f"{len(found) / len(orders):.3f}", f"{share.mean():.3f}", f"{error.mean():.4f}")
+    cells = (name, n, f"{len(found) / len(orders):.3f}", f"{share.mean():.3f}", f"{error.mean():.4f}")
     print("|", " | ".join(map(str, cells)), f"| {(error > most).sum() / len(orders):.4f} |", flush=True)
 
 
