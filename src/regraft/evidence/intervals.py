@@ -2,6 +2,7 @@
 
     wilson             a proportion                              Wilson 1927
     newcombe_paired    a difference of paired proportions        Newcombe 1998, Stat. Med. 17:2635
+    newcombe_independent   one of independent proportions        Newcombe 1998, Stat. Med. 17:873
     bootstrap          any metric, percentile, by rows or groups  Efron and Tibshirani 1993, ch. 13
 
 A resample is a vector of row weights: how often each row was drawn. A metric thus takes [R, N] weights at
@@ -78,6 +79,19 @@ def newcombe_paired(a_only: float, b_only: float, both: float, neither: float, z
     below = sqrt(max(dl1**2 - 2 * phi * dl1 * du2 + du2**2, 0.0))
     above = sqrt(max(du1**2 - 2 * phi * du1 * dl2 + dl2**2, 0.0))
     return max(-1.0, p1 - p2 - below), min(1.0, p1 - p2 + above)
+
+
+def newcombe_independent(p: float, n: float, q: float, m: float, z: float = Z) -> tuple[float, float]:
+    """Return the interval of p − q, shares of ``n`` and ``m`` independent rows, by Newcombe's method 10.
+
+        low = d − √(dl₁² + du₂²),   high = d + √(du₁² + dl₂²)
+
+    dl and du are the distances to Wilson's limits of each share. ``n`` and ``m`` may be effective numbers of rows.
+    """
+    low1, high1 = wilson(p * n, n, z)
+    low2, high2 = wilson(q * m, m, z)
+    below, above = sqrt((p - low1) ** 2 + (high2 - q) ** 2), sqrt((high1 - p) ** 2 + (q - low2) ** 2)
+    return max(-1.0, p - q - below), min(1.0, p - q + above)
 
 
 def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:

@@ -162,6 +162,11 @@ class EvaluatePlan(Section):
         description="factors on scratch_lr; val picks the best; where the outermost of several is best, "
         "further ones follow",
     )
+    slices: list[str] = Field(
+        [],
+        description="columns of a table by whose values test figures are shown, as camera or site; "
+        "each value is compared with all other rows",
+    )
 
 
 class RunPlan(Section):

@@ -12,6 +12,7 @@ from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
 from .result import Result
 from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
+from .slices import Slices
 
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
@@ -51,6 +52,8 @@ def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
         yield "FRONTIER", frontier(r, r.frontier)
     if r.retention:
         yield "SOURCE", retention(r.retention, len(r.seeds))
+    for i, sentence in enumerate(slice_lines(r.slices) if r.slices else ()):
+        yield "" if i else "SLICES", sentence
     yield "WEIGHTS", weights(r.source)
     yield "VERDICT", verdict(r)
     for sentence in far_seeds(r):
@@ -155,6 +158,22 @@ def retention(kept: Retention, seeds: int) -> str:
         cka = "undefined" if isnan(kept.cka) else number(kept.cka)
         text = f"features on test rows resemble the source's: CKA {cka}"
     return f"{text} (a proxy: no source data)"
+
+
+def slice_lines(s: Slices) -> Iterator[str]:
+    """Yield the worst value of each column, then the values that are shown to be worse than all other rows."""
+    for one in s.columns:
+        few = f"   fewer than {s.min_rows} rows: {one.few.values} values, {one.few.n} rows" if one.few else ""
+        if not one.values:
+            yield f"{one.column}: no value has {s.min_rows} rows{few}"
+            continue
+        worst = one.values[0]
+        against = "" if worst.difference is None else f"   {signed(worst.difference)} against all other rows"
+        text = f"{one.column}: worst {worst.name}, n = {worst.n}   {s.primary} {estimate(worst.metrics[s.primary])}"
+        yield text + against + few
+    worse = [f"{column} {value.name}" for column, value in s.worse()]
+    together = f"{s.comparisons} comparisons at 95 % together"
+    yield f"called worse: {', '.join(worse)} ({together})" if worse else f"no group is shown to be worse ({together})"
 
 
 def weights(source: Origin) -> str:

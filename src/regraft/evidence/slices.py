@@ -1,0 +1,176 @@
+"""Figures by the values of a column, and each value compared with all other rows.
+
+Each value has its metrics with their own 95 % intervals. The primary metric is also compared with that of all other
+rows, and the differences of all values of all columns hold together at 95 %. Each of K has the level 1 − 0.05 ÷ K
+(Bonferroni), so that without a weak value none is called worse in at least 95 % of all draws of the rows:
+
+    a proportion       Newcombe's method 10 for independent rows     Newcombe 1998, Stat. Med. 17:873
+    another metric     difference ± t · standard error, by bootstrap  Efron and Tibshirani 1993, ch. 6 and 13
+
+t has one degree of freedom fewer than the smaller side has rows, or groups. The standard error of a metric in [0, 1]
+is at least 1 ÷ (n + 2), because rows that are alike show no spread. A metric that is no mean over rows, such as
+macro-F1, depends on how many rows there are. The interval then also holds its centre less the mean difference that
+random subsets of the same size show.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isnan, nan, sqrt
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from ..metrics import Metric
+from ..runs.estimates import Estimate
+from ..runs.slices import MIN_ROWS, FewRows, Slice, Slices, SliceValue
+from .intervals import LEVEL, at_weights, effective_rows, group_codes, newcombe_independent, quantile_of, resample
+from .scoring import MAX_DRAWS, PerRow, Predictions, at_threshold, estimates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..compute.arrays import FloatArray
+    from ..tasks import Task
+
+RANDOM_SUBSETS = 200  # that show how a metric depends on the number of rows
+
+
+def slice_rows(
+    task: Task, metrics: Mapping[str, Metric], scored: Predictions, columns: Mapping[str, Sequence[str]]
+) -> Slices:
+    """Return the metrics by value of each column, the worst value first, and the simultaneous differences.
+
+    ``columns`` has a value [N] for each row, in the order of ``scored``. Values with fewer than MIN_ROWS rows are
+    pooled, and not compared.
+    """
+    masks = {name: masks_of(values) for name, values in columns.items()}
+    compared = {name: [m for m in found.values() if comparable(m)] for name, found in masks.items()}
+    # two values that share out all rows are one comparison with two signs
+    count = sum(len(c) - (len(c) == 2 and bool((c[0] ^ c[1]).all())) for c in compared.values())
+    level = 1 - (1 - LEVEL) / max(1, count)
+    metric = at_threshold(metrics[task.primary], task)
+
+    def line(value: str, mask: NDArray[np.bool_]) -> SliceValue:
+        found = difference(metric, scored, mask, level) if comparable(mask) else None
+        return SliceValue(
+            value=value,
+            n=int(mask.sum()),
+            metrics=estimates(task, metrics, subset(scored, mask)),
+            difference=found,
+            worse=found is not None and found.high < 0,
+        )
+
+    def pooled(name: str) -> FewRows | None:
+        kept = masks[name]
+        rest = ~np.logical_or.reduce([np.zeros(len(scored), bool), *kept.values()])
+        if not rest.any():
+            return None
+        values = {v for v, few in zip(columns[name], rest, strict=True) if few}
+        figures = estimates(task, metrics, subset(scored, rest))
+        return FewRows(values=len(values), n=int(rest.sum()), metrics=figures)
+
+    def key(one: SliceValue) -> tuple[bool, float]:
+        value = one.metrics[task.primary].value
+        return isnan(value), value if metric.higher_is_better else -value
+
+    return Slices(
+        primary=task.primary,
+        comparisons=count,
+        columns=[
+            Slice(column=name, values=sorted([line(*of) for of in masks[name].items()], key=key), few=pooled(name))
+            for name in columns
+        ],
+    )
+
+
+def masks_of(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return the rows [N] of each value with MIN_ROWS rows or more, by value in sorted order."""
+    every = np.array(values, dtype=object)
+    counts = Counter(values)
+    return {value: every == value for value in sorted(counts) if counts[value] >= MIN_ROWS}
+
+
+def comparable(mask: NDArray[np.bool_]) -> bool:
+    """Return whether there are MIN_ROWS other rows to compare these [N] with."""
+    return int((~mask).sum()) >= MIN_ROWS
+
+
+def subset(scored: Predictions, mask: NDArray[np.bool_]) -> Predictions:
+    """Return some of the rows."""
+    places = np.flatnonzero(mask).tolist()
+    groups = None if scored.groups is None else tuple(scored.groups[i] for i in places)
+    return Predictions(tuple(scored.ids[i] for i in places), scored.truth[mask], scored.scores[mask], groups)
+
+
+def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], level: float) -> Estimate:
+    """Return the metric of the rows ``inside`` [N] less that of all others, with its interval of ``level``.
+
+    Positive is better for every metric. There is no interval where a side is a single group, nor where the metric
+    itself has none.
+    """
+    if metric.proportion:
+        return proportion_difference(cast(PerRow, metric), scored, inside, level)
+    n, rows = len(scored), int(inside.sum())
+    sign = 1.0 if metric.higher_is_better else -1.0
+    of = at_weights(metric, scored.truth, scored.scores)
+
+    def apart(own: FloatArray, others: FloatArray) -> FloatArray:
+        """Return the difference [R] between two weightings [R, N]; NaN where one of them has no row."""
+        both = (own.sum(axis=1) > 0) & (others.sum(axis=1) > 0)
+        found = np.full(len(own), nan)
+        if both.any():
+            found[both] = sign * (of(own[both]) - of(others[both]))
+        return found
+
+    ours = inside[None].astype(np.float64)
+    value = float(apart(ours, 1 - ours)[0])
+    codes = group_codes(scored.groups, n)
+    units = min(len(np.unique(codes[mask])) for mask in (inside, ~inside))  # rows or groups of the smaller side
+    if isnan(value) or units < 2 or not getattr(metric, "interval", True):
+        return Estimate.without_interval(value, rows)
+    draws = resample(
+        lambda weights: apart(weights * inside, weights * ~inside),
+        n,
+        groups=scored.groups,
+        resamples=max(RANDOM_SUBSETS, min(2_000, MAX_DRAWS // n)),
+        what=f"bootstrap of {metric.title}",
+    )
+    draws = draws[np.isfinite(draws)]
+    error = float(np.std(draws)) * sqrt(units / (units - 1)) if len(draws) else 0.0
+    error = max(error, 1 / (units + 2)) if metric.bounded else error
+    if not error > 0:
+        return Estimate.without_interval(value, rows)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, units - 1)) * error
+    centre = value
+    if not hasattr(metric, "rows"):
+        random = random_subsets(n, rows)
+        expected = apart(random, 1 - random)
+        centre -= float(expected[np.isfinite(expected)].mean()) if np.isfinite(expected).any() else 0.0
+    return Estimate(value, min(value, centre) - half, max(value, centre) + half, rows)
+
+
+def random_subsets(n: int, rows: int) -> FloatArray:
+    """Return RANDOM_SUBSETS draws of ``rows`` of ``n`` rows without replacement, as weights 1.0 and 0.0 [R, N]."""
+    order = np.random.default_rng(0).random((RANDOM_SUBSETS, n)).argsort(axis=1)
+    weights = np.zeros((RANDOM_SUBSETS, n))
+    np.put_along_axis(weights, order[:, :rows], 1.0, axis=1)
+    return weights
+
+
+def proportion_difference(metric: PerRow, scored: Predictions, inside: NDArray[np.bool_], level: float) -> Estimate:
+    """Return the difference of two shares of rows, with Newcombe's interval for independent rows.
+
+    Effective numbers of rows stand for groups. Groups with rows on both sides make the interval too wide.
+    """
+    right = metric.rows(scored.truth, scored.scores)
+    sides = []
+    for mask in (inside, ~inside):
+        groups = None if scored.groups is None else [scored.groups[i] for i in np.flatnonzero(mask).tolist()]
+        sides.append((float(right[mask].mean()), effective_rows(right[mask], groups, level)))
+    (own, n), (others, m) = sides
+    low, high = newcombe_independent(own, n, others, m, quantile_of(level))
+    return Estimate(own - others, low, high, int(inside.sum()))
