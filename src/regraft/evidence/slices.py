@@ -24,7 +24,7 @@ import numpy as np
 
 from ..metrics import Metric
 from ..runs.estimates import Estimate
-from ..runs.slices import MIN_ROWS, FewRows, Slice, Slices, SliceValue
+from ..runs.slices import MIN_GROUPS, MIN_ROWS, FewRows, Slice, Slices, SliceValue
 from .intervals import LEVEL, at_weights, effective_rows, group_codes, newcombe_independent, quantile_of, resample
 from .scoring import MAX_DRAWS, PerRow, Predictions, at_threshold, estimates
 
@@ -43,17 +43,18 @@ def slice_rows(
     """Return the metrics by value of each column, the worst value first, and the simultaneous differences.
 
     ``columns`` has a value [N] for each row, in the order of ``scored``. Values with fewer than MIN_ROWS rows are
-    pooled, and not compared.
+    pooled, and not compared. Neither is a value whose rows come from fewer than MIN_GROUPS groups.
     """
     masks = {name: masks_of(values) for name, values in columns.items()}
-    compared = {name: [m for m in found.values() if comparable(m)] for name, found in masks.items()}
+    codes = group_codes(scored.groups, len(scored))
+    compared = {name: [m for m in found.values() if comparable(m, codes)] for name, found in masks.items()}
     # two values that share out all rows are one comparison with two signs
     count = sum(len(c) - (len(c) == 2 and bool((c[0] ^ c[1]).all())) for c in compared.values())
     level = 1 - (1 - LEVEL) / max(1, count)
     metric = at_threshold(metrics[task.primary], task)
 
     def line(value: str, mask: NDArray[np.bool_]) -> SliceValue:
-        found = difference(metric, scored, mask, level) if comparable(mask) else None
+        found = difference(metric, scored, mask, level) if comparable(mask, codes) else None
         return SliceValue(
             value=value,
             n=int(mask.sum()),
@@ -92,9 +93,10 @@ def masks_of(values: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     return {value: every == value for value in sorted(counts) if counts[value] >= MIN_ROWS}
 
 
-def comparable(mask: NDArray[np.bool_]) -> bool:
-    """Return whether there are MIN_ROWS other rows to compare these [N] with."""
-    return int((~mask).sum()) >= MIN_ROWS
+def comparable(mask: NDArray[np.bool_], codes: NDArray[np.int64]) -> bool:
+    """Return whether these rows [N], and all others, are MIN_ROWS or more, and of MIN_GROUPS groups or more."""
+    sides = mask, ~mask
+    return all(side.sum() >= MIN_ROWS and len(np.unique(codes[side])) >= MIN_GROUPS for side in sides)
 
 
 def subset(scored: Predictions, mask: NDArray[np.bool_]) -> Predictions:
@@ -107,8 +109,7 @@ def subset(scored: Predictions, mask: NDArray[np.bool_]) -> Predictions:
 def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], level: float) -> Estimate:
     """Return the metric of the rows ``inside`` [N] less that of all others, with its interval of ``level``.
 
-    Positive is better for every metric. There is no interval where a side is a single group, nor where the metric
-    itself has none.
+    Positive is better for every metric. There is no interval where the metric itself has none.
     """
     if metric.proportion:
         return proportion_difference(cast(PerRow, metric), scored, inside, level)
@@ -128,7 +129,7 @@ def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], l
     value = float(apart(ours, 1 - ours)[0])
     codes = group_codes(scored.groups, n)
     units = min(len(np.unique(codes[mask])) for mask in (inside, ~inside))  # rows or groups of the smaller side
-    if isnan(value) or units < 2 or not getattr(metric, "interval", True):
+    if isnan(value) or not getattr(metric, "interval", True):
         return Estimate.without_interval(value, rows)
     draws = resample(
         lambda weights: apart(weights * inside, weights * ~inside),

@@ -12,6 +12,8 @@ from .result_parts import Estimates
 
 MIN_ROWS = 10  # of a value that is compared; rarer values are pooled
 
+MIN_GROUPS = 5  # of a value that is compared, where rows come in groups
+
 EMPTY = "(empty)"  # how the value of empty cells is shown
 
 
@@ -24,7 +26,7 @@ class SliceValue(Record):
     difference: Estimate | None = Field(
         None,
         description="primary metric of these rows less that of all other rows; positive is better; the intervals of "
-        "all values of all columns hold together; null: too few other rows",
+        "all values of all columns hold together; null: not compared, for too few other rows or too few groups",
     )
     worse: bool = Field(description="true: the whole interval of the difference is below 0")
 

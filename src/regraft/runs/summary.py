@@ -168,7 +168,9 @@ def slice_lines(s: Slices) -> Iterator[str]:
             yield f"{one.column}: no value has {s.min_rows} rows{few}"
             continue
         worst = one.values[0]
-        against = "" if worst.difference is None else f"   {signed(worst.difference)} against all other rows"
+        against = "   not compared: too few other rows, or groups"
+        if worst.difference is not None:
+            against = f"   {signed(worst.difference)} against all other rows"
         text = f"{one.column}: worst {worst.name}, n = {worst.n}   {s.primary} {estimate(worst.metrics[s.primary])}"
         yield text + against + few
     worse = [f"{column} {value.name}" for column, value in s.worse()]

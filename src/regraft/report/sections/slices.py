@@ -46,7 +46,7 @@ def table(found: Slices, one: Slice) -> dict[str, Any]:
             value.name,
             value.n,
             estimate(value.metrics[found.primary]),
-            signed(value.difference) + (" worse" if value.worse else ""),
+            "not compared" if value.difference is None else signed(value.difference) + " worse" * value.worse,
             *(number(value.metrics[name].value if name in value.metrics else None) for name in others),
         )
         for value in one.values
