@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..compute.arrays import FloatArray
     from ..tasks import Task
 
+RESAMPLES = 1_000  # of a standard error, which they give to 2 %
+
 RANDOM_SUBSETS = 200  # that show how a metric depends on the number of rows
 
 
@@ -135,7 +137,7 @@ def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], l
         lambda weights: apart(weights * inside, weights * ~inside),
         n,
         groups=scored.groups,
-        resamples=max(RANDOM_SUBSETS, min(2_000, MAX_DRAWS // n)),
+        resamples=max(RANDOM_SUBSETS, min(RESAMPLES, MAX_DRAWS // n)),
         what=f"bootstrap of {metric.title}",
     )
     draws = draws[np.isfinite(draws)]
