@@ -117,30 +117,27 @@ def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], l
         return proportion_difference(cast(PerRow, metric), scored, inside, level)
     n, rows = len(scored), int(inside.sum())
     sign = 1.0 if metric.higher_is_better else -1.0
-    of = at_weights(metric, scored.truth, scored.scores)
+    own, others = (at_weights(metric, scored.truth[side], scored.scores[side]) for side in (inside, ~inside))
 
-    def apart(own: FloatArray, others: FloatArray) -> FloatArray:
-        """Return the difference [R] between two weightings [R, N]; NaN where one of them has no row."""
-        both = (own.sum(axis=1) > 0) & (others.sum(axis=1) > 0)
-        found = np.full(len(own), nan)
-        if both.any():
-            found[both] = sign * (of(own[both]) - of(others[both]))
+    def apart(weights: FloatArray) -> FloatArray:
+        """Return the difference [R] at row weights [R, N]; NaN where a side has no weight."""
+        a, b = weights[:, inside], weights[:, ~inside]
+        drawn = a.any(axis=1) & b.any(axis=1)
+        if drawn.all():
+            return sign * (own(a) - others(b))
+        found = np.full(len(weights), nan)
+        found[drawn] = sign * (own(a[drawn]) - others(b[drawn]))
         return found
 
-    ours = inside[None].astype(np.float64)
-    value = float(apart(ours, 1 - ours)[0])
-    codes = group_codes(scored.groups, n)
-    units = min(len(np.unique(codes[mask])) for mask in (inside, ~inside))  # rows or groups of the smaller side
+    value = float(apart(np.ones((1, n)))[0])
     if isnan(value) or not getattr(metric, "interval", True):
         return Estimate.without_interval(value, rows)
-    draws = resample(
-        lambda weights: apart(weights * inside, weights * ~inside),
-        n,
-        groups=scored.groups,
-        resamples=max(RANDOM_SUBSETS, min(RESAMPLES, MAX_DRAWS // n)),
-        what=f"bootstrap of {metric.title}",
-    )
+    resamples = max(RANDOM_SUBSETS, min(RESAMPLES, MAX_DRAWS // n))
+    what = f"bootstrap of {metric.title}"
+    draws = resample(apart, n, groups=scored.groups, resamples=resamples, what=what)
     draws = draws[np.isfinite(draws)]
+    codes = group_codes(scored.groups, n)
+    units = min(len(np.unique(codes[side])) for side in (inside, ~inside))  # rows or groups of the smaller side
     error = float(np.std(draws)) * sqrt(units / (units - 1)) if len(draws) else 0.0
     error = max(error, 1 / (units + 2)) if metric.bounded else error
     if not error > 0:
@@ -148,20 +145,19 @@ def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], l
     from scipy.stats import t
 
     half = float(t.ppf((1 + level) / 2, units - 1)) * error
-    centre = value
-    if not hasattr(metric, "rows"):
-        random = random_subsets(n, rows)
-        expected = apart(random, 1 - random)
-        centre -= float(expected[np.isfinite(expected)].mean()) if np.isfinite(expected).any() else 0.0
+    centre = value if hasattr(metric, "rows") else value - sign * size_effect(metric, scored, rows)
     return Estimate(value, min(value, centre) - half, max(value, centre) + half, rows)
 
 
-def random_subsets(n: int, rows: int) -> FloatArray:
-    """Return RANDOM_SUBSETS draws of ``rows`` of ``n`` rows without replacement, as weights 1.0 and 0.0 [R, N]."""
+def size_effect(metric: Metric, scored: Predictions, rows: int) -> float:
+    """Return the mean of the metric of ``rows`` random rows less that of all others; 0 where it is undefined."""
+    of, n = at_weights(metric, scored.truth, scored.scores), len(scored)
     order = np.random.default_rng(0).random((RANDOM_SUBSETS, n)).argsort(axis=1)
     weights = np.zeros((RANDOM_SUBSETS, n))
     np.put_along_axis(weights, order[:, :rows], 1.0, axis=1)
-    return weights
+    apart = of(weights) - of(1 - weights)
+    apart = apart[np.isfinite(apart)]
+    return float(apart.mean()) if len(apart) else 0.0
 
 
 def proportion_difference(metric: PerRow, scored: Predictions, inside: NDArray[np.bool_], level: float) -> Estimate:
