@@ -82,12 +82,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--metric", help="this metric alone")
     given = parser.parse_args()
     print(f"{given.draws} draws of {given.rows} rows; a share of 0.05 has a standard error of", end=" ")
     print(f"{np.sqrt(0.05 * 0.95 / given.draws):.3f}")
     print("| metric | accuracy | classes | groups | named | called worse | another too | none planted: any |")
     print("|---|---|---|---|---|---|---|---|")
     for primary, accuracy, classes, grouped in CELLS:
+        if given.metric not in (None, primary):
+            continue
         rng = np.random.default_rng(given.seed)
         named = called = others = false = 0
         for _ in range(given.draws):

@@ -4,7 +4,7 @@ Each value has its metrics with their own 95 % intervals. The primary metric is 
 rows, and the differences of all values of all columns hold together at 95 %. Each of K has the level 1 − 0.05 ÷ K
 (Bonferroni), so that without a weak value none is called worse in at least 95 % of all draws of the rows:
 
-    a proportion       Newcombe's method 10 for independent rows     Newcombe 1998, Stat. Med. 17:873
+    a proportion       exact limits of both shares, squares add       Zou and Donner 2008, Stat. Med. 27:1693
     another metric     difference ± t · standard error, by bootstrap  Efron and Tibshirani 1993, ch. 6 and 13
 
 t has one degree of freedom fewer than the smaller side has rows, or groups. The standard error of a metric in [0, 1]
@@ -25,7 +25,7 @@ import numpy as np
 from ..metrics import Metric
 from ..runs.estimates import Estimate
 from ..runs.slices import MIN_GROUPS, MIN_ROWS, FewRows, Slice, Slices, SliceValue
-from .intervals import LEVEL, at_weights, effective_rows, group_codes, newcombe_independent, quantile_of, resample
+from .intervals import LEVEL, at_weights, effective_rows, exact_difference, group_codes, resample
 from .scoring import MAX_DRAWS, PerRow, Predictions, at_threshold, estimates
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def size_effect(metric: Metric, scored: Predictions, rows: int) -> float:
 
 
 def proportion_difference(metric: PerRow, scored: Predictions, inside: NDArray[np.bool_], level: float) -> Estimate:
-    """Return the difference of two shares of rows, with Newcombe's interval for independent rows.
+    """Return the difference of two shares of rows, with an interval from their exact limits.
 
     Effective numbers of rows stand for groups. Groups with rows on both sides make the interval too wide.
     """
@@ -171,5 +171,5 @@ def proportion_difference(metric: PerRow, scored: Predictions, inside: NDArray[n
         groups = None if scored.groups is None else [scored.groups[i] for i in np.flatnonzero(mask).tolist()]
         sides.append((float(right[mask].mean()), effective_rows(right[mask], groups, level)))
     (own, n), (others, m) = sides
-    low, high = newcombe_independent(own, n, others, m, quantile_of(level))
+    low, high = exact_difference(own, n, others, m, level)
     return Estimate(own - others, low, high, int(inside.sum()))
