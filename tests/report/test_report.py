@@ -47,6 +47,7 @@ def result(classes, **changes):
             **{"most forgotten": [{"class": classes[0], "rows": 12, "before": 1.0, "after": 0.25}]}
         ),
         "calibration": calibration(),
+        "slices": result_json.slices(),
         "confusion": changes.get("confusion")
         or [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
         "source": result_json.result()["source"] | {"name": "/home/jane/secret/runs/base"},
@@ -181,6 +182,12 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         "weights": ["4 of 4 backbone tensors kept", "12,345", "frozen", "0.0123"],
         "curves": ["Epoch 0 is the starting point", "stem"],
         "classes": ["0.750 [0.301, 0.954]", "bee (1)"],  # Wilson, 3 of 4
+        "slices": [
+            "worse than all other rows: hour night.",
+            "night 18 0.700",
+            "-0.300 [-0.400, -0.200] worse",
+            "(empty)",
+        ],
         "calibration": ["Temperature 1.50, fitted on 30 val rows", "+0.100 [+0.000, +0.200]", "15 bins"],
         "errors": ["cat (0.90), labelled", "ant"],
         "source": ["0.900 before, 0.800 after, 90.0% kept", "α = 0.5", "0.250", "0.980"],
@@ -190,6 +197,8 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         for word in words:
             assert word in said, (section, word, said)
     assert "jane" not in html and "secret" not in html
+    said = " ".join(page.words["slices"].split())
+    assert "fewer than 10 rows: 2 values 6" in said and said.count("not compared") == 2
 
 
 def test_the_figure_of_scratch_over_seeds_is_its_mean(make_run):
@@ -275,6 +284,7 @@ def test_what_was_not_measured_is_said(make_run):
         "primary": "mae",
         "confusion": None,
         "calibration": None,
+        "slices": None,
         "frontier": None,
         "retention": {"kind": "features on target inputs", "cka": 0.9},
     }
@@ -295,6 +305,7 @@ def test_what_was_not_measured_is_said(make_run):
     _, page = page_of(run)
     assert "A regression task has no table of classes." in page.words["classes"]
     assert "Calibration takes a classification task" in page.words["calibration"]
+    assert "No column was named" in page.words["slices"]
     assert "has no gallery" in page.words["errors"]
     assert "did not judge its labels" in page.words["suspects"]
     assert "no frontier" in page.words["source"] and "CKA 0.900" in page.words["source"]
