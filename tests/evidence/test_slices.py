@@ -12,7 +12,7 @@ from regraft.evidence import slices
 from regraft.evidence.intervals import clopper_pearson, exact_difference, wilson
 from regraft.evidence.scoring import Predictions
 from regraft.evidence.slices import slice_rows
-from regraft.metrics import accuracy, ece, macro_f1, mae
+from regraft.metrics import accuracy, auc, ece, macro_f1, mae
 from regraft.runs import summary
 from regraft.tasks.regression import Regression
 
@@ -123,6 +123,19 @@ def test_a_metric_without_rows_is_compared_by_bootstrap():
     # the delta of two shares has nearly this spread; the interval is no narrower than 1.5 and no wider than 4 of it
     spread = np.sqrt(0.25 / 60 + 0.09 / 240)
     assert 1.5 * spread < worst.difference.high - worst.difference.value < 4 * spread
+
+
+def test_a_value_of_one_class_is_not_called_worse_by_auc():
+    truth = np.r_[np.zeros(30, int), np.arange(90) % 2]
+    scores = np.where(np.eye(2)[truth] > 0, 0.9, 0.1)  # a perfect model
+    scores[-2:] = 0.5
+    task = class_task("0", "1")
+    object.__setattr__(task, "primary", "auc")
+    rows = Predictions(tuple(map(str, range(120))), truth, scores)
+    found = slice_rows(task, {"auc": auc}, rows, {"site": ["one class"] * 30 + ["both"] * 90})
+    worst = found.columns[0].values[0]
+    assert (worst.value, worst.metrics["auc"].value) == ("one class", 0.5)
+    assert worst.difference.value < -0.4 and not worst.difference.has_interval and not any(found.worse())
 
 
 def test_lower_is_better_is_turned_round():

@@ -9,8 +9,9 @@ rows, and the differences of all values of all columns hold together at 95 %. Ea
 
 t has one degree of freedom fewer than the smaller side has rows, or groups. The standard error of a metric in [0, 1]
 is at least 1 ÷ (n + 2), because rows that are alike show no spread. A metric that is no mean over rows, such as
-macro-F1, depends on how many rows there are. The interval then also holds its centre less the mean difference that
-random subsets of the same size show.
+macro-F1, depends on how many rows there are. The interval then also covers the difference less the mean difference that
+random subsets of the same size show. A value whose own figure has no interval is not called worse: AUC of rows of one
+class is 0.5 whatever the model does.
 """
 
 from __future__ import annotations
@@ -56,11 +57,14 @@ def slice_rows(
     metric = at_threshold(metrics[task.primary], task)
 
     def line(value: str, mask: NDArray[np.bool_]) -> SliceValue:
+        figures = estimates(task, metrics, subset(scored, mask))
         found = difference(metric, scored, mask, level) if comparable(mask, codes) else None
+        if found is not None and not figures[task.primary].has_interval:  # as AUC of rows of one class
+            found = Estimate.without_interval(found.value, found.n)
         return SliceValue(
             value=value,
             n=int(mask.sum()),
-            metrics=estimates(task, metrics, subset(scored, mask)),
+            metrics=figures,
             difference=found,
             worse=found is not None and found.high < 0,
         )
@@ -129,7 +133,7 @@ def difference(metric: Metric, scored: Predictions, inside: NDArray[np.bool_], l
         found[drawn] = sign * (own(a[drawn]) - others(b[drawn]))
         return found
 
-    value = float(apart(np.ones((1, n)))[0])
+    value = float(apart(np.ones((1, n)))[0]) + 0.0  # no −0
     if isnan(value) or not getattr(metric, "interval", True):
         return Estimate.without_interval(value, rows)
     resamples = max(RANDOM_SUBSETS, min(RESAMPLES, MAX_DRAWS // n))
