@@ -74,6 +74,13 @@ def test_columns_that_cannot_be_sliced_by_are_refused(tmp_path):
     assert "twice: camera" in refusal(path, "camera", "site", "camera")
 
 
+def test_another_value_in_every_row_is_refused_for_few_rows_too(tmp_path):
+    path = csv_table(tmp_path / "t.csv", records(20))
+    assert '"patient" has 20 values in 20 test rows' in refusal(path, "patient")
+    one = read_rows(options(path)).examples[:1]
+    assert read_values(options(path), ["patient"], one, "test rows")["patient"][0].startswith("p")
+
+
 def test_more_values_than_fifty_are_refused_and_fifty_are_not(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2], f"c{i % 51}", f"s{i % 50}", "") for i in range(200)]
     path = csv_table(tmp_path / "t.csv", rows)
