@@ -169,7 +169,7 @@ def test_the_summary_has_a_line_a_column_and_the_values_called_worse():
     right = np.r_[np.zeros(20, bool), np.ones(75, bool), np.zeros(5, bool)]
     lines = list(summary.slice_lines(sliced(right, ["night"] * 20 + ["day"] * 75 + ["dusk"] * 5, ["s"] * 100)))
     assert len(lines) == 3
-    assert all(part in lines[0] for part in ("column 0: worst night, n = 20", "accuracy 0.000", "1 values, 5 rows"))
+    assert all(part in lines[0] for part in ("column 0: worst night, n = 20", "accuracy 0.000", "1 value, 5 rows"))
     assert "called worse: column 0 night" in lines[2]
     even = list(summary.slice_lines(sliced(np.arange(100) % 3 > 0, ["a", "b"] * 50)))
     assert "no group is shown to be worse" in even[1]

@@ -198,7 +198,7 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
             assert word in said, (section, word, said)
     assert "jane" not in html and "secret" not in html
     said = " ".join(page.words["slices"].split())
-    assert "fewer than 10 rows: 2 values 6" in said and said.count("not compared") == 2
+    assert "fewer than 10 rows: 2 values, 6 rows 6" in said and said.count("not compared") == 2
 
 
 def test_the_figure_of_scratch_over_seeds_is_its_mean(make_run):

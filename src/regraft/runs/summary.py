@@ -12,7 +12,7 @@ from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
 from .result import Result
 from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
-from .slices import Slices
+from .slices import FewRows, Slices
 
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
@@ -163,7 +163,7 @@ def retention(kept: Retention, seeds: int) -> str:
 def slice_lines(s: Slices) -> Iterator[str]:
     """Yield the worst value of each column, then the values that are shown to be worse than all other rows."""
     for one in s.columns:
-        few = f"   fewer than {s.min_rows} rows: {one.few.values} values, {one.few.n} rows" if one.few else ""
+        few = f"   {few_rows(s, one.few)}" if one.few else ""
         if not one.values:
             yield f"{one.column}: no value has {s.min_rows} rows{few}"
             continue
@@ -174,8 +174,13 @@ def slice_lines(s: Slices) -> Iterator[str]:
         text = f"{one.column}: worst {worst.name}, n = {worst.n}   {s.primary} {estimate(worst.metrics[s.primary])}"
         yield text + against + few
     worse = [f"{column} {value.name}" for column, value in s.worse()]
-    together = f"{s.comparisons} comparisons at 95 % together"
+    together = f"{s.comparisons} {'comparison' if s.comparisons == 1 else 'comparisons'} at 95 % together"
     yield f"called worse: {', '.join(worse)} ({together})" if worse else f"no group is shown to be worse ({together})"
+
+
+def few_rows(s: Slices, few: FewRows) -> str:
+    """Return how many values have too few rows to be compared, and how many rows they have."""
+    return f"fewer than {s.min_rows} rows: {few.values} {'value' if few.values == 1 else 'values'}, {few.n} rows"
 
 
 def weights(source: Origin) -> str:

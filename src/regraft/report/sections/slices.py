@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runs.slices import Slice, Slices
-from ...runs.summary import estimate, number, signed
+from ...runs.summary import estimate, few_rows, number, signed
 from ..reading import RunFiles
 
 ORDER, TITLE = 65, "Slices"
@@ -53,8 +53,7 @@ def table(found: Slices, one: Slice) -> dict[str, Any]:
     ]
     if few := one.few:
         figures = (number(few.metrics[name].value if name in few.metrics else None) for name in others)
-        name = f"fewer than {found.min_rows} rows: {few.values} values"
-        rows.append((name, few.n, estimate(few.metrics[found.primary]), "not compared", *figures))
+        rows.append((few_rows(found, few), few.n, estimate(few.metrics[found.primary]), "not compared", *figures))
     return {
         "header": [one.column, "rows", found.primary, "difference", *others],
         "rows": rows,
