@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..io import streams
 from ..io.log import lines_to
 from .flags import plugin_option
@@ -66,7 +66,7 @@ def in_words(run: Path, data: Path, found: Evaluation) -> str:
 
     lines = [f"{run} on {found.which} of {data}, n = {len(found.rows)}"]
     lines += [f"  {name:<18} {estimate}" for name, estimate in found.metrics.items()]
-    lines += [f"  {line}" for line in (slice_lines(found.slices) if found.slices else ())]
+    lines += [f"  {printable(line)}" for line in (slice_lines(found.slices) if found.slices else ())]
     if known := {split: n for split, n in found.own.items() if split != "test"}:
         counts = ", ".join(f"{split} {n}" for split, n in known.items())
         lines.append(f"{sum(known.values())} more rows are the run's own ({counts}) and are left out.")

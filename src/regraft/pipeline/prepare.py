@@ -64,9 +64,10 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     if plan.fit.compile:
         check_compiler(device)
     options = plan.data.for_task(task_options)
-    check_columns(options, plan.evaluate.slices)
+    names = () if data else plan.evaluate.slices  # given rows are not evaluated on test
+    check_columns(options, names)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
-    slices = read_values(options, plan.evaluate.slices, splits.test, "test rows")
+    slices = read_values(options, names, splits.test, "test rows")
     metrics = {name: at_threshold(cast(Metric, plugins.module("metrics", name)), task) for name in task.metrics}
     check_primary(task)
     torch.manual_seed(plan.run.seed)  # a random source is drawn here
