@@ -100,6 +100,22 @@ def abstention(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def slices(**changes: Any) -> dict[str, Any]:
+    """Return ``slices`` of a run with a column of three values, of which one is worse, and rarer ones."""
+    metrics = {"accuracy": estimate(0.7), "macro_f1": estimate(0.6)}
+    values = [
+        {"value": value, "n": 18, "metrics": metrics, "difference": difference, "worse": value == "night"}
+        for value, difference in (("night", estimate(-0.3)), ("", estimate(0.0)), ("day", None))
+    ]
+    few = {"values": 2, "n": 6, "metrics": metrics}
+    return {
+        "primary": "accuracy",
+        "comparisons": 2,
+        "min_rows": 10,
+        "columns": [{"column": "hour", "values": values, "few": few}],
+    } | changes
+
+
 def result(**changes: Any) -> dict[str, Any]:
     """Return the result of one seed with val, without scratch, frontier, retention, calibration and sets."""
     return {
@@ -139,6 +155,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "probe": None,
         "scratch": None,
         "confusion": None,
+        "slices": None,
         "source": {
             "name": "timm:resnet18",
             "digest": "0" * 64,
@@ -161,7 +178,8 @@ def older(**changes: Any) -> dict[str, Any]:
     """Return the result of a run from before: without every key that came later."""
     found = result(**changes)
     later = ("targets", "summary_metrics", "val_controls", "probe", "scratch", "blocks", "notes", "resumed")
-    for key in (*later, "retention", "frontier", "calibration", "sets", "abstention", "cross_validation", "looks"):
+    further = ("sets", "abstention", "cross_validation", "looks", "slices")
+    for key in (*later, *further, "retention", "frontier", "calibration"):
         found.pop(key)
     del found["seeds"][0]["alpha"], found["seeds"][0]["test at alpha 1"]
     return found

@@ -49,6 +49,7 @@ def result(classes, **changes):
         ),
         "calibration": calibration(),
         "sets": sets_with_a_guarantee(empty=estimate(0.04)),
+        "slices": result_json.slices(),
         "confusion": changes.get("confusion")
         or [[3 if i == j else int(j == (i + 1) % k) for j in range(k)] for i in range(k)],
         "source": result_json.result()["source"] | {"name": "/home/jane/secret/runs/base"},
@@ -183,6 +184,12 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         "weights": ["4 of 4 backbone tensors kept", "12,345", "frozen", "0.0123"],
         "curves": ["Epoch 0 is the starting point", "stem"],
         "classes": ["0.750 [0.301, 0.954]", "bee (1)"],  # Wilson, 3 of 4
+        "slices": [
+            "worse than all other rows: hour night.",
+            "night 18 0.700",
+            "-0.300 [-0.400, -0.200] worse",
+            "(empty)",
+        ],
         "calibration": ["Temperature 1.50, fitted on 30 val rows", "+0.100 [+0.000, +0.200]", "15 bins"],
         "sets": [
             "Sets at 90 %",
@@ -199,6 +206,8 @@ def test_every_section_is_there_and_says_what_the_run_says(make_run):
         for word in words:
             assert word in said, (section, word, said)
     assert "jane" not in html and "secret" not in html
+    said = " ".join(page.words["slices"].split())
+    assert "fewer than 10 rows: 2 values, 6 rows 6" in said and said.count("not compared") == 2
 
 
 def test_the_figure_of_scratch_over_seeds_is_its_mean(make_run):
@@ -287,6 +296,7 @@ def test_what_was_not_measured_is_said(make_run):
         "sets": sets_with_a_guarantee(
             by="cross-validation", temperature=None, least_probability=None, half_widths=[2.5], size=None, empty=None
         ),
+        "slices": None,
         "frontier": None,
         "retention": {"kind": "features on target inputs", "cka": 0.9},
     }
@@ -308,6 +318,7 @@ def test_what_was_not_measured_is_said(make_run):
     assert "A regression task has no table of classes." in page.words["classes"]
     assert "Calibration takes a classification task" in page.words["calibration"]
     assert "± 2.5" in page.words["sets"] and "Out-of-fold rows were scored by the folds' models" in page.words["sets"]
+    assert "No column was named" in page.words["slices"]
     assert "has no gallery" in page.words["errors"]
     assert "did not judge its labels" in page.words["suspects"]
     assert "no frontier" in page.words["source"] and "CKA 0.900" in page.words["source"]

@@ -16,7 +16,7 @@ from regraft.runs import result as result_module
 from regraft.runs.result import Calibrated, FittedTemperature, Result, Unfinished, finished, read_ended
 from regraft.runs.result_parts import Agreement
 from regraft.runs.summary import summary
-from result_json import abstention, calibration, estimate, older, parsed, result, seed, sets, source_retention
+from result_json import abstention, calibration, estimate, older, parsed, result, seed, sets, slices, source_retention
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "result.schema.json"
 
@@ -54,6 +54,7 @@ FULL = {
     "calibration": calibration(),
     "sets": sets(),
     "abstention": abstention(error=None),
+    "slices": slices(),
     "confusion": {"truth": [0, 1], "predicted": [1, 1], "rows": [3, 4]},
     "resumed": [{"time": "2026-01-01 00:00:00", "changes": [], "done": ["probe"], "environment": []}],
     "scratch": {"budget": "2 epochs", "chosen": "", "steps": [3], "best_epochs": [1]},
@@ -120,6 +121,8 @@ def test_a_task_of_any_name_states_what_displays_need():
         ({"abstention": abstention(temperature=None)}, "abstention: threshold needs a temperature"),
         ({"sets": sets(half_widths=[1.0])}, "sets: sets are of classes or of numbers"),
         ({"retention": {"kind": "other"}}, "retention"),
+        ({"slices": slices(primary="macro_f1")}, 'slices.primary is not "accuracy"'),
+        ({"slices": slices(columns=[])}, "slices.columns"),
         ({"confusion": [[1]]}, "the confusion is no matrix of 2 classes"),
         ({"gain": {}, "controls": {"scratch": {"accuracy": estimate()}}}, 'gain has no "scratch"'),
         ({"verdict": {"words": "transfer helps", "gain": None, "seeds": 3, "why": ""}}, "verdict.gain is missing"),

@@ -40,6 +40,7 @@ FLAGS = {  # flag: key of the plan
     "freezing": "freezing.name",
     "retain": "fit.retain",
     "controls": "evaluate.controls",
+    "slice": "evaluate.slices",
     "seed": "run.seed",
     "seeds": "run.seeds",
     "device": "run.device",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..io import streams
 from ..io.log import lines_to
 from .flags import plugin_option
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Labels = Annotated[list[int], typer.Option(help="Labels a class, or rows for numbers; give it again for more points.")]
 
 
-@takes_plan(but=("seeds", "retain", "source_data", "nproc"))
+@takes_plan(but=("seeds", "retain", "slice", "source_data", "nproc"))
 def curve(
     given: PlanArguments,
     labels: Labels = [3, 5, 10, 30],  # noqa: B006
@@ -40,7 +40,7 @@ def curve(
     print_result(record, lambda: in_words(record), as_json)
 
 
-@takes_flags("image_root", "image", "text", "label", "group", "on_bad", device="cpu")
+@takes_flags("image_root", "image", "text", "label", "group", "on_bad", "slice", device="cpu")
 def evaluate(
     run: RunFolder,
     data: Annotated[Path, typer.Argument(help="New labelled data.")],
@@ -52,17 +52,21 @@ def evaluate(
     from ..commands.predict import like_run
     from ..pipeline.predictor import load
 
-    model = load(run, device=flags.pop("device"))
+    model, slices = load(run, device=flags.pop("device")), flags.pop("slice")
     model = model.calibrated() if calibrated else model
-    found = model.evaluate(like_run(run, data, flags))
-    record = {"n": len(found.rows), "rows": found.which, "own": found.own}
+    found = model.evaluate(like_run(run, data, flags), slices)
+    record: dict[str, Any] = {"n": len(found.rows), "rows": found.which, "own": found.own}
+    record |= {"slices": found.slices.model_dump()} if found.slices else {}
     print_result(record | {n: asdict(e) for n, e in found.metrics.items()}, lambda: in_words(run, data, found), as_json)
 
 
 def in_words(run: Path, data: Path, found: Evaluation) -> str:
     """Return the metrics of an evaluation, and which rows they are not of, as lines."""
+    from ..runs.summary import slice_lines
+
     lines = [f"{run} on {found.which} of {data}, n = {len(found.rows)}"]
     lines += [f"  {name:<18} {estimate}" for name, estimate in found.metrics.items()]
+    lines += [f"  {printable(line)}" for line in (slice_lines(found.slices) if found.slices else ())]
     if known := {split: n for split, n in found.own.items() if split != "test"}:
         counts = ", ".join(f"{split} {n}" for split, n in known.items())
         lines.append(f"{sum(known.values())} more rows are the run's own ({counts}) and are left out.")

@@ -23,6 +23,7 @@ TRAINING = (
     "freezing",
     "retain",
     "controls",
+    "slice",
     "seed",
     "seeds",
     "out",
@@ -83,7 +84,9 @@ def plan(given: PlanArguments) -> None:
     streams.echo(show(given.plan()))
 
 
-@takes_plan(but=("source", "weights", "source_data", "freezing", "retain", "controls", "seeds", "nproc", "out"))
+@takes_plan(
+    but=("source", "weights", "source_data", "freezing", "retain", "controls", "slice", "seeds", "nproc", "out")
+)
 def choose(
     given: PlanArguments,
     source: Annotated[

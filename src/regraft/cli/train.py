@@ -92,7 +92,7 @@ def prepare_folder(plan: Plan, out: Path, *, first: bool) -> None:
         raise SystemExit(launch(int(plan.run.processes), sys.argv[1:], out))
 
 
-@takes_plan(but=("out",))
+@takes_plan(but=("slice", "out"))
 def verify_resume(
     given: PlanArguments,
     steps: Annotated[int, typer.Option(help="Steps before the kill.")] = 10,
@@ -110,7 +110,7 @@ def verify_resume(
         raise typer.Exit(1)
 
 
-@takes_plan(but=("out", "seeds", "retain", "controls", "nproc"))
+@takes_plan(but=("out", "seeds", "retain", "controls", "slice", "nproc"))
 def rates(
     given: PlanArguments,
     steps: Annotated[int, typer.Option(help="Steps with growing rates.")] = 100,
@@ -126,7 +126,7 @@ def rates(
     print_result(asdict(sweep), lambda: format_range_test(sweep), as_json)
 
 
-@takes_plan(but=("nproc",))
+@takes_plan(but=("slice", "nproc"))
 @takes_record("options", TuneOptions, "study", "name", "wait", "heartbeat", "fit")
 def tune(
     given: PlanArguments,

@@ -516,6 +516,13 @@ def groups_of(rows: Sequence[Example]) -> list[str | None]:
     return [e.group for e in rows]
 
 
+def places_of(rows: Sequence[Example]) -> list[str]:
+    """Return the place of each row in the data."""
+    if isinstance(rows, Examples):
+        return [decoded(where) for where in rows.column("where")]
+    return [e.where for e in rows]
+
+
 def splits_of(rows: Examples) -> list[str | None]:
     """Return the split that the data name for each row; None where they name none."""
     return shared(rows.column("split"))

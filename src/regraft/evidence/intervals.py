@@ -2,6 +2,7 @@
 
     wilson             a proportion                              Wilson 1927
     newcombe_paired    a difference of paired proportions        Newcombe 1998, Stat. Med. 17:2635
+    exact_difference   a difference of independent proportions   Zou and Donner 2008, Stat. Med. 27:1693
     bootstrap          any metric, percentile, by rows or groups  Efron and Tibshirani 1993, ch. 13
 
 A resample is a vector of row weights: how often each row was drawn. A metric thus takes [R, N] weights at
@@ -78,6 +79,33 @@ def newcombe_paired(a_only: float, b_only: float, both: float, neither: float, z
     below = sqrt(max(dl1**2 - 2 * phi * dl1 * du2 + du2**2, 0.0))
     above = sqrt(max(du1**2 - 2 * phi * du1 * dl2 + dl2**2, 0.0))
     return max(-1.0, p1 - p2 - below), min(1.0, p1 - p2 + above)
+
+
+def clopper_pearson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Return the exact interval of successes / n. Neither limit is too narrow at any share and number of rows.
+
+    ``n`` may be an effective number of rows (Korn and Graubard 1998).
+    """
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def exact_difference(p: float, n: float, q: float, m: float, level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of p − q, shares of ``n`` and ``m`` independent rows: squares of half-widths add.
+
+        low  = d − √(dl₁² + du₂²),   high = d + √(du₁² + dl₂²)
+
+    dl and du are the distances to the exact limits of each share. With Wilson's limits this is Newcombe's method 10,
+    which at high levels rejects too often where a share near 1 has few rows.
+    """
+    low1, high1 = clopper_pearson(p * n, n, level)
+    low2, high2 = clopper_pearson(q * m, m, level)
+    below, above = sqrt((p - low1) ** 2 + (high2 - q) ** 2), sqrt((high1 - p) ** 2 + (q - low2) ** 2)
+    return max(-1.0, p - q - below), min(1.0, p - q + above)
 
 
 def group_codes(groups: Groups | None, n: int) -> NDArray[np.int64]:

@@ -81,6 +81,46 @@ def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawD
     return RawData("image" if first.image else "text", (), first.label, notes=tuple(notes)), rows
 
 
+def column_cells(path: Path, options: RowOptions, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Return an iterator over (place, cells) of every row that has all the named columns; the place is ``Row.where``.
+
+    Raises DataError for a column that no table has, that occurs twice, or that is the label.
+    """
+    files = [path] if path.is_file() else list(_tables(path))
+    tables = {f: _open(f) for f in files}
+    for name in names:
+        having = {f: t.columns.count(name) for f, t in tables.items() if name in t.columns}
+        if not having:
+            known = list(dict.fromkeys(c for t in tables.values() for c in t.columns))
+            hint = did_you_mean(name, known)
+            listed = "" if hint.startswith("there are") else f" (the columns are {shorten(known, 20)})"
+            raise DataError(f'--slice: {path} has no column "{name}"{listed}; {hint}')
+        if max(having.values()) > 1:
+            raise DataError(f'--slice: {path} has the column "{name}" twice; rename one of them')
+    for table in tables.values():
+        for name in _label_columns(table.columns, options):
+            if name in names:
+                raise DataError(
+                    f'--slice: "{name}" is the label column of {path}, and the report has a table of figures by class: '
+                    "name another column"
+                )
+    whole = {f: t for f, t in tables.items() if set(names) <= set(t.columns)}
+    return (cells for f, t in whole.items() for cells in _column_cells(f, t, names))
+
+
+def _label_columns(columns: Sequence[str], options: RowOptions) -> tuple[str, ...]:
+    return options.label or tuple(c for c in ("label",) if c in columns)
+
+
+def _column_cells(path: Path, table: Table, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for number, values in table.rows(names):
+        where = f"{path.name} row {number}"
+        try:
+            yield where, tuple(_text(v, c) for c, v in zip(names, values, strict=True))
+        except ValueError as error:
+            raise DataError(f"--slice: {where}: {error}; name a column of texts or numbers") from error
+
+
 def _tables(folder: Path) -> dict[Path, str | None]:
     """Return the split of each table of a folder, or of its folder data/, by file name, train first.
 

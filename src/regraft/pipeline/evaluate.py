@@ -18,6 +18,7 @@ from ..evidence.linear_probe import Probe
 from ..evidence.looks import FIRST_LOOK, LOOKS, MOST_SEEDS, Look, level_of_look, look
 from ..evidence.retention import measure_proxies, measure_retention
 from ..evidence.scoring import Predictions, estimates, gain, score
+from ..evidence.slices import slice_rows
 from ..evidence.verdict import MIN_SEEDS, decide
 from ..io.progress import stage
 from ..metrics import Metric
@@ -142,6 +143,7 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         confusion=confusion_of(first.truth.tolist(), first.scores.argmax(1).tolist(), task.outputs)
         if task.has_classes
         else None,
+        slices=slice_rows(task, metrics, first, job.slices) if job.slices else None,
         source=origin(job.source, job.target.report),
         blocks=blocks(job.notes.blocks, job.target.blocks, t.arms[0].target),
         notes=[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,7 @@ class Job:
     compute: Compute
     scratch: ScratchBudget | None
     notes: PreparationNotes
+    slices: Mapping[str, Sequence[str]] = field(default_factory=dict)  # column → value of each test row
 
     @property
     def seeds(self) -> range:

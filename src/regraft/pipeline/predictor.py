@@ -22,12 +22,14 @@ from ..data.loading import rows_of
 from ..data.ordering import EpochOrder
 from ..data.preprocessing import Preprocessor, build
 from ..data.readers import make_reader
+from ..data.slices import check_columns, read_values
 from ..data.splitting import read_manifest
 from ..data.types import DataOptions, Example, content_of
 from ..errors import DataError, UsageError
 from ..evidence.abstention import accepts
 from ..evidence.conformal import bounds, members
 from ..evidence.scoring import Predictions, estimates, score
+from ..evidence.slices import slice_rows
 from ..evidence.types import Prediction
 from ..io import guarded
 from ..model.forward import outputs
@@ -48,6 +50,7 @@ from ..tasks import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..runs.slices import Slices
 
 NO_TEMPERATURE = "this run fitted no temperature: it takes a classification task, and rows for val or for folds"
 
@@ -67,6 +70,7 @@ class Evaluation:
     metrics: dict[str, Estimate]
     rows: Predictions  # that the metrics are of
     which: str  # "test rows" of the data, or "all rows"
+    slices: Slices | None  # the same by the values of columns; None: no column was named
     own: dict[str, int]  # rows that the run has already, by its split; those of train and val are left out
 
 
@@ -170,12 +174,13 @@ class Predictor:
         return replace(found, classes=tuple(self.task.classes[i] for i in order if inside[i]))
 
     @freed_memory_kept()
-    def evaluate(self, data: DataOptions) -> Evaluation:
-        """Return metrics with intervals on new labelled data.
+    def evaluate(self, data: DataOptions, slices: Sequence[str] = ()) -> Evaluation:
+        """Return metrics with intervals on new labelled data, and by the values of the columns ``slices``.
 
         Rows of the run's own train and val are counted and left out: the model was fitted or chosen on them. Raises
-        DataError for labels that the run does not know, and where no row is new.
+        DataError for labels that the run does not know, for columns that cannot be sliced by, and where no row is new.
         """
+        check_columns(data.for_task(self.task), slices)
         examples, which = rows_of(data, self.task, self.kind)
         splits = {} if self.run is None else splits_of_run(self.run)
         known = [splits.get(content_of(id_)) for id_ in examples.ids()]
@@ -188,10 +193,12 @@ class Predictor:
                 f"nothing about new data; give rows that {self.run} was not fitted on"
             )
         examples = examples.take(new)
+        values = read_values(data.for_task(self.task), slices, examples, which)
         targets = self.task.encode(cells_of(examples))
         rows = score(outputs(self.model, self.batches(examples, targets), self.compute), self.task, examples)
         metrics = {name: module("metrics", name) for name in self.task.metrics}
-        return Evaluation(estimates(self.task, metrics, rows), rows, which, own)
+        by_value = slice_rows(self.task, metrics, rows, values) if values else None
+        return Evaluation(estimates(self.task, metrics, rows), rows, which, by_value, own)
 
 
 def load(run: str | Path, *, device: str = "cpu") -> Predictor:

@@ -20,6 +20,7 @@ from ..compute.versions import check_torchvision
 from ..data.columns import InputsOf, cells_of
 from ..data.loading import load_data
 from ..data.preprocessing import Preprocessor, TextPreprocessor, build
+from ..data.slices import check_columns, read_values
 from ..data.types import SourceDataOptions, Splits
 from ..errors import DataError, PlanError, shorten
 from ..evidence.scoring import at_threshold
@@ -63,7 +64,10 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     if plan.fit.compile:
         check_compiler(device)
     options = plan.data.for_task(task_options)
+    names = () if data else plan.evaluate.slices  # given rows are not evaluated on test
+    check_columns(options, names)
     splits, task = data or load_data(options, task_options.make, task_options.strata)
+    slices = read_values(options, names, splits.test, "test rows")
     metrics = {name: at_threshold(cast(Metric, plugins.module("metrics", name)), task) for name in task.metrics}
     check_primary(task)
     torch.manual_seed(plan.run.seed)  # a random source is drawn here
@@ -105,7 +109,7 @@ def prepare(plan: Plan, *, source: Source | None = None, data: tuple[Splits, Tas
     )
     spec = FitSpec(task, metrics[task.primary], chosen, freezing, seed=run.seed)
     notes = PreparationNotes(reasons, blocks, source_notes, cheap(splits, task) if data is None else ())
-    job = Job(resolved, rows, source, source_data, target, spec, compute, scratch, notes)
+    job = Job(resolved, rows, source, source_data, target, spec, compute, scratch, notes, slices)
     check_penalties(resolved, target, source_data, rows.train_rows())
     return job
 

@@ -276,7 +276,7 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
 
 def digest_of_plan(plan: Plan) -> str:
     """Return the sha256 over all keys that decide a run's bits."""
-    return digest_of({k: v for k, v in flat(plan.model_dump()).items() if k not in FREE})
+    return digest_of({k: v for k, v in flat(plan.model_dump()).items() if k not in FREE and k != "evaluate.slices"})
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

@@ -172,6 +172,11 @@ class EvaluatePlan(Section):
         description="error that the model may make on the rows that it accepts, as 0.05; held-out rows choose the "
         "confidence that proves it, with 95 % confidence",
     )
+    slices: list[str] = Field(
+        [],
+        description="columns of a table by whose values test figures are shown, as camera or site; "
+        "each value is compared with all other rows",
+    )
 
 
 class RunPlan(Section):

@@ -45,6 +45,7 @@ from .result_parts import (
     Threshold,
     Timing,
 )
+from .slices import Slices
 
 FILE = "result.json"
 
@@ -109,6 +110,9 @@ class Result(Record):
     probe: ProbeSummary | None = Field(None, description="the linear probe; null: the source has random weights")
     scratch: ScratchSummary | None = Field(None, description="the scratch control; null without one")
     confusion: Confusion | None = Field(None, description="test rows by true and predicted class; null without classes")
+    slices: Slices | None = Field(
+        None, description="the saved model on test by the values of named columns; null: no column was named"
+    )
     source: Origin = Field(description="the source")
     blocks: list[Block] = Field([], max_length=MAX_ENTRIES, description="blocks of the backbone, from input to output")
     notes: list[Text] = Field([], description="notes on data, source and probe")
@@ -155,6 +159,9 @@ class Result(Record):
         for point in self.frontier.points if self.frontier else []:
             for metric in (primary, "loss"):
                 need(metric in point.figures, f'frontier.points have no "{metric}"')
+        if self.slices is not None:
+            need(self.slices.primary == primary, f'slices.primary is not "{primary}"')
+            self.slices.names_the_primary()
         if self.confusion is not None:
             rows_of(self.confusion, len(self.classes))
         return self

@@ -22,6 +22,7 @@ from .result_parts import (
     Sets,
     SourceRetention,
 )
+from .slices import FewRows, Slices
 
 OVER_SCRATCH = {
     "transfer helps": "over training from scratch",
@@ -65,6 +66,8 @@ def lines(path: Path, r: Result) -> Iterator[tuple[str, str]]:
         yield "FRONTIER", frontier(r, r.frontier)
     if r.retention:
         yield "SOURCE", retention(r.retention, len(r.seeds))
+    for i, sentence in enumerate(slice_lines(r.slices) if r.slices else ()):
+        yield "" if i else "SLICES", sentence
     yield "WEIGHTS", weights(r.source)
     yield "VERDICT", verdict(r)
     for sentence in far_seeds(r):
@@ -198,6 +201,29 @@ def retention(kept: Retention, seeds: int) -> str:
         cka = "undefined" if isnan(kept.cka) else number(kept.cka)
         text = f"features on test rows resemble the source's: CKA {cka}"
     return f"{text} (a proxy: no source data)"
+
+
+def slice_lines(s: Slices) -> Iterator[str]:
+    """Yield the worst value of each column, then the values that are shown to be worse than all other rows."""
+    for one in s.columns:
+        few = f"   {few_rows(s, one.few)}" if one.few else ""
+        if not one.values:
+            yield f"{one.column}: no value has {s.min_rows} rows{few}"
+            continue
+        worst = one.values[0]
+        against = "   not compared: too few other rows, or groups"
+        if worst.difference is not None:
+            against = f"   {signed(worst.difference)} against all other rows"
+        text = f"{one.column}: worst {worst.name}, n = {worst.n}   {s.primary} {estimate(worst.metrics[s.primary])}"
+        yield text + against + few
+    worse = [f"{column} {value.name}" for column, value in s.worse()]
+    together = f"{s.comparisons} {'comparison' if s.comparisons == 1 else 'comparisons'} at 95 % together"
+    yield f"called worse: {', '.join(worse)} ({together})" if worse else f"no group is shown to be worse ({together})"
+
+
+def few_rows(s: Slices, few: FewRows) -> str:
+    """Return how many values have too few rows to be compared, and how many rows they have."""
+    return f"fewer than {s.min_rows} rows: {few.values} {'value' if few.values == 1 else 'values'}, {few.n} rows"
 
 
 def weights(source: Origin) -> str:
