@@ -81,7 +81,15 @@ def sections() -> st.SearchStrategy[dict[str, Any]]:
             needed = {k: v for k, v in keys.items() if known[k].is_required()}
             optional = {k: v for k, v in keys.items() if k not in needed}
             found[name] = st.fixed_dictionaries(needed, optional=optional)
-    return st.fixed_dictionaries(found)
+    return st.fixed_dictionaries(found).map(allowed)
+
+
+def allowed(tree: dict[str, Any]) -> dict[str, Any]:
+    """Give a plan that leaves the number of seeds open what that goes with."""
+    if tree["run"].get("seeds") == "auto":
+        tree["evaluate"]["controls"] = ["scratch"]
+        tree["run"]["spread"] = "rows"
+    return tree
 
 
 @quick
