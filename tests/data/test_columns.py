@@ -345,6 +345,18 @@ def test_equal_keys_are_sorted_by_the_whole_content_hash(small):
     assert [e.id for e in kept] == [f"{'0' * 16}-{i}" for i in range(3)]
 
 
+@pytest.mark.parametrize(("most", "size", "left"), [(2, 99, 2), (9, 7, 1), (9, 99, 3)])
+def test_rows_that_were_asked_for_stay_within_bounds_and_in_their_process(monkeypatch, most, size, left):
+    monkeypatch.setattr(columns, "MAX_KEPT_ROWS", most)
+    monkeypatch.setattr(columns, "MAX_KEPT_SIZE", size)
+    found = [Row(("12345",), ("x",), f"row {i}") for i in range(3)]
+    rows = columns.identified(stored(found), np.zeros((3, 32), np.uint8), np.ones(3, bool), None)
+    assert [rows[i] for i in range(3)] == list(rows) == [rows[i] for i in range(3)]
+    assert len(rows.content.kept) == left and (rows[0] is rows[0])
+    there = pickle.loads(pickle.dumps(rows))
+    assert not there.content.kept and list(there) == list(rows) and there[1] == rows[1]
+
+
 # ---------------------------------------------------------------- text files as streams
 
 

@@ -17,7 +17,7 @@ from regraft.pipeline import folds as folds_module
 from regraft.pipeline.arms import Arm
 from regraft.pipeline.folds import CrossValidation
 from regraft.pipeline.job import Job
-from regraft.pipeline.novelty import novelty_of
+from regraft.pipeline.novelty import distances_by_folds, novelty_of
 from regraft.pipeline.prepare import prepare
 from regraft.plan.read import read_run_plan
 from regraft.training.records import FitResult
@@ -102,3 +102,15 @@ def test_averaged_folds_have_their_threshold_too(make_pictures: Any, weights: Pa
     run = fitted(data, weights, tmp_path / "run", **{"fit.after_folds": "average"})
     novelty = read_novelty(run / "model")
     assert novelty is not None and novelty.held_out == novelty.rows == 21 and np.isfinite(novelty.threshold)
+
+
+def test_a_fold_without_a_used_row_costs_no_run(frozen: Path) -> None:
+    """Of many rows some are used; a fold of one large group may have none of them."""
+    job = prepare(read_run_plan(frozen))
+    backbone, folds = snapshot(job.initial_target(job.source, 0)), job.data.folds()
+    cross = CrossValidation([], 3, {}, ends=[backbone] * 3)
+    distances = [
+        distances_by_folds(job.outputs, job.initial_target(job.source, 0), 1.0, cross, set(used))
+        for used in (folds[0][0], folds[0][1])  # without the first fold, and the first fold alone
+    ]
+    assert distances[0] is not None and len(distances[0]) == len(folds[0][0]) and distances[1] is None

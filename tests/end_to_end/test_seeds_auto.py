@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,3 +150,22 @@ def test_a_run_of_three_seeds_is_not_resumed_as_one_that_looks(tmp_path):
         previous_run(tmp_path, auto, accept_changes=False)
     (tmp_path / "plan.toml").write_text(write_plan(auto))
     assert previous_run(tmp_path, auto, accept_changes=False).plan.run.seeds == "auto"
+    for accept in (False, True):  # looks at test that were taken are not forgotten
+        with pytest.raises(UsageError, match=r"left its number of seeds to the verdict.*cannot go on with 3"):
+            previous_run(tmp_path, three, accept_changes=accept)
+
+
+def test_other_test_rows_are_another_opening(tmp_path):
+    kept = {}
+    checkpoints = SimpleNamespace(
+        done=kept.get, finish=lambda name, record, tensors: kept.update({name: SimpleNamespace(record=record)})
+    )
+
+    def opened(digest):
+        job = SimpleNamespace(data=SimpleNamespace(splits=SimpleNamespace(test_digest=digest)))
+        trainer = SimpleNamespace(checkpoints=checkpoints, folder=SimpleNamespace(path=tmp_path), job=job)
+        return train.Trainer.open_test(trainer)
+
+    before = openings() if ledger_path().exists() else 0
+    assert [opened(digest * 64) for digest in "aabb"] == [1, 1, 1, 1]
+    assert openings() == before + 2

@@ -40,7 +40,7 @@ MAX_BATCH_BYTES = 1 << 24  # of texts, where rows are long
 
 MAX_SHARED_VALUES = 1 << 16  # distinct label cells or groups whose equal values share an object
 
-MAX_KEPT_ROWS = 1 << 12  # objects of rows that are asked for one by one, about 1 kB each, longer where texts are
+MAX_KEPT_ROWS, MAX_KEPT_SIZE = 1 << 12, 1 << 24  # objects of rows that are asked for one by one, and their characters
 
 FACTS = ("format", "mode", "width", "height", "deep", "animated", "orientation", "hash", "mirrored", "thumb")
 
@@ -313,12 +313,23 @@ class Content:
         self.table, self.pictures = table, pictures
         self.keys = keys  # [N], the first 64 bits of the hash of each row's inputs
         self.numbers = numbers  # [N], count of the rows before that have the same key
-        self.kept: dict[int, Example] = {}  # the first MAX_KEPT_ROWS that were asked for one by one, by place
+        self.kept: dict[int, Example] = {}  # the first that were asked for one by one, by place
+        self.kept_size = 0  # characters of their inputs
 
     def ids(self, places: Places) -> list[str]:
         """Return the ids of the rows at some places."""
         keys, numbers = self.keys[places].tolist(), self.numbers[places].tolist()
         return [f"{key:016x}-{number}" for key, number in zip(keys, numbers, strict=True)]
+
+    def keep(self, place: int, example: Example) -> None:
+        """Keep a row as an object, while rows are few and their inputs short."""
+        size = self.kept_size + sum(map(len, example.inputs))
+        if len(self.kept) < MAX_KEPT_ROWS and size <= MAX_KEPT_SIZE:
+            self.kept[place], self.kept_size = example, size
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the kept rows out of what other processes get."""
+        return {**vars(self), "kept": {}, "kept_size": 0}
 
     @property
     def names(self) -> list[str]:
@@ -363,8 +374,7 @@ class Examples(Sequence[Example]):
         values = content.table.row(place, content.names)
         block = {name: [value] for name, value in zip(content.names, values, strict=True)}
         example = next(self._made(self.places[[i]], block))
-        if len(content.kept) < MAX_KEPT_ROWS:
-            content.kept[place] = example
+        content.keep(place, example)
         return example
 
     def __iter__(self) -> Iterator[Example]:

@@ -78,9 +78,10 @@ def slice_rows(
         figures = estimates(task, metrics, subset(scored, rest))
         return FewRows(values=len(values), n=int(rest.sum()), metrics=figures)
 
-    def key(one: SliceValue) -> tuple[bool, float]:
-        value = one.metrics[task.primary].value
-        return isnan(value), value if metric.higher_is_better else -value
+    def key(one: SliceValue) -> tuple[bool, bool, float]:
+        figure = one.metrics[task.primary]  # one without an interval says nothing, as the AUC of rows of one class
+        value = figure.value if metric.higher_is_better else -figure.value
+        return not figure.has_interval, isnan(value), value
 
     return Slices(
         primary=task.primary,

@@ -50,14 +50,18 @@ def distances_by_folds(
 ) -> FloatArray | None:
     """Return the distances of the chosen rows of train, each from the other folds' rows, by the fold's own fit at α.
 
-    Returns None where features do not vary.
+    Returns None where features do not vary, or where the chosen rows are of one fold.
     """
     data, found = outputs.data, list[np.ndarray]()
     start = snapshot(target)  # the folds' heads differ, which no feature sees
     for (rows, others), end in zip(data.folds(), cross.ends, strict=True):
+        fitted, left = ([i for i in part if i in chosen] for part in (rows, others))
+        if not fitted:
+            return None
+        if not left:  # a large group takes a fold's place, or most of the rows that are used
+            continue
         point_loader(data, target, start, end, rows)(alpha)
-        seen = outputs.features_of(target, "train", [i for i in rows if i in chosen])
-        unseen = outputs.features_of(target, "train", [i for i in others if i in chosen])
+        seen, unseen = (outputs.features_of(target, "train", part) for part in (fitted, left))
         own = fit_distance(seen.values.numpy(), classes_of(data, seen))
         if own is None:
             return None

@@ -264,6 +264,11 @@ def previous_run(run: Path, given: Plan, *, accept_changes: bool) -> PreviousRun
             if value == "auto" and key != "seeds":  # no value stands for it: it is the plan
                 tree[section][key] = getattr(getattr(before, section), key)
     plan = check(tree, allow_code=given.allow_code)
+    if before.run.seeds == "auto" and plan.run.seeds != "auto":
+        raise UsageError(
+            f"{run} left its number of seeds to the verdict and may have looked at it, so it cannot go on with "
+            f"{plan.run.seeds}: go on with {command('fit', '--resume', run)}, or begin another run with --out"
+        )
     changes = differences(before, plan)
     if changes and not accept_changes:
         listed = "\n".join(f"  {change}" for change in changes)

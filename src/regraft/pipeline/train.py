@@ -105,13 +105,14 @@ class Trainer:
 
     def open_test(self) -> int:
         """Return how often test was opened, with this run, whose looks are one opening; count it once a run."""
-        saved = self.checkpoints.done("test opened")
-        if saved is not None:
-            return records.checked(OpeningRecord, saved.record).opened
-        where = str(self.folder.path.resolve())
-        opened = open_test(self.job.data.splits.test_digest, where) if distributed.is_rank0() else 0
+        digest = self.job.data.splits.test_digest
+        if (saved := self.checkpoints.done("test opened")) is not None:
+            known = records.checked(OpeningRecord, saved.record)
+            if known.test_digest == digest:  # else other test rows were accepted
+                return known.opened
+        opened = open_test(digest, str(self.folder.path.resolve())) if distributed.is_rank0() else 0
         opened = distributed.broadcast(opened)
-        self.checkpoints.finish("test opened", {"opened": opened}, {})
+        self.checkpoints.finish("test opened", {"opened": opened, "test_digest": digest}, {})
         return opened
 
     def fit_until_decided(self, fits: SeedFits, control: ScratchFits, arms: list[Arm], scratch: list[Arm]) -> None:

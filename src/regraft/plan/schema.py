@@ -167,7 +167,7 @@ class EvaluatePlan(Section):
         description="share of new rows whose truth a set of classes, or an interval around a number, is to hold; "
         "off: no sets",
     )
-    max_error: Annotated[float, Field(gt=0, lt=0.5)] | None = Field(
+    max_error: Annotated[float, Field(ge=1e-6, lt=0.5)] | None = Field(
         None,
         description="error that the model may make on the rows that it accepts, as 0.05; held-out rows choose the "
         "confidence that proves it, with 95 % confidence",

@@ -88,6 +88,7 @@ class OpeningRecord(Record):
     """The record of the opening of test by a run that looks at its verdict seed after seed."""
 
     opened: Count  # times that these test rows were opened, this one included
+    test_digest: Text  # of these rows
 
 
 class AboutRun(Record):
