@@ -85,6 +85,7 @@ def test_each_fold_is_judged_by_its_own_weights_at_the_chosen_point(frozen: Path
     assert abs(by_hand[0] / by_hand[2] - 1) > 0.01  # so that the point matters
 
 
+@pytest.mark.slow
 def test_too_few_rows_or_too_large_weights_leave_no_threshold(
     make_pictures: Any, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_too_few_rows_or_too_large_weights_leave_no_threshold(
     assert not any("end/" in p.name for p in run.rglob("*"))
 
 
+@pytest.mark.slow
 def test_averaged_folds_have_their_threshold_too(make_pictures: Any, weights: Path, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "few", train=7, test=2)
     run = fitted(data, weights, tmp_path / "run", **{"fit.after_folds": "average"})

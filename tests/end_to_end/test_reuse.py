@@ -90,6 +90,7 @@ def test_what_is_random_or_looked_at_is_computed_live(fit, pictures, weights):
     assert "computed at every step: MixUp" in said
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_not_what_live_gives_is_not_used(fit, pictures, weights, monkeypatch):
     how = (*tiny_source(weights), "--set", "freezing.name=last_blocks", *AS_IT_STANDS, "--seeds", 2)
     live, _ = fit(pictures, *how, "--set", "run.cache=off")

@@ -65,6 +65,7 @@ def test_the_range_is_that_of_an_optimiser_under_the_same_bound(seed: int) -> No
         assert found.high == pytest.approx(max(ends[1]), abs=0.004)
 
 
+@pytest.mark.slow
 def test_the_range_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     held = []
