@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from regraft.compute.device import Compute
 from regraft.data.batches import Batches, LabelledRows
@@ -18,7 +21,7 @@ from regraft.data.readers import make_reader
 from regraft.data.types import Augment, CallableSpec, Example, ImageSpec, Preprocess, TextSpec
 from regraft.freezing.everything import Everything
 from regraft.metrics import accuracy
-from regraft.model.types import Target
+from regraft.model.types import Source, Target
 from regraft.tasks import Task
 from regraft.tasks.classification import Classification
 from regraft.training.loop import fine_tune
@@ -36,6 +39,42 @@ def read_floats(row: tuple[str, ...]) -> torch.Tensor:
 
 
 FLOATS = CallableSpec(read_floats)
+
+LARGEST_CLASSES, LARGEST_SIDE = 3, 8
+
+
+class LargestNet(nn.Module):
+    """A small network for the rows of ``write_largest``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Sequential(nn.Linear(LARGEST_SIDE, 16), nn.Tanh())
+        self.head = nn.Linear(16, LARGEST_CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.low(x))
+        return logits
+
+
+def largest_source() -> Source:
+    """Return a source of random weights, drawn with seed 0, for the rows of ``write_largest``."""
+    torch.manual_seed(0)
+    return Source.from_module(
+        LargestNet(),
+        head="head",
+        preprocess=CallableSpec(read_floats, kind="text"),
+        example=torch.zeros(2, LARGEST_SIDE),
+        name="net",
+    )
+
+
+def write_largest(file: Path, n: int) -> None:
+    """Write rows of eight numbers, drawn with seed n, whose class is the largest of the first three."""
+    x = np.random.default_rng(n).normal(size=(n, LARGEST_SIDE)).round(3)
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["text", "label"])
+        writer.writerows([" ".join(map(str, r)), f"c{r[:LARGEST_CLASSES].argmax()}"] for r in x)
 
 
 def spell_rows(x: torch.Tensor, classes: Sequence[str], prefix: str = "r") -> list[Example]:

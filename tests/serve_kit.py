@@ -21,7 +21,7 @@ from regraft.data.types import ImageSpec
 from regraft.evidence.ood import fit_novelty
 from regraft.model.grafting import Model
 from regraft.pipeline.predictor import Predictor
-from regraft.runs.result_parts import SetRule, Threshold
+from regraft.runs.guarantees import SetRule, Threshold
 from regraft.serving.app import create_app
 from regraft.serving.endpoint import bind
 from regraft.serving.guard import AccessPolicy
@@ -43,7 +43,7 @@ class Colour(nn.Module):
 
 
 def pictures(*, names=("blue", "green", "red"), task="classification", temperature=2.0, novelty=True, sets=False):
-    """A model that says which colour a picture has, or how red it is."""
+    """Return a model that says which colour a picture has, or how red it is."""
     head = nn.Linear(3, 3 if task == "classification" else 1)
     with torch.no_grad():
         head.weight.copy_(torch.eye(3).flip(0) * 4 if task == "classification" else torch.eye(3)[:1])
@@ -78,7 +78,7 @@ class Words(nn.Module):
 
 
 def texts(folder, *, pairs=False):
-    """A model that counts two words; its tokenizer is made in ``folder``."""
+    """Return a model that counts two words; its tokenizer is made in ``folder``."""
     from transformers import BertTokenizerFast
 
     from regraft.data.types import TextSpec
@@ -97,7 +97,7 @@ def texts(folder, *, pairs=False):
 
 
 def file(colour, size=(16, 16), kind="PNG", **how):
-    """The content of a picture file of one colour."""
+    """Return the content of a picture file of one colour."""
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind, **how)
     return out.getvalue()
@@ -105,7 +105,7 @@ def file(colour, size=(16, 16), kind="PNG", **how):
 
 @cache
 def shared():
-    """Decoders that all servers of these tests share: their processes are started once."""
+    """Return the decoders that all servers of these tests share: their processes are started once."""
     found = Decoders()
     atexit.register(found.close)
     return found
@@ -113,7 +113,7 @@ def shared():
 
 @contextmanager
 def running(served, limits=None, door=HERE, complain=lambda line: None, own=False, files=16_384):
-    """A real server on a free port of 127.0.0.1; → the port."""
+    """Run a real server on a free port of 127.0.0.1; yield the port."""
     listening = bind("127.0.0.1", 0)
     ready = threading.Event()
     limits = limits or Limits()
@@ -132,7 +132,7 @@ def running(served, limits=None, door=HERE, complain=lambda line: None, own=Fals
 
 
 def request(port, method="GET", path="/", body=b"", **headers):
-    """The bytes of a request."""
+    """Return the bytes of a request."""
     said = {"host": f"127.0.0.1:{port}", "content-length": str(len(body))}
     said |= {k.replace("_", "-"): v for k, v in headers.items()}
     lines = "".join(f"{k}: {v}\r\n" for k, v in said.items() if v is not None)
@@ -144,7 +144,7 @@ def connected(port, timeout=30):
 
 
 def received(sock):
-    """All that comes until the answer is whole or the connection ends: (status, headers, body)."""
+    """Return what comes until the answer is whole or the connection ends: status, headers, body."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = sock.recv(65536)
@@ -163,7 +163,7 @@ def received(sock):
 
 
 def sent(port, data):
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own; return the answer."""
     with connected(port) as sock:
         sock.sendall(data)
         return received(sock)

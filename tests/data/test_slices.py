@@ -102,6 +102,16 @@ def test_a_column_of_lists_and_a_folder_of_pictures_are_refused(tmp_path):
     assert "give a table" in str(caught.value) and "--slice camera" in str(caught.value)
 
 
+def test_cells_of_other_rows_are_not_looked_at(tmp_path):
+    path = tmp_path / "t.jsonl"
+    lines = [{"text": f"text {i}", "label": "ab"[i % 2], "tags": ["x"] if i < 5 else "xy"[i % 2]} for i in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_rows(options(path)).examples
+    fine = rows.take([not e.where.endswith((" 1", " 2", " 3", " 4", " 5")) for e in rows])
+    assert set(read_values(options(path), ["tags"], fine, "test rows")["tags"]) == {"x", "y"}
+    assert "a list" in refusal(path, "tags")
+
+
 def test_a_table_without_slices_is_not_read_again(tmp_path):
     path = tmp_path / "gone.csv"
     check_columns(options(path), [])

@@ -155,8 +155,8 @@ def test_more_labels_are_told_and_drawn(tmp_path: Path) -> None:
     said = in_words(record | {"answer": "so it is"})
     assert f"    64 labels   fit, not seen   {more[1]['low']:.3f} to {more[1]['high']:.3f}" in said
     assert said.endswith("unknown floor.\nso it is")
-    draw(record["points"], more, ("accuracy", "labels a class"), tmp_path / "with.png")
-    draw(record["points"], [], ("accuracy", "labels a class"), tmp_path / "without.png")
+    draw(record["points"], more, "accuracy", "labels a class", tmp_path / "with.png")
+    draw(record["points"], [], "accuracy", "labels a class", tmp_path / "without.png")
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
 
 

@@ -52,6 +52,16 @@ def held_out(job: Job, ends: list[dict[str, torch.Tensor]]) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
+def ends_away_from(start: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return three ends of fits, each with convolutions of its own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def away(t: torch.Tensor) -> torch.Tensor:
+        return t + 0.1 * torch.randn(t.shape, generator=generator) if t.dim() == 4 else t
+
+    return [{n: away(t) for n, t in start.items()} for _ in range(3)]
+
+
 def test_a_run_by_folds_warns_at_the_distance_of_rows_that_each_fold_lacks(frozen: Path) -> None:
     job = prepare(read_run_plan(frozen))
     backbone = snapshot(job.initial_target(job.source, 0))  # which no fold moved
@@ -64,11 +74,8 @@ def test_a_run_by_folds_warns_at_the_distance_of_rows_that_each_fold_lacks(froze
 def test_each_fold_is_judged_by_its_own_weights_at_the_chosen_point(frozen: Path) -> None:
     job = prepare(read_run_plan(frozen))
     target = job.initial_target(job.source, 0)
-    start, generator = snapshot(target), torch.Generator().manual_seed(0)
-    moved = [
-        {n: t + 0.1 * torch.randn(t.shape, generator=generator) if t.dim() == 4 else t for n, t in w}
-        for w in [list(start.items())] * 3
-    ]
+    start = snapshot(target)
+    moved = ends_away_from(start)
     half = [{n: torch.lerp(start[n], t, 0.5) if t.is_floating_point() else t for n, t in end.items()} for end in moved]
     result = FitResult(1, 1, 1, {}, {}, "end")
     found = [
@@ -109,8 +116,8 @@ def test_averaged_folds_have_their_threshold_too(make_pictures: Any, weights: Pa
 def test_a_fold_without_a_used_row_costs_no_run(frozen: Path) -> None:
     """Of many rows some are used; a fold of one large group may have none of them."""
     job = prepare(read_run_plan(frozen))
-    backbone, folds = snapshot(job.initial_target(job.source, 0)), job.data.folds()
-    cross = CrossValidation([], 3, {}, ends=[backbone] * 3)
+    folds = job.data.folds()
+    cross = CrossValidation([], 3, {}, ends=ends_away_from(snapshot(job.initial_target(job.source, 0))))
     distances = [
         distances_by_folds(job.outputs, job.initial_target(job.source, 0), 1.0, cross, set(used))
         for used in (folds[0][0], folds[0][1])  # without the first fold, and the first fold alone

@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tomllib
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import regraft
-from builders import read_floats
-from regraft.data.types import CallableSpec
+from builders import largest_source, write_largest
 from regraft.errors import DivergedError
-from regraft.model.types import Source
 from regraft.pipeline.arms import ArmFitter
-
-CLASSES, SIDE = 3, 8
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.low = nn.Sequential(nn.Linear(SIDE, 16), nn.Tanh())
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.low(x))
 
 
 @pytest.fixture
 def fit(tmp_path):
     """Fit ``rows`` training rows, whose class is the largest of three numbers; the run's folder."""
 
-    def write(name, n):
-        x = np.random.default_rng(n).normal(size=(n, SIDE)).round(3)
-        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows([" ".join(map(str, r)), f"c{r[:CLASSES].argmax()}"] for r in x)
-
     def run(rows, **settings):
-        write("train", rows)
-        write("test", 90)
-        torch.manual_seed(0)
-        source = Source.from_module(
-            Net(),
-            head="head",
-            preprocess=CallableSpec(read_floats, kind="text"),
-            example=torch.zeros(2, SIDE),
-            name="net",
-        )
+        write_largest(tmp_path / "train.csv", rows)
+        write_largest(tmp_path / "test.csv", 90)
+        source = largest_source()
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         given = {
             "data.text": ["text"],

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import regraft
-from builders import read_floats
-from regraft.data.types import CallableSpec
+from builders import largest_source, write_largest
 from regraft.errors import PlanError, UsageError
 from regraft.evidence import looks
-from regraft.model.types import Source
 from regraft.pipeline import evaluate, train
 from regraft.pipeline.run import previous_run
 from regraft.plan.read import read_plan
@@ -26,40 +20,17 @@ from regraft.runs.result import finished
 from regraft.runs.summary import summary
 from regraft.training.signals import Interrupted
 
-CLASSES, SIDE = 3, 8
-
 FILES = ("model/model.safetensors", "predictions.csv", "history.jsonl")
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.low = nn.Sequential(nn.Linear(SIDE, 16), nn.Tanh())
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.low(x))
 
 
 @pytest.fixture
 def fit(tmp_path):
     """Fit rows whose class is the largest of three numbers, with the scratch control; → the run's folder."""
     for name, n in (("train", 60), ("val", 30), ("test", 90)):
-        x = np.random.default_rng(n).normal(size=(n, SIDE)).round(3)
-        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows([" ".join(map(str, r)), f"c{r[:CLASSES].argmax()}"] for r in x)
+        write_largest(tmp_path / f"{name}.csv", n)
 
     def run(name, seeds, resume=False):
-        torch.manual_seed(0)
-        source = Source.from_module(
-            Net(),
-            head="head",
-            preprocess=CallableSpec(read_floats, kind="text"),
-            example=torch.zeros(2, SIDE),
-            name="net",
-        )
+        source = largest_source()
         settings = {
             "data.text": ["text"],
             "data.label": ["label"],

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import regraft
@@ -358,3 +359,29 @@ def test_what_is_computed_once_is_shared_by_the_seeds(source: Path, pictures: Pa
         value = replace(data, seed=seed).once("key", lambda: calls.append(1) or len(calls))
         assert value == 1
     assert calls == [1]
+
+
+def test_rows_that_never_train_come_in_batches_of_32_and_their_pictures_decoded(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regraft.data import image_store
+    from regraft.data.ordering import evaluation_batch
+    from regraft.pipeline.prepare import prepare
+    from regraft.pipeline.train import source_before
+    from regraft.plan.read import read_plan
+
+    assert [evaluation_batch(n) for n in (1, 2, 4, 5, 32, 64)] == [8, 16, 32, 32, 32, 64]
+    given = {"source.ref": str(source), "data.path": str(pictures), "fit.batch_size": 4}
+    job = prepare(read_plan(None, SETTINGS | given))
+    assert job.source_data is not None
+    sizes = [job.data.batches(split).order.batch_size for split in ("train", "val", "test")]
+    assert sizes == [4, 32, 32]
+    assert [job.source_data.batches(part).order.batch_size for part in ("fit", "select")] == [4, 32]
+
+    plain = job.source_data.scored(job.source.backbone, "select")
+    monkeypatch.setattr(image_store, "no_gain", lambda *given: "")  # so few small pictures would not pay
+    before = source_before(job)
+    assert before is not None and job.source_data.images[("source data (select)", False)] is not None
+    assert np.array_equal(before.scores, plain.scores) and before.ids == plain.ids
+    monkeypatch.setattr(type(job.source_data.preprocessor), "decoded", None)  # no picture is decoded again
+    assert np.array_equal(job.source_data.scored(job.source.backbone, "select").scores, plain.scores)

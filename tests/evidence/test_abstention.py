@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from regraft.errors import PlanError
 from regraft.evidence.abstention import (
     accepts,
     allowed_errors,
@@ -14,6 +15,7 @@ from regraft.evidence.abstention import (
 )
 from regraft.evidence.calibration import rescale
 from regraft.evidence.scoring import Predictions
+from regraft.plan.read import read_plan
 
 
 def upper(errors, n):
@@ -97,3 +99,10 @@ def test_the_curve_takes_equal_confidences_together():
         (0.7, 0.75, pytest.approx(1 / 3)),
         (0.5, 1.0, 0.5),
     ]
+
+
+@pytest.mark.parametrize("most", [1e-17, 0.0, 0.5])
+def test_an_error_that_no_number_of_rows_could_prove_is_refused(most):
+    given = {"source.ref": "net", "data.path": "rows", "evaluate.max_error": most}
+    with pytest.raises(PlanError, match=r"evaluate\.max_error"):
+        read_plan(None, given)

@@ -329,3 +329,8 @@ def test_a_fault_of_regraft_is_not_called_a_damaged_run():
 
 def test_not_read_is_a_usage_error():
     assert issubclass(NotReadError, UsageError) and NotReadError.exit_code == 2
+
+
+def test_the_tables_of_further_seeds_may_be_as_large_as_the_first(run):
+    assert guarded.limit_of("predictions-12.csv") == guarded.limit_of("predictions.csv") > guarded.limit_of("other.csv")
+    assert guarded.is_read("predictions-12.csv") and not guarded.is_read("predictions-x.csv")

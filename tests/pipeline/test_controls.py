@@ -13,7 +13,7 @@ from torch import nn
 from regraft.errors import DivergedError
 from regraft.model import reinitialise
 from regraft.pipeline.resolve import scratch_budget
-from regraft.pipeline.train import scratch_settings, search
+from regraft.pipeline.scratch import scratch_settings, search
 from regraft.regularizers.l2 import L2
 from regraft.training.settings import Settings
 

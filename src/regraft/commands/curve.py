@@ -36,8 +36,8 @@ from ..pipeline.arms import ArmFitter
 from ..pipeline.job import Job, figures_of, fit_linear_probe
 from ..pipeline.prepare import prepare
 from ..pipeline.resolve import ScratchBudget, resolve, scratch_budget, settings
+from ..pipeline.scratch import search
 from ..pipeline.target_data import TargetData
-from ..pipeline.train import search
 from ..plan.schema import Plan
 from ..runs.folder import RunFolder, check_new
 
@@ -101,7 +101,7 @@ def curve(plan: Plan, labels: Sequence[int]) -> Path:
             "plan": job.plan.model_dump(exclude_none=True),
         }
         folder.json("curve.json", record)
-        draw([asdict(q) for q in points], more, (data.task.primary, unit), out / "curve.png")
+        draw([asdict(q) for q in points], more, data.task.primary, unit, out / "curve.png")
     return out
 
 
@@ -262,11 +262,8 @@ def in_words(record: dict[str, Any]) -> str:
     return "\n".join([*lines, record["answer"]])
 
 
-def draw(points: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]], names: tuple[str, str], path: Path) -> None:
-    """Draw lines with bands over the number of labels, on a log axis, and ranges for ``more`` labels.
-
-    ``names`` are those of the metric and of the unit.
-    """
+def draw(points: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]], primary: str, unit: str, path: Path) -> None:
+    """Draw lines with bands over the number of labels, on a log axis, and ranges for ``more`` labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -283,8 +280,8 @@ def draw(points: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]], names
     labels = sorted({q["labels"] for q in [*points, *more]})
     axes.set_xticks(labels, labels=list(map(str, labels)))
     axes.minorticks_off()
-    axes.set_xlabel(names[1])
-    axes.set_ylabel(names[0])
+    axes.set_xlabel(unit)
+    axes.set_ylabel(primary)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -140,10 +140,11 @@ def cost(job: Job) -> str:
     average = not n["val"] and job.plan.fit.after_folds == "average" and bool(data.folds())
     fit *= len(data.folds()) - 1 if average else 1
     counts = (FIRST_LOOK, MOST_SEEDS) if job.looks else (len(job.seeds),)
-    of_seeds = f" ({counts[0]} seeds) to {{}} ({counts[-1]} seeds)" if job.looks else ""
 
     def times(seconds: Sequence[float]) -> str:
-        return f"{minutes(seconds[0])}{of_seeds.format(minutes(seconds[-1]))}"
+        """Return a time for each number of seeds, which is told where there are several."""
+        named = (f" ({seeds} seeds)" if job.looks else "" for seeds in counts)
+        return " to ".join(f"{minutes(s)}{name}" for s, name in zip(seconds, named, strict=True))
 
     text = f"time    features and probe {minutes(features)}, fit {times([fit * seeds for seeds in counts])}"
     if average:

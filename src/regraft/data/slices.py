@@ -5,7 +5,7 @@ The columns are read once more, after the rows are split, so that rows and their
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from .. import plugins
@@ -22,7 +22,7 @@ Values = dict[str, list[str]]  # column → value of each row [N]
 def check_columns(options: RowOptions, names: Sequence[str]) -> None:
     """Raise DataError for columns that the data do not have, or that cannot be sliced by; read no row."""
     if names:
-        _cells(options, names)
+        _cells(options, names, ())
 
 
 def read_values(options: RowOptions, names: Sequence[str], rows: Sequence[Example], which: str) -> Values:
@@ -34,8 +34,7 @@ def read_values(options: RowOptions, names: Sequence[str], rows: Sequence[Exampl
     if not names:
         return {}
     places = places_of(rows)
-    wanted = set(places)
-    cells = {where: values for where, values in _cells(options, names) if where in wanted}
+    cells = dict(_cells(options, names, set(places)))
     if missing := [where for where in places if where not in cells]:
         raise DataError(
             f"--slice: {len(missing)} of {len(rows)} {which} have no column {' or '.join(names)}: "
@@ -59,7 +58,7 @@ def check_count(name: str, values: Sequence[str], which: str) -> None:
         )
 
 
-def _cells(options: RowOptions, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _cells(options: RowOptions, names: Sequence[str], wanted: Container[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     path = Path(options.path)
     module = plugins.module("formats", format_name(path, options.format))
     if not hasattr(module, "column_cells"):
@@ -70,5 +69,5 @@ def _cells(options: RowOptions, names: Sequence[str]) -> Iterator[tuple[str, tup
         )
     if repeated := {name for name in names if names.count(name) > 1}:
         raise DataError(f"--slice names a column twice: {shorten(sorted(repeated))}; name it once")
-    found: Iterator[tuple[str, tuple[str, ...]]] = module.column_cells(path, options, names)
+    found: Iterator[tuple[str, tuple[str, ...]]] = module.column_cells(path, options, names, wanted)
     return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..runs.result_parts import Abstention, RiskPoint, Threshold
+from ..runs.guarantees import Abstention, RiskPoint, Threshold
 from .calibration import rescale
 from .conformal import in_groups
 from .scoring import Predictions, proportion

@@ -127,7 +127,7 @@ def about(lines: Sequence[Compared]) -> str:
     """Return a sentence that says whether differences are about methods or about models."""
     over = {line.over_seeds > 0 for line in lines if line.gain is not None}
     if over == {True}:
-        return "They are over seeds and rows, so about the methods on such data."
+        return "They are over rows and the seeds that both runs have, so about the methods on such data."
     if over == {False}:
         return "They are about these models, not the methods."
     return "Those over seeds are about the methods on such data, the others about these models alone."

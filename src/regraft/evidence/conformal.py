@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from ..runs.estimates import Estimate
-from ..runs.result_parts import SetRule, Sets
+from ..runs.guarantees import SetRule, Sets
 from .calibration import rescale
 from .intervals import bootstrap, effective_rows, group_codes
 from .scoring import Predictions, proportion, resample_count

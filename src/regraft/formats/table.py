@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -81,8 +81,12 @@ def stream(path: Path, options: RowOptions, labelled: bool = True) -> tuple[RawD
     return RawData("image" if first.image else "text", (), first.label, notes=tuple(notes)), rows
 
 
-def column_cells(path: Path, options: RowOptions, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Return an iterator over (place, cells) of every row that has all the named columns; the place is ``Row.where``.
+def column_cells(
+    path: Path, options: RowOptions, names: Sequence[str], wanted: Container[str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Return an iterator over (place, cells) of the wanted rows that have all the named columns.
+
+    ``wanted`` has places, as ``Row.where`` names them; the cells of other rows are not looked at.
 
     Raises DataError for a column that no table has, that occurs twice, or that is the label.
     """
@@ -105,16 +109,20 @@ def column_cells(path: Path, options: RowOptions, names: Sequence[str]) -> Itera
                     "name another column"
                 )
     whole = {f: t for f, t in tables.items() if set(names) <= set(t.columns)}
-    return (cells for f, t in whole.items() for cells in _column_cells(f, t, names))
+    return (cells for f, t in whole.items() for cells in _column_cells(f, t, names, wanted))
 
 
 def _label_columns(columns: Sequence[str], options: RowOptions) -> tuple[str, ...]:
     return options.label or tuple(c for c in ("label",) if c in columns)
 
 
-def _column_cells(path: Path, table: Table, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _column_cells(
+    path: Path, table: Table, names: Sequence[str], wanted: Container[str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     for number, values in table.rows(names):
         where = f"{path.name} row {number}"
+        if where not in wanted:
+            continue
         try:
             yield where, tuple(_text(v, c) for c, v in zip(names, values, strict=True))
         except ValueError as error:

@@ -25,11 +25,14 @@ from ..metrics import Metric
 from ..model.types import Block as ModelBlock
 from ..model.types import LoadedTensor, Source, Target
 from ..model.weights import restore, snapshot
+from ..plan.schema import EvaluatePlan
 from ..runs.confusion import confusion_of
 from ..runs.estimates import Estimate
+from ..runs.guarantees import Abstention, Sets
 from ..runs.result import Result
 from ..runs.result_parts import (
     Block,
+    Calibration,
     FitSummary,
     Frontier,
     Looks,
@@ -45,6 +48,7 @@ from ..runs.result_parts import (
     Timing,
 )
 from ..runs.result_parts import CrossValidation as FoldFigures
+from ..tasks import Task
 from .arms import Arm
 from .folds import CrossValidation
 from .job import Figures, Job, ModelOutputs, figures_of
@@ -102,14 +106,9 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         probe_pairs = [(fit, controls["linear probe"]) for fit in fits]  # paired: there is one probe for all seeds
         over_seeds["linear probe"] = decide(metric, probe_pairs, paired=True).gain
     gains |= {name: estimate for name, estimate in over_seeds.items() if estimate is not None}
-    by: Literal["val", "cross-validation"] = "val" if val else "cross-validation"
-    calibration = measure_calibration(task, held_out, first, by=by) if held_out and task.calibrates else None
-    temperature = calibration.temperature if calibration else None
-    sets, abstention = None, None
-    if (coverage := job.plan.evaluate.coverage) != "off" and has_sets(task):
-        sets = measure_sets(task, held_out, first, coverage, temperature=temperature, by=by)
-    if (most := job.plan.evaluate.max_error) is not None:
-        abstention = measure_abstention(held_out, first, most, temperature=temperature, by=by)
+    calibration, sets, abstention = by_held_out(
+        task, job.plan.evaluate, held_out, first, by="val" if val else "cross-validation"
+    )
     result = Result(
         task=task.name,
         targets=task.targets,
@@ -155,6 +154,28 @@ def evaluate_all(job: Job, t: Trained, opened: int, source_opened: int) -> Evalu
         timing=Timing({"total": 0.0}),
     )
     return EvaluationResult(result, fits)
+
+
+def by_held_out(
+    task: Task,
+    plan: EvaluatePlan,
+    held_out: Predictions | None,
+    test: Predictions,
+    *,
+    by: Literal["val", "cross-validation"],
+) -> tuple[Calibration | None, Sets | None, Abstention | None]:
+    """Return the temperature, the sets and the accepted rows that held-out rows give; None for each that is not there.
+
+    ``by`` says which rows are held out.
+    """
+    calibration = measure_calibration(task, held_out, test, by=by) if held_out and task.calibrates else None
+    temperature = calibration.temperature if calibration else None
+    sets, abstention = None, None
+    if plan.coverage != "off" and has_sets(task):
+        sets = measure_sets(task, held_out, test, plan.coverage, temperature=temperature, by=by)
+    if plan.max_error is not None:
+        abstention = measure_abstention(held_out, test, plan.max_error, temperature=temperature, by=by)
+    return calibration, sets, abstention
 
 
 def looks_summary(last: Look, seeds: int) -> Looks:

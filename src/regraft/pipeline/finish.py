@@ -140,9 +140,9 @@ def finish(job: Job, folder: RunFolder, trained: Trained, clock: Clock) -> None:
             opened = open_test(data.splits.test_digest, where) if trained.opened is None else trained.opened
             source_opened = open_test(job.source_data.digest, where) if job.source_data else 0
         evaluation = evaluate_all(job, trained, opened, source_opened)
-    for seed, rows in zip(job.seeds, evaluation.predictions, strict=False):
+    for i, rows in enumerate(evaluation.predictions):
         lines = prediction_rows(data, rows)
-        name = "predictions.csv" if rows is evaluation.predictions[0] else f"predictions-{seed}.csv"
+        name = f"predictions-{job.seeds[i]}.csv" if i else "predictions.csv"
         folder.csv(name, next(lines), lines, escape=job.plan.run.escape_csv)
     if distributed.is_rank0():
         write_gallery(folder, data.task, data.splits, evaluation.predictions[0])

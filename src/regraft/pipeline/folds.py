@@ -29,13 +29,14 @@ from ..training.state import part
 from .arms import Arm, ArmFitter, PointChoice, map_over_ranks, point_loader
 from .job import Start, figures_of, fit_start
 
-MAX_KEPT_BYTES = 2_000_000_000  # of all folds' weights, in memory and in checkpoints
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model.types import Source
     from ..training.settings import Settings
+
+
+MAX_KEPT_BYTES = 2_000_000_000  # of all folds' weights, in memory and in checkpoints
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ from ..plugins import module
 from ..runs import records
 from ..runs.estimates import Estimate
 from ..runs.folder import is_run, read_task
+from ..runs.guarantees import SetRule, Threshold
 from ..runs.result import FILE as RESULT
 from ..runs.result import Calibrated
-from ..runs.result_parts import SetRule, Threshold
 from ..sources import load_source
 from ..tasks import Task
 
@@ -129,9 +129,10 @@ class Predictor:
     def predict(self, inputs: Sequence[str | Path | tuple[str, str]], *, sets: bool = False) -> list[Prediction]:
         """Return a prediction for each picture by path, text or pair of texts, in their order.
 
-        With ``sets`` each has its set of classes, or the intervals of its numbers, and whether it is accepted if the
-        run has a threshold. Raises DataError for a picture that
-        cannot be read, UsageError for sets of a run that has none.
+        With ``sets`` each has its set of classes, or the intervals of its numbers. If the run has a threshold, each
+        also says whether it is accepted.
+
+        Raises DataError for a picture that cannot be read, and UsageError for sets of a run that has none.
         """
         if sets and not self.has_sets:
             raise UsageError(f"sets: {self.without_sets}")

@@ -226,12 +226,12 @@ class SourceData:
     seed: int = 0
     compute: Compute = field(default_factory=Compute)
     kept: dict[Hashable, Any] = field(default_factory=dict)  # of ``once``
-    images: dict[tuple[str, bool], DecodedImages | None] = field(default_factory=dict)  # (part, whole image)
+    images: dict[tuple[str, bool], DecodedImages | None] = field(default_factory=dict)  # (name of part, whole image)
 
     def keep_images(self, part: Part, passes: int, cache: FeatureCache | None, note: Callable[[str], None]) -> None:
         """Take a part's decoded images from the cache, if that pays over so many passes. Every rank must call this."""
         reader, rows = self.batches(part).reader, self.parts[part]
-        use_image_cache(reader, rows, f"source data ({part})", cache, passes, self.images, note)
+        use_image_cache(reader, rows, name_of(part), cache, passes, self.images, note)
 
     def batches(self, part: Part) -> Batches:
         """Return a part's rows as evaluation sees them."""
@@ -267,10 +267,15 @@ class SourceData:
     def _batches(self, part: Part, augment: Augment | None) -> Batches:
         examples = self.parts[part]
         rows = LabelledRows(examples, self.task.encode(cells_of(examples)))
-        images = self.images.get((part, False)) if augment is None else None
+        images = self.images.get((name_of(part), False)) if augment is None else None
         reader = make_reader(self.preprocessor, examples, augment=augment, images=images)
         size = evaluation_batch(self.batch_size) if part != "fit" else self.batch_size
         return Batches(rows, reader, EpochOrder(size, self.seed), self.compute)
+
+
+def name_of(part: Part) -> str:
+    """Return the name of a part of the source data for messages and the image cache."""
+    return f"source data ({part})"
 
 
 class Stream:

@@ -20,9 +20,9 @@ from ..tasks import kind_of
 from . import records
 from .confusion import Confusion, rows_of
 from .estimates import Estimate, Verdict
+from .guarantees import Abstention, SetRule, Sets, Threshold
 from .records import MAX_ENTRIES, Count, Figures, Name, Record, Text, need
 from .result_parts import (
-    Abstention,
     Block,
     Calibration,
     CrossValidation,
@@ -37,12 +37,9 @@ from .result_parts import (
     RowCounts,
     ScratchSummary,
     Seed,
-    SetRule,
-    Sets,
     Spread,
     Spreads,
     Temperature,
-    Threshold,
     Timing,
 )
 from .slices import Slices

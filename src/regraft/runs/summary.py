@@ -10,18 +10,9 @@ from ..errors import printable
 from ..io.command_lines import command
 from .answers import MIN_SEEDS, answers, far_seeds
 from .estimates import Estimate
+from .guarantees import Abstention, Sets
 from .result import Result
-from .result_parts import (
-    Abstention,
-    Agreement,
-    Calibration,
-    CrossValidation,
-    Frontier,
-    Origin,
-    Retention,
-    Sets,
-    SourceRetention,
-)
+from .result_parts import Agreement, Calibration, CrossValidation, Frontier, Origin, Retention, SourceRetention
 from .slices import FewRows, Slices
 
 OVER_SCRATCH = {

@@ -48,7 +48,7 @@ class TrainingData(BaseModel):
     distance: float = Field(description="about 1 for a typical row of train")
     threshold: float = Field(description="above it the input counts as unlike the training data")
     unlike: bool
-    false_alarms: float = Field(description="expected rate of the warning on rows like those of val")
+    false_alarms: float = Field(description="expected rate of the warning on rows like the held-out ones")
 
 
 class Interval(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...runs import summary
-from ...runs.result_parts import Abstention, Sets
+from ...runs.guarantees import Abstention, Sets
 from ...runs.summary import estimate, number
 from .. import plots
 from ..reading import RunFiles

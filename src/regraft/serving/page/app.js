@@ -93,12 +93,12 @@ function notes() {
     said.push(about.temperature === null
       ? "Probabilities are as the model gives them, not calibrated."
       : "Calibrated probabilities divide the model's logits by " + number(about.temperature)
-        + ", which fits rows that it had not been fitted on.");
+        + ", chosen on held-out rows.");
   }
   const alarms = about.false_alarms;
   if (alarms) {
     said.push("An input is called unlike the training data where its features are further from it than "
-      + "those of " + percent(1 - alarms.level) + " of " + alarms.held_out + " rows that it had not been fitted on. On inputs "
+      + "those of " + percent(1 - alarms.level) + " of " + alarms.held_out + " held-out rows. On inputs "
       + "like those the warning is wrong in about " + percent(alarms.expected) + " of cases (95 % interval "
       + percent(alarms.low) + " to " + percent(alarms.high) + "). No warning does not mean that the answer is right.");
   }
